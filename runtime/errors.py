@@ -1,0 +1,65 @@
+"""Every error hotcold raises on purpose.
+
+Each also subclasses the built-in a caller would expect, says the value, the limit and the way out,
+and carries the exit code the command line ends with: 1 where something failed, 2 where the input
+cannot be used.
+"""
+
+
+class HotcoldError(Exception):
+    """Base of all errors raised on purpose; never raised itself."""
+
+    exit_code = 1
+
+
+class ConfigError(HotcoldError, ValueError):
+    """An option, a parameter or a request that cannot be used."""
+
+    exit_code = 2
+
+
+class CheckpointError(HotcoldError, ValueError):
+    """A checkpoint, bundle, tokenizer, profile or predictor file that cannot be read."""
+
+    exit_code = 2
+
+
+class PolicyError(HotcoldError, ValueError):
+    """A plug-in that cannot be found, that raised, or whose result breaks a rule."""
+
+    exit_code = 2
+
+
+class BudgetError(HotcoldError, MemoryError):
+    """Something does not fit where it was asked to go."""
+
+    exit_code = 2
+
+
+class BackendError(HotcoldError, RuntimeError):
+    """A CPU variant or device that this machine does not offer."""
+
+    exit_code = 2
+
+
+class KernelError(HotcoldError, RuntimeError):
+    """A native call failed."""
+
+
+class LaunchError(HotcoldError, RuntimeError):
+    """The actors could not be started."""
+
+
+class ActorLostError(HotcoldError, RuntimeError):
+    """An actor died, failed or stopped making progress while it was needed.
+
+    Attributes:
+        actor: "gpu", "cpu" or "predictor".
+    """
+
+    def __init__(self, actor: str, message: str) -> None:
+        super().__init__(message)
+        self.actor = actor
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.actor, str(self))
