@@ -188,7 +188,8 @@ typedef struct {
     uint64_t poison_pad[7];
     int32_t pass_batch; /* own line. the running pass, written by the GPU executor before its first signal */
     uint32_t pass_seq;
-    int32_t pass_reserved[14];
+    uint64_t pass_begin_ns;
+    int32_t pass_reserved[12];
     hc_actor_state actor[HC_ACTORS];
 } hc_segment;
 
@@ -239,6 +240,9 @@ typedef struct {
 } hc_step;
 #define HC_STEP_SELECTIVE 1 /* merge: do not wait where no cold neuron is active */
 #define HC_STEP_ALL 2       /* hot, cold: no active list; every owned neuron is proposed (gate-first) */
+#define HC_STEP_HOT 4       /* merge: this layer has hot neurons */
+#define HC_STEP_COLD 8      /* merge: this layer has cold neurons; wait[1] is the flag of their sum */
+#define HC_STEP_RESIDUAL 16 /* attention: the residual stream follows x in its slot (predictors that read it) */
 
 typedef struct {
     const float *attention_norm_D, *ffn_norm_D;
@@ -319,6 +323,7 @@ int32_t hc_executor_tokens(hc_executor *executor, int64_t index, hc_token *out, 
                            int32_t timeout_ms, int32_t *done);
 typedef struct {
     hc_status status;
+    char error[160];                      /* text of a status that is not HC_OK */
     uint64_t begin_ns, prompt_ns, end_ns; /* posted request begun, prompt done, all done */
     int64_t passes;
 } hc_request_state;

@@ -1,0 +1,176 @@
+/* loop.c - the resident loop: an actor's program, pass after pass, without Python.
+ *
+ * A pass runs every step once: wait for the step's flags, compute, set its flag. The GPU executor
+ * leads: it numbers the passes and writes the pass header before its first signal; the others follow
+ * by the flags. No flag or payload of pass s is reused before pass s is over for everyone, since the
+ * GPU waits for every active list and, on the last layer with cold neurons, always for their sum:
+ * that merge is never selective, and the CPU executor takes its layers in order.
+ *
+ * Cost of a step beside its work: two or three clock reads and a span, under 0.1 us.
+ */
+#define _GNU_SOURCE
+#include "executor.h"
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void record_span(hc_executor *e, const hc_step *step, uint32_t seq, uint64_t begin,
+                        uint64_t ready, uint64_t end) {
+    hc_segment *segment = e->args.segment;
+    hc_actor_state *state = hc_state_of(e);
+    if (segment->span_capacity > 0) {
+        hc_span *ring = (hc_span *)((char *)segment + segment->span_offset[e->args.actor]);
+        ring[state->span_count % (uint64_t)segment->span_capacity] =
+            (hc_span){begin, ready, end, seq, (int16_t)step->layer, (int16_t)step->op};
+        __atomic_store_n(&state->span_count, state->span_count + 1, __ATOMIC_RELEASE);
+    }
+    hc_count(&state->busy_ns, (int64_t)(end - ready));
+    /* idle time between passes is no waiting: count from the pass's own beginning */
+    uint64_t from = begin > segment->pass_begin_ns ? begin : segment->pass_begin_ns;
+    if (ready > from) hc_count(&state->wait_ns, (int64_t)(ready - from));
+    __atomic_store_n(&state->progress, state->progress + 1, __ATOMIC_RELAXED);
+}
+
+/* Wait for a step's flags. A selective merge waits for the cold sum only where cold ids are listed. */
+static hc_status await(hc_executor *e, const hc_step *step, uint32_t seq) {
+    for (int i = 0; i < 2; i++) {
+        if (step->wait[i] < 0) continue;
+        if (i == 1 && (step->flags & HC_STEP_SELECTIVE)) {
+            const hc_active *cold =
+                (const hc_active *)((char *)e->args.segment + step->active[HC_CPU]);
+            if (!cold->count) {
+                hc_count(&hc_state_of(e)->skipped_exchanges, 1);
+                continue;
+            }
+        }
+        hc_status s = hc_flag_wait(e->args.segment, step->wait[i], seq, e->args.epoch, -1, NULL);
+        if (s) return s;
+    }
+    return HC_OK;
+}
+
+hc_status hc_run_pass(hc_executor *e) {
+    hc_segment *segment = e->args.segment;
+    uint32_t seq = ++e->seq;
+    if (e->args.actor == HC_GPU) {
+        segment->pass_batch = e->batch;
+        segment->pass_seq = seq;
+        segment->pass_begin_ns = hc_now_ns();
+    }
+    for (int32_t i = 0; i < e->args.n_steps; i++) {
+        const hc_step *step = &e->args.steps[i];
+        uint64_t begin = hc_now_ns(), ready = begin;
+        if (step->wait[0] >= 0 || step->wait[1] >= 0) {
+            hc_status s = await(e, step, seq);
+            if (s) return s;
+            ready = hc_now_ns();
+        }
+        if (e->args.actor != HC_GPU) e->batch = segment->pass_batch;
+        hc_status s = hc_compute_step(e, step, seq);
+        if (s) return s;
+        if (step->signal >= 0) hc_flag_signal(segment, step->signal, seq);
+        record_span(e, step, seq, begin, ready, hc_now_ns());
+    }
+    hc_count(&hc_state_of(e)->passes, 1);
+    return HC_OK;
+}
+
+hc_status hc_executor_step(hc_executor *e, int32_t index, uint32_t seq) {
+    if (index < 0 || index >= e->args.n_steps)
+        return hc_fail(HC_ERR_ARGUMENT, "step %d is outside the program of %d", index,
+                       e->args.n_steps);
+    const hc_step *step = &e->args.steps[index];
+    uint64_t begin = hc_now_ns();
+    e->batch = e->args.segment->pass_batch;
+    hc_status s = hc_compute_step(e, step, seq);
+    record_span(e, step, seq, begin, begin, hc_now_ns());
+    return s;
+}
+
+static void pin_here(int32_t core) {
+    if (core < 0) return;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(core, &set);
+    sched_setaffinity(0, sizeof set, &set); /* advisory: an engine runs unpinned where it may not */
+}
+
+hc_status hc_executor_run(hc_executor *e) {
+    pin_here(e->args.core);
+    hc_status s = hc_segment_check(e->args.segment, e->args.segment->bytes, e->args.epoch);
+    if (s) return s;
+    if (e->args.actor == HC_GPU)
+        s = hc_serve_requests(e);
+    else if (!e->args.n_steps) /* stands by: the last flag is never set */
+        s = hc_flag_wait(e->args.segment, (int32_t)e->args.segment->n_flags - 1, UINT32_MAX,
+                         e->args.epoch, -1, NULL);
+    else
+        while (!s) s = hc_run_pass(e);
+    if (s != HC_ERR_POISONED)
+        hc_segment_poison(e->args.segment, HC_POISON_FAILED, e->args.actor);
+    return s;
+}
+
+/* One zeroed, cache-line aligned block; NULL only when memory is short. */
+static void *scratch(int64_t bytes) {
+    void *block = NULL;
+    if (posix_memalign(&block, 64, bytes > 0 ? (size_t)bytes : 64)) return NULL;
+    return memset(block, 0, bytes > 0 ? (size_t)bytes : 64);
+}
+
+static int allocate(hc_executor *e) {
+    const hc_executor_args *a = &e->args;
+    const hc_model *m = a->model;
+    int64_t B = a->max_batch, f = sizeof(float);
+    int64_t q = (int64_t)m->heads * m->head_dim, kv = (int64_t)m->kv_heads * m->head_dim;
+    if (a->actor == HC_PREDICTOR) {
+        int64_t hidden = 0;
+        for (int32_t l = 0; a->predictors_L && l < m->n_layers; l++)
+            if (a->predictors_L[l].hidden > hidden) hidden = a->predictors_L[l].hidden;
+        e->scores_BN = scratch(B * m->n * f);
+        e->hidden_BH = scratch(B * hidden * f);
+        return e->scores_BN && e->hidden_BH;
+    }
+    e->partial_CBD = scratch(a->n_chunks * B * m->d * f);
+    e->work_C = scratch(a->n_chunks * 64);
+    if (a->actor == HC_CPU) return e->partial_CBD && e->work_C;
+    e->residual_BD = scratch(B * m->d * f);
+    e->normed_BD = scratch(B * m->d * f);
+    e->hot_BD = scratch(B * m->d * f);
+    e->qkv_BQ = scratch(B * (q + 2 * kv) * f);
+    e->attended_BQ = scratch(B * q * f);
+    e->attention_scores = scratch(hc_pool_threads(a->pool) * m->context * f);
+    e->logits_BV = scratch(B * m->vocab * f);
+    e->sample_ids = scratch(m->vocab * 4);
+    e->sample_probs = scratch(m->vocab * f);
+    return e->partial_CBD && e->work_C && e->residual_BD && e->normed_BD && e->hot_BD &&
+           e->qkv_BQ && e->attended_BQ && e->attention_scores && e->logits_BV && e->sample_ids &&
+           e->sample_probs;
+}
+
+hc_executor *hc_executor_create(const hc_executor_args *args) {
+    if (args->max_batch < 1 || args->max_batch > HC_MAX_BATCH) {
+        hc_fail(HC_ERR_ARGUMENT, "batch %d is outside 1..%d", args->max_batch, HC_MAX_BATCH);
+        return NULL;
+    }
+    hc_executor *e = calloc(1, sizeof *e);
+    if (!e) return NULL;
+    e->args = *args;
+    if (!allocate(e) || hc_inbox_init(e)) {
+        hc_fail(HC_ERR_MEMORY, "no memory for the scratch of a batch of %d", args->max_batch);
+        hc_executor_destroy(e);
+        return NULL;
+    }
+    return e;
+}
+
+void hc_executor_destroy(hc_executor *e) {
+    if (!e) return;
+    void *blocks[] = {e->residual_BD, e->normed_BD,   e->qkv_BQ,      e->attended_BQ,
+                      e->hot_BD,      e->logits_BV,   e->partial_CBD, e->attention_scores,
+                      e->work_C,      e->sample_ids,  e->sample_probs, e->scores_BN,
+                      e->hidden_BH};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) free(blocks[i]);
+    hc_inbox_free(e);
+    free(e);
+}
