@@ -227,6 +227,21 @@ class NativeExecutor:
         """Compute one step of the program, without waits or signals (Ray transport)."""
         check(lib.hc_executor_step(self._c, index, seq))
 
+    def begin(
+        self, seq: int, batch: int, tokens: NDArray[np.int32] | None, position: int, rows: int
+    ) -> None:
+        """Set up a pass for step() (Ray transport); tokens only on the GPU executor."""
+        check(
+            lib.hc_executor_begin(
+                self._c, seq, batch, pointer(tokens, "int32_t *"), position, rows
+            )
+        )
+
+    def logits(self, rows: int, vocab: int) -> NDArray[np.float32]:
+        """A copy of the last head step's logits, float32 [rows, V]."""
+        data = ffi.buffer(lib.hc_executor_logits(self._c), rows * vocab * 4)
+        return np.frombuffer(data, dtype=np.float32).reshape(rows, vocab).copy()
+
     def post(self, request: Request) -> None:
         """Hand a request to the loop thread.
 

@@ -296,8 +296,13 @@ hc_executor *hc_executor_create(const hc_executor_args *args);
 void hc_executor_destroy(hc_executor *executor);
 /* CPU, predictor: pass after pass. GPU: request after request. Returns when poisoned. */
 hc_status hc_executor_run(hc_executor *executor);
-/* Ray transport: one step of the program, no waits, no signals. */
+
+/* Ray transport: the caller leads. Set up a pass (tokens NULL off the GPU executor), then compute
+ * its steps one by one, without waits or signals. rows: logits wanted (0, 1 or batch). */
+hc_status hc_executor_begin(hc_executor *executor, uint32_t seq, int32_t batch, const int32_t *tokens,
+                            int32_t position, int32_t rows);
 hc_status hc_executor_step(hc_executor *executor, int32_t step, uint32_t seq);
+const float *hc_executor_logits(const hc_executor *executor); /* [rows][V] of the last head step */
 
 typedef struct {
     int64_t id;

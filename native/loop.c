@@ -75,13 +75,36 @@ hc_status hc_run_pass(hc_executor *e) {
     return HC_OK;
 }
 
+hc_status hc_executor_begin(hc_executor *e, uint32_t seq, int32_t batch, const int32_t *tokens,
+                            int32_t position, int32_t rows) {
+    if (batch < 1 || batch > e->args.max_batch)
+        return hc_fail(HC_ERR_ARGUMENT, "batch %d is outside 1..%d", batch, e->args.max_batch);
+    if (position < 0 || position + batch > e->args.model->context)
+        return hc_fail(HC_ERR_ARGUMENT, "position %d is outside the context of %lld",
+                       position + batch - 1, (long long)e->args.model->context);
+    e->args.segment->pass_batch = batch;
+    e->args.segment->pass_seq = seq;
+    e->args.segment->pass_begin_ns = hc_now_ns();
+    e->batch = batch;
+    e->head_rows = rows;
+    e->mask_LN = NULL;
+    for (int32_t b = 0; tokens && b < batch; b++) {
+        e->token_B[b] = tokens[b];
+        e->position_B[b] = position + b;
+    }
+    return HC_OK;
+}
+
+const float *hc_executor_logits(const hc_executor *e) {
+    return e->logits_BV;
+}
+
 hc_status hc_executor_step(hc_executor *e, int32_t index, uint32_t seq) {
     if (index < 0 || index >= e->args.n_steps)
         return hc_fail(HC_ERR_ARGUMENT, "step %d is outside the program of %d", index,
                        e->args.n_steps);
     const hc_step *step = &e->args.steps[index];
     uint64_t begin = hc_now_ns();
-    e->batch = e->args.segment->pass_batch;
     hc_status s = hc_compute_step(e, step, seq);
     record_span(e, step, seq, begin, begin, hc_now_ns());
     return s;

@@ -33,11 +33,3 @@ W uint64_t hc_now_ns(void) { return 0; }
 W hc_watcher *hc_watcher_start(hc_segment *s, const int32_t *p, const int32_t *a, int32_t n) { (void)s; (void)p; (void)a; (void)n; return 0; }
 W void hc_watcher_stop(hc_watcher *w) { (void)w; }
 W hc_status hc_hop(hc_segment *s, int32_t side, int32_t o, int32_t i, int64_t n, uint64_t e, int32_t c, uint32_t *r) { (void)s; (void)side; (void)o; (void)i; (void)n; (void)e; (void)c; (void)r; return none(); }
-W hc_executor *hc_executor_create(const hc_executor_args *a) { (void)a; return 0; }
-W void hc_executor_destroy(hc_executor *e) { (void)e; }
-W hc_status hc_executor_run(hc_executor *e) { (void)e; return none(); }
-W hc_status hc_executor_step(hc_executor *e, int32_t s, uint32_t q) { (void)e; (void)s; (void)q; return none(); }
-W hc_status hc_executor_post(hc_executor *e, const hc_request *r) { (void)e; (void)r; return none(); }
-W void hc_executor_cancel(hc_executor *e) { (void)e; }
-W int32_t hc_executor_tokens(hc_executor *e, int64_t i, hc_token *o, int32_t m, int32_t t, int32_t *d) { (void)e; (void)i; (void)o; (void)m; (void)t; (void)d; return 0; }
-W void hc_executor_request_state(const hc_executor *e, hc_request_state *o) { (void)e; (void)o; }

@@ -1,0 +1,121 @@
+"""What the user asked for, validated once: the engine's configuration and a request's sampling.
+
+Plain frozen data; the command line and `Engine.launch` both build it, the actors receive it whole.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.model import DTYPE_BYTES
+
+TRANSPORTS = ("native", "ray")
+MAX_BATCH = 32
+DEFAULT_CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Options of an engine; None means "decide from the model and the machine".
+
+    Args:
+        model: Hugging Face folder, bundle folder, or None for the embedded model.
+        vram: GPU memory budget in bytes or as "24MiB"; without a GPU it bounds what the GPU
+            executor's CPU device owns. None: everything dense and half of all neuron bytes.
+        policy: placement policy: name, "file.py:Class", "package.module:Class" or object.
+        schedule: schedule policy, likewise.
+        predictor: "auto", a kind, a folder of learned predictors, "file.py:Class" or object.
+        plan: folder of a saved plan; replaces policy and vram.
+        threads: worker threads of each executor, the loop's own included.
+        transport: "native" or "ray".
+        context: positions the KV cache holds; None: the model's own, at most 512, because the
+            cache competes with hot neurons for the budget.
+        dtype: convert the checkpoint's matrices to this dtype.
+        settings: plug-in parameters, as in `--set share=0.8`.
+        pin: pin loop threads to cores; None: where there is a core for each of them.
+        max_batch: tokens of one pass of a prompt, 1 to 32.
+        seed: default sampling seed.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    model: str | os.PathLike[str] | None = None
+    vram: str | int | None = None
+    policy: Any = "greedy"
+    schedule: Any = "selective"
+    predictor: Any = "auto"
+    plan: str | os.PathLike[str] | None = None
+    threads: int | None = None
+    transport: str = "native"
+    context: int | None = None
+    dtype: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    pin: bool | None = None
+    max_batch: int = MAX_BATCH
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.transport not in TRANSPORTS:
+            raise ConfigError(
+                f"transport {self.transport!r} is unknown; choose from {', '.join(TRANSPORTS)}"
+            )
+        if self.dtype is not None and self.dtype not in DTYPE_BYTES:
+            raise ConfigError(
+                f"dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPE_BYTES)}"
+            )
+        cores = len(os.sched_getaffinity(0))
+        if self.threads is not None:
+            check_range("threads", self.threads, 1, max(4, 2 * cores))
+        if self.context is not None:
+            check_range("context", self.context, 1, 1 << 24)
+        check_range("max_batch", self.max_batch, 1, MAX_BATCH)
+        check_range("seed", self.seed, 0, (1 << 64) - 1)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one request is continued.
+
+    Args:
+        max_tokens: new tokens at most; the context may end it earlier.
+        temperature: 0 is greedy.
+        top_k: keep the k likeliest tokens; 0 is off.
+        top_p: keep the likeliest tokens that reach this probability; 1 is off.
+        seed: the draw is a function of (seed, position) alone.
+        stop: strings that end the text; they are not part of it.
+        ignore_eos: go on past the end-of-sequence token.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("max_tokens", self.max_tokens, 1, 1 << 24)
+        check_range("top_k", self.top_k, 0, 1 << 30)
+        check_range("seed", self.seed, 0, (1 << 64) - 1)
+        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
+            raise ConfigError(f"temperature {self.temperature} is outside 0..100")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p {self.top_p} is outside (0, 1]; 1 turns it off")
+        if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
+            raise ConfigError("stop must be a sequence of strings")
+        if any(not isinstance(text, str) or not text for text in self.stop):
+            raise ConfigError("stop strings must be non-empty text")
+
+
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Raise ConfigError unless value is an integer of [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name} {value!r} is not a whole number in {low}..{high}")

@@ -1,0 +1,220 @@
+"""Deployment: everything the three actors need to run a model, as plain data.
+
+`prepare` is the offline half of launching an engine: resolve the model to a bundle, choose the
+predictor, place the neurons, build the DAG, schedule it, compile the programs. The result travels
+to the actors; they open the bundle themselves (weights are never sent).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hotcold.runtime.config import DEFAULT_CONTEXT, EngineConfig
+from hotcold.runtime.cores import CoreShare, share_cores
+from hotcold.runtime.dag import build_dag
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.exchange import SegmentLayout
+from hotcold.runtime.formats.bundle import Bundle, resolve_model
+from hotcold.runtime.hardware import HardwareProfile
+from hotcold.runtime.model import ModelSpec
+from hotcold.runtime.plan import Plan, make_plan
+from hotcold.runtime.predictor import (
+    ModelView,
+    Predictor,
+    choose_predictor,
+    expected_density_L,
+    native_layers,
+    predictor_bytes_L,
+    predicts,
+)
+from hotcold.runtime.problem import Problem, make_problem
+from hotcold.runtime.profile import ActivationProfile
+from hotcold.runtime.program import Program, compile_programs
+from hotcold.runtime.schedule import check_schedule
+from hotcold.runtime.units import parse_bytes
+from hotcold.runtime.weights import WeightStore
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What to run and where.
+
+    Args:
+        bundle_path: folder of the bundle, the same for all actors.
+        spec: the model's shapes.
+        plan: who owns which neuron.
+        programs: steps by actor.
+        layout: the exchange segment.
+        context: positions of the KV cache.
+        predictor: what to choose_predictor() with, on the predictor's own machine.
+        predictor_settings: its parameters.
+        predicts: False where the predictor stands by (gate-first).
+        profile: activation counts, or None.
+        cores: threads and cores by actor.
+        transport: "native" or "ray".
+        schedule: name of the schedule policy.
+    """
+
+    bundle_path: Path
+    spec: ModelSpec
+    plan: Plan
+    programs: dict[str, Program]
+    layout: SegmentLayout
+    context: int
+    predictor: Any
+    predictor_settings: Mapping[str, str]
+    predicts: bool
+    profile: ActivationProfile | None
+    cores: dict[str, CoreShare]
+    transport: str
+    schedule: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model and its predictor, resolved once; plans are made from it."""
+
+    config: EngineConfig
+    bundle: Bundle
+    profile: ActivationProfile | None
+    problem: Problem
+    predicts: bool
+    residual_input: bool
+    with_gate: bool
+    context: int
+
+
+def prepare_model(config: EngineConfig) -> Prepared:
+    """Resolve the model, choose the predictor and state the placement problem.
+
+    Raises:
+        CheckpointError, ConfigError, PolicyError: input that cannot be used.
+    """
+    bundle = resolve_model(config.model, config.dtype)
+    spec = bundle.spec
+    context = _context(config, spec)
+    profile = ActivationProfile.load(bundle.profile_path) if bundle.profile_path else None
+    predictor, layers = _predictor(config, bundle, profile)
+    problem = make_problem(
+        spec,
+        bundle.record.record_bytes,
+        None if profile is None else profile.probabilities_LN,
+        None if config.vram is None else parse_bytes(config.vram),
+        context,
+        1,
+        predictor_bytes_L(layers) if layers else [0] * spec.n_layers,
+        expected_density_L(predictor, profile, spec),
+        HardwareProfile.unmeasured(),
+    )
+    return Prepared(
+        config=config,
+        bundle=bundle,
+        profile=profile,
+        problem=problem,
+        predicts=bool(layers),
+        residual_input=any(layer.input == "residual" for layer in layers),
+        with_gate=any(layer.fc1 is None for layer in layers),
+        context=context,
+    )
+
+
+def _context(config: EngineConfig, spec: ModelSpec) -> int:
+    if config.context is None:
+        return min(spec.max_context, DEFAULT_CONTEXT)
+    if config.context > spec.max_context:
+        raise ConfigError(
+            f"context {config.context} is more than the {spec.max_context} positions this model "
+            "was made for; lower --context"
+        )
+    return config.context
+
+
+def _predictor(
+    config: EngineConfig, bundle: Bundle, profile: ActivationProfile | None
+) -> tuple[Predictor, tuple[Any, ...]]:
+    """The prepared predictor and its native layers; none where it stands by."""
+    from hotcold.policies.registry import split_settings
+
+    settings = split_settings(config.settings)
+    predictor = choose_predictor(config.predictor, bundle, settings.predictor)
+    if not predicts(predictor):
+        return predictor, ()
+    store = WeightStore.open(bundle)
+    try:
+        predictor.prepare(ModelView.of(bundle, store), profile)
+        return predictor, native_layers(predictor, bundle.spec)
+    finally:
+        store.close()
+
+
+def solve(prepared: Prepared, policy: Any = None, timeout_s: float = 60.0) -> Plan:
+    """Make the plan: loaded where the config names one, else placed by the policy.
+
+    A policy given by name or file runs in a child process, an object in this one.
+
+    Raises:
+        PolicyError: the policy cannot be found, raised, or returned an illegal placement.
+    """
+    from hotcold.policies.child import place_in_child
+    from hotcold.policies.registry import split_settings
+
+    config, bundle = prepared.config, prepared.bundle
+    if policy is None and config.plan is not None:
+        plan = Plan.load(Path(config.plan))
+        if plan.model != bundle.checksum or plan.device_LN.shape != prepared.problem.shape:
+            raise ConfigError(
+                f"plan {config.plan} was made for another model ({plan.model[:12]}, this one is "
+                f"{bundle.checksum[:12]}); solve again"
+            )
+        return plan
+    policy = config.policy if policy is None else policy
+    if isinstance(policy, str):
+        settings = split_settings(config.settings).policy
+        placement = place_in_child(policy, settings, prepared.problem, timeout_s)
+        name = policy
+    else:
+        placement, name = policy.place(prepared.problem), type(policy).__name__
+    return make_plan(prepared.problem, placement, name, bundle.checksum)
+
+
+def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
+    """Build the DAG, schedule it and compile the programs.
+
+    Raises:
+        PolicyError: no such schedule, or an illegal one.
+    """
+    from hotcold.policies import registry
+
+    config, spec = prepared.config, prepared.bundle.spec
+    schedule = config.schedule if schedule is None else schedule
+    dag = build_dag(spec, plan, prepared.predicts)
+    settings = registry.split_settings(config.settings)
+    name = schedule if isinstance(schedule, str) else type(schedule).__name__
+    found = registry.find("schedule", schedule)
+    made = registry.instantiate(found, settings.schedule) if isinstance(found, type) else found
+    result = made.schedule(dag, plan, prepared.problem.hardware)
+    check_schedule(dag, result)
+    layout = SegmentLayout.build(
+        spec.n_layers,
+        spec.d_model,
+        spec.n_neurons,
+        config.max_batch,
+        with_gate=prepared.with_gate,
+        with_residual=prepared.residual_input,
+    )
+    return Deployment(
+        bundle_path=prepared.bundle.path,
+        spec=spec,
+        plan=plan,
+        programs=compile_programs(dag, result, layout),
+        layout=layout,
+        context=prepared.context,
+        predictor=config.predictor,
+        predictor_settings=settings.predictor,
+        predicts=prepared.predicts,
+        profile=prepared.profile,
+        cores=share_cores(config.threads, config.pin),
+        transport=config.transport,
+        schedule=name,
+    )

@@ -1,0 +1,199 @@
+"""An executor: one actor's share of a deployment, ready to run on this machine's CPU.
+
+Opens the weight store, gathers what its role needs (GPU executor: every dense part, its hot
+neurons, the KV cache; CPU executor: its cold neurons; predictor: its matrices) and hands addresses
+to the native loop. No Ray in here: the actors are shells around it, and `LocalSession` runs three
+of them as threads.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native.executor import (
+    ExecutorArrays,
+    LayerAddresses,
+    ModelAddresses,
+    NativeExecutor,
+    PredictorArrays,
+    Request,
+    RequestTimes,
+    Share,
+)
+from hotcold.runtime.deployment import Deployment
+from hotcold.runtime.errors import KernelError
+from hotcold.runtime.exchange import Segment
+from hotcold.runtime.formats.bundle import Bundle, open_bundle
+from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
+from hotcold.runtime.rotary import rotary_tables
+from hotcold.runtime.weights import WeightStore
+
+COALESCE_S = 0.02  # tokens are handed on at least this often
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Ids and log probabilities that became ready together."""
+
+    ids: list[int]
+    logprobs: list[float]
+
+
+class Executor:
+    """One actor's native loop over a bundle and a segment.
+
+    Args:
+        actor: "gpu", "cpu" or "predictor".
+        deployment: what to run.
+        segment: the exchange, already attached; must outlive the executor.
+        fired_LN: int64 counts to add fired gates into (profiling), or None.
+    """
+
+    def __init__(
+        self,
+        actor: str,
+        deployment: Deployment,
+        segment: Segment,
+        fired_LN: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.actor, self.deployment, self.segment = actor, deployment, segment
+        self.bundle = open_bundle(deployment.bundle_path)
+        self.store = WeightStore.open(self.bundle)
+        arrays = ExecutorArrays(
+            actor=actor,
+            model=_model_addresses(self.bundle, self.store, deployment.context),
+            segment=segment.native.pointer,
+            epoch=segment.epoch,
+            steps=deployment.programs[actor],
+            max_batch=deployment.layout.max_batch,
+            n_chunks=deployment.plan.n_chunks,
+            threads=deployment.cores[actor].threads,
+            cores=deployment.cores[actor].cores,
+            fired_LN=fired_LN,
+        )
+        if actor == "predictor":
+            arrays.device_LN = np.ascontiguousarray(deployment.plan.device_LN)
+            arrays.predictors = self._predictor_arrays()
+        else:
+            device = 0 if actor == "gpu" else 1
+            plan, layers = deployment.plan, range(self.bundle.spec.n_layers)
+            arrays.shares = [Share(plan.ids(l, device), plan.bounds(l, device)) for l in layers]
+        if actor == "gpu":
+            spec = self.bundle.spec
+            shape = (spec.n_layers, 1, spec.n_kv_heads, deployment.context, spec.head_dim)
+            arrays.kv = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+        self.native = NativeExecutor(arrays)
+
+    def _predictor_arrays(self) -> list[PredictorArrays]:
+        """Prepare the predictor and put it in the native form; nothing where it stands by."""
+        deployment = self.deployment
+        if not deployment.predicts:
+            return []
+        predictor = choose_predictor(
+            deployment.predictor, self.bundle, deployment.predictor_settings
+        )
+        predictor.prepare(ModelView.of(self.bundle, self.store), deployment.profile)
+        return [
+            PredictorArrays(
+                p.fc1, p.fc2, p.bias_N, p.relu, p.threshold, p.input == "residual"
+            )
+            for p in native_layers(predictor, self.bundle.spec)
+        ]
+
+    def run(self) -> None:
+        """Run the resident loop until the exchange is poisoned; raises what went wrong here.
+
+        Raises:
+            KernelError: this executor failed (and poisoned the exchange).
+        """
+        failure = self.native.run()
+        if failure is not None:
+            raise KernelError(f"the {self.actor} executor failed: {failure}")
+
+    def generate(self, request: Request) -> Iterator[Sampled]:
+        """Run a request on the GPU executor; yields what is ready, at least every 20 ms.
+
+        Raises:
+            ConfigError: the request does not fit.
+            ActorLostError: the exchange was poisoned meanwhile; names the actor at fault.
+        """
+        self.native.post(request)
+        index, last = 0, 0.0
+        try:
+            while True:
+                tokens, done = self.native.tokens(index, timeout_ms=50)
+                if len(tokens):
+                    index += len(tokens)
+                    yield Sampled(tokens["id"].tolist(), tokens["logprob"].tolist())
+                    rest = COALESCE_S - (time.monotonic() - last)
+                    if last and rest > 0 and not done:
+                        time.sleep(rest)
+                    last = time.monotonic()
+                self.segment.raise_if_poisoned()
+                if done:
+                    break
+        finally:
+            self.native.cancel()
+        self.native.request_times()
+
+    def request_times(self) -> RequestTimes:
+        """Times of the last finished request."""
+        return self.native.request_times()
+
+    def close(self) -> None:
+        """Free everything; the loop must have returned. Idempotent."""
+        self.native.close()
+        self.store.close()
+
+
+def _model_addresses(bundle: Bundle, store: WeightStore, context: int) -> ModelAddresses:
+    spec, record = bundle.spec, bundle.record
+    layers = []
+    for i in range(spec.n_layers):
+        names = ("attention_norm", "ffn_norm", "qkv", "o", "neurons")
+        layers.append(LayerAddresses(*(store.address(f"layers.{i}.{name}") for name in names)))
+    cos_PE, sin_PE = rotary_tables(spec, context)
+    embed = store.address("embed")
+    return ModelAddresses(
+        heads=spec.n_heads,
+        kv_heads=spec.n_kv_heads,
+        head_dim=spec.head_dim,
+        d=spec.d_model,
+        n=spec.n_neurons,
+        vocab=spec.vocab_size,
+        context=context,
+        norm_eps=spec.norm_eps,
+        dtype=spec.dtype,
+        record_bytes=record.record_bytes,
+        gate_offset=record.gate_offset,
+        up_offset=record.up_offset,
+        down_offset=record.down_offset,
+        layers=layers,
+        embed=embed,
+        head=embed if spec.tied else store.address("head"),
+        final_norm=store.address("final_norm"),
+        cos_PE=cos_PE,
+        sin_PE=sin_PE,
+    )
+
+
+def make_request(
+    ids: list[int],
+    max_tokens: int,
+    context: int,
+    eos: tuple[int, ...] = (),
+    **sampling: Any,
+) -> Request:
+    """A native request whose length is cut to what the context holds."""
+    room = context - len(ids) + 1
+    return Request(
+        id=time.monotonic_ns(),
+        prompt=np.array(ids, dtype=np.int32),
+        max_tokens=max(0, min(max_tokens, room)),
+        eos=np.array(eos, dtype=np.int32),
+        **sampling,
+    )

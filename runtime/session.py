@@ -1,0 +1,121 @@
+"""LocalSession: the three resident loops as threads of this process, without Ray.
+
+The same programs, exchange and executors as the actors run; for studies, profiling and tests, where
+starting a cluster would only cost time. Not what users generate with: that is
+`hotcold.actors.Engine`.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.runtime.config import Sampling
+from hotcold.runtime.deployment import Deployment
+from hotcold.runtime.exchange import ACTORS, PoisonCode, Segment
+from hotcold.runtime.executor import Executor, make_request
+from hotcold.runtime.generation import Token, TokenStream, prompt_ids
+from hotcold.runtime.tokenizer import Tokenizer
+
+EPOCH = 1
+
+
+class LocalSession:
+    """Run a deployment in this process.
+
+    Args:
+        deployment: what to run (`hotcold.runtime.deployment`).
+        fired_LN: int64 [L, N] counts to add fired gates into, or None.
+    """
+
+    def __init__(
+        self, deployment: Deployment, fired_LN: NDArray[np.int64] | None = None
+    ) -> None:
+        self.deployment = deployment
+        self.segment = Segment.private(deployment.layout, EPOCH)
+        self.executors = {
+            actor: Executor(actor, deployment, self.segment, None if actor == "predictor" else fired_LN)
+            for actor in ACTORS
+        }
+        self.tokenizer = Tokenizer.load(self.executors["gpu"].bundle.tokenizer_path)
+        self._threads = [
+            threading.Thread(target=executor.run, name=f"hotcold-{actor}", daemon=True)
+            for actor, executor in self.executors.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def sample(self, ids: Sequence[int], sampling: Sampling) -> Iterator[tuple[int, float]]:
+        """Ids and log probabilities that continue ids."""
+        spec, context = self.deployment.spec, self.deployment.context
+        request = make_request(
+            prompt_ids(ids, self.tokenizer, spec, context),
+            sampling.max_tokens,
+            context,
+            () if sampling.ignore_eos else spec.eos_ids,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        )
+        for ready in self.executors["gpu"].generate(request):
+            yield from zip(ready.ids, ready.logprobs, strict=True)
+
+    def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
+        """Tokens that continue a prompt."""
+        spec = self.deployment.spec
+        ids = prompt_ids(prompt, self.tokenizer, spec, self.deployment.context)
+        stream = TokenStream(self.tokenizer.stream(), sampling, spec.eos_ids)
+        for id_, logprob in self.sample(ids, sampling):
+            yield from stream.push(id_, logprob)
+            if stream.finish:
+                return
+        yield from stream.flush()
+
+    def logits(
+        self, ids: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Run ids through the model.
+
+        Returns:
+            logits float32 [T, V], and which neurons were proposed, bool [T, L, N] (all True where
+            the executors go gate-first).
+
+        Raises:
+            ConfigError: ids that are empty, too many, or outside the vocabulary.
+        """
+        spec = self.deployment.spec
+        checked = prompt_ids(ids, self.tokenizer, spec, self.deployment.context)
+        logits = np.zeros((len(checked), spec.vocab_size), np.float32)
+        width = -(-spec.n_neurons // 8)
+        fill = 0 if self.deployment.predicts else 255
+        masks = np.full((len(checked), spec.n_layers, width), fill, np.uint8)
+        request = make_request(
+            checked, 0, self.deployment.context, logits_PV=logits, masks_PLN=masks
+        )
+        for _ in self.executors["gpu"].generate(request):
+            pass
+        bits = np.unpackbits(masks, axis=-1, count=spec.n_neurons, bitorder="little")
+        return logits, bits.astype(bool)
+
+    def close(self) -> None:
+        """End the loops and free everything. Idempotent."""
+        self.segment.poison(PoisonCode.CLOSED)
+        for thread in self._threads:
+            thread.join()
+        for executor in self.executors.values():
+            executor.close()
+        self.segment.close()
+
+    def __enter__(self) -> "LocalSession":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
