@@ -108,12 +108,14 @@ class Request:
 
 @dataclass(frozen=True)
 class RequestTimes:
-    """Nanoseconds of CLOCK_MONOTONIC: begun, prompt done, all done; passes run."""
+    """Nanoseconds of CLOCK_MONOTONIC: begun, prompt done, all done; passes run; bytes all read."""
 
     begin_ns: int
     prompt_ns: int
     end_ns: int
     passes: int
+    prompt_bytes: int
+    decode_bytes: int
 
 
 @dataclass
@@ -282,7 +284,10 @@ class NativeExecutor:
         lib.hc_executor_request_state(self._c, state)
         if state.status == lib.HC_ERR_ARGUMENT:
             raise ConfigError(ffi.string(state.error).decode())
-        return RequestTimes(state.begin_ns, state.prompt_ns, state.end_ns, state.passes)
+        return RequestTimes(
+            *(state.begin_ns, state.prompt_ns, state.end_ns, state.passes),
+            *(state.prompt_bytes, state.decode_bytes),
+        )
 
     def close(self) -> None:
         """Free the native side; run() must have returned. Idempotent."""

@@ -331,6 +331,7 @@ typedef struct {
     char error[160];                      /* text of a status that is not HC_OK */
     uint64_t begin_ns, prompt_ns, end_ns; /* posted request begun, prompt done, all done */
     int64_t passes;
+    int64_t prompt_bytes, decode_bytes; /* weight and KV bytes all actors read meanwhile */
 } hc_request_state;
 void hc_executor_request_state(const hc_executor *executor, hc_request_state *out);
 /* cffi: end */

@@ -200,16 +200,26 @@ static hc_status decode(hc_executor *e, hc_status *status) {
     return HC_OK;
 }
 
+/* Bytes all actors have read; between passes, when the others are done counting. */
+static int64_t bytes_read(const hc_executor *e) {
+    int64_t sum = 0;
+    for (int actor = 0; actor < HC_ACTORS; actor++)
+        sum += __atomic_load_n(&e->args.segment->actor[actor].bytes, __ATOMIC_RELAXED);
+    return sum;
+}
+
 static hc_status serve(hc_executor *e) {
     hc_inbox *inbox = &e->inbox;
-    int64_t passes = hc_state_of(e)->passes;
+    int64_t passes = hc_state_of(e)->passes, bytes = bytes_read(e);
     hc_request_state state = {.begin_ns = hc_now_ns()};
     hc_status fatal = prefill(e);
     state.prompt_ns = hc_now_ns();
+    state.prompt_bytes = bytes_read(e) - bytes;
     if (!fatal && !inbox->cancelled) fatal = decode(e, &state.status);
     if (fatal) state.status = fatal;
     if (state.status) snprintf(state.error, sizeof state.error, "%s", hc_last_error());
     state.end_ns = hc_now_ns();
+    state.decode_bytes = bytes_read(e) - bytes - state.prompt_bytes;
     state.passes = hc_state_of(e)->passes - passes;
     pthread_mutex_lock(&inbox->lock);
     inbox->state = state;

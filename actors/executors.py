@@ -1,0 +1,200 @@
+"""The three actors: shells around `hotcold.runtime.executor.Executor`.
+
+A shell opens, runs and closes one executor in its own process. `loop` is one resident call in a
+concurrency group of its own (the native loop, GIL released); control calls are answered meanwhile
+in 0.6 ms; requests stream in a third group. Restarts are off: Ray then reports a death in 10 ms
+instead of 1.2 s, and the engine has to rebuild the trio anyway.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from hotcold.native.executor import Request, RequestTimes
+from hotcold.runtime.deployment import Deployment
+from hotcold.runtime.errors import HotcoldError, LaunchError
+from hotcold.runtime.exchange import ActorState, Segment, SegmentHandle, Watcher
+from hotcold.runtime.executor import Executor, Sampled
+
+GROUPS = {"loop": 1, "control": 4, "request": 1}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where an actor runs."""
+
+    pid: int
+    node_id: str
+    nice: int
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Bytes of the exchange at an offset, carried by Ray instead of shared memory."""
+
+    offset: int
+    data: bytes
+
+
+class Shell:
+    """What all three actors have in common; not an actor itself.
+
+    Stability: beta, all methods. Call them through `Engine`, which knows the order.
+    """
+
+    actor = ""
+
+    def __init__(self) -> None:
+        self._executor: Executor | None = None
+        self._segment: Segment | None = None
+        self._watcher: Watcher | None = None
+
+    @ray.method(concurrency_group="control")
+    def facts(self) -> Facts:
+        """Process, node and niceness."""
+        return Facts(os.getpid(), ray.get_runtime_context().get_node_id(), os.nice(0))
+
+    @ray.method(concurrency_group="control")
+    def load(
+        self, deployment: Deployment, handle: SegmentHandle | None, pids: dict[int, str]
+    ) -> None:
+        """Attach to an epoch's segment and build the executor for a deployment.
+
+        Replaces what was loaded before, whose loop must have ended.
+
+        Args:
+            deployment: what to run.
+            handle: the shared segment, or None to use private memory (Ray transport).
+            pids: processes whose death must poison the exchange.
+        """
+        self._release()
+        if handle is None:
+            self._segment = Segment.private(deployment.layout, 1)
+        else:
+            self._segment = Segment.attach(handle)
+            self._watcher = self._segment.watch(pids)
+        self._executor = Executor(self.actor, deployment, self._segment)
+
+    @ray.method(concurrency_group="loop")
+    def loop(self) -> None:
+        """Run passes until the exchange is poisoned; the call's end is the sign of life's end."""
+        self._loaded.run()
+
+    @ray.method(concurrency_group="control")
+    def state(self) -> ActorState:
+        """This actor's counters."""
+        return self._loaded.segment.actor_state(self.actor)
+
+    @ray.method(concurrency_group="control")
+    def begin(
+        self, seq: int, batch: int, tokens: NDArray[np.int32] | None, position: int, rows: int
+    ) -> None:
+        """Ray transport: set up a pass."""
+        self._loaded.native.begin(seq, batch, tokens, position, rows)
+
+    @ray.method(concurrency_group="control")
+    def step(
+        self, index: int, seq: int, writes: list[tuple[int, int]], *inputs: list[Payload]
+    ) -> list[Payload]:
+        """Ray transport: take payloads in, compute one step, hand its payloads out."""
+        segment = self._loaded.segment
+        for payload in (one for group in inputs for one in group):
+            view = segment.view(payload.offset, len(payload.data))
+            view[:] = np.frombuffer(payload.data, np.uint8)
+        self._loaded.native.step(index, seq)
+        return [Payload(at, segment.view(at, size).tobytes()) for at, size in writes]
+
+    @property
+    def _loaded(self) -> Executor:
+        if self._executor is None:
+            raise LaunchError(f"the {self.actor} actor has nothing loaded; launch the engine again")
+        return self._executor
+
+    def _release(self) -> None:
+        if self._watcher is not None:
+            self._watcher.stop()
+        if self._executor is not None:
+            self._executor.close()
+        if self._segment is not None:
+            self._segment.close()
+        self._watcher = self._executor = self._segment = None
+
+
+class GpuExecutor(Shell):
+    """Attention, head, hot neurons, merge, sampling; here on its CPU device."""
+
+    actor = "gpu"
+
+    @ray.method(concurrency_group="control")
+    def describe(self) -> tuple[Deployment, Facts]:
+        """What runs here, for drivers that connect to it."""
+        return self._loaded.deployment, Facts(
+            os.getpid(), ray.get_runtime_context().get_node_id(), os.nice(0)
+        )
+
+    @ray.method(concurrency_group="control")
+    def states(self) -> dict[str, ActorState]:
+        """Counters of all three actors, read from the shared segment."""
+        segment = self._loaded.segment
+        return {actor: segment.actor_state(actor) for actor in ("gpu", "cpu", "predictor")}
+
+    @ray.method(concurrency_group="request")
+    def generate(self, request: Request) -> Iterator[Sampled | RequestTimes | HotcoldError]:
+        """Stream a request's tokens, coalesced; its times come last.
+
+        A typed error is yielded, not raised, so that it reaches the driver as it is.
+        """
+        try:
+            yield from self._loaded.generate(request)
+            yield self._loaded.request_times()
+        except HotcoldError as error:
+            yield error
+
+    @ray.method(concurrency_group="request")
+    def score(
+        self, request: Request, vocab: int, masks: tuple[int, int, int] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+        """Logits of every prompt position, and the proposed neurons as bits where asked for."""
+        logits = np.zeros((len(request.prompt), vocab), np.float32)
+        bits = None if masks is None else np.zeros(masks, np.uint8)
+        fields = {**request.__dict__, "logits_PV": logits, "masks_PLN": bits, "max_tokens": 0}
+        for _ in self._loaded.generate(Request(**fields)):
+            pass
+        return logits, bits
+
+    @ray.method(concurrency_group="control")
+    def cancel(self) -> None:
+        """End the running request after its current token."""
+        self._loaded.native.cancel()
+
+    @ray.method(concurrency_group="control")
+    def logits(self, rows: int, vocab: int) -> NDArray[np.float32]:
+        """Ray transport: logits of the last head step."""
+        return self._loaded.native.logits(rows, vocab)
+
+
+class CpuExecutor(Shell):
+    """Cold neurons, from host memory."""
+
+    actor = "cpu"
+
+
+class Predictor(Shell):
+    """The active set of every layer: predictor matrices, or the gate rows themselves."""
+
+    actor = "predictor"
+
+
+CLASSES: dict[str, type[Shell]] = {"gpu": GpuExecutor, "cpu": CpuExecutor, "predictor": Predictor}
+
+
+def remote_class(actor: str) -> Any:
+    """The Ray actor class of a shell."""
+    return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=GROUPS)(
+        CLASSES[actor]
+    )

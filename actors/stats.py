@@ -1,0 +1,82 @@
+"""What an engine reports of its actors: typed, plain, with units."""
+
+from dataclasses import dataclass
+
+from hotcold.runtime.exchange import ActorState
+
+
+@dataclass(frozen=True)
+class ActorStats:
+    """One actor's work since its plan was loaded.
+
+    Args:
+        node_id: Ray node it runs on.
+        pid: its process.
+        gate_rows: gate rows it evaluated, one a token and neuron.
+        up_down_rows: neurons whose up row and down column it used.
+        bytes: weight and KV bytes it read.
+        busy_s: seconds its steps computed.
+        wait_s: seconds its steps waited for other actors within passes.
+        passes: passes it took part in.
+        skipped_exchanges: exchanges left out because no cold neuron was active.
+        role: what it does under this plan, in words.
+    """
+
+    node_id: str
+    pid: int
+    gate_rows: int
+    up_down_rows: int
+    bytes: int
+    busy_s: float
+    wait_s: float
+    passes: int
+    skipped_exchanges: int
+    role: str
+
+    @classmethod
+    def of(cls, state: ActorState, node_id: str, pid: int, role: str) -> "ActorStats":
+        """From the counters in the segment."""
+        return cls(
+            node_id=node_id,
+            pid=pid,
+            gate_rows=state.gate_rows,
+            up_down_rows=state.up_down_rows,
+            bytes=state.bytes,
+            busy_s=state.busy_ns / 1e9,
+            wait_s=state.wait_ns / 1e9,
+            passes=state.passes,
+            skipped_exchanges=state.skipped_exchanges,
+            role=role,
+        )
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A whole engine.
+
+    Args:
+        actors: by name, "gpu", "cpu" and "predictor".
+        plan_hash: which plan it runs.
+        policy: who made the plan.
+        schedule: name of the schedule policy.
+        transport: "native" or "ray".
+        bytes_by_device: what the plan puts on each device.
+    """
+
+    actors: dict[str, ActorStats]
+    plan_hash: str
+    policy: str
+    schedule: str
+    transport: str
+    bytes_by_device: dict[str, int]
+
+    @property
+    def gpu_neuron_load(self) -> float:
+        """Share of the activated neurons that the GPU executor computed (paper, Figure 12)."""
+        gpu, cpu = self.actors["gpu"].up_down_rows, self.actors["cpu"].up_down_rows
+        return gpu / (gpu + cpu) if gpu + cpu else 0.0
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds the two executors waited within passes, summed."""
+        return self.actors["gpu"].wait_s + self.actors["cpu"].wait_s
