@@ -1,0 +1,228 @@
+"""Client: what any driver can do with a running trio, whether it launched it or connected to it."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayError
+
+from hotcold.actors.executors import Facts
+from hotcold.actors.stats import ActorStats, EngineStats
+from hotcold.actors.stepwise import StepDriver
+from hotcold.actors.trio import Trio
+from hotcold.native.executor import Request, RequestTimes
+from hotcold.runtime.config import Sampling
+from hotcold.runtime.deployment import Deployment
+from hotcold.runtime.errors import ActorLostError, ConfigError
+from hotcold.runtime.exchange import ACTORS
+from hotcold.runtime.executor import Sampled, make_request
+from hotcold.runtime.formats.bundle import open_bundle
+from hotcold.runtime.generation import GenerationStats, Token, TokenStream, prompt_ids
+from hotcold.runtime.tokenizer import Tokenizer
+
+
+class Client:
+    """Talks to three actors.
+
+    Args:
+        name: of the engine.
+        actors: handles by name.
+        deployment: what they have loaded.
+        trio: the owner's, which knows best why an actor is gone; None when connected.
+    """
+
+    def __init__(
+        self, name: str, actors: dict[str, Any], deployment: Deployment, trio: Trio | None
+    ) -> None:
+        self.name, self.actors, self.deployment = name, actors, deployment
+        self._trio = trio
+        self._tokenizer = Tokenizer.load(open_bundle(deployment.bundle_path).tokenizer_path)
+        self._busy = threading.Lock()
+        self._facts: dict[str, Facts] = {} if trio is None else trio.facts
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Hold the engine while no generation of this client runs.
+
+        Raises:
+            ConfigError: one does.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise ConfigError("a generation is running; finish or close its iterator first")
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def generate(
+        self, prompt: str | Sequence[int], sampling: Sampling
+    ) -> Iterator[Token | GenerationStats]:
+        """Tokens that continue the prompt, then the figures. Checks the prompt at once."""
+        spec, context = self.deployment.spec, self.deployment.context
+        ids = prompt_ids(prompt, self._tokenizer, spec, context)
+        request = make_request(
+            ids,
+            sampling.max_tokens,
+            context,
+            () if sampling.ignore_eos else spec.eos_ids,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        )
+        return self._stream(request, sampling)
+
+    def _stream(
+        self, request: Request, sampling: Sampling
+    ) -> Iterator[Token | GenerationStats]:
+        with self.idle():
+            stream = TokenStream(
+                self._tokenizer.stream(), sampling, self.deployment.spec.eos_ids
+            )
+            times: RequestTimes | None = None
+            source = self._sampled(request)
+            try:
+                for item in source:
+                    if isinstance(item, RequestTimes):
+                        times = item
+                        continue
+                    for id_, logprob in zip(item.ids, item.logprobs, strict=True):
+                        yield from stream.push(id_, logprob)
+                    if stream.finish:
+                        self._cancel()
+                if not stream.finish:
+                    yield from stream.flush()
+            finally:
+                self._drain(source)
+            if times is not None:
+                yield self._figures(request, stream, times)
+
+    def _sampled(self, request: Request) -> Iterator[Sampled | RequestTimes]:
+        """The raw stream of either transport, Ray's errors made typed."""
+        try:
+            if self.deployment.transport == "ray":
+                yield from self._stepwise(request)
+                return
+            calls = self.actors["gpu"].generate.options(num_returns="streaming").remote(request)
+            for ref in calls:
+                item = ray.get(ref)
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        except RayError as error:
+            raise self._typed(error) from None
+
+    def _stepwise(self, request: Request) -> Iterator[Sampled | RequestTimes]:
+        begin = prompt_done = time.monotonic_ns()
+        passes = 0
+        before = after = sum(state.bytes for state in self._states().values())
+        for item in StepDriver(self.actors, self.deployment).generate(request):
+            if not passes:
+                prompt_done = time.monotonic_ns()
+                after = sum(state.bytes for state in self._states().values())
+            passes += 1
+            yield item
+        end = time.monotonic_ns()
+        total = sum(state.bytes for state in self._states().values())
+        yield RequestTimes(begin, prompt_done, end, passes, after - before, total - after)
+
+    def _typed(self, error: BaseException) -> BaseException:
+        if self._trio is not None:
+            return self._trio.lost(error)
+        return ActorLostError("gpu", f"the engine {self.name!r} is gone ({error})")
+
+    def _cancel(self) -> None:
+        if self.deployment.transport == "native":
+            self.actors["gpu"].cancel.remote()
+
+    def _drain(self, source: Iterator[Any]) -> None:
+        """End a stream the caller may have left early, so that the next request finds it free."""
+        if self.deployment.transport == "ray":
+            getattr(source, "close", lambda: None)()
+            return
+        try:
+            first = next(source, None)
+            if first is not None:
+                self._cancel()
+                for _ in source:
+                    pass
+        except Exception:  # noqa: BLE001 - the stream's own error has been raised already
+            return
+
+    def _figures(
+        self, request: Request, stream: TokenStream, times: RequestTimes
+    ) -> GenerationStats:
+        return GenerationStats(
+            prompt_tokens=len(request.prompt),
+            new_tokens=stream.count,
+            prompt_s=(times.prompt_ns - times.begin_ns) / 1e9,
+            decode_s=(times.end_ns - times.prompt_ns) / 1e9,
+            bytes=times.decode_bytes,
+            finish=stream.finish or "length",
+        )
+
+    def score(
+        self, token_ids: Sequence[int], masks: bool = False
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+        """Logits float32 [T, V]; and the proposed neurons, bool [T, L, N], where asked for.
+
+        Raises:
+            ConfigError: ids that cannot be used; masks over the Ray transport.
+        """
+        spec, context = self.deployment.spec, self.deployment.context
+        ids = prompt_ids(list(token_ids), self._tokenizer, spec, context)
+        with self.idle():
+            try:
+                if self.deployment.transport == "ray":
+                    if masks:
+                        raise ConfigError("masks are recorded by the native transport only")
+                    driver = StepDriver(self.actors, self.deployment)
+                    return driver.score(np.array(ids, np.int32)), None
+                shape = (len(ids), spec.n_layers, -(-spec.n_neurons // 8)) if masks else None
+                request = make_request(ids, 0, context)
+                logits, bits = ray.get(
+                    self.actors["gpu"].score.remote(request, spec.vocab_size, shape)
+                )
+            except RayError as error:
+                raise self._typed(error) from None
+        if bits is None:
+            return logits, None
+        fired = np.unpackbits(bits, axis=-1, count=spec.n_neurons, bitorder="little")
+        return logits, fired.astype(bool)
+
+    def _states(self) -> dict[str, Any]:
+        if self.deployment.transport == "native":
+            states: dict[str, Any] = ray.get(self.actors["gpu"].states.remote())
+            return states
+        refs = [self.actors[actor].state.remote() for actor in ACTORS]
+        return dict(zip(ACTORS, ray.get(refs), strict=True))
+
+    def stats(self) -> EngineStats:
+        """Counters of all actors, and what they run."""
+        try:
+            states = self._states()
+            if not self._facts:
+                refs = [self.actors[actor].facts.remote() for actor in ACTORS]
+                self._facts = dict(zip(ACTORS, ray.get(refs), strict=True))
+        except RayError as error:
+            raise self._typed(error) from None
+        deployment = self.deployment
+        plan, roles = deployment.plan, deployment.roles
+        return EngineStats(
+            actors={
+                actor: ActorStats.of(
+                    states[actor], self._facts[actor].node_id, self._facts[actor].pid, roles[actor]
+                )
+                for actor in ACTORS
+            },
+            plan_hash=plan.hash,
+            policy=plan.policy,
+            schedule=deployment.schedule,
+            transport=deployment.transport,
+            bytes_by_device=dict(plan.bytes_by_device),
+        )

@@ -1,0 +1,246 @@
+"""Engine: door 1, the actor API. Launch a trio of actors, generate, look, replan, close.
+
+The launching driver owns the actors (and the Ray it may have started); an engine that was connected
+or unpickled only talks to them. Generation is one Ray call a request, its tokens streamed back.
+"""
+
+import difflib
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup
+
+from hotcold.actors import cluster
+from hotcold.actors.client import Client
+from hotcold.actors.stats import EngineStats
+from hotcold.actors.trio import Trio
+from hotcold.runtime.config import EngineConfig, Sampling
+from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.exchange import ACTORS
+from hotcold.runtime.generation import GenerationStats, Token
+
+_numbers = itertools.count()
+_owned_ray = 0  # engines of this process that live in the Ray they started
+_started_ray = False
+_lock = threading.RLock()
+
+
+class Engine:
+    """Three actors that run one model. Use `launch` or `connect`, as a context manager.
+
+    Attributes:
+        name: prefix of the actors' names.
+        last: figures of the last finished generation, None before.
+    """
+
+    def __init__(self, client: Client, trio: Trio | None, prepared: Prepared | None) -> None:
+        self.name = client.name
+        self.last: GenerationStats | None = None
+        self._client, self._trio, self._prepared = client, trio, prepared
+        self._finalizer = weakref.finalize(self, _take_down, trio) if trio is not None else None
+
+    @classmethod
+    def launch(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        vram: str | int | None = None,
+        policy: Any = "greedy",
+        schedule: Any = "selective",
+        *,
+        name: str | None = None,
+        address: str | None = None,
+        placement_group: PlacementGroup | None = None,
+        **options: Any,
+    ) -> "Engine":
+        """Prepare a model, start its three actors, and wait until they are ready.
+
+        Args:
+            model, vram, policy, schedule, options: as `hotcold.runtime.config.EngineConfig`.
+            name: of the engine; others connect by it.
+            address: Ray cluster to join; None joins the one at hand or starts one here.
+            placement_group: the caller's, with room for the trio in its first bundle.
+
+        Raises:
+            ConfigError, CheckpointError, PolicyError: input that cannot be used; nothing started.
+            LaunchError: Ray or the actors could not be started.
+        """
+        _check_options(options)
+        config = EngineConfig(
+            model=model, vram=vram, policy=policy, schedule=schedule, **options
+        )
+        prepared = prepare_model(config)
+        deployment = deploy(prepared, solve(prepared))
+        _enter_ray(address)
+        try:
+            engine_name = name or f"hotcold-{os.getpid()}-{next(_numbers)}"
+            trio = Trio(deployment, engine_name, placement_group)
+        except BaseException:
+            _leave_ray()
+            raise
+        return cls(Client(engine_name, trio.actors, deployment, trio), trio, prepared)
+
+    @classmethod
+    def connect(cls, name: str, address: str | None = None) -> "Engine":
+        """Reach an engine that another driver, task or notebook of the cluster launched.
+
+        Raises:
+            ConfigError: no engine of that name in the cluster.
+        """
+        if not ray.is_initialized():
+            cluster.join(address)
+        try:
+            actors = {
+                actor: ray.get_actor(f"{name}-{actor}", namespace=cluster.NAMESPACE)
+                for actor in ACTORS
+            }
+            deployment, _ = ray.get(actors["gpu"].describe.remote())
+        except (ValueError, RayError) as error:
+            raise ConfigError(
+                f"no engine named {name!r} in this Ray cluster; launch one with that name first"
+            ) from error
+        return cls(Client(name, actors, deployment, None), None, None)
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Engine.connect, (self.name,)
+
+    @property
+    def actors(self) -> dict[str, Any]:
+        """Ray handles of "gpu", "cpu" and "predictor"."""
+        return dict(self._client.actors)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Iterator[Token]:
+        """Continue a prompt; tokens come as they are computed, coalesced over at most 20 ms.
+
+        Leaving the iterator early ends the generation. `last` has its figures afterwards.
+
+        Args:
+            prompt: text, or token ids (taken as they are).
+            max_tokens, temperature, top_k, top_p, seed, stop, ignore_eos: as
+                `hotcold.runtime.config.Sampling`.
+
+        Raises:
+            ConfigError: a prompt or parameter that cannot be used; raised at once.
+            ActorLostError: an actor died; raised by the iterator, names the actor.
+        """
+        sampling = Sampling(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=self._default_seed if seed is None else seed,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            ignore_eos=ignore_eos,
+        )
+        return self._remember(self._client.generate(prompt, sampling))
+
+    def _remember(self, stream: "Iterator[Token | GenerationStats]") -> Iterator[Token]:
+        try:
+            for item in stream:
+                if isinstance(item, GenerationStats):
+                    self.last = item
+                else:
+                    yield item
+        finally:
+            close = getattr(stream, "close", None)
+            if close is not None:
+                close()
+
+    @property
+    def _default_seed(self) -> int:
+        return self._prepared.config.seed if self._prepared is not None else 0
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of every position of a sequence, float32 [T, V]."""
+        return self._client.score(token_ids)[0]
+
+    def stats(self) -> EngineStats:
+        """Counters of the actors since the current plan was loaded."""
+        return self._client.stats()
+
+    def replan(self, policy: Any = None, schedule: Any = None) -> None:
+        """Place and schedule anew; the actors and their weights stay. Not during a generation.
+
+        Raises:
+            ConfigError: this engine was connected, not launched, or is generating.
+            PolicyError: the policy failed; the old plan stays.
+        """
+        if self._trio is None or self._prepared is None:
+            raise ConfigError("only the driver that launched an engine can replan it")
+        plan = self._trio.deployment.plan if policy is None else solve(self._prepared, policy)
+        wanted = self._trio.deployment.schedule if schedule is None else schedule
+        deployment = deploy(self._prepared, plan, wanted)
+        with self._client.idle():
+            self._trio.load(deployment)
+            self._client.deployment = deployment
+
+    def close(self) -> None:
+        """End the actors this engine launched and free everything; idempotent."""
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    known = [field.name for field in fields(EngineConfig)]
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; options: {', '.join(known)}"
+            raise ConfigError(f"unknown option {option!r}{hint}")
+
+
+def _enter_ray(address: str | None) -> None:
+    global _owned_ray, _started_ray  # noqa: PLW0603 - one Ray a process
+    with _lock:
+        _started_ray = cluster.join(address) or _started_ray
+        _owned_ray += _started_ray
+
+
+def _leave_ray() -> None:
+    """Shut down the Ray this process started once its last engine is gone."""
+    global _owned_ray, _started_ray  # noqa: PLW0603
+    with _lock:
+        if not _started_ray:
+            return
+        _owned_ray -= 1
+        if _owned_ray == 0:
+            _started_ray = False
+            ray.shutdown()
+
+
+def _take_down(trio: Trio) -> None:
+    try:
+        trio.close()
+    finally:
+        _leave_ray()
