@@ -1,0 +1,254 @@
+/* cpu/avx2.c - the primitives with AVX2, FMA and F16C (eight floats a register, sixteen registers).
+ */
+#include "internal.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <string.h>
+
+#define AVX2   __attribute__((target("avx2,fma,f16c")))
+#define INLINE static inline __attribute__((always_inline)) AVX2
+#define UNROLL _Pragma("GCC unroll 8")
+
+float hc_max_avx2(const float *x, int64_t n); /* avx2_softmax.c */
+float hc_exp_sum_avx2(const float *x, int64_t n, float max, float scale, float *out);
+
+#define ROWS 4   /* rows a dot reads at once */
+#define TILE 512 /* weights converted at once in the batched form */
+
+INLINE const char *at(const void *row, int64_t i, int dtype) {
+    return (const char *)row + i * (dtype == HC_F32 ? 4 : 2);
+}
+
+INLINE __m256 load8(const void *row, int64_t i, int dtype) {
+    const char *p = at(row, i, dtype);
+    if (dtype == HC_F32)
+        return _mm256_loadu_ps((const float *)p);
+    __m128i half = _mm_loadu_si128((const __m128i *)p);
+    if (dtype == HC_F16)
+        return _mm256_cvtph_ps(half);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+INLINE float load1(const void *row, int64_t i, int dtype) {
+    uint16_t half;
+    uint32_t bits;
+    float value;
+    const char *p = at(row, i, dtype);
+    if (dtype == HC_F32) {
+        memcpy(&value, p, sizeof value);
+        return value;
+    }
+    memcpy(&half, p, sizeof half);
+    if (dtype == HC_F16)
+        return _cvtsh_ss(half);
+    bits = (uint32_t)half << 16;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE float sum8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* What every dot ends with: the last d mod 16 elements on top of its two accumulators. */
+INLINE float finish(const void *row, const float *x, int64_t d, __m256 even, __m256 odd,
+                    int dtype) {
+    int64_t i = d & ~(int64_t)15;
+    if (d - i >= 8) {
+        even = _mm256_fmadd_ps(load8(row, i, dtype), _mm256_loadu_ps(x + i), even);
+        i += 8;
+    }
+    float sum = sum8(_mm256_add_ps(even, odd));
+    for (; i < d; i++)
+        sum = __builtin_fmaf(load1(row, i, dtype), x[i], sum);
+    return sum;
+}
+
+INLINE void step16(const void *const *rows, int n, const float *x, int64_t i, __m256 *even,
+                   __m256 *odd, int dtype) {
+    __m256 x0 = _mm256_loadu_ps(x + i), x1 = _mm256_loadu_ps(x + i + 8);
+    UNROLL for (int k = 0; k < n; k++) {
+        even[k] = _mm256_fmadd_ps(load8(rows[k], i, dtype), x0, even[k]);
+        odd[k] = _mm256_fmadd_ps(load8(rows[k], i + 8, dtype), x1, odd[k]);
+    }
+}
+
+/* n (a constant <= ROWS) rows with one x; 32 weights a round, one cache line of each row of ahead. */
+INLINE void dot_rows(const void *const *rows, const void *const *ahead, int n, const float *x,
+                     int64_t d, float *out, int dtype) {
+    __m256 even[ROWS], odd[ROWS];
+    UNROLL for (int k = 0; k < n; k++) even[k] = odd[k] = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 32 <= d; i += 32) {
+        if (ahead)
+            UNROLL for (int k = 0; k < n; k++) {
+                _mm_prefetch(at(ahead[k], i, dtype), _MM_HINT_T0);
+                if (dtype == HC_F32)
+                    _mm_prefetch(at(ahead[k], i + 16, dtype), _MM_HINT_T0);
+            }
+        step16(rows, n, x, i, even, odd, dtype);
+        step16(rows, n, x, i + 16, even, odd, dtype);
+    }
+    if (i + 16 <= d)
+        step16(rows, n, x, i, even, odd, dtype);
+    UNROLL for (int k = 0; k < n; k++) out[k] = finish(rows[k], x, d, even[k], odd[k], dtype);
+}
+
+INLINE void dot_any(const void *const *rows, const void *const *ahead, int64_t n, const float *x,
+                    int64_t d, float *out, int dtype) {
+    int64_t r = 0;
+    for (; r + ROWS <= n; r += ROWS)
+        dot_rows(rows + r, ahead ? ahead + r : NULL, ROWS, x, d, out + r, dtype);
+    ahead = ahead ? ahead + r : NULL;
+    switch (n - r) {
+    case 3:
+        dot_rows(rows + r, ahead, 3, x, d, out + r, dtype);
+        break;
+    case 2:
+        dot_rows(rows + r, ahead, 2, x, d, out + r, dtype);
+        break;
+    case 1:
+        dot_rows(rows + r, ahead, 1, x, d, out + r, dtype);
+    }
+}
+
+/* ---- batched: rows converted a tile at a time, accumulators parked between tiles ---- */
+
+typedef struct {
+    float w[2][TILE];
+    float acc[2][HC_MAX_BATCH][16]; /* even sums, odd sums */
+} batch_scratch;
+
+/* One tile of n rows with m tokens (constants): their sums so far are in s->acc from token t on. */
+INLINE void tile(batch_scratch *s, int n, const float *const *xs, int32_t t, int m, int64_t base,
+                 int64_t length) {
+    __m256 even[2][4], odd[2][4];
+    UNROLL for (int k = 0; k < n; k++) UNROLL for (int j = 0; j < m; j++) {
+        even[k][j] = _mm256_loadu_ps(s->acc[k][t + j]);
+        odd[k][j] = _mm256_loadu_ps(s->acc[k][t + j] + 8);
+    }
+    for (int64_t i = 0; i < length; i += 16)
+        UNROLL for (int j = 0; j < m; j++) {
+            const float *x = xs[t + j] + base + i;
+            __m256 x0 = _mm256_loadu_ps(x), x1 = _mm256_loadu_ps(x + 8);
+            UNROLL for (int k = 0; k < n; k++) {
+                even[k][j] = _mm256_fmadd_ps(_mm256_loadu_ps(s->w[k] + i), x0, even[k][j]);
+                odd[k][j] = _mm256_fmadd_ps(_mm256_loadu_ps(s->w[k] + i + 8), x1, odd[k][j]);
+            }
+        }
+    UNROLL for (int k = 0; k < n; k++) UNROLL for (int j = 0; j < m; j++) {
+        _mm256_storeu_ps(s->acc[k][t + j], even[k][j]);
+        _mm256_storeu_ps(s->acc[k][t + j] + 8, odd[k][j]);
+    }
+}
+
+/* All tokens of a tile, block (a constant) at a time. */
+INLINE void tile_tokens(batch_scratch *s, int n, int block, const float *const *xs, int32_t n_x,
+                        int64_t base, int64_t length) {
+    int32_t t = 0;
+    for (; t + block <= n_x; t += block)
+        tile(s, n, xs, t, block, base, length);
+    if (block > 2 && t + 2 <= n_x) {
+        tile(s, n, xs, t, 2, base, length);
+        t += 2;
+    }
+    if (t < n_x)
+        tile(s, n, xs, t, 1, base, length);
+}
+
+/* n (1 or 2, a constant) rows with all tokens. */
+INLINE void batch_rows(const void *const *rows, int n, const float *const *xs, int32_t n_x,
+                       int64_t d, float *out, int dtype) {
+    batch_scratch s;
+    const int64_t whole = d & ~(int64_t)15;
+    for (int k = 0; k < n; k++)
+        memset(s.acc[k], 0, sizeof(float) * 16 * (size_t)n_x);
+    for (int64_t base = 0; base < whole; base += TILE) {
+        int64_t length = whole - base < TILE ? whole - base : TILE;
+        UNROLL for (int k = 0; k < n; k++) for (int64_t i = 0; i < length; i += 8)
+            _mm256_storeu_ps(s.w[k] + i, load8(rows[k], base + i, dtype));
+        if (n == 1)
+            tile_tokens(&s, 1, 4, xs, n_x, base, length);
+        else
+            tile_tokens(&s, 2, 3, xs, n_x, base, length);
+    }
+    for (int k = 0; k < n; k++)
+        for (int32_t t = 0; t < n_x; t++)
+            out[k * n_x + t] = finish(rows[k], xs[t], d, _mm256_loadu_ps(s.acc[k][t]),
+                                      _mm256_loadu_ps(s.acc[k][t] + 8), dtype);
+}
+
+INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const *xs, int32_t n_x,
+                          int64_t d, float *out, int dtype) {
+    int64_t r = 0;
+    for (; r + 2 <= n; r += 2)
+        batch_rows(rows + r, 2, xs, n_x, d, out + r * n_x, dtype);
+    if (r < n)
+        batch_rows(rows + r, 1, xs, n_x, d, out + r * n_x, dtype);
+}
+
+/* ---- y += sum c rows ---- */
+
+INLINE void axpy_rows(const void *const *rows, const float *c, int n, int64_t d, float *y,
+                      int dtype) {
+    int64_t i = 0;
+    for (; i + 8 <= d; i += 8) {
+        __m256 sum = _mm256_loadu_ps(y + i);
+        UNROLL for (int k = 0; k < n; k++) sum =
+            _mm256_fmadd_ps(_mm256_set1_ps(c[k]), load8(rows[k], i, dtype), sum);
+        _mm256_storeu_ps(y + i, sum);
+    }
+    for (; i < d; i++)
+        for (int k = 0; k < n; k++)
+            y[i] = __builtin_fmaf(c[k], load1(rows[k], i, dtype), y[i]);
+}
+
+INLINE void axpy_any(const void *const *rows, const float *c, int64_t n, int64_t d, float *y,
+                     int dtype) {
+    int64_t r = 0;
+    for (; r + 4 <= n; r += 4)
+        axpy_rows(rows + r, c + r, 4, d, y, dtype);
+    if (n - r >= 2) {
+        axpy_rows(rows + r, c + r, 2, d, y, dtype);
+        r += 2;
+    }
+    if (r < n)
+        axpy_rows(rows + r, c + r, 1, d, y, dtype);
+}
+
+#define INSTANCE(suffix, dtype)                                                                    \
+    static AVX2 void dot_##suffix(const void *const *rows, const void *const *ahead, int64_t n,    \
+                                  const float *x, int64_t d, float *out) {                         \
+        dot_any(rows, ahead, n, x, d, out, dtype);                                                 \
+    }                                                                                              \
+    static AVX2 void dot_batch_##suffix(const void *const *rows, int64_t n,                        \
+                                        const float *const *xs, int32_t n_x, int64_t d,            \
+                                        float *out) {                                              \
+        dot_batch_any(rows, n, xs, n_x, d, out, dtype);                                            \
+    }                                                                                              \
+    static AVX2 void axpy_##suffix(const void *const *rows, const float *c, int64_t n, int64_t d,  \
+                                   float *y) {                                                     \
+        axpy_any(rows, c, n, d, y, dtype);                                                         \
+    }
+INSTANCE(f32, HC_F32)
+INSTANCE(f16, HC_F16)
+INSTANCE(bf16, HC_BF16)
+
+static int supported(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+
+const hc_primitives hc_primitives_avx2 = {
+    .name = "avx2",
+    .supported = supported,
+    .dot = {dot_f32, dot_f16, dot_bf16},
+    .dot_batch = {dot_batch_f32, dot_batch_f16, dot_batch_bf16},
+    .axpy = {axpy_f32, axpy_f16, axpy_bf16},
+    .max = hc_max_avx2,
+    .exp_sum = hc_exp_sum_avx2,
+};
+#endif

@@ -1,0 +1,112 @@
+/* cpu/ref.c - the primitives in plain C: the oracle of the other variants, and what runs where
+ * there is no AVX2.
+ *
+ * A dot has sixteen partial sums (element j goes to sum j mod 16), added in order at the end, and
+ * the last d mod 16 elements follow one by one: the compiler may turn the sixteen into vectors, but
+ * the order is written here. One product and one addition an element, each rounded.
+ */
+#include "internal.h"
+
+#include <math.h>
+#include <string.h>
+
+#define LANES 16
+
+static inline float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* binary16 to float, exact for every input: subnormals are normalised by the multiplication. */
+static inline float half_to_float(uint16_t half) {
+    uint32_t magnitude = half & 0x7fffu;
+    float value = float_of(magnitude << 13) * 0x1p112f;
+    if (magnitude >= 0x7c00u)
+        value = float_of(magnitude << 13 | 0x7f800000u);
+    return half & 0x8000u ? -value : value;
+}
+
+static inline __attribute__((always_inline)) float load(const void *row, int64_t i, int dtype) {
+    if (dtype == HC_F32)
+        return ((const float *)row)[i];
+    uint16_t bits = ((const uint16_t *)row)[i];
+    return dtype == HC_F16 ? half_to_float(bits) : float_of((uint32_t)bits << 16);
+}
+
+static inline __attribute__((always_inline)) float dot_one(const void *row, const float *x,
+                                                           int64_t d, int dtype) {
+    float lane[LANES] = {0}, sum = 0;
+    int64_t i = 0;
+    for (; i + LANES <= d; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            lane[j] += load(row, i + j, dtype) * x[i + j];
+    for (int j = 0; j < LANES; j++)
+        sum += lane[j];
+    for (; i < d; i++)
+        sum += load(row, i, dtype) * x[i];
+    return sum;
+}
+
+static inline __attribute__((always_inline)) void
+axpy_any(const void *const *rows, const float *c, int64_t n, int64_t d, float *y, int dtype) {
+    for (int64_t k = 0; k < n; k++)
+        for (int64_t i = 0; i < d; i++)
+            y[i] += c[k] * load(rows[k], i, dtype);
+}
+
+#define INSTANCE(suffix, dtype)                                                                    \
+    static void dot_##suffix(const void *const *rows, const void *const *ahead, int64_t n,         \
+                             const float *x, int64_t d, float *out) {                              \
+        (void)ahead;                                                                               \
+        for (int64_t i = 0; i < n; i++)                                                            \
+            out[i] = dot_one(rows[i], x, d, dtype);                                                \
+    }                                                                                              \
+    static void dot_batch_##suffix(const void *const *rows, int64_t n, const float *const *xs,     \
+                                   int32_t n_x, int64_t d, float *out) {                           \
+        for (int64_t i = 0; i < n; i++)                                                            \
+            for (int32_t t = 0; t < n_x; t++)                                                      \
+                out[i * n_x + t] = dot_one(rows[i], xs[t], d, dtype);                              \
+    }                                                                                              \
+    static void axpy_##suffix(const void *const *rows, const float *c, int64_t n, int64_t d,       \
+                              float *y) {                                                          \
+        axpy_any(rows, c, n, d, y, dtype);                                                         \
+    }
+INSTANCE(f32, HC_F32)
+INSTANCE(f16, HC_F16)
+INSTANCE(bf16, HC_BF16)
+
+static float max_ref(const float *x, int64_t n) {
+    float max = -INFINITY;
+    for (int64_t i = 0; i < n; i++) {
+        if (isnan(x[i]))
+            return NAN;
+        max = x[i] > max ? x[i] : max;
+    }
+    return max;
+}
+
+static float exp_sum_ref(const float *x, int64_t n, float max, float scale, float *out) {
+    float sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        float term = expf((x[i] - max) * scale);
+        sum += term;
+        if (out)
+            out[i] = term;
+    }
+    return sum;
+}
+
+static int supported(void) {
+    return 1;
+}
+
+const hc_primitives hc_primitives_ref = {
+    .name = "ref",
+    .supported = supported,
+    .dot = {dot_f32, dot_f16, dot_bf16},
+    .dot_batch = {dot_batch_f32, dot_batch_f16, dot_batch_bf16},
+    .axpy = {axpy_f32, axpy_f16, axpy_bf16},
+    .max = max_ref,
+    .exp_sum = exp_sum_ref,
+};

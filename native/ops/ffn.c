@@ -1,0 +1,268 @@
+/* ops/ffn.c - the neuron-aware operator: a sparse ReGLU feed-forward layer over an id list.
+ *
+ *   record i (neuron-major):  | gate row g_i | up row u_i | down column d_i |
+ *   y = sum over listed i of  relu(g_i . x) * (u_i . x) * d_i
+ */
+#include "internal.h"
+
+#include <string.h>
+
+#define GROUP 32 /* neurons whose gates are evaluated before their up rows */
+
+/* Counters of a chunk: its line of work_C. */
+enum { GATE_ROWS, UP_DOWN_ROWS, BYTES, FIRED_TOKENS };
+
+typedef struct {
+    hc_ffn_args *a;
+    const hc_primitives *p;
+    int64_t row_bytes;
+} ffn_run;
+
+/* First entry of the list that is >= id. */
+static int64_t lower_bound(const int32_t *ids, int64_t n, int32_t id) {
+    int64_t low = 0;
+    while (n > 0) {
+        int64_t half = n / 2;
+        if (ids[low + half] < id) {
+            low += half + 1;
+            n -= half + 1;
+        } else {
+            n = half;
+        }
+    }
+    return low;
+}
+
+static const char *record(const hc_ffn_args *a, int64_t k) {
+    return (const char *)a->records + a->ids[k] * a->record_bytes;
+}
+
+static float *partial(const hc_ffn_args *a, int64_t chunk, int32_t token) {
+    return a->partial_CBD + (chunk * a->batch + token) * a->d;
+}
+
+/* Start the partial sum of each token that fires for the first time in this chunk. */
+static void begin_partials(const hc_ffn_args *a, int64_t chunk, int64_t *work, uint32_t fired) {
+    uint32_t fresh = fired & ~(uint32_t)work[FIRED_TOKENS];
+    work[FIRED_TOKENS] |= fresh;
+    for (; fresh; fresh &= fresh - 1)
+        memset(partial(a, chunk, __builtin_ctz(fresh)), 0, sizeof(float) * (size_t)a->d);
+}
+
+/* One token: gates of a group, then up rows and down columns of those that fired. */
+static void group_single(const ffn_run *run, int64_t chunk, int64_t begin, int64_t end,
+                         int64_t *work) {
+    const hc_ffn_args *a = run->a;
+    const void *rows[GROUP], *down[GROUP];
+    float gate[GROUP], up[GROUP];
+    int64_t entry[GROUP], n = 0, fired = 0;
+    for (int64_t k = begin; k < end; k++)
+        if (!a->members || a->members[k] & 1)
+            entry[n++] = k;
+    if (a->gate_KB) {
+        for (int64_t i = 0; i < n; i++)
+            gate[i] = a->gate_KB[entry[i]];
+    } else {
+        for (int64_t i = 0; i < n; i++)
+            rows[i] = record(a, entry[i]) + a->gate_offset;
+        run->p->dot[a->dtype](rows, NULL, n, a->x_BD, a->d, gate);
+        work[GATE_ROWS] += n;
+        work[BYTES] += n * run->row_bytes;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        if (!(gate[i] > 0))
+            continue;
+        rows[fired] = record(a, entry[i]) + a->up_offset;
+        down[fired] = record(a, entry[i]) + a->down_offset;
+        if (a->fired_N)
+            a->fired_N[a->ids[entry[i]]]++;
+        gate[fired++] = gate[i];
+    }
+    if (!fired)
+        return;
+    run->p->dot[a->dtype](rows, down, fired, a->x_BD, a->d, up);
+    for (int64_t i = 0; i < fired; i++)
+        up[i] *= gate[i];
+    begin_partials(a, chunk, work, 1);
+    run->p->axpy[a->dtype](down, up, fired, a->d, partial(a, chunk, 0));
+    work[UP_DOWN_ROWS] += fired;
+    work[BYTES] += 2 * fired * run->row_bytes;
+}
+
+/* Rows' sums for those tokens of x that are in mask, in ascending order. */
+static int32_t dot_masked(const ffn_run *run, const void *row, uint32_t mask, float *out) {
+    const float *xs[HC_MAX_BATCH];
+    int32_t n = 0;
+    for (; mask; mask &= mask - 1)
+        xs[n++] = run->a->x_BD + __builtin_ctz(mask) * run->a->d;
+    if (n)
+        run->p->dot_batch[run->a->dtype](&row, 1, xs, n, run->a->d, out);
+    return n;
+}
+
+/* A batch, first half: which tokens fire each neuron of the group, and their pre-activations. */
+static void group_gates(const ffn_run *run, int64_t begin, int64_t n, int64_t *work,
+                        float gate[GROUP][HC_MAX_BATCH], uint32_t fired[GROUP]) {
+    const hc_ffn_args *a = run->a;
+    const uint32_t all = (uint32_t)((1ull << a->batch) - 1);
+    const void *rows[GROUP];
+    const float *xs[HC_MAX_BATCH];
+    float dense[GROUP * HC_MAX_BATCH], some[HC_MAX_BATCH];
+    if (!a->gate_KB && !a->members) {
+        for (int64_t i = 0; i < n; i++)
+            rows[i] = record(a, begin + i) + a->gate_offset;
+        for (int32_t t = 0; t < a->batch; t++)
+            xs[t] = a->x_BD + t * a->d;
+        run->p->dot_batch[a->dtype](rows, n, xs, a->batch, a->d, dense);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t members = a->members ? a->members[begin + i] & all : all;
+        const float *values =
+            a->gate_KB ? a->gate_KB + (begin + i) * a->batch : dense + i * a->batch;
+        if (!a->gate_KB && a->members) {
+            dot_masked(run, record(a, begin + i) + a->gate_offset, members, some);
+            values = some;
+        }
+        if (!a->gate_KB) {
+            work[GATE_ROWS] += __builtin_popcount(members);
+            work[BYTES] += members ? run->row_bytes : 0;
+        }
+        fired[i] = 0;
+        int32_t next = 0;
+        for (uint32_t rest = members; rest; rest &= rest - 1) {
+            const int32_t t = __builtin_ctz(rest);
+            const float value = values == some ? some[next++] : values[t];
+            gate[i][t] = value;
+            fired[i] |= (uint32_t)(value > 0) << t;
+        }
+    }
+}
+
+/* A batch: each row is read once for all tokens that need it. */
+static void group_batch(const ffn_run *run, int64_t chunk, int64_t begin, int64_t end,
+                        int64_t *work) {
+    const hc_ffn_args *a = run->a;
+    const int64_t n = end - begin;
+    const void *down[GROUP];
+    float gate[GROUP][HC_MAX_BATCH], up[HC_MAX_BATCH], c[GROUP];
+    uint32_t fired[GROUP], any = 0;
+    group_gates(run, begin, n, work, gate, fired);
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t m = dot_masked(run, record(a, begin + i) + a->up_offset, fired[i], up);
+        int32_t next = 0;
+        for (uint32_t rest = fired[i]; rest; rest &= rest - 1)
+            gate[i][__builtin_ctz(rest)] *= up[next++];
+        any |= fired[i];
+        work[UP_DOWN_ROWS] += m;
+        work[BYTES] += m ? 2 * run->row_bytes : 0;
+        if (a->fired_N)
+            a->fired_N[a->ids[begin + i]] += m;
+    }
+    begin_partials(a, chunk, work, any);
+    for (; any; any &= any - 1) {
+        const int32_t t = __builtin_ctz(any);
+        int64_t m = 0;
+        for (int64_t i = 0; i < n; i++)
+            if (fired[i] >> t & 1) {
+                down[m] = record(a, begin + i) + a->down_offset;
+                c[m++] = gate[i][t];
+            }
+        run->p->axpy[a->dtype](down, c, m, a->d, partial(a, chunk, t));
+    }
+}
+
+static void ffn_chunk(void *context, int64_t chunk, int32_t thread) {
+    (void)thread;
+    const ffn_run *run = context;
+    const hc_ffn_args *a = run->a;
+    int64_t *work = a->work_C + chunk * 8;
+    memset(work, 0, 8 * sizeof *work);
+    const int64_t begin = lower_bound(a->ids, a->n_ids, a->bounds[chunk]);
+    const int64_t end = lower_bound(a->ids, a->n_ids, a->bounds[chunk + 1]);
+    for (int64_t k = begin; k < end; k += GROUP) {
+        const int64_t stop = end - k < GROUP ? end : k + GROUP;
+        if (a->batch == 1)
+            group_single(run, chunk, k, stop, work);
+        else
+            group_batch(run, chunk, k, stop, work);
+    }
+}
+
+/* Sum the partial sums of one token, chunk after chunk. One that never began would add zeros. */
+static void ffn_reduce(void *context, int64_t token, int32_t thread) {
+    (void)thread;
+    const hc_ffn_args *a = ((const ffn_run *)context)->a;
+    float *y = a->y_BD + token * a->d;
+    memset(y, 0, sizeof(float) * (size_t)a->d);
+    for (int32_t c = 0; c < a->n_chunks; c++) {
+        if (!(a->work_C[c * 8 + FIRED_TOKENS] >> token & 1))
+            continue;
+        const float *part = partial(a, c, (int32_t)token);
+        for (int64_t i = 0; i < a->d; i++)
+            y[i] += part[i];
+    }
+}
+
+static hc_status check_shapes(const hc_ffn_args *a) {
+    if (!a || !a->bounds || !a->x_BD || !a->y_BD || !a->partial_CBD || !a->work_C)
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: bounds, x, y and both scratch areas must be given");
+    const int64_t bytes = hc_dtype_bytes(a->dtype);
+    if (!bytes)
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: dtype %d is unknown; 0 to 2 are", a->dtype);
+    if (a->batch < 1 || a->batch > HC_MAX_BATCH)
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: batch %d; 1 to %d are possible", a->batch,
+                       HC_MAX_BATCH);
+    if (a->d < 1 || a->d > HC_MAX_D || a->n_chunks < 1 || a->n_chunks > INT16_MAX)
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: d %lld in %d chunks; 1 to %d in 1 to %d",
+                       (long long)a->d, a->n_chunks, HC_MAX_D, INT16_MAX);
+    const int64_t offsets[] = {a->gate_offset, a->up_offset, a->down_offset};
+    for (int i = 0; i < 3; i++)
+        if (offsets[i] < 0 || offsets[i] % bytes || a->record_bytes % bytes ||
+            offsets[i] > a->record_bytes - a->d * bytes)
+            return hc_fail(HC_ERR_ARGUMENT, "ffn: a row at byte %lld of a record of %lld bytes",
+                           (long long)offsets[i], (long long)a->record_bytes);
+    return HC_OK;
+}
+
+/* The list must ascend within the bounds: then no id, chunk or counter is out of range. */
+static hc_status check_ids(const hc_ffn_args *a) {
+    if (a->n_ids < 0 || (a->n_ids > 0 && (!a->ids || !a->records)))
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: %lld ids without a list or without records",
+                       (long long)a->n_ids);
+    if (a->bounds[0] < 0)
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: bounds begin at %d; 0 is the least", a->bounds[0]);
+    for (int32_t c = 0; c < a->n_chunks; c++)
+        if (a->bounds[c] > a->bounds[c + 1])
+            return hc_fail(HC_ERR_ARGUMENT, "ffn: bounds do not ascend at chunk %d", c);
+    uint32_t descents = 0;
+    for (int64_t k = 1; k < a->n_ids; k++)
+        descents += a->ids[k - 1] >= a->ids[k];
+    if (descents)
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: the id list does not ascend at %u places", descents);
+    const int32_t first = a->bounds[0], limit = a->bounds[a->n_chunks];
+    if (a->n_ids > 0 && (a->ids[0] < first || a->ids[a->n_ids - 1] >= limit))
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: ids %d to %d; the chunks hold %d to %d", a->ids[0],
+                       a->ids[a->n_ids - 1], first, limit - 1);
+    return HC_OK;
+}
+
+hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
+    hc_status status = check_shapes(args);
+    if (status == HC_OK)
+        status = check_ids(args);
+    if (status != HC_OK)
+        return status;
+    ffn_run run = {.a = args, .p = hc_primitives_get()};
+    if (!run.p)
+        return HC_ERR_UNSUPPORTED;
+    run.row_bytes = args->d * hc_dtype_bytes(args->dtype);
+    hc_pool_run(args->n_ids ? pool : NULL, ffn_chunk, &run, args->n_chunks);
+    hc_pool_run(args->batch * args->d >= 8192 ? pool : NULL, ffn_reduce, &run, args->batch);
+    args->gate_rows = args->up_down_rows = args->bytes = 0;
+    for (int32_t c = 0; c < args->n_chunks; c++) {
+        args->gate_rows += args->work_C[c * 8 + GATE_ROWS];
+        args->up_down_rows += args->work_C[c * 8 + UP_DOWN_ROWS];
+        args->bytes += args->work_C[c * 8 + BYTES];
+    }
+    return HC_OK;
+}

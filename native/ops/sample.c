@@ -1,0 +1,233 @@
+/* ops/sample.c - draw the next token: top-k, temperature, softmax, top-p, in this order.
+ *
+ * The random number is Philox4x32-10 of (seed, position): a draw depends on nothing that ran
+ * before. Nothing is sorted whole: top-k keeps a heap of k ids in one pass; top-p drops the ids that
+ * cannot be in it (their probability is below (1 - p) / n, so together they weigh less than 1 - p)
+ * and pops the rest from a heap until p is reached. Equal logits rank by id, lowest first.
+ * Temperatures below 1e-5 count as 0.
+ */
+#include "internal.h"
+
+#include <math.h>
+
+#define BLOCKS 64 /* the vocabulary is summed in so many blocks */
+
+typedef struct {
+    const float *logits;
+    int32_t *ids; /* candidates, with prob beside them */
+    float *prob;
+    int64_t n;
+} candidates;
+
+/* Philox4x32-10 (Salmon et al. 2011), key seed, counter (position, 0): 53 bits in [0, 1). */
+static double uniform(uint64_t seed, uint64_t position) {
+    uint32_t c[4] = {(uint32_t)position, (uint32_t)(position >> 32), 0, 0};
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < 10; round++) {
+        const uint64_t p0 = (uint64_t)0xD2511F53u * c[0], p1 = (uint64_t)0xCD9E8D57u * c[2];
+        const uint32_t c0 = (uint32_t)(p1 >> 32) ^ c[1] ^ k0;
+        const uint32_t c2 = (uint32_t)(p0 >> 32) ^ c[3] ^ k1;
+        c[1] = (uint32_t)p1;
+        c[3] = (uint32_t)p0;
+        c[0] = c0;
+        c[2] = c2;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return ((double)(c[0] >> 5) * 67108864.0 + (double)(c[1] >> 6)) * 0x1p-53;
+}
+
+static int before(const candidates *s, int64_t a, int64_t b) {
+    const float x = s->logits[s->ids[a]], y = s->logits[s->ids[b]];
+    return x != y ? x > y : s->ids[a] < s->ids[b];
+}
+
+static void swap(candidates *s, int64_t a, int64_t b) {
+    const int32_t id = s->ids[a];
+    const float prob = s->prob[a];
+    s->ids[a] = s->ids[b];
+    s->prob[a] = s->prob[b];
+    s->ids[b] = id;
+    s->prob[b] = prob;
+}
+
+/* Restore the heap of n entries below entry i; best: the best on top, else the worst. */
+static void sift(candidates *s, int64_t i, int64_t n, int best) {
+    for (;;) {
+        int64_t child = 2 * i + 1;
+        if (child >= n)
+            return;
+        if (child + 1 < n && before(s, child + 1, child) == best)
+            child++;
+        if (before(s, child, i) != best)
+            return;
+        swap(s, i, child);
+        i = child;
+    }
+}
+
+static void heapify(candidates *s, int best) {
+    for (int64_t i = s->n / 2 - 1; i >= 0; i--)
+        sift(s, i, s->n, best);
+}
+
+/* Make the k best ids the candidates, with the logits as prob. */
+static void take_top_k(candidates *s, int64_t vocab, int64_t k) {
+    s->n = k;
+    for (int64_t i = 0; i < k; i++)
+        s->ids[i] = (int32_t)i;
+    heapify(s, 0);
+    float worst = s->logits[s->ids[0]];
+    for (int64_t id = k; id < vocab; id++)
+        if (s->logits[id] > worst) {
+            s->ids[0] = (int32_t)id;
+            sift(s, 0, k, 0);
+            worst = s->logits[s->ids[0]];
+        }
+    for (int64_t i = 0; i < k; i++)
+        s->prob[i] = s->logits[s->ids[i]];
+}
+
+/* Keep the best candidates that reach p of total; their weight. They end up at the array's end. */
+static double take_top_p(candidates *s, double total, float p, int64_t *kept) {
+    const double cut = (1.0 - (double)p) * total / (double)s->n * 0.999;
+    int64_t n = 0;
+    for (int64_t i = 0; i < s->n; i++)
+        if (s->prob[i] >= cut) {
+            s->ids[n] = s->ids[i];
+            s->prob[n++] = s->prob[i];
+        }
+    s->n = n;
+    heapify(s, 1);
+    double weight = 0;
+    *kept = 0;
+    do {
+        const int64_t last = n - 1 - *kept;
+        weight += s->prob[0];
+        swap(s, 0, last);
+        sift(s, 0, last, 1);
+        ++*kept;
+    } while (weight < (double)p * total && *kept < n);
+    return weight;
+}
+
+/* First entry whose running sum passes rest; the last one with a weight where rounding leaves none. */
+static int64_t walk(const float *prob, int64_t begin, int64_t end, int64_t step, double rest) {
+    int64_t last = begin;
+    for (int64_t i = begin; i != end; i += step) {
+        if (prob[i] > 0)
+            last = i;
+        if ((rest -= prob[i]) < 0)
+            return i;
+    }
+    return last;
+}
+
+/* Draw among all ids: block sums first, then within one block. */
+static int32_t draw_all(const hc_sample_args *a, float max, double u) {
+    const int64_t size = (a->vocab + BLOCKS * 8 - 1) / (BLOCKS * 8) * 8;
+    double sums[BLOCKS], total = 0;
+    int64_t blocks = 0, last = 0;
+    for (int64_t begin = 0; begin < a->vocab; begin += size, blocks++) {
+        const int64_t n = a->vocab - begin < size ? a->vocab - begin : size;
+        sums[blocks] = (double)hc_primitives_get()->exp_sum(
+            a->logits_V + begin, n, max, 1.0f / a->temperature, a->prob_V + begin);
+        if (sums[blocks] > 0)
+            last = blocks;
+        total += sums[blocks];
+    }
+    double rest = u * total;
+    int64_t block = 0;
+    while (block < last && rest >= sums[block])
+        rest -= sums[block++];
+    const int64_t end = (block + 1) * size < a->vocab ? (block + 1) * size : a->vocab;
+    return (int32_t)walk(a->prob_V, block * size, end, 1, rest);
+}
+
+/* Draw among the candidates of top-k and top-p. */
+static int32_t draw_some(const hc_sample_args *a, float max, double u) {
+    const int cut_k = a->top_k > 0 && a->top_k < a->vocab;
+    candidates s = {a->logits_V, a->scratch_V, a->prob_V, a->vocab};
+    const float *source = a->logits_V;
+    if (cut_k) {
+        take_top_k(&s, a->vocab, a->top_k);
+        source = s.prob;
+    } else {
+        for (int64_t i = 0; i < a->vocab; i++)
+            s.ids[i] = (int32_t)i;
+    }
+    double total = 0;
+    for (int64_t i = 0; i < s.n; i += 4096)
+        total += (double)hc_primitives_get()->exp_sum(source + i, s.n - i < 4096 ? s.n - i : 4096,
+                                                      max, 1.0f / a->temperature, s.prob + i);
+    if (a->top_p >= 1)
+        return s.ids[walk(s.prob, 0, s.n, 1, u * total)];
+    int64_t kept;
+    const double weight = take_top_p(&s, total, a->top_p, &kept);
+    return s.ids[walk(s.prob, s.n - 1, s.n - 1 - kept, -1, u * weight)];
+}
+
+/* The largest logit, the lowest id that has it, and the log of the sum of exponentials. */
+static hc_status survey(const hc_sample_args *a, float *max, int32_t *id, double *log_sum) {
+    const hc_primitives *p = hc_primitives_get();
+    int64_t best = 0;
+    *max = -INFINITY;
+    for (int64_t begin = 0; begin < a->vocab; begin += 4096) {
+        const int64_t n = a->vocab - begin < 4096 ? a->vocab - begin : 4096;
+        const float m = p->max(a->logits_V + begin, n);
+        if (isnan(m) || m == INFINITY)
+            return hc_fail(HC_ERR_ARGUMENT, "sample: a logit is NaN or infinite; the model's "
+                                            "weights or its input are damaged");
+        if (m > *max) {
+            *max = m;
+            best = begin;
+        }
+    }
+    if (*max == -INFINITY)
+        return hc_fail(HC_ERR_ARGUMENT, "sample: all %lld logits are -infinity",
+                       (long long)a->vocab);
+    double sum = 0;
+    for (int64_t begin = 0; begin < a->vocab; begin += 4096)
+        sum += (double)p->exp_sum(a->logits_V + begin,
+                                  a->vocab - begin < 4096 ? a->vocab - begin : 4096, *max, 1, NULL);
+    while (a->logits_V[best] != *max)
+        best++;
+    *id = (int32_t)best;
+    *log_sum = log(sum);
+    return HC_OK;
+}
+
+static hc_status check_args(const hc_sample_args *a) {
+    if (!a || !a->logits_V || a->vocab < 1 || a->vocab > INT32_MAX)
+        return hc_fail(HC_ERR_ARGUMENT, "sample: %lld logits; 1 to %d are possible",
+                       a ? (long long)a->vocab : 0, INT32_MAX);
+    if (!(a->temperature >= 0) || isinf(a->temperature))
+        return hc_fail(HC_ERR_ARGUMENT, "sample: temperature %g; 0 is the least",
+                       (double)a->temperature);
+    if (a->top_k < 0 || !(a->top_p >= 0 && a->top_p <= 1))
+        return hc_fail(HC_ERR_ARGUMENT, "sample: top_k %d, top_p %g; at least 0, within 0 and 1",
+                       a->top_k, (double)a->top_p);
+    if (a->temperature > 0 && (!a->scratch_V || !a->prob_V))
+        return hc_fail(HC_ERR_ARGUMENT, "sample: a temperature needs both scratch areas");
+    return HC_OK;
+}
+
+hc_status hc_sample(hc_sample_args *a) {
+    hc_status status = check_args(a);
+    if (status != HC_OK)
+        return status;
+    if (!hc_primitives_get())
+        return HC_ERR_UNSUPPORTED;
+    float max;
+    double log_sum = 0;
+    status = survey(a, &max, &a->id, &log_sum);
+    if (status != HC_OK)
+        return status;
+    if (a->temperature >= 1e-5f) {
+        const double u = uniform(a->seed, a->position);
+        const int cut = (a->top_k > 0 && a->top_k < a->vocab) || a->top_p < 1;
+        a->id = cut ? draw_some(a, max, u) : draw_all(a, max, u);
+    }
+    a->logprob = (float)((double)a->logits_V[a->id] - (double)max - log_sum);
+    return HC_OK;
+}
