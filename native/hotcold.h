@@ -183,7 +183,7 @@ typedef struct {
     int64_t flags_offset, span_offset[HC_ACTORS];
     int64_t span_capacity;
     int32_t spin_ns, yield_every; /* wait policy: futex after spin_ns, sched_yield every so many spins */
-    int32_t reserved[10];
+    int32_t reserved[12];
     uint64_t poison; /* own line. 0, or code << 8 | actor: never cleared */
     uint64_t poison_pad[7];
     int32_t pass_batch; /* own line. the running pass, written by the GPU executor before its first signal */

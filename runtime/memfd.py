@@ -1,0 +1,73 @@
+"""Shared memory without a name: a sealed memfd, and how another process of the machine opens it.
+
+Used by the exchange. Sealed against changes of size, so that no process can be hit by SIGBUS
+because another one truncated it; anything that is not sealed so is refused. Nothing shows up in
+/dev/shm, and the kernel frees the memory with the last process that has it open or mapped.
+"""
+
+import errno
+import fcntl
+import os
+
+from hotcold.runtime.errors import LaunchError
+
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+def create_sealed(name: str, n_bytes: int) -> int:
+    """Make a memfd of n_bytes, zeroed, that keeps its size for ever; the caller closes it.
+
+    Raises:
+        LaunchError: the system refuses it.
+    """
+    fd = -1
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, n_bytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except OSError as error:
+        if fd >= 0:
+            os.close(fd)
+        raise LaunchError(
+            f"cannot make {n_bytes} bytes of shared memory ({name}): {error}"
+        ) from error
+    return fd
+
+
+def check_sealed(fd: int, what: str) -> None:
+    """Raise LaunchError unless fd is a memfd whose size is sealed."""
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as error:
+        raise LaunchError(f"descriptor {fd} is not the {what}: not a memfd ({error})") from error
+    if seals & SEALS != SEALS:
+        raise LaunchError(f"descriptor {fd} is not the {what}: its size is not sealed")
+
+
+def open_sealed(pid: int, fd: int, what: str) -> int:
+    """Open descriptor fd of process pid as a new descriptor of this process.
+
+    Args:
+        pid: a process of this machine, this user and this PID namespace.
+        fd: its descriptor of a sealed memfd.
+        what: the thing's name, for messages.
+
+    Raises:
+        LaunchError: the process or its descriptor is gone, out of reach, or something else.
+    """
+    if pid < 1 or fd < 0:
+        raise LaunchError(f"cannot open the {what}: no descriptor {fd} of process {pid}")
+    try:
+        own = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        reason = "process or descriptor is gone" if error.errno == errno.ENOENT else str(error)
+        raise LaunchError(
+            f"cannot open the {what}, descriptor {fd} of process {pid} ({reason}); actors must run "
+            "on the driver's machine, as its user and in its PID namespace"
+        ) from error
+    try:
+        check_sealed(own, what)
+    except LaunchError:
+        os.close(own)
+        raise
+    return own
