@@ -1,12 +1,12 @@
-"""Filling one device: modules in their default order, then neurons by score.
+"""Filling one device: modules in their default order, then neurons by score; and counting bytes.
 
-The arithmetic behind Problem.fill, on plain data: what is taken first, what no longer fits, how
-ties are broken.
+The arithmetic behind Problem.fill and every budget check, on plain data: what is taken first, what
+no longer fits, how ties are broken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +61,25 @@ def best_neurons(
         taken.append(best_first[:run])
         room -= int(total[run - 1])
         best_first, bytes_of = best_first[run:], bytes_of[run:]
+
+
+def bytes_by_device(
+    device_LN: NDArray[np.int8],
+    neuron_bytes_L: NDArray[np.int64],
+    modules: Mapping[str, str],
+    module_bytes: Mapping[str, int],
+    devices: tuple[str, ...],
+) -> dict[str, int]:
+    """Bytes that each device holds under a placement of neurons and modules."""
+    used = {}
+    for index, device in enumerate(devices):
+        count_L = np.count_nonzero(device_LN == index, axis=1)
+        used[device] = sum(
+            int(count) * int(size) for count, size in zip(count_L, neuron_bytes_L, strict=True)
+        )
+    for name, home in modules.items():
+        used[home] += module_bytes[name]
+    return used
 
 
 def _default_order(module: Module) -> tuple[int, int, str]:

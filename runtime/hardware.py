@@ -71,7 +71,7 @@ class HardwareProfile:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Any) -> "HardwareProfile":
+    def from_json(cls, data: object) -> "HardwareProfile":
         """Inverse of to_json.
 
         Raises:

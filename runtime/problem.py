@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hotcold.runtime.errors import ConfigError, PolicyError
-from hotcold.runtime.fill import best_neurons, fill_modules
+from hotcold.runtime.fill import best_neurons, bytes_by_device, fill_modules
 from hotcold.runtime.hardware import HardwareProfile
 from hotcold.runtime.model import ModelSpec
 
@@ -125,16 +125,8 @@ class Problem:
         self, device_LN: NDArray[np.int8], modules: Mapping[str, str]
     ) -> dict[str, int]:
         """Bytes that each device holds under a placement of neurons and modules."""
-        used = dict.fromkeys(self.devices, 0)
-        for index, device in enumerate(self.devices):
-            count_L = np.count_nonzero(device_LN == index, axis=1)
-            used[device] = sum(
-                int(count) * int(size)
-                for count, size in zip(count_L, self.neuron_bytes_L, strict=True)
-            )
-        for module in self.modules:
-            used[modules[module.name]] += module.bytes
-        return used
+        sizes = {module.name: module.bytes for module in self.modules}
+        return bytes_by_device(device_LN, self.neuron_bytes_L, modules, sizes, self.devices)
 
     def fill(self, score_LN: ArrayLike, share: float = 1.0, device: str = "gpu0") -> Placement:
         """Fill one device: the modules in their default order, then the neurons of best score.
@@ -204,7 +196,7 @@ def _check_problem(problem: Problem) -> None:
         raise ConfigError(f"modules must have different names: {sorted(names)}")
 
 
-def make_problem(
+def make_problem(  # noqa: PLR0917 - every part of the problem, each once
     spec: ModelSpec,
     record_bytes: int,
     activations_LN: ArrayLike | None,
