@@ -8,6 +8,7 @@ no cold neuron fired.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from hotcold.runtime.dag import Dag
@@ -114,11 +115,14 @@ def _type_fault(schedule: Schedule) -> str | None:
     for name in ("lane", "order", "threads"):
         if not isinstance(getattr(schedule, name), Mapping):
             return f"returned {name} of type {type(getattr(schedule, name)).__name__}, not a dict"
-    lists = {"sync": schedule.sync, "lookahead": schedule.lookahead}
+    lists: dict[str, object] = {"sync": schedule.sync, "lookahead": schedule.lookahead}
     lists |= {f"order[{lane!r}]": ids for lane, ids in schedule.order.items()}
     for name, value in lists.items():
         if not isinstance(value, (list, tuple)):
             return f"returned {name} of type {type(value).__name__}, not a list or tuple"
+    odd = [node for ids in schedule.order.values() for node in ids if not isinstance(node, str)]
+    if odd:
+        return f"orders {odd[0]!r}; nodes are named by their id, such as 'attention.0'"
     for lane, count in schedule.threads.items():
         if not _is_count(count) or not 1 <= count <= 1024:
             return f"gives lane {lane!r} {count!r} threads; it must be from 1 to 1024"
@@ -126,7 +130,7 @@ def _type_fault(schedule: Schedule) -> str | None:
 
 
 def _layer_fault(dag: Dag, schedule: Schedule) -> str | None:
-    """sync and lookahead: one valid entry a layer."""
+    """Sync and lookahead: one valid entry a layer."""
     for name, values in (("sync", schedule.sync), ("lookahead", schedule.lookahead)):
         if len(values) != dag.n_layers:
             return f"returned {len(values)} entries of {name} for {dag.n_layers} layers"
@@ -227,4 +231,4 @@ def find_cycle(after: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)  # numpy's too
