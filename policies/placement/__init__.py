@@ -1,0 +1,1 @@
+"""Built-in placement policies, one a file; each says what it ignores."""

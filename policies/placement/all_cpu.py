@@ -1,0 +1,17 @@
+"""all-cpu: no neuron on the GPU, as a baseline.
+
+Modules still fill the GPU in their default order. It ignores the activation profile altogether.
+"""
+
+from dataclasses import dataclass
+
+from hotcold.runtime.problem import Placement, Problem
+
+
+@dataclass(frozen=True)
+class AllCpu:
+    """Every neuron on the CPU executor."""
+
+    def place(self, problem: Problem) -> Placement:
+        """Fill the GPU with modules only."""
+        return problem.fill(problem.activations_LN, share=0.0)

@@ -1,0 +1,1 @@
+"""Built-in schedule policies, one a file."""

@@ -1,0 +1,21 @@
+"""selective: the paper's selective synchronisation, an exchange only where cold neurons fired.
+
+The active list says how many cold neurons a layer has for this token; at none, the merge goes on
+without waiting for the CPU executor.
+"""
+
+from dataclasses import dataclass
+
+from hotcold.runtime.dag import Dag
+from hotcold.runtime.hardware import HardwareProfile
+from hotcold.runtime.plan import Plan
+from hotcold.runtime.schedule import Schedule, in_order
+
+
+@dataclass(frozen=True)
+class Selective:
+    """Every node on its usual lane, exchanges skipped where no cold neuron is active."""
+
+    def schedule(self, dag: Dag, plan: Plan, hardware: HardwareProfile) -> Schedule:
+        """Layer after layer, synchronising where there is something to wait for."""
+        return in_order(dag, sync="selective")

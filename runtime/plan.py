@@ -1,0 +1,250 @@
+"""Plan: a placement, validated and completed; the one thing that crosses from offline to online.
+
+A policy's Placement becomes a Plan here or is refused, the policy blamed by name. The executors are
+built from it, `--plan` reads it back, and its hash says whether two runs had the same one. It holds
+no weights, and says where things live, not in which order they are computed (schedule.py).
+
+Shape suffixes: L layers, N neurons of a layer, C chunks.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.fill import bytes_by_device
+from hotcold.runtime.placement import check_placement
+from hotcold.runtime.problem import DEVICES, Placement, Problem, frozen_array
+from hotcold.runtime.units import format_bytes
+
+CHUNKS = 16  # pieces a device's share of a layer is cut into, whatever the number of threads
+_ONE = 2**20  # probabilities are cut in integers, so every machine cuts at the same neuron
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Where everything of a model lives; arrays are read-only.
+
+    Args:
+        device_LN: int8, index into `devices` for every neuron.
+        modules: device name by module name.
+        module_bytes: bytes by module name.
+        neuron_bytes_L: int64, bytes of one neuron of each layer.
+        activations_LN: float64, firing probability of each neuron.
+        budgets: bytes that were allowed, by device name.
+        policy: name of the placement policy.
+        model: checksum of the bundle the plan is for.
+        context: positions of KV cache a sequence that were counted.
+        batch: sequences decoded together that were counted.
+        dtype: of the stored matrices.
+        note: remarks of the policy and of make_plan.
+        devices: names of the devices.
+        n_chunks: C, pieces that bounds() cuts a share into.
+
+    Raises:
+        ConfigError: parts that contradict each other.
+    """
+
+    device_LN: NDArray[np.int8]
+    modules: Mapping[str, str]
+    module_bytes: Mapping[str, int]
+    neuron_bytes_L: NDArray[np.int64]
+    activations_LN: NDArray[np.float64]
+    budgets: Mapping[str, int]
+    policy: str
+    model: str
+    context: int
+    batch: int
+    dtype: str
+    note: str = ""
+    devices: tuple[str, ...] = DEVICES
+    n_chunks: int = CHUNKS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device_LN", frozen_array(self.device_LN, np.int8))
+        object.__setattr__(self, "neuron_bytes_L", frozen_array(self.neuron_bytes_L, np.int64))
+        object.__setattr__(self, "activations_LN", frozen_array(self.activations_LN, np.float64))
+        object.__setattr__(self, "devices", tuple(self.devices))
+        shape, p_LN = self.device_LN.shape, self.activations_LN
+        problems = {
+            "device_LN must be layers by neurons": len(shape) != 2 or 0 in shape,
+            "activations_LN and device_LN must have the same shape": p_LN.shape != shape,
+            "neuron_bytes_L must have one entry a layer": self.neuron_bytes_L.shape != shape[:1],
+            "a neuron is on no device": not (
+                (self.device_LN >= 0) & (self.device_LN < len(self.devices))
+            ).all(),
+            "activations_LN must be from 0 to 1": not ((p_LN >= 0) & (p_LN <= 1)).all(),
+            "a module is on no device": not set(self.modules.values()) <= set(self.devices),
+            "modules and module_bytes must name the same": set(self.modules)
+            != set(self.module_bytes),
+            "every device needs a budget": set(self.budgets) != set(self.devices),
+            "n_chunks must be from 1 to 1024": not 1 <= self.n_chunks <= 1024,
+        }
+        for problem, wrong in problems.items():
+            if wrong:
+                raise ConfigError(f"not a plan: {problem}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(L, N)."""
+        layers, neurons = self.device_LN.shape
+        return layers, neurons
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256, in hex, of all that decides a run; policy, note and budgets do not."""
+        content = {
+            "devices": self.devices,
+            "modules": dict(self.modules),
+            "module_bytes": dict(self.module_bytes),
+            "model": self.model,
+            "shape": self.shape,
+            "context": self.context,
+            "batch": self.batch,
+            "dtype": self.dtype,
+            "n_chunks": self.n_chunks,
+        }
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+        digest.update(self.device_LN.tobytes())
+        digest.update(self.neuron_bytes_L.astype("<i8").tobytes())
+        digest.update(self.activations_LN.astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def bytes_by_device(self) -> dict[str, int]:
+        """Bytes that each device holds."""
+        return bytes_by_device(
+            self.device_LN, self.neuron_bytes_L, self.modules, self.module_bytes, self.devices
+        )
+
+    @property
+    def gpu_activation_share(self) -> float:
+        """Share of expected activations that falls on gpu0 (of neurons, if none ever fire)."""
+        on_gpu = self.device_LN == 0
+        total = float(self.activations_LN.sum())
+        if total == 0:
+            return float(on_gpu.mean())
+        return float(self.activations_LN[on_gpu].sum()) / total
+
+    def ids(self, layer: int, device_index: int) -> NDArray[np.int32]:
+        """Neurons of a layer that a device owns, ascending."""
+        return np.flatnonzero(self.device_LN[layer] == device_index).astype(np.int32)
+
+    def bounds(self, layer: int, device_index: int) -> NDArray[np.int32]:
+        """Cut a device's share of a layer into C chunks of about equal work, by neuron id.
+
+        Chunk c holds the owned ids from bounds[c] up to, not including, bounds[c + 1]. The cut
+        depends on the plan alone, never on threads or batch, and so does the order in which partial
+        sums are added. A neuron weighs its firing probability plus the mean of the share: the first
+        is the work of an active list, the second that of evaluating every gate row, and no chunk
+        gets more than twice its part of either, but for one neuron.
+
+        Returns:
+            int32 [C + 1], ascending, from 0 to N.
+        """
+        ids = self.ids(layer, device_index)
+        bounds_C = np.full(self.n_chunks + 1, self.shape[1], dtype=np.int32)
+        bounds_C[0] = 0
+        if len(ids):
+            weight = np.rint(self.activations_LN[layer, ids] * _ONE).astype(np.int64)
+            weight += max(1, int(weight.sum()) // len(ids))
+            before = np.cumsum(weight) - weight
+            total = int(weight.sum())
+            cuts = [chunk * total // self.n_chunks for chunk in range(1, self.n_chunks)]
+            first = np.searchsorted(before, cuts, side="left")
+            bounds_C[1:-1] = np.append(ids, self.shape[1])[first]
+        return bounds_C
+
+    def save(self, folder: str | Path) -> None:
+        """Write plan.json and plan.npz into a folder, made if it is not there.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        from hotcold.runtime.planfile import save_plan
+
+        save_plan(self, Path(folder))
+
+    @staticmethod
+    def load(path: str | Path) -> "Plan":
+        """Read what save wrote; the path is the folder.
+
+        Raises:
+            CheckpointError: no plan there, a damaged one, or one of another version.
+        """
+        from hotcold.runtime.planfile import load_plan
+
+        return load_plan(Path(path))
+
+    def describe(self) -> str:
+        """A few lines for people: bytes and modules by device, the share of the work on the GPU."""
+        lines = [f"plan {self.hash[:12]} by policy {self.policy!r}"]
+        for device, used in self.bytes_by_device.items():
+            names = [name for name, home in self.modules.items() if home == device]
+            room = f"{format_bytes(used)} of {format_bytes(self.budgets[device])}"
+            lines.append(f"  {device}: {room}: {_compact(names) or 'no modules'}")
+        lines.append(
+            f"  {int((self.device_LN == 0).sum())} of {self.device_LN.size} neurons on "
+            f"{self.devices[0]}, {100 * self.gpu_activation_share:.1f} % of activations"
+        )
+        lines += [f"  {line}" for line in self.note.splitlines()]
+        return "\n".join(lines)
+
+
+def make_plan(
+    problem: Problem, placement: Placement, policy_name: str, model_checksum: str
+) -> Plan:
+    """Turn a placement into a plan: check it, copy its arrays, add what a run needs to know.
+
+    Raises:
+        PolicyError: the placement breaks a rule; the message blames policy_name.
+    """
+    check_placement(problem, placement, policy_name)
+    notes = [placement.note]
+    if not problem.profiled:
+        notes.append("no activation profile: every neuron counts as equally active")
+    modules = {module.name: str(placement.modules[module.name]) for module in problem.modules}
+    if problem.devices[-1] in modules.values():
+        notes.append(
+            f"modules on {problem.devices[-1]} are counted there; "
+            "the GPU executor still computes them, from host memory"
+        )
+    return Plan(
+        device_LN=placement.device_LN,
+        modules=modules,
+        module_bytes={module.name: module.bytes for module in problem.modules},
+        neuron_bytes_L=problem.neuron_bytes_L,
+        activations_LN=problem.activations_LN,
+        budgets=dict(problem.budgets),
+        policy=policy_name,
+        model=model_checksum,
+        context=problem.context,
+        batch=problem.batch,
+        dtype=problem.dtype,
+        note="\n".join(note for note in notes if note),
+        devices=problem.devices,
+    )
+
+
+def _compact(names: list[str]) -> str:
+    """Module names with runs of layers folded: "norms, attention.0-7, kv.0-3"."""
+    layers: dict[str, list[int]] = {}
+    for name in names:
+        kind, _, layer = name.partition(".")
+        layers.setdefault(kind, []).extend([int(layer)] if layer.isdigit() else [])
+    parts = []
+    for kind, found in layers.items():
+        starts = [layer for layer in found if layer - 1 not in found]
+        ends = [layer for layer in found if layer + 1 not in found]
+        spans = [
+            f"{first}-{last}" if last > first else f"{first}"
+            for first, last in zip(sorted(starts), sorted(ends), strict=True)
+        ]
+        parts.append(f"{kind}.{','.join(spans)}" if spans else kind)
+    return ", ".join(parts)

@@ -1,0 +1,60 @@
+"""Amounts of memory as people write them: "24MiB", "1.5GB", 4096.
+
+Called wherever a budget enters (command line, Engine.launch) or is shown. Knows nothing of what the
+bytes are for.
+"""
+
+import re
+from fractions import Fraction
+
+from hotcold.runtime.errors import ConfigError
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_AMOUNT = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?([a-z]*)", re.ASCII)
+_LIMIT = 2**63  # what a C int64_t holds
+
+
+def parse_bytes(value: int | str, what: str = "amount of memory") -> int:
+    """Bytes of an amount such as "24MiB", "1.5GB", "4096" or 4096, rounded down.
+
+    Args:
+        value: a whole number of bytes, or a number with a unit: B, KB, MB, GB, TB (powers of 1000)
+            or KiB, MiB, GiB, TiB (powers of 1024), in either case.
+        what: the option's name, for the message.
+
+    Raises:
+        ConfigError: not an amount, negative, or beyond 2**63 - 1 bytes.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        amount = value
+    else:
+        match = _AMOUNT.fullmatch(value.strip().lower()) if isinstance(value, str) else None
+        if match is None or match[2] not in _UNITS:
+            raise ConfigError(
+                f"{what} is {value!r}; give bytes or a number with a unit, such as 24MiB or 1.5GB"
+            )
+        amount = int(Fraction(match[1]) * _UNITS[match[2]])
+    if not 0 <= amount < _LIMIT:
+        raise ConfigError(f"{what} is {value!r}; it must be from 0 to 2**63 - 1 bytes")
+    return amount
+
+
+def format_bytes(amount: int | float) -> str:
+    """An amount for people, in powers of 1024: "24.0 MiB"."""
+    value = float(amount)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
