@@ -4,8 +4,8 @@ A predictor turns a layer's input into one score a neuron; neurons whose score r
 threshold are proposed, and the gate row of a proposed neuron decides (up row and down column are
 touched only where the gate fires). This file holds what all kinds share: the protocol plug-ins
 follow, the arrays the native loop runs (PredictorLayer), the weights a predictor may look at
-(ModelView), the choice of a kind, and the audit of its quality. The kinds themselves are in
-policies/predictor, their file format in runtime/formats/predictors.py. No training in here.
+(ModelView), and the choice of a kind. The kinds themselves are in policies/predictor, their file
+format in runtime/formats/predictors.py, their quality in runtime/audit.py. No training in here.
 
 Axes: B tokens, D d_model, H predictor width, N neurons of a layer, L layers.
 """
@@ -13,7 +13,7 @@ Axes: B tokens, D d_model, H predictor width, N neurons of a layer, L layers.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 InputKind = Literal["normed", "residual"]
+INPUTS = ("normed", "residual")
 
 # A score of at least this is a score above 0: the exact predictor's threshold.
 ABOVE_ZERO = float(np.nextafter(np.float32(0), np.float32(1)))
@@ -73,8 +74,10 @@ class PredictorLayer:
         hidden_BH = np.asarray(x_BD, dtype=np.float32) @ self.fc1.astype(np.float32).T
         if self.relu:
             hidden_BH = np.maximum(hidden_BH, np.float32(0))
-        scores_BN = hidden_BH @ self.fc2.astype(np.float32).T
-        return scores_BN if self.bias_N is None else scores_BN + self.bias_N
+        scores_BN: F32 = hidden_BH @ self.fc2.astype(np.float32).T
+        if self.bias_N is not None:
+            scores_BN += self.bias_N
+        return scores_BN
 
 
 class NeuronSource(Protocol):
@@ -206,36 +209,41 @@ def native_layers(
     return tuple(layers)
 
 
-def _complaint(layer: Any, spec: ModelSpec) -> str:
+def _complaint(layer: object, spec: ModelSpec) -> str:
     """What is wrong with a layer a plug-in returned; empty when nothing is."""
     if not isinstance(layer, PredictorLayer):
         return f"returned {type(layer).__name__}, not a PredictorLayer"
-    if not np.isfinite(layer.threshold):
-        return f"threshold is {layer.threshold}, must be finite"
-    if layer.input not in ("normed", "residual"):
-        return f"input is {layer.input!r}, must be 'normed' or 'residual'"
-    if (layer.fc1 is None) != (layer.fc2 is None):
-        return "fc1 and fc2 must both be given, or both be None (gate rows)"
-    if layer.fc1 is None or layer.fc2 is None:
-        return "" if layer.input == "normed" else "gate rows need input 'normed'"
-    width = layer.fc1.shape[0] if isinstance(layer.fc1, np.ndarray) and layer.fc1.ndim == 2 else 0
-    if width < 1:
-        return f"fc1 must be an array [H, {spec.d_model}] with H of at least 1"
-    wanted: dict[str, tuple[Any, tuple[int, ...], tuple[str, ...]]] = {
-        "fc1": (layer.fc1, (width, spec.d_model), ("float32", "float16")),
-        "fc2": (layer.fc2, (spec.n_neurons, width), (str(layer.fc1.dtype),)),
-        "bias_N": (layer.bias_N, (spec.n_neurons,), ("float32",)),
+    checks = {
+        f"threshold is {layer.threshold}, must be finite": np.isfinite(layer.threshold),
+        f"input is {layer.input!r}, must be 'normed' or 'residual'": layer.input in INPUTS,
+        "fc1 and fc2 must both be arrays, or both None (gate rows)": (
+            (layer.fc1 is None) == (layer.fc2 is None)
+        ),
+        "gate rows need input 'normed' and no bias": (
+            layer.fc1 is not None or (layer.input == "normed" and layer.bias_N is None)
+        ),
     }
-    for name, (array, shape, dtypes) in wanted.items():
+    wrong = next((text for text, fine in checks.items() if not fine), "")
+    return wrong or ("" if layer.fc1 is None else _wrong_array(layer, spec))
+
+
+def _wrong_array(layer: PredictorLayer, spec: ModelSpec) -> str:
+    """Which of a layer's arrays does not fit the model; empty when all do."""
+    width = layer.fc1.shape[0] if isinstance(layer.fc1, np.ndarray) and layer.fc1.ndim else 0
+    dtype = str(getattr(layer.fc1, "dtype", None))
+    for name, array, shape, dtypes in (
+        ("fc1", layer.fc1, (max(1, width), spec.d_model), ("float32", "float16")),
+        ("fc2", layer.fc2, (spec.n_neurons, width), (dtype,)),
+        ("bias_N", layer.bias_N, (spec.n_neurons,), ("float32",)),
+    ):
         if array is None:
             continue
-        if not isinstance(array, np.ndarray):
-            return f"{name} is a {type(array).__name__}, must be a numpy array"
-        if array.shape != shape or str(array.dtype) not in dtypes or not array.flags.c_contiguous:
-            return (
-                f"{name} is {array.dtype}{list(array.shape)}, must be C-contiguous "
-                f"{' or '.join(dtypes)}{list(shape)}"
-            )
+        found = f"a {type(array).__name__}"
+        if isinstance(array, np.ndarray):
+            found = f"{array.dtype}{list(array.shape)}"
+            if array.shape == shape and str(array.dtype) in dtypes and array.flags.c_contiguous:
+                continue
+        return f"{name} is {found}, must be C-contiguous {' or '.join(dtypes)}{list(shape)}"
     return ""
 
 
@@ -262,46 +270,3 @@ def expected_density_L(
     return tuple(
         float(fired if own is None else own) for own, fired in zip(own_L, fired_L, strict=True)
     )
-
-
-@dataclass(frozen=True)
-class PredictionAudit:
-    """How a prediction compares with what fired, as counts of (token, neuron) pairs; additive."""
-
-    both: int = 0
-    proposed: int = 0
-    fired: int = 0
-    total: int = 0
-
-    @classmethod
-    def of(
-        cls, proposed: npt.NDArray[np.bool_], fired: npt.NDArray[np.bool_]
-    ) -> "PredictionAudit":
-        """Compare two masks of the same shape."""
-        if proposed.shape != fired.shape:
-            raise ValueError(f"masks of shapes {proposed.shape} and {fired.shape} do not compare")
-        counts = (proposed & fired, proposed, fired)
-        return cls(*(int(np.count_nonzero(mask)) for mask in counts), fired.size)
-
-    def __add__(self, other: "PredictionAudit") -> "PredictionAudit":
-        return PredictionAudit(
-            self.both + other.both,
-            self.proposed + other.proposed,
-            self.fired + other.fired,
-            self.total + other.total,
-        )
-
-    @property
-    def recall(self) -> float:
-        """Share of the fired neurons that were proposed; 1 where none fired."""
-        return self.both / self.fired if self.fired else 1.0
-
-    @property
-    def precision(self) -> float:
-        """Share of the proposed neurons that fired; 1 where none was proposed."""
-        return self.both / self.proposed if self.proposed else 1.0
-
-    @property
-    def density(self) -> float:
-        """Share of all neurons that were proposed."""
-        return self.proposed / self.total if self.total else 0.0

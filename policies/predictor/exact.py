@@ -45,7 +45,8 @@ class Exact:
         """Gate pre-activations [B, N]; reads (and copies) the layer's gate rows on every call."""
         if not self._model:
             raise ConfigError("predictor 'exact' is not prepared; call prepare(model, profile)")
-        return np.asarray(x_BD, dtype=np.float32) @ self._model[0].gate_rows(layer).T
+        scores_BN: F32 = np.asarray(x_BD, dtype=np.float32) @ self._model[0].gate_rows(layer).T
+        return scores_BN
 
     def native(self, layer: int) -> PredictorLayer:
         """No matrices: the loop evaluates the gate rows in the store."""

@@ -4,11 +4,12 @@ It decides alone which neurons are proposed, so a neuron it misses is missing fr
 many it misses is its recall, measured elsewhere. Training is not in here.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 from hotcold.runtime.errors import CheckpointError, ConfigError
 from hotcold.runtime.formats.predictors import PredictorFile, load_predictors
-from hotcold.runtime.predictor import F32, ModelView, PredictorLayer
+from hotcold.runtime.predictor import F32, INPUTS, ModelView, PredictorLayer
 from hotcold.runtime.profile import ActivationProfile
 
 
@@ -28,10 +29,12 @@ class Learned:
     _file: list[PredictorFile] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.input not in ("", "normed", "residual"):
+        if self.input not in ("", *INPUTS):
             raise ConfigError(
                 f"predictor 'learned': input is {self.input!r}, must be 'normed' or 'residual'"
             )
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ConfigError(f"predictor 'learned': threshold is {self.threshold}, must be finite")
 
     def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:
         """Read the file and check it against the model."""
@@ -54,8 +57,8 @@ class Learned:
         found = self._file[0].layers[layer]
         if self.threshold is not None:
             found = replace(found, threshold=self.threshold)
-        if self.input == "normed" or self.input == "residual":
-            found = replace(found, input=self.input)
+        if self.input:
+            found = replace(found, input="normed" if self.input == "normed" else "residual")
         return found
 
     def density(self, layer: int) -> float | None:

@@ -24,7 +24,9 @@ from safetensors.numpy import save_file
 
 from hotcold.runtime.errors import CheckpointError
 from hotcold.runtime.model import ModelSpec
-from hotcold.runtime.predictor import InputKind, Matrix, PredictorLayer
+from hotcold.runtime.predictor import INPUTS, Matrix, PredictorLayer
+
+SafeFile = Any  # safetensors types its reader's methods in no way mypy accepts
 
 FILE_NAME = "predictors.safetensors"
 DTYPES = ("F16", "F32", "BF16")
@@ -33,7 +35,7 @@ _NAME = re.compile(r"layers\.(\d{1,6})\.(fc1|fc2|fc2\.bias)")
 
 @dataclass(frozen=True)
 class PredictorFile:
-    """What a predictors file holds: a PredictorLayer and, where stated, a density for each layer."""
+    """What a predictors file holds: for each layer a predictor and, where stated, a density."""
 
     layers: tuple[PredictorLayer, ...]
     density_L: tuple[float | None, ...]
@@ -78,7 +80,12 @@ def save_predictors(
     tensors: dict[str, Any] = {}
     notes = {**dict(metadata or {}), "input": layers[0].input}
     for index, layer in enumerate(layers):
-        if layer.fc1 is None or layer.fc2 is None or not layer.relu or layer.input != notes["input"]:
+        if (
+            layer.fc1 is None
+            or layer.fc2 is None
+            or not layer.relu
+            or layer.input != notes["input"]
+        ):
             raise ValueError(
                 f"layer {index} does not fit {FILE_NAME}: it needs fc1, fc2, relu and input "
                 f"'{notes['input']}'"
@@ -96,12 +103,12 @@ def save_predictors(
         temporary.unlink(missing_ok=True)
 
 
-def _read(file: Any, path: Path, spec: ModelSpec) -> PredictorFile:
+def _read(file: SafeFile, path: Path, spec: ModelSpec) -> PredictorFile:
     names = set(file.keys())
     notes = dict(file.metadata() or {})
     _check_names(names, path, spec)
     kind = notes.get("input", "normed")
-    if kind not in ("normed", "residual"):
+    if kind not in INPUTS:
         raise CheckpointError(f"{path}: input is {kind!r}, must be 'normed' or 'residual'")
     layers, densities = [], []
     for index in range(spec.n_layers):
@@ -114,18 +121,21 @@ def _read(file: Any, path: Path, spec: ModelSpec) -> PredictorFile:
         if f"{stem}.fc2.bias" in names:
             bias = _tensor(file, f"{stem}.fc2.bias", (spec.n_neurons,), path).astype(np.float32)
         threshold = _number(notes, (f"{stem}.threshold", "threshold"), path)
-        layers.append(_layer(fc1, fc2, bias, 0.0 if threshold is None else threshold, kind))
+        layers.append(
+            PredictorLayer(
+                fc1,
+                fc2,
+                bias,
+                relu=True,
+                threshold=0.0 if threshold is None else threshold,
+                input="normed" if kind == "normed" else "residual",
+            )
+        )
         density = _number(notes, (f"{stem}.density",), path)
         if density is not None and not 0 <= density <= 1:
             raise CheckpointError(f"{path}: {stem}.density is {density}, must be in [0, 1]")
         densities.append(density)
     return PredictorFile(tuple(layers), tuple(densities))
-
-
-def _layer(
-    fc1: Matrix, fc2: Matrix, bias: Any, threshold: float, kind: InputKind
-) -> PredictorLayer:
-    return PredictorLayer(fc1, fc2, bias, relu=True, threshold=threshold, input=kind)
 
 
 def _check_names(names: set[str], path: Path, spec: ModelSpec) -> None:
@@ -146,7 +156,7 @@ def _check_names(names: set[str], path: Path, spec: ModelSpec) -> None:
             )
 
 
-def _tensor(file: Any, name: str, shape: tuple[int | None, ...], path: Path) -> Matrix:
+def _tensor(file: SafeFile, name: str, shape: tuple[int | None, ...], path: Path) -> Matrix:
     """Read a tensor after checking dtype and shape (None: any size of at least 1)."""
     entry = file.get_slice(name)
     found, dtype = list(entry.get_shape()), str(entry.get_dtype())
