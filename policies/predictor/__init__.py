@@ -1,0 +1,1 @@
+"""Predictor kinds, one a file: exact, learned, low-rank."""

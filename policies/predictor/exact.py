@@ -1,0 +1,53 @@
+"""The exact predictor: a neuron is proposed where its gate pre-activation is above 0.
+
+Nothing is guessed, so the tokens are the dense model's. The price is every gate row of every layer,
+read by one of two parties: the predictor actor, which then sends the pre-activations along, or the
+executors, each for its own neurons, while the predictor stands by.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.predictor import ABOVE_ZERO, F32, ModelView, PredictorLayer
+from hotcold.runtime.profile import ActivationProfile
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Evaluate the gate itself.
+
+    Args:
+        by: "predictor" (the predictor actor evaluates the gate rows from the shared store) or
+            "executors" (it stands by; the executors go gate-first).
+    """
+
+    by: str = "predictor"
+    _model: list[ModelView] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.by not in ("predictor", "executors"):
+            raise ConfigError(
+                f"predictor 'exact': by is {self.by!r}, must be 'predictor' or 'executors'"
+            )
+
+    @property
+    def predicts(self) -> bool:
+        """False where the predictor actor stands by."""
+        return self.by == "predictor"
+
+    def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:
+        """Remember where the gate rows are; nothing is read yet."""
+        self._model[:] = [model]
+
+    def scores(self, x_BD: F32, layer: int) -> F32:
+        """Gate pre-activations [B, N]; reads (and copies) the layer's gate rows on every call."""
+        if not self._model:
+            raise ConfigError("predictor 'exact' is not prepared; call prepare(model, profile)")
+        scores_BN: F32 = np.asarray(x_BD, dtype=np.float32) @ self._model[0].gate_rows(layer).T
+        return scores_BN
+
+    def native(self, layer: int) -> PredictorLayer:
+        """No matrices: the loop evaluates the gate rows in the store."""
+        return PredictorLayer(None, None, None, relu=False, threshold=ABOVE_ZERO)

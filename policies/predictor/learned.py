@@ -1,0 +1,68 @@
+"""The learned predictor: one trained two-matrix network a layer, read from a file.
+
+It decides alone which neurons are proposed, so a neuron it misses is missing from the output; how
+many it misses is its recall, measured elsewhere. Training is not in here.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+from hotcold.runtime.errors import CheckpointError, ConfigError
+from hotcold.runtime.formats.predictors import PredictorFile, load_predictors
+from hotcold.runtime.predictor import F32, INPUTS, ModelView, PredictorLayer
+from hotcold.runtime.profile import ActivationProfile
+
+
+@dataclass(frozen=True)
+class Learned:
+    """fc2 . relu(fc1 . x) + bias, by layer.
+
+    Args:
+        path: a predictors file or its folder; empty: the one in the model's bundle.
+        threshold: replaces the file's thresholds in every layer.
+        input: "normed" or "residual", replaces what the file says; empty: as the file says.
+    """
+
+    path: str = ""
+    threshold: float | None = None
+    input: str = ""
+    _file: list[PredictorFile] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.input not in ("", *INPUTS):
+            raise ConfigError(
+                f"predictor 'learned': input is {self.input!r}, must be 'normed' or 'residual'"
+            )
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ConfigError(f"predictor 'learned': threshold is {self.threshold}, must be finite")
+
+    def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:
+        """Read the file and check it against the model."""
+        path = self.path or model.predictors_path
+        if not path:
+            raise CheckpointError(
+                "predictor 'learned' needs trained predictors and the model's bundle has none; "
+                "name a predictors file or use the predictor 'exact'"
+            )
+        self._file[:] = [load_predictors(path, model.spec)]
+
+    def scores(self, x_BD: F32, layer: int) -> F32:
+        """Logits [B, N]; x is the input named by native(layer).input."""
+        return self.native(layer).scores(x_BD)
+
+    def native(self, layer: int) -> PredictorLayer:
+        """The layer as read, with this predictor's own threshold and input where they are set."""
+        if not self._file:
+            raise ConfigError("predictor 'learned' is not prepared; call prepare(model, profile)")
+        found = self._file[0].layers[layer]
+        if self.threshold is not None:
+            found = replace(found, threshold=self.threshold)
+        if self.input:
+            found = replace(found, input="normed" if self.input == "normed" else "residual")
+        return found
+
+    def density(self, layer: int) -> float | None:
+        """Share of neurons proposed, where the file states it for the threshold in use."""
+        if not self._file or self.threshold is not None:
+            return None
+        return self._file[0].density_L[layer]

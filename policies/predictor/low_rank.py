@@ -1,0 +1,168 @@
+"""The low-rank predictor: principal components of the gate matrix, no training.
+
+A gate row g_i scores an input x = w * n, w the norm's weight and n the normalised residual, so the
+gate matrix is factored in the metric in which inputs are of even size: G diag(w) ~ (U S) V^T. The
+rank first components give an estimate of every pre-activation at a fraction of the gate's cost.
+
+What is left out of row i, r_i, is not noise around zero. Its mean is r_i . m, m the mean of n,
+which the profile gives away: a neuron that fires with probability p has its mean |g_i w| probit(p)
+below or above zero, and m is the least-squares solution of those N equations. Its spread is about
+|r_i|. The bias of a neuron is therefore r_i . m + margin * |r_i|: a larger margin proposes more
+neurons and misses fewer. Without a profile the mean is taken as 0.
+
+Measured on the embedded model over 3,072 tokens of prose (density 10 % fires; rank D/4 = 80):
+margin 0.5 / 1 / 1.5: recall 0.70 / 0.88 / 0.97 at a proposed density of 0.13 / 0.24 / 0.41; at rank
+40 and 160 with margin 1.5: 0.96 at 0.52, 0.98 at 0.28. Margin 0 without bias finds 0.46.
+"""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.predictor import F32, F64, ModelView, PredictorLayer
+from hotcold.runtime.profile import ActivationProfile
+
+# Up to this width all components are computed exactly; above it, the leading ones by subspace
+# iteration, which costs a few products of [D, D] with [D, rank].
+EXACT_WIDTH = 1024
+_OVERSAMPLE, _ITERATIONS = 16, 3
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Score neurons by the leading components of the gate matrix.
+
+    Args:
+        rank: components kept; 0: a quarter of the model's width.
+        margin: how far proposals reach below zero, in standard deviations of what is left out.
+    """
+
+    rank: int = 0
+    margin: float = 1.5
+    _layers: list[PredictorLayer] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+    _density_L: list[float | None] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ConfigError(f"predictor 'low-rank': rank is {self.rank}, must not be negative")
+        if not math.isfinite(self.margin):
+            raise ConfigError(f"predictor 'low-rank': margin is {self.margin}, must be finite")
+
+    def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:
+        """Factor every layer's gate matrix: 0.2 s for the embedded model on one core.
+
+        Layers run side by side, each on one thread, so that the components, and with them the
+        tokens, do not depend on the number of threads.
+        """
+        spec = model.spec
+        rank = self.rank or min(spec.d_model, 8 * math.ceil(spec.d_model / 32))
+        if rank > spec.d_model:
+            raise ConfigError(
+                f"predictor 'low-rank': rank is {rank}, must be at most the model's width "
+                f"{spec.d_model}"
+            )
+        if profile is not None:
+            profile.check_fits(spec)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(min(spec.n_layers, os.cpu_count() or 1, 8)) as pool:
+                parts = list(
+                    pool.map(lambda i: self._factor(model, profile, i, rank), range(spec.n_layers))
+                )
+        finally:
+            torch.set_num_threads(threads)
+        self._layers[:] = [layer for layer, _ in parts]
+        self._density_L[:] = [density for _, density in parts]
+
+    def scores(self, x_BD: F32, layer: int) -> F32:
+        """Estimated gate pre-activations plus bias, [B, N]."""
+        return self.native(layer).scores(x_BD)
+
+    def native(self, layer: int) -> PredictorLayer:
+        """The factors of a layer."""
+        if not self._layers:
+            raise ConfigError("predictor 'low-rank' is not prepared; call prepare(model, profile)")
+        return self._layers[layer]
+
+    def density(self, layer: int) -> float | None:
+        """Share of neurons it expects to propose, from the profile; None without one."""
+        return self._density_L[layer] if self._density_L else None
+
+    def _factor(
+        self, model: ModelView, profile: ActivationProfile | None, index: int, rank: int
+    ) -> tuple[PredictorLayer, float | None]:
+        """One layer's factors, and the density they should have by the profile."""
+        exact = model.spec.d_model <= EXACT_WIDTH
+        dtype = torch.float64 if exact else torch.float32
+        weight_D = torch.from_numpy(model.norm_weight(index)).to(dtype)
+        rows_ND = torch.from_numpy(model.gate_rows(index)).to(dtype) * weight_D
+        gram_DD = rows_ND.T @ rows_ND
+        basis_DR = components(gram_DD, rank, exact)
+        fc2_NR = rows_ND @ basis_DR
+        # Where the norm's weight is 0 its input is 0 too, and the component may be anything.
+        inverse_D = torch.where(weight_D == 0, torch.zeros_like(weight_D), 1 / weight_D)
+        spread_N = rows_ND.norm(dim=1)
+        known_N = fc2_NR.norm(dim=1)
+        left_N = (spread_N**2 - known_N**2).clamp_min(0).sqrt()
+        bias_N = self.margin * left_N
+        density = None
+        if profile is not None:
+            mean_N = torch.from_numpy(probit(profile.probabilities_LN[index])).to(dtype) * spread_N
+            mean_D = _mean_input(gram_DD, rows_ND.T @ mean_N)
+            bias_N += rows_ND @ mean_D - fc2_NR @ (basis_DR.T @ mean_D)
+            reach_N = (mean_N + self.margin * left_N) / known_N.clamp_min(1e-30)
+            density = float(torch.special.ndtr(reach_N).mean())
+        fc1_RD = basis_DR.T * inverse_D
+        largest = float(torch.maximum(fc1_RD.abs().max(), fc2_NR.abs().max()))
+        dtype = torch.float16 if model.spec.dtype != "float32" and largest < 6e4 else torch.float32
+        layer = PredictorLayer(
+            np.ascontiguousarray(fc1_RD.to(dtype).numpy()),
+            np.ascontiguousarray(fc2_NR.to(dtype).numpy()),
+            np.ascontiguousarray(bias_N.to(torch.float32).numpy()),
+            relu=False,
+            threshold=0.0,
+        )
+        return layer, density
+
+
+def components(gram_DD: torch.Tensor, rank: int, exact: bool = True) -> torch.Tensor:
+    """Orthonormal eigenvectors [D, rank] of the largest eigenvalues of a symmetric matrix."""
+    if exact:
+        basis_DR: torch.Tensor = torch.linalg.eigh(gram_DD).eigenvectors[:, -rank:].flip(1)
+        return basis_DR
+    width = gram_DD.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    block = torch.randn(
+        width, min(width, rank + _OVERSAMPLE), generator=generator, dtype=gram_DD.dtype
+    )
+    for _ in range(_ITERATIONS):
+        block = torch.linalg.qr(gram_DD @ block).Q
+    inner = torch.linalg.eigh(block.T @ gram_DD @ block).eigenvectors
+    leading_DR: torch.Tensor = block @ inner[:, -rank:].flip(1)
+    return leading_DR
+
+
+def _mean_input(gram_DD: torch.Tensor, target_D: torch.Tensor) -> torch.Tensor:
+    """Least-squares mean of n, a little regularised: rare neurons must not blow it up."""
+    ridge = 1e-6 * gram_DD.diagonal().mean().clamp_min(1e-30)
+    eye = torch.eye(len(gram_DD), dtype=gram_DD.dtype)
+    mean_D: torch.Tensor = torch.linalg.solve(gram_DD + ridge * eye, target_D)
+    return mean_D
+
+
+def probit(probability_N: F64) -> F64:
+    """Inverse of the normal distribution function, bounded at one in a hundred thousand."""
+    clipped = torch.from_numpy(np.clip(probability_N, 1e-5, 1 - 1e-5))
+    result: npt.NDArray[np.float64] = torch.special.ndtri(clipped).numpy()
+    return result

@@ -1,0 +1,199 @@
+"""predictors.safetensors: the file learned predictors come in.
+
+Tensors of layer i: `layers.{i}.fc1` [H, D], `layers.{i}.fc2` [N, H], optional `layers.{i}.fc2.bias`
+[N]; F16, F32 or BF16; H may differ from layer to layer. A neuron's logit is fc2 . relu(fc1 . x) +
+bias. Metadata, all optional: `threshold` or `layers.{i}.threshold` (default 0), `input` (`normed`,
+the default, or `residual`), `layers.{i}.density` (share of neurons proposed when it was measured).
+
+Read by policies/predictor/learned.py, written by whoever trains. Everything is checked before a
+value is used; nothing here decides what a good predictor is.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from hotcold.runtime.errors import CheckpointError
+from hotcold.runtime.model import ModelSpec
+from hotcold.runtime.predictor import INPUTS, Matrix, PredictorLayer
+
+SafeFile = Any  # safetensors types its reader's methods in no way mypy accepts
+
+FILE_NAME = "predictors.safetensors"
+DTYPES = ("F16", "F32", "BF16")
+_NAME = re.compile(r"layers\.(\d{1,6})\.(fc1|fc2|fc2\.bias)")
+
+
+@dataclass(frozen=True)
+class PredictorFile:
+    """What a predictors file holds: for each layer a predictor and, where stated, a density."""
+
+    layers: tuple[PredictorLayer, ...]
+    density_L: tuple[float | None, ...]
+
+
+def load_predictors(path: str | Path, spec: ModelSpec) -> PredictorFile:
+    """Read and check a predictors file for a model.
+
+    Args:
+        path: the file, or a folder that holds it under the name predictors.safetensors.
+        spec: the model it must fit.
+
+    Raises:
+        CheckpointError: unreadable, or not for this model; names tensor, value and what was
+            expected.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise CheckpointError(f"no predictors at {path}; expected a file {FILE_NAME}")
+    try:
+        with safe_open(path, "pt") as file:
+            return _read(file, path, spec)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}); copy or train it again"
+        ) from error
+
+
+def save_predictors(
+    path: str | Path, layers: Sequence[PredictorLayer], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write layers with fc1 and fc2 to a predictors file, atomically.
+
+    Args:
+        path: the file to write; its folder must exist.
+        layers: one a layer, all with the same input, relu between the matrices.
+        metadata: further entries; thresholds and input are written from the layers.
+    """
+    path = Path(path)
+    tensors: dict[str, Any] = {}
+    notes = {**dict(metadata or {}), "input": layers[0].input}
+    for index, layer in enumerate(layers):
+        if (
+            layer.fc1 is None
+            or layer.fc2 is None
+            or not layer.relu
+            or layer.input != notes["input"]
+        ):
+            raise ValueError(
+                f"layer {index} does not fit {FILE_NAME}: it needs fc1, fc2, relu and input "
+                f"'{notes['input']}'"
+            )
+        tensors[f"layers.{index}.fc1"] = layer.fc1
+        tensors[f"layers.{index}.fc2"] = layer.fc2
+        if layer.bias_N is not None:
+            tensors[f"layers.{index}.fc2.bias"] = layer.bias_N
+        notes[f"layers.{index}.threshold"] = repr(float(layer.threshold))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata=notes)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(file: SafeFile, path: Path, spec: ModelSpec) -> PredictorFile:
+    names = set(file.keys())
+    notes = dict(file.metadata() or {})
+    _check_names(names, path, spec)
+    kind = notes.get("input", "normed")
+    if kind not in INPUTS:
+        raise CheckpointError(f"{path}: input is {kind!r}, must be 'normed' or 'residual'")
+    layers, densities = [], []
+    for index in range(spec.n_layers):
+        stem = f"layers.{index}"
+        fc1 = _tensor(file, f"{stem}.fc1", (None, spec.d_model), path)
+        fc2 = _tensor(file, f"{stem}.fc2", (spec.n_neurons, fc1.shape[0]), path)
+        if fc1.dtype != fc2.dtype:
+            fc1, fc2 = fc1.astype(np.float32), fc2.astype(np.float32)
+        bias = None
+        if f"{stem}.fc2.bias" in names:
+            bias = _tensor(file, f"{stem}.fc2.bias", (spec.n_neurons,), path).astype(np.float32)
+        threshold = _number(notes, (f"{stem}.threshold", "threshold"), path)
+        layers.append(
+            PredictorLayer(
+                fc1,
+                fc2,
+                bias,
+                relu=True,
+                threshold=0.0 if threshold is None else threshold,
+                input="normed" if kind == "normed" else "residual",
+            )
+        )
+        density = _number(notes, (f"{stem}.density",), path)
+        if density is not None and not 0 <= density <= 1:
+            raise CheckpointError(f"{path}: {stem}.density is {density}, must be in [0, 1]")
+        densities.append(density)
+    return PredictorFile(tuple(layers), tuple(densities))
+
+
+def _check_names(names: set[str], path: Path, spec: ModelSpec) -> None:
+    """Refuse a file that lacks a tensor, and one with tensors this model has no use for."""
+    for index in range(spec.n_layers):
+        for part in ("fc1", "fc2"):
+            if f"layers.{index}.{part}" not in names:
+                raise CheckpointError(
+                    f"{path} has no tensor 'layers.{index}.{part}'; the model has "
+                    f"{spec.n_layers} layers and each needs fc1 and fc2"
+                )
+    for name in sorted(names):
+        match = _NAME.fullmatch(name)
+        if match is None or int(match[1]) >= spec.n_layers:
+            raise CheckpointError(
+                f"{path} has an unexpected tensor '{name}'; the model has {spec.n_layers} layers "
+                "with fc1, fc2 and fc2.bias each: these predictors belong to another model"
+            )
+
+
+def _tensor(file: SafeFile, name: str, shape: tuple[int | None, ...], path: Path) -> Matrix:
+    """Read a tensor after checking dtype and shape (None: any size of at least 1)."""
+    entry = file.get_slice(name)
+    found, dtype = list(entry.get_shape()), str(entry.get_dtype())
+    if dtype not in DTYPES:
+        raise CheckpointError(
+            f"{path}: tensor '{name}' has dtype {dtype}, must be one of {', '.join(DTYPES)}"
+        )
+    fits = len(found) == len(shape) and all(
+        size >= 1 and want in (None, size) for size, want in zip(found, shape, strict=True)
+    )
+    if not fits:
+        wanted = ["H" if want is None else want for want in shape]
+        raise CheckpointError(
+            f"{path}: tensor '{name}' has shape {found}, expected [{', '.join(map(str, wanted))}]"
+        )
+    tensor = file.get_tensor(name)
+    if dtype == "BF16":  # numpy has no bfloat16; float32 holds it exactly
+        tensor = tensor.to(torch.float32)
+    array: Matrix = np.ascontiguousarray(tensor.numpy())
+    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+    if bad:
+        raise CheckpointError(
+            f"{path}: tensor '{name}' holds {bad} values that are not finite; train it again"
+        )
+    return array
+
+
+def _number(notes: Mapping[str, str], keys: Sequence[str], path: Path) -> float | None:
+    """The first of these metadata entries as a finite number; None where there is none."""
+    for key in keys:
+        if key not in notes:
+            continue
+        try:
+            value = float(notes[key])
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise CheckpointError(f"{path}: {key} is {notes[key]!r}, must be a finite number")
+        return value
+    return None

@@ -1,0 +1,272 @@
+"""Predictors: which neurons of a layer will fire, guessed before the layer runs.
+
+A predictor turns a layer's input into one score a neuron; neurons whose score reaches the layer's
+threshold are proposed, and the gate row of a proposed neuron decides (up row and down column are
+touched only where the gate fires). This file holds what all kinds share: the protocol plug-ins
+follow, the arrays the native loop runs (PredictorLayer), the weights a predictor may look at
+(ModelView), and the choice of a kind. The kinds themselves are in policies/predictor, their file
+format in runtime/formats/predictors.py, their quality in runtime/audit.py. No training in here.
+
+Axes: B tokens, D d_model, H predictor width, N neurons of a layer, L layers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hotcold.runtime.errors import PolicyError
+from hotcold.runtime.model import ModelSpec
+
+if TYPE_CHECKING:
+    from hotcold.runtime.formats.bundle import Bundle
+    from hotcold.runtime.profile import ActivationProfile
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+InputKind = Literal["normed", "residual"]
+INPUTS = ("normed", "residual")
+
+# A score of at least this is a score above 0: the exact predictor's threshold.
+ABOVE_ZERO = float(np.nextafter(np.float32(0), np.float32(1)))
+
+
+@dataclass(frozen=True, eq=False)
+class PredictorLayer:
+    """One layer's predictor as the native loop runs it: scores = fc2 . act(fc1 . x) + bias.
+
+    Args:
+        fc1: [H, D], float32 or float16, C-contiguous; None: the scores are the gate rows' own
+            pre-activations, computed from the weight store.
+        fc2: [N, H], same dtype as fc1; None exactly when fc1 is.
+        bias_N: added to the scores, or None.
+        relu: act is relu; otherwise there is none.
+        threshold: a neuron is proposed where its score is at least this.
+        input: x is the feed-forward input after the norm, or the residual stream before it.
+    """
+
+    fc1: Matrix | None
+    fc2: Matrix | None
+    bias_N: F32 | None
+    relu: bool
+    threshold: float
+    input: InputKind = "normed"
+
+    @property
+    def parameters(self) -> int:
+        """Weights this layer adds to the model; 0 for gate rows, which are the model's."""
+        return sum(int(part.size) for part in (self.fc1, self.fc2, self.bias_N) if part is not None)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of those weights."""
+        parts = (self.fc1, self.fc2, self.bias_N)
+        return sum(int(part.nbytes) for part in parts if part is not None)
+
+    def scores(self, x_BD: F32) -> F32:
+        """The readable reference of the native form, [B, N] in float32; not for gate rows."""
+        if self.fc1 is None or self.fc2 is None:
+            raise ValueError("this layer's scores are gate pre-activations; use the predictor's")
+        hidden_BH = np.asarray(x_BD, dtype=np.float32) @ self.fc1.astype(np.float32).T
+        if self.relu:
+            hidden_BH = np.maximum(hidden_BH, np.float32(0))
+        scores_BN: F32 = hidden_BH @ self.fc2.astype(np.float32).T
+        if self.bias_N is not None:
+            scores_BN += self.bias_N
+        return scores_BN
+
+
+class NeuronSource(Protocol):
+    """What a ModelView needs of the weight store."""
+
+    def neuron_rows(self, layer: int, part: Literal["gate", "up", "down"]) -> F32:
+        """[N, D] float32 copy of one part of every neuron of a layer."""
+        ...
+
+    def float32(self, name: str) -> npt.NDArray[np.float32]:
+        """Float32 copy of a tensor of the bundle."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """The read-only part of a model that predictors see."""
+
+    spec: ModelSpec
+    store: NeuronSource
+    predictors_path: Path | None = None
+
+    @classmethod
+    def of(cls, bundle: "Bundle", store: NeuronSource) -> "ModelView":
+        """View a bundle through its open weight store."""
+        return cls(bundle.spec, store, bundle.predictors_path)
+
+    def gate_rows(self, layer: int) -> F32:
+        """Gate rows [N, D] of a layer, a float32 copy."""
+        return self.store.neuron_rows(layer, "gate")
+
+    def norm_weight(self, layer: int) -> F32:
+        """Weight [D] of the norm before a layer's feed-forward part."""
+        return self.store.float32(f"layers.{layer}.ffn_norm")
+
+
+class Predictor(Protocol):
+    """What a predictor plug-in implements; its dataclass fields are its settings.
+
+    It is made and sent around unprepared; the actor that needs it calls `prepare`. Two optional
+    members: `predicts` (False: propose every neuron and leave the decision to the executors) and
+    `density(layer) -> float | None` (the share of neurons it expects to propose).
+    """
+
+    def prepare(self, model: ModelView, profile: "ActivationProfile | None") -> None:
+        """Read or compute whatever `scores` and `native` need; called once, before both."""
+        ...
+
+    def scores(self, x_BD: F32, layer: int) -> F32:
+        """Scores [B, N] of a layer, float32; x is what native(layer).input names."""
+        ...
+
+    def native(self, layer: int) -> PredictorLayer:
+        """The same computation as arrays for the native loop."""
+        ...
+
+
+def choose_predictor(
+    name: object, bundle: "Bundle", settings: Mapping[str, str] | None = None
+) -> Predictor:
+    """Make an unprepared predictor from what the user asked for.
+
+    Args:
+        name: "auto" (learned where the bundle has predictors, else exact), the name of a kind, a
+            predictors file or a folder that holds predictors.safetensors, "file.py:Class",
+            "package.module:Class", or a predictor object, which is returned as it is.
+        bundle: the model it is for.
+        settings: values for the kind's dataclass fields, as typed on the command line.
+
+    Raises:
+        PolicyError: no such kind, or the object is not a predictor.
+        CheckpointError: a folder without predictors.
+    """
+    from hotcold.policies import registry
+
+    settings = dict(settings or {})
+    if not isinstance(name, str | Path):
+        return _checked_object(name)
+    kind = str(name)
+    if kind == "auto":
+        kind = "learned" if bundle.predictors_path is not None else "exact"
+    elif (path := _predictors_file(kind)) is not None:
+        kind, settings = "learned", {**settings, "path": path}
+    found = registry.find("predictor", kind)
+    made = registry.instantiate(found, settings) if isinstance(found, type) else found
+    return _checked_object(made, kind)
+
+
+def _predictors_file(name: str) -> str | None:
+    """Absolute path of the predictors a user named by file or folder; None: it is a kind."""
+    path = Path(name)
+    if path.suffix == ".safetensors" or path.is_dir():
+        return str(path.resolve())
+    return None
+
+
+def _checked_object(candidate: object, name: str = "") -> Predictor:
+    blame = name or type(candidate).__name__
+    for method in ("prepare", "scores", "native"):
+        if not callable(getattr(candidate, method, None)):
+            raise PolicyError(
+                f"predictor '{blame}' has no method {method}(...); a predictor needs "
+                "prepare(model, profile), scores(x_BD, layer) and native(layer)"
+            )
+    return candidate  # type: ignore[return-value]
+
+
+def predicts(predictor: Predictor) -> bool:
+    """False where the predictor stands by: executors then go gate-first over all their neurons."""
+    return bool(getattr(predictor, "predicts", True))
+
+
+def native_layers(
+    predictor: Predictor, spec: ModelSpec, blame: str = ""
+) -> tuple[PredictorLayer, ...]:
+    """The native form of every layer of a prepared predictor, checked.
+
+    Raises:
+        PolicyError: naming the predictor, the layer and what is wrong with it.
+    """
+    blame = blame or type(predictor).__name__
+    layers = []
+    for index in range(spec.n_layers):
+        layer = predictor.native(index)
+        complaint = _complaint(layer, spec)
+        if complaint:
+            raise PolicyError(f"predictor '{blame}', native({index}): {complaint}")
+        layers.append(layer)
+    return tuple(layers)
+
+
+def _complaint(layer: object, spec: ModelSpec) -> str:
+    """What is wrong with a layer a plug-in returned; empty when nothing is."""
+    if not isinstance(layer, PredictorLayer):
+        return f"returned {type(layer).__name__}, not a PredictorLayer"
+    checks = {
+        f"threshold is {layer.threshold}, must be finite": np.isfinite(layer.threshold),
+        f"input is {layer.input!r}, must be 'normed' or 'residual'": layer.input in INPUTS,
+        "fc1 and fc2 must both be arrays, or both None (gate rows)": (
+            (layer.fc1 is None) == (layer.fc2 is None)
+        ),
+        "gate rows need input 'normed' and no bias": (
+            layer.fc1 is not None or (layer.input == "normed" and layer.bias_N is None)
+        ),
+    }
+    wrong = next((text for text, fine in checks.items() if not fine), "")
+    return wrong or ("" if layer.fc1 is None else _wrong_array(layer, spec))
+
+
+def _wrong_array(layer: PredictorLayer, spec: ModelSpec) -> str:
+    """Which of a layer's arrays does not fit the model; empty when all do."""
+    width = layer.fc1.shape[0] if isinstance(layer.fc1, np.ndarray) and layer.fc1.ndim else 0
+    dtype = str(getattr(layer.fc1, "dtype", None))
+    for name, array, shape, dtypes in (
+        ("fc1", layer.fc1, (max(1, width), spec.d_model), ("float32", "float16")),
+        ("fc2", layer.fc2, (spec.n_neurons, width), (dtype,)),
+        ("bias_N", layer.bias_N, (spec.n_neurons,), ("float32",)),
+    ):
+        if array is None:
+            continue
+        found = f"a {type(array).__name__}"
+        if isinstance(array, np.ndarray):
+            found = f"{array.dtype}{list(array.shape)}"
+            if array.shape == shape and str(array.dtype) in dtypes and array.flags.c_contiguous:
+                continue
+        return f"{name} is {found}, must be C-contiguous {' or '.join(dtypes)}{list(shape)}"
+    return ""
+
+
+def predictor_bytes_L(layers: Sequence[PredictorLayer]) -> tuple[int, ...]:
+    """Bytes each layer's predictor needs on its device, for the placement problem."""
+    return tuple(layer.bytes for layer in layers)
+
+
+def predictor_parameters(layers: Sequence[PredictorLayer]) -> int:
+    """Weights the predictor adds to the model."""
+    return sum(layer.parameters for layer in layers)
+
+
+def expected_density_L(
+    predictor: Predictor, profile: "ActivationProfile | None", spec: ModelSpec
+) -> tuple[float, ...]:
+    """Share of neurons proposed for a token, by layer: what the placement problem reckons with.
+
+    The predictor's own estimate where it has one, else the share that fires by the profile, else 1.
+    """
+    fired_L = [1.0] * spec.n_layers if profile is None else list(1.0 - profile.sparsity_L)
+    estimate = getattr(predictor, "density", lambda layer: None)
+    own_L = [estimate(layer) for layer in range(spec.n_layers)]
+    return tuple(
+        float(fired if own is None else own) for own, fired in zip(own_L, fired_L, strict=True)
+    )
