@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hotcold.runtime.config import DEFAULT_CONTEXT, EngineConfig
 from hotcold.runtime.cores import CoreShare, share_cores
 from hotcold.runtime.dag import build_dag
@@ -69,6 +71,18 @@ class Deployment:
     cores: dict[str, CoreShare]
     transport: str
     schedule: str
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """What each actor does under this plan, in words."""
+        hot = int(np.count_nonzero(self.plan.device_LN == 0))
+        total = self.plan.device_LN.size
+        stands_by = "stands by: the executors evaluate the gate of every neuron they own"
+        return {
+            "gpu": f"attention, head, {hot} of {total} neurons",
+            "cpu": f"{total - hot} of {total} neurons",
+            "predictor": f"predicts every layer ({self.predictor})" if self.predicts else stands_by,
+        }
 
 
 @dataclass(frozen=True)

@@ -209,8 +209,7 @@ class Segment:
 
     def poison(self, code: PoisonCode, actor: str = "driver") -> None:
         """End every wait in every process; the first poison stays."""
-        index = DRIVER if actor == "driver" else ACTORS.index(actor)
-        self.native.poison(int(code), index)
+        self.native.poison(int(code), _actor_index(actor))
 
     @property
     def poisoned(self) -> Poison | None:
@@ -234,8 +233,8 @@ class Segment:
         raise ActorLostError(found.actor, f"the {found.actor} actor {_ENDS[found.code]}")
 
     def watch(self, pids: Mapping[int, str]) -> Watcher:
-        """Poison this segment as soon as one of the processes (pid: actor) ends."""
-        return Watcher(self.native, {pid: ACTORS.index(actor) for pid, actor in pids.items()})
+        """Poison this segment as soon as one of the processes (pid: actor or "driver") ends."""
+        return Watcher(self.native, {pid: _actor_index(who) for pid, who in pids.items()})
 
     def actor_state(self, actor: str) -> ActorState:
         """An actor's counters at this moment."""
@@ -289,6 +288,10 @@ class Segment:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _actor_index(actor: str) -> int:
+    return DRIVER if actor == "driver" else ACTORS.index(actor)
 
 
 def _check_wait_policy(spin_ns: int, yield_every: int) -> None:

@@ -55,6 +55,7 @@ class SegmentLayout:
     n_neurons: int
     max_batch: int
     with_gate: bool
+    with_residual: bool
     n_flags: int
     span_capacity: int
     flags_offset: int
@@ -71,6 +72,7 @@ class SegmentLayout:
         max_batch: int,
         *,
         with_gate: bool = False,
+        with_residual: bool = False,
         n_flags: int | None = None,
         span_capacity: int = 8192,
     ) -> "SegmentLayout":
@@ -82,6 +84,7 @@ class SegmentLayout:
             n_neurons: N, entries an active list has room for.
             max_batch: tokens of one pass, at most 32.
             with_gate: active lists carry gate pre-activations.
+            with_residual: the residual stream follows x in its slot, at max_batch rows.
             n_flags: flags; None: three a layer and a few spare ones.
             span_capacity: spans each actor's ring keeps.
 
@@ -100,24 +103,29 @@ class SegmentLayout:
         ring = align(span_capacity * native.SPAN_BYTES)
         span_offsets = tuple(spans + actor * ring for actor in range(native.N_ACTORS))
         first = align(spans + native.N_ACTORS * ring, mmap.PAGESIZE)
-        rows, lists = (
-            align(4 * max_batch * d_model),
-            active_list_bytes(n_neurons, max_batch, with_gate),
-        )
-        stride = 2 * rows + native.N_DEVICES * lists
+        rows = align(4 * max_batch * d_model)
+        x_rows = align(4 * max_batch * d_model * (2 if with_residual else 1))
+        lists = active_list_bytes(n_neurons, max_batch, with_gate)
+        stride = x_rows + native.N_DEVICES * lists + rows
         layers = tuple(
             LayerSlots(
                 x=start,
-                active=tuple(start + rows + device * lists for device in range(native.N_DEVICES)),
+                active=tuple(start + x_rows + device * lists for device in range(native.N_DEVICES)),
                 y=start + stride - rows,
             )
             for start in range(first, first + n_layers * stride, stride)
         )
         total = align(first + n_layers * stride, mmap.PAGESIZE)
         return cls(
-            *(n_layers, d_model, n_neurons, max_batch, with_gate, flags, span_capacity),
+            *(n_layers, d_model, n_neurons, max_batch, with_gate, with_residual),
+            *(flags, span_capacity),
             *(flags_offset, span_offsets, layers, total),
         )
+
+    @property
+    def active_bytes(self) -> int:
+        """Bytes of one active list."""
+        return active_list_bytes(self.n_neurons, self.max_batch, self.with_gate)
 
     def flag(self, kind: str, layer: int) -> int:
         """Index of a layer's flag: "x" and "y" payload ready, "active" lists ready."""

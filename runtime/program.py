@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hotcold.native.executor import STEP
 from hotcold.runtime.dag import Dag, Node
 from hotcold.runtime.exchange import SegmentLayout
-from hotcold.runtime.schedule import Schedule
+from hotcold.runtime.schedule import Schedule, data_edges
 
 OPS = ("embed", "attention", "predict", "hot", "cold", "merge", "head")
 OP_CODES = {name: code for code, name in enumerate(OPS)}
@@ -37,7 +37,7 @@ def compile_programs(
     programs: dict[str, list[np.void]] = {actor: [] for actor in ACTORS}
     builder = _Compiler(dag, schedule, layout)
     for lane, order in schedule.order.items():
-        programs[LANE_ACTORS[lane]] = [builder.step(dag.node(id_)) for id_ in order]
+        programs[LANE_ACTORS[lane]] = [builder.step(dag.node[id_]) for id_ in order]
     programs["gpu"] = [_bare("embed"), *programs["gpu"], _bare("head")]
     return {actor: np.array(steps, dtype=STEP) for actor, steps in programs.items()}
 
@@ -64,6 +64,8 @@ class _Compiler:
         slots = self.layout.layers[layer]
         predicted = ("predict", layer) in self.kinds
         step["layer"], step["x"], step["y"] = layer, slots.x, slots.y
+        if node.kind == "predict":
+            step["x"] = self.layout.layers[layer - self.schedule.lookahead[layer]].x
         if predicted:
             step["active"] = slots.active
         step["flags"] = self._flags(node, predicted)
@@ -90,7 +92,8 @@ class _Compiler:
     def _waits(self, node: Node, predicted: bool) -> list[int]:
         """Flags of the producers on other lanes; a merge also reads the active lists."""
         lane = self.schedule.lane[node.id]
-        producers = [self.dag.node(a) for a, b in self.dag.edges if b == node.id]
+        edges = data_edges(self.dag, self.schedule.lookahead)
+        producers = [self.dag.node[a] for a, b in edges if b == node.id]
         kinds = {
             (p.kind, p.layer)
             for p in producers

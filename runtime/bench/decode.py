@@ -1,0 +1,112 @@
+"""bench decode: tokens/s of this engine beside `transformers` on the same model, in one run.
+
+Rivals take turns, so that a slow minute of the machine hits both; each figure is the median of its
+rounds. What is timed is decoding alone: the prompt and the first token are left out on both sides.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.formats.bundle import Bundle
+
+PROMPT = "Once upon a time there was a king who"
+
+
+def transformers_rates(
+    folder: str, prompt: Sequence[int], new_tokens: int, threads: int
+) -> dict[str, Callable[[], float]]:
+    """One function a dtype that decodes once and returns tokens/s.
+
+    Raises:
+        ConfigError: transformers is not installed.
+    """
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise ConfigError(
+            f"the comparison needs transformers ({error}); pip install 'hotcold[test]'"
+        ) from error
+    torch.set_num_threads(threads)
+
+    def rate(model: Any) -> float:
+        ids = torch.tensor([list(prompt)])
+        stamps: list[float] = []
+
+        class Clock:
+            def put(self, _: object) -> None:
+                stamps.append(time.perf_counter())
+
+            def end(self) -> None:
+                pass
+
+        with torch.inference_mode():
+            model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=False,
+                streamer=Clock(),
+            )
+        steps = stamps[1:]  # the streamer is given the prompt first
+        return (len(steps) - 1) / (steps[-1] - steps[0])
+
+    runs = {}
+    for dtype in ("float32", "bfloat16"):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        runs[dtype] = lambda model=model: rate(model)
+    return runs
+
+
+def compare(
+    engine_rate: Callable[[], tuple[float, float]],
+    rivals: dict[str, Callable[[], float]],
+    rounds: int,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Run everyone in turn.
+
+    Args:
+        engine_rate: decodes once, returns tokens/s and GB/s.
+        rivals: by dtype, decode once and return tokens/s.
+        rounds: rounds after one that is thrown away.
+
+    Returns:
+        medians by the keys of `hotcold bench decode --json`.
+    """
+    native: list[tuple[float, float]] = []
+    others: dict[str, list[float]] = {dtype: [] for dtype in rivals}
+    for number in range(rounds + 1):
+        progress(f"round {number} of {rounds}" if number else "warming up")
+        native.append(engine_rate())
+        for dtype, run in rivals.items():
+            others[dtype].append(run())
+    rates = [rate for rate, _ in native[1:]]
+    result: dict[str, Any] = {
+        "native": {
+            "decode_tokens_per_s": statistics.median(rates),
+            "min": min(rates),
+            "max": max(rates),
+            "gb_per_s": statistics.median(gb for _, gb in native[1:]),
+        },
+        "rounds": rounds,
+    }
+    result["transformers"] = {
+        dtype: {"decode_tokens_per_s": statistics.median(times[1:])}
+        for dtype, times in others.items()
+    }
+    if others:
+        best = max(entry["decode_tokens_per_s"] for entry in result["transformers"].values())
+        result["speedup"] = result["native"]["decode_tokens_per_s"] / best
+    return result
+
+
+def source_folder(bundle: Bundle) -> str:
+    """The Hugging Face folder a bundle was converted from, for rivals that read only that."""
+    if not bundle.source:
+        raise ConfigError("this bundle does not say what it was converted from")
+    return bundle.source
