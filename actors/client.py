@@ -21,7 +21,6 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import ActorLostError, ConfigError
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.executor import Sampled, make_request
-from hotcold.runtime.formats.bundle import open_bundle
 from hotcold.runtime.generation import GenerationStats, Token, TokenStream, prompt_ids
 from hotcold.runtime.tokenizer import Tokenizer
 
@@ -41,7 +40,7 @@ class Client:
     ) -> None:
         self.name, self.actors, self.deployment = name, actors, deployment
         self._trio = trio
-        self._tokenizer = Tokenizer.load(open_bundle(deployment.bundle_path).tokenizer_path)
+        self._tokenizer = Tokenizer.load(deployment.bundle_path)
         self._busy = threading.Lock()
         self._facts: dict[str, Facts] = {} if trio is None else trio.facts
 

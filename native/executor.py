@@ -162,8 +162,10 @@ def _cpu_model(model: ModelAddresses, keep: list[Any]) -> Any:
 
 
 def _shares(shares: Sequence[Share], keep: list[Any]) -> Any:
-    rows = ffi.new("hc_share[]", max(1, len(shares)))
-    for row, share in zip(rows, shares, strict=False):
+    if not shares:
+        return ffi.NULL
+    rows = ffi.new("hc_share[]", len(shares))
+    for row, share in zip(rows, shares, strict=True):
         row.ids, row.n_ids = pointer(share.ids, "int32_t *"), len(share.ids)
         row.bounds = pointer(share.bounds, "int32_t *")
     keep += [rows, list(shares)]
@@ -171,8 +173,10 @@ def _shares(shares: Sequence[Share], keep: list[Any]) -> Any:
 
 
 def _predictors(layers: Sequence[PredictorArrays], keep: list[Any]) -> Any:
-    rows = ffi.new("hc_predictor_layer[]", max(1, len(layers)))
-    for row, layer in zip(rows, layers, strict=False):
+    if not layers:
+        return ffi.NULL
+    rows = ffi.new("hc_predictor_layer[]", len(layers))
+    for row, layer in zip(rows, layers, strict=True):
         row.threshold, row.relu = layer.threshold, layer.relu
         row.input = 1 if layer.residual_input else 0
         if layer.fc1 is None or layer.fc2 is None:

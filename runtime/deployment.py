@@ -33,7 +33,6 @@ from hotcold.runtime.predictor import (
 from hotcold.runtime.problem import Problem, make_problem
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.program import Program, compile_programs
-from hotcold.runtime.schedule import check_schedule
 from hotcold.runtime.units import parse_bytes
 from hotcold.runtime.weights import WeightStore
 
@@ -148,10 +147,10 @@ def _predictor(
     config: EngineConfig, bundle: Bundle, profile: ActivationProfile | None
 ) -> tuple[Predictor, tuple[Any, ...]]:
     """The prepared predictor and its native layers; none where it stands by."""
-    from hotcold.policies.registry import split_settings
+    from hotcold.policies.settings import split_settings
 
-    settings = split_settings(config.settings)
-    predictor = choose_predictor(config.predictor, bundle, settings.predictor)
+    settings = split_settings(config.settings)["predictor"]
+    predictor = choose_predictor(config.predictor, bundle, settings)
     if not predicts(predictor):
         return predictor, ()
     store = WeightStore.open(bundle)
@@ -170,8 +169,8 @@ def solve(prepared: Prepared, policy: Any = None, timeout_s: float = 60.0) -> Pl
     Raises:
         PolicyError: the policy cannot be found, raised, or returned an illegal placement.
     """
-    from hotcold.policies.child import place_in_child
-    from hotcold.policies.registry import split_settings
+    from hotcold.policies.run import place, policy_name
+    from hotcold.policies.settings import split_settings
 
     config, bundle = prepared.config, prepared.bundle
     if policy is None and config.plan is not None:
@@ -183,13 +182,9 @@ def solve(prepared: Prepared, policy: Any = None, timeout_s: float = 60.0) -> Pl
             )
         return plan
     policy = config.policy if policy is None else policy
-    if isinstance(policy, str):
-        settings = split_settings(config.settings).policy
-        placement = place_in_child(policy, settings, prepared.problem, timeout_s)
-        name = policy
-    else:
-        placement, name = policy.place(prepared.problem), type(policy).__name__
-    return make_plan(prepared.problem, placement, name, bundle.checksum)
+    settings = split_settings(config.settings)["placement"] if isinstance(policy, str) else {}
+    placement = place(policy, prepared.problem, settings, timeout_s)
+    return make_plan(prepared.problem, placement, policy_name(policy), bundle.checksum)
 
 
 def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
@@ -198,17 +193,15 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     Raises:
         PolicyError: no such schedule, or an illegal one.
     """
-    from hotcold.policies import registry
+    from hotcold.policies.run import make_schedule, policy_name
+    from hotcold.policies.settings import split_settings
 
     config, spec = prepared.config, prepared.bundle.spec
     schedule = config.schedule if schedule is None else schedule
     dag = build_dag(spec, plan, prepared.predicts)
-    settings = registry.split_settings(config.settings)
-    name = schedule if isinstance(schedule, str) else type(schedule).__name__
-    found = registry.find("schedule", schedule)
-    made = registry.instantiate(found, settings.schedule) if isinstance(found, type) else found
-    result = made.schedule(dag, plan, prepared.problem.hardware)
-    check_schedule(dag, result)
+    settings = split_settings(config.settings)
+    own = settings["schedule"] if isinstance(schedule, str) else {}
+    result = make_schedule(schedule, dag, plan, prepared.problem.hardware, own)
     layout = SegmentLayout.build(
         spec.n_layers,
         spec.d_model,
@@ -225,10 +218,10 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         layout=layout,
         context=prepared.context,
         predictor=config.predictor,
-        predictor_settings=settings.predictor,
+        predictor_settings=settings["predictor"],
         predicts=prepared.predicts,
         profile=prepared.profile,
         cores=share_cores(config.threads, config.pin),
         transport=config.transport,
-        schedule=name,
+        schedule=policy_name(schedule),
     )

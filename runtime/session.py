@@ -39,7 +39,7 @@ class LocalSession:
             actor: Executor(actor, deployment, self.segment, None if actor == "predictor" else fired_LN)
             for actor in ACTORS
         }
-        self.tokenizer = Tokenizer.load(self.executors["gpu"].bundle.tokenizer_path)
+        self.tokenizer = Tokenizer.load(deployment.bundle_path)
         self._threads = [
             threading.Thread(target=executor.run, name=f"hotcold-{actor}", daemon=True)
             for actor, executor in self.executors.items()
