@@ -122,41 +122,47 @@ typedef struct {
     float acc[2][HC_MAX_BATCH][16]; /* even sums, odd sums */
 } batch_scratch;
 
-/* One tile of n rows with m tokens (constants): their sums so far are in s->acc from token t on. */
+/* One tile of n rows with m tokens (constants), t the first: sums start at 0 or at those parked in
+ * s->acc, and end there or, where no element is left over (last), in out. */
 INLINE void tile(batch_scratch *s, int n, const float *const *xs, int32_t t, int m, int64_t base,
-                 int64_t length) {
+                 int64_t length, float *last, int32_t n_x) {
     __m256 even[2][4], odd[2][4];
     UNROLL for (int k = 0; k < n; k++) UNROLL for (int j = 0; j < m; j++) {
-        even[k][j] = _mm256_loadu_ps(s->acc[k][t + j]);
-        odd[k][j] = _mm256_loadu_ps(s->acc[k][t + j] + 8);
+        even[k][j] = base ? _mm256_loadu_ps(s->acc[k][t + j]) : _mm256_setzero_ps();
+        odd[k][j] = base ? _mm256_loadu_ps(s->acc[k][t + j] + 8) : _mm256_setzero_ps();
     }
     for (int64_t i = 0; i < length; i += 16)
         UNROLL for (int j = 0; j < m; j++) {
             const float *x = xs[t + j] + base + i;
             __m256 x0 = _mm256_loadu_ps(x), x1 = _mm256_loadu_ps(x + 8);
+            __asm__("" : "+x"(x0), "+x"(x1)); /* else gcc loads x anew for every row */
             UNROLL for (int k = 0; k < n; k++) {
                 even[k][j] = _mm256_fmadd_ps(_mm256_loadu_ps(s->w[k] + i), x0, even[k][j]);
                 odd[k][j] = _mm256_fmadd_ps(_mm256_loadu_ps(s->w[k] + i + 8), x1, odd[k][j]);
             }
         }
     UNROLL for (int k = 0; k < n; k++) UNROLL for (int j = 0; j < m; j++) {
-        _mm256_storeu_ps(s->acc[k][t + j], even[k][j]);
-        _mm256_storeu_ps(s->acc[k][t + j] + 8, odd[k][j]);
+        if (last) {
+            last[k * n_x + t + j] = sum8(_mm256_add_ps(even[k][j], odd[k][j]));
+        } else {
+            _mm256_storeu_ps(s->acc[k][t + j], even[k][j]);
+            _mm256_storeu_ps(s->acc[k][t + j] + 8, odd[k][j]);
+        }
     }
 }
 
 /* All tokens of a tile, block (a constant) at a time. */
 INLINE void tile_tokens(batch_scratch *s, int n, int block, const float *const *xs, int32_t n_x,
-                        int64_t base, int64_t length) {
+                        int64_t base, int64_t length, float *last) {
     int32_t t = 0;
     for (; t + block <= n_x; t += block)
-        tile(s, n, xs, t, block, base, length);
+        tile(s, n, xs, t, block, base, length, last, n_x);
     if (block > 2 && t + 2 <= n_x) {
-        tile(s, n, xs, t, 2, base, length);
+        tile(s, n, xs, t, 2, base, length, last, n_x);
         t += 2;
     }
     if (t < n_x)
-        tile(s, n, xs, t, 1, base, length);
+        tile(s, n, xs, t, 1, base, length, last, n_x);
 }
 
 /* n (1 or 2, a constant) rows with all tokens. */
@@ -164,18 +170,17 @@ INLINE void batch_rows(const void *const *rows, int n, const float *const *xs, i
                        int64_t d, float *out, int dtype) {
     batch_scratch s;
     const int64_t whole = d & ~(int64_t)15;
-    for (int k = 0; k < n; k++)
-        memset(s.acc[k], 0, sizeof(float) * 16 * (size_t)n_x);
+    const int parked = whole != d || !whole;
+    if (!whole)
+        memset(s.acc, 0, sizeof s.acc);
     for (int64_t base = 0; base < whole; base += TILE) {
-        int64_t length = whole - base < TILE ? whole - base : TILE;
+        const int64_t length = whole - base < TILE ? whole - base : TILE;
+        float *last = !parked && base + length == whole ? out : NULL;
         UNROLL for (int k = 0; k < n; k++) for (int64_t i = 0; i < length; i += 8)
             _mm256_storeu_ps(s.w[k] + i, load8(rows[k], base + i, dtype));
-        if (n == 1)
-            tile_tokens(&s, 1, 4, xs, n_x, base, length);
-        else
-            tile_tokens(&s, 2, 3, xs, n_x, base, length);
+        tile_tokens(&s, n, n == 1 ? 4 : 3, xs, n_x, base, length, last);
     }
-    for (int k = 0; k < n; k++)
+    for (int k = 0; parked && k < n; k++)
         for (int32_t t = 0; t < n_x; t++)
             out[k * n_x + t] = finish(rows[k], xs[t], d, _mm256_loadu_ps(s.acc[k][t]),
                                       _mm256_loadu_ps(s.acc[k][t] + 8), dtype);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define GROUP 32 /* neurons whose gates are evaluated before their up rows */
+#define AHEAD 4  /* gate rows the prefetch runs ahead */
 
 /* Counters of a chunk: its line of work_C. */
 enum { GATE_ROWS, UP_DOWN_ROWS, BYTES, FIRED_TOKENS };
@@ -53,7 +54,7 @@ static void begin_partials(const hc_ffn_args *a, int64_t chunk, int64_t *work, u
 static void group_single(const ffn_run *run, int64_t chunk, int64_t begin, int64_t end,
                          int64_t *work) {
     const hc_ffn_args *a = run->a;
-    const void *rows[GROUP], *down[GROUP];
+    const void *rows[GROUP + AHEAD], *down[GROUP];
     float gate[GROUP], up[GROUP];
     int64_t entry[GROUP], n = 0, fired = 0;
     for (int64_t k = begin; k < end; k++)
@@ -65,7 +66,9 @@ static void group_single(const ffn_run *run, int64_t chunk, int64_t begin, int64
     } else {
         for (int64_t i = 0; i < n; i++)
             rows[i] = record(a, entry[i]) + a->gate_offset;
-        run->p->dot[a->dtype](rows, NULL, n, a->x_BD, a->d, gate);
+        for (int64_t i = n; n && i < n + AHEAD; i++)
+            rows[i] = rows[n - 1];
+        run->p->dot[a->dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);
         work[GATE_ROWS] += n;
         work[BYTES] += n * run->row_bytes;
     }
