@@ -1,0 +1,12 @@
+"""The embedded model: what hotcold runs where no model is named.
+
+A plain Hugging Face folder. Replacing its data files replaces the embedded model; no other file
+knows its name or its shapes. MODEL_CARD.md says what it is.
+"""
+
+from pathlib import Path
+
+
+def path() -> Path:
+    """The folder with config.json, weights, tokenizer and activation profile."""
+    return Path(__file__).absolute().parent

@@ -1,0 +1,174 @@
+"""Checkpoint -> bundle: neuron-major weights written once, in one pass, a block at a time.
+
+Called by `bundle.resolve_model` under the cache's lock, into a temporary folder. Never holds more
+than one down matrix and a few blocks of 64 MiB, whatever the size of the model.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hotcold.runtime.errors import BudgetError
+from hotcold.runtime.formats.digest import DigestWriter, file_digest
+from hotcold.runtime.formats.dtypes import RAW_TYPES
+from hotcold.runtime.formats.huggingface import BLOCK_BYTES, Checkpoint
+from hotcold.runtime.formats.layout import layout
+from hotcold.runtime.model import ModelSpec
+from hotcold.runtime.neurons import NeuronRecord
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "hotcold-bundle"
+VERSION = 1
+HEADER, WEIGHTS = "bundle.json", "weights.bin"
+TOKENIZER, PROFILE, PREDICTORS = "tokenizer.json", "activations.npz", "predictors.safetensors"
+COMPANIONS = (  # copied as they are where the checkpoint has them
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    PROFILE,
+    PREDICTORS,
+)
+SPARE_BYTES = 64 << 20
+LOG_EVERY_S = 2.0
+
+
+class Progress:
+    """Log lines about work that takes over two seconds.
+
+    Args:
+        what: the work, "converting llama".
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._last = time.monotonic()
+        self._said = False
+
+    def __call__(self, done: int, total: int) -> None:
+        """Log how far it is, if the last line is two seconds old."""
+        now = time.monotonic()
+        if now - self._last >= LOG_EVERY_S or (self._said and done == total):
+            self._last, self._said = now, True
+            logger.info(
+                "%s: %d %% of %.2f GB", self._what, 100 * done // max(1, total), total / 1e9
+            )
+
+
+def header_digest(header: dict[str, Any]) -> str:
+    """Checksum of bundle.json itself, over everything but this very entry."""
+    body = {key: value for key, value in header.items() if key != "header_sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def model_checksum(spec: ModelSpec, weights_sha256: str) -> str:
+    """Identity of a model: the same on every machine, whatever path it was converted from."""
+    text = json.dumps([VERSION, spec.to_json(), weights_sha256], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file, or the entries of a folder, durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_neurons(checkpoint: Checkpoint, layer: int, out: DigestWriter) -> None:
+    """Interleave one layer's matrices into records."""
+    spec = checkpoint.spec
+    record = NeuronRecord.for_spec(spec)
+    d, itemsize = spec.d_model, spec.element_bytes
+    step = max(1, BLOCK_BYTES // record.record_bytes)
+    for gate, up, down in checkpoint.neurons(layer, step):
+        records = np.zeros((len(gate), record.record_bytes // itemsize), RAW_TYPES[spec.dtype])
+        for offset, rows in (
+            (record.gate_offset, gate),
+            (record.up_offset, up),
+            (record.down_offset, down),
+        ):
+            records[:, offset // itemsize :][:, :d] = rows
+        out.write(records.reshape(-1).view(np.uint8).data)
+
+
+def _write_weights(checkpoint: Checkpoint, path: Path, name: str) -> tuple[str, int]:
+    """Write weights.bin; its checksum and size."""
+    entries, total = layout(checkpoint.spec)
+    progress = Progress(f"converting {name}")
+    with path.open("wb") as file:
+        out = DigestWriter(file)
+        for tensor, entry in entries.items():
+            out.write(memoryview(bytes(entry.offset - out.written)))
+            if tensor.endswith(".neurons"):
+                _write_neurons(checkpoint, int(tensor.split(".")[1]), out)
+            else:
+                for rows in checkpoint.matrix(tensor):
+                    out.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+            progress(out.written, total)
+        out.write(memoryview(bytes(total - out.written)))
+        file.flush()
+        os.fsync(file.fileno())
+    return out.hexdigest(), total
+
+
+def _copy_companions(source: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """Copy tokenizer, profile and predictors; size and checksum of each."""
+    files: dict[str, dict[str, Any]] = {}
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+            fsync_path(folder / name)
+            size = (folder / name).stat().st_size
+            files[name] = {"bytes": size, "sha256": file_digest(folder / name)}
+    return files
+
+
+def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Write a complete bundle into an existing empty folder, durable when it returns.
+
+    Returns:
+        What bundle.json holds.
+
+    Raises:
+        BudgetError: the disk is too full.
+        CheckpointError: the checkpoint turned out unreadable.
+        OSError: the folder cannot be written.
+    """
+    spec, name = checkpoint.spec, checkpoint.folder.name
+    entries, total = layout(spec)
+    free = shutil.disk_usage(folder).free
+    if free < total + SPARE_BYTES:
+        raise BudgetError(
+            f"the bundle of {name} takes {total / 1e9:.2f} GB, the disk of {folder.parent} has "
+            f"{free / 1e9:.2f} GB free; make room or set HOTCOLD_CACHE to a folder on another disk"
+        )
+    sha256, size = _write_weights(checkpoint, folder / WEIGHTS, name)
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": name,
+        "source": str(checkpoint.folder),
+        "checksum": model_checksum(spec, sha256),
+        "spec": spec.to_json(),
+        "record": vars(NeuronRecord.for_spec(spec)),
+        "weights": {"bytes": size, "sha256": sha256},
+        "tensors": {tensor: entry.to_json() for tensor, entry in entries.items()},
+        "files": _copy_companions(checkpoint.folder, folder),
+    }
+    header = json.loads(json.dumps(header))  # as it will be read: tuples are lists
+    header["header_sha256"] = header_digest(header)
+    (folder / HEADER).write_text(json.dumps(header, indent=1), encoding="ascii")
+    fsync_path(folder / HEADER)
+    fsync_path(folder)
+    return header

@@ -1,0 +1,133 @@
+"""Checksums of large files, and the stamps that spare computing them again.
+
+The checksum of a file is the SHA-256 of the SHA-256 digests of its 16 MiB blocks, so that it can be
+computed while the file is written and verified by several threads. Once verified, a *stamp* records
+size, times and inode of each file; as long as they are unchanged, the next start reads no weights.
+Used by the bundle reader and writer.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+BLOCK_BYTES = 16 << 20
+STAMP = "verified.json"
+# A write within the same tick of the file system's clock leaves the times as they are; a stamp made
+# this soon after the last change is therefore not believed, and is renewed by the next start.
+RACY_NS = 50_000_000
+
+
+class DigestWriter:
+    """Writes to a file and computes its checksum on the way.
+
+    Args:
+        file: open for writing in binary, at its start.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._block = hashlib.sha256()
+        self._in_block = 0
+        self._digests = hashlib.sha256()
+        self.written = 0
+
+    def write(self, data: memoryview) -> None:
+        """Append bytes (a one-dimensional view)."""
+        self._file.write(data)
+        self.written += len(data)
+        while len(data):
+            piece = data[: BLOCK_BYTES - self._in_block]
+            self._block.update(piece)
+            self._in_block += len(piece)
+            data = data[len(piece) :]
+            if self._in_block == BLOCK_BYTES:
+                self._end_block()
+
+    def _end_block(self) -> None:
+        self._digests.update(self._block.digest())
+        self._block, self._in_block = hashlib.sha256(), 0
+
+    def hexdigest(self) -> str:
+        """The checksum of all that was written; call once, at the end."""
+        if self._in_block:
+            self._end_block()
+        return self._digests.hexdigest()
+
+
+def file_digest(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
+    """Checksum of a file, by several threads.
+
+    Args:
+        path: the file.
+        progress: called with bytes done and bytes in all, now and then.
+    """
+    size = path.stat().st_size
+    offsets = range(0, size, BLOCK_BYTES)
+    digests = hashlib.sha256()
+    with path.open("rb") as file, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+
+        def digest(offset: int) -> bytes:
+            block = hashlib.sha256()
+            end = min(offset + BLOCK_BYTES, size)
+            while offset < end:
+                piece = os.pread(file.fileno(), min(1 << 20, end - offset), offset)
+                if not piece:
+                    break
+                block.update(piece)
+                offset += len(piece)
+            return block.digest()
+
+        for i, result in enumerate(threads.map(digest, offsets)):
+            digests.update(result)
+            if progress is not None:
+                progress(min(size, (i + 1) * BLOCK_BYTES), size)
+    return digests.hexdigest()
+
+
+def _state(paths: dict[str, Path]) -> dict[str, list[int]]:
+    """What changes when a file is written, replaced or moved."""
+    stats = {name: path.stat() for name, path in paths.items()}
+    return {
+        name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev]
+        for name, s in stats.items()
+    }
+
+
+def write_stamp(stamps: list[Path], checksum: str, paths: dict[str, Path]) -> None:
+    """Record that these files were just verified, in the first place that can be written.
+
+    Where none can be written, every start verifies in full; that is slow, not wrong.
+    """
+    data = {"checksum": checksum, "time_ns": time.time_ns(), "files": _state(paths)}
+    for stamp in stamps:
+        temporary = stamp.with_name(f"{stamp.name}.{os.getpid()}")
+        try:
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(data), encoding="ascii")
+            os.replace(temporary, stamp)
+            return
+        except OSError:
+            temporary.unlink(missing_ok=True)
+
+
+def has_stamp(stamps: list[Path], checksum: str, paths: dict[str, Path]) -> bool:
+    """Whether these very files were verified before against this checksum."""
+    state = _state(paths)
+    changed_ns = max((max(s[1], s[2]) for s in state.values()), default=0)
+    for stamp in stamps:
+        try:
+            data: Any = json.loads(stamp.read_bytes())
+            if (
+                data["checksum"] == checksum
+                and data["files"] == state
+                and data["time_ns"] - changed_ns > RACY_NS
+            ):
+                return True
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return False
