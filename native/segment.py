@@ -221,7 +221,7 @@ class Watcher:
         self._watcher = lib.hc_watcher_start(
             segment.pointer, pointer(ids, "int32_t *"), pointer(actors, "int32_t *"), ids.size
         )
-        self._segment = segment
+        self._segment: NativeSegment | None = segment
         self._owner = os.getpid()
         if self._watcher == ffi.NULL:
             self._watcher = None
@@ -232,6 +232,7 @@ class Watcher:
         watcher, self._watcher = self._watcher, None
         if watcher is not None and os.getpid() == self._owner:
             lib.hc_watcher_stop(watcher)
+            self._segment = None  # the mapping may go now
 
     def __enter__(self) -> "Watcher":
         return self
