@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from hotcold.runtime.errors import PolicyError
 from hotcold.runtime.problem import Placement, Problem
 
+_NOTE_LIMIT = 10_000  # characters; a note is a line for people
+
 
 def check_placement(problem: Problem, placement: Any, blame: str) -> None:  # noqa: ANN401
     """Refuse a placement that breaks a rule.
@@ -39,6 +41,8 @@ def _fault(problem: Problem, placement: Any) -> str | None:  # noqa: ANN401
         return "returned dtype_LN; it must be None, all neurons are stored in one dtype"
     if not isinstance(placement.note, str):
         return f"returned a note of type {type(placement.note).__name__}; it must be text"
+    if len(placement.note) > _NOTE_LIMIT:
+        return f"returned a note of {len(placement.note)} characters; at most {_NOTE_LIMIT}"
     return (
         _neuron_fault(problem, placement.device_LN)
         or _module_fault(problem, placement.modules)

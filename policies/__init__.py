@@ -1,0 +1,28 @@
+"""What authors of policies import: the data they get, the data they return, their tests.
+
+The engine finds and runs policies through registry.py and run.py.
+"""
+
+from hotcold.policies.check import check_placement_policy, check_schedule_policy
+from hotcold.runtime.dag import Dag, Node
+from hotcold.runtime.hardware import HardwareProfile
+from hotcold.runtime.placement import check_placement
+from hotcold.runtime.plan import Plan
+from hotcold.runtime.problem import Module, Placement, Problem
+from hotcold.runtime.schedule import Schedule, check_schedule, in_order
+
+__all__ = [
+    "Dag",
+    "HardwareProfile",
+    "Module",
+    "Node",
+    "Placement",
+    "Plan",
+    "Problem",
+    "Schedule",
+    "check_placement",
+    "check_placement_policy",
+    "check_schedule",
+    "check_schedule_policy",
+    "in_order",
+]
