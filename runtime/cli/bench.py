@@ -1,0 +1,100 @@
+"""`hotcold bench`: the measurements of runtime/bench, printed.
+
+Each subcommand is one file there, which returns plain nested data with units in its keys.
+"""
+
+from typing import Any
+
+import click
+
+from hotcold.runtime.cli import output
+from hotcold.runtime.cli.options import (
+    EngineOptions,
+    debug_option,
+    engine_options,
+    json_option,
+)
+from hotcold.runtime.cli.running import running_engine
+
+
+@click.group("bench")
+def command() -> None:
+    """Measure the exchange between actors and the decode speed."""
+
+
+@command.command("hop")
+@click.option(
+    "--hops",
+    type=click.IntRange(100, 100_000_000),
+    default=100_000,
+    show_default=True,
+    help="Round trips of each case.",
+)
+@json_option
+@debug_option
+def hop(hops: int, as_json: bool) -> None:
+    """One way between two resident C loops in different processes.
+
+    Half of a round trip of an 8-byte flag through the exchange segment: pinned to a core each,
+    unpinned, loaded (all three loops and the driver alive), and as Ray actor calls.
+    """
+    from hotcold.runtime.bench.hop import measure_hop
+
+    result = measure_hop(hops)
+    rows = [
+        (case, f"{times['p50_us']:.2f}", f"{times['p99_us']:.2f}")
+        for case, times in hop_cases(result)
+    ]
+    click.echo(output.table(("one way", "p50 us", "p99 us"), rows))
+    if as_json:
+        output.emit_json(result)
+
+
+def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """Name and times of every measured case, nested names joined by a blank."""
+    cases: list[tuple[str, dict[str, float]]] = []
+    for name, value in result.items():
+        if isinstance(value, dict) and "p50_us" in value:
+            cases.append((name, value))
+        elif isinstance(value, dict):
+            cases += [(f"{name} {inner}", times) for inner, times in hop_cases(value)]
+    return cases
+
+
+@command.command("decode")
+@click.option("--max-tokens", type=click.IntRange(min=2), default=128, show_default=True)
+@click.option(
+    "--repeat", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs of each."
+)
+@json_option
+@engine_options()
+def decode(options: EngineOptions, max_tokens: int, repeat: int, as_json: bool) -> None:
+    """Decode tokens/s of both transports, beside `transformers` on the same checkpoint.
+
+    `transformers` is measured in float32 and bfloat16 where it is installed.
+    """
+    from hotcold.runtime.bench.decode import measure_decode
+
+    result = measure_decode(
+        lambda transport: running_engine(options, transport=transport),
+        model=options.model,
+        max_tokens=max_tokens,
+        repeat=repeat,
+    )
+    rows = [(name, f"{speed:.1f}") for name, speed in decode_speeds(result)]
+    click.echo(output.table(("what", "tokens/s"), rows))
+    if isinstance(result.get("speedup"), (int, float)):
+        click.echo(f"native over the best of transformers: {result['speedup']:.2f}x")
+    if as_json:
+        output.emit_json(result)
+
+
+def decode_speeds(result: dict[str, Any], path: str = "") -> list[tuple[str, float]]:
+    """Every decode_tokens_per_s in the nested result, named by where it stands."""
+    speeds: list[tuple[str, float]] = []
+    for name, value in result.items():
+        if name == "decode_tokens_per_s" and isinstance(value, (int, float)):
+            speeds.append((path, float(value)))
+        elif isinstance(value, dict):
+            speeds += decode_speeds(value, f"{path} {name}".strip())
+    return speeds
