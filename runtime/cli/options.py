@@ -181,7 +181,7 @@ def _group(policy: bool) -> list[Callable[[Any], Any]]:
         click.option(
             "--context",
             type=click.IntRange(min=1),
-            help="Positions kept for the prompt and what follows.  [default: the model's, up to 512]",
+            help="Positions kept for the prompt and what follows.  [default: at most 512]",
         ),
         click.option(
             "--transport",
