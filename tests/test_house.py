@@ -28,6 +28,8 @@ MACHINE_PATHS = re.compile(
 )
 UNSAFE_IMPORTS = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 UNSAFE_CALLS = {"eval", "exec"}
+# The one place that runs a file: the policy that the user named, on the user's own machine.
+RUNS_A_NAMED_FILE = ("policies/registry.py", "exec")
 UNSAFE_ATTRIBUTES = {("torch", "load"), ("os", "system")}
 
 
@@ -95,7 +97,8 @@ def test_nothing_executes_data() -> None:
     wrong = []
     for path, tree in parsed(*PACKAGES):
         for node in ast.walk(tree):
-            if (name := unsafe(node)) is not None:
+            name = unsafe(node)
+            if name is not None and (path.as_posix(), name) != RUNS_A_NAMED_FILE:
                 wrong.append(f"{path}:{node.lineno}: {name}")  # type: ignore[attr-defined]
     assert not wrong, wrong
 

@@ -3,6 +3,8 @@
 Each subcommand is one file there, which returns plain nested data with units in its keys.
 """
 
+import os
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -24,23 +26,21 @@ def command() -> None:
 
 @command.command("hop")
 @click.option(
-    "--hops",
+    "--rounds",
     type=click.IntRange(100, 100_000_000),
-    default=100_000,
+    default=20_000,
     show_default=True,
     help="Round trips of each case.",
 )
 @json_option
 @debug_option
-def hop(hops: int, as_json: bool) -> None:
-    """One way between two resident C loops in different processes.
+def hop(rounds: int, as_json: bool) -> None:
+    """One way between resident C loops in processes of their own, through shared memory.
 
-    Half of a round trip of an 8-byte flag through the exchange segment: pinned to a core each,
-    unpinned, loaded (all three loops and the driver alive), and as Ray actor calls.
+    pinned: two loops, a core each. unpinned: two loops, wherever the system puts them. loaded: all
+    three loops take turns and the driver is alive.
     """
-    from hotcold.runtime.bench.hop import measure_hop
-
-    result = measure_hop(hops)
+    result = {"native": native_hops(rounds)}
     rows = [
         (case, f"{times['p50_us']:.2f}", f"{times['p99_us']:.2f}")
         for case, times in hop_cases(result)
@@ -48,6 +48,18 @@ def hop(hops: int, as_json: bool) -> None:
     click.echo(output.table(("one way", "p50 us", "p99 us"), rows))
     if as_json:
         output.emit_json(result)
+
+
+def native_hops(rounds: int) -> dict[str, Any]:
+    """The three native cases; pinned is None on a machine with one core."""
+    from hotcold.runtime.bench.hop import measure_hop
+
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "pinned": asdict(measure_hop(rounds, pinned=True)) if cores > 1 else None,
+        "unpinned": asdict(measure_hop(rounds)),
+        "loaded": asdict(measure_hop(rounds, sides=3)),
+    }
 
 
 def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:

@@ -24,7 +24,7 @@ from hotcold.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from hotcold.actors import Engine
-    from hotcold.runtime.plan import Plan
+    from hotcold.runtime.problem import Placement, Problem
 
 DEFAULT_POLICIES = ("greedy", "random", "all-cpu")
 WARM_UP_TOKENS = 8
@@ -79,45 +79,63 @@ def command(
         raise ConfigError(f"--policy names one policy twice ({', '.join(chosen)}); give it once")
     if not prompt.strip():
         raise ConfigError("the prompt is empty; give at least one word")
-    with running_engine(options, policy=chosen[0]) as engine:
-        plans = solve_all(engine, chosen)
-        engine_schedule = options.schedule or "selective"
-        measured = measure_all(engine, plans, prompt, max_tokens, repeat, options.seed)
-    runs = summarise(measured, engine_schedule)
+    solved = solve_all(options, chosen)
+    with running_engine(options, policy=solved[chosen[0]]) as engine:
+        measured = measure_all(engine, solved, prompt, max_tokens, repeat, options.seed)
+        schedule = engine.stats().schedule
+    runs = summarise(measured, schedule)
     click.echo(_table(runs))
     if as_json:
         output.emit_json({"runs": runs, "report": None})
 
 
-def solve_all(engine: "Engine", policies: tuple[str, ...]) -> dict[str, "Plan"]:
-    """The plan of every policy; the engine already holds the first one's.
+@dataclass(frozen=True)
+class Solved:
+    """A placement that is there already, in the place of the policy that made it."""
+
+    placement: "Placement"
+
+    def place(self, problem: "Problem") -> "Placement":
+        """The placement, whatever the problem; the engine checks it like any other."""
+        return self.placement
+
+
+def solve_all(options: EngineOptions, policies: tuple[str, ...]) -> dict[str, Solved]:
+    """Let every policy place the model once.
 
     Raises:
         PolicyError: a policy that cannot be used.
+        HotcoldError: a model or option that cannot be used.
     """
-    plans = {policies[0]: engine.plan}
-    for policy in policies[1:]:
-        engine.replan(policy=policy)
-        plans[policy] = engine.plan
-    return plans
+    from hotcold.runtime.config import EngineConfig
+    from hotcold.runtime.deployment import prepare_model, solve
+    from hotcold.runtime.problem import Placement
+
+    arguments = options.launch_arguments()
+    arguments.pop("address", None)
+    prepared = prepare_model(EngineConfig(**arguments))
+    plans = {policy: solve(prepared, policy) for policy in policies}
+    return {
+        policy: Solved(Placement(plan.device_LN, plan.modules)) for policy, plan in plans.items()
+    }
 
 
 def measure_all(
     engine: "Engine",
-    plans: dict[str, "Plan"],
+    solved: dict[str, Solved],
     prompt: str,
     max_tokens: int,
     repeat: int,
     seed: int,
 ) -> dict[str, Measured]:
-    """Generate with every plan, repeat times each, in an order drawn from the seed."""
-    order = [policy for policy in plans for _ in range(repeat)]
+    """Generate with every placement, repeat times each, in an order drawn from the seed."""
+    order = [policy for policy in solved for _ in range(repeat)]
     random.Random(seed).shuffle(order)
-    measured = {policy: Measured() for policy in plans}
+    measured = {policy: Measured() for policy in solved}
     progress = output.Progress("comparing", "runs")
     for done, policy in enumerate(order):
-        progress(done, len(order))
-        engine.replan(plan=plans[policy])
+        progress(done, done / len(order))
+        engine.replan(policy=solved[policy])
         _run_once(engine, prompt, WARM_UP_TOKENS)
         before = engine.stats().actors["gpu"]
         ids = _run_once(engine, prompt, max_tokens)

@@ -99,10 +99,8 @@ def _stream(
 def _result(engine: "Engine", text: str, ids: list[int]) -> dict[str, Any]:
     last = engine.last
     stats = engine.stats()
-    keys = ("node_id", "pid", "gate_rows", "up_down_rows", "bytes", "busy_s", "wait_s", "role_note")
-    actors = {
-        name: {key: getattr(stats.actors[name], key, None) for key in keys} for name in ACTORS
-    }
+    keys = ("node_id", "pid", "gate_rows", "up_down_rows", "bytes", "busy_s", "wait_s", "role")
+    actors = {name: {key: getattr(stats.actors[name], key) for key in keys} for name in ACTORS}
     return {
         "text": text,
         "token_ids": ids,
@@ -131,10 +129,10 @@ def _print_actors(result: dict[str, Any]) -> None:
                 f"{work['bytes'] / 1e6:,.1f}",
                 f"{work['busy_s']:.3f}",
                 f"{work['wait_s']:.3f}",
-                work["role_note"] or "",
+                work["role"],
             )
         )
-    headers = ("actor", "pid", "gate rows", "up/down rows", "MB read", "busy s", "wait s", "")
+    headers = ("actor", "pid", "gate rows", "up/down rows", "MB read", "busy s", "wait s", "role")
     output.note(output.table(headers, rows))
     output.note(
         f"prompt: {result['prompt_tokens']} tokens, {result['prompt_tokens_per_s']:.1f} tokens/s; "

@@ -90,8 +90,7 @@ def _sparsity(profile: Path | None) -> list[float] | None:
         return None
     from hotcold.runtime.profile import ActivationProfile
 
-    probabilities_LN = ActivationProfile.load(profile).probabilities_LN
-    return [float(1 - row.mean()) for row in probabilities_LN]
+    return [float(share) for share in ActivationProfile.load(profile).sparsity_L]
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ leaves exactly one line on standard error, and a traceback only with --debug.
 """
 
 import importlib
+import importlib.metadata
 import io
 import os
 import sys
@@ -56,12 +57,20 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
+def version() -> str:
+    """The installed version; in a checkout that is not installed there is none to tell."""
+    try:
+        return importlib.metadata.version("hotcold")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 @click.group(
     cls=LazyGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name="hotcold", message="hotcold %(version)s")
+@click.version_option(version(), message="hotcold %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Run ReLU language models split by neuron temperature over Ray actors.

@@ -167,7 +167,7 @@ def _group(policy: bool) -> list[Callable[[Any], Any]]:
             "settings",
             metavar="NAME=VALUE",
             multiple=True,
-            help="A parameter of the policy; may be repeated.",
+            help="A parameter of a plug-in (share=0.8, schedule.depth=1); may be repeated.",
         ),
         click.option(
             "--predictor",
@@ -248,7 +248,7 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
     parsed: dict[str, str] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
-        if not equals or not name.strip().isidentifier():
+        if not equals or not all(part.isidentifier() for part in name.strip().split(".")):
             raise ConfigError(f"--set {setting!r} is not NAME=VALUE; for example --set share=0.8")
         if name.strip() in parsed:
             raise ConfigError(f"--set gives {name.strip()!r} twice; give it once")

@@ -1,13 +1,18 @@
 """`hotcold policies`: which plug-ins are installed, by kind."""
 
-from typing import Any
+from dataclasses import asdict
+from typing import Literal
 
 import click
 
 from hotcold.runtime.cli import output
 from hotcold.runtime.cli.options import debug_option, json_option
 
-KINDS = ("placement", "schedule", "predictor")
+KINDS: tuple[Literal["placement", "schedule", "predictor"], ...] = (
+    "placement",
+    "schedule",
+    "predictor",
+)
 
 
 @click.command("policies")
@@ -20,14 +25,8 @@ def command(as_json: bool) -> None:
     """
     from hotcold.policies import registry
 
-    found: list[dict[str, Any]] = [
-        {"name": name, "kind": kind, "version": version, "origin": origin}
-        for kind in KINDS
-        for name, version, origin in (
-            (entry.name, entry.version, entry.origin) for entry in registry.listing(kind)
-        )
-    ]
-    columns = ("name", "kind", "version", "origin")
+    found = [asdict(entry) for kind in KINDS for entry in registry.listing(kind)]
+    columns = ("name", "kind", "version", "origin", "target")
     rows = [tuple(entry[column] for column in columns) for entry in found]
     click.echo(output.table(columns, rows))
     if as_json:

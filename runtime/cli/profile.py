@@ -1,11 +1,13 @@
 """`hotcold profile`: how often each neuron fires over a text, the placement policies' input."""
 
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hotcold.runtime.cli import output
-from hotcold.runtime.cli.inspect import sparsity_table
 from hotcold.runtime.cli.options import (
     choose_model,
     debug_option,
@@ -13,10 +15,13 @@ from hotcold.runtime.cli.options import (
     json_option,
     model_option,
 )
+from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.errors import CheckpointError, ConfigError
 
+if TYPE_CHECKING:
+    from hotcold.runtime.profile import ActivationProfile
+
 FILE_NAME = "activations.npz"
-MAX_TEXT_BYTES = 1 << 30
 
 
 @click.command("profile")
@@ -61,28 +66,58 @@ def command(
     evaluated for every token.
     """
     check_out(out)
-    contents = [read_text(path) for path in texts]
-    from hotcold.runtime.formats.bundle import resolve_model
-    from hotcold.runtime.profile import profile_text
-
-    bundle = resolve_model(choose_model(folder, model), dtype)
-    progress = output.Progress("profiling", "tokens")
-    try:
-        profile = profile_text(
-            bundle, contents, max_tokens=max_tokens, threads=threads, progress=progress
-        )
-    finally:
-        progress.close()
+    config = EngineConfig(
+        model=choose_model(folder, model), dtype=dtype, threads=threads, predictor="exact"
+    )
+    profile = count_firing(config, texts, max_tokens)
     out.mkdir(parents=True, exist_ok=True)
     target = out / FILE_NAME
     profile.save(target)
-    sparsity_L = [float(1 - row.mean()) for row in profile.probabilities_LN]
-    click.echo(f"{output.count(profile.tokens)} tokens; counts in {target}")
-    click.echo(sparsity_table(sparsity_L))
+    click.echo(profile.summary())
+    output.note(f"counts in {target}")
     if as_json:
+        sparsity_L = [float(share) for share in profile.sparsity_L]
         output.emit_json(
             {"profile": str(target), "tokens": profile.tokens, "sparsity_L": sparsity_L}
         )
+
+
+def count_firing(
+    config: EngineConfig, texts: Sequence[Path], max_tokens: int | None
+) -> "ActivationProfile":
+    """Run the texts through the model in this process, without Ray, and count every fired gate.
+
+    Raises:
+        HotcoldError: a model or text that cannot be used.
+    """
+    import numpy as np
+
+    from hotcold.policies.placement.greedy import Greedy
+    from hotcold.runtime.deployment import deploy, prepare_model, solve
+    from hotcold.runtime.profile import ActivationProfile, profile_text
+    from hotcold.runtime.session import LocalSession
+
+    prepared = prepare_model(config)
+    spec, checksum = prepared.bundle.spec, prepared.bundle.checksum
+    fired_LN = np.zeros((spec.n_layers, spec.n_neurons), np.int64)
+    # One token is sampled after each window, which needs no pass of its own: what is counted is
+    # the window and nothing else.
+    sampling = Sampling(max_tokens=1, ignore_eos=True)
+    progress = output.Progress("profiling", "tokens")
+    with LocalSession(deploy(prepared, solve(prepared, Greedy())), fired_LN) as session:
+        try:
+            tokens = profile_text(
+                texts,
+                session.tokenizer,
+                lambda ids: deque(session.sample(ids, sampling), maxlen=0).clear(),
+                context=prepared.context,
+                max_tokens=max_tokens,
+                progress=progress,
+            )
+        finally:
+            progress.close()
+    source = ", ".join(path.name for path in texts)
+    return ActivationProfile(fired_LN, tokens, checksum, source)
 
 
 def check_out(out: Path) -> None:
@@ -111,28 +146,3 @@ def check_out(out: Path) -> None:
             f"--out {out} exists and is not a profile (it has files but no {FILE_NAME}); "
             "give another folder"
         )
-
-
-def read_text(path: Path) -> str:
-    """A text file, checked.
-
-    Raises:
-        ConfigError: empty, too large, unreadable or not UTF-8.
-    """
-    try:
-        n_bytes = path.stat().st_size
-        if n_bytes > MAX_TEXT_BYTES:
-            raise ConfigError(
-                f"--text {path} has {n_bytes} bytes, at most {MAX_TEXT_BYTES} are read; cut it"
-            )
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
-        raise ConfigError(
-            f"--text {path} is not UTF-8 (offset {problem.start}); convert it, with iconv for "
-            "example"
-        ) from None
-    except OSError as problem:
-        raise ConfigError(f"--text {path} cannot be read: {problem.strerror}") from None
-    if not text.strip():
-        raise ConfigError(f"--text {path} is empty; give a text to count over")
-    return text

@@ -68,7 +68,7 @@ class StopSignals:
 
 
 @contextmanager
-def running_engine(options: EngineOptions, **more: str) -> Iterator["Engine"]:
+def running_engine(options: EngineOptions, **more: object) -> Iterator["Engine"]:
     """Launch an engine, hand it out, and close it whatever happens.
 
     Args:

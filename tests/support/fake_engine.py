@@ -12,8 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from hotcold.runtime.errors import PolicyError
-
 STORY = ["There", " was", " a", " caf\u00e9", "."]
 
 
@@ -33,7 +31,7 @@ class ActorStats:
     bytes: int = 5_000_000
     busy_s: float = 0.25
     wait_s: float = 0.125
-    role_note: str = ""
+    role: str = "computes"
 
 
 @dataclass
@@ -41,6 +39,7 @@ class EngineStats:
     actors: dict[str, ActorStats]
     gpu_neuron_load: float
     plan_hash: str = "abc123"
+    schedule: str = "selective"
 
 
 @dataclass
@@ -61,7 +60,6 @@ class FakeEngine:
 
     Args:
         arguments: of launch.
-        bad_policies: names that launch and replan refuse.
         failure: raised by generate after its first token.
         launch_failure: raised by launch.
         token_s: time between tokens.
@@ -74,7 +72,6 @@ class FakeEngine:
     closed: int = 0
     requests: list[dict[str, Any]] = field(default_factory=list)
 
-    bad_policies: ClassVar[tuple[str, ...]] = ("broken",)
     failure: ClassVar[BaseException | None] = None
     launch_failure: ClassVar[BaseException | None] = None
     gpu_neuron_load: ClassVar[float] = 0.62
@@ -90,10 +87,8 @@ class FakeEngine:
         LAUNCHED.append(engine)
         return engine
 
-    def replan(self, policy: str | None = None, plan: str | None = None) -> None:
-        if policy in self.bad_policies:
-            raise PolicyError(f"{policy}.py:7: RuntimeError: boom")
-        self.plan = plan if plan is not None else f"plan of {policy}"
+    def replan(self, policy: str) -> None:
+        self.plan = f"plan of {policy}"
 
     def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Iterator[Token]:
         self.requests.append({"prompt": prompt, "plan": self.plan, **sampling})
