@@ -83,6 +83,7 @@ native: setup
 	$(BIN)/python native/_build.py
 
 wheel: setup
+	rm -rf build/lib build/bdist.*
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
