@@ -4,8 +4,11 @@ Each subcommand is one file there, which returns plain nested data with units in
 """
 
 import os
+import statistics
+from collections import deque
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +19,10 @@ from hotcold.runtime.cli.options import (
     engine_options,
     json_option,
 )
-from hotcold.runtime.cli.running import running_engine
+from hotcold.runtime.cli.running import figures, running_engine
+
+if TYPE_CHECKING:
+    from hotcold.actors import Engine
 
 
 @click.group("bench")
@@ -74,31 +80,50 @@ def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
 
 
 @command.command("decode")
-@click.option("--max-tokens", type=click.IntRange(min=2), default=128, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(min=8), default=128, show_default=True)
 @click.option(
-    "--repeat", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs of each."
+    "--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Rounds measured."
 )
 @json_option
 @engine_options()
 def decode(options: EngineOptions, max_tokens: int, repeat: int, as_json: bool) -> None:
     """Decode tokens/s of both transports, beside `transformers` on the same checkpoint.
 
-    `transformers` is measured in float32 and bfloat16 where it is installed.
+    The engine and `transformers` in float32 and bfloat16 take turns; medians over the rounds.
     """
-    from hotcold.runtime.bench.decode import measure_decode
-
-    result = measure_decode(
-        lambda transport: running_engine(options, transport=transport),
-        model=options.model,
-        max_tokens=max_tokens,
-        repeat=repeat,
-    )
+    result = decode_rates(options, max_tokens, repeat)
     rows = [(name, f"{speed:.1f}") for name, speed in decode_speeds(result)]
     click.echo(output.table(("what", "tokens/s"), rows))
-    if isinstance(result.get("speedup"), (int, float)):
-        click.echo(f"native over the best of transformers: {result['speedup']:.2f}x")
+    click.echo(f"native over the best of transformers: {result['speedup']:.2f}x")
     if as_json:
         output.emit_json(result)
+
+
+def decode_rates(options: EngineOptions, max_tokens: int, repeat: int) -> dict[str, Any]:
+    """Measure the engine with its two transports, and transformers between the native runs."""
+    from hotcold.runtime.bench.decode import PROMPT, compare, source_folder, transformers_rates
+    from hotcold.runtime.formats.bundle import resolve_model
+    from hotcold.runtime.tokenizer import Tokenizer
+
+    bundle = resolve_model(options.model, options.dtype)
+    ids = Tokenizer.load(bundle.tokenizer_path).encode(PROMPT)
+    cores = len(os.sched_getaffinity(0))
+    rivals = transformers_rates(source_folder(bundle), ids, max_tokens, cores)
+    with running_engine(options, transport="native") as engine:
+        rate = partial(_engine_rate, engine, ids, max_tokens)
+        result = compare(rate, rivals, repeat, lambda text: output.note(f"bench decode: {text}"))
+    output.note("bench decode: transport ray")
+    with running_engine(options, transport="ray") as engine:
+        rates = [_engine_rate(engine, ids, max_tokens)[0] for _ in range(3)]
+    result["ray"] = {"decode_tokens_per_s": statistics.median(rates)}
+    return result
+
+
+def _engine_rate(engine: "Engine", ids: list[int], max_tokens: int) -> tuple[float, float]:
+    """Decode once: tokens/s and GB/s."""
+    deque(engine.generate(ids, max_tokens=max_tokens, ignore_eos=True), maxlen=0)
+    last = figures(engine)
+    return last.decode_tokens_per_s, last.gb_per_s
 
 
 def decode_speeds(result: dict[str, Any], path: str = "") -> list[tuple[str, float]]:

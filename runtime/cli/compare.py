@@ -19,7 +19,7 @@ from hotcold.runtime.cli.options import (
     engine_options,
     json_option,
 )
-from hotcold.runtime.cli.running import running_engine
+from hotcold.runtime.cli.running import figures, running_engine
 from hotcold.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def measure_all(
         stats = engine.stats()
         after, record = stats.actors["gpu"], measured[policy]
         wait_s, busy_s = after.wait_s - before.wait_s, after.busy_s - before.busy_s
-        record.tokens_per_s.append(engine.last.decode_tokens_per_s)
+        record.tokens_per_s.append(figures(engine).decode_tokens_per_s)
         record.gpu_neuron_load.append(stats.gpu_neuron_load)
         record.wait_s.append(wait_s)
         record.wait_share.append(wait_s / (wait_s + busy_s) if wait_s + busy_s > 0 else 0.0)

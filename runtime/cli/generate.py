@@ -8,7 +8,7 @@ import click
 
 from hotcold.runtime.cli import output
 from hotcold.runtime.cli.options import EngineOptions, engine_options, json_option
-from hotcold.runtime.cli.running import running_engine
+from hotcold.runtime.cli.running import figures, running_engine
 from hotcold.runtime.config import Sampling
 from hotcold.runtime.errors import ConfigError
 
@@ -97,7 +97,7 @@ def _stream(
 
 
 def _result(engine: "Engine", text: str, ids: list[int]) -> dict[str, Any]:
-    last = engine.last
+    last = figures(engine)
     stats = engine.stats()
     keys = ("node_id", "pid", "gate_rows", "up_down_rows", "bytes", "busy_s", "wait_s", "role")
     actors = {name: {key: getattr(stats.actors[name], key) for key in keys} for name in ACTORS}

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from hotcold.runtime.cli import output
 from hotcold.runtime.cli.options import EngineOptions
+from hotcold.runtime.errors import KernelError
 
 if TYPE_CHECKING:
-    from hotcold.actors import Engine
+    from hotcold.actors import Engine, GenerationStats
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -96,3 +97,14 @@ def running_engine(options: EngineOptions, **more: object) -> Iterator["Engine"]
             engine.close()
     finally:
         signals.restore()
+
+
+def figures(engine: "Engine") -> "GenerationStats":
+    """Figures of the generation that has just ended.
+
+    Raises:
+        KernelError: there are none, though it ended without an error.
+    """
+    if engine.last is None:
+        raise KernelError("the engine ended a generation without its figures")
+    return engine.last

@@ -68,7 +68,7 @@ class FakeEngine:
 
     arguments: dict[str, Any]
     plan: str = ""
-    last: GenerationStats = field(default_factory=GenerationStats)
+    last: GenerationStats | None = field(default_factory=GenerationStats)
     closed: int = 0
     requests: list[dict[str, Any]] = field(default_factory=list)
 
