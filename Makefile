@@ -1,0 +1,93 @@
+# Everything a contributor types. `make run` and `make test` need Python 3.10 or newer, a C compiler
+# and a package index; all they write lies under .venv, build and other ignored names.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := .constraints.txt
+NATIVE := $(sort $(wildcard native/*.c native/*.h native/*/*.c native/*/*.h) native/_build.py)
+C_FILES := $(filter %.c %.h,$(NATIVE))
+PROMPT ?= Once upon a time
+
+.PHONY: run test setup check fix types native bench wheel clean help
+
+help:
+	@echo "make run      install into $(VENV) if needed, generate a story with three actors"
+	@echo "make test     lint, types and the whole test suite"
+	@echo "make setup    install into $(VENV) with what tests and linters need"
+	@echo "make check    ruff, clang-format, mypy"
+	@echo "make fix      let ruff and clang-format change the files"
+	@echo "make types    mypy alone"
+	@echo "make native   rebuild the C kernels in place, after editing native/"
+	@echo "make bench    hotcold bench hop and bench decode"
+	@echo "make wheel    one wheel for every Python, in dist/"
+	@echo "make clean    remove what the build and the tools wrote; keeps $(VENV)"
+
+# ---- install -----------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
+	  sys.exit(0 if sys.version_info >= (3, 10) else f"hotcold needs Python 3.10 or newer, $(PYTHON) is {v}; run make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) $(NATIVE) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) $(NATIVE) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+setup: $(VENV)/.installed-dev
+
+# ---- run ---------------------------------------------------------------------------------------
+
+run: $(VENV)/.installed
+	$(BIN)/hotcold generate --max-tokens 200 "$(PROMPT)"
+	@echo
+	@echo "Next, compare two placement policies:"
+	@echo "$(BIN)/hotcold compare --policy greedy --policy random --vram 24MiB"
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/hotcold bench hop
+	$(BIN)/hotcold bench decode
+
+# ---- check -------------------------------------------------------------------------------------
+
+# Static tools do not follow an editable install; through this link they see the real files under
+# their import name.
+build/typed/hotcold:
+	@mkdir -p build/typed
+	@ln -sfn ../.. $@
+
+check: setup build/typed/hotcold
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/mypy
+
+types: setup build/typed/hotcold
+	$(BIN)/mypy
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
+
+test: check
+	$(BIN)/python -m pytest
+
+# ---- build -------------------------------------------------------------------------------------
+
+native: setup
+	$(BIN)/python native/_build.py
+
+wheel: setup
+	rm -rf build/lib build/bdist.*
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist hotcold.egg-info native/_kernels.abi3.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f $(VENV)/.installed $(VENV)/.installed-dev

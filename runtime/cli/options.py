@@ -1,0 +1,269 @@
+"""The option group every command that runs an engine has, and the data it becomes.
+
+`engine_options` decorates a command and hands it one EngineOptions. Values are passed on as typed;
+what they mean (sizes, names, files) is checked where they are used, so that a library user gets
+the same errors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from hotcold.runtime.errors import ConfigError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DTYPES = ("float32", "float16", "bfloat16")
+TRANSPORTS = ("native", "ray")
+
+
+@dataclass
+class State:
+    """What the whole command line shares: whether a failure shows its traceback."""
+
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the user asked of an engine; None leaves the choice to Engine.launch.
+
+    Args:
+        model: folder of a checkpoint or bundle; None is the embedded model.
+        vram: memory budget of the GPU executor's device, "24MiB" for example.
+        plan: folder of a saved plan, used instead of a policy.
+        policy: placement policy, a name, `file.py:Class` or `package.module:Class`.
+        schedule: schedule policy, named likewise.
+        settings: the parameters of policies, as typed.
+        predictor: "auto", a kind, a folder or `file.py:Class`.
+        dtype: dtype of the stored matrices.
+        threads: worker threads of the CPU executor.
+        context: positions kept for the prompt and what follows it.
+        transport: "native" or "ray".
+        address: address of a Ray cluster to join.
+        seed: seed of sampling and of policies that draw.
+    """
+
+    model: str | None = None
+    vram: str | None = None
+    plan: Path | None = None
+    policy: str | None = None
+    schedule: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    predictor: str = "auto"
+    dtype: str | None = None
+    threads: int | None = None
+    context: int | None = None
+    transport: str = "native"
+    address: str | None = None
+    seed: int = 0
+
+    def launch_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of Engine.launch; what the user left out is left out here too."""
+        given: dict[str, Any] = {
+            "model": self.model,
+            "vram": self.vram,
+            "plan": self.plan,
+            "policy": self.policy,
+            "schedule": self.schedule,
+            "settings": self.settings or None,
+            "dtype": self.dtype,
+            "threads": self.threads,
+            "context": self.context,
+            "address": self.address,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        always = {"predictor": self.predictor, "transport": self.transport, "seed": self.seed}
+        return {**chosen, **always}
+
+
+def debug_option(command: Command) -> Command:
+    """Add --debug: show the traceback of a failure."""
+
+    def remember(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+        ctx.ensure_object(State).debug |= value
+
+    option = click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=remember,
+        help="Show the traceback of a failure.",
+    )
+    return option(command)
+
+
+def json_option(command: Command) -> Command:
+    """Add --json: the last line of standard output is one JSON object."""
+    option = click.option(
+        "--json", "as_json", is_flag=True, help="End with one line of JSON on standard output."
+    )
+    return option(command)
+
+
+def model_option(command: Command) -> Command:
+    """Add --model."""
+    option = click.option(
+        "--model",
+        metavar="DIR",
+        help="Folder of a Hugging Face checkpoint or a bundle.  [default: the embedded model]",
+    )
+    return option(command)
+
+
+def dtype_option(command: Command) -> Command:
+    """Add --dtype."""
+    option = click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        help="Dtype of the stored matrices.  [default: the checkpoint's]",
+    )
+    return option(command)
+
+
+def seed_option(command: Command) -> Command:
+    """Add --seed."""
+    option = click.option(
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        default=0,
+        show_default=True,
+        help="Seed of sampling and of policies that draw.",
+    )
+    return option(command)
+
+
+def _group(policy: bool) -> list[Callable[[Any], Any]]:
+    """The options in the order --help shows them."""
+    placement = [
+        click.option(
+            "--policy",
+            metavar="NAME",
+            help="Placement policy: a name, file.py:Class or package.module:Class."
+            "  [default: greedy]",
+        ),
+        click.option(
+            "--plan",
+            metavar="DIR",
+            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            help="A saved plan, instead of --policy.",
+        ),
+    ]
+    return [
+        model_option,
+        click.option(
+            "--vram",
+            metavar="SIZE",
+            help="Memory budget of the GPU executor's device, 24MiB for example.",
+        ),
+        *(placement if policy else []),
+        click.option("--schedule", metavar="NAME", help="Schedule policy.  [default: selective]"),
+        click.option(
+            "--set",
+            "settings",
+            metavar="NAME=VALUE",
+            multiple=True,
+            help="A parameter of a plug-in (share=0.8, schedule.depth=1); may be repeated.",
+        ),
+        click.option(
+            "--predictor",
+            metavar="KIND",
+            default="auto",
+            show_default=True,
+            help="auto, exact, learned, low-rank, a folder, or file.py:Class.",
+        ),
+        dtype_option,
+        click.option("--threads", type=click.IntRange(min=1), help="Worker threads an executor."),
+        click.option(
+            "--context",
+            type=click.IntRange(min=1),
+            help="Positions kept for the prompt and what follows.  [default: at most 512]",
+        ),
+        click.option(
+            "--transport",
+            type=click.Choice(TRANSPORTS),
+            default="native",
+            show_default=True,
+            help="How the actors exchange: shared memory, or a Ray call an operation.",
+        ),
+        click.option(
+            "--address", help="Ray cluster to join.  [default: RAY_ADDRESS, or a new one]"
+        ),
+        seed_option,
+        debug_option,
+    ]
+
+
+FIELDS = (
+    "model",
+    "vram",
+    "plan",
+    "policy",
+    "schedule",
+    "predictor",
+    "dtype",
+    "threads",
+    "context",
+    "transport",
+    "address",
+    "seed",
+)
+
+
+def engine_options(*, policy: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the engine's option group; it receives `options: EngineOptions`.
+
+    Args:
+        policy: with --plan and --policy; False where the command defines --policy itself.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(**values: Any) -> Any:  # noqa: ANN401 - whatever click parsed
+            names = FIELDS if policy else tuple(n for n in FIELDS if n not in {"plan", "policy"})
+            taken = {name: values.pop(name) for name in names}
+            settings = parse_settings(values.pop("settings"))
+            if taken.get("plan") is not None and taken.get("policy") is not None:
+                raise click.UsageError("--plan and --policy exclude each other; give one of them")
+            return function(options=EngineOptions(settings=settings, **taken), **values)
+
+        command: Callable[..., Any] = call
+        for option in reversed(_group(policy)):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
+    """--set NAME=VALUE, repeated, as a dictionary.
+
+    Raises:
+        ConfigError: not of that form, or a name given twice.
+    """
+    parsed: dict[str, str] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not all(part.isidentifier() for part in name.strip().split(".")):
+            raise ConfigError(f"--set {setting!r} is not NAME=VALUE; for example --set share=0.8")
+        if name.strip() in parsed:
+            raise ConfigError(f"--set gives {name.strip()!r} twice; give it once")
+        parsed[name.strip()] = value
+    return parsed
+
+
+def choose_model(argument: str | None, option: str | None) -> str | None:
+    """The model of a command that takes it as MODEL or as --model.
+
+    Raises:
+        click.UsageError: both were given and they differ.
+    """
+    if argument is not None and option is not None and argument != option:
+        raise click.UsageError(
+            f"two models, {argument!r} and --model {option!r}; give only one of them"
+        )
+    return argument if argument is not None else option

@@ -1,0 +1,116 @@
+"""Where the command line's words go: results to standard output, everything else to standard error.
+
+Used by every command. Knows nothing about models; formats tables, numbers, progress and the one
+JSON line.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+PROGRESS_AFTER_S = 2.0
+PROGRESS_EVERY_S = 5.0
+
+
+def note(text: str) -> None:
+    """A message for the person watching, on standard error."""
+    click.echo(text, err=True)
+
+
+def one_line(text: str) -> str:
+    """Text with every run of white space, line ends included, made one blank."""
+    return " ".join(text.split())
+
+
+def error(text: str) -> None:
+    """The one line a failed command leaves on standard error."""
+    note(f"hotcold: error: {one_line(text)}")
+
+
+def emit_json(data: dict[str, Any]) -> None:
+    """One JSON object on one line of standard output; what is not finite becomes null."""
+    click.echo(json.dumps(_finite(data), allow_nan=False))
+    sys.stdout.flush()
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned plain text: numbers to the right, words to the left, two blanks between columns."""
+    cells = [list(headers), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
+    right = [
+        bool(rows) and all(_numeric(row[column]) for row in rows) for column in range(len(headers))
+    ]
+    lines = []
+    for row in cells:
+        padded = [
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(row, widths, right, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _numeric(cell: str) -> bool:
+    return cell in {"", "-"} or cell.lstrip("-+")[:1].isdigit()
+
+
+def count(number: int) -> str:
+    """1234567 as '1,234,567'."""
+    return f"{number:,}"
+
+
+def percent(share: float) -> str:
+    """0.253 as '25.3 %'; '-' where there is nothing to divide."""
+    return f"{100 * share:.1f} %" if math.isfinite(share) else "-"
+
+
+class Progress:
+    """Tells how far a long job is: a line that rewrites itself, or plain lines without a terminal.
+
+    Silent for the first two seconds, so that short jobs print nothing.
+
+    Args:
+        what: the job, "profiling" for example.
+        unit: what is counted, "tokens" for example.
+    """
+
+    def __init__(self, what: str, unit: str) -> None:
+        self._what = what
+        self._unit = unit
+        self._terminal = sys.stderr.isatty()
+        self._every_s = 0.2 if self._terminal else PROGRESS_EVERY_S
+        self._next_s = time.monotonic() + PROGRESS_AFTER_S
+        self._shown = False
+
+    def __call__(self, done: int, share: float) -> None:
+        """Show how much is done, and its share of the whole, if it is time to."""
+        now = time.monotonic()
+        if now < self._next_s:
+            return
+        self._next_s = now + self._every_s
+        self._shown = True
+        text = f"{self._what}: {count(done)} {self._unit}, {100 * share:.0f} %"
+        if self._terminal:
+            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+        else:
+            note(text)
+
+    def close(self) -> None:
+        """End the line that was being rewritten."""
+        if self._shown and self._terminal:
+            note("")

@@ -1,0 +1,51 @@
+"""What every test shares: the built kernels, a cache of their own, marks, and the leak check."""
+
+import importlib.util
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.processes import leftovers
+
+LEAK_WAIT_S = 5.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        built = importlib.util.find_spec("hotcold.native._kernels") is not None
+    except ImportError:
+        built = False
+    if not built:
+        pytest.exit("hotcold's C kernels are not built; run: pip install -e .", returncode=2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if Path("/dev/nvidiactl").exists():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, this machine has none"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bundles the tests convert go here, not into the cache of whoever runs them.
+
+    Set in the process's environment, so that child processes and Ray workers have it too.
+    """
+    folder = tmp_path_factory.mktemp("hotcold-cache")
+    os.environ["HOTCOLD_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fail the test if it leaves a process or a file in /dev/shm behind."""
+    before = leftovers()
+    yield
+    deadline = time.monotonic() + LEAK_WAIT_S
+    while (left := leftovers() - before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left, f"left behind: {', '.join(sorted(left))}"

@@ -1,0 +1,129 @@
+"""An Engine that computes nothing: the command line is tested without Ray and without a model.
+
+`install` puts it where the command line looks for the real one. As a program it runs the command
+line in a process of its own, for the tests of signals and pipes.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+STORY = ["There", " was", " a", " caf\u00e9", "."]
+
+
+@dataclass(frozen=True)
+class Token:
+    id: int
+    text: str
+    logprob: float = -0.5
+
+
+@dataclass
+class ActorStats:
+    node_id: str = "n0"
+    pid: int = 4242
+    gate_rows: int = 1000
+    up_down_rows: int = 100
+    bytes: int = 5_000_000
+    busy_s: float = 0.25
+    wait_s: float = 0.125
+    role: str = "computes"
+
+
+@dataclass
+class EngineStats:
+    actors: dict[str, ActorStats]
+    gpu_neuron_load: float
+    plan_hash: str = "abc123"
+    schedule: str = "selective"
+
+
+@dataclass
+class GenerationStats:
+    prompt_tokens: int = 4
+    new_tokens: int = 5
+    prompt_s: float = 0.01
+    decode_s: float = 0.02
+    prompt_tokens_per_s: float = 400.0
+    decode_tokens_per_s: float = 250.0
+    gb_per_s: float = 3.5
+    finish: str = "length"
+
+
+@dataclass
+class FakeEngine:
+    """Records what was asked of it; the class attributes are what a test sets.
+
+    Args:
+        arguments: of launch.
+        failure: raised by generate after its first token.
+        launch_failure: raised by launch.
+        token_s: time between tokens.
+        marker: file written when the engine is closed.
+    """
+
+    arguments: dict[str, Any]
+    plan: str = ""
+    last: GenerationStats | None = field(default_factory=GenerationStats)
+    closed: int = 0
+    requests: list[dict[str, Any]] = field(default_factory=list)
+
+    failure: ClassVar[BaseException | None] = None
+    launch_failure: ClassVar[BaseException | None] = None
+    gpu_neuron_load: ClassVar[float] = 0.62
+    token_s: ClassVar[float] = 0.0
+    marker: ClassVar[Path | None] = None
+
+    @classmethod
+    def launch(cls, **arguments: Any) -> "FakeEngine":
+        if cls.launch_failure is not None:
+            raise cls.launch_failure
+        engine = cls(arguments)
+        engine.replan(policy=arguments.get("policy", "greedy"))
+        LAUNCHED.append(engine)
+        return engine
+
+    def replan(self, policy: str) -> None:
+        self.plan = f"plan of {policy}"
+
+    def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Iterator[Token]:
+        self.requests.append({"prompt": prompt, "plan": self.plan, **sampling})
+        for index, text in enumerate(STORY):
+            yield Token(100 + index + (self.plan == "plan of odd"), text)
+            if self.failure is not None:
+                raise self.failure
+            time.sleep(self.token_s)
+
+    def stats(self) -> EngineStats:
+        actors = {name: ActorStats() for name in ("gpu", "cpu", "predictor")}
+        actors["gpu"].wait_s += 0.25 * len(self.requests)
+        actors["gpu"].busy_s += 0.75 * len(self.requests)
+        return EngineStats(actors, self.gpu_neuron_load)
+
+    def close(self) -> None:
+        self.closed += 1
+        if self.marker is not None:
+            self.marker.write_text("closed")
+
+
+LAUNCHED: list[FakeEngine] = []
+
+
+def module() -> ModuleType:
+    """A stand-in for hotcold.actors."""
+    stand_in = ModuleType("hotcold.actors")
+    stand_in.Engine = FakeEngine  # type: ignore[attr-defined]
+    return stand_in
+
+
+if __name__ == "__main__":
+    from hotcold.runtime.cli.main import main
+
+    sys.modules["hotcold.actors"] = module()
+    FakeEngine.marker = Path(sys.argv[1])
+    FakeEngine.token_s = 0.2
+    sys.exit(main(sys.argv[2:]))

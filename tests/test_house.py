@@ -1,0 +1,193 @@
+"""The house rules that a machine can check."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.checkout import PACKAGES, PYTHON_FOLDERS, ROOT, tracked, tracked_under
+
+MAX_LINES = 400
+TOP_LEVEL = {
+    *(PACKAGES + ("tests", "examples", ".ci")),
+    ".clang-format",
+    ".constraints.txt",
+    ".gitignore",
+    "CHANGELOG.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "pyproject.toml",
+}
+DATA = Path("runtime/embedded")
+TEXT = {".py", ".pyi", ".c", ".h", ".cu", ".md", ".toml", ".txt", ""}
+# Spelled in pieces, so that this file does not break its own rule.
+MACHINE_PATHS = re.compile(
+    "|".join(["/" + "work/", r"(?<![\w/])" + "shared" + r"/\w", "/" + "root/"])
+)
+UNSAFE_IMPORTS = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+UNSAFE_CALLS = {"eval", "exec"}
+# The one place that runs a file: the policy that the user named, on the user's own machine.
+RUNS_A_NAMED_FILE = ("policies/registry.py", "exec")
+UNSAFE_ATTRIBUTES = {("torch", "load"), ("os", "system")}
+
+
+def sources() -> list[Path]:
+    """Tracked text files that people write; model data and the licence are not."""
+    return [
+        path
+        for path in tracked()
+        if path.suffix in TEXT and path.name != "LICENSE" and DATA not in path.parents
+    ]
+
+
+def parsed(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
+    for path in tracked_under(*folders, suffix=".py"):
+        yield path, ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
+
+
+def test_files_stay_short() -> None:
+    lengths = {
+        path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in sources()
+    }
+    long = {str(path): lines for path, lines in lengths.items() if lines > MAX_LINES}
+    assert not long, f"split these, the limit is {MAX_LINES} lines: {long}"
+
+
+def test_the_readme_fits_its_limit() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 250
+
+
+def test_the_top_level_is_fixed() -> None:
+    found = {path.parts[0] for path in tracked()}
+    assert found - TOP_LEVEL == set(), "new names at the top level"
+    assert TOP_LEVEL - found == set(), "names the project needs are missing"
+
+
+def test_sources_are_ascii() -> None:
+    wrong = []
+    for path in sources():
+        for number, line in enumerate((ROOT / path).read_bytes().splitlines(), start=1):
+            if not line.isascii():
+                wrong.append(f"{path}:{number}")
+    assert not wrong, f"not ASCII (escape it): {wrong}"
+
+
+def test_sources_name_no_path_of_one_machine() -> None:
+    wrong = []
+    for path in sources():
+        for number, line in enumerate((ROOT / path).read_text().splitlines(), start=1):
+            if MACHINE_PATHS.search(line):
+                wrong.append(f"{path}:{number}: {line.strip()}")
+    assert not wrong, wrong
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    wrong = [
+        str(path)
+        for path, tree in parsed(*PYTHON_FOLDERS)
+        if tree.body and not (ast.get_docstring(tree) or "").strip()
+    ]
+    assert not wrong, f"no module docstring: {wrong}"
+
+
+def test_nothing_executes_data() -> None:
+    """No unpickling, no eval, no torch.load: a model file is data and stays data."""
+    wrong = []
+    for path, tree in parsed(*PACKAGES):
+        for node in ast.walk(tree):
+            name = unsafe(node)
+            if name is not None and (path.as_posix(), name) != RUNS_A_NAMED_FILE:
+                wrong.append(f"{path}:{node.lineno}: {name}")  # type: ignore[attr-defined]
+    assert not wrong, wrong
+
+
+def unsafe(node: ast.AST) -> str | None:
+    """What is wrong with a node, or None."""
+    if isinstance(node, ast.Import):
+        return next((a.name for a in node.names if a.name.split(".")[0] in UNSAFE_IMPORTS), None)
+    if isinstance(node, ast.ImportFrom):
+        top = (node.module or "").split(".")[0]
+        return top if top in UNSAFE_IMPORTS and node.level == 0 else None
+    if isinstance(node, ast.Call):
+        called = node.func
+        if isinstance(called, ast.Name) and called.id in UNSAFE_CALLS:
+            return called.id
+        if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
+            pair = (called.value.id, called.attr)
+            return ".".join(pair) if pair in UNSAFE_ATTRIBUTES else None
+    if isinstance(node, ast.keyword) and node.arg in {"allow_pickle", "shell"}:
+        return f"{node.arg}=True" if getattr(node.value, "value", None) is True else None
+    return None
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import pickle", "from cloudpickle import loads", "eval('1')", "torch.load('x')",
+     "np.load(f, allow_pickle=True)", "subprocess.run(c, shell=True)"],
+)  # fmt: skip
+def test_the_check_itself_finds(code: str) -> None:
+    assert any(unsafe(node) for node in ast.walk(ast.parse(code)))
+
+
+# ---- import direction: native <- runtime <- policies <- actors ---------------------------------
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[str, bool, int]]:
+    """(module, lazy, line) of every import; those of a TYPE_CHECKING block are left out."""
+    lazy = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for inner in ast.walk(node)
+    }
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in lazy, node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, id(node) in lazy, node.lineno
+
+
+# Who may import whom only inside a function, or not at all.
+MAY_BE_LAZY = {("runtime/cli", "hotcold.actors"), ("runtime/bench", "hotcold.actors")}
+
+
+@pytest.mark.parametrize(
+    ("folder", "never"),
+    [
+        ("native", ("ray", "hotcold.actors", "hotcold.policies")),
+        ("runtime", ("ray", "hotcold.actors")),
+        ("policies", ("ray", "hotcold.actors")),
+    ],
+)
+def test_imports_point_one_way(folder: str, never: tuple[str, ...]) -> None:
+    wrong = []
+    for path, tree in parsed(folder):
+        for module, lazy, line in imports(tree):
+            for name in never:
+                if module != name and not module.startswith(name + "."):
+                    continue
+                if lazy and ("/".join(path.parts[:2]), name) in MAY_BE_LAZY:
+                    continue
+                wrong.append(f"{path}:{line}: imports {module}")
+    assert not wrong, wrong
+
+
+def test_the_runtime_imports_policies_only_when_needed() -> None:
+    wrong = [
+        f"{path}:{line}"
+        for path, tree in parsed("runtime")
+        for module, lazy, line in imports(tree)
+        if module.startswith("hotcold.policies") and not lazy
+    ]
+    assert not wrong, wrong
