@@ -117,7 +117,7 @@ class Shell:
 
     def _release(self) -> None:
         if self._watcher is not None:
-            self._watcher.stop()
+            self._watcher.close()
         if self._executor is not None:
             self._executor.close()
         if self._segment is not None:

@@ -127,7 +127,7 @@ class Trio:
         if self._loops:
             ray.wait(list(self._loops.values()), num_returns=len(self._loops), timeout=END_S)
         if self._watcher is not None:
-            self._watcher.stop()
+            self._watcher.close()
         self._segment.close()
         self._segment, self._watcher, self._loops = None, None, {}
 
