@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.checkout import PACKAGES, PYTHON_FOLDERS, ROOT, tracked, tracked_under
+from support.checkout import PACKAGES, ROOT, tracked, tracked_under
 
 MAX_LINES = 400
 TOP_LEVEL = {
@@ -86,7 +86,7 @@ def test_sources_name_no_path_of_one_machine() -> None:
 def test_every_module_says_what_it_is_for() -> None:
     wrong = [
         str(path)
-        for path, tree in parsed(*PYTHON_FOLDERS)
+        for path, tree in parsed(*PACKAGES, "examples")
         if tree.body and not (ast.get_docstring(tree) or "").strip()
     ]
     assert not wrong, f"no module docstring: {wrong}"

@@ -123,7 +123,9 @@ def _report(problem: Exception, state: State) -> int:
         output.error(str(problem))
         return problem.exit_code
     hint = "" if state.debug else " (run with --debug for the traceback)"
-    output.error(f"{type(problem).__name__}: {problem}{hint}")
+    # Ray puts a remote traceback into the message; what went wrong is its last line.
+    said = (str(problem).strip().splitlines() or ["no message"])[-1]
+    output.error(f"{type(problem).__name__}: {said}{hint}")
     return 1
 
 

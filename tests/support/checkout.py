@@ -8,7 +8,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("runtime", "actors", "native", "policies")
-PYTHON_FOLDERS = (*PACKAGES, "tests", "examples")
 
 
 def tracked() -> list[Path]:
