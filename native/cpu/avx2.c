@@ -197,13 +197,23 @@ INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const
 
 /* ---- y += sum c rows ---- */
 
-INLINE void axpy_rows(const void *const *rows, const float *c, int n, int64_t d, float *y,
-                      int dtype) {
+/* n (a constant <= ROWS) rows; 32 weights a round, one cache line of each row of ahead. */
+INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const float *c, int n,
+                      int64_t d, float *y, int dtype) {
+    const void *row[ROWS], *next[ROWS]; /* locals: a store to y could change the arguments */
+    __m256 factor[ROWS];
+    UNROLL for (int k = 0; k < n; k++) {
+        row[k] = rows[k];
+        next[k] = ahead ? ahead[k] : NULL;
+        factor[k] = _mm256_set1_ps(c[k]);
+    }
     int64_t i = 0;
     for (; i + 8 <= d; i += 8) {
+        if (ahead && i % (dtype == HC_F32 ? 16 : 32) == 0)
+            UNROLL for (int k = 0; k < n; k++) _mm_prefetch(at(next[k], i, dtype), _MM_HINT_T0);
         __m256 sum = _mm256_loadu_ps(y + i);
         UNROLL for (int k = 0; k < n; k++) sum =
-            _mm256_fmadd_ps(_mm256_set1_ps(c[k]), load8(rows[k], i, dtype), sum);
+            _mm256_fmadd_ps(factor[k], load8(row[k], i, dtype), sum);
         _mm256_storeu_ps(y + i, sum);
     }
     for (; i < d; i++)
@@ -211,17 +221,17 @@ INLINE void axpy_rows(const void *const *rows, const float *c, int n, int64_t d,
             y[i] = __builtin_fmaf(c[k], load1(rows[k], i, dtype), y[i]);
 }
 
-INLINE void axpy_any(const void *const *rows, const float *c, int64_t n, int64_t d, float *y,
-                     int dtype) {
+INLINE void axpy_any(const void *const *rows, const void *const *ahead, const float *c, int64_t n,
+                     int64_t d, float *y, int dtype) {
     int64_t r = 0;
     for (; r + 4 <= n; r += 4)
-        axpy_rows(rows + r, c + r, 4, d, y, dtype);
+        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 4, d, y, dtype);
     if (n - r >= 2) {
-        axpy_rows(rows + r, c + r, 2, d, y, dtype);
+        axpy_rows(rows + r, NULL, c + r, 2, d, y, dtype);
         r += 2;
     }
     if (r < n)
-        axpy_rows(rows + r, c + r, 1, d, y, dtype);
+        axpy_rows(rows + r, NULL, c + r, 1, d, y, dtype);
 }
 
 #define INSTANCE(suffix, dtype)                                                                    \
@@ -234,9 +244,9 @@ INLINE void axpy_any(const void *const *rows, const float *c, int64_t n, int64_t
                                         float *out) {                                              \
         dot_batch_any(rows, n, xs, n_x, d, out, dtype);                                            \
     }                                                                                              \
-    static AVX2 void axpy_##suffix(const void *const *rows, const float *c, int64_t n, int64_t d,  \
-                                   float *y) {                                                     \
-        axpy_any(rows, c, n, d, y, dtype);                                                         \
+    static AVX2 void axpy_##suffix(const void *const *rows, const void *const *ahead,              \
+                                   const float *c, int64_t n, int64_t d, float *y) {               \
+        axpy_any(rows, ahead, c, n, d, y, dtype);                                                  \
     }
 INSTANCE(f32, HC_F32)
 INSTANCE(f16, HC_F16)

@@ -7,8 +7,9 @@
 
 #include <string.h>
 
-#define GROUP 32 /* neurons whose gates are evaluated before their up rows */
-#define AHEAD 4  /* gate rows the prefetch runs ahead */
+#define SINGLE 128 /* neurons whose gates are evaluated before their up rows: one token */
+#define GROUP  32  /* the same in a batch */
+#define AHEAD  4   /* rows the prefetch runs ahead */
 
 /* Counters of a chunk: its line of work_C. */
 enum { GATE_ROWS, UP_DOWN_ROWS, BYTES, FIRED_TOKENS };
@@ -50,44 +51,59 @@ static void begin_partials(const hc_ffn_args *a, int64_t chunk, int64_t *work, u
         memset(partial(a, chunk, __builtin_ctz(fresh)), 0, sizeof(float) * (size_t)a->d);
 }
 
-/* One token: gates of a group, then up rows and down columns of those that fired. */
-static void group_single(const ffn_run *run, int64_t chunk, int64_t begin, int64_t end,
-                         int64_t *work) {
+/* One token: which entries of a group ask for it, and their pre-activations; how many. */
+static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, int64_t *work,
+                            int64_t *entry, float *gate) {
     const hc_ffn_args *a = run->a;
-    const void *rows[GROUP + AHEAD], *down[GROUP];
-    float gate[GROUP], up[GROUP];
-    int64_t entry[GROUP], n = 0, fired = 0;
+    const void *rows[SINGLE + AHEAD];
+    int64_t n = 0;
     for (int64_t k = begin; k < end; k++)
         if (!a->members || a->members[k] & 1)
             entry[n++] = k;
     if (a->gate_KB) {
         for (int64_t i = 0; i < n; i++)
             gate[i] = a->gate_KB[entry[i]];
-    } else {
-        for (int64_t i = 0; i < n; i++)
-            rows[i] = record(a, entry[i]) + a->gate_offset;
-        for (int64_t i = n; n && i < n + AHEAD; i++)
-            rows[i] = rows[n - 1];
-        run->p->dot[a->dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);
-        work[GATE_ROWS] += n;
-        work[BYTES] += n * run->row_bytes;
+        return n;
     }
-    for (int64_t i = 0; i < n; i++) {
-        if (!(gate[i] > 0))
-            continue;
-        rows[fired] = record(a, entry[i]) + a->up_offset;
-        down[fired] = record(a, entry[i]) + a->down_offset;
-        if (a->fired_N)
-            a->fired_N[a->ids[entry[i]]]++;
-        gate[fired++] = gate[i];
-    }
+    for (int64_t i = 0; i < n + AHEAD; i++)
+        rows[i] = n ? record(a, entry[i < n ? i : n - 1]) + a->gate_offset : NULL;
+    run->p->dot[a->dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);
+    work[GATE_ROWS] += n;
+    work[BYTES] += n * run->row_bytes;
+    return n;
+}
+
+/* One token: gates of a group, then up rows and down columns of those that fired. While four rows
+ * are read the next four are prefetched, the first down columns during the last up rows. */
+static void group_single(const ffn_run *run, int64_t chunk, int64_t begin, int64_t end,
+                         int64_t *work) {
+    const hc_ffn_args *a = run->a;
+    const void *rows[2 * SINGLE + AHEAD];
+    float gate[SINGLE], up[SINGLE];
+    int64_t entry[SINGLE], fired = 0;
+    const int64_t n = single_gates(run, begin, end, work, entry, gate);
+    for (int64_t i = 0; i < n; i++)
+        if (gate[i] > 0) {
+            entry[fired] = entry[i];
+            gate[fired++] = gate[i];
+        }
     if (!fired)
         return;
-    run->p->dot[a->dtype](rows, down, fired, a->x_BD, a->d, up);
+    for (int64_t i = 0; i < fired; i++) {
+        rows[i] = record(a, entry[i]) + a->up_offset;
+        rows[fired + i] = record(a, entry[i]) + a->down_offset;
+        if (a->fired_N)
+            a->fired_N[a->ids[entry[i]]]++;
+    }
+    for (int64_t i = 2 * fired; i < 2 * fired + AHEAD; i++)
+        rows[i] = rows[2 * fired - 1];
+    const int64_t ahead = fired < AHEAD ? fired : AHEAD;
+    run->p->dot[a->dtype](rows, rows + ahead, fired, a->x_BD, a->d, up);
     for (int64_t i = 0; i < fired; i++)
         up[i] *= gate[i];
     begin_partials(a, chunk, work, 1);
-    run->p->axpy[a->dtype](down, up, fired, a->d, partial(a, chunk, 0));
+    run->p->axpy[a->dtype](rows + fired, rows + fired + AHEAD, up, fired, a->d,
+                           partial(a, chunk, 0));
     work[UP_DOWN_ROWS] += fired;
     work[BYTES] += 2 * fired * run->row_bytes;
 }
@@ -170,7 +186,7 @@ static void group_batch(const ffn_run *run, int64_t chunk, int64_t begin, int64_
                 down[m] = record(a, begin + i) + a->down_offset;
                 c[m++] = gate[i][t];
             }
-        run->p->axpy[a->dtype](down, c, m, a->d, partial(a, chunk, t));
+        run->p->axpy[a->dtype](down, NULL, c, m, a->d, partial(a, chunk, t));
     }
 }
 
@@ -182,8 +198,9 @@ static void ffn_chunk(void *context, int64_t chunk, int32_t thread) {
     memset(work, 0, 8 * sizeof *work);
     const int64_t begin = lower_bound(a->ids, a->n_ids, a->bounds[chunk]);
     const int64_t end = lower_bound(a->ids, a->n_ids, a->bounds[chunk + 1]);
-    for (int64_t k = begin; k < end; k += GROUP) {
-        const int64_t stop = end - k < GROUP ? end : k + GROUP;
+    const int64_t step = a->batch == 1 ? SINGLE : GROUP;
+    for (int64_t k = begin; k < end; k += step) {
+        const int64_t stop = end - k < step ? end : k + step;
         if (a->batch == 1)
             group_single(run, chunk, k, stop, work);
         else
