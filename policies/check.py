@@ -129,9 +129,13 @@ def _same(one: Placement, other: Placement) -> bool:
     return equal and dict(one.modules) == dict(other.modules)
 
 
-def _digest(problem: Problem) -> tuple[Any, ...]:
-    arrays = (problem.activations_LN, problem.neuron_bytes_L, problem.predictor_density_L)
-    return (*(array.tobytes() for array in arrays), dict(problem.budgets), problem.modules)
+def _digest(problem: Problem) -> dict[str, Any]:
+    """Everything a problem holds, comparable."""
+    values = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem)}
+    return {
+        name: value.tobytes() if isinstance(value, np.ndarray) else value
+        for name, value in values.items()
+    }
 
 
 def _rehash(plan: Plan) -> str:
