@@ -40,7 +40,7 @@ def tiny_problem(
     profiled: bool = True,
     **changes: Any,
 ) -> Problem:
-    """A problem of tiny_spec with random activations (none: not profiled); changes go to make_problem."""
+    """A problem of tiny_spec, random activations unless not profiled; changes: make_problem's."""
     if activations_LN is None and profiled:
         activations_LN = np.random.default_rng(seed).random((layers, neurons))
     arguments: dict[str, Any] = {
