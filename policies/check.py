@@ -52,7 +52,6 @@ def check_placement_policy(policy: Any) -> None:  # noqa: ANN401
     )
     twin = _place(copy.deepcopy(subject), _problem(), "an equal problem, by a copy of the policy")
     _require(_same(first, twin), "a copy of the policy placed an equal problem differently")
-    _require(_digest(usual) == _digest(_problem()), "the policy changed the problem it was given")
     for case, problem in _problem_cases().items():
         _place(subject, problem, case)
     started = time.monotonic()
@@ -106,7 +105,9 @@ def _call(function: Callable[[], Any], case: str) -> Any:  # noqa: ANN401
 
 
 def _place(policy: Any, problem: Problem, case: str) -> Placement:  # noqa: ANN401
+    before = _digest(problem)
     placement: Placement = _call(lambda: policy.place(problem), case)
+    _require(_digest(problem) == before, f"{case}: the policy changed the problem it was given")
     try:
         check_placement(problem, placement, type(policy).__name__)
     except HotcoldError as error:
@@ -129,9 +130,13 @@ def _same(one: Placement, other: Placement) -> bool:
     return equal and dict(one.modules) == dict(other.modules)
 
 
-def _digest(problem: Problem) -> tuple[Any, ...]:
-    arrays = (problem.activations_LN, problem.neuron_bytes_L, problem.predictor_density_L)
-    return (*(array.tobytes() for array in arrays), dict(problem.budgets), problem.modules)
+def _digest(problem: Problem) -> dict[str, Any]:
+    """Everything a problem holds, comparable."""
+    values = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem)}
+    return {
+        name: value.tobytes() if isinstance(value, np.ndarray) else value
+        for name, value in values.items()
+    }
 
 
 def _rehash(plan: Plan) -> str:

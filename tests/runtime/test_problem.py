@@ -150,11 +150,10 @@ def test_without_a_budget_both_executors_share_the_neurons() -> None:
 
 
 def test_without_a_profile_all_neurons_are_alike() -> None:
-    problem = tiny_problem(activations_LN=None)
-    assert problem.profiled
-    problem = tiny_problem(**{"spec": tiny_spec()}, activations_LN=np.ones((3, 40)))
-    unknown = replace(problem, profiled=False)
-    assert not unknown.profiled
+    problem = tiny_problem(profiled=False)
+    assert not problem.profiled and (problem.activations_LN == 1).all()
+    assert (problem.predictor_density_L == 1).all()
+    assert tiny_problem().profiled
 
 
 @pytest.mark.parametrize(
