@@ -106,7 +106,7 @@ def decode_rates(options: EngineOptions, max_tokens: int, repeat: int) -> dict[s
     from hotcold.runtime.tokenizer import Tokenizer
 
     bundle = resolve_model(options.model, options.dtype)
-    ids = Tokenizer.load(bundle.tokenizer_path).encode(PROMPT)
+    ids = Tokenizer.load(bundle.path).encode(PROMPT)
     cores = len(os.sched_getaffinity(0))
     rivals = transformers_rates(source_folder(bundle), ids, max_tokens, cores)
     with running_engine(options, transport="native") as engine:
