@@ -7,7 +7,6 @@ or unpickled only talks to them. Generation is one Ray call a request, its token
 import difflib
 import itertools
 import os
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -31,9 +30,6 @@ from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.generation import GenerationStats, Token
 
 _numbers = itertools.count()
-_owned_ray = 0  # engines of this process that live in the Ray they started
-_started_ray = False
-_lock = threading.RLock()
 
 
 class Engine:
@@ -48,7 +44,7 @@ class Engine:
         self.name = client.name
         self.last: GenerationStats | None = None
         self._client, self._trio, self._prepared = client, trio, prepared
-        self._finalizer = weakref.finalize(self, _take_down, trio) if trio is not None else None
+        self._finalizer: Any = None
 
     @classmethod
     def launch(
@@ -81,14 +77,17 @@ class Engine:
         )
         prepared = prepare_model(config)
         deployment = deploy(prepared, solve(prepared))
-        _enter_ray(address)
+        started_ray = cluster.enter(address)
         try:
             engine_name = name or f"hotcold-{os.getpid()}-{next(_numbers)}"
             trio = Trio(deployment, engine_name, placement_group)
         except BaseException:
-            _leave_ray()
+            if started_ray:
+                cluster.leave()
             raise
-        return cls(Client(engine_name, trio.actors, deployment, trio), trio, prepared)
+        engine = cls(Client(engine_name, trio.actors, deployment, trio), trio, prepared)
+        engine._finalizer = weakref.finalize(engine, _take_down, trio, started_ray)
+        return engine
 
     @classmethod
     def connect(cls, name: str, address: str | None = None) -> "Engine":
@@ -220,27 +219,9 @@ def _check_options(options: dict[str, Any]) -> None:
             raise ConfigError(f"unknown option {option!r}{hint}")
 
 
-def _enter_ray(address: str | None) -> None:
-    global _owned_ray, _started_ray  # noqa: PLW0603 - one Ray a process
-    with _lock:
-        _started_ray = cluster.join(address) or _started_ray
-        _owned_ray += _started_ray
-
-
-def _leave_ray() -> None:
-    """Shut down the Ray this process started once its last engine is gone."""
-    global _owned_ray, _started_ray  # noqa: PLW0603
-    with _lock:
-        if not _started_ray:
-            return
-        _owned_ray -= 1
-        if _owned_ray == 0:
-            _started_ray = False
-            ray.shutdown()
-
-
-def _take_down(trio: Trio) -> None:
+def _take_down(trio: Trio, started_ray: bool) -> None:
     try:
         trio.close()
     finally:
-        _leave_ray()
+        if started_ray:
+            cluster.leave()
