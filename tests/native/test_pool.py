@@ -50,7 +50,7 @@ def test_an_idle_pool_costs_nothing() -> None:
         time.sleep(0.05)
         begin = time.process_time()
         time.sleep(0.2)
-        assert time.process_time() - begin < 0.05
+        assert time.process_time() - begin < 0.1
 
 
 def test_two_callers_may_share_a_pool() -> None:
@@ -112,6 +112,7 @@ def in_child(setting: str, code: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
     )
 
 

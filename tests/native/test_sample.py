@@ -108,11 +108,13 @@ def test_frequencies_are_the_distribution(top_k: int, top_p: float) -> None:
 
 def test_a_draw_depends_on_seed_and_position_only() -> None:
     logits = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
-    draws = [kernels.sample(logits, temperature=1.0, seed=3, position=p)[0] for p in range(50)]
-    again = [
-        kernels.sample(logits, temperature=1.0, seed=3, position=p)[0] for p in range(49, -1, -1)
-    ]
-    other = [kernels.sample(logits, temperature=1.0, seed=4, position=p)[0] for p in range(50)]
+
+    def draw(seed: int, position: int) -> int:
+        return kernels.sample(logits, temperature=1.0, seed=seed, position=position)[0]
+
+    draws = [draw(3, p) for p in range(50)]
+    again = [draw(3, p) for p in reversed(range(50))]
+    other = [draw(4, p) for p in range(50)]
     assert draws == again[::-1]
     assert draws != other
     assert len(set(draws)) > 40
