@@ -117,7 +117,7 @@ def reserve(shares: dict[str, CoreShare], name: str) -> tuple[PlacementGroup, di
     here = next(entry for entry in ray.nodes() if entry["NodeID"] == node)
     cpus = cpu_fractions(shares, here["Resources"].get("CPU", 0.0))
     bundle = {"CPU": sum(cpus.values()), f"node:{here['NodeManagerAddress']}": 0.001}
-    group = placement_group([bundle], strategy="STRICT_PACK", name=f"hotcold-{name}")
+    group = placement_group([bundle], strategy="STRICT_PACK", name=f"hotcold-{name}-{os.getpid()}")
     try:
         ready = group.wait(READY_S)
     except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception for a lost group

@@ -195,6 +195,7 @@ class Engine:
 
     def close(self) -> None:
         """End the actors this engine launched and free everything; idempotent."""
+        self._client.actors = {}
         if self._finalizer is not None:
             self._finalizer()
 
