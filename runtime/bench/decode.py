@@ -4,6 +4,7 @@ Rivals take turns, so that a slow minute of the machine hits both; each figure i
 rounds. What is timed is decoding alone: the prompt and the first token are left out on both sides.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -55,10 +56,10 @@ def transformers_rates(
         steps = stamps[1:]  # the streamer is given the prompt first
         return (len(steps) - 1) / (steps[-1] - steps[0])
 
-    runs = {}
+    runs: dict[str, Callable[[], float]] = {}
     for dtype in ("float32", "bfloat16"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-        runs[dtype] = lambda model=model: rate(model)
+        runs[dtype] = functools.partial(rate, model)
     return runs
 
 
@@ -74,6 +75,7 @@ def compare(
         engine_rate: decodes once, returns tokens/s and GB/s.
         rivals: by dtype, decode once and return tokens/s.
         rounds: rounds after one that is thrown away.
+        progress: told what runs now.
 
     Returns:
         medians by the keys of `hotcold bench decode --json`.
