@@ -62,7 +62,9 @@ class Executor:
     ) -> None:
         self.actor, self.deployment, self.segment = actor, deployment, segment
         self.bundle = open_bundle(deployment.bundle_path)
-        self.store = WeightStore.open(self.bundle)
+        plan, layers = deployment.plan, range(self.bundle.spec.n_layers)
+        own_ids = [plan.ids(layer, 1) for layer in layers] if actor == "cpu" else None
+        self.store = WeightStore.open(self.bundle, deployment.store, own_ids)
         arrays = ExecutorArrays(
             actor=actor,
             model=_model_addresses(self.bundle, self.store, deployment.context),
@@ -80,10 +82,9 @@ class Executor:
             arrays.predictors = self._predictor_arrays()
         else:
             device = 0 if actor == "gpu" else 1
-            plan = deployment.plan
             arrays.shares = [
                 Share(plan.ids(layer, device), plan.bounds(layer, device))
-                for layer in range(self.bundle.spec.n_layers)
+                for layer in layers
             ]
         if actor == "gpu":
             spec = self.bundle.spec
