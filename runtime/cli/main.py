@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "profile": ("profile", "Count over a text how often each neuron fires"),
     "compare": ("compare", "Run placement policies on the same prompt"),
     "policies": ("policies", "List the installed policies and predictors"),
+    "doctor": ("doctor", "Say what this machine offers and what to mend"),
     "bench": ("bench", "Measure the exchange and the decode speed"),
 }
 

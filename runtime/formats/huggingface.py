@@ -2,7 +2,7 @@
 
 Called by `bundle.resolve_model`. Opening a checkpoint reads config and headers only and refuses
 whatever cannot be converted, with the tensor's name; rows are read when the conversion asks.
-NaN and Inf among the weights are not looked for here.
+NaN and Inf among the weights are found as they are read (finite.py).
 """
 
 import logging
@@ -16,6 +16,7 @@ import numpy as np
 
 from hotcold.runtime.errors import CheckpointError
 from hotcold.runtime.formats.dtypes import Raw, convert
+from hotcold.runtime.formats.finite import check_finite
 from hotcold.runtime.formats.hf_config import CONFIG, Config, config_dtype, read_spec
 from hotcold.runtime.formats.safetensors_file import TensorReader
 from hotcold.runtime.model import DType, ModelSpec
@@ -158,7 +159,14 @@ class Checkpoint:
         shape = self._reader.tensors[source].shape
         step = max(1, BLOCK_BYTES // max(1, math.prod(shape[1:]) * 4))
         for start in range(0, shape[0], step):
-            yield self._reader.rows(source, start, min(start + step, shape[0]))
+            yield self._rows(source, start, min(start + step, shape[0]))
+
+    def _rows(self, source: str, start: int = 0, stop: int | None = None) -> Raw:
+        """Rows of a checkpoint tensor as stored, all of them finite."""
+        raw = self._reader.rows(source, start, stop)
+        where = f"{source} of {self.folder}"
+        check_finite(raw, self._reader.dtype(source), where, start)
+        return raw
 
     def _converted(self, raw: Raw, source: str, dtype: str) -> Raw:
         try:
@@ -180,10 +188,10 @@ class Checkpoint:
         gate, up, down = (
             self._parts[f"layers.{layer}.{part}"][0] for part in ("gate", "up", "down")
         )
-        down_DN = self._reader.rows(down)  # its columns are what a record needs: read whole
+        down_DN = self._rows(down)  # its columns are what a record needs: read whole
         for start in range(0, self.spec.n_neurons, step):
             stop = min(start + step, self.spec.n_neurons)
-            rows = [(name, self._reader.rows(name, start, stop)) for name in (gate, up)]
+            rows = [(name, self._rows(name, start, stop)) for name in (gate, up)]
             rows.append((down, down_DN[:, start:stop].T))
             a, b, c = (self._converted(raw, name, self.spec.dtype) for name, raw in rows)
             yield a, b, c
