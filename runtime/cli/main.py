@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "profile": ("profile", "Count over a text how often each neuron fires"),
     "compare": ("compare", "Run placement policies on the same prompt"),
     "policies": ("policies", "List the installed policies and predictors"),
+    "chaos": ("chaos", "Kill and stop actors at random; the tokens must not change"),
     "bench": ("bench", "Measure the exchange and the decode speed"),
 }
 
