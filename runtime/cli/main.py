@@ -33,7 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "Run placement policies on the same prompt"),
     "policies": ("policies", "List the installed policies and predictors"),
     "doctor": ("doctor", "Say what this machine offers and what to mend"),
-    "bench": ("bench", "Measure the exchange and the decode speed"),
+    "chaos": ("chaos", "Kill and stop actors at random; the tokens must not change"),
+    "bench": ("bench", "Measure exchange, weight stores and decode speed"),
 }
 
 
