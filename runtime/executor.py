@@ -86,8 +86,7 @@ class Executor:
         else:
             device = 0 if actor == "gpu" else 1
             arrays.shares = [
-                Share(plan.ids(layer, device), plan.bounds(layer, device))
-                for layer in layers
+                Share(plan.ids(layer, device), plan.bounds(layer, device)) for layer in layers
             ]
         if actor == "gpu":
             kv = kv or KvCache.private(self.bundle.spec, deployment.context)

@@ -88,7 +88,9 @@ def instruction_sets(machine: Machine) -> list[Check]:
     if variant != best:
         return [Check("CPU kernels", "warn", found, f"unset HOTCOLD_CPU for {best}")]
     if variant == "ref":
-        return [Check("CPU kernels", "warn", found, "a CPU with AVX2 and F16C is several times faster")]
+        return [
+            Check("CPU kernels", "warn", found, "a CPU with AVX2 and F16C is several times faster")
+        ]
     return [Check("CPU kernels", "ok", found)]
 
 

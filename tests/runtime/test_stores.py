@@ -209,7 +209,9 @@ def test_too_little_memory_is_refused_before_anything_is_filled(
         memory, "available", lambda root=None, private=False: memory.Available(1 << 20, "the box")
     )
     monkeypatch.setattr(stores, "fill", lambda *args: pytest.fail("filled"))
-    with pytest.raises(BudgetError, match=r"needs .* the box has 1\.0 MiB available; .*--store file"):
+    with pytest.raises(
+        BudgetError, match=r"needs .* the box has 1\.0 MiB available; .*--store file"
+    ):
         WeightStore.open(tiny, kind, own_half(tiny))
 
 
