@@ -44,6 +44,16 @@ class Client:
         self._busy = threading.Lock()
         self._facts: dict[str, Facts] = {} if trio is None else trio.facts
 
+    def _actor(self, name: str) -> Any:
+        """An actor's handle.
+
+        Raises:
+            ConfigError: the engine is closed.
+        """
+        if name not in self.actors:
+            raise ConfigError(f"engine {self.name!r} is closed; launch another")
+        return self.actors[name]
+
     @contextmanager
     def idle(self) -> Iterator[None]:
         """Hold the engine while no generation of this client runs.
@@ -76,13 +86,9 @@ class Client:
         )
         return self._stream(request, sampling)
 
-    def _stream(
-        self, request: Request, sampling: Sampling
-    ) -> Iterator[Token | GenerationStats]:
+    def _stream(self, request: Request, sampling: Sampling) -> Iterator[Token | GenerationStats]:
         with self.idle():
-            stream = TokenStream(
-                self._tokenizer.stream(), sampling, self.deployment.spec.eos_ids
-            )
+            stream = TokenStream(self._tokenizer.stream(), sampling, self.deployment.spec.eos_ids)
             times: RequestTimes | None = None
             source = self._sampled(request)
             try:
@@ -107,7 +113,7 @@ class Client:
             if self.deployment.transport == "ray":
                 yield from self._stepwise(request)
                 return
-            calls = self.actors["gpu"].generate.options(num_returns="streaming").remote(request)
+            calls = self._actor("gpu").generate.options(num_returns="streaming").remote(request)
             for ref in calls:
                 item = ray.get(ref)
                 if isinstance(item, Exception):
@@ -137,7 +143,7 @@ class Client:
 
     def _cancel(self) -> None:
         if self.deployment.transport == "native":
-            self.actors["gpu"].cancel.remote()
+            self._actor("gpu").cancel.remote()
 
     def _drain(self, source: Iterator[Any]) -> None:
         """End a stream the caller may have left early, so that the next request finds it free."""
@@ -185,7 +191,7 @@ class Client:
                 shape = (len(ids), spec.n_layers, -(-spec.n_neurons // 8)) if masks else None
                 request = make_request(ids, 0, context)
                 logits, bits = ray.get(
-                    self.actors["gpu"].score.remote(request, spec.vocab_size, shape)
+                    self._actor("gpu").score.remote(request, spec.vocab_size, shape)
                 )
             except RayError as error:
                 raise self._typed(error) from None
@@ -196,9 +202,9 @@ class Client:
 
     def _states(self) -> dict[str, Any]:
         if self.deployment.transport == "native":
-            states: dict[str, Any] = ray.get(self.actors["gpu"].states.remote())
+            states: dict[str, Any] = ray.get(self._actor("gpu").states.remote())
             return states
-        refs = [self.actors[actor].state.remote() for actor in ACTORS]
+        refs = [self._actor(actor).state.remote() for actor in ACTORS]
         return dict(zip(ACTORS, ray.get(refs), strict=True))
 
     def stats(self) -> EngineStats:
@@ -206,7 +212,7 @@ class Client:
         try:
             states = self._states()
             if not self._facts:
-                refs = [self.actors[actor].facts.remote() for actor in ACTORS]
+                refs = [self._actor(actor).facts.remote() for actor in ACTORS]
                 self._facts = dict(zip(ACTORS, ray.get(refs), strict=True))
         except RayError as error:
             raise self._typed(error) from None

@@ -17,9 +17,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hotcold.actors import cluster
 from hotcold.actors.executors import Facts, remote_class
+from hotcold.native.segment import Watcher
 from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import ActorLostError, ConfigError, HotcoldError, LaunchError
-from hotcold.runtime.exchange import ACTORS, PoisonCode, Segment, Watcher
+from hotcold.runtime.exchange import ACTORS, PoisonCode, Segment
 
 START_S = 120.0
 END_S = 3.0
@@ -48,12 +49,12 @@ class Trio:
         self._watcher: Watcher | None = None
         self._loops: dict[str, Any] = {}
         self._epoch = 0
+        _check_name(name)
         self._own_group = group is None
-        self._group, cpus = (
-            cluster.reserve(deployment.cores, name)
-            if group is None
-            else (group, cluster.cpu_fractions(deployment.cores, 0.0))
-        )
+        self._group: Any = group
+        cpus = cluster.cpu_fractions(deployment.cores, 0.0)
+        if group is None:
+            self._group, cpus = cluster.reserve(deployment.cores, name)
         try:
             self._start(cpus)
             self.load(deployment)
@@ -69,23 +70,17 @@ class Trio:
         placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0)
         passed_on = {key: value for key, value in os.environ.items() if key.startswith("HOTCOLD_")}
         for actor in ACTORS:
-            try:
-                self.actors[actor] = (
-                    remote_class(actor)
-                    .options(
-                        name=f"{self.name}-{actor}",
-                        namespace=cluster.NAMESPACE,
-                        num_cpus=cpus[actor],
-                        scheduling_strategy=placed,
-                        runtime_env={"env_vars": {**cluster.WORKER_ENV, **passed_on}},
-                    )
-                    .remote()
+            self.actors[actor] = (
+                remote_class(actor)
+                .options(
+                    name=f"{self.name}-{actor}",
+                    namespace=cluster.NAMESPACE,
+                    num_cpus=cpus[actor],
+                    scheduling_strategy=placed,
+                    runtime_env={"env_vars": {**cluster.WORKER_ENV, **passed_on}},
                 )
-            except ValueError as error:
-                raise ConfigError(
-                    f"an engine named {self.name!r} is running in this cluster; connect to it or "
-                    "choose another name"
-                ) from error
+                .remote()
+            )
         refs = [self.actors[actor].facts.remote() for actor in ACTORS]
         self.facts = dict(zip(ACTORS, ray.get(refs, timeout=START_S), strict=True))
 
@@ -142,10 +137,10 @@ class Trio:
             if self._segment.poisoned is not None:
                 return self._poison_error()
             time.sleep(0.005)
-        for actor, facts in self.facts.items():
-            if not os.path.exists(f"/proc/{facts.pid}"):
+        for actor, handle in self.actors.items():
+            if handle._actor_id.hex() == error.actor_id:
                 return ActorLostError(actor, f"the {actor} actor died; launch the engine again")
-        return ActorLostError("gpu", f"an actor died ({error}); launch the engine again")
+        return ActorLostError("gpu", "an actor died; launch the engine again")
 
     def _poison_error(self) -> BaseException:
         assert self._segment is not None
@@ -168,3 +163,16 @@ class Trio:
         if self._own_group and self._group is not None:
             remove_placement_group(self._group)
         self._group = None
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that is empty, odd, or taken."""
+    if not name or not all(c.isalnum() or c in "-_." for c in name):
+        raise ConfigError(f"engine name {name!r} must be letters, digits, '-', '_' and '.'")
+    try:
+        ray.get_actor(f"{name}-gpu", namespace=cluster.NAMESPACE)
+    except ValueError:
+        return
+    raise ConfigError(
+        f"an engine named {name!r} is running in this cluster; connect to it or choose another name"
+    )

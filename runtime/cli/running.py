@@ -88,7 +88,13 @@ def running_engine(options: EngineOptions, **more: object) -> Iterator["Engine"]
             output.note("hotcold: starting the actors gpu, cpu and predictor")
         from hotcold.actors import Engine
 
-        engine = Engine.launch(**{**options.launch_arguments(), **more})
+        try:
+            engine = Engine.launch(**{**options.launch_arguments(), **more})
+        except SystemExit as stop:
+            # Ray's own handler, in place while Ray starts, exits with the bare signal number.
+            if stop.code == signal.SIGTERM:
+                raise Terminated from None
+            raise
         try:
             signals.install()
             yield engine
