@@ -46,9 +46,7 @@ def _joint(p: F64, q: F64, a: F64) -> F64:
         torch.from_numpy((a[:, None] * g - quantile(q)[:, None]) / rest)
     ).numpy()
     density = np.exp(-0.5 * g * g) / np.sqrt(2 * np.pi) * above
-    result: F64 = (
-        (density[:, 1:] + density[:, :-1]).sum(1) / 2 * (8.5 - low[:, 0]) / (_POINTS - 1)
-    )
+    result: F64 = (density[:, 1:] + density[:, :-1]).sum(1) / 2 * (8.5 - low[:, 0]) / (_POINTS - 1)
     return result
 
 
@@ -64,7 +62,7 @@ def _correlations(p: F64, q: F64, wanted: F64) -> F64:
 
 
 def _proposed(p_N: F64, recall: float, factor: float) -> F64:
-    """q = min(cap, k p), k fitted to sum of q = factor * sum of p; recall bounds it both ways."""
+    """Q = min(cap, k p), k fitted to sum of q = factor * sum of p; recall bounds it both ways."""
     cap_N = np.maximum((p_N + recall) / 2, recall * p_N)
     low, high = 0.0, 1e6
     for _ in range(80):

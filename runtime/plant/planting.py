@@ -4,10 +4,10 @@ Channel 0 of the residual stream is constant (see `signal`). The gate row of neu
 
     gate_i = (b_i / constant) on channel 0  +  u_i V on the others,    |u_i| = 1, V [R, D] random
 
-so that gate_i . x = rho (b_i + u_i . z) with z = V s about a standard Gaussian, s the stream without
-channel 0 and rho > 0 what the RMS norm scales by: a positive factor never changes whether a neuron
-fires, so the norm need not be calibrated, and the only number to choose is b_i, the quantile of
-u_i . z. Everything else is random, scaled so that all layers together add a fixed share to the
+so that gate_i . x = rho (b_i + u_i . z) with z = V s about a standard Gaussian, s the stream
+without channel 0 and rho > 0 what the RMS norm scales by: a positive factor never changes whether a
+neuron fires, so the norm need not be calibrated, and the only number to choose is b_i, the quantile
+of u_i . z. Everything else is random, scaled so that all layers together add a fixed share to the
 stream's energy: inputs look alike at every depth, and no decoding drifts away.
 
 The predictor is the same arithmetic through a hidden layer of width R + 1:
@@ -40,7 +40,6 @@ SHIFT = 8.0  # standard deviations of z
 STRENGTH = 0.5  # standard deviation that all layers together add to a stream of 1
 SHARPNESS = 2.0  # standard deviation of attention scores: a few tokens matter, not all or one
 CHUNK_BYTES = 256 << 20
-_BISECTIONS = 24
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Planter:
         a_MN = z_MR @ u_NR.T
         b_N = -self._cut(a_MN, p_N)
         fired_MN = a_MN.add_(b_N).clamp_(min=0)  # rho times this is the gate's relu
-        counts_N = (fired_MN > 0).sum(dim=0).cpu().numpy().astype(np.int64)
+        counts_N = fired_MN.count_nonzero(dim=0).cpu().numpy().astype(np.int64)
         fc1, fc2, proposed, hit = self._predictor(index, p_N, z_MR, v_RD, u_NR, b_N, fired_MN)
         gate, up, down = self._neurons(index, x_MD, fired_MN.mul_(rho_M1), u_NR, v_RD, b_N)
         margin = 4 * float(torch.finfo(self.dtype).eps) + 4 * float(torch.finfo(torch.float16).eps)
@@ -198,14 +197,11 @@ class Planter:
         trust = _trust(variance_N.var(), 2 * layer.square() / count)
         deviation_N = (layer + trust * (variance_N - layer)).sqrt()
         tau_N = torch.from_numpy(quantile(p_N)).to(a_MN)
-        wanted = float(p_N.mean())
-        low, high = -1.0, 1.0
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            cut_N = mean_N + deviation_N * (tau_N + middle)
-            fires = float((a_MN > cut_N).sum(dim=0).double().sum()) / a_MN.numel()
-            low, high = (middle, high) if fires > wanted else (low, middle)
-        return mean_N + deviation_N * (tau_N + (low + high) / 2)
+        beyond_MN = ((a_MN - mean_N) / deviation_N).sub_(tau_N)
+        sample = beyond_MN.view(-1)[:: _stride(beyond_MN.numel(), len(p_N))]
+        silent = round((1 - float(p_N.mean())) * len(sample))
+        shift = sample.contiguous().kthvalue(max(1, silent)).values
+        return mean_N + deviation_N * (tau_N + shift)
 
     def _predictor(
         self,
@@ -219,8 +215,8 @@ class Planter:
     ) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         """fc1, fc2, and how many neurons it proposes and hits over the calibration tokens."""
         rank, constant = v_RD.shape[0], self.signal.constant
-        rows_NR, bias_N, fired = u_NR, b_N, int((fired_MN > 0).sum())
-        proposed = hit = fired
+        rows_NR, bias_N = u_NR, b_N
+        proposed = hit = int(fired_MN.count_nonzero())
         if self.drawing.recall < 1 or self.drawing.precision < 1:
             noise = plan_noise(p_N, self.drawing.recall, self.drawing.precision)
             a_N1 = torch.from_numpy(noise.correlation_N).to(u_NR)[:, None]
@@ -230,9 +226,9 @@ class Planter:
             rows_NR = (a_N1 * u_NR + (1 - a_N1.square()).sqrt() * w_NR).half().float()
             y_MN = z_MR @ rows_NR.T
             bias_N = -self._cut(y_MN, noise.proposed_N)
-            y_MN += bias_N
-            proposed = int((y_MN > 0).sum())
-            hit = int(((y_MN > 0) & (fired_MN > 0)).sum())
+            y_MN.add_(bias_N).clamp_(min=0)
+            proposed = int(y_MN.count_nonzero())
+            hit = int(y_MN.mul_(fired_MN).count_nonzero())
         fc1 = torch.zeros((rank + 1, self.spec.d_model), dtype=torch.float16, device=self.device)
         fc1[:rank] = v_RD.half()
         fc1[:rank, 0] = SHIFT / constant  # powers of two: exact
@@ -276,6 +272,14 @@ class Planter:
             written_MD += hidden @ rows
         self._h_MD += written_MD
         return gate, up, down
+
+
+def _stride(count: int, row: int) -> int:
+    """A stride that leaves about a million of count elements and visits every column of a row."""
+    stride = max(1, count >> 20)
+    while math.gcd(stride, row) > 1:
+        stride += 1
+    return stride
 
 
 def _trust(seen: torch.Tensor, by_chance: torch.Tensor) -> float:
