@@ -1,6 +1,11 @@
 """The command that plants: what it prints, what it refuses and how it ends."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,3 +59,19 @@ def test_refuses_a_full_folder_and_an_unknown_shape(run: Run, tmp_path: Path) ->
     assert "not empty" in only_line(ended.err)
     assert run("plant", "gigantic", "--out", str(tmp_path / "x")).code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_planting_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
+    command = [sys.executable, "-m", "hotcold.runtime.cli.main", "plant", "llama-1b"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "model")], stderr=subprocess.PIPE, env=os.environ
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".model.*/weights.bin")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert b"Traceback" not in said
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Planted models: the statistics asked for, valid checkpoints, nothing half-written."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hotcold.runtime.errors import BackendError, BudgetError, ConfigError
 from hotcold.runtime.formats.bundle import open_bundle, resolve_model
 from hotcold.runtime.formats.digest import file_digest
 from hotcold.runtime.formats.predictors import load_predictors
-from hotcold.runtime.plant import making
+from hotcold.runtime.plant import making, streams
 from hotcold.runtime.plant.making import PlantOptions, PlantReport, plant
 from hotcold.runtime.plant.overfire import plan_noise, quantile
 from hotcold.runtime.plant.shapes import SHAPES
@@ -293,6 +294,28 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(BudgetError, match="GB free"):
         plant(options("tiny"), tmp_path / "out", device="cpu")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_meanwhile_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(streams.os, "pwrite", full)
+    with pytest.raises(BudgetError, match="No space left"):
+        plant(options("tiny"), tmp_path / "out", device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_whoever_was_faster_keeps_the_folder(tmp_path: Path) -> None:
+    def other(done: int, total: int) -> None:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "mine").write_text("precious")
+
+    with pytest.raises(ConfigError, match="not empty"):
+        plant(options("tiny"), tmp_path / "out", device="cpu", progress=other)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
