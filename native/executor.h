@@ -20,6 +20,8 @@ typedef struct {
 struct hc_executor {
     hc_executor_args args;
     uint32_t seq;
+    int32_t fault_op, fault_signal; /* see hc_executor_arm; fault_op -1: none */
+    uint32_t fault_seq;
     int32_t batch; /* tokens of the running pass */
     /* GPU executor */
     int32_t head_rows; /* logits wanted of the running pass: 0, 1 (the last row) or batch */

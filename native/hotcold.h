@@ -314,12 +314,16 @@ hc_status hc_executor_run(hc_executor *executor);
 hc_status hc_executor_begin(hc_executor *executor, uint32_t seq, int32_t batch,
                             const int32_t *tokens, int32_t position, int32_t rows);
 hc_status hc_executor_step(hc_executor *executor, int32_t step, uint32_t seq);
+/* Fault injection (hotcold chaos): raise signal_number in this process when the loop next begins a
+ * step of this operation in pass at_seq or later. op -1 disarms. */
+void hc_executor_arm(hc_executor *executor, int32_t op, uint32_t at_seq, int32_t signal_number);
 const float *hc_executor_logits(const hc_executor *executor); /* [rows][V] of the last head step */
 
 typedef struct {
     int64_t id;
     const int32_t *prompt;
     int32_t n_prompt, max_tokens, n_eos;
+    int32_t n_past; /* leading positions whose keys and values the cache already holds */
     const int32_t *eos;
     float temperature, top_p;
     int32_t top_k;
