@@ -89,9 +89,9 @@ def _groups(root: Path) -> list[Available]:
     for line in lines:
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if controllers == "":
-            places, names = (mounts, mounts / "unified"), ("memory.max", "memory.current")
+            places, names = [mounts, mounts / "unified"], ("memory.max", "memory.current")
         elif "memory" in controllers.split(","):
-            places = (mounts / "memory",)
+            places = [mounts / "memory"]
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue

@@ -185,7 +185,7 @@ def fill(pages: Pages, file: int, path: Path, extents: Sequence[tuple[int, int]]
     ]
     total, done = sum(end - begin for begin, end in blocks), 0
     progress = Progress(f"filling memory with {path.parent.name}")
-    target = memoryview(pages.array())
+    target = pages.array().data
 
     def copy(block: tuple[int, int]) -> int:
         begin, end = block

@@ -4,8 +4,8 @@ Holds a bundle's weights.bin in one of the ways of `hotcold.runtime.stores`, so 
 actors on a machine share the bytes. Executors ask for addresses, predictors and offline verbs for
 arrays. Converts nothing in place and computes nothing.
 
-Measured 2026-11-22 on 2 cores of a Xeon of 2023 (a virtual machine, Linux 6.18, THP "madvise", shmem
-THP "never"), stores of 2 GiB, one thread, best of 120 and more rounds in turns, GB/s:
+Measured 2026-11-22 on 2 cores of a virtual Xeon with AVX-512 (Linux 6.18, THP "madvise", shmem THP
+"never"), stores of 2 GiB, one thread, best of 40 to 120 rounds in turns, GB/s:
 
 | read                        | file | memfd | private | by                           |
 |-----------------------------|------|-------|---------|------------------------------|

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hotcold.native import kernels
 from hotcold.runtime import memory, stores
+from hotcold.runtime.pages import HUGE_BYTES
 
 Bytes = NDArray[np.uint8]
 DEFAULT_BYTES = 2 << 30
@@ -81,7 +82,7 @@ def measure(
     Raises:
         BudgetError: memory for three copies is not there.
     """
-    nbytes = max(64 << 20, nbytes // stores.HUGE_BYTES * stores.HUGE_BYTES)
+    nbytes = max(64 << 20, nbytes // HUGE_BYTES * HUGE_BYTES)
     memory.require(3 * nbytes, "the bench of weight stores", "give --size a smaller one")
     with tempfile.TemporaryDirectory(prefix="hotcold-stores-") as folder:
         path = Path(folder) / "weights.bin"
@@ -108,7 +109,7 @@ def measure(
 
 def _write_ones(path: Path, nbytes: int) -> None:
     """A file of float16 ones."""
-    block = np.ones(stores.HUGE_BYTES // ELEMENT.itemsize, ELEMENT).tobytes()
+    block = np.ones(HUGE_BYTES // ELEMENT.itemsize, ELEMENT).tobytes()
     with path.open("wb") as file:
         for _ in range(nbytes // len(block)):
             file.write(block)

@@ -24,8 +24,8 @@ def command(as_json: bool) -> int:
     mends = [check for check in checks if check.mend]
     if mends:
         click.echo()
-        rows = [(check.name, output.one_line(check.mend)) for check in mends]
-        click.echo(output.table(("to mend or to gain", "do"), rows))
+        advice = [(check.name, output.one_line(check.mend)) for check in mends]
+        click.echo(output.table(("to mend or to gain", "do"), advice))
     usable = all(check.state != "fail" for check in checks)
     if as_json:
         output.emit_json({"usable": usable, "checks": [asdict(check) for check in checks]})

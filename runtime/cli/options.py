@@ -47,6 +47,7 @@ class EngineOptions:
         store: how weights are held in memory, "file", "memfd" or "private".
         address: address of a Ray cluster to join.
         seed: seed of sampling and of policies that draw.
+        restarts: losses of actors that a generation survives.
     """
 
     model: str | None = None
@@ -63,6 +64,7 @@ class EngineOptions:
     store: str | None = None
     address: str | None = None
     seed: int = 0
+    restarts: int | None = None
 
     def launch_arguments(self) -> dict[str, Any]:
         """Keyword arguments of Engine.launch; what the user left out is left out here too."""
@@ -78,6 +80,7 @@ class EngineOptions:
             "context": self.context,
             "store": self.store,
             "address": self.address,
+            "restarts": self.restarts,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         always = {"predictor": self.predictor, "transport": self.transport, "seed": self.seed}
@@ -204,6 +207,11 @@ def _group(policy: bool) -> list[Callable[[Any], Any]]:
             "--address", help="Ray cluster to join.  [default: RAY_ADDRESS, or a new one]"
         ),
         seed_option,
+        click.option(
+            "--restarts",
+            type=click.IntRange(min=0),
+            help="Losses of actors a generation survives; 0: the first ends it.  [default: 3]",
+        ),
         debug_option,
     ]
 
@@ -222,6 +230,7 @@ FIELDS = (
     "store",
     "address",
     "seed",
+    "restarts",
 )
 
 

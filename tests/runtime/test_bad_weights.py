@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -95,10 +94,12 @@ except BudgetError as error:
     print(error)
 """
     command = [sys.executable, "-c", script, str(source), str(tmp_path / "cache")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"takes 0\.00 GB \(\d{7} bytes\).*bytes free|\d+ bytes\)", done.stdout)
-    assert "File too large" in done.stdout and "HOTCOLD_CACHE" in done.stdout
+    pattern = (
+        r"takes 0\.00 GB \(\d{7} bytes\).* free \(\d+ bytes\) \(File too large\);.*HOTCOLD_CACHE"
+    )
+    assert re.search(pattern, done.stdout), done.stdout
     assert [path.suffix for path in (tmp_path / "cache/bundles").iterdir()] == [".lock"]
 
 
@@ -151,7 +152,3 @@ def test_a_read_only_cache(source: Path, small_disk: Path, tmp_path: Path) -> No
         resolve_model(source, cache=small_disk / "c")
     with pytest.raises(ConfigError, match="Read-only file system.*HOTCOLD_CACHE"):
         resolve_model(source, cache=small_disk / "new")
-
-
-def test_limits_are_as_before() -> None:
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1 << 20
