@@ -218,7 +218,7 @@ def test_absurd_sizes(tmp_path: Path, key: str, value: object) -> None:
         ({"hidden_act": "silu"}, ["'silu'", "ReLU"]),
         ({"hidden_act": None}, ["'silu'", "ReLU"]),
         ({"hidden_act": ["relu"]}, ["relu"]),
-        ({"architectures": ["OPTForCausalLM"]}, ["OPTForCausalLM", "LlamaForCausalLM"]),
+        ({"architectures": ["MistralForCausalLM"]}, ["MistralForCausalLM", "LlamaForCausalLM"]),
         ({"architectures": []}, ["[]", "LlamaForCausalLM"]),
         ({"architectures": [["x"]]}, ["LlamaForCausalLM"]),
         ({"architectures": None, "model_type": "gpt2"}, ["gpt2", "LlamaForCausalLM"]),
