@@ -141,7 +141,8 @@ def test_fired_counts_and_short_records() -> None:
 @pytest.mark.parametrize("biased", [True, False])
 def test_layer_norm(variant: str, d: int, biased: bool) -> None:
     rng = np.random.default_rng(d)
-    x = (100 + rng.standard_normal((5, d))).astype(np.float32)  # far from 0: variance is the hard part
+    # far from 0, where variance is the hard part
+    x = (100 + rng.standard_normal((5, d))).astype(np.float32)
     weight, bias = rng.standard_normal((2, d)).astype(np.float32)
     with forced(variant):
         got = kernels.layernorm(x, weight, bias if biased else None, 1e-5)
