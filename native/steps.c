@@ -22,7 +22,8 @@ static hc_status score(hc_executor *e, const hc_step *step, const hc_predictor_l
         a.stride_bytes = m->record_bytes, a.d = m->d, a.dtype = m->dtype;
         a.x_BD = x, a.x_stride = m->d;
         if (m->bias_offset) {
-            a.bias_R = (const float *)((const char *)m->layers[step->layer].records + m->bias_offset);
+            a.bias_R =
+                (const float *)((const char *)m->layers[step->layer].records + m->bias_offset);
             a.bias_stride = m->record_bytes;
         }
         hc_count(&state->gate_rows, m->n * e->batch);
@@ -32,9 +33,17 @@ static hc_status score(hc_executor *e, const hc_step *step, const hc_predictor_l
     }
     int64_t size = hc_dtype_bytes(p->dtype);
     const float *input = p->input ? x + (int64_t)e->args.max_batch * m->d : x;
-    hc_gemv_args first = {.w = p->fc1, .stride_bytes = m->d * size, .rows = p->hidden, .d = m->d,
-                          .dtype = p->dtype, .batch = e->batch, .x_BD = input, .x_stride = m->d,
-                          .y_BR = e->hidden_BH, .y_stride = p->hidden, .relu = p->relu};
+    hc_gemv_args first = {.w = p->fc1,
+                          .stride_bytes = m->d * size,
+                          .rows = p->hidden,
+                          .d = m->d,
+                          .dtype = p->dtype,
+                          .batch = e->batch,
+                          .x_BD = input,
+                          .x_stride = m->d,
+                          .y_BR = e->hidden_BH,
+                          .y_stride = p->hidden,
+                          .relu = p->relu};
     hc_status s = hc_gemv(&first, e->args.pool);
     a.w = p->fc2, a.stride_bytes = p->hidden * size, a.d = p->hidden, a.dtype = p->dtype;
     a.x_BD = e->hidden_BH, a.x_stride = p->hidden, a.bias_R = p->bias_N;
@@ -46,9 +55,12 @@ static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
     const hc_model *m = e->args.model;
     const hc_predictor_layer *p = &e->args.predictors_L[step->layer];
     hc_status s = score(e, step, p);
-    hc_split_args a = {.scores_BN = e->scores_BN, .n = m->n, .batch = e->batch,
+    hc_split_args a = {.scores_BN = e->scores_BN,
+                       .n = m->n,
+                       .batch = e->batch,
                        .threshold = p->threshold,
-                       .device_N = e->args.device_LN + step->layer * m->n, .with_gate = !p->fc1};
+                       .device_N = e->args.device_LN + step->layer * m->n,
+                       .with_gate = !p->fc1};
     for (int device = 0; device < HC_MAX_DEVICES; device++) {
         a.out[device] = (hc_active *)hc_slot(e, step->active[device]);
         a.out[device]->epoch = e->args.epoch;
@@ -62,24 +74,36 @@ static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
 static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq, float *y) {
     const hc_model *m = e->args.model;
     const hc_share *share = &e->args.shares_L[step->layer];
-    hc_ffn_args a = {.records = m->layers[step->layer].records, .record_bytes = m->record_bytes,
-                     .gate_offset = m->gate_offset, .up_offset = m->up_offset,
-                     .down_offset = m->down_offset, .bias_offset = m->bias_offset, .d = m->d,
+    hc_ffn_args a = {.records = m->layers[step->layer].records,
+                     .record_bytes = m->record_bytes,
+                     .gate_offset = m->gate_offset,
+                     .up_offset = m->up_offset,
+                     .down_offset = m->down_offset,
+                     .bias_offset = m->bias_offset,
+                     .d = m->d,
                      .dtype = m->dtype,
-                     .batch = e->batch, .ids = share->ids, .n_ids = share->n_ids,
-                     .bounds = share->bounds, .n_chunks = e->args.n_chunks,
-                     .x_BD = (const float *)hc_slot(e, step->x), .y_BD = y,
-                     .partial_CBD = e->partial_CBD, .work_C = e->work_C};
-    if (e->args.fired_LN) a.fired_N = e->args.fired_LN + step->layer * m->n;
+                     .batch = e->batch,
+                     .ids = share->ids,
+                     .n_ids = share->n_ids,
+                     .bounds = share->bounds,
+                     .n_chunks = e->args.n_chunks,
+                     .x_BD = (const float *)hc_slot(e, step->x),
+                     .y_BD = y,
+                     .partial_CBD = e->partial_CBD,
+                     .work_C = e->work_C};
+    if (e->args.fired_LN)
+        a.fired_N = e->args.fired_LN + step->layer * m->n;
     if (!(step->flags & HC_STEP_ALL)) {
         hc_active *list = (hc_active *)hc_slot(e, step->active[e->args.actor]);
         if (list->epoch != e->args.epoch || list->seq != seq || list->batch != e->batch)
             return hc_fail(HC_ERR_EPOCH, "active list of layer %d is of pass %u, expected %u",
                            step->layer, list->seq, seq);
         a.ids = hc_active_ids(list), a.n_ids = list->count, a.members = hc_active_members(list);
-        if (list->has_gate) a.gate_KB = hc_active_gate(list);
+        if (list->has_gate)
+            a.gate_KB = hc_active_gate(list);
     }
-    if (!a.n_ids && e->args.actor == HC_CPU) return HC_OK; /* nobody reads y then */
+    if (!a.n_ids && e->args.actor == HC_CPU)
+        return HC_OK; /* nobody reads y then */
     hc_status s = hc_ffn(&a, e->args.pool);
     hc_actor_state *state = hc_state_of(e);
     hc_count(&state->gate_rows, a.gate_rows);
@@ -108,31 +132,44 @@ static hc_status merge(hc_executor *e, const hc_step *step) {
     int64_t n = e->batch * m->d;
     int predicted = step->active[HC_CPU] >= 0;
     if (step->flags & HC_STEP_HOT)
-        for (int64_t i = 0; i < n; i++) e->residual_BD[i] += e->hot_BD[i];
+        for (int64_t i = 0; i < n; i++)
+            e->residual_BD[i] += e->hot_BD[i];
     int cold = step->flags & HC_STEP_COLD;
-    if (cold && predicted) cold = ((hc_active *)hc_slot(e, step->active[HC_CPU]))->count > 0;
+    if (cold && predicted)
+        cold = ((hc_active *)hc_slot(e, step->active[HC_CPU]))->count > 0;
     if (cold) {
         const float *y = (const float *)hc_slot(e, step->y);
-        for (int64_t i = 0; i < n; i++) e->residual_BD[i] += y[i];
+        for (int64_t i = 0; i < n; i++)
+            e->residual_BD[i] += y[i];
     }
     const hc_layer *layer = &m->layers[step->layer];
     if (layer->ffn_bias_D)
-        for (int64_t i = 0; i < n; i++) e->residual_BD[i] += layer->ffn_bias_D[i % m->d];
-    if (predicted && e->mask_LN) record_masks(e, step);
-    if (!m->post_norm) return HC_OK;
+        for (int64_t i = 0; i < n; i++)
+            e->residual_BD[i] += layer->ffn_bias_D[i % m->d];
+    if (predicted && e->mask_LN)
+        record_masks(e, step);
+    if (!m->post_norm)
+        return HC_OK;
     return hc_model_norm(m, e->residual_BD, layer->ffn_norm_D, layer->ffn_norm_bias_D,
                          e->residual_BD, e->batch);
 }
 
 hc_status hc_compute_step(hc_executor *e, const hc_step *step, uint32_t seq) {
     switch (step->op) {
-    case HC_OP_EMBED: return hc_embed(e);
-    case HC_OP_ATTENTION: return hc_attend(e, step);
-    case HC_OP_PREDICT: return predict(e, step, seq);
-    case HC_OP_HOT: return feed_forward(e, step, seq, e->hot_BD);
-    case HC_OP_COLD: return feed_forward(e, step, seq, (float *)hc_slot(e, step->y));
-    case HC_OP_MERGE: return merge(e, step);
-    case HC_OP_HEAD: return hc_head(e);
+    case HC_OP_EMBED:
+        return hc_embed(e);
+    case HC_OP_ATTENTION:
+        return hc_attend(e, step);
+    case HC_OP_PREDICT:
+        return predict(e, step, seq);
+    case HC_OP_HOT:
+        return feed_forward(e, step, seq, e->hot_BD);
+    case HC_OP_COLD:
+        return feed_forward(e, step, seq, (float *)hc_slot(e, step->y));
+    case HC_OP_MERGE:
+        return merge(e, step);
+    case HC_OP_HEAD:
+        return hc_head(e);
     }
     return hc_fail(HC_ERR_ARGUMENT, "unknown operation %d in a program", step->op);
 }

@@ -64,7 +64,7 @@ class Deployment:
     layout: SegmentLayout
     context: int
     predictor: Any
-    predictor_settings: Mapping[str, str]
+    predictor_settings: Mapping[str, Any]
     predicts: bool
     profile: ActivationProfile | None
     cores: dict[str, CoreShare]
@@ -76,11 +76,14 @@ class Deployment:
         """What each actor does under this plan, in words."""
         hot = int(np.count_nonzero(self.plan.device_LN == 0))
         total = self.plan.device_LN.size
-        stands_by = "stands by: the executors evaluate the gate of every neuron they own"
+        predictor = "stands by: the executors evaluate the gate of every neuron they own"
+        if self.predicts:
+            exact = self.layout.with_gate
+            predictor = "evaluates every gate (exact)" if exact else "predicts every layer"
         return {
             "gpu": f"attention, head, {hot} of {total} neurons",
             "cpu": f"{total - hot} of {total} neurons",
-            "predictor": f"predicts every layer ({self.predictor})" if self.predicts else stands_by,
+            "predictor": predictor,
         }
 
 
@@ -104,7 +107,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
     Raises:
         CheckpointError, ConfigError, PolicyError: input that cannot be used.
     """
-    bundle = resolve_model(config.model, config.dtype)
+    bundle = resolve_model(None if config.model is None else Path(config.model), config.dtype)
     spec = bundle.spec
     context = _context(config, spec)
     profile = ActivationProfile.load(bundle.profile_path) if bundle.profile_path else None

@@ -50,6 +50,4 @@ class NeuronRecord:
         if spec.ffn == "reglu":
             return cls(0, row, 2 * row, round_up(3 * row, RECORD_ALIGNMENT))
         end = 2 * row + (4 if spec.biases else 0)  # 2 * row is a multiple of 4: the bias is aligned
-        return cls(
-            0, ABSENT, row, round_up(end, RECORD_ALIGNMENT), 2 * row if spec.biases else 0
-        )
+        return cls(0, ABSENT, row, round_up(end, RECORD_ALIGNMENT), 2 * row if spec.biases else 0)

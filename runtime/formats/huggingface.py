@@ -1,6 +1,6 @@
 """Hugging Face folders: the tensors of a checkpoint, as those of a bundle.
 
-Which is which says the checkpoint's architecture (runtime/models). Called by `bundle.resolve_model`. Opening a checkpoint reads config and headers only and refuses
+Which is which, the checkpoint's architecture says (runtime/models). Called by `bundle.resolve_model`. Opening a checkpoint reads config and headers only and refuses
 whatever cannot be converted, with the tensor's name; rows are read when the conversion asks.
 NaN and Inf among the weights are not looked for here.
 """
@@ -133,7 +133,9 @@ class Checkpoint:
                 f"{_listing(biases)}; use a model without"
             )
         if others:
-            logger.warning("%s: ignoring tensors no %s has: %s", self.folder, title, _listing(others))
+            logger.warning(
+                "%s: ignoring tensors no %s has: %s", self.folder, title, _listing(others)
+            )
 
     def _is_tied(self) -> bool:
         """Whether a pair that config.json ties is one: two different matrices are believed."""

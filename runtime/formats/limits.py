@@ -115,7 +115,9 @@ def _check_kinds(spec: ModelSpec) -> None:
         if not isinstance(getattr(spec, name), bool):
             raise ValueError(f"{name} is {getattr(spec, name)!r:.80}, it must be true or false")
     low, high = LIMITS["d_model"]
-    if spec.embed_dim is not None and not (is_int(spec.embed_dim) and low <= spec.embed_dim <= high):
+    if spec.embed_dim is not None and not (
+        is_int(spec.embed_dim) and low <= spec.embed_dim <= high
+    ):
         raise ValueError(f"embed_dim is {spec.embed_dim!r:.80}, it must be from {low} to {high}")
     if spec.biases and spec.ffn == "reglu":
         raise ValueError("biases are not supported in a gated feed-forward layer (reglu)")
