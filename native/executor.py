@@ -120,6 +120,7 @@ class Request:
     seed: int = 0
     logits_PV: NDArray[np.float32] | None = None
     masks_PLN: NDArray[np.uint8] | None = None
+    n_past: int = 0
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,7 @@ class NativeExecutor:
         c = ffi.new("hc_request *")
         c.id, c.n_prompt, c.max_tokens = request.id, len(request.prompt), request.max_tokens
         c.prompt = pointer(request.prompt, "int32_t *")
+        c.n_past = request.n_past
         c.n_eos, c.eos = len(request.eos), pointer(request.eos, "int32_t *")
         c.temperature, c.top_p, c.top_k = request.temperature, request.top_p, request.top_k
         c.seed = request.seed
@@ -293,6 +295,10 @@ class NativeExecutor:
             self._c, index, pointer(out, "hc_token *"), limit, timeout_ms, done
         )
         return out[:n], bool(done[0]) and n < limit
+
+    def arm(self, op: int, at_seq: int, signal_number: int) -> None:
+        """Fault injection: raise a signal in this process at the next step of an operation."""
+        lib.hc_executor_arm(self._c, op, at_seq, signal_number)
 
     def cancel(self) -> None:
         """Ask the running request to end after its current token."""

@@ -38,6 +38,8 @@ class EngineConfig:
         pin: pin loop threads to cores; None: where there is a core for each of them.
         max_batch: tokens of one pass of a prompt, 1 to 32.
         seed: default sampling seed.
+        restarts: losses of actors a generation survives; 0: the first one ends it.
+        stuck_s: seconds without progress in a running pass after which its actor is lost.
 
     Raises:
         ConfigError: a value out of range.
@@ -57,8 +59,13 @@ class EngineConfig:
     pin: bool | None = None
     max_batch: int = MAX_BATCH
     seed: int = 0
+    restarts: int = 3
+    stuck_s: float = 10.0
 
     def __post_init__(self) -> None:
+        check_range("restarts", self.restarts, 0, 1000)
+        if not 0.1 <= self.stuck_s <= 3600:
+            raise ConfigError(f"stuck_s {self.stuck_s} is outside 0.1..3600 seconds")
         if self.transport not in TRANSPORTS:
             raise ConfigError(
                 f"transport {self.transport!r} is unknown; choose from {', '.join(TRANSPORTS)}"

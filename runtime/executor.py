@@ -28,6 +28,7 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import KernelError
 from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
+from hotcold.runtime.kv import KvCache
 from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
 from hotcold.runtime.rotary import rotary_tables
 from hotcold.runtime.weights import WeightStore
@@ -50,6 +51,7 @@ class Executor:
         actor: "gpu", "cpu" or "predictor".
         deployment: what to run.
         segment: the exchange, already attached; must outlive the executor.
+        kv: the KV cache of the GPU executor; None makes a private one.
         fired_LN: int64 counts to add fired gates into (profiling), or None.
     """
 
@@ -58,6 +60,7 @@ class Executor:
         actor: str,
         deployment: Deployment,
         segment: Segment,
+        kv: KvCache | None = None,
         fired_LN: NDArray[np.int64] | None = None,
     ) -> None:
         self.actor, self.deployment, self.segment = actor, deployment, segment
@@ -86,9 +89,8 @@ class Executor:
                 for layer in range(self.bundle.spec.n_layers)
             ]
         if actor == "gpu":
-            spec = self.bundle.spec
-            shape = (spec.n_layers, 1, spec.n_kv_heads, deployment.context, spec.head_dim)
-            arrays.kv = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+            kv = kv or KvCache.private(self.bundle.spec, deployment.context)
+            arrays.kv = (kv.keys, kv.values)
         self.native = NativeExecutor(arrays)
 
     def _predictor_arrays(self) -> list[PredictorArrays]:
