@@ -257,7 +257,7 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
 def _modules(
     spec: ModelSpec, kv_positions: int, predictor_bytes_L: Sequence[int]
 ) -> tuple[Module, ...]:
-    """Everything but the neurons. Norms, biases and KV are float32, matrices in the spec's dtype."""
+    """Everything but the neurons; norms, biases and KV are float32."""
     d, vocab, size = spec.d_model, spec.vocab_size, spec.element_bytes
     qkv = spec.q_dim + 2 * spec.kv_dim
     attention = (qkv + spec.q_dim) * d * size + (qkv + 2 * d) * 4 * spec.biases

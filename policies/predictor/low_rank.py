@@ -9,9 +9,9 @@ w * n + c and a pre-activation (g_i w) . n + (g_i . c + b_i): the constant is ad
 
 What is left out of row i, r_i, is not noise around zero. Its mean is r_i . m, m the mean of n,
 which the profile gives away: a neuron that fires with probability p has its mean |g_i w| probit(p)
-below or above zero (less the constant), and m is the least-squares solution of those N equations. Its spread is about
-|r_i|. The bias of a neuron is therefore r_i . m + margin * |r_i|: a larger margin proposes more
-neurons and misses fewer. Without a profile the mean is taken as 0.
+below or above zero (less the constant), and m is the least-squares solution of those N equations.
+Its spread is about |r_i|. The bias of a neuron is therefore r_i . m + margin * |r_i|: a larger
+margin proposes more neurons and misses fewer. Without a profile the mean is taken as 0.
 
 Measured on the embedded model over 2,048 tokens of prose, 10 % of neurons firing (ratio: perplexity
 over the dense model's; read: feed-forward weights read a layer, gate-first; exact reads 491k):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hotcold.runtime.errors import BudgetError
+from hotcold.runtime.formats.byte_level import MERGES, VOCAB
 from hotcold.runtime.formats.digest import DigestWriter, file_digest
 from hotcold.runtime.formats.dtypes import RAW_TYPES
 from hotcold.runtime.formats.huggingface import BLOCK_BYTES, Checkpoint
@@ -33,6 +34,8 @@ COMPANIONS = (  # copied as they are where the checkpoint has them
     TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
+    VOCAB,
+    MERGES,
     "generation_config.json",
     "chat_template.jinja",
     PROFILE,

@@ -1,7 +1,8 @@
 """Hugging Face folders: the tensors of a checkpoint, as those of a bundle.
 
-Which is which, the checkpoint's architecture says (runtime/models). Called by `bundle.resolve_model`. Opening a checkpoint reads config and headers only and refuses
-whatever cannot be converted, with the tensor's name; rows are read when the conversion asks.
+Which is which, the checkpoint's architecture says (runtime/models). Called by
+`bundle.resolve_model`. Opening a checkpoint reads config and headers only and refuses whatever
+cannot be converted, with the tensor's name; rows are read when the conversion asks.
 NaN and Inf among the weights are not looked for here.
 """
 

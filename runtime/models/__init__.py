@@ -55,8 +55,9 @@ class Architecture:
         title: for people.
         hf_class: what config.json lists under `architectures`.
         read_spec: (config, dtype of the bundle's matrices) -> spec; raises CheckpointError.
-        sources: (spec, config) -> checkpoint tensors, stacked by rows, behind each tensor of a bundle. A
-            layer's neurons appear as `layers.{i}.gate`, `.up`, `.down` and `.bias`, those it has.
+        sources: (spec, config) -> checkpoint tensors, stacked by rows, behind each tensor of a
+            bundle. A layer's neurons appear as `layers.{i}.gate`, `.up`, `.down` and `.bias`, those
+            it has.
     """
 
     name: str

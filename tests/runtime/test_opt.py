@@ -13,7 +13,7 @@ from support.opt_models import FORMS, TinyOpt, random_opt_tensors, write_opt
 from support.opt_oracle import OptOracle
 from support.oracle import top2_margin
 from support.weights import VARIANTS, forced
-from transformers import OPTForCausalLM
+from transformers import GPT2TokenizerFast, OPTForCausalLM
 
 from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.deployment import deploy, prepare_model, solve
@@ -184,12 +184,44 @@ def test_the_bundle_holds_the_checkpoint(written: dict[str, Path]) -> None:
 
 def test_text_in_and_out(written: dict[str, Path]) -> None:
     with session(written["even"]) as local:
-        ids = local.tokenizer.encode("in the thin end\u00e9")
-        assert ids[0] == 2 and local.tokenizer.decode(ids) == "in the thin end\u00e9"
+        ids = local.text.tokenizer.encode("in the thin end\u00e9")
+        assert ids[0] == 2 and local.text.tokenizer.decode(ids) == "in the thin end\u00e9"
         tokens = list(local.generate("in the", Sampling(max_tokens=12, ignore_eos=True)))
-        whole = local.tokenizer.decode([token.id for token in tokens])
+        whole = local.text.tokenizer.decode([token.id for token in tokens])
     assert "".join(token.text for token in tokens) == whole and len(tokens) == 12
     assert local.deployment.spec.eos_ids == (2,)
+
+
+def test_vocabulary_and_merges_do_for_a_tokenizer(tmp_path: Path) -> None:
+    """OPT's own repositories have no tokenizer.json."""
+    from hotcold.runtime.tokenizer import Tokenizer
+
+    write_opt(tmp_path / "files", TinyOpt(tokenizer="files"))
+    with session(tmp_path / "files") as local:
+        ours = local.text.tokenizer
+        assert len(list(local.generate("in the", Sampling(max_tokens=3, ignore_eos=True)))) == 3
+    same = Tokenizer.load(write_opt(tmp_path / "json", TinyOpt()))
+    theirs = GPT2TokenizerFast.from_pretrained(tmp_path / "files")
+    for text in ("in the thin end", " the\n\u00e9 \u4e2d </s>x", "", "a" * 3000, "  in  the"):
+        ids = ours.encode(text)
+        assert ids == same.encode(text) == [2, *theirs.encode(text, add_special_tokens=False)]
+        assert ours.decode(ids) == same.decode(ids)
+    assert ours.eos_ids == (2,)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("vocab.json", "[1"), ("vocab.json", '{"a": "b"}'), ("merges.txt", "x y z")]
+)
+def test_damaged_tokenizer_files_are_refused(tmp_path: Path, name: str, text: str) -> None:
+    from hotcold.runtime.tokenizer import Tokenizer
+
+    write_opt(tmp_path, TinyOpt(tokenizer="files"))
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match="vocab.json"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(CheckpointError, match="no tokenizer.json"):
+        Tokenizer.load(tmp_path)
 
 
 def test_inspect_shows_an_opt(written: dict[str, Path]) -> None:

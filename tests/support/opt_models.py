@@ -27,7 +27,7 @@ class TinyOpt:
         shards: files.
         bare: names as saved from the base model, without "model." and head.
         config: entries that overwrite config.json's; None removes one.
-        tokenizer: write tokenizer.json.
+        tokenizer: "json", "files" (vocab.json and merges.txt, as OPT's repositories), or None.
         seed: of the weights.
     """
 
@@ -46,7 +46,7 @@ class TinyOpt:
     shards: int = 1
     bare: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer: bool = True
+    tokenizer: str | None = "json"
     seed: int = 0
 
 
@@ -174,9 +174,13 @@ def write_opt(
         write_safetensors(folder / "model.safetensors", raw)
     else:
         write_sharded(folder, raw, model.shards)
-    if model.tokenizer:
+    if model.tokenizer == "json":
         gpt2_tokenizer().save(str(folder / "tokenizer.json"))
-        (folder / "tokenizer_config.json").write_text(
-            json.dumps({"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>"})
-        )
+    elif model.tokenizer == "files":
+        gpt2_tokenizer().model.save(str(folder))
+    if model.tokenizer is not None:
+        special = {"content": "</s>", "__type": "AddedToken", "normalized": True}
+        config = {"add_prefix_space": False, "add_bos_token": True, "pad_token": "<pad>"}
+        config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), special)
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
