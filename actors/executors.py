@@ -22,8 +22,10 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import HotcoldError, LaunchError
 from hotcold.runtime.exchange import ActorState, Segment, SegmentHandle
 from hotcold.runtime.executor import Executor, Sampled
+from hotcold.runtime.formats.bundle import open_bundle
 from hotcold.runtime.kv import KvCache, KvHandle
 from hotcold.runtime.program import OP_CODES
+from hotcold.runtime.weights import WeightStore
 
 GROUPS = {"loop": 1, "control": 4, "request": 1}
 
@@ -81,6 +83,20 @@ class Shell:
             kv: the driver's KV memory, for the GPU executor; None: private memory.
             pids: processes whose death must poison the exchange.
         """
+        if deployment.store == "memfd":
+            # Held over the change, or the machine's only copy could go with its last user.
+            with WeightStore.open(open_bundle(deployment.bundle_path), deployment.store):
+                self._build(deployment, handle, kv, pids)
+        else:
+            self._build(deployment, handle, kv, pids)
+
+    def _build(
+        self,
+        deployment: Deployment,
+        handle: SegmentHandle | None,
+        kv: KvHandle | None,
+        pids: dict[int, str],
+    ) -> None:
         self._release()
         if handle is None:
             self._segment = Segment.private(deployment.layout, 1)

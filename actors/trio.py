@@ -32,9 +32,11 @@ from hotcold.runtime.errors import (
     LaunchError,
 )
 from hotcold.runtime.exchange import ACTORS, ActorState, Poison, PoisonCode, Segment
+from hotcold.runtime.formats.layout import layout
 from hotcold.runtime.kv import KvCache
 
 START_S = 120.0
+SLOW_DISK = 50e6  # bytes a second: weights may have to be read before the actors are ready
 END_S = 3.0
 
 
@@ -142,7 +144,7 @@ class Trio:
             own_kv = kv if actor == "gpu" else None
             refs.append(self.actors[actor].load.remote(data, handle, own_kv, peers))
         try:
-            ray.get(refs, timeout=START_S)
+            ray.get(refs, timeout=START_S + layout(deployment.spec)[1] / SLOW_DISK)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, HotcoldError):
                 raise error.cause from None

@@ -65,7 +65,9 @@ class Executor:
     ) -> None:
         self.actor, self.deployment, self.segment = actor, deployment, segment
         self.bundle = open_bundle(deployment.bundle_path)
-        self.store = WeightStore.open(self.bundle)
+        plan, layers = deployment.plan, range(self.bundle.spec.n_layers)
+        own_ids = [plan.ids(layer, 1) for layer in layers] if actor == "cpu" else None
+        self.store = WeightStore.open(self.bundle, deployment.store, own_ids)
         arrays = ExecutorArrays(
             actor=actor,
             model=_model_addresses(self.bundle, self.store, deployment.context),
@@ -83,10 +85,8 @@ class Executor:
             arrays.predictors = self._predictor_arrays()
         else:
             device = 0 if actor == "gpu" else 1
-            plan = deployment.plan
             arrays.shares = [
-                Share(plan.ids(layer, device), plan.bounds(layer, device))
-                for layer in range(self.bundle.spec.n_layers)
+                Share(plan.ids(layer, device), plan.bounds(layer, device)) for layer in layers
             ]
         if actor == "gpu":
             kv = kv or KvCache.private(self.bundle.spec, deployment.context)

@@ -33,8 +33,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plant": ("plant", "Make a model of planted sparsity at a real shape"),
     "compare": ("compare", "Run placement policies on the same prompt"),
     "policies": ("policies", "List the installed policies and predictors"),
+    "doctor": ("doctor", "Say what this machine offers and what to mend"),
     "chaos": ("chaos", "Kill and stop actors at random; the tokens must not change"),
-    "bench": ("bench", "Measure the exchange and the decode speed"),
+    "bench": ("bench", "Measure exchange, weight stores and decode speed"),
 }
 
 

@@ -18,6 +18,7 @@ from hotcold.runtime.errors import ConfigError
 Command = TypeVar("Command", bound=Callable[..., Any])
 DTYPES = ("float32", "float16", "bfloat16")
 TRANSPORTS = ("native", "ray")
+STORES = ("file", "memfd", "private")
 
 
 @dataclass
@@ -43,6 +44,7 @@ class EngineOptions:
         threads: worker threads of the CPU executor.
         context: positions kept for the prompt and what follows it.
         transport: "native" or "ray".
+        store: how weights are held in memory, "file", "memfd" or "private".
         address: address of a Ray cluster to join.
         seed: seed of sampling and of policies that draw.
         restarts: losses of actors that a generation survives.
@@ -59,6 +61,7 @@ class EngineOptions:
     threads: int | None = None
     context: int | None = None
     transport: str = "native"
+    store: str | None = None
     address: str | None = None
     seed: int = 0
     restarts: int | None = None
@@ -75,6 +78,7 @@ class EngineOptions:
             "dtype": self.dtype,
             "threads": self.threads,
             "context": self.context,
+            "store": self.store,
             "address": self.address,
             "restarts": self.restarts,
         }
@@ -194,6 +198,12 @@ def _group(policy: bool) -> list[Callable[[Any], Any]]:
             help="How the actors exchange: shared memory, or a Ray call an operation.",
         ),
         click.option(
+            "--store",
+            type=click.Choice(STORES),
+            help="How weights are held in memory: mapped file, one shared copy in huge pages, or"
+            " its own neurons in private huge pages.  [default: HOTCOLD_STORE, else by size]",
+        ),
+        click.option(
             "--address", help="Ray cluster to join.  [default: RAY_ADDRESS, or a new one]"
         ),
         seed_option,
@@ -217,6 +227,7 @@ FIELDS = (
     "threads",
     "context",
     "transport",
+    "store",
     "address",
     "seed",
     "restarts",

@@ -4,6 +4,7 @@ Called by `bundle.resolve_model` under the cache's lock, into a temporary folder
 than one down matrix and a few blocks of 64 MiB, whatever the size of the model.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -43,6 +44,7 @@ COMPANIONS = (  # copied as they are where the checkpoint has them
 )
 SPARE_BYTES = 64 << 20
 LOG_EVERY_S = 2.0
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit on a file's size
 
 
 class Progress:
@@ -138,6 +140,19 @@ def _copy_companions(source: Path, folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
+def _too_full(name: str, total: int, folder: Path, error: OSError | None = None) -> BudgetError:
+    """What a bundle takes and what there is; what is written already counts as free again."""
+    free = shutil.disk_usage(folder).free
+    if error is not None and (folder / WEIGHTS).is_file():
+        free += (folder / WEIGHTS).stat().st_blocks * 512
+    why = f" ({error.strerror})" if error is not None else ""
+    return BudgetError(
+        f"the bundle of {name} takes {total / 1e9:.2f} GB ({total} bytes), the disk of "
+        f"{folder.parent} has {free / 1e9:.2f} GB free ({free} bytes){why}; make room or set "
+        "HOTCOLD_CACHE to a folder on another disk"
+    )
+
+
 def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     """Write a complete bundle into an existing empty folder, durable when it returns.
 
@@ -153,13 +168,15 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     total = layout(spec)[1]
     free = shutil.disk_usage(folder).free
     if free < total + SPARE_BYTES:
-        raise BudgetError(
-            f"the bundle of {name} takes {total / 1e9:.2f} GB, the disk of {folder.parent} has "
-            f"{free / 1e9:.2f} GB free; make room or set HOTCOLD_CACHE to a folder on another disk"
-        )
-    sha256, size = _write_weights(checkpoint, folder / WEIGHTS, name)
-    files = _copy_companions(checkpoint.folder, folder)
-    return write_header(folder, spec, name, str(checkpoint.folder), (sha256, size), files)
+        raise _too_full(name, total, folder)
+    try:
+        weights = _write_weights(checkpoint, folder / WEIGHTS, name)
+        files = _copy_companions(checkpoint.folder, folder)
+        return write_header(folder, spec, name, str(checkpoint.folder), weights, files)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise _too_full(name, total, folder, error) from error
 
 
 def write_header(

@@ -3,7 +3,7 @@
 Which is which, the checkpoint's architecture says (runtime/models). Called by
 `bundle.resolve_model`. Opening a checkpoint reads config and headers only and refuses whatever
 cannot be converted, with the tensor's name; rows are read when the conversion asks.
-NaN and Inf among the weights are not looked for here.
+NaN and Inf among the weights are found as they are read (finite.py).
 """
 
 import logging
@@ -18,6 +18,7 @@ import numpy as np
 
 from hotcold.runtime.errors import CheckpointError
 from hotcold.runtime.formats.dtypes import RAW_TYPES, Raw, convert
+from hotcold.runtime.formats.finite import check_finite
 from hotcold.runtime.formats.hf_config import CONFIG, Config, config_dtype
 from hotcold.runtime.formats.layout import layout
 from hotcold.runtime.formats.safetensors_file import TensorReader
@@ -169,7 +170,14 @@ class Checkpoint:
         name, rows = self._stored(source), source.shape[0]
         step = max(1, BLOCK_BYTES // max(1, math.prod(source.shape[1:]) * 4))
         for start in range(source.skip, rows, step):
-            yield self._reader.rows(name, start, min(start + step, rows))
+            yield self._rows(name, start, min(start + step, rows))
+
+    def _rows(self, name: str, start: int = 0, stop: int | None = None) -> Raw:
+        """Rows of a checkpoint tensor as stored, all of them finite."""
+        raw = self._reader.rows(name, start, stop)
+        where = f"{name} of {self.folder}"
+        check_finite(raw, self._reader.dtype(name), where, start)
+        return raw
 
     def _converted(self, raw: Raw, source: Source, dtype: str) -> Raw:
         try:
@@ -199,14 +207,14 @@ class Checkpoint:
         found = {part: self._sources.get(f"layers.{layer}.{part}") for part in PARTS}
         parts = {part: group[0] for part, group in found.items() if isinstance(group, tuple)}
         # its columns are what a record needs: read whole
-        down_DN = self._reader.rows(self._stored(parts["down"]))
+        down_DN = self._rows(self._stored(parts["down"]))
         for start in range(0, self.spec.n_neurons, step):
             stop = min(start + step, self.spec.n_neurons)
             rows: dict[str, Raw] = {}
             for part, source in parts.items():
                 raw = down_DN[:, start:stop].T
                 if part != "down":
-                    raw = self._reader.rows(self._stored(source), start, stop)
+                    raw = self._rows(self._stored(source), start, stop)
                 dtype = "float32" if part == "bias" else self.spec.dtype
                 rows[part] = self._converted(raw, source, dtype)
             yield rows
