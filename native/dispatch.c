@@ -14,7 +14,9 @@
 /* Best first; the last one runs everywhere. */
 static const hc_primitives *const variants[] = {
 #if defined(__x86_64__)
-    &hc_primitives_avx2,
+    &hc_primitives_avx512, &hc_primitives_avx2,
+#elif defined(__aarch64__)
+    &hc_primitives_neon,
 #endif
     &hc_primitives_ref,
 };

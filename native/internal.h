@@ -40,7 +40,9 @@ typedef struct {
 
 extern const hc_primitives hc_primitives_ref;
 #if defined(__x86_64__)
-extern const hc_primitives hc_primitives_avx2;
+extern const hc_primitives hc_primitives_avx2, hc_primitives_avx512;
+#elif defined(__aarch64__)
+extern const hc_primitives hc_primitives_neon;
 #endif
 
 /* The table in force; NULL after hc_fail where HOTCOLD_CPU names a variant this machine lacks. */
