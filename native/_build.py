@@ -50,7 +50,7 @@ class BuildNative(build_ext):
             ext.depends = [str(path) for path in HERE.rglob("*.h")]
             ext.include_dirs = [str(HERE)]
             ext.extra_compile_args = FLAGS
-            ext.extra_link_args = ["-pthread", "-lm"]
+            ext.extra_link_args = ["-pthread", "-lm", "-ldl"]
             ext.define_macros = [("Py_LIMITED_API", "0x030a0000")]
         super().build_extension(ext)
 
@@ -65,7 +65,7 @@ def build_in_place(extra: tuple[str, ...] = ()) -> Path:
     fresh = temp / "_kernels.abi3.so"
     command = ["cc", "-shared", "-fPIC", *FLAGS, *extra, "-DPy_LIMITED_API=0x030a0000"]
     command += [f"-I{HERE}", f"-I{sysconfig.get_paths()['include']}", str(glue)]
-    command += [*map(str, sources()), "-o", str(fresh), "-lm"]
+    command += [*map(str, sources()), "-o", str(fresh), "-lm", "-ldl"]
     subprocess.run(command, check=True)
     fresh.replace(target)
     return target
