@@ -38,6 +38,8 @@ class EngineConfig:
         pin: pin loop threads to cores; None: where there is a core for each of them.
         max_batch: tokens of one pass of a prompt, 1 to 32.
         seed: default sampling seed.
+        kernels: CPU kernels: a built-in variant ("avx2"), or a C file of one's own, which every
+            actor compiles and loads; None: HOTCOLD_CPU, or the best built-in one.
 
     Raises:
         ConfigError: a value out of range.
@@ -57,6 +59,7 @@ class EngineConfig:
     pin: bool | None = None
     max_batch: int = MAX_BATCH
     seed: int = 0
+    kernels: str | None = None
 
     def __post_init__(self) -> None:
         if self.transport not in TRANSPORTS:

@@ -34,6 +34,7 @@ from hotcold.runtime.problem import Problem, make_problem
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.program import Program, compile_programs
 from hotcold.runtime.units import parse_bytes
+from hotcold.runtime.variant import Variant, prepare_kernels
 from hotcold.runtime.weights import WeightStore
 
 
@@ -55,6 +56,7 @@ class Deployment:
         cores: threads and cores by actor.
         transport: "native" or "ray".
         schedule: name of the schedule policy.
+        kernels: what every actor computes with: a tested file, a built-in variant, or None (best).
     """
 
     bundle_path: Path
@@ -70,6 +72,7 @@ class Deployment:
     cores: dict[str, CoreShare]
     transport: str
     schedule: str
+    kernels: Variant | str | None = None
 
     @property
     def roles(self) -> dict[str, str]:
@@ -77,9 +80,11 @@ class Deployment:
         hot = int(np.count_nonzero(self.plan.device_LN == 0))
         total = self.plan.device_LN.size
         stands_by = "stands by: the executors evaluate the gate of every neuron they own"
+        kernels = self.kernels.name if isinstance(self.kernels, Variant) else self.kernels
+        by = f", kernels {kernels}" if kernels else ""
         return {
-            "gpu": f"attention, head, {hot} of {total} neurons",
-            "cpu": f"{total - hot} of {total} neurons",
+            "gpu": f"attention, head, {hot} of {total} neurons{by}",
+            "cpu": f"{total - hot} of {total} neurons{by}",
             "predictor": f"predicts every layer ({self.predictor})" if self.predicts else stands_by,
         }
 
@@ -96,6 +101,7 @@ class Prepared:
     residual_input: bool
     with_gate: bool
     context: int
+    kernels: Variant | str | None = None
 
 
 def prepare_model(config: EngineConfig) -> Prepared:
@@ -104,6 +110,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
     Raises:
         CheckpointError, ConfigError, PolicyError: input that cannot be used.
     """
+    kernels = prepare_kernels(config.kernels)
     bundle = resolve_model(config.model, config.dtype)
     spec = bundle.spec
     context = _context(config, spec)
@@ -129,6 +136,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         residual_input=any(layer.input == "residual" for layer in layers),
         with_gate=any(layer.fc1 is None for layer in layers),
         context=context,
+        kernels=kernels,
     )
 
 
@@ -224,4 +232,5 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         cores=share_cores(config.threads, config.pin),
         transport=config.transport,
         schedule=policy_name(schedule),
+        kernels=prepared.kernels,
     )

@@ -30,6 +30,7 @@ from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
 from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
 from hotcold.runtime.rotary import rotary_tables
+from hotcold.runtime.variant import use_kernels
 from hotcold.runtime.weights import WeightStore
 
 COALESCE_S = 0.02  # tokens are handed on at least this often
@@ -61,6 +62,7 @@ class Executor:
         fired_LN: NDArray[np.int64] | None = None,
     ) -> None:
         self.actor, self.deployment, self.segment = actor, deployment, segment
+        use_kernels(deployment.kernels)
         self.bundle = open_bundle(deployment.bundle_path)
         self.store = WeightStore.open(self.bundle)
         arrays = ExecutorArrays(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hotcold.native
-from hotcold.native.kernels import active_cpu_variant, force_cpu_variant
+from hotcold.native.kernels import active_cpu_variant, cpu_variants, force_cpu_variant
 from hotcold.native.pool import load_cpu_variant
 from hotcold.runtime.errors import BackendError, ConfigError, KernelError
 from hotcold.runtime.formats.cache import cache_folder
@@ -57,9 +57,25 @@ def is_variant_file(name: str) -> bool:
     return "." in name or os.sep in name
 
 
-def requested(kernels: str | None) -> str | None:
-    """What an engine was asked to use: its option, else HOTCOLD_CPU, else None."""
-    return kernels or os.environ.get("HOTCOLD_CPU") or None
+def prepare_kernels(kernels: str | None) -> "Variant | str | None":
+    """What an engine's actors compute with: the option, else a file that HOTCOLD_CPU names.
+
+    Returns:
+        A tested variant, the name of a built-in one, or None where nothing was asked for here
+        (HOTCOLD_CPU with a built-in name reaches the C code by itself).
+
+    Raises:
+        ConfigError, BackendError: a file that cannot be used, or an unknown name.
+    """
+    name = kernels or os.environ.get("HOTCOLD_CPU") or None
+    if name is not None and is_variant_file(name):
+        return prepare_variant(name)
+    if kernels is not None and kernels not in cpu_variants():
+        raise BackendError(
+            f"CPU kernels {kernels!r} are not supported here; available: "
+            f"{', '.join(cpu_variants())}, or a C file"
+        )
+    return kernels
 
 
 def prepare_variant(path: str | os.PathLike[str]) -> Variant:
@@ -241,7 +257,7 @@ __all__ = [
     "active_cpu_variant",
     "is_variant_file",
     "load_variant",
+    "prepare_kernels",
     "prepare_variant",
-    "requested",
     "use_kernels",
 ]

@@ -45,6 +45,7 @@ class EngineOptions:
         transport: "native" or "ray".
         address: address of a Ray cluster to join.
         seed: seed of sampling and of policies that draw.
+        kernels: CPU kernels, a built-in variant or a C file.
     """
 
     model: str | None = None
@@ -60,6 +61,7 @@ class EngineOptions:
     transport: str = "native"
     address: str | None = None
     seed: int = 0
+    kernels: str | None = None
 
     def launch_arguments(self) -> dict[str, Any]:
         """Keyword arguments of Engine.launch; what the user left out is left out here too."""
@@ -74,6 +76,7 @@ class EngineOptions:
             "threads": self.threads,
             "context": self.context,
             "address": self.address,
+            "kernels": self.kernels,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         always = {"predictor": self.predictor, "transport": self.transport, "seed": self.seed}
@@ -193,6 +196,12 @@ def _group(policy: bool) -> list[Callable[[Any], Any]]:
         click.option(
             "--address", help="Ray cluster to join.  [default: RAY_ADDRESS, or a new one]"
         ),
+        click.option(
+            "--kernels",
+            metavar="NAME",
+            help="CPU kernels: a built-in variant (avx2) or your own file.c."
+            "  [default: HOTCOLD_CPU, or the best one]",
+        ),
         seed_option,
         debug_option,
     ]
@@ -211,6 +220,7 @@ FIELDS = (
     "transport",
     "address",
     "seed",
+    "kernels",
 )
 
 
