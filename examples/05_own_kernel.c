@@ -24,31 +24,43 @@
  */
 #include "variant.h"
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 typedef _Float16 half;
-typedef half halves __attribute__((vector_size(32), aligned(2)));
-typedef float floats __attribute__((vector_size(64), aligned(4)));
+typedef half halves __attribute__((vector_size(16), aligned(2)));
+typedef float floats __attribute__((vector_size(32), aligned(4)));
 
 #define SIDE 4 /* rows read side by side */
 
+static inline floats widen(const half *w) {
+#if defined(__F16C__) /* gcc 12 converts one by one without it */
+    return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)w));
+#else
+    return __builtin_convertvector(*(const halves *)w, floats);
+#endif
+}
+
 /* out[i] = rows[i] . x: element j of each 16 goes to sum j, the sums are added in order, then the
- * last d mod 16 elements: one order, for one row and for four. */
-static inline void dot_rows(const void *const *rows, const void *const *ahead, int n,
-                            const float *x, int64_t d, float *out) {
-    floats sum[SIDE] = {0};
+ * last d mod 16 elements: one order, for one row and for four. n is a constant once inlined. */
+static inline __attribute__((always_inline)) void dot_rows(const void *const *rows,
+                                                           const void *const *ahead, int n,
+                                                           const float *x, int64_t d, float *out) {
+    floats low[SIDE] = {0}, high[SIDE] = {0};
     int64_t i = 0;
-    for (; i + 16 <= d; i += 16) {
-        const floats x16 = *(const floats *)(x + i);
+    for (; i + 16 <= d; i += 16)
         for (int k = 0; k < n; k++) {
+            const half *w = (const half *)rows[k] + i;
             if (ahead && i % 32 == 0)
                 __builtin_prefetch((const half *)ahead[k] + i);
-            const halves w = *(const halves *)((const half *)rows[k] + i);
-            sum[k] += __builtin_convertvector(w, floats) * x16;
+            low[k] += widen(w) * *(const floats *)(x + i);
+            high[k] += widen(w + 8) * *(const floats *)(x + i + 8);
         }
-    }
     for (int k = 0; k < n; k++) {
         float total = 0;
         for (int j = 0; j < 16; j++)
-            total += sum[k][j];
+            total += j < 8 ? low[k][j] : high[k][j - 8];
         for (int64_t j = i; j < d; j++)
             total += (float)((const half *)rows[k])[j] * x[j];
         out[k] = total;
