@@ -1,10 +1,11 @@
 """Operators made ready to be timed: arguments set up once, one call into C between two clock reads.
 
-Called by runtime/bench/kernels.py, which chooses what to touch and when. Data is given by address, so
-that one large buffer can be every operator's weights in turn; the caller keeps it alive.
+Called by runtime/bench/kernels.py, which chooses what to touch and when. Data is given by address,
+so that one large buffer can be every operator's weights in turn; the caller keeps it alive.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,14 @@ from numpy.typing import NDArray
 from hotcold.native._arrays import F32, I32, handle
 from hotcold.native._ffi import DTYPE_CODES, check, pointer
 from hotcold.native._kernels import ffi, lib
-from hotcold.native.pool import Pool
+from hotcold.native.pool import CPointer, Pool
 from hotcold.runtime.errors import ConfigError
 
 CHUNKS = 16  # as the executors cut a layer
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def _timed(function: Any, args: Any, pool: Any) -> float:
+def _timed(function: Callable[..., int], args: CPointer, pool: CPointer) -> float:
     """Seconds of one call."""
     begin = time.perf_counter_ns()
     status = function(args, pool)
@@ -75,7 +76,7 @@ class TimedFfn:
         args.partial_CBD = self._scratch(np.empty(CHUNKS * d, np.float32), "float *")
         args.work_C = self._scratch(np.empty(CHUNKS * 8, np.int64), "int64_t *")
 
-    def _scratch(self, array: NDArray[Any], ctype: str) -> Any:
+    def _scratch(self, array: NDArray[Any], ctype: str) -> Any:  # noqa: ANN401 - a C pointer
         self._keep.append(array)
         return pointer(array, ctype)
 

@@ -129,7 +129,12 @@ def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
 )
 @json_option
 @debug_option
-def kernels(buffer: str, variant: str | None, as_json: bool, **chosen: Any) -> None:
+def kernels(
+    buffer: str,
+    variant: str | None,
+    as_json: bool,
+    **chosen: Any,  # noqa: ANN401 - as click parsed them
+) -> None:
     """Bytes a second of every operator on one token, beside those of reading alone, cold memory.
 
     fraction: of the cold read bandwidth of rows of the same length, measured in the same run,
