@@ -86,13 +86,9 @@ class Client:
         )
         return self._stream(request, sampling)
 
-    def _stream(
-        self, request: Request, sampling: Sampling
-    ) -> Iterator[Token | GenerationStats]:
+    def _stream(self, request: Request, sampling: Sampling) -> Iterator[Token | GenerationStats]:
         with self.idle():
-            stream = TokenStream(
-                self._tokenizer.stream(), sampling, self.deployment.spec.eos_ids
-            )
+            stream = TokenStream(self._tokenizer.stream(), sampling, self.deployment.spec.eos_ids)
             times: RequestTimes | None = None
             source = self._sampled(request)
             try:

@@ -7,6 +7,7 @@ its readiness is awaited with a deadline.
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,26 @@ def join(address: str | None) -> bool:
     """
     if ray.is_initialized():
         return False
+    with _own_signal_handlers():
+        return _init(address)
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keep the caller's handlers: ray.init puts C++ ones in their place, which end the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _init(address: str | None) -> bool:
     common: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": False,

@@ -62,19 +62,21 @@ class Engine:
         """Prepare a model, start its three actors, and wait until they are ready.
 
         Args:
-            model, vram, policy, schedule, options: as `hotcold.runtime.config.EngineConfig`.
+            model: Hugging Face folder or bundle; None: the embedded model.
+            vram: budget of the GPU executor, bytes or "24MiB".
+            policy: placement policy: name, "file.py:Class", "package.module:Class" or object.
+            schedule: schedule policy, likewise.
             name: of the engine; others connect by it.
             address: Ray cluster to join; None joins the one at hand or starts one here.
             placement_group: the caller's, with room for the trio in its first bundle.
+            **options: the further fields of `hotcold.runtime.config.EngineConfig`.
 
         Raises:
             ConfigError, CheckpointError, PolicyError: input that cannot be used; nothing started.
             LaunchError: Ray or the actors could not be started.
         """
         _check_options(options)
-        config = EngineConfig(
-            model=model, vram=vram, policy=policy, schedule=schedule, **options
-        )
+        config = EngineConfig(model=model, vram=vram, policy=policy, schedule=schedule, **options)
         prepared = prepare_model(config)
         deployment = deploy(prepared, solve(prepared))
         started_ray = cluster.enter(address)
@@ -135,8 +137,13 @@ class Engine:
 
         Args:
             prompt: text, or token ids (taken as they are).
-            max_tokens, temperature, top_k, top_p, seed, stop, ignore_eos: as
-                `hotcold.runtime.config.Sampling`.
+            max_tokens: new tokens at most; the context may end it earlier.
+            temperature: 0 is greedy.
+            top_k: keep the k likeliest tokens; 0 is off.
+            top_p: keep the likeliest tokens that reach this probability; 1 is off.
+            seed: of the draws; None: the engine's.
+            stop: strings that end the text; they are not part of it.
+            ignore_eos: go on past the end-of-sequence token.
 
         Raises:
             ConfigError: a prompt or parameter that cannot be used; raised at once.

@@ -16,9 +16,10 @@ import ray
 from numpy.typing import NDArray
 
 from hotcold.native.executor import Request, RequestTimes
+from hotcold.native.segment import Watcher
 from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import HotcoldError, LaunchError
-from hotcold.runtime.exchange import ActorState, Segment, SegmentHandle, Watcher
+from hotcold.runtime.exchange import ActorState, Segment, SegmentHandle
 from hotcold.runtime.executor import Executor, Sampled
 
 GROUPS = {"loop": 1, "control": 4, "request": 1}
@@ -195,6 +196,5 @@ CLASSES: dict[str, type[Shell]] = {"gpu": GpuExecutor, "cpu": CpuExecutor, "pred
 
 def remote_class(actor: str) -> Any:
     """The Ray actor class of a shell."""
-    return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=GROUPS)(
-        CLASSES[actor]
-    )
+    options: dict[str, Any] = {"max_restarts": 0, "concurrency_groups": GROUPS}
+    return ray.remote(**options)(CLASSES[actor])

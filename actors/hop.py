@@ -49,8 +49,9 @@ def measure(rounds: int) -> dict[str, Any]:
     Returns:
         by case p50_us and p99_us, one way; pinned is None with fewer than two cores.
     """
-    actors = [
-        ray.remote(max_restarts=0, concurrency_groups={"loop": 1, "control": 1})(HopActor)
+    options: dict[str, Any] = {"max_restarts": 0, "concurrency_groups": {"loop": 1, "control": 1}}
+    actors: list[Any] = [
+        ray.remote(**options)(HopActor)
         .options(num_cpus=0.25, runtime_env={"env_vars": cluster.WORKER_ENV})
         .remote()
         for _ in range(3)
@@ -65,8 +66,7 @@ def measure(rounds: int) -> dict[str, Any]:
         }
         return {
             "native": {
-                case: None if result is None else vars_of(result)
-                for case, result in native.items()
+                case: None if result is None else vars_of(result) for case, result in native.items()
             },
             "ray": _ray_call(actors[0]),
         }

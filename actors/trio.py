@@ -17,9 +17,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hotcold.actors import cluster
 from hotcold.actors.executors import Facts, remote_class
+from hotcold.native.segment import Watcher
 from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import ActorLostError, ConfigError, HotcoldError, LaunchError
-from hotcold.runtime.exchange import ACTORS, PoisonCode, Segment, Watcher
+from hotcold.runtime.exchange import ACTORS, PoisonCode, Segment
 
 START_S = 120.0
 END_S = 3.0
@@ -50,11 +51,10 @@ class Trio:
         self._epoch = 0
         _check_name(name)
         self._own_group = group is None
-        self._group, cpus = (
-            cluster.reserve(deployment.cores, name)
-            if group is None
-            else (group, cluster.cpu_fractions(deployment.cores, 0.0))
-        )
+        self._group: Any = group
+        cpus = cluster.cpu_fractions(deployment.cores, 0.0)
+        if group is None:
+            self._group, cpus = cluster.reserve(deployment.cores, name)
         try:
             self._start(cpus)
             self.load(deployment)

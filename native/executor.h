@@ -9,9 +9,9 @@
 typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    hc_request request;     /* a copy; its pointers belong to prompt and eos below, or to the caller */
+    hc_request request; /* a copy; its pointers belong to prompt and eos below, or to the caller */
     int32_t *prompt, *eos;
-    hc_token *tokens;       /* max_tokens of them */
+    hc_token *tokens; /* max_tokens of them */
     int64_t n_tokens;
     int32_t posted, running, done, cancelled;
     hc_request_state state;

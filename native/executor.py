@@ -47,7 +47,7 @@ class LayerAddresses:
 
 @dataclass(frozen=True)
 class ModelAddresses:
-    """hc_model: shapes as in hotcold.h, addresses into a weight store that outlives the executor."""
+    """hc_model: shapes as in hotcold.h; addresses into a weight store that outlives it."""
 
     heads: int
     kv_heads: int
@@ -189,7 +189,7 @@ def _predictors(layers: Sequence[PredictorArrays], keep: list[Any]) -> Any:
 
 
 class NativeExecutor:
-    """One actor's resident loop; create, run() in a thread of its own, close() after run() returned."""
+    """One actor's resident loop: run() in a thread of its own, close() after run() returned."""
 
     def __init__(self, arrays: ExecutorArrays) -> None:
         keep = arrays.keep
@@ -238,15 +238,14 @@ class NativeExecutor:
     ) -> None:
         """Set up a pass for step() (Ray transport); tokens only on the GPU executor."""
         check(
-            lib.hc_executor_begin(
-                self._c, seq, batch, pointer(tokens, "int32_t *"), position, rows
-            )
+            lib.hc_executor_begin(self._c, seq, batch, pointer(tokens, "int32_t *"), position, rows)
         )
 
     def logits(self, rows: int, vocab: int) -> NDArray[np.float32]:
         """A copy of the last head step's logits, float32 [rows, V]."""
         data = ffi.buffer(lib.hc_executor_logits(self._c), rows * vocab * 4)
-        return np.frombuffer(data, dtype=np.float32).reshape(rows, vocab).copy()
+        logits: NDArray[np.float32] = np.array(np.frombuffer(data, np.float32)).reshape(rows, vocab)
+        return logits
 
     def post(self, request: Request) -> None:
         """Hand a request to the loop thread.

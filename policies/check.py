@@ -30,7 +30,7 @@ from hotcold.runtime.schedule import Schedule, check_schedule
 _PATIENCE_S = 60.0  # the time limit of a policy given by name
 
 
-def check_placement_policy(policy: Any) -> None:  # noqa: ANN401
+def check_placement_policy(policy: Any) -> None:
     """Try a placement policy on a dozen problems.
 
     Args:
@@ -60,7 +60,7 @@ def check_placement_policy(policy: Any) -> None:  # noqa: ANN401
     _require(took < _PATIENCE_S, f"131,072 neurons took {took:.0f} s; the limit is 60 s")
 
 
-def check_schedule_policy(policy: Any) -> None:  # noqa: ANN401
+def check_schedule_policy(policy: Any) -> None:
     """Try a schedule policy on a dozen graphs.
 
     Args:
@@ -84,7 +84,7 @@ def check_schedule_policy(policy: Any) -> None:  # noqa: ANN401
         )
 
 
-def _subject(kind: Any, policy: object) -> object:  # noqa: ANN401
+def _subject(kind: Any, policy: object) -> object:
     try:
         return instantiate(find(kind, policy), {})
     except HotcoldError as error:
@@ -96,7 +96,7 @@ def _require(condition: bool, message: str) -> None:
         raise AssertionError(message)
 
 
-def _call(function: Callable[[], Any], case: str) -> Any:  # noqa: ANN401
+def _call(function: Callable[[], Any], case: str) -> Any:
     try:
         return function()
     except (Exception, SystemExit) as error:
@@ -104,7 +104,7 @@ def _call(function: Callable[[], Any], case: str) -> Any:  # noqa: ANN401
         raise AssertionError(f"{case}: the policy raised {text}") from error
 
 
-def _place(policy: Any, problem: Problem, case: str) -> Placement:  # noqa: ANN401
+def _place(policy: Any, problem: Problem, case: str) -> Placement:
     before = _digest(problem)
     placement: Placement = _call(lambda: policy.place(problem), case)
     _require(_digest(problem) == before, f"{case}: the policy changed the problem it was given")
@@ -115,7 +115,7 @@ def _place(policy: Any, problem: Problem, case: str) -> Placement:  # noqa: ANN4
     return placement
 
 
-def _schedule(policy: Any, dag: Dag, plan: Plan, case: str) -> Schedule:  # noqa: ANN401
+def _schedule(policy: Any, dag: Dag, plan: Plan, case: str) -> Schedule:
     hardware = HardwareProfile.unmeasured()
     schedule: Schedule = _call(lambda: policy.schedule(dag, plan, hardware), case)
     try:

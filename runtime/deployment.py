@@ -64,7 +64,7 @@ class Deployment:
     layout: SegmentLayout
     context: int
     predictor: Any
-    predictor_settings: Mapping[str, str]
+    predictor_settings: Mapping[str, Any]
     predicts: bool
     profile: ActivationProfile | None
     cores: dict[str, CoreShare]
@@ -104,7 +104,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
     Raises:
         CheckpointError, ConfigError, PolicyError: input that cannot be used.
     """
-    bundle = resolve_model(config.model, config.dtype)
+    bundle = resolve_model(None if config.model is None else Path(config.model), config.dtype)
     spec = bundle.spec
     context = _context(config, spec)
     profile = ActivationProfile.load(bundle.profile_path) if bundle.profile_path else None

@@ -80,8 +80,11 @@ class Executor:
             arrays.predictors = self._predictor_arrays()
         else:
             device = 0 if actor == "gpu" else 1
-            plan, layers = deployment.plan, range(self.bundle.spec.n_layers)
-            arrays.shares = [Share(plan.ids(l, device), plan.bounds(l, device)) for l in layers]
+            plan = deployment.plan
+            arrays.shares = [
+                Share(plan.ids(layer, device), plan.bounds(layer, device))
+                for layer in range(self.bundle.spec.n_layers)
+            ]
         if actor == "gpu":
             spec = self.bundle.spec
             shape = (spec.n_layers, 1, spec.n_kv_heads, deployment.context, spec.head_dim)
@@ -98,9 +101,7 @@ class Executor:
         )
         predictor.prepare(ModelView.of(self.bundle, self.store), deployment.profile)
         return [
-            PredictorArrays(
-                p.fc1, p.fc2, p.bias_N, p.relu, p.threshold, p.input == "residual"
-            )
+            PredictorArrays(p.fc1, p.fc2, p.bias_N, p.relu, p.threshold, p.input == "residual")
             for p in native_layers(predictor, self.bundle.spec)
         ]
 

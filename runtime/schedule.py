@@ -84,7 +84,7 @@ def data_edges(dag: Dag, lookahead: Sequence[int]) -> list[tuple[str, str]]:
     return edges
 
 
-def check_schedule(dag: Dag, schedule: Any, blame: str = "schedule") -> None:  # noqa: ANN401
+def check_schedule(dag: Dag, schedule: Any, blame: str = "schedule") -> None:
     """Refuse a schedule that cannot run.
 
     Args:

@@ -30,13 +30,13 @@ class LocalSession:
         fired_LN: int64 [L, N] counts to add fired gates into, or None.
     """
 
-    def __init__(
-        self, deployment: Deployment, fired_LN: NDArray[np.int64] | None = None
-    ) -> None:
+    def __init__(self, deployment: Deployment, fired_LN: NDArray[np.int64] | None = None) -> None:
         self.deployment = deployment
         self.segment = Segment.private(deployment.layout, EPOCH)
         self.executors = {
-            actor: Executor(actor, deployment, self.segment, None if actor == "predictor" else fired_LN)
+            actor: Executor(
+                actor, deployment, self.segment, None if actor == "predictor" else fired_LN
+            )
             for actor in ACTORS
         }
         self.tokenizer = Tokenizer.load(deployment.bundle_path)
@@ -74,9 +74,7 @@ class LocalSession:
                 return
         yield from stream.flush()
 
-    def logits(
-        self, ids: Sequence[int]
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def logits(self, ids: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Run ids through the model.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The three loops in one process: right tokens for every plan, batch, thread count and predictor."""
+"""The three loops in one process: right tokens for every plan, batch, thread and predictor."""
 
 from collections.abc import Callable
 from pathlib import Path
