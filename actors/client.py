@@ -21,8 +21,7 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import ActorLostError, ConfigError
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.executor import Sampled, make_request
-from hotcold.runtime.generation import GenerationStats, Token, TokenStream, prompt_ids
-from hotcold.runtime.tokenizer import Tokenizer
+from hotcold.runtime.generation import GenerationStats, TextSide, Token, TokenStream
 
 
 class Client:
@@ -40,7 +39,7 @@ class Client:
     ) -> None:
         self.name, self.actors, self.deployment = name, actors, deployment
         self._trio = trio
-        self._tokenizer = Tokenizer.load(deployment.bundle_path)
+        self._text = TextSide(deployment.bundle_path, deployment.spec)
         self._busy = threading.Lock()
         self._facts: dict[str, Facts] = {} if trio is None else trio.facts
 
@@ -72,13 +71,13 @@ class Client:
         self, prompt: str | Sequence[int], sampling: Sampling
     ) -> Iterator[Token | GenerationStats]:
         """Tokens that continue the prompt, then the figures. Checks the prompt at once."""
-        spec, context = self.deployment.spec, self.deployment.context
-        ids = prompt_ids(prompt, self._tokenizer, spec, context)
+        context = self.deployment.context
+        ids = self._text.ids(prompt, context)
         request = make_request(
             ids,
             sampling.max_tokens,
             context,
-            () if sampling.ignore_eos else spec.eos_ids,
+            () if sampling.ignore_eos else self._text.eos_ids,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
@@ -88,7 +87,7 @@ class Client:
 
     def _stream(self, request: Request, sampling: Sampling) -> Iterator[Token | GenerationStats]:
         with self.idle():
-            stream = TokenStream(self._tokenizer.stream(), sampling, self.deployment.spec.eos_ids)
+            stream = self._text.stream(sampling)
             times: RequestTimes | None = None
             source = self._sampled(request)
             try:
@@ -180,7 +179,7 @@ class Client:
             ConfigError: ids that cannot be used; masks over the Ray transport.
         """
         spec, context = self.deployment.spec, self.deployment.context
-        ids = prompt_ids(list(token_ids), self._tokenizer, spec, context)
+        ids = self._text.ids(list(token_ids), context)
         with self.idle():
             try:
                 if self.deployment.transport == "ray":

@@ -76,11 +76,14 @@ class Deployment:
         """What each actor does under this plan, in words."""
         hot = int(np.count_nonzero(self.plan.device_LN == 0))
         total = self.plan.device_LN.size
-        stands_by = "stands by: the executors evaluate the gate of every neuron they own"
+        predictor = "stands by: the executors evaluate the gate of every neuron they own"
+        if self.predicts:
+            exact = self.layout.with_gate
+            predictor = "evaluates every gate (exact)" if exact else "predicts every layer"
         return {
             "gpu": f"attention, head, {hot} of {total} neurons",
             "cpu": f"{total - hot} of {total} neurons",
-            "predictor": f"predicts every layer ({self.predictor})" if self.predicts else stands_by,
+            "predictor": predictor,
         }
 
 

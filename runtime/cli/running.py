@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -88,19 +88,21 @@ def running_engine(options: EngineOptions, **more: object) -> Iterator["Engine"]
             output.note("hotcold: starting the actors gpu, cpu and predictor")
         from hotcold.actors import Engine
 
-        try:
-            engine = Engine.launch(**{**options.launch_arguments(), **more})
-        except SystemExit as stop:
-            # Ray's own handler, in place while Ray starts, exits with the bare signal number.
-            if stop.code == signal.SIGTERM:
-                raise Terminated from None
-            raise
-        try:
-            signals.install()
-            yield engine
-        finally:
-            signals.close()
-            engine.close()
+        # Ray prints what befalls its workers to standard output, which is for results.
+        with redirect_stdout(sys.stderr):
+            try:
+                engine = Engine.launch(**{**options.launch_arguments(), **more})
+            except SystemExit as stop:
+                # Ray's own handler, in place while Ray starts, exits with the bare signal number.
+                if stop.code == signal.SIGTERM:
+                    raise Terminated from None
+                raise
+            try:
+                signals.install()
+                yield engine
+            finally:
+                signals.close()
+                engine.close()
     finally:
         signals.restore()
 

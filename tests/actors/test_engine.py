@@ -40,7 +40,7 @@ def local_ids() -> list[int]:
     """What one process without Ray makes of the prompt."""
     prepared = prepare_model(EngineConfig())
     with LocalSession(deploy(prepared, solve(prepared))) as local:
-        ids = local.tokenizer.encode(PROMPT)
+        ids = local.text.tokenizer.encode(PROMPT)
         return [id_ for id_, _ in local.sample(ids, Sampling(max_tokens=40, ignore_eos=True))]
 
 
