@@ -23,8 +23,9 @@ from hotcold.runtime.cost import CostModel
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 _ALL_SUBSETS = 12  # neurons of a layer up to which every subset is tried
-_EXTRAS = 6
-_GRID = 2048
+_BACK, _EXTRAS = 4, 6  # of a larger layer: prefixes tried short of the balance, neurons added
+_FILLED = 1024  # above, one neuron is too little of a layer to matter
+_GRID = 8192
 _CELLS = 3 * 10**8  # of the dynamic program, about half a second
 _HALVINGS = 60
 
@@ -101,7 +102,7 @@ class LayerCurve:
         """Positions of the best set of a size, where it is not the prefix."""
         if len(self.load_N) <= _ALL_SUBSETS:
             return self._subsets()
-        return self._filled()
+        return self._filled() if len(self.load_N) <= _FILLED else {}
 
     def _subsets(self) -> dict[int, I64]:
         n = len(self.load_N)
@@ -122,10 +123,19 @@ class LayerCurve:
         goal = self._total * self.cold_s / (self.hot_s + self.cold_s)
         start = int(np.searchsorted(self._load_C, goal, side="right")) - 1
         found: dict[int, I64] = {}
-        for base in {max(start - 1, 0), max(start, 0)}:
-            chosen, missing, at = list(range(base)), goal - self._load_C[base], base + (base < start)
+        for base in range(max(start - _BACK, 0), start + 1):
+            chosen, missing, at = list(range(base)), goal - self._load_C[base], base
             for _ in range(_EXTRAS):
-                fits = np.flatnonzero(self.load_N[at:] <= missing * (1 + 1e-12))
+                rest_N = self.load_N[at:]
+                if base < start and at == base:  # not the prefix again
+                    rest_N = rest_N[1:]
+                    at += 1
+                if not len(rest_N):
+                    break
+                # One more that comes closest ends it well; the largest that fits may go on.
+                nearest = at + int(np.argmin(np.abs(rest_N - missing)))
+                self._keep(found, np.array([*chosen, nearest]))
+                fits = np.flatnonzero(rest_N <= missing)
                 if not len(fits):
                     break
                 chosen.append(at + int(fits[0]))
@@ -179,27 +189,28 @@ def share_memory(curves: list[LayerCurve], bytes_L: I64, room: int) -> tuple[I64
     if uniform:
         slots = min(room // size, most)
         if most * (slots + 1) <= _CELLS:
-            count_L, value = _by_table(curves, slots)
-            small = all(len(curve.load_N) <= _ALL_SUBSETS for curve in curves)
-            return count_L, value if small else min(value, _bound(curves, bytes_L, room))
+            count_L, value = _by_table([curve.best_C for curve in curves], slots)
+            if all(len(curve.load_N) <= _ALL_SUBSETS for curve in curves):
+                return count_L, value
+            return count_L, _by_table([curve.least_C for curve in curves], slots)[1]
     return _by_price(curves, bytes_L, room), _bound(curves, bytes_L, room)
 
 
-def _by_table(curves: list[LayerCurve], slots: int) -> tuple[I64, float]:
+def _by_table(times_L: list[F64], slots: int) -> tuple[I64, float]:
     """Dynamic programming over neurons in use: table[s] = least time of the layers so far."""
     table_S = np.zeros(slots + 1)
-    chosen_LS = np.zeros((len(curves), slots + 1), np.int32)
-    for layer, curve in enumerate(curves):
+    chosen_LS = np.zeros((len(times_L), slots + 1), np.int32)
+    for layer, time_C in enumerate(times_L):
         next_S = np.full(slots + 1, np.inf)
-        falls = np.flatnonzero(np.append(True, np.diff(curve.best_C) < 0))
+        falls = np.flatnonzero(np.append(True, np.diff(time_C) < 0))
         for count in falls[falls <= slots]:
-            time_S = table_S[: slots + 1 - count] + curve.best_C[count]
+            time_S = table_S[: slots + 1 - count] + time_C[count]
             better = time_S < next_S[count:]
             next_S[count:][better] = time_S[better]
             chosen_LS[layer, count:][better] = count
         table_S = next_S
-    count_L, left = np.zeros(len(curves), np.int64), slots
-    for layer in reversed(range(len(curves))):
+    count_L, left = np.zeros(len(times_L), np.int64), slots
+    for layer in reversed(range(len(times_L))):
         count_L[layer] = chosen_LS[layer, left]
         left -= int(count_L[layer])
     return count_L, float(table_S[slots])

@@ -41,7 +41,7 @@ def hottest_first(problem: Problem) -> I64:
 
 
 def place_prefixes(
-    problem: Problem, modules: Mapping[str, str], order_LN: I64, count_L: I64
+    problem: Problem, order_LN: I64, count_L: I64
 ) -> NDArray[np.int8]:
     """device_LN with the first count_L[l] neurons of each layer's order on device 0."""
     hot_LN = np.arange(problem.shape[1]) < count_L[:, None]

@@ -26,6 +26,7 @@ Shape suffixes: L layers, N neurons of a layer.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,7 +134,7 @@ class CostModel:
         none_L: F64 = np.exp(np.where(hot_LN, 0.0, self.log_quiet_LN).sum(axis=1))
         return sync_s * (1 - none_L)
 
-    @property
+    @cached_property
     def log_quiet_LN(self) -> F64:
         """Log of the probability that a neuron is not proposed; minus infinity where it always is.
 

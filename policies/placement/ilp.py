@@ -87,7 +87,7 @@ class Ilp:
         closed = int(((count_L == 0) & (least_L > 0)).sum())
         gap = (bound - objective) / bound if bound else 0.0
         return Placement(
-            place_prefixes(problem, modules, order_LN, count_L),
+            place_prefixes(problem, order_LN, count_L),
             modules,
             note=f"{closed} layers without a neuron on the GPU; gap {gap:.4%}{remark}",
             figures={"objective": objective, "bound": bound, "gap": gap},
