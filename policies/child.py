@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -139,7 +140,9 @@ def _answer(spec: str, settings: Mapping[str, Setting], problem: Problem) -> byt
         file = source_file(plugin)
         policy: Any = instantiate(plugin, settings, spec)
         try:
+            started = time.monotonic()
             placement = policy.place(problem)
+            solve_s = time.monotonic() - started
         except BaseException as error:
             return _pack_error("PolicyError", describe(error, spec, file), error)
         check_placement(problem, placement, spec)
@@ -149,7 +152,7 @@ def _answer(spec: str, settings: Mapping[str, Setting], problem: Problem) -> byt
         return _pack_error("PolicyError", describe(error, spec, file), error)
     modules = {str(name): str(home) for name, home in placement.modules.items()}
     figures = {str(name): float(value) for name, value in placement.figures.items()}
-    header = {"modules": modules, "note": placement.note, "figures": figures}
+    header = {"modules": modules, "note": placement.note, "figures": figures, "solve_s": solve_s}
     return pack({"device_LN": placement.device_LN}, header)
 
 
@@ -191,6 +194,7 @@ def _unpack_reply(spec: str, content: bytes, limit: int) -> Placement:
                 dict(header["modules"]),
                 note=str(header["note"]),
                 figures=dict(header["figures"]),
+                solve_s=float(header["solve_s"]),
             )
         message = str(header["message"])
         kind = ConfigError if header["error"] == "ConfigError" else PolicyError

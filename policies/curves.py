@@ -89,13 +89,25 @@ class LayerCurve:
 
     @cached_property
     def least_C(self) -> F64:
-        """A lower bound of the time of every set of c neurons, and of fewer."""
-        balance = self._total * self.hot_s * self.cold_s / (self.hot_s + self.cold_s)
-        cold_C = (self._total - self._load_C) * self.cold_s
-        exchange_C = self.sync_s * (1 - np.exp(self._quiet_C)) if self.selective else self.sync_s
-        bound_C = np.maximum(cold_C, balance) + exchange_C
-        bound_C[-1] = self._total * self.hot_s
-        return np.minimum.accumulate(bound_C)
+        """A lower bound of the time of every set of c neurons, and of fewer.
+
+        What matters of a set is the load it leaves cold and how quiet that is. The quietest way to
+        leave a load, if neurons could be split, is by noise per load: that gives, for every step of
+        the cold load, the least exchange, and both loads are known up to the step.
+        """
+        noise_N = -self.quiet_N if self.selective else np.full(len(self.quiet_N), np.inf)
+        with np.errstate(invalid="ignore"):
+            by_noise = np.argsort(noise_N / np.maximum(self.load_N, 1e-300))
+        cold_N = np.append(0.0, np.cumsum(self.load_N[by_noise]))  # and its end
+        noise = np.append(0.0, np.cumsum(noise_N[by_noise])[:-1])
+        exchange_N = self.sync_s * (1 - np.exp(-np.maximum(noise, noise_N.min())))
+        hot_N = np.maximum(self._total - cold_N[1:], 0.0)
+        time_N = np.maximum(hot_N * self.hot_s, cold_N[:-1] * self.cold_s) + exchange_N
+        ahead_N = np.minimum.accumulate(time_N[::-1])[::-1]
+        steps = np.searchsorted(cold_N[1:], (self._total - self._load_C) * (1 - 1e-12))
+        bound_C = ahead_N[np.minimum(steps, len(ahead_N) - 1)]
+        bound_C[-1] = min(bound_C[-1], self._total * self.hot_s)
+        return np.minimum.accumulate(bound_C) * (1 - 1e-12)
 
     @cached_property
     def _sets(self) -> dict[int, I64]:

@@ -11,14 +11,13 @@ Used by the policies `ilp`, `per-layer` and `latency`. Knows nothing of machines
 Shape suffixes: L layers, K items of a layer (a neuron, or a batch of neurons), best first.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.runtime.problem import Placement, Problem
+from hotcold.runtime.problem import Problem
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -40,9 +39,7 @@ def hottest_first(problem: Problem) -> I64:
     return order_LN
 
 
-def place_prefixes(
-    problem: Problem, order_LN: I64, count_L: I64
-) -> NDArray[np.int8]:
+def place_prefixes(problem: Problem, order_LN: I64, count_L: I64) -> NDArray[np.int8]:
     """device_LN with the first count_L[l] neurons of each layer's order on device 0."""
     hot_LN = np.arange(problem.shape[1]) < count_L[:, None]
     host = len(problem.devices) - 1

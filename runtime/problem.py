@@ -60,6 +60,7 @@ class Placement:
         note: a line for people, kept in the plan.
         figures: what the policy can tell in numbers, kept in the plan. Solvers give "objective",
             "bound" (what no placement can beat) and "gap" (their relative distance).
+        solve_s: seconds the policy took; put in by whoever ran it.
     """
 
     device_LN: NDArray[np.int8]
@@ -67,6 +68,7 @@ class Placement:
     dtype_LN: NDArray[np.int8] | None = None
     note: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
+    solve_s: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,9 +85,7 @@ class Latency:
                 yield homes, room
 
 
-def _place(
-    problem: Problem, curves: list[LayerCurve], order_LN: I64, count_L: I64
-) -> np.ndarray:
+def _place(problem: Problem, curves: list[LayerCurve], order_LN: I64, count_L: I64) -> np.ndarray:
     device_LN = np.full(problem.shape, len(problem.devices) - 1, np.int8)
     for layer, (curve, count) in enumerate(zip(curves, count_L, strict=True)):
         device_LN[layer, order_LN[layer, curve.pick(int(count))]] = 0
