@@ -62,7 +62,7 @@ class LayerCurve:
         )
 
     def time(self, hot_load: F64, quiet: F64, all_hot: NDArray[np.bool_]) -> F64:
-        """Seconds for loads on the GPU, the log of no cold neuron being proposed, and none being."""
+        """Seconds for loads on the GPU, logs of no cold neuron being proposed, and none there."""
         cold_load = np.maximum(self._total - hot_load, 0.0)
         exchange = self.sync_s * (1 - np.exp(quiet)) if self.selective else self.sync_s
         busy: F64 = np.maximum(hot_load * self.hot_s, cold_load * self.cold_s)
@@ -131,7 +131,10 @@ class LayerCurve:
         return best
 
     def _filled(self) -> dict[int, I64]:
-        """The hottest short of the balance, then single neurons that fill what is missing."""
+        """The hottest short of the balance, then neurons that fill what is missing to it.
+
+        After each the largest that fits is added, and the pair that then comes closest is tried.
+        """
         goal = self._total * self.cold_s / (self.hot_s + self.cold_s)
         start = int(np.searchsorted(self._load_C, goal, side="right")) - 1
         found: dict[int, I64] = {}
@@ -139,14 +142,11 @@ class LayerCurve:
             chosen, missing, at = list(range(base)), goal - self._load_C[base], base
             for _ in range(_EXTRAS):
                 rest_N = self.load_N[at:]
-                if base < start and at == base:  # not the prefix again
-                    rest_N = rest_N[1:]
-                    at += 1
                 if not len(rest_N):
                     break
-                # One more that comes closest ends it well; the largest that fits may go on.
                 nearest = at + int(np.argmin(np.abs(rest_N - missing)))
                 self._keep(found, np.array([*chosen, nearest]))
+                self._keep(found, np.array([*chosen, *(at + _closest_pair(rest_N, missing))]))
                 fits = np.flatnonzero(rest_N <= missing)
                 if not len(fits):
                     break
@@ -188,6 +188,21 @@ class LayerCurve:
         if chosen is not None and self.seconds(chosen) < self.prefix_C[size]:
             return chosen
         return np.arange(size)
+
+
+def _closest_pair(falling_N: F64, goal: float) -> I64:
+    """Positions of the two whose sum is closest to the goal; of one, if there is only one."""
+    last = len(falling_N) - 1
+    first_N = np.arange(last + 1)
+    place_N = last + 1 - np.searchsorted(falling_N[::-1], goal - falling_N)
+    pairs = [(first_N, np.clip(place_N + shift, 0, last)) for shift in (-2, -1, 0, 1)]
+    misses = [
+        np.where(one == two, np.inf, np.abs(falling_N[one] + falling_N[two] - goal))
+        for one, two in pairs
+    ]
+    best = int(np.argmin(misses)) if last else 0
+    shift, first = divmod(best, last + 1)
+    return np.unique([first, int(pairs[shift][1][first])])
 
 
 def share_memory(curves: list[LayerCurve], bytes_L: I64, room: int) -> tuple[I64, float]:

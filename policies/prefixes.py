@@ -1,8 +1,8 @@
 """Prefixes: the only sets a solver has to look at, and the arithmetic of memory prices.
 
 Within a layer neurons cost the same memory, so whatever number of them is placed, it should be the
-most valuable ones: a solver chooses one number a layer, not one bit a neuron. Prices do the rest. At
-a price per byte every layer picks its best prefix on its own, and what that leaves of value, plus
+most valuable ones: a solver chooses one number a layer, not one bit a neuron. Prices do the rest:
+at a price per byte every layer picks its best prefix on its own, and what that leaves of value, plus
 the price of the whole memory, bounds every placement from above (the Lagrangian dual). The price at
 which demand meets the memory gives the tightest bound and, almost, the placement.
 
@@ -57,18 +57,20 @@ class Items:
         bytes_LK1: bytes of the first k items.
         least_L: fewest items a layer may have, if it has any; more than K: it can have none.
         room: bytes that may be used.
+        value_LK: value of each item where it is known better than as a difference, for ties.
     """
 
     value_LK1: F64
     bytes_LK1: I64
     least_L: I64
     room: int
+    value_LK: F64 | None = None
 
     @cached_property
     def density_LK(self) -> F64:
         """Value per byte of each item, falling along a layer."""
-        density_LK: F64 = np.diff(self.value_LK1, axis=1)
-        density_LK /= self.uniform or np.diff(self.bytes_LK1, axis=1)
+        density_LK: F64 = np.diff(self.value_LK1, axis=1) if self.value_LK is None else self.value_LK
+        density_LK = density_LK / (self.uniform or np.diff(self.bytes_LK1, axis=1))
         # Differences of running sums carry rounding; the order is known, so restore it.
         return np.minimum.accumulate(density_LK, axis=1, out=density_LK)
 

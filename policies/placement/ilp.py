@@ -126,7 +126,7 @@ def neuron_items(problem: Problem, order_LN: I64, least_L: I64, room: int) -> It
     sorted_LN = np.take_along_axis(problem.activations_LN, order_LN, axis=1)
     np.cumsum(sorted_LN, axis=1, out=value_LK1[:, 1:])
     bytes_LK1 = np.arange(neurons + 1, dtype=np.int64) * problem.neuron_bytes_L[:, None]
-    return Items(value_LK1, bytes_LK1, least_L, room)
+    return Items(value_LK1, bytes_LK1, least_L, room, sorted_LN)
 
 
 def batched(items: Items, size: int) -> Items:
