@@ -17,9 +17,9 @@ is gate-first, every gate row read. In a batch a neuron is read if any sequence 
 1 - (1 - p)**batch, which is an upper bound: real tokens agree more than chance. A rate is the
 memory's, or the arithmetic's where that is slower.
 
-Not in it: kernel launches, caches, that both executors of a machine without a GPU share one memory,
-and that the hot neurons' time varies from token to token (the mean of a maximum is more than the
-maximum of the means).
+Not in it: kernel launches, caches, the gate rows that the predictor `exact` reads in its own actor,
+that both executors of a machine without a GPU share one memory, and that loads vary from token to
+token (the mean of a maximum is more than the maximum of the means).
 
 Shape suffixes: L layers, N neurons of a layer.
 """
