@@ -122,7 +122,8 @@ class LayerCurve:
         size_S = member_SN.sum(axis=1)
         # Where a neuron is always proposed, its log is minus infinity; zero times that is NaN.
         quiet_N = np.maximum(self.quiet_N, -1e6)
-        time_S = self.time(member_SN @ self.load_N, (1 - member_SN) @ quiet_N, size_S == n)
+        left_S: F64 = (1.0 - member_SN) @ quiet_N
+        time_S = self.time(member_SN @ self.load_N, left_S, size_S == n)
         best = {}
         for size in range(1, n):
             of_size = np.flatnonzero(size_S == size)
@@ -176,7 +177,7 @@ class LayerCurve:
 
     @cached_property
     def _exact_C(self) -> F64:
-        exact_C = self.prefix_C.copy()
+        exact_C: F64 = self.prefix_C.copy()
         for size, chosen in self._sets.items():
             exact_C[size] = min(exact_C[size], self.seconds(chosen))
         return exact_C

@@ -1,10 +1,10 @@
 """Prefixes: the only sets a solver has to look at, and the arithmetic of memory prices.
 
 Within a layer neurons cost the same memory, so whatever number of them is placed, it should be the
-most valuable ones: a solver chooses one number a layer, not one bit a neuron. Prices do the rest:
-at a price per byte every layer picks its best prefix on its own, and what that leaves of value, plus
-the price of the whole memory, bounds every placement from above (the Lagrangian dual). The price at
-which demand meets the memory gives the tightest bound and, almost, the placement.
+most valuable ones: a solver chooses one number a layer, not one bit a neuron. Prices do the rest.
+At a price per byte every layer picks its best prefix on its own, and what that leaves of value,
+plus the price of the whole memory, bounds every placement from above (the Lagrangian dual). The
+price at which demand meets the memory gives the tightest bound and, almost, the placement.
 
 Used by the policies `ilp`, `per-layer` and `latency`. Knows nothing of machines.
 
@@ -13,6 +13,7 @@ Shape suffixes: L layers, K items of a layer (a neuron, or a batch of neurons), 
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,9 @@ class Items:
     @cached_property
     def density_LK(self) -> F64:
         """Value per byte of each item, falling along a layer."""
-        density_LK: F64 = np.diff(self.value_LK1, axis=1) if self.value_LK is None else self.value_LK
+        density_LK: F64 = (
+            np.diff(self.value_LK1, axis=1) if self.value_LK is None else self.value_LK
+        )
         density_LK = density_LK / (self.uniform or np.diff(self.bytes_LK1, axis=1))
         # Differences of running sums carry rounding; the order is known, so restore it.
         return np.minimum.accumulate(density_LK, axis=1, out=density_LK)
@@ -93,12 +96,14 @@ class Items:
         """How many items of each layer are worth more than the price per byte."""
         density_LK = self.density_LK
         if density_LK.shape[1] <= _WIDE:
-            return (density_LK > price).sum(axis=1)
+            count_L: I64 = (density_LK > price).sum(axis=1)
+            return count_L
         return np.array([row.searchsorted(-price, side="left") for row in self._rising_LK])
 
-    def at(self, table_LK1: NDArray[np.generic], count_L: I64) -> NDArray[np.generic]:
+    def at(self, table_LK1: NDArray[Any], count_L: I64) -> NDArray[Any]:
         """Entries of a running sum for a count a layer."""
-        return table_LK1[np.arange(len(count_L)), count_L]
+        entry_L: NDArray[Any] = table_LK1[np.arange(len(count_L)), count_L]
+        return entry_L
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +183,7 @@ def complete(items: Items, open_L: NDArray[np.bool_]) -> I64 | None:
     found = relax(items, open_L.astype(np.int8))
     if found is None:
         return None
-    count_L = found.count_L.copy()
+    count_L: I64 = found.count_L.copy()
     left = items.usable - int(items.at(items.bytes_LK1, count_L).sum())
     # What is left goes item by item: ties at the price, or smaller items behind ones too large.
     sizes_LK = np.diff(items.bytes_LK1, axis=1)

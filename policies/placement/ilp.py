@@ -116,7 +116,8 @@ def least_neurons(problem: Problem, sparse: bool = False) -> I64 | None:
     most = problem.shape[1] + 1
     with np.errstate(divide="ignore"):
         least_L = np.minimum(np.ceil(hardware.sync_s / saved_L - 1e-9), most)
-    return np.maximum(least_L, 1).astype(np.int64)
+    whole_L: I64 = np.maximum(least_L, 1).astype(np.int64)
+    return whole_L
 
 
 def neuron_items(problem: Problem, order_LN: I64, least_L: I64, room: int) -> Items:
@@ -152,9 +153,8 @@ def solve(items: Items, batch: int, gap: float) -> tuple[I64, float]:
     coarse = batched(items, batch)
     coarse_L, _ = branch(coarse, free_L, gap, _NODES_GAP)
     open_L = (coarse_L > 0) | (items.least_L == 0)
-    count_L = complete(items, open_L)
-    # A layer of fewer than `batch` neurons more than its least may not fit in whole batches.
-    return (count_L if count_L is not None else np.zeros(layers, np.int64)), root.bound
+    fine_L = complete(items, open_L)  # batches are whole, so their least is no less than ours
+    return (coarse_L * 0 if fine_L is None else fine_L), root.bound
 
 
 def branch(items: Items, fixed_L: NDArray[np.int8], gap: float, nodes: int) -> tuple[I64, float]:

@@ -1,4 +1,4 @@
-"""`hotcold policies`: which plug-ins are installed, by kind; and a file to start one of your own."""
+"""`hotcold policies`: which plug-ins are installed, by kind; a file to start one of your own."""
 
 from dataclasses import asdict
 from typing import Literal

@@ -11,7 +11,6 @@ from hotcold.policies import check_placement
 from hotcold.policies.placement.ffn_split import FfnSplit
 from hotcold.policies.placement.greedy import Greedy
 from hotcold.policies.placement.layer_split import LayerSplit
-from hotcold.policies.placement.oracle import Oracle
 from hotcold.policies.placement.per_layer import PerLayer
 from hotcold.policies.run import place
 from hotcold.runtime.errors import ConfigError, PolicyError

@@ -162,9 +162,7 @@ def test_175b_is_solved_to_a_small_gap_where_the_constraint_binds(
     assert ((count_L == 0) | (count_L >= least_L)).all() and (count_L == 0).any()
 
 
-def test_figures_agree_with_the_saved_plan(
-    opt_175b: Problem, solved: Plan, tmp_path: Path
-) -> None:
+def test_figures_agree_with_the_saved_plan(opt_175b: Problem, solved: Plan, tmp_path: Path) -> None:
     solved.save(tmp_path)
     plan = Plan.load(tmp_path)
     assert plan.figures == solved.figures and plan.hash == solved.hash

@@ -50,9 +50,7 @@ def best_by_trying_every_subset(problem: Problem, modules: dict[str, str]) -> fl
         for row in bits:
             device_LN[layer] = row
             size = int((row == 0).sum())
-            least[size] = min(
-                least[size], cost.token(device_LN, modules).layers[layer].total_s
-            )
+            least[size] = min(least[size], cost.token(device_LN, modules).layers[layer].total_s)
         by_size.append(least)
     rest_s = cost.token(np.ones((layers, neurons), np.int8), modules).rest_s
     for sizes in itertools.product(range(neurons + 1), repeat=layers):

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from hotcold.policies import check_placement_policy, check_schedule_policy
 from hotcold.policies.registry import find
 from hotcold.policies.templates.predictor import Mine as MinePredictor

@@ -51,9 +51,7 @@ def test_over_firing_costs_gate_rows_and_missing_saves_them() -> None:
     np.testing.assert_allclose(exact, case.activations_LN * RECORD)
     gate_first = CostModel(replace(case, predictor_density_L=np.ones(2)))
     np.testing.assert_allclose(gate_first.proposed_LN, 1.0)
-    np.testing.assert_allclose(
-        gate_first.bytes_LN, (1 / 3 + 2 / 3 * case.activations_LN) * RECORD
-    )
+    np.testing.assert_allclose(gate_first.bytes_LN, (1 / 3 + 2 / 3 * case.activations_LN) * RECORD)
     over = CostModel(replace(case, predictor_density_L=np.array([0.75, 0.6])))
     np.testing.assert_allclose(over.proposed_LN.mean(axis=1), [0.75, 0.6])
     under = CostModel(replace(case, predictor_density_L=np.array([0.25, 0.1])))
@@ -63,9 +61,7 @@ def test_over_firing_costs_gate_rows_and_missing_saves_them() -> None:
 
 
 def test_modules_in_host_memory_come_over_pcie_but_predictors_are_computed_there() -> None:
-    case = replace(
-        tiny_problem(2, 4, vram=2**30, hardware=HARDWARE, predictor_bytes_L=[1000, 0])
-    )
+    case = replace(tiny_problem(2, 4, vram=2**30, hardware=HARDWARE, predictor_bytes_L=[1000, 0]))
     near, far = (
         CostModel(case).dense(homes(case, attention=where))[0] for where in ("gpu0", "cpu0")
     )

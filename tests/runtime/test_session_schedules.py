@@ -35,8 +35,9 @@ def test_serial_never_computes_hot_and_cold_at_once(
     model: Path, deployed: Callable[..., Deployment], by: str
 ) -> None:
     settings = {"predictor.by": by}
-    serial = deployed(schedule="serial", settings=settings)
-    overlapping = deployed(schedule="paper", settings=settings)
+    options: dict[str, Any] = {"settings": settings, "policy": "random"}
+    serial = deployed(schedule="serial", **options)
+    overlapping = deployed(schedule="paper", **options)
     layout = serial.layout
     hot = [step for step in serial.programs["gpu"] if step["op"] == 3]
     assert len(hot) == 4
