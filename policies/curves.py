@@ -122,7 +122,7 @@ class LayerCurve:
         size_S = member_SN.sum(axis=1)
         # Where a neuron is always proposed, its log is minus infinity; zero times that is NaN.
         quiet_N = np.maximum(self.quiet_N, -1e6)
-        left_S: F64 = (1.0 - member_SN) @ quiet_N
+        left_S: F64 = np.asarray((1 - member_SN) @ quiet_N, np.float64)
         time_S = self.time(member_SN @ self.load_N, left_S, size_S == n)
         best = {}
         for size in range(1, n):
