@@ -129,7 +129,8 @@ def prepare_model(config: EngineConfig) -> Prepared:
         context,
         1,
         predictor_bytes_L(layers) if layers else [0] * spec.n_layers,
-        expected_density_L(predictor, profile, spec),
+        # Standing by means gate-first: the executors read every gate row.
+        expected_density_L(predictor, profile, spec) if layers else [1.0] * spec.n_layers,
         HardwareProfile.unmeasured(),
     )
     return Prepared(

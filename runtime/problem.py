@@ -9,7 +9,7 @@ Shape suffixes: L layers, N neurons of a layer.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -34,12 +34,15 @@ class Module:
         layer: its layer, None for what belongs to the whole model.
         bytes: memory it takes.
         must_share_device: None, or a label; modules with the same label go to the same device.
+        read_share: part of it that computing one token reads, on average: of an untied head with
+            its embedding about a half, of a KV cache that fills up a half.
     """
 
     name: str
     layer: int | None
     bytes: int
     must_share_device: str | None = None
+    read_share: float = 1.0
 
     @property
     def kind(self) -> str:
@@ -56,12 +59,17 @@ class Placement:
         modules: device name by module name, one entry for every module of the problem.
         dtype_LN: reserved for plans of several dtypes; None here.
         note: a line for people, kept in the plan.
+        figures: what the policy can tell in numbers, kept in the plan. Solvers give "objective",
+            "bound" (what no placement can beat) and "gap" (their relative distance).
+        solve_s: seconds the policy took; put in by whoever ran it.
     """
 
     device_LN: NDArray[np.int8]
     modules: Mapping[str, str]
     dtype_LN: NDArray[np.int8] | None = None
     note: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    solve_s: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +88,8 @@ class Problem:
         dtype: of the stored matrices.
         devices: names of the devices; the last is the host, which has room for everything.
         profiled: False where no activation profile was given and all neurons look alike.
+        gate_share: part of a neuron's bytes that tell whether it fires, its gate row: read for
+            every neuron that is proposed, the rest only for those that fire.
 
     Raises:
         ConfigError: parts that contradict each other.
@@ -96,6 +106,7 @@ class Problem:
     dtype: str
     devices: tuple[str, ...] = DEVICES
     profiled: bool = True
+    gate_share: float = 1 / 3
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -187,11 +198,15 @@ def _check_problem(problem: Problem) -> None:
         raise ConfigError("neuron_bytes_L must be above 0")
     if not ((problem.predictor_density_L >= 0) & (problem.predictor_density_L <= 1)).all():
         raise ConfigError("predictor_density_L must be from 0 to 1")
+    if not 0 <= problem.gate_share <= 1:
+        raise ConfigError(f"gate_share is {problem.gate_share}; it must be from 0 to 1")
     if not problem.devices or set(problem.budgets) != set(problem.devices):
         raise ConfigError(f"budgets are for {sorted(problem.budgets)}, devices {problem.devices}")
     sizes = [*problem.budgets.values(), *(module.bytes for module in problem.modules)]
     if min(sizes) < 0:
         raise ConfigError("budgets and modules must not have negative bytes")
+    if not all(0 <= module.read_share <= 1 for module in problem.modules):
+        raise ConfigError("read_share of a module must be from 0 to 1")
     names = [module.name for module in problem.modules]
     if len(set(names)) != len(names):
         raise ConfigError(f"modules must have different names: {sorted(names)}")
@@ -262,18 +277,19 @@ def _modules(
     qkv = spec.q_dim + 2 * spec.kv_dim
     attention = (qkv + spec.q_dim) * d * size + (qkv + 2 * d) * 4 * spec.biases
     norms = 2 * spec.n_layers + spec.final_norm
-    head = vocab * spec.embed_width * (1 if spec.tied else 2)
+    matrices = 1 if spec.tied else 2  # of the embedding a token reads a single row
+    head = vocab * spec.embed_width * matrices
     head += spec.max_context * d if spec.positions == "learned" else 0
     head += 2 * d * spec.embed_width if spec.embed_dim is not None else 0
     layers = range(spec.n_layers)
     return (
         Module("norms", None, norms * d * 4 * (2 if spec.norm == "layer" else 1)),
         *(Module(f"attention.{i}", i, attention) for i in layers),
-        Module("head", None, head * size),
+        Module("head", None, head * size, read_share=1 / matrices),
         *(
             Module(f"predictor.{i}", i, int(predictor_bytes_L[i]))
             for i in layers
             if predictor_bytes_L[i]
         ),
-        *(Module(f"kv.{i}", i, 2 * kv_positions * spec.kv_dim * 4) for i in layers),
+        *(Module(f"kv.{i}", i, 2 * kv_positions * spec.kv_dim * 4, read_share=0.5) for i in layers),
     )

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "Show a model's shapes, bytes and sparsity"),
     "profile": ("profile", "Count over a text how often each neuron fires"),
     "plant": ("plant", "Make a model of planted sparsity at a real shape"),
+    "solve": ("solve", "Place a model's neurons, save the plan and explain it"),
     "compare": ("compare", "Run placement policies on the same prompt"),
     "policies": ("policies", "List the installed policies and predictors"),
     "doctor": ("doctor", "Say what this machine offers and what to mend"),
