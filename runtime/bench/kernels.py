@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from hotcold.native.kernels import Pool, active_cpu_variant, force_cpu_variant
 from hotcold.native.timing import BYTES, TimedAttention, TimedFfn, TimedGemv, TimedRead
-from hotcold.runtime.errors import BudgetError, ConfigError
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.memory import require
 
 CASES = ("sparse_ffn", "gate_first", "gemv", "attention")
 WIDTHS = (2048, 4096, 5120)
@@ -69,11 +70,11 @@ class ColdBuffer:
 
     def __init__(self, size: int, dtype: str) -> None:
         self.size = size // mmap.PAGESIZE * mmap.PAGESIZE
-        free = os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE
-        if not 0 < self.size <= max(free, 1 << 26):
-            raise BudgetError(
-                f"a buffer of {size} bytes to walk through; {free} are free, lower --buffer"
+        if self.size <= 0:
+            raise ConfigError(
+                f"a buffer of {size} bytes to walk through; at least a page is needed"
             )
+        require(self.size, "the buffer to walk through", "lower --buffer", private=True)
         memory = mmap.mmap(-1, self.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
