@@ -7,7 +7,6 @@ that a slow moment of the machine hits both. A fraction above 1.05 would mean a 
 """
 
 import mmap
-import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
