@@ -41,10 +41,12 @@ typedef enum {
 const char *hc_last_error(void); /* text of this thread's last failure */
 int32_t hc_abi_version(void);
 
-/* ---- CPU variants (dispatch.c): "avx2", "ref"; best supported first ---- */
+/* ---- CPU variants (dispatch.c): "avx512", "avx2", "neon", "ref"; best supported first ---- */
 const char *hc_cpu_variant(int32_t index); /* NULL past the end */
 const char *hc_cpu_active(void);
 hc_status hc_cpu_force(const char *name); /* process-wide; NULL: best */
+/* Open a compiled variant (variant.h) under a name for hc_cpu_force; it stays open. */
+hc_status hc_cpu_load(const char *path, const char *name);
 
 /* ---- Thread pool (pool.c). threads counts the caller; cores NULL: not pinned ---- */
 typedef struct hc_pool hc_pool;
@@ -65,23 +67,25 @@ typedef struct {
     const float *bias_R; /* NULL: none */
     int32_t relu;        /* clamp the result at 0 (never with accumulate) */
     int32_t accumulate;
+    int64_t bias_stride; /* bytes from one bias to the next; 0: 4 */
 } hc_gemv_args;
 hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool);
 
-/* Sparse FFN over an ascending id list, gate first: y = sum_i relu(g_i.x) (u_i.x) d_i.
+/* Sparse FFN over an ascending id list, gate first: y = sum_i relu(g_i.x) (u_i.x) d_i, or without
+ * up rows (a plain ReLU layer: fc1 is the gate, fc2 the down matrix) y = sum_i relu(g_i.x + b_i) d_i.
  * The gate row of every listed neuron is read (unless its pre-activation is given in gate_KB), its
  * up row and down column only where the gate fired. Work is cut in chunks by neuron id, each with
  * its own partial sum, reduced in order: the result depends neither on the thread count nor on the
  * batch a token travels in. */
 typedef struct {
     const void *records; /* neuron-major records of one layer, record_bytes apart */
-    int64_t record_bytes, gate_offset, up_offset, down_offset; /* bytes */
+    int64_t record_bytes, gate_offset, up_offset, down_offset; /* bytes; up_offset -1: no up rows */
     int64_t d;
     int32_t dtype, batch;
     const int32_t *ids;
     int64_t n_ids;
     const uint32_t *members; /* members[k] bit b: token b asks for neuron ids[k]; NULL: all do */
-    const float *gate_KB;    /* NULL, or gate pre-activations, entry [k * batch + b] */
+    const float *gate_KB;    /* NULL, or gate pre-activations (bias added), entry [k * batch + b] */
     const int32_t
         *bounds; /* n_chunks + 1 ascending neuron ids; chunk c holds [bounds[c], bounds[c+1]) */
     int32_t n_chunks;
@@ -93,6 +97,7 @@ typedef struct {
     int64_t gate_rows;    /* out: gate rows times tokens evaluated here */
     int64_t up_down_rows; /* out: neurons times tokens whose gate fired */
     int64_t bytes;        /* out: weight bytes touched (a row counts once per batch) */
+    int64_t bias_offset;  /* bytes to the gate's bias, one float; 0: none */
 } hc_ffn_args;
 hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool);
 
@@ -125,6 +130,9 @@ hc_status hc_split(const hc_split_args *args);
 
 hc_status hc_rmsnorm(const float *x_BD, const float *weight_D, float eps, float *y_BD,
                      int32_t batch, int64_t d);
+/* y = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; bias_D NULL: none. */
+hc_status hc_layernorm(const float *x_BD, const float *weight_D, const float *bias_D, float eps,
+                       float *y_BD, int32_t batch, int64_t d);
 /* Rotate-half rotary embedding in place over heads * head_dim floats a token. cos, sin: [P][head_dim/2]. */
 hc_status hc_rotary(float *x, int64_t x_stride, int32_t heads, int32_t head_dim,
                     const float *cos_PE, const float *sin_PE, const int32_t *position_B,
@@ -159,6 +167,16 @@ typedef struct {
     float logprob;      /* out: log softmax of the raw logits at id */
 } hc_sample_args;
 hc_status hc_sample(hc_sample_args *args);
+
+typedef struct { /* bench: read rows and nothing else, what a sparse operator could reach at best */
+    const void *base;
+    int64_t stride_bytes, row_bytes; /* row_bytes a multiple of 64 */
+    const int32_t *ids;
+    int64_t n;
+    int32_t side;  /* rows read side by side: 1 or 8 */
+    uint64_t fold; /* out: of all that was read */
+} hc_read_args;
+hc_status hc_read(hc_read_args *args, hc_pool *pool);
 
 /* ---- The exchange (exchange.c; layout: runtime/exchange.py) ---- */
 typedef struct
@@ -260,17 +278,29 @@ typedef struct {
     const void *qkv; /* [(heads + 2 kv_heads) * head_dim][D] */
     const void *o;   /* [D][heads * head_dim] */
     const void *records;
+    const float *attention_norm_bias_D, *ffn_norm_bias_D; /* NULL: none; as all biases here */
+    const float *qkv_bias, *o_bias_D;
+    const float *ffn_bias_D; /* of the down matrix; the merge adds it, once */
 } hc_layer;
+
+typedef enum { HC_NORM_RMS = 0, HC_NORM_LAYER = 1 } hc_norm;
 
 typedef struct {
     int32_t n_layers, heads, kv_heads, head_dim, dtype;
     int64_t d, n, vocab, context;
     float norm_eps;
-    int64_t record_bytes, gate_offset, up_offset, down_offset;
+    int64_t record_bytes, gate_offset, up_offset, down_offset; /* up_offset -1: no up rows */
     const hc_layer *layers;
-    const void *embed, *head; /* [V][D] */
-    const float *final_norm_D;
-    const float *cos_PE, *sin_PE;
+    const void *embed, *head;     /* [V][embed_dim] */
+    const float *final_norm_D;    /* NULL: no norm before the head */
+    const float *cos_PE, *sin_PE; /* NULL: no rotary embedding */
+    int32_t norm;                 /* hc_norm */
+    int32_t post_norm;   /* norms follow the residual additions, instead of leading the blocks */
+    int64_t bias_offset; /* of the gate's bias (fp32) in a record; 0: none */
+    int64_t embed_dim;   /* width of embed and head; d unless projected */
+    const float *final_norm_bias_D;
+    const void *positions; /* [context at least][D], added to embeddings; NULL: none */
+    const void *project_in, *project_out; /* [D][embed_dim], [embed_dim][D]; NULL: none */
 } hc_model;
 
 typedef struct {        /* what one device owns in one layer */

@@ -186,6 +186,7 @@ static int allocate(hc_executor *e) {
     e->work_C = scratch(a->n_chunks * 64);
     if (a->actor == HC_CPU)
         return e->partial_CBD && e->work_C;
+    e->embedded_BE = scratch(m->project_in ? B * m->embed_dim * f : 0);
     e->residual_BD = scratch(B * m->d * f);
     e->normed_BD = scratch(B * m->d * f);
     e->hot_BD = scratch(B * m->d * f);
@@ -196,8 +197,8 @@ static int allocate(hc_executor *e) {
     e->sample_ids = scratch(m->vocab * 4);
     e->sample_probs = scratch(m->vocab * f);
     return e->partial_CBD && e->work_C && e->residual_BD && e->normed_BD && e->hot_BD &&
-           e->qkv_BQ && e->attended_BQ && e->attention_scores && e->logits_BV && e->sample_ids &&
-           e->sample_probs;
+           e->embedded_BE && e->qkv_BQ && e->attended_BQ && e->attention_scores && e->logits_BV &&
+           e->sample_ids && e->sample_probs;
 }
 
 hc_executor *hc_executor_create(const hc_executor_args *args) {
@@ -224,7 +225,7 @@ void hc_executor_destroy(hc_executor *e) {
     void *blocks[] = {e->residual_BD, e->normed_BD,  e->qkv_BQ,       e->attended_BQ,
                       e->hot_BD,      e->logits_BV,  e->partial_CBD,  e->attention_scores,
                       e->work_C,      e->sample_ids, e->sample_probs, e->scores_BN,
-                      e->hidden_BH};
+                      e->hidden_BH,   e->embedded_BE};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         free(blocks[i]);
     hc_inbox_free(e);

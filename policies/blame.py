@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from hotcold.runtime.errors import PolicyError
+from hotcold.runtime.errors import HotcoldError, PolicyError
 
 
 class PluginTraceback(Exception):
@@ -42,7 +42,10 @@ def describe(error: BaseException, name: str, file: str | None) -> str:
     """One line for an exception: where in the plug-in's file, what, and its message.
 
     A plug-in given as "file.py:Class" is named by that file; of any other the name goes in front.
+    What our own policies refuse on purpose is the user's to mend and needs no line.
     """
+    if isinstance(error, HotcoldError) and file and _is_own(file):
+        return str(error)
     given = name.rpartition(":")[0]
     by_file = given.endswith(".py")
     line = _line_in(error, file) if file else None
@@ -67,6 +70,12 @@ def source_file(plugin: object) -> str | None:
     owner = plugin if isinstance(plugin, type) else type(plugin)
     module = sys.modules.get(owner.__module__)
     return getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file is one of the built-in policies."""
+    folder = os.path.dirname(os.path.realpath(__file__))
+    return os.path.dirname(os.path.dirname(os.path.realpath(file))) == folder
 
 
 def _line_in(error: BaseException, file: str) -> int | None:

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -38,7 +39,7 @@ _BOOT = (
     "from hotcold.policies.child import main; main(int(reply), int(parent))"
 )
 _ARRAYS = ("activations_LN", "neuron_bytes_L", "predictor_density_L")
-_SCALARS = ("context", "batch", "dtype", "profiled")
+_SCALARS = ("context", "batch", "dtype", "profiled", "gate_share")
 _HEADER_LIMIT = 2**20  # of an answer: a note, or an error with its traceback
 _REQUEST_LIMIT = 2**40  # our own data
 
@@ -139,7 +140,9 @@ def _answer(spec: str, settings: Mapping[str, Setting], problem: Problem) -> byt
         file = source_file(plugin)
         policy: Any = instantiate(plugin, settings, spec)
         try:
+            started = time.monotonic()
             placement = policy.place(problem)
+            solve_s = time.monotonic() - started
         except BaseException as error:
             return _pack_error("PolicyError", describe(error, spec, file), error)
         check_placement(problem, placement, spec)
@@ -148,7 +151,9 @@ def _answer(spec: str, settings: Mapping[str, Setting], problem: Problem) -> byt
     except BaseException as error:
         return _pack_error("PolicyError", describe(error, spec, file), error)
     modules = {str(name): str(home) for name, home in placement.modules.items()}
-    return pack({"device_LN": placement.device_LN}, {"modules": modules, "note": placement.note})
+    figures = {str(name): float(value) for name, value in placement.figures.items()}
+    header = {"modules": modules, "note": placement.note, "figures": figures, "solve_s": solve_s}
+    return pack({"device_LN": placement.device_LN}, header)
 
 
 def _pack_error(kind: str, message: str, error: BaseException) -> bytes:
@@ -184,7 +189,13 @@ def _unpack_reply(spec: str, content: bytes, limit: int) -> Placement:
         header, arrays = unpack(content, limit)
         if "error" not in header:
             device_LN = np.array(arrays["device_LN"])
-            return Placement(device_LN, dict(header["modules"]), note=str(header["note"]))
+            return Placement(
+                device_LN,
+                dict(header["modules"]),
+                note=str(header["note"]),
+                figures=dict(header["figures"]),
+                solve_s=float(header["solve_s"]),
+            )
         message = str(header["message"])
         kind = ConfigError if header["error"] == "ConfigError" else PolicyError
         cause = PluginTraceback(header["traceback"])

@@ -32,10 +32,18 @@ BUILT_IN: dict[PluginKind, dict[str, str]] = {
         "greedy": "hotcold.policies.placement.greedy:Greedy",
         "all-cpu": "hotcold.policies.placement.all_cpu:AllCpu",
         "random": "hotcold.policies.placement.random:Random",
+        "ilp": "hotcold.policies.placement.ilp:Ilp",
+        "latency": "hotcold.policies.placement.latency:Latency",
+        "per-layer": "hotcold.policies.placement.per_layer:PerLayer",
+        "layer-split": "hotcold.policies.placement.layer_split:LayerSplit",
+        "ffn-split": "hotcold.policies.placement.ffn_split:FfnSplit",
+        "oracle": "hotcold.policies.placement.oracle:Oracle",
     },
     "schedule": {
         "paper": "hotcold.policies.schedule.paper:Paper",
         "selective": "hotcold.policies.schedule.selective:Selective",
+        "serial": "hotcold.policies.schedule.serial:Serial",
+        "lookahead": "hotcold.policies.schedule.lookahead:Lookahead",
     },
     "online": {},
     "predictor": {

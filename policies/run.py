@@ -6,7 +6,9 @@ the line; the result is checked. Policies never run on the actors.
 """
 
 import copy
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from hotcold.policies.blame import blaming, source_file
@@ -66,9 +68,12 @@ def place(
     maker: Any = instantiate(find("placement", policy), settings or {}, name)
     with blaming(name, source_file(maker)):
         # Its own copy: what it does to the problem must not reach the check below.
-        placement: Placement = maker.place(copy.deepcopy(problem))
+        given = copy.deepcopy(problem)
+        started = time.monotonic()
+        placement: Placement = maker.place(given)
+        solve_s = time.monotonic() - started
     check_placement(problem, placement, name)
-    return placement
+    return replace(placement, solve_s=solve_s)
 
 
 def make_schedule(

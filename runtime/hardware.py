@@ -1,14 +1,19 @@
 """HardwareProfile: what a machine can do, as the numbers policies and the cost model need.
 
 Placement policies get it in their Problem, schedule policies as an argument. Pure data: nothing is
-measured here.
+measured here. The reference machines of machines/ are read by name.
 """
 
+import json
 import math
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from hotcold.runtime.errors import CheckpointError
+from hotcold.runtime.errors import CheckpointError, ConfigError
+
+_MACHINES = Path(__file__).parent / "machines"
+_FILE_LIMIT = 2**20
 
 
 @dataclass(frozen=True)
@@ -86,3 +91,30 @@ class HardwareProfile:
         if not isinstance(data["name"], str) or not isinstance(data["measured"], bool):
             raise CheckpointError("a hardware profile's name is text and measured is true or false")
         return cls(**data)
+
+
+def reference_machines() -> list[str]:
+    """Names of the machines that come with hotcold; machines/__init__.py says what they are."""
+    return sorted(path.stem for path in _MACHINES.glob("*.json"))
+
+
+def load_hardware(name: str) -> HardwareProfile:
+    """A profile by the name of a reference machine, or by the path of a JSON file.
+
+    Raises:
+        ConfigError: neither of the two.
+        CheckpointError: a file that does not hold a profile.
+    """
+    path = _MACHINES / f"{name}.json" if name in reference_machines() else Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"no hardware profile {name!r}: it is neither a file nor one of "
+            f"{', '.join(reference_machines())}"
+        )
+    try:
+        if path.stat().st_size > _FILE_LIMIT:
+            raise ValueError(f"it is larger than {_FILE_LIMIT} bytes")
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"hardware profile {path} cannot be read: {error}") from error
+    return HardwareProfile.from_json(data)

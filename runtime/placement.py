@@ -4,7 +4,9 @@ Called by plan.py on whatever a policy returned, and in the policies' child proc
 starts with the policy's name: its author is the one who can do something about it.
 """
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from hotcold.runtime.errors import PolicyError
 from hotcold.runtime.problem import Placement, Problem
 
 _NOTE_LIMIT = 10_000  # characters; a note is a line for people
+_FIGURE_LIMIT = 64
 
 
 def check_placement(problem: Problem, placement: Any, blame: str) -> None:
@@ -44,10 +47,24 @@ def _fault(problem: Problem, placement: Any) -> str | None:
     if len(placement.note) > _NOTE_LIMIT:
         return f"returned a note of {len(placement.note)} characters; at most {_NOTE_LIMIT}"
     return (
-        _neuron_fault(problem, placement.device_LN)
+        _figure_fault(placement.figures)
+        or _neuron_fault(problem, placement.device_LN)
         or _module_fault(problem, placement.modules)
         or _budget_fault(problem, placement.device_LN, placement.modules)
     )
+
+
+def _figure_fault(figures: Any) -> str | None:
+    """What is wrong with the figures: few, finite, by name."""
+    if not isinstance(figures, Mapping):
+        return f"returned figures of type {type(figures).__name__}; it must map name to number"
+    if len(figures) > _FIGURE_LIMIT:
+        return f"returned {len(figures)} figures; at most {_FIGURE_LIMIT}"
+    for name, value in figures.items():
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not isinstance(name, str) or not number or not math.isfinite(value):
+            return f"returned the figure {name!r} = {value!r}; it must be a finite number"
+    return None
 
 
 def _neuron_fault(problem: Problem, device_LN: Any) -> str | None:

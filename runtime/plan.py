@@ -10,7 +10,7 @@ Shape suffixes: L layers, N neurons of a layer, C chunks.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class Plan:
         batch: sequences decoded together that were counted.
         dtype: of the stored matrices.
         note: remarks of the policy and of make_plan.
+        figures: numbers of the policy, such as its objective and bound.
         devices: names of the devices.
         n_chunks: C, pieces that bounds() cuts a share into.
 
@@ -65,6 +66,7 @@ class Plan:
     note: str = ""
     devices: tuple[str, ...] = DEVICES
     n_chunks: int = CHUNKS
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device_LN", frozen_array(self.device_LN, np.int8))
@@ -98,7 +100,7 @@ class Plan:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256, in hex, of all that decides a run; policy, note and budgets do not."""
+        """SHA-256, in hex, of all that decides a run; policy, note, figures and budgets do not."""
         content = {
             "devices": self.devices,
             "modules": dict(self.modules),
@@ -229,6 +231,7 @@ def make_plan(
         dtype=problem.dtype,
         note="\n".join(note for note in notes if note),
         devices=problem.devices,
+        figures={str(name): float(value) for name, value in placement.figures.items()},
     )
 
 

@@ -27,6 +27,7 @@ def save_plan(plan: Plan, folder: Path) -> None:
     header: dict[str, Any] = {"format": "hotcold plan", "version": VERSION, "hash": plan.hash}
     header |= {name: getattr(plan, name) for name in (*_TEXTS, *_NUMBERS)}
     header |= {name: dict(getattr(plan, name)) for name in _TABLES}
+    header["figures"] = dict(plan.figures)
     header |= {"shape": plan.shape, "devices": plan.devices}
     header["bytes"] = plan.bytes_by_device  # for readers; recomputed on load
     header["gpu_activation_share"] = plan.gpu_activation_share
@@ -49,6 +50,7 @@ def load_plan(folder: Path) -> Plan:
             **{name: header[name] for name in (*_TEXTS, *_NUMBERS, *_TABLES)},
             **arrays,
             devices=tuple(header["devices"]),
+            figures=header.get("figures", {}),  # plans of the first release have none
         )
     except (ValueError, OSError) as error:
         raise CheckpointError(f"the plan in {folder} cannot be read: {error}") from error
@@ -91,6 +93,8 @@ def _wrong_key(header: dict[str, Any]) -> str | None:
     for name, check in _TABLES.items():
         table = header.get(name)
         valid[name] = isinstance(table, dict) and all(check(value) for value in table.values())
+    figures = header.get("figures", {})
+    valid["figures"] = isinstance(figures, dict) and all(map(_is_number, figures.values()))
     shape, devices = header.get("shape"), header.get("devices")
     valid["shape"] = (
         isinstance(shape, list)
@@ -108,6 +112,12 @@ def _is_text(value: object) -> bool:
 
 def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: object) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) < 1e308  # neither infinite nor NaN, nor an integer no float can hold
 
 
 _TABLES: dict[str, Callable[[object], bool]] = {

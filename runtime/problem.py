@@ -9,7 +9,7 @@ Shape suffixes: L layers, N neurons of a layer.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -29,16 +29,20 @@ class Module:
     """Something other than a neuron that needs a home.
 
     Args:
-        name: "norms", "head" (embedding and head), "attention.3", "predictor.3", "kv.3".
+        name: "norms", "head" (embedding, positions, head), "attention.3" (with the
+            feed-forward bias), "predictor.3", "kv.3".
         layer: its layer, None for what belongs to the whole model.
         bytes: memory it takes.
         must_share_device: None, or a label; modules with the same label go to the same device.
+        read_share: part of it that computing one token reads, on average: of an untied head with
+            its embedding about a half, of a KV cache that fills up a half.
     """
 
     name: str
     layer: int | None
     bytes: int
     must_share_device: str | None = None
+    read_share: float = 1.0
 
     @property
     def kind(self) -> str:
@@ -55,12 +59,17 @@ class Placement:
         modules: device name by module name, one entry for every module of the problem.
         dtype_LN: reserved for plans of several dtypes; None here.
         note: a line for people, kept in the plan.
+        figures: what the policy can tell in numbers, kept in the plan. Solvers give "objective",
+            "bound" (what no placement can beat) and "gap" (their relative distance).
+        solve_s: seconds the policy took; put in by whoever ran it.
     """
 
     device_LN: NDArray[np.int8]
     modules: Mapping[str, str]
     dtype_LN: NDArray[np.int8] | None = None
     note: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    solve_s: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +78,7 @@ class Problem:
 
     Args:
         activations_LN: float64, probability that a neuron fires for a token.
-        neuron_bytes_L: int64, bytes of one neuron (gate row, up row, down column) of each layer.
+        neuron_bytes_L: int64, bytes of one neuron (all its rows and columns) of each layer.
         modules: what else must be placed.
         budgets: bytes that may be used, by device name.
         hardware: rates of the machine.
@@ -79,6 +88,8 @@ class Problem:
         dtype: of the stored matrices.
         devices: names of the devices; the last is the host, which has room for everything.
         profiled: False where no activation profile was given and all neurons look alike.
+        gate_share: part of a neuron's bytes that tell whether it fires, its gate row: read for
+            every neuron that is proposed, the rest only for those that fire.
 
     Raises:
         ConfigError: parts that contradict each other.
@@ -95,6 +106,7 @@ class Problem:
     dtype: str
     devices: tuple[str, ...] = DEVICES
     profiled: bool = True
+    gate_share: float = 1 / 3
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -186,11 +198,15 @@ def _check_problem(problem: Problem) -> None:
         raise ConfigError("neuron_bytes_L must be above 0")
     if not ((problem.predictor_density_L >= 0) & (problem.predictor_density_L <= 1)).all():
         raise ConfigError("predictor_density_L must be from 0 to 1")
+    if not 0 <= problem.gate_share <= 1:
+        raise ConfigError(f"gate_share is {problem.gate_share}; it must be from 0 to 1")
     if not problem.devices or set(problem.budgets) != set(problem.devices):
         raise ConfigError(f"budgets are for {sorted(problem.budgets)}, devices {problem.devices}")
     sizes = [*problem.budgets.values(), *(module.bytes for module in problem.modules)]
     if min(sizes) < 0:
         raise ConfigError("budgets and modules must not have negative bytes")
+    if not all(0 <= module.read_share <= 1 for module in problem.modules):
+        raise ConfigError("read_share of a module must be from 0 to 1")
     names = [module.name for module in problem.modules]
     if len(set(names)) != len(names):
         raise ConfigError(f"modules must have different names: {sorted(names)}")
@@ -256,18 +272,24 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
 def _modules(
     spec: ModelSpec, kv_positions: int, predictor_bytes_L: Sequence[int]
 ) -> tuple[Module, ...]:
-    """Everything but the neurons. Norm weights and KV are float32, matrices in the spec's dtype."""
-    d, head_elements = spec.d_model, spec.vocab_size * spec.d_model
-    attention = ((spec.q_dim + 2 * spec.kv_dim) * d + d * spec.q_dim) * spec.element_bytes
+    """Everything but the neurons; norms, biases and KV are float32."""
+    d, vocab, size = spec.d_model, spec.vocab_size, spec.element_bytes
+    qkv = spec.q_dim + 2 * spec.kv_dim
+    attention = (qkv + spec.q_dim) * d * size + (qkv + 2 * d) * 4 * spec.biases
+    norms = 2 * spec.n_layers + spec.final_norm
+    matrices = 1 if spec.tied else 2  # of the embedding a token reads a single row
+    head = vocab * spec.embed_width * matrices
+    head += spec.max_context * d if spec.positions == "learned" else 0
+    head += 2 * d * spec.embed_width if spec.embed_dim is not None else 0
     layers = range(spec.n_layers)
     return (
-        Module("norms", None, (2 * spec.n_layers + 1) * d * 4),
+        Module("norms", None, norms * d * 4 * (2 if spec.norm == "layer" else 1)),
         *(Module(f"attention.{i}", i, attention) for i in layers),
-        Module("head", None, head_elements * (1 if spec.tied else 2) * spec.element_bytes),
+        Module("head", None, head * size, read_share=1 / matrices),
         *(
             Module(f"predictor.{i}", i, int(predictor_bytes_L[i]))
             for i in layers
             if predictor_bytes_L[i]
         ),
-        *(Module(f"kv.{i}", i, 2 * kv_positions * spec.kv_dim * 4) for i in layers),
+        *(Module(f"kv.{i}", i, 2 * kv_positions * spec.kv_dim * 4, read_share=0.5) for i in layers),
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hotcold.native.executor import STEP
 from hotcold.runtime.dag import Dag, Node
 from hotcold.runtime.exchange import SegmentLayout
-from hotcold.runtime.schedule import Schedule, data_edges
+from hotcold.runtime.schedule import Schedule, all_edges
 
 OPS = ("embed", "attention", "predict", "hot", "cold", "merge", "head")
 OP_CODES = {name: code for code, name in enumerate(OPS)}
@@ -90,7 +90,7 @@ class _Compiler:
     def _waits(self, node: Node, predicted: bool) -> list[int]:
         """Flags of the producers on other lanes; a merge also reads the active lists."""
         lane = self.schedule.lane[node.id]
-        edges = data_edges(self.dag, self.schedule.lookahead)
+        edges = all_edges(self.dag, self.schedule)
         producers = [self.dag.node[a] for a, b in edges if b == node.id]
         kinds = {
             (p.kind, p.layer)

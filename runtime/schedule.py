@@ -15,6 +15,8 @@ from hotcold.runtime.dag import Dag
 from hotcold.runtime.errors import PolicyError
 
 Sync = Literal["always", "selective"]
+FLAG_KINDS = ("attention", "predict", "cold")  # nodes that tell other lanes when they are done
+MOST_WAITS = 2
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Schedule:
         lookahead: by layer, how many layers early its prediction is made.
         merge_on: the device that merges.
         threads: by lane, threads that compute there; a lane that is not named keeps the engine's.
+        after: further pairs (a, b): b does not start before a is done, though it reads nothing of
+            it. Across lanes only an attention, predict or cold node can be waited for, since only
+            these set a flag, and no node waits for more than two flags.
     """
 
     lane: Mapping[str, str]
@@ -48,6 +53,7 @@ class Schedule:
     lookahead: Sequence[int]
     merge_on: str = "gpu0"
     threads: Mapping[str, int] = field(default_factory=dict)
+    after: Sequence[tuple[str, str]] = ()
 
 
 def in_order(dag: Dag, sync: Sync = "always", lookahead: Sequence[int] | None = None) -> Schedule:
@@ -84,6 +90,11 @@ def data_edges(dag: Dag, lookahead: Sequence[int]) -> list[tuple[str, str]]:
     return edges
 
 
+def all_edges(dag: Dag, schedule: Schedule) -> list[tuple[str, str]]:
+    """Everything a node waits for: the data it reads, and what the schedule puts before it."""
+    return data_edges(dag, schedule.lookahead) + [(a, b) for a, b in schedule.after]
+
+
 def check_schedule(dag: Dag, schedule: Any, blame: str = "schedule") -> None:
     """Refuse a schedule that cannot run.
 
@@ -104,6 +115,7 @@ def check_schedule(dag: Dag, schedule: Any, blame: str = "schedule") -> None:
             or _layer_fault(dag, schedule)
             or _lane_fault(dag, schedule)
             or _order_fault(dag, schedule)
+            or _after_fault(dag, schedule)
             or _edge_fault(dag, schedule)
         )
     if fault is not None:
@@ -116,6 +128,7 @@ def _type_fault(schedule: Schedule) -> str | None:
         if not isinstance(getattr(schedule, name), Mapping):
             return f"returned {name} of type {type(getattr(schedule, name)).__name__}, not a dict"
     lists: dict[str, object] = {"sync": schedule.sync, "lookahead": schedule.lookahead}
+    lists["after"] = schedule.after
     lists |= {f"order[{lane!r}]": ids for lane, ids in schedule.order.items()}
     for name, value in lists.items():
         if not isinstance(value, (list, tuple)):
@@ -183,9 +196,38 @@ def _order_fault(dag: Dag, schedule: Schedule) -> str | None:
     return f"never runs {first.id!r}; add it to order[{schedule.lane[first.id]!r}]"
 
 
+def _after_fault(dag: Dag, schedule: Schedule) -> str | None:
+    """Pairs of `after` that name no node, or that no flag can carry."""
+    waits: dict[str, set[str]] = {}
+    for pair in schedule.after:
+        if not (isinstance(pair, (list, tuple)) and len(pair) == 2):
+            return f"has {pair!r} in after; it holds pairs of node ids"
+        for id_ in pair:
+            if not isinstance(id_, str) or id_ not in dag.node:
+                return f"orders {pair[0]!r} -> {pair[1]!r}, but the graph has no node {id_!r}"
+        source, target = (dag.node[id_] for id_ in pair)
+        if schedule.lane[source.id] == schedule.lane[target.id]:
+            continue
+        edge = f"{source.id} -> {target.id}"
+        if source.kind not in FLAG_KINDS:
+            kinds = ", ".join(FLAG_KINDS)
+            return f"orders {edge} across lanes; only {kinds} can be waited for there"
+        if target.kind == "merge":
+            return f"orders {edge}; a merge waits for its own layer only, put it before the next"
+        waits.setdefault(target.id, set()).add(source.id)
+    for source_id, target_id in data_edges(dag, schedule.lookahead) if waits else ():
+        if target_id in waits and schedule.lane[source_id] != schedule.lane[target_id]:
+            waits[target_id].add(source_id)
+    for target_id, sources in waits.items():
+        if len(sources) > MOST_WAITS:
+            names = " and ".join(sorted(sources))
+            return f"lets {target_id} wait for {names}; a node waits for at most {MOST_WAITS} flags"
+    return None
+
+
 def _edge_fault(dag: Dag, schedule: Schedule) -> str | None:
     """A consumer before its producer, on one lane or round a cycle through several."""
-    edges = data_edges(dag, schedule.lookahead)
+    edges = all_edges(dag, schedule)
     place = {node: (lane, i) for lane, ids in schedule.order.items() for i, node in enumerate(ids)}
     for source, target in edges:
         if place[source][0] == place[target][0] and place[source][1] > place[target][1]:

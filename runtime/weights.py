@@ -164,7 +164,7 @@ class WeightStore:
         return raw.reshape(entry.shape)
 
     def float32(self, name: str) -> NDArray[np.float32]:
-        """A copy of a matrix or norm in float32; exact.
+        """A copy of a matrix, norm or bias in float32; exact.
 
         Raises:
             ConfigError: no such tensor, or it holds neuron records (see neuron_rows).
@@ -177,19 +177,32 @@ class WeightStore:
     def neuron_rows(self, layer: int, part: Literal["gate", "up", "down"]) -> NDArray[np.float32]:
         """A copy of one part of every neuron of a layer, rows_ND, in float32.
 
-        Row i is neuron i's gate row, up row or down column.
+        Row i is neuron i's gate row (of a plain ReLU layer: its row of fc1), up row or down column.
 
         Raises:
-            ConfigError: no such layer or part.
+            ConfigError: no such layer or part, or neurons of this model have none.
         """
         record, spec = self.bundle.record, self.bundle.spec
         offsets = {"gate": record.gate_offset, "up": record.up_offset, "down": record.down_offset}
         if part not in offsets:
             raise ConfigError(f"a neuron has no part {part!r:.80}; choose gate, up or down")
+        if offsets[part] < 0:
+            raise ConfigError(f"a neuron of {self.bundle.name} has no {part} row; it has no gating")
         records = self.array(f"layers.{layer}.neurons").view(RAW_TYPES[spec.dtype])
         begin = offsets[part] // spec.element_bytes
         rows = records[:, begin : begin + spec.d_model]
         return np.array(to_float32(rows, spec.dtype), np.float32, order="C")
+
+    def neuron_biases(self, layer: int) -> NDArray[np.float32]:
+        """A copy of what is added to each gate row's product, [N]; zeros where neurons have none.
+
+        Raises:
+            ConfigError: no such layer.
+        """
+        records, offset = self.array(f"layers.{layer}.neurons"), self.bundle.record.bias_offset
+        if not offset:
+            return np.zeros(len(records), np.float32)
+        return records.view("<f4")[:, offset // 4].astype(np.float32)
 
     def close(self) -> None:
         """Let go of the memory; idempotent. Addresses handed out are invalid from here on."""

@@ -1,11 +1,14 @@
 """Every example runs; those that are programs, and not a plug-in to name, also print something."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from support.checkout import ROOT, tracked_under
+
+from hotcold.policies.check import check_placement_policy, check_schedule_policy
 
 TIMEOUT_S = 180
 
@@ -16,7 +19,8 @@ def examples() -> list[object]:
 
 
 def test_there_are_examples_and_they_are_numbered() -> None:
-    names = [path.name for path in tracked_under("examples", suffix=".py")]
+    found = tracked_under("examples", suffix=".py")
+    names = [path.name for path in found if len(path.parts) == 2]  # a package below names its own
     assert names
     assert all(name[:2].isdigit() and name[2] == "_" for name in names)
 
@@ -37,3 +41,15 @@ def test_an_example_runs(path: Path, tmp_path: Path, no_leaks: None) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     if "__main__" in (ROOT / path).read_text():
         assert done.stdout.strip()
+
+
+def test_the_example_package_conforms_and_registers_what_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = ROOT / "examples" / "policy_package"
+    monkeypatch.syspath_prepend(str(folder / "src"))
+    text = (folder / "pyproject.toml").read_text()
+    targets = dict(re.findall(r'^([\w-]+) = "(warm_layers\.\w+:\w+)"', text, re.M))
+    assert set(targets) == {"warm-layers", "late-sync"}
+    check_placement_policy(targets["warm-layers"])
+    check_schedule_policy(targets["late-sync"])

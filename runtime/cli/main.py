@@ -31,11 +31,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "Show a model's shapes, bytes and sparsity"),
     "profile": ("profile", "Count over a text how often each neuron fires"),
     "plant": ("plant", "Make a model of planted sparsity at a real shape"),
+    "solve": ("solve", "Place a model's neurons, save the plan and explain it"),
     "compare": ("compare", "Run placement policies on the same prompt"),
     "policies": ("policies", "List the installed policies and predictors"),
     "doctor": ("doctor", "Say what this machine offers and what to mend"),
     "chaos": ("chaos", "Kill and stop actors at random; the tokens must not change"),
-    "bench": ("bench", "Measure exchange, weight stores and decode speed"),
+    "bench": ("bench", "Measure kernels, exchange, weight stores and decoding"),
 }
 
 

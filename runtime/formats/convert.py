@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hotcold.runtime.errors import BudgetError
+from hotcold.runtime.formats.byte_level import MERGES, VOCAB
 from hotcold.runtime.formats.digest import DigestWriter, file_digest
 from hotcold.runtime.formats.dtypes import RAW_TYPES
 from hotcold.runtime.formats.huggingface import BLOCK_BYTES, Checkpoint
@@ -34,6 +35,8 @@ COMPANIONS = (  # copied as they are where the checkpoint has them
     TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
+    VOCAB,
+    MERGES,
     "generation_config.json",
     "chat_template.jinja",
     PROFILE,
@@ -93,14 +96,15 @@ def _write_neurons(checkpoint: Checkpoint, layer: int, out: DigestWriter) -> Non
     record = NeuronRecord.for_spec(spec)
     d, itemsize = spec.d_model, spec.element_bytes
     step = max(1, BLOCK_BYTES // record.record_bytes)
-    for gate, up, down in checkpoint.neurons(layer, step):
-        records = np.zeros((len(gate), record.record_bytes // itemsize), RAW_TYPES[spec.dtype])
-        for offset, rows in (
-            (record.gate_offset, gate),
-            (record.up_offset, up),
-            (record.down_offset, down),
-        ):
-            records[:, offset // itemsize :][:, :d] = rows
+    offsets = {"gate": record.gate_offset, "up": record.up_offset, "down": record.down_offset}
+    for parts in checkpoint.neurons(layer, step):
+        shape = len(parts["gate"]), record.record_bytes // itemsize
+        records = np.zeros(shape, RAW_TYPES[spec.dtype])
+        for part, rows in parts.items():
+            if part == "bias":
+                records.view(np.float32)[:, record.bias_offset // 4] = rows
+            else:
+                records[:, offsets[part] // itemsize :][:, :d] = rows
         out.write(records.reshape(-1).view(np.uint8).data)
 
 
@@ -115,7 +119,7 @@ def _write_weights(checkpoint: Checkpoint, path: Path, name: str) -> tuple[str, 
             if tensor.endswith(".neurons"):
                 _write_neurons(checkpoint, int(tensor.split(".")[1]), out)
             else:
-                for rows in checkpoint.matrix(tensor):
+                for rows in checkpoint.tensor(tensor):
                     out.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
             progress(out.written, total)
         out.write(memoryview(bytes(total - out.written)))

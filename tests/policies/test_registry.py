@@ -65,7 +65,8 @@ def test_unknown_names_say_what_there_is() -> None:
     with pytest.raises(PolicyError) as caught:
         find("placement", "nope")
     assert str(caught.value) == (
-        "no placement policy named 'nope'; installed: all-cpu, greedy, random; "
+        "no placement policy named 'nope'; installed: all-cpu, ffn-split, greedy, ilp, latency, "
+        "layer-split, oracle, per-layer, random; "
         "or pass 'file.py:Class'"
     )
     with pytest.raises(PolicyError, match="did you mean 'greedy'"):

@@ -10,7 +10,14 @@ from support.problems import tiny_plan, tiny_spec
 
 from hotcold.runtime.dag import Dag, build_dag
 from hotcold.runtime.errors import PolicyError
-from hotcold.runtime.schedule import Schedule, check_schedule, data_edges, find_cycle, in_order
+from hotcold.runtime.schedule import (
+    Schedule,
+    all_edges,
+    check_schedule,
+    data_edges,
+    find_cycle,
+    in_order,
+)
 
 
 def tiny_dag(predicts: bool = True, layers: int = 3) -> Dag:
@@ -162,3 +169,29 @@ def test_find_cycle() -> None:
         for a, b in zip(cycle, cycle[1:], strict=False)
     )
     assert find_cycle({"a": ["a"]}) == ["a", "a"]
+
+
+def test_after_puts_one_node_behind_another_across_lanes() -> None:
+    dag = tiny_dag()
+    serial = replace(in_order(dag), after=(("cold.1", "hot.1"), ("cold.2", "hot.2")))
+    check_schedule(dag, serial)
+    assert ("cold.1", "hot.1") in all_edges(dag, serial)
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (("cold.1", "hot.1"), "has 'cold.1' in after; it holds pairs"),
+        ((("cold.1", "hot.9"),), "cold.1.*hot.9.*no node 'hot.9'"),
+        ((("cold.1", 3),), "no node 3"),
+        ((("hot.1", "cold.1"),), "orders hot.1 -> cold.1 across lanes; only attention, predict"),
+        ((("cold.1", "merge.2"),), "orders cold.1 -> merge.2; a merge waits"),
+        ((("attention.0", "cold.1"),), "lets cold.1 wait for attention.0 and attention.1 and pre"),
+        ((("cold.1", "attention.1"),), "never ends: .*closes a cycle"),
+        ((("merge.1", "attention.0"),), "runs attention.0 before merge.1 on lane gpu0"),
+        (3, "after of type int"),
+    ],
+)
+def test_orders_that_cannot_be_kept_are_refused(after: Any, message: str) -> None:
+    with pytest.raises(PolicyError, match=f"^policy 'mine' .*{message}"):
+        check_schedule(tiny_dag(), replace(PLAIN, after=after), "mine")

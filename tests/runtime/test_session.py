@@ -94,7 +94,7 @@ def test_embedded_model_continues_as_transformers_does() -> None:
 
 
 @pytest.mark.parametrize("split", list(SPLITS))
-@pytest.mark.parametrize("schedule", ["paper", "selective"])
+@pytest.mark.parametrize("schedule", ["paper", "selective", "serial"])
 def test_any_split_gives_the_same_logits(written: Path, split: str, schedule: str) -> None:
     ids = ids_of(written, 40)
     expected = Oracle.load(written).forward(ids).logits_TV

@@ -1,0 +1,32 @@
+"""ffn-split: everything but some layers' neurons on the GPU, as llama.cpp's --n-cpu-ffn does.
+
+All modules go to the GPU first; then the feed-forward part of whole layers while it fits, the last
+layers first, so that the first n stay on the CPU. It ignores the activation profile: within a layer
+hot and cold neurons are never apart, and the GPU waits while the CPU computes a layer.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hotcold.runtime.fill import fill_modules
+from hotcold.runtime.problem import Placement, Problem
+
+
+@dataclass(frozen=True)
+class FfnSplit:
+    """All neurons of a layer, or none; the last layers first."""
+
+    def place(self, problem: Problem) -> Placement:
+        """Take whole layers' neurons from the end while they fit."""
+        device, host = problem.devices[0], problem.devices[-1]
+        modules, room = fill_modules(problem.modules, problem.budgets[device], device, host)
+        layers, neurons = problem.shape
+        device_LN = np.full(problem.shape, len(problem.devices) - 1, np.int8)
+        for layer in reversed(range(layers)):
+            room -= neurons * int(problem.neuron_bytes_L[layer])
+            if room < 0:
+                break
+            device_LN[layer] = 0
+        first = int((device_LN[:, 0] != 0).sum())
+        return Placement(device_LN, modules, note=f"the neurons of the first {first} layers on cpu")

@@ -1,0 +1,77 @@
+"""oracle: the best static choice in hindsight, from bitmaps of what really fired.
+
+Needs a recording of the very tokens that will be generated: an npz with the array `fired_TLB`,
+uint8, which holds for each token and layer one bit a neuron, as numpy.packbits(fired_TLN, axis=-1)
+gives them. The neurons that fired in most of these tokens go to the GPU. What another policy loses
+against it is what its profile does not know; no policy can have it in advance.
+
+It ignores the exchange and the balance of the executors, like `greedy`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.npz import unpack
+from hotcold.runtime.problem import Placement, Problem
+
+_FILE_LIMIT = 2**32
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Hottest bytes first, by a recording of the run itself.
+
+    Args:
+        masks: path of the recording.
+    """
+
+    masks: str = ""
+
+    def place(self, problem: Problem) -> Placement:
+        """Fill the GPU by how often neurons fired in the recording.
+
+        Raises:
+            ConfigError: no recording, or one of another model.
+        """
+        count_LN, tokens = read_masks(self.masks, problem.shape)
+        placement = problem.fill(count_LN / problem.neuron_bytes_L[:, None])
+        objective = float(count_LN[placement.device_LN == 0].sum()) / max(tokens, 1)
+        return Placement(
+            placement.device_LN,
+            placement.modules,
+            note=f"in hindsight of {tokens} recorded tokens",
+            figures={"objective": objective},
+        )
+
+
+def read_masks(path: str, shape: tuple[int, int]) -> tuple[NDArray[np.int64], int]:
+    """How often each neuron fired in a recording [L, N], and its tokens.
+
+    Raises:
+        ConfigError: the file cannot be read or does not fit the model.
+    """
+    if not path:
+        raise ConfigError("policy 'oracle' needs a recording: --set masks=FILE.npz")
+    try:
+        if Path(path).stat().st_size > _FILE_LIMIT:
+            raise ValueError(f"it is larger than {_FILE_LIMIT} bytes")
+        _, arrays = unpack(Path(path).read_bytes(), _FILE_LIMIT)
+        fired_TLB = arrays["fired_TLB"]
+    except KeyError:
+        raise ConfigError(f"recording {path} has no array fired_TLB") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"recording {path} cannot be read: {error}") from error
+    layers, neurons = shape
+    if fired_TLB.dtype != np.uint8 or fired_TLB.shape[1:] != (layers, -(-neurons // 8)):
+        raise ConfigError(
+            f"recording {path}: fired_TLB is {fired_TLB.dtype} {fired_TLB.shape}; this model needs "
+            f"uint8 [tokens, {layers}, {-(-neurons // 8)}]"
+        )
+    count_LN = np.zeros(shape, np.int64)
+    for bits_LB in fired_TLB:
+        count_LN += np.unpackbits(bits_LB, axis=-1, count=neurons)
+    return count_LN, len(fired_TLB)

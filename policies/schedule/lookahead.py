@@ -1,0 +1,48 @@
+"""lookahead: predict a layer early, from the input of the layer before.
+
+Deja Vu's asynchronous predictors (Liu et al., ICML'23): the residual stream changes slowly from
+layer to layer, so the active set of layer l can be guessed from what layer l - 1 read, while that
+layer is still being computed. The prediction is off the critical path, and less accurate: the gate
+still decides, so what is missed is missing in the sum and the tokens may change. It ignores whether
+a layer's prediction takes long enough to be worth that. Without a predictor it is `selective`.
+"""
+
+from dataclasses import dataclass
+
+from hotcold.runtime.dag import Dag
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.hardware import HardwareProfile
+from hotcold.runtime.plan import Plan
+from hotcold.runtime.schedule import Schedule, in_order
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """Selective synchronisation, and predictions made some layers early.
+
+    Args:
+        depth: how many layers early.
+        start: first layer that is predicted early; the residual stream changes most in the first.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
+
+    depth: int = 1
+    start: int = 1
+
+    def __post_init__(self) -> None:
+        if self.depth < 0 or self.start < 0:
+            raise ConfigError(
+                f"schedule 'lookahead': depth {self.depth} and start {self.start} must be at least "
+                "0"
+            )
+
+    def schedule(self, dag: Dag, plan: Plan, hardware: HardwareProfile) -> Schedule:
+        """Layer after layer, predictions as early as depth and the first layer allow."""
+        predicted = {node.layer for node in dag.nodes if node.kind == "predict"}
+        ahead = tuple(
+            min(self.depth, layer) if layer >= self.start and layer in predicted else 0
+            for layer in range(dag.n_layers)
+        )
+        return in_order(dag, sync="selective", lookahead=ahead)

@@ -1,0 +1,27 @@
+"""serial: the two executors never compute at the same time.
+
+A layer's cold neurons first, then its hot ones, then the merge: what PowerInfer's released code
+does since its concurrent executor is compiled out, and what llama.cpp does with a split layer. What
+`paper` gains over it is what the overlap is worth.
+"""
+
+from dataclasses import dataclass, replace
+
+from hotcold.runtime.dag import Dag
+from hotcold.runtime.hardware import HardwareProfile
+from hotcold.runtime.plan import Plan
+from hotcold.runtime.schedule import Schedule, in_order
+
+
+@dataclass(frozen=True)
+class Serial:
+    """Every node on its usual lane; hot neurons wait for the cold ones of their layer."""
+
+    def schedule(self, dag: Dag, plan: Plan, hardware: HardwareProfile) -> Schedule:
+        """Layer after layer, one executor after the other, synchronising always."""
+        both = [
+            (f"cold.{layer}", f"hot.{layer}")
+            for layer in range(dag.n_layers)
+            if f"cold.{layer}" in dag.node and f"hot.{layer}" in dag.node
+        ]
+        return replace(in_order(dag, sync="always"), after=tuple(both))
