@@ -22,6 +22,7 @@ from ray.util.placement_group import PlacementGroup
 from hotcold.actors import cluster
 from hotcold.actors.client import Client
 from hotcold.actors.stats import EngineStats
+from hotcold.actors.supervisor import Recovery, Supervisor
 from hotcold.actors.trio import Trio
 from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve
@@ -40,10 +41,17 @@ class Engine:
         last: figures of the last finished generation, None before.
     """
 
-    def __init__(self, client: Client, trio: Trio | None, prepared: Prepared | None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        trio: Trio | None = None,
+        prepared: Prepared | None = None,
+        supervisor: Supervisor | None = None,
+    ) -> None:
         self.name = client.name
         self.last: GenerationStats | None = None
         self._client, self._trio, self._prepared = client, trio, prepared
+        self._supervisor = supervisor
         self._finalizer: Any = None
 
     @classmethod
@@ -87,8 +95,10 @@ class Engine:
             if started_ray:
                 cluster.leave()
             raise
-        engine = cls(Client(engine_name, trio.actors, deployment, trio), trio, prepared)
-        engine._finalizer = weakref.finalize(engine, _take_down, trio, started_ray)
+        supervisor = Supervisor(trio, config.stuck_s)
+        client = Client(engine_name, trio.actors, deployment, trio, supervisor, config.restarts)
+        engine = cls(client, trio, prepared, supervisor)
+        engine._finalizer = weakref.finalize(engine, _take_down, trio, supervisor, started_ray)
         return engine
 
     @classmethod
@@ -110,7 +120,7 @@ class Engine:
             raise ConfigError(
                 f"no engine named {name!r} in this Ray cluster; launch one with that name first"
             ) from error
-        return cls(Client(name, actors, deployment, None), None, None)
+        return cls(Client(name, actors, deployment))
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return Engine.connect, (self.name,)
@@ -180,6 +190,11 @@ class Engine:
         """Logits of every position of a sequence, float32 [T, V]."""
         return self._client.score(token_ids)[0]
 
+    @property
+    def recoveries(self) -> list[Recovery]:
+        """Losses of actors this engine recovered from, oldest first; none when connected."""
+        return list(self._supervisor.recoveries) if self._supervisor is not None else []
+
     def stats(self) -> EngineStats:
         """Counters of the actors since the current plan was loaded."""
         return self._client.stats()
@@ -227,8 +242,9 @@ def _check_options(options: dict[str, Any]) -> None:
             raise ConfigError(f"unknown option {option!r}{hint}")
 
 
-def _take_down(trio: Trio, started_ray: bool) -> None:
+def _take_down(trio: Trio, supervisor: Supervisor, started_ray: bool) -> None:
     try:
+        supervisor.close()
         trio.close()
     finally:
         if started_ray:

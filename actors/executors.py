@@ -7,6 +7,7 @@ instead of 1.2 s, and the engine has to rebuild the trio anyway.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,10 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import HotcoldError, LaunchError
 from hotcold.runtime.exchange import ActorState, Segment, SegmentHandle
 from hotcold.runtime.executor import Executor, Sampled
+from hotcold.runtime.formats.bundle import open_bundle
+from hotcold.runtime.kv import KvCache, KvHandle
+from hotcold.runtime.program import OP_CODES
+from hotcold.runtime.weights import WeightStore
 
 GROUPS = {"loop": 1, "control": 4, "request": 1}
 
@@ -62,7 +67,11 @@ class Shell:
 
     @ray.method(concurrency_group="control")
     def load(
-        self, deployment: Deployment, handle: SegmentHandle | None, pids: dict[int, str]
+        self,
+        deployment: Deployment,
+        handle: SegmentHandle | None,
+        kv: KvHandle | None,
+        pids: dict[int, str],
     ) -> None:
         """Attach to an epoch's segment and build the executor for a deployment.
 
@@ -71,20 +80,51 @@ class Shell:
         Args:
             deployment: what to run.
             handle: the shared segment, or None to use private memory (Ray transport).
+            kv: the driver's KV memory, for the GPU executor; None: private memory.
             pids: processes whose death must poison the exchange.
         """
+        if deployment.store == "memfd":
+            # Held over the change, or the machine's only copy could go with its last user.
+            with WeightStore.open(open_bundle(deployment.bundle_path), deployment.store):
+                self._build(deployment, handle, kv, pids)
+        else:
+            self._build(deployment, handle, kv, pids)
+
+    def _build(
+        self,
+        deployment: Deployment,
+        handle: SegmentHandle | None,
+        kv: KvHandle | None,
+        pids: dict[int, str],
+    ) -> None:
         self._release()
         if handle is None:
             self._segment = Segment.private(deployment.layout, 1)
         else:
             self._segment = Segment.attach(handle)
             self._watcher = self._segment.watch(pids)
-        self._executor = Executor(self.actor, deployment, self._segment)
+        cache = None
+        if kv is not None:
+            cache = KvCache.attach(kv, deployment.spec, deployment.context)
+        self._executor = Executor(self.actor, deployment, self._segment, cache)
+
+    @ray.method(concurrency_group="control")
+    def ready(self) -> None:
+        """Answer once something is loaded."""
+        deadline = time.monotonic() + 60
+        while self._executor is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert self._loaded
 
     @ray.method(concurrency_group="loop")
     def loop(self) -> None:
         """Run passes until the exchange is poisoned; the call's end is the sign of life's end."""
         self._loaded.run()
+
+    @ray.method(concurrency_group="control")
+    def arm(self, op: str, at_seq: int, signal_number: int) -> None:
+        """Fault injection: raise a signal in this process when a step of op next begins."""
+        self._loaded.native.arm(OP_CODES[op], at_seq, signal_number)
 
     @ray.method(concurrency_group="control")
     def state(self) -> ActorState:

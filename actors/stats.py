@@ -12,8 +12,8 @@ class ActorStats:
     Args:
         node_id: Ray node it runs on.
         pid: its process.
-        gate_rows: gate rows it evaluated, one a token and neuron.
-        up_down_rows: neurons whose up row and down column it used.
+        gate_rows: gate rows it evaluated, one a token and neuron; rows of fc1 without gating.
+        up_down_rows: neurons whose up row and down column it used; without gating, columns of fc2.
         bytes: weight and KV bytes it read.
         busy_s: seconds its steps computed.
         wait_s: seconds its steps waited for other actors within passes.

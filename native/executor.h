@@ -1,4 +1,4 @@
-/* executor.h - the state of one actor's resident loop, shared by loop.c, steps.c and request.c. */
+/* executor.h - the state of one actor's resident loop, shared by loop.c, steps.c, dense.c and request.c. */
 #ifndef HOTCOLD_EXECUTOR_H
 #define HOTCOLD_EXECUTOR_H
 #include "internal.h"
@@ -20,10 +20,13 @@ typedef struct {
 struct hc_executor {
     hc_executor_args args;
     uint32_t seq;
+    int32_t fault_op, fault_signal; /* see hc_executor_arm; fault_op -1: none */
+    uint32_t fault_seq;
     int32_t batch; /* tokens of the running pass */
     /* GPU executor */
     int32_t head_rows; /* logits wanted of the running pass: 0, 1 (the last row) or batch */
     int32_t token_B[HC_MAX_BATCH], position_B[HC_MAX_BATCH], slot_B[HC_MAX_BATCH];
+    float *embedded_BE; /* of width embed_dim; only where embeddings are projected */
     float *residual_BD, *normed_BD, *qkv_BQ, *attended_BQ, *attention_scores, *hot_BD, *logits_BV;
     uint8_t *mask_LN; /* NULL, or where this pass records its proposals; [b][layer][(N + 7) / 8] */
     int32_t *sample_ids;
@@ -36,6 +39,13 @@ struct hc_executor {
     float *scores_BN, *hidden_BH;
 };
 
+/* dense.c: the steps that only the GPU executor has. */
+hc_status hc_embed(hc_executor *executor);
+hc_status hc_attend(hc_executor *executor, const hc_step *step);
+hc_status hc_head(hc_executor *executor);
+/* The model's kind of norm; y may be x. */
+hc_status hc_model_norm(const hc_model *model, const float *x_BD, const float *weight_D,
+                        const float *bias_D, float *y_BD, int32_t batch);
 /* steps.c: compute one step, whose waits are over. */
 hc_status hc_compute_step(hc_executor *executor, const hc_step *step, uint32_t seq);
 /* loop.c: one pass of the whole program with its waits and signals. */
@@ -47,6 +57,10 @@ hc_status hc_serve_requests(hc_executor *executor);
 
 static inline hc_actor_state *hc_state_of(hc_executor *executor) {
     return &executor->args.segment->actor[executor->args.actor];
+}
+/* A payload of the segment. */
+static inline char *hc_slot(hc_executor *executor, int64_t offset) {
+    return (char *)executor->args.segment + offset;
 }
 /* Counters have one writer; relaxed atomics so that readers elsewhere see whole values. */
 static inline void hc_count(int64_t *counter, int64_t more) {

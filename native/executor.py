@@ -43,11 +43,19 @@ class LayerAddresses:
     qkv: int
     o: int
     records: int
+    attention_norm_bias: int = 0  # as all from here on: 0 where the model has none
+    ffn_norm_bias: int = 0
+    qkv_bias: int = 0
+    o_bias: int = 0
+    ffn_bias: int = 0
 
 
 @dataclass(frozen=True)
 class ModelAddresses:
-    """hc_model: shapes as in hotcold.h; addresses into a weight store that outlives it."""
+    """hc_model: shapes as in hotcold.h, addresses into a weight store that outlives the executor.
+
+    An address of 0 means that the model has no such tensor, a table of None no rotary embedding.
+    """
 
     heads: int
     kv_heads: int
@@ -66,8 +74,16 @@ class ModelAddresses:
     embed: int
     head: int
     final_norm: int
-    cos_PE: NDArray[np.float32]
-    sin_PE: NDArray[np.float32]
+    cos_PE: NDArray[np.float32] | None
+    sin_PE: NDArray[np.float32] | None
+    embed_dim: int
+    norm: str = "rms"
+    post_norm: bool = False
+    bias_offset: int = 0
+    final_norm_bias: int = 0
+    positions: int = 0
+    project_in: int = 0
+    project_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +120,7 @@ class Request:
     seed: int = 0
     logits_PV: NDArray[np.float32] | None = None
     masks_PLN: NDArray[np.uint8] | None = None
+    n_past: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,18 +160,23 @@ def _cpu_model(model: ModelAddresses, keep: list[Any]) -> Any:
     """Build hc_model; keep receives what must stay alive."""
     layers = ffi.new("hc_layer[]", len(model.layers))
     for row, layer in zip(layers, model.layers, strict=True):
-        row.attention_norm_D = ffi.cast("float *", layer.attention_norm)
-        row.ffn_norm_D = ffi.cast("float *", layer.ffn_norm)
-        row.qkv = ffi.cast("void *", layer.qkv)
-        row.o = ffi.cast("void *", layer.o)
-        row.records = ffi.cast("void *", layer.records)
+        for name in ("qkv", "o", "records"):
+            setattr(row, name, ffi.cast("void *", getattr(layer, name)))
+        row.qkv_bias = ffi.cast("float *", layer.qkv_bias)
+        for name in "attention_norm ffn_norm attention_norm_bias ffn_norm_bias".split():
+            setattr(row, f"{name}_D", ffi.cast("float *", getattr(layer, name)))
+        row.o_bias_D = ffi.cast("float *", layer.o_bias)
+        row.ffn_bias_D = ffi.cast("float *", layer.ffn_bias)
     c = ffi.new("hc_model *")
-    names = "heads kv_heads head_dim d n vocab context norm_eps record_bytes"
-    for name in f"{names} gate_offset up_offset down_offset".split():
+    names = "heads kv_heads head_dim d n vocab context norm_eps record_bytes embed_dim post_norm"
+    for name in f"{names} gate_offset up_offset down_offset bias_offset".split():
         setattr(c, name, getattr(model, name))
     c.n_layers, c.dtype, c.layers = len(model.layers), DTYPE_CODES[model.dtype], layers
-    c.embed, c.head = ffi.cast("void *", model.embed), ffi.cast("void *", model.head)
+    c.norm = {"rms": lib.HC_NORM_RMS, "layer": lib.HC_NORM_LAYER}[model.norm]
+    for name in "embed head positions project_in project_out".split():
+        setattr(c, name, ffi.cast("void *", getattr(model, name)))
     c.final_norm_D = ffi.cast("float *", model.final_norm)
+    c.final_norm_bias_D = ffi.cast("float *", model.final_norm_bias)
     c.cos_PE = pointer(model.cos_PE, "float *")
     c.sin_PE = pointer(model.sin_PE, "float *")
     keep += [layers, c, model]
@@ -256,6 +278,7 @@ class NativeExecutor:
         c = ffi.new("hc_request *")
         c.id, c.n_prompt, c.max_tokens = request.id, len(request.prompt), request.max_tokens
         c.prompt = pointer(request.prompt, "int32_t *")
+        c.n_past = request.n_past
         c.n_eos, c.eos = len(request.eos), pointer(request.eos, "int32_t *")
         c.temperature, c.top_p, c.top_k = request.temperature, request.top_p, request.top_k
         c.seed = request.seed
@@ -272,6 +295,10 @@ class NativeExecutor:
             self._c, index, pointer(out, "hc_token *"), limit, timeout_ms, done
         )
         return out[:n], bool(done[0]) and n < limit
+
+    def arm(self, op: int, at_seq: int, signal_number: int) -> None:
+        """Fault injection: raise a signal in this process at the next step of an operation."""
+        lib.hc_executor_arm(self._c, op, at_seq, signal_number)
 
     def cancel(self) -> None:
         """Ask the running request to end after its current token."""

@@ -65,23 +65,25 @@ typedef struct {
     const float *bias_R; /* NULL: none */
     int32_t relu;        /* clamp the result at 0 (never with accumulate) */
     int32_t accumulate;
+    int64_t bias_stride; /* bytes from one bias to the next; 0: 4 */
 } hc_gemv_args;
 hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool);
 
-/* Sparse FFN over an ascending id list, gate first: y = sum_i relu(g_i.x) (u_i.x) d_i.
+/* Sparse FFN over an ascending id list, gate first: y = sum_i relu(g_i.x) (u_i.x) d_i, or without
+ * up rows (a plain ReLU layer: fc1 is the gate, fc2 the down matrix) y = sum_i relu(g_i.x + b_i) d_i.
  * The gate row of every listed neuron is read (unless its pre-activation is given in gate_KB), its
  * up row and down column only where the gate fired. Work is cut in chunks by neuron id, each with
  * its own partial sum, reduced in order: the result depends neither on the thread count nor on the
  * batch a token travels in. */
 typedef struct {
     const void *records; /* neuron-major records of one layer, record_bytes apart */
-    int64_t record_bytes, gate_offset, up_offset, down_offset; /* bytes */
+    int64_t record_bytes, gate_offset, up_offset, down_offset; /* bytes; up_offset -1: no up rows */
     int64_t d;
     int32_t dtype, batch;
     const int32_t *ids;
     int64_t n_ids;
     const uint32_t *members; /* members[k] bit b: token b asks for neuron ids[k]; NULL: all do */
-    const float *gate_KB;    /* NULL, or gate pre-activations, entry [k * batch + b] */
+    const float *gate_KB;    /* NULL, or gate pre-activations (bias added), entry [k * batch + b] */
     const int32_t
         *bounds; /* n_chunks + 1 ascending neuron ids; chunk c holds [bounds[c], bounds[c+1]) */
     int32_t n_chunks;
@@ -93,6 +95,7 @@ typedef struct {
     int64_t gate_rows;    /* out: gate rows times tokens evaluated here */
     int64_t up_down_rows; /* out: neurons times tokens whose gate fired */
     int64_t bytes;        /* out: weight bytes touched (a row counts once per batch) */
+    int64_t bias_offset;  /* bytes to the gate's bias, one float; 0: none */
 } hc_ffn_args;
 hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool);
 
@@ -125,6 +128,9 @@ hc_status hc_split(const hc_split_args *args);
 
 hc_status hc_rmsnorm(const float *x_BD, const float *weight_D, float eps, float *y_BD,
                      int32_t batch, int64_t d);
+/* y = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; bias_D NULL: none. */
+hc_status hc_layernorm(const float *x_BD, const float *weight_D, const float *bias_D, float eps,
+                       float *y_BD, int32_t batch, int64_t d);
 /* Rotate-half rotary embedding in place over heads * head_dim floats a token. cos, sin: [P][head_dim/2]. */
 hc_status hc_rotary(float *x, int64_t x_stride, int32_t heads, int32_t head_dim,
                     const float *cos_PE, const float *sin_PE, const int32_t *position_B,
@@ -260,17 +266,29 @@ typedef struct {
     const void *qkv; /* [(heads + 2 kv_heads) * head_dim][D] */
     const void *o;   /* [D][heads * head_dim] */
     const void *records;
+    const float *attention_norm_bias_D, *ffn_norm_bias_D; /* NULL: none; as all biases here */
+    const float *qkv_bias, *o_bias_D;
+    const float *ffn_bias_D; /* of the down matrix; the merge adds it, once */
 } hc_layer;
+
+typedef enum { HC_NORM_RMS = 0, HC_NORM_LAYER = 1 } hc_norm;
 
 typedef struct {
     int32_t n_layers, heads, kv_heads, head_dim, dtype;
     int64_t d, n, vocab, context;
     float norm_eps;
-    int64_t record_bytes, gate_offset, up_offset, down_offset;
+    int64_t record_bytes, gate_offset, up_offset, down_offset; /* up_offset -1: no up rows */
     const hc_layer *layers;
-    const void *embed, *head; /* [V][D] */
-    const float *final_norm_D;
-    const float *cos_PE, *sin_PE;
+    const void *embed, *head;     /* [V][embed_dim] */
+    const float *final_norm_D;    /* NULL: no norm before the head */
+    const float *cos_PE, *sin_PE; /* NULL: no rotary embedding */
+    int32_t norm;                 /* hc_norm */
+    int32_t post_norm;   /* norms follow the residual additions, instead of leading the blocks */
+    int64_t bias_offset; /* of the gate's bias (fp32) in a record; 0: none */
+    int64_t embed_dim;   /* width of embed and head; d unless projected */
+    const float *final_norm_bias_D;
+    const void *positions; /* [context at least][D], added to embeddings; NULL: none */
+    const void *project_in, *project_out; /* [D][embed_dim], [embed_dim][D]; NULL: none */
 } hc_model;
 
 typedef struct {        /* what one device owns in one layer */
@@ -314,12 +332,16 @@ hc_status hc_executor_run(hc_executor *executor);
 hc_status hc_executor_begin(hc_executor *executor, uint32_t seq, int32_t batch,
                             const int32_t *tokens, int32_t position, int32_t rows);
 hc_status hc_executor_step(hc_executor *executor, int32_t step, uint32_t seq);
+/* Fault injection (hotcold chaos): raise signal_number in this process when the loop next begins a
+ * step of this operation in pass at_seq or later. op -1 disarms. */
+void hc_executor_arm(hc_executor *executor, int32_t op, uint32_t at_seq, int32_t signal_number);
 const float *hc_executor_logits(const hc_executor *executor); /* [rows][V] of the last head step */
 
 typedef struct {
     int64_t id;
     const int32_t *prompt;
     int32_t n_prompt, max_tokens, n_eos;
+    int32_t n_past; /* leading positions whose keys and values the cache already holds */
     const int32_t *eos;
     float temperature, top_p;
     int32_t top_k;

@@ -21,7 +21,7 @@ from hotcold.native.pool import (
     cpu_variants,
     force_cpu_variant,
 )
-from hotcold.native.token_kernels import attention, rmsnorm, rotary, sample
+from hotcold.native.token_kernels import attention, layernorm, rmsnorm, rotary, sample
 from hotcold.runtime.errors import ConfigError
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "ffn",
     "force_cpu_variant",
     "gemv",
+    "layernorm",
     "rmsnorm",
     "rotary",
     "sample",
@@ -55,7 +56,7 @@ def gemv(
     Args:
         w_RD: weights; each row contiguous.
         x_BD: at most 32 tokens.
-        bias_R: added to every token's result.
+        bias_R: added to every token's result; entries may be apart, in ascending order.
         relu: clamp the result at 0; not with add_to.
         add_to: [B, R] array the result is added to and which is returned.
         pool: threads; None: the caller's alone.
@@ -67,7 +68,9 @@ def gemv(
     batch = x_BD.shape[0]
     same("a token of x", x_BD.shape[1], d)
     if bias_R is not None:
-        same("bias", array("bias", bias_R, np.float32, 1).size, rows)
+        if bias_R.dtype != np.float32 or bias_R.ndim != 1 or bias_R.strides[0] < 0:
+            raise ConfigError(f"bias is {bias_R.dtype} {bias_R.shape}, must be ascending float32")
+        same("bias", bias_R.size, rows)
     y_BR = np.empty((batch, rows), np.float32) if add_to is None else add_to
     writable("add_to", array("add_to", y_BR, np.float32, 2))
     same("add_to", y_BR.size, batch * rows)
@@ -77,7 +80,9 @@ def gemv(
     args.rows, args.d, args.dtype, args.batch = rows, d, code(w_RD.dtype), batch
     args.x_BD, args.x_stride = pointer(x_BD, "float *"), d
     args.y_BR, args.y_stride = pointer(y_BR, "float *"), rows
-    args.bias_R = pointer(bias_R, "float *")
+    if bias_R is not None:
+        args.bias_R = ffi.cast("float *", bias_R.ctypes.data)
+        args.bias_stride = bias_R.strides[0] if rows > 1 else 4
     args.relu, args.accumulate = relu, add_to is not None
     check(lib.hc_gemv(args, handle(pool)))
     return y_BR
@@ -90,7 +95,7 @@ class FfnResult:
     Attributes:
         y_BD: float32 output of the listed neurons.
         gate_rows: gate rows times tokens evaluated.
-        up_down_rows: neurons times tokens whose gate fired.
+        up_down_rows: neurons times tokens whose gate fired (without gating: down columns used).
         bytes: weight bytes touched; a row counts once a batch.
     """
 
@@ -113,24 +118,30 @@ def ffn(
     members: U32 | None = None,
     gate_KB: F32 | None = None,
     fired_N: NDArray[np.int64] | None = None,
+    gated: bool = True,
+    biased: bool = False,
     pool: Pool | None = None,
 ) -> FfnResult:
-    """Sparse ReGLU feed-forward over ascending neuron ids, gate first.
+    """Sparse feed-forward over ascending neuron ids, gate first: ReGLU, or plain ReLU.
 
     Args:
-        records: [N, E] neuron records in the weights' dtype: gate row, up row, down column of D
-            elements each, then padding (E >= 3 D).
+        records: [N, E] neuron records in the weights' dtype: gate row, up row (if gated), down
+            column of D elements each, the bias's four bytes (if biased), padding.
         ids: ascending neuron ids, K of them.
         x_BD: at most 32 tokens.
         bounds: ascending neuron ids that cut the neurons in chunks; None: 16 even ones.
         members: bit b of entry k: token b asks for neuron ids[k]; None: all do.
         gate_KB: gate pre-activations, if known; entry [k, b].
         fired_N: counts, raised by the tokens for which each neuron's gate fired.
+        gated: False: relu(gate . x + bias) down, without up rows.
+        biased: records hold the gate's bias.
         pool: threads; None: the caller's alone. The result does not depend on it.
     """
     batch, d = array("x", x_BD, np.float32, 2).shape
     bounds = _even_bounds(records.shape[0], 16) if bounds is None else bounds
-    _check_ffn(records, (batch, d), ids, bounds, members=members, gate_KB=gate_KB, fired_N=fired_N)
+    needed = (3 if gated else 2) * d
+    _check_records(records, needed + (4 // records.itemsize if biased else 0))
+    _check_ffn(records, batch, ids, bounds, members=members, gate_KB=gate_KB, fired_N=fired_N)
     chunks = bounds.size - 1
     y_BD = np.empty((batch, d), np.float32)
     partial = np.empty(chunks * batch * d, np.float32)
@@ -139,7 +150,8 @@ def ffn(
     size = records.itemsize
     args.records = ffi.cast("void *", records.ctypes.data)
     args.record_bytes = records.shape[1] * size
-    args.gate_offset, args.up_offset, args.down_offset = 0, d * size, 2 * d * size
+    args.up_offset, args.down_offset = (d * size, 2 * d * size) if gated else (-1, d * size)
+    args.bias_offset = needed * size if biased else 0
     args.d, args.dtype, args.batch = d, code(records.dtype), batch
     args.ids, args.n_ids = pointer(ids, "int32_t *"), ids.size
     args.members = pointer(members, "uint32_t *")
@@ -152,9 +164,14 @@ def ffn(
     return FfnResult(y_BD, args.gate_rows, args.up_down_rows, args.bytes)
 
 
+def _check_records(records: Weights, needed: int) -> None:
+    if records.ndim != 2 or not records.flags.c_contiguous or records.shape[1] < needed:
+        raise ConfigError(f"records are {records.shape}; contiguous rows of >= {needed} are needed")
+
+
 def _check_ffn(
     records: Weights,
-    shape_BD: tuple[int, int],
+    batch: int,
     ids: I32,
     bounds: I32,
     *,
@@ -163,9 +180,6 @@ def _check_ffn(
     fired_N: NDArray[np.int64] | None,
 ) -> None:
     """Refuse arrays of ffn whose sizes contradict each other; C checks the values."""
-    batch, d = shape_BD
-    if records.ndim != 2 or not records.flags.c_contiguous or records.shape[1] < 3 * d:
-        raise ConfigError(f"records are {records.shape}; contiguous rows of >= {3 * d} are needed")
     n, count = records.shape[0], array("ids", ids, np.int32, 1).size
     if array("bounds", bounds, np.int32, 1).size < 2 or bounds[-1] > n:
         raise ConfigError(f"bounds {bounds.tolist()} must cut 0 to {n} in at least one chunk")

@@ -11,8 +11,10 @@
 #define _GNU_SOURCE
 #include "executor.h"
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static void record_span(hc_executor *e, const hc_step *step, uint32_t seq, uint64_t begin,
                         uint64_t ready, uint64_t end) {
@@ -52,6 +54,18 @@ static hc_status await(hc_executor *e, const hc_step *step, uint32_t seq) {
     return HC_OK;
 }
 
+static void fail_on_purpose(hc_executor *e) {
+    int32_t signal_number = e->fault_signal;
+    __atomic_store_n(&e->fault_op, -1, __ATOMIC_RELEASE);
+    kill(getpid(), signal_number);
+}
+
+void hc_executor_arm(hc_executor *e, int32_t op, uint32_t at_seq, int32_t signal_number) {
+    e->fault_seq = at_seq;
+    e->fault_signal = signal_number;
+    __atomic_store_n(&e->fault_op, op, __ATOMIC_RELEASE);
+}
+
 hc_status hc_run_pass(hc_executor *e) {
     hc_segment *segment = e->args.segment;
     uint32_t seq = ++e->seq;
@@ -62,6 +76,8 @@ hc_status hc_run_pass(hc_executor *e) {
     }
     for (int32_t i = 0; i < e->args.n_steps; i++) {
         const hc_step *step = &e->args.steps[i];
+        if (__atomic_load_n(&e->fault_op, __ATOMIC_ACQUIRE) == step->op && seq >= e->fault_seq)
+            fail_on_purpose(e);
         uint64_t begin = hc_now_ns(), ready = begin;
         if (step->wait[0] >= 0 || step->wait[1] >= 0) {
             hc_status s = await(e, step, seq);
@@ -170,6 +186,7 @@ static int allocate(hc_executor *e) {
     e->work_C = scratch(a->n_chunks * 64);
     if (a->actor == HC_CPU)
         return e->partial_CBD && e->work_C;
+    e->embedded_BE = scratch(m->project_in ? B * m->embed_dim * f : 0);
     e->residual_BD = scratch(B * m->d * f);
     e->normed_BD = scratch(B * m->d * f);
     e->hot_BD = scratch(B * m->d * f);
@@ -180,8 +197,8 @@ static int allocate(hc_executor *e) {
     e->sample_ids = scratch(m->vocab * 4);
     e->sample_probs = scratch(m->vocab * f);
     return e->partial_CBD && e->work_C && e->residual_BD && e->normed_BD && e->hot_BD &&
-           e->qkv_BQ && e->attended_BQ && e->attention_scores && e->logits_BV && e->sample_ids &&
-           e->sample_probs;
+           e->embedded_BE && e->qkv_BQ && e->attended_BQ && e->attention_scores && e->logits_BV &&
+           e->sample_ids && e->sample_probs;
 }
 
 hc_executor *hc_executor_create(const hc_executor_args *args) {
@@ -193,6 +210,7 @@ hc_executor *hc_executor_create(const hc_executor_args *args) {
     if (!e)
         return NULL;
     e->args = *args;
+    e->fault_op = -1;
     if (!allocate(e) || hc_inbox_init(e)) {
         hc_fail(HC_ERR_MEMORY, "no memory for the scratch of a batch of %d", args->max_batch);
         hc_executor_destroy(e);
@@ -207,7 +225,7 @@ void hc_executor_destroy(hc_executor *e) {
     void *blocks[] = {e->residual_BD, e->normed_BD,  e->qkv_BQ,       e->attended_BQ,
                       e->hot_BD,      e->logits_BV,  e->partial_CBD,  e->attention_scores,
                       e->work_C,      e->sample_ids, e->sample_probs, e->scores_BN,
-                      e->hidden_BH};
+                      e->hidden_BH,   e->embedded_BE};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         free(blocks[i]);
     hc_inbox_free(e);

@@ -59,6 +59,9 @@ hc_status hc_executor_post(hc_executor *e, const hc_request *request) {
     if (request->n_prompt < 1 || request->n_prompt > context)
         return hc_fail(HC_ERR_ARGUMENT, "prompt of %d tokens, the context holds 1 to %lld",
                        request->n_prompt, (long long)context);
+    if (request->n_past < 0 || request->n_past >= request->n_prompt)
+        return hc_fail(HC_ERR_ARGUMENT, "%d positions are said to be cached of a prompt of %d",
+                       request->n_past, request->n_prompt);
     if (request->max_tokens < 0 || request->n_prompt + request->max_tokens > context + 1)
         return hc_fail(HC_ERR_ARGUMENT, "%d new tokens after %d do not fit the context of %lld",
                        request->max_tokens, request->n_prompt, (long long)context);
@@ -157,7 +160,7 @@ static hc_status forward(hc_executor *e, const int32_t *tokens, int32_t count, i
 static hc_status prefill(hc_executor *e) {
     const hc_inbox *inbox = &e->inbox;
     int32_t n = inbox->request.n_prompt, step = e->args.max_batch;
-    for (int32_t at = 0; at < n; at += step) {
+    for (int32_t at = inbox->request.n_past; at < n; at += step) {
         int32_t count = n - at < step ? n - at : step;
         hc_status s = forward(e, inbox->prompt + at, count, at, at + count == n);
         if (s)

@@ -1,4 +1,4 @@
-"""Operators around the feed-forward layer, typed: norm, rotary, attention, sampling.
+"""Operators around the feed-forward layer, typed: norms, rotary, attention, sampling.
 
 Re-exported by kernels.py, which says who calls them and what they raise.
 """
@@ -19,6 +19,19 @@ def rmsnorm(x_BD: F32, weight_D: F32, eps: float) -> F32:
     y_BD = np.empty_like(x_BD)
     x, weight = pointer(x_BD, "float *"), pointer(weight_D, "float *")
     check(lib.hc_rmsnorm(x, weight, eps, pointer(y_BD, "float *"), batch, d))
+    return y_BD
+
+
+def layernorm(x_BD: F32, weight_D: F32, bias_D: F32 | None, eps: float) -> F32:
+    """Layer norm of each token (at most 32), with a bias unless it is None."""
+    batch, d = array("x", x_BD, np.float32, 2).shape
+    same("weight", array("weight", weight_D, np.float32, 1).size, d)
+    if bias_D is not None:
+        same("bias", array("bias", bias_D, np.float32, 1).size, d)
+    y_BD = np.empty_like(x_BD)
+    x, weight = pointer(x_BD, "float *"), pointer(weight_D, "float *")
+    bias, y = pointer(bias_D, "float *"), pointer(y_BD, "float *")
+    check(lib.hc_layernorm(x, weight, bias, eps, y, batch, d))
     return y_BD
 
 

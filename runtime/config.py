@@ -11,6 +11,7 @@ from typing import Any
 
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.model import DTYPE_BYTES
+from hotcold.runtime.weights import choose_store
 
 TRANSPORTS = ("native", "ray")
 MAX_BATCH = 32
@@ -36,8 +37,12 @@ class EngineConfig:
         dtype: convert the checkpoint's matrices to this dtype.
         settings: plug-in parameters, as in `--set share=0.8`.
         pin: pin loop threads to cores; None: where there is a core for each of them.
+        store: how weights are held in memory: "file", "memfd" or "private"
+            (`hotcold.runtime.stores`); None: $HOTCOLD_STORE, else by the model's size.
         max_batch: tokens of one pass of a prompt, 1 to 32.
         seed: default sampling seed.
+        restarts: losses of actors a generation survives; 0: the first one ends it.
+        stuck_s: seconds without progress in a running pass after which its actor is lost.
 
     Raises:
         ConfigError: a value out of range.
@@ -55,10 +60,16 @@ class EngineConfig:
     dtype: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     pin: bool | None = None
+    store: str | None = None
     max_batch: int = MAX_BATCH
     seed: int = 0
+    restarts: int = 3
+    stuck_s: float = 10.0
 
     def __post_init__(self) -> None:
+        check_range("restarts", self.restarts, 0, 1000)
+        if not 0.1 <= self.stuck_s <= 3600:
+            raise ConfigError(f"stuck_s {self.stuck_s} is outside 0.1..3600 seconds")
         if self.transport not in TRANSPORTS:
             raise ConfigError(
                 f"transport {self.transport!r} is unknown; choose from {', '.join(TRANSPORTS)}"
@@ -67,6 +78,7 @@ class EngineConfig:
             raise ConfigError(
                 f"dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPE_BYTES)}"
             )
+        choose_store(self.store, 0)
         cores = len(os.sched_getaffinity(0))
         if self.threads is not None:
             check_range("threads", self.threads, 1, max(4, 2 * cores))

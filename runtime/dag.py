@@ -123,8 +123,9 @@ def _shares(spec: ModelSpec, plan: Plan, layer: int, predicts: bool) -> list[Nod
         if not len(ids):
             continue
         fired = float(plan.activations_LN[layer, ids].sum())
-        # A third of a record is the gate row; up and down are touched where the gate fired.
-        records = fired if predicts else (len(ids) + 2 * fired) / 3
+        # Of a record's rows one is the gate's; the others are touched where the gate fired.
+        rows = spec.neuron_rows
+        records = fired if predicts else (len(ids) + (rows - 1) * fired) / rows
         nodes.append(
             Node(
                 f"{kind}.{layer}",
@@ -132,7 +133,7 @@ def _shares(spec: ModelSpec, plan: Plan, layer: int, predicts: bool) -> list[Nod
                 layer,
                 (plan.devices[index],),
                 bytes=round(records * record),
-                flops=round(records * 6 * spec.d_model),
+                flops=round(records * 2 * rows * spec.d_model),
             )
         )
     return nodes

@@ -34,7 +34,7 @@ from hotcold.runtime.problem import Problem, make_problem
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.program import Program, compile_programs
 from hotcold.runtime.units import parse_bytes
-from hotcold.runtime.weights import WeightStore
+from hotcold.runtime.weights import WeightStore, choose_store
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Deployment:
         cores: threads and cores by actor.
         transport: "native" or "ray".
         schedule: name of the schedule policy.
+        store: how weights are held in memory, a kind of `hotcold.runtime.weights`.
     """
 
     bundle_path: Path
@@ -70,6 +71,7 @@ class Deployment:
     cores: dict[str, CoreShare]
     transport: str
     schedule: str
+    store: str = "file"
 
     @property
     def roles(self) -> dict[str, str]:
@@ -228,4 +230,5 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         cores=share_cores(config.threads, config.pin),
         transport=config.transport,
         schedule=policy_name(schedule),
+        store=choose_store(config.store, prepared.bundle.weights_bytes),
     )

@@ -28,6 +28,7 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import KernelError
 from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
+from hotcold.runtime.kv import KvCache
 from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
 from hotcold.runtime.rotary import rotary_tables
 from hotcold.runtime.weights import WeightStore
@@ -50,6 +51,7 @@ class Executor:
         actor: "gpu", "cpu" or "predictor".
         deployment: what to run.
         segment: the exchange, already attached; must outlive the executor.
+        kv: the KV cache of the GPU executor; None makes a private one.
         fired_LN: int64 counts to add fired gates into (profiling), or None.
     """
 
@@ -58,11 +60,14 @@ class Executor:
         actor: str,
         deployment: Deployment,
         segment: Segment,
+        kv: KvCache | None = None,
         fired_LN: NDArray[np.int64] | None = None,
     ) -> None:
         self.actor, self.deployment, self.segment = actor, deployment, segment
         self.bundle = open_bundle(deployment.bundle_path)
-        self.store = WeightStore.open(self.bundle)
+        plan, layers = deployment.plan, range(self.bundle.spec.n_layers)
+        own_ids = [plan.ids(layer, 1) for layer in layers] if actor == "cpu" else None
+        self.store = WeightStore.open(self.bundle, deployment.store, own_ids)
         arrays = ExecutorArrays(
             actor=actor,
             model=_model_addresses(self.bundle, self.store, deployment.context),
@@ -80,15 +85,12 @@ class Executor:
             arrays.predictors = self._predictor_arrays()
         else:
             device = 0 if actor == "gpu" else 1
-            plan = deployment.plan
             arrays.shares = [
-                Share(plan.ids(layer, device), plan.bounds(layer, device))
-                for layer in range(self.bundle.spec.n_layers)
+                Share(plan.ids(layer, device), plan.bounds(layer, device)) for layer in layers
             ]
         if actor == "gpu":
-            spec = self.bundle.spec
-            shape = (spec.n_layers, 1, spec.n_kv_heads, deployment.context, spec.head_dim)
-            arrays.kv = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+            kv = kv or KvCache.private(self.bundle.spec, deployment.context)
+            arrays.kv = (kv.keys, kv.values)
         self.native = NativeExecutor(arrays)
 
     def _predictor_arrays(self) -> list[PredictorArrays]:
@@ -153,12 +155,21 @@ class Executor:
 
 def _model_addresses(bundle: Bundle, store: WeightStore, context: int) -> ModelAddresses:
     spec, record = bundle.spec, bundle.record
-    layers = []
-    for i in range(spec.n_layers):
-        names = ("attention_norm", "ffn_norm", "qkv", "o", "neurons")
-        layers.append(LayerAddresses(*(store.address(f"layers.{i}.{name}") for name in names)))
-    cos_PE, sin_PE = rotary_tables(spec, context)
-    embed = store.address("embed")
+
+    def at(name: str) -> int:
+        return store.address(name) if name in bundle.tensors else 0
+
+    names = "attention_norm attention_norm_bias qkv qkv_bias o o_bias ffn_norm ffn_norm_bias"
+    layers = [
+        LayerAddresses(
+            records=at(f"layers.{i}.neurons"),
+            **{name: at(f"layers.{i}.{name}") for name in f"{names} ffn_bias".split()},
+        )
+        for i in range(spec.n_layers)
+    ]
+    rotary = spec.positions == "rotary"
+    cos_PE, sin_PE = rotary_tables(spec, context) if rotary else (None, None)
+    ends = "embed final_norm final_norm_bias positions project_in project_out".split()
     return ModelAddresses(
         heads=spec.n_heads,
         kv_heads=spec.n_kv_heads,
@@ -167,16 +178,15 @@ def _model_addresses(bundle: Bundle, store: WeightStore, context: int) -> ModelA
         n=spec.n_neurons,
         vocab=spec.vocab_size,
         context=context,
+        norm=spec.norm,
         norm_eps=spec.norm_eps,
+        post_norm=spec.post_norm,
+        embed_dim=spec.embed_width,
         dtype=spec.dtype,
-        record_bytes=record.record_bytes,
-        gate_offset=record.gate_offset,
-        up_offset=record.up_offset,
-        down_offset=record.down_offset,
+        **vars(record),
         layers=layers,
-        embed=embed,
-        head=embed if spec.tied else store.address("head"),
-        final_norm=store.address("final_norm"),
+        head=at("embed" if spec.tied else "head"),
+        **{name: at(name) for name in ends},
         cos_PE=cos_PE,
         sin_PE=sin_PE,
     )

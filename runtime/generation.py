@@ -70,19 +70,19 @@ class GenerationStats:
 class TextSide:
     """A model's tokenizer, where its bundle has one, and what ends its texts.
 
-    Without a tokenizer.json prompts must be token ids, and tokens have no text.
+    Without a tokenizer's files prompts must be token ids, and tokens have no text.
 
     Args:
         folder: of the bundle.
         spec: the model.
 
     Raises:
-        CheckpointError: a tokenizer.json that cannot be read.
+        CheckpointError: a tokenizer that cannot be read.
     """
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self._folder, self._spec = folder, spec
-        present = (folder / "tokenizer.json").exists()
+        present = Tokenizer.in_folder(folder)
         self._tokenizer = Tokenizer.load(folder, spec.vocab_size) if present else None
         named = self._tokenizer.eos_ids if self._tokenizer is not None else ()
         self.eos_ids: tuple[int, ...] = spec.eos_ids or named

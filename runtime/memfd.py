@@ -1,17 +1,20 @@
 """Shared memory without a name: a sealed memfd, and how another process of the machine opens it.
 
-Used by the exchange. Sealed against changes of size, so that no process can be hit by SIGBUS
-because another one truncated it; anything that is not sealed so is refused. Nothing shows up in
-/dev/shm, and the kernel frees the memory with the last process that has it open or mapped.
+Used by the exchange and the weight stores. Sealed against changes of size, so that no process can
+be hit by SIGBUS because another one truncated it; anything that is not sealed so is refused.
+Nothing shows up in /dev/shm, and the kernel frees the memory with the last process that has it open
+or mapped.
 """
 
 import errno
 import fcntl
 import os
+from pathlib import Path
 
 from hotcold.runtime.errors import LaunchError
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+FINISHED = SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL  # filled, and never to change again
 
 
 def create_sealed(name: str, n_bytes: int) -> int:
@@ -32,6 +35,57 @@ def create_sealed(name: str, n_bytes: int) -> int:
             f"cannot make {n_bytes} bytes of shared memory ({name}): {error}"
         ) from error
     return fd
+
+
+def finish(fd: int) -> None:
+    """Seal a memfd against all writes; no writable mapping of it may exist.
+
+    Raises:
+        OSError: one does (EBUSY).
+    """
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, FINISHED & ~SEALS)
+
+
+def find_finished(name: str, n_bytes: int) -> int | None:
+    """A read-only descriptor of a finished memfd that any process of this user has open.
+
+    Looks through /proc, this process first, so that it needs no register that could be stale: what
+    is found is alive, and who has it keeps it. None: nobody has one.
+
+    Args:
+        name: as given to create_sealed.
+        n_bytes: its size.
+    """
+    user, wanted = os.geteuid(), f"/memfd:{name} (deleted)"
+    own = str(os.getpid())
+    pids = sorted((e for e in os.listdir("/proc") if e.isdigit()), key=lambda pid: pid != own)
+    for folder in (Path("/proc") / pid / "fd" for pid in pids):
+        try:
+            if folder.stat().st_uid != user:
+                continue
+            paths = [folder / fd for fd in os.listdir(folder)]
+        except OSError:
+            continue  # ended meanwhile, or not ours to look at
+        for path in paths:
+            try:
+                if os.readlink(path) != wanted:
+                    continue
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except OSError:
+                continue
+            if _is_finished(fd, user, n_bytes):
+                return fd
+            os.close(fd)
+    return None
+
+
+def _is_finished(fd: int, user: int, n_bytes: int) -> bool:
+    try:
+        stat = os.fstat(fd)
+        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & FINISHED == FINISHED
+    except OSError:
+        return False  # something else by that name
+    return sealed and stat.st_uid == user and stat.st_size == n_bytes
 
 
 def check_sealed(fd: int, what: str) -> None:

@@ -3,34 +3,46 @@
 Read from a checkpoint by `formats`, stored in a bundle, used by everyone. Holds no weights.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 DType = Literal["float32", "float16", "bfloat16"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+Norm = Literal["rms", "layer"]
+Ffn = Literal["reglu", "relu"]
+Positions = Literal["rotary", "learned"]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Shapes of a decoder with gated ReLU feed-forward layers (ReGLU).
+    """Shapes of a decoder with ReLU feed-forward layers, gated (ReGLU) or not.
 
     Args:
-        architecture: registry name of the architecture, "llama".
+        architecture: registry name of the architecture, "llama" or "opt".
         n_layers: L, decoder layers.
         d_model: D, width of the residual stream.
-        n_neurons: N, feed-forward neurons of a layer (gate row, up row and down column each).
+        n_neurons: N, feed-forward neurons of a layer.
         n_heads: query heads.
         n_kv_heads: key and value heads; divides n_heads (grouped-query attention).
-        head_dim: elements of a head, even.
+        head_dim: elements of a head, even with rotary positions.
         vocab_size: V, rows of the embedding.
         max_context: positions the model was made for.
-        norm_eps: epsilon of the RMS norms.
-        rope_theta: base of the rotary frequencies.
+        norm_eps: epsilon of the norms.
+        rope_theta: base of the rotary frequencies; 0 with learned positions.
         rope_scaling: None, or the checkpoint's scaling entry ("linear", "llama3").
         tied: the head is the embedding.
-        dtype: dtype of the stored matrices (norm weights are always float32).
+        dtype: dtype of the stored matrices (norm weights and biases are always float32).
         bos_ids: ids put before a prompt by the tokenizer's own template; informational.
         eos_ids: ids that end a generation.
+        norm: "rms", or "layer": mean removed, and a bias beside the weight.
+        ffn: "reglu", relu(g . x) (u . x) d: a neuron is a gate row, an up row and a down column; or
+            "relu", relu(g . x + b) d: a row of fc1 (called gate row throughout), a column of fc2
+            (down column), and fc1's bias.
+        positions: "rotary", or "learned": a row a position, added to the embedding.
+        biases: q, k, v, o, fc1 and fc2 have biases ("relu" only).
+        post_norm: each norm follows its block's residual addition instead of leading the block.
+        final_norm: there is a norm before the head.
+        embed_dim: width of embedding and head where they are projected to and from d_model.
     """
 
     architecture: str
@@ -49,6 +61,13 @@ class ModelSpec:
     rope_scaling: dict[str, Any] | None = None
     bos_ids: tuple[int, ...] = ()
     eos_ids: tuple[int, ...] = ()
+    norm: Norm = "rms"
+    ffn: Ffn = "reglu"
+    positions: Positions = "rotary"
+    biases: bool = False
+    post_norm: bool = False
+    final_norm: bool = True
+    embed_dim: int | None = None
 
     @property
     def element_bytes(self) -> int:
@@ -65,9 +84,28 @@ class ModelSpec:
         """Elements of all key (or value) heads."""
         return self.n_kv_heads * self.head_dim
 
+    @property
+    def embed_width(self) -> int:
+        """Elements of a row of the embedding and of the head."""
+        return self.embed_dim or self.d_model
+
+    @property
+    def neuron_rows(self) -> int:
+        """Rows of D elements in a neuron: gate, up and down, or gate and down."""
+        return 3 if self.ffn == "reglu" else 2
+
     def to_json(self) -> dict[str, Any]:
-        """Plain data for bundle.json."""
-        return asdict(self)
+        """Plain data for bundle.json.
+
+        Fields from `norm` on are left out where they have their defaults: a field that is added
+        later then changes no checksum of a model that does not use it.
+        """
+        data, late = asdict(self), False
+        for field in fields(self):
+            late = late or field.name == "norm"
+            if late and data[field.name] == field.default:
+                del data[field.name]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ModelSpec":

@@ -87,6 +87,10 @@ class NeuronSource(Protocol):
         """[N, D] float32 copy of one part of every neuron of a layer."""
         ...
 
+    def neuron_biases(self, layer: int) -> F32:
+        """[N] float32 copy of what is added to each gate row's product; zeros without biases."""
+        ...
+
     def float32(self, name: str) -> npt.NDArray[np.float32]:
         """Float32 copy of a tensor of the bundle."""
         ...
@@ -106,12 +110,25 @@ class ModelView:
         return cls(bundle.spec, store, bundle.predictors_path)
 
     def gate_rows(self, layer: int) -> F32:
-        """Gate rows [N, D] of a layer, a float32 copy."""
+        """Gate rows [N, D] of a layer (rows of fc1 without gating), a float32 copy."""
         return self.store.neuron_rows(layer, "gate")
 
+    def gate_biases(self, layer: int) -> F32:
+        """What is added to the gate rows' products, [N]: pre-activations are gate . x + bias."""
+        return self.store.neuron_biases(layer)
+
     def norm_weight(self, layer: int) -> F32:
-        """Weight [D] of the norm before a layer's feed-forward part."""
-        return self.store.float32(f"layers.{layer}.ffn_norm")
+        """Weight [D] of the norm that a layer's feed-forward input comes out of."""
+        return self.store.float32(self._norm(layer))
+
+    def norm_bias(self, layer: int) -> F32:
+        """Bias [D] of that norm; zeros where it has none (RMS norm)."""
+        if self.spec.norm == "rms":
+            return np.zeros(self.spec.d_model, np.float32)
+        return self.store.float32(f"{self._norm(layer)}_bias")
+
+    def _norm(self, layer: int) -> str:
+        return f"layers.{layer}.{'attention' if self.spec.post_norm else 'ffn'}_norm"
 
 
 class Predictor(Protocol):

@@ -29,7 +29,8 @@ class Module:
     """Something other than a neuron that needs a home.
 
     Args:
-        name: "norms", "head" (embedding and head), "attention.3", "predictor.3", "kv.3".
+        name: "norms", "head" (embedding, positions, head), "attention.3" (with the
+            feed-forward bias), "predictor.3", "kv.3".
         layer: its layer, None for what belongs to the whole model.
         bytes: memory it takes.
         must_share_device: None, or a label; modules with the same label go to the same device.
@@ -77,7 +78,7 @@ class Problem:
 
     Args:
         activations_LN: float64, probability that a neuron fires for a token.
-        neuron_bytes_L: int64, bytes of one neuron (gate row, up row, down column) of each layer.
+        neuron_bytes_L: int64, bytes of one neuron (all its rows and columns) of each layer.
         modules: what else must be placed.
         budgets: bytes that may be used, by device name.
         hardware: rates of the machine.
@@ -265,23 +266,27 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
         batch=batch,
         dtype=spec.dtype,
         profiled=activations_LN is not None,
+        gate_share=1 / spec.neuron_rows,
     )
 
 
 def _modules(
     spec: ModelSpec, kv_positions: int, predictor_bytes_L: Sequence[int]
 ) -> tuple[Module, ...]:
-    """Everything but the neurons. Norm weights and KV are float32, matrices in the spec's dtype."""
-    d, head_elements = spec.d_model, spec.vocab_size * spec.d_model
-    matrices = 1 if spec.tied else 2  # of the embedding a token reads a single row
-    attention = ((spec.q_dim + 2 * spec.kv_dim) * d + d * spec.q_dim) * spec.element_bytes
+    """Everything but the neurons; norms, biases and KV are float32."""
+    d, vocab, size = spec.d_model, spec.vocab_size, spec.element_bytes
+    qkv = spec.q_dim + 2 * spec.kv_dim
+    attention = (qkv + spec.q_dim) * d * size + (qkv + 2 * d) * 4 * spec.biases
+    norms = 2 * spec.n_layers + spec.final_norm
+    read = vocab * spec.embed_width  # of embedding and positions a token reads a single row
+    head = read * (1 if spec.tied else 2)
+    head += spec.max_context * d if spec.positions == "learned" else 0
+    head += 2 * d * spec.embed_width if spec.embed_dim is not None else 0
     layers = range(spec.n_layers)
     return (
-        Module("norms", None, (2 * spec.n_layers + 1) * d * 4),
+        Module("norms", None, norms * d * 4 * (2 if spec.norm == "layer" else 1)),
         *(Module(f"attention.{i}", i, attention) for i in layers),
-        Module(
-            "head", None, head_elements * matrices * spec.element_bytes, read_share=1 / matrices
-        ),
+        Module("head", None, head * size, read_share=read / head),
         *(
             Module(f"predictor.{i}", i, int(predictor_bytes_L[i]))
             for i in layers

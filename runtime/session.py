@@ -34,7 +34,7 @@ class LocalSession:
         self.segment = Segment.private(deployment.layout, EPOCH)
         self.executors = {
             actor: Executor(
-                actor, deployment, self.segment, None if actor == "predictor" else fired_LN
+                actor, deployment, self.segment, None, None if actor == "predictor" else fired_LN
             )
             for actor in ACTORS
         }

@@ -1,7 +1,8 @@
 """Tokenizer: text to token ids and back, by the `tokenizers` library, and text token by token.
 
-Reads tokenizer.json of a bundle or checkpoint. Used by the driver's side of generation and by
-offline verbs that read text. Knows nothing about chat templates.
+Reads tokenizer.json of a bundle or checkpoint, or the vocab.json and merges.txt of older ones. Used
+by the driver's side of generation and by offline verbs that read text. Knows nothing about chat
+templates.
 """
 
 import re
@@ -12,22 +13,17 @@ from typing import SupportsInt
 import tokenizers
 
 from hotcold.runtime.errors import CheckpointError, ConfigError
+from hotcold.runtime.formats.byte_level import (
+    VOCAB,
+    byte_level_tokenizer,
+    has_byte_level,
+    special_text,
+)
 from hotcold.runtime.formats.convert import TOKENIZER
 from hotcold.runtime.formats.files import read_json_object, regular_file
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>\Z")
-
-
-def _special_texts(folder: Path, key: str) -> list[str]:
-    """What the tokenizer's own files call, say, the eos token."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if regular_file(folder / name):
-            value = read_json_object(folder / name).get(key)
-            text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str):
-                return [text]
-    return []
 
 
 class Tokenizer:
@@ -58,18 +54,26 @@ class Tokenizer:
         ids = (self._tokenizer.token_to_id(text) for text in eos_texts)
         self.eos_ids: tuple[int, ...] = tuple(i for i in ids if i is not None)
 
+    @staticmethod
+    def in_folder(folder: Path) -> bool:
+        """Whether a folder has a tokenizer, readable or not."""
+        return (folder / TOKENIZER).exists() or has_byte_level(folder)
+
     @classmethod
     def load(cls, folder: Path | str, vocab_size: int | None = None) -> "Tokenizer":
-        """Read tokenizer.json of a bundle or checkpoint folder.
+        """Read the tokenizer of a bundle or checkpoint folder.
 
         Args:
-            folder: holds tokenizer.json.
+            folder: holds tokenizer.json, or vocab.json and merges.txt.
             vocab_size: rows of the model's embedding; a prompt that needs more is refused.
 
         Raises:
             CheckpointError: it is missing or cannot be read.
         """
-        path = Path(folder) / TOKENIZER
+        folder = Path(folder)
+        path, read = folder / TOKENIZER, None
+        if not regular_file(path) and has_byte_level(folder):
+            path, read = folder / VOCAB, byte_level_tokenizer
         if not regular_file(path):
             raise CheckpointError(
                 f"{folder} has no {TOKENIZER}, so text cannot be turned into tokens; add the one "
@@ -77,8 +81,9 @@ class Tokenizer:
             )
         read_json_object(path)  # says what is wrong with a file that is no JSON
         try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
-            return cls(tokenizer, vocab_size, _special_texts(Path(folder), "eos_token"))
+            tokenizer = read(folder) if read else tokenizers.Tokenizer.from_file(str(path))
+            eos = special_text(folder, "eos_token")
+            return cls(tokenizer, vocab_size, () if eos is None else (eos,))
         except (KeyboardInterrupt, SystemExit, CheckpointError):
             raise
         except BaseException as error:  # a panic inside the library derives from BaseException only

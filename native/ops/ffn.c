@@ -1,9 +1,12 @@
-/* ops/ffn.c - the neuron-aware operator: a sparse ReGLU feed-forward layer over an id list.
+/* ops/ffn.c - the neuron-aware operator: a sparse feed-forward layer over an id list.
  *
- *   record i (neuron-major):  | gate row g_i | up row u_i | down column d_i |
- *   y = sum over listed i of  relu(g_i . x) * (u_i . x) * d_i
+ *   ReGLU, record i:  | gate row g_i | up row u_i | down column d_i |
+ *                     y = sum over listed i of  relu(g_i . x) * (u_i . x) * d_i
+ *   ReLU,  record i:  | gate row g_i (of fc1) | down column d_i (of fc2) | bias b_i, fp32 |
+ *                     y = sum over listed i of  relu(g_i . x + b_i) * d_i
  *
- * A neuron that fires: 6 d FLOPs on 6 d bytes in fp16; another: a third of both. That is 1 FLOP a
+ * A neuron that fires: 6 d FLOPs on 6 d bytes in fp16 (ReLU: 4 d on 4 d); another: a third of both
+ * (ReLU: half). That is 1 FLOP a
  * byte for one token, so what counts is bytes not read, then reads in flight. Chunks are cut by
  * neuron id, not by position in the list: in a batch it is the union of its tokens' lists.
  *
@@ -30,6 +33,8 @@ typedef struct {
     hc_ffn_args *a;
     const hc_primitives *p;
     int64_t row_bytes;
+    int64_t gate_bytes;  /* gate row and bias */
+    int64_t fired_bytes; /* up row, where there are any, and down column */
 } ffn_run;
 
 /* First entry of the list that is >= id. */
@@ -49,6 +54,11 @@ static int64_t lower_bound(const int32_t *ids, int64_t n, int32_t id) {
 
 static const char *record(const hc_ffn_args *a, int64_t k) {
     return (const char *)a->records + a->ids[k] * a->record_bytes;
+}
+
+/* Pre-activation of entry k from its gate row's sum. */
+static float biased(const hc_ffn_args *a, int64_t k, float sum) {
+    return a->bias_offset ? sum + *(const float *)(record(a, k) + a->bias_offset) : sum;
 }
 
 static float *partial(const hc_ffn_args *a, int64_t chunk, int32_t token) {
@@ -77,11 +87,15 @@ static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, int6
             gate[i] = a->gate_KB[entry[i]];
         return n;
     }
+    if (n <= 0)
+        return 0;
     for (int64_t i = 0; i < n + AHEAD; i++)
-        rows[i] = n ? record(a, entry[i < n ? i : n - 1]) + a->gate_offset : NULL;
+        rows[i] = record(a, entry[i < n ? i : n - 1]) + a->gate_offset;
     run->p->dot[a->dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);
+    for (int64_t i = 0; i < n && a->bias_offset; i++)
+        gate[i] = biased(a, entry[i], gate[i]);
     work[GATE_ROWS] += n;
-    work[BYTES] += n * run->row_bytes;
+    work[BYTES] += n * run->gate_bytes;
     return n;
 }
 
@@ -101,23 +115,25 @@ static void group_single(const ffn_run *run, int64_t chunk, int64_t begin, int64
         }
     if (!fired)
         return;
+    const int64_t ups = a->up_offset >= 0 ? fired : 0, all = ups + fired;
     for (int64_t i = 0; i < fired; i++) {
-        rows[i] = record(a, entry[i]) + a->up_offset;
-        rows[fired + i] = record(a, entry[i]) + a->down_offset;
+        rows[ups + i] = record(a, entry[i]) + a->down_offset;
+        if (ups)
+            rows[i] = record(a, entry[i]) + a->up_offset;
         if (a->fired_N)
             a->fired_N[a->ids[entry[i]]]++;
     }
-    for (int64_t i = 2 * fired; i < 2 * fired + AHEAD; i++)
-        rows[i] = rows[2 * fired - 1];
+    for (int64_t i = all; i < all + AHEAD; i++)
+        rows[i] = rows[all - 1];
     const int64_t ahead = fired < AHEAD ? fired : AHEAD;
-    run->p->dot[a->dtype](rows, rows + ahead, fired, a->x_BD, a->d, up);
-    for (int64_t i = 0; i < fired; i++)
-        up[i] *= gate[i];
+    if (ups)
+        run->p->dot[a->dtype](rows, rows + ahead, ups, a->x_BD, a->d, up);
+    for (int64_t i = 0; i < ups; i++)
+        gate[i] *= up[i];
     begin_partials(a, chunk, work, 1);
-    run->p->axpy[a->dtype](rows + fired, rows + fired + AHEAD, up, fired, a->d,
-                           partial(a, chunk, 0));
+    run->p->axpy[a->dtype](rows + ups, rows + ups + AHEAD, gate, fired, a->d, partial(a, chunk, 0));
     work[UP_DOWN_ROWS] += fired;
-    work[BYTES] += 2 * fired * run->row_bytes;
+    work[BYTES] += fired * run->fired_bytes;
 }
 
 /* Rows' sums for those tokens of x that are in mask, in ascending order. */
@@ -156,13 +172,15 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, int64_t *w
         }
         if (!a->gate_KB) {
             work[GATE_ROWS] += __builtin_popcount(members);
-            work[BYTES] += members ? run->row_bytes : 0;
+            work[BYTES] += members ? run->gate_bytes : 0;
         }
         fired[i] = 0;
         int32_t next = 0;
         for (uint32_t rest = members; rest; rest &= rest - 1) {
             const int32_t t = __builtin_ctz(rest);
-            const float value = values == some ? some[next++] : values[t];
+            float value = values == some ? some[next++] : values[t];
+            if (!a->gate_KB)
+                value = biased(a, begin + i, value);
             gate[i][t] = value;
             fired[i] |= (uint32_t)(value > 0) << t;
         }
@@ -179,13 +197,16 @@ static void group_batch(const ffn_run *run, int64_t chunk, int64_t begin, int64_
     uint32_t fired[GROUP], any = 0;
     group_gates(run, begin, n, work, gate, fired);
     for (int64_t i = 0; i < n; i++) {
-        const int32_t m = dot_masked(run, record(a, begin + i) + a->up_offset, fired[i], up);
+        const int32_t m = __builtin_popcount(fired[i]);
         int32_t next = 0;
-        for (uint32_t rest = fired[i]; rest; rest &= rest - 1)
-            gate[i][__builtin_ctz(rest)] *= up[next++];
+        if (a->up_offset >= 0) {
+            dot_masked(run, record(a, begin + i) + a->up_offset, fired[i], up);
+            for (uint32_t rest = fired[i]; rest; rest &= rest - 1)
+                gate[i][__builtin_ctz(rest)] *= up[next++];
+        }
         any |= fired[i];
         work[UP_DOWN_ROWS] += m;
-        work[BYTES] += m ? 2 * run->row_bytes : 0;
+        work[BYTES] += m ? run->fired_bytes : 0;
         if (a->fired_N)
             a->fired_N[a->ids[begin + i]] += m;
     }
@@ -247,12 +268,17 @@ static hc_status check_shapes(const hc_ffn_args *a) {
     if (a->d < 1 || a->d > HC_MAX_D || a->n_chunks < 1 || a->n_chunks > INT16_MAX)
         return hc_fail(HC_ERR_ARGUMENT, "ffn: d %lld in %d chunks; 1 to %d in 1 to %d",
                        (long long)a->d, a->n_chunks, HC_MAX_D, INT16_MAX);
-    const int64_t offsets[] = {a->gate_offset, a->up_offset, a->down_offset};
+    const int64_t up = a->up_offset == -1 ? a->down_offset : a->up_offset;
+    const int64_t offsets[] = {a->gate_offset, up, a->down_offset};
     for (int i = 0; i < 3; i++)
         if (offsets[i] < 0 || offsets[i] % bytes || a->record_bytes % bytes ||
             offsets[i] > a->record_bytes - a->d * bytes)
             return hc_fail(HC_ERR_ARGUMENT, "ffn: a row at byte %lld of a record of %lld bytes",
                            (long long)offsets[i], (long long)a->record_bytes);
+    if (a->bias_offset && (a->bias_offset < 0 || a->bias_offset % 4 || a->record_bytes % 4 ||
+                           a->bias_offset > a->record_bytes - 4))
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: a bias at byte %lld of a record of %lld bytes",
+                       (long long)a->bias_offset, (long long)a->record_bytes);
     return HC_OK;
 }
 
@@ -288,6 +314,8 @@ hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
     if (!run.p)
         return HC_ERR_UNSUPPORTED;
     run.row_bytes = args->d * hc_dtype_bytes(args->dtype);
+    run.gate_bytes = run.row_bytes + (args->bias_offset ? 4 : 0);
+    run.fired_bytes = run.row_bytes * (args->up_offset >= 0 ? 2 : 1);
     hc_pool_run(args->n_ids ? pool : NULL, ffn_chunk, &run, args->n_chunks);
     hc_pool_run(args->batch * args->d >= 8192 ? pool : NULL, ffn_reduce, &run, args->batch);
     args->gate_rows = args->up_down_rows = args->bytes = 0;

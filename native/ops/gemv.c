@@ -20,7 +20,8 @@ typedef struct {
 static void store(const hc_gemv_args *a, int64_t row, int32_t token, float value) {
     float *y = a->y_BR + token * a->y_stride + row;
     if (a->bias_R)
-        value += a->bias_R[row];
+        value +=
+            *(const float *)((const char *)a->bias_R + row * (a->bias_stride ? a->bias_stride : 4));
     if (a->accumulate)
         *y += value;
     else
@@ -74,6 +75,9 @@ static hc_status check_args(const hc_gemv_args *a) {
         return hc_fail(
             HC_ERR_ARGUMENT, "gemv: strides %lld of x and %lld of y; tokens take %lld and %lld",
             (long long)a->x_stride, (long long)a->y_stride, (long long)a->d, (long long)a->rows);
+    if (a->bias_stride < 0 || a->bias_stride % 4)
+        return hc_fail(HC_ERR_ARGUMENT, "gemv: biases %lld bytes apart; a multiple of 4 is needed",
+                       (long long)a->bias_stride);
     if (a->relu && a->accumulate)
         return hc_fail(HC_ERR_ARGUMENT, "gemv: relu and accumulate exclude each other");
     return HC_OK;

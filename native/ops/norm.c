@@ -1,20 +1,31 @@
-/* ops/norm.c - RMS norm: y = x / sqrt(mean(x^2) + eps) * weight. 4 d FLOPs a token.
+/* ops/norm.c - the two norms, token by token; y may be x.
  *
- * y may be x.
+ *   RMS norm    y = x / sqrt(mean(x^2) + eps) * weight                        4 d FLOPs
+ *   layer norm  y = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias   7 d FLOPs
  */
 #include "internal.h"
 
 #include <math.h>
 
-hc_status hc_rmsnorm(const float *x_BD, const float *weight_D, float eps, float *y_BD,
-                     int32_t batch, int64_t d) {
+#define LANES 8
+
+static hc_status check_args(const char *name, const float *x_BD, const float *weight_D, float eps,
+                            const float *y_BD, int32_t batch, int64_t d) {
     if (!x_BD || !weight_D || !y_BD)
-        return hc_fail(HC_ERR_ARGUMENT, "rmsnorm: x, weight and y must be given");
+        return hc_fail(HC_ERR_ARGUMENT, "%s: x, weight and y must be given", name);
     if (batch < 1 || batch > HC_MAX_BATCH || d < 1 || d > HC_MAX_D)
-        return hc_fail(HC_ERR_ARGUMENT, "rmsnorm: batch %d of %lld; 1 to %d of 1 to %d", batch,
+        return hc_fail(HC_ERR_ARGUMENT, "%s: batch %d of %lld; 1 to %d of 1 to %d", name, batch,
                        (long long)d, HC_MAX_BATCH, HC_MAX_D);
     if (!(eps >= 0))
-        return hc_fail(HC_ERR_ARGUMENT, "rmsnorm: eps %g; 0 is the least", (double)eps);
+        return hc_fail(HC_ERR_ARGUMENT, "%s: eps %g; 0 is the least", name, (double)eps);
+    return HC_OK;
+}
+
+hc_status hc_rmsnorm(const float *x_BD, const float *weight_D, float eps, float *y_BD,
+                     int32_t batch, int64_t d) {
+    hc_status status = check_args("rmsnorm", x_BD, weight_D, eps, y_BD, batch, d);
+    if (status != HC_OK)
+        return status;
     const hc_primitives *p = hc_primitives_get();
     if (!p)
         return HC_ERR_UNSUPPORTED;
@@ -26,6 +37,43 @@ hc_status hc_rmsnorm(const float *x_BD, const float *weight_D, float eps, float 
         const float scale = 1.0f / sqrtf(squares / (float)d + eps);
         for (int64_t i = 0; i < d; i++)
             y[i] = x[i] * scale * weight_D[i];
+    }
+    return HC_OK;
+}
+
+/* Sum of x in double, in eight lanes: one fixed order, and no chain of d dependent additions. */
+static double sum_of(const float *x, int64_t d) {
+    double lane[LANES] = {0}, sum = 0;
+    int64_t i = 0;
+    for (; i + LANES <= d; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            lane[j] += (double)x[i + j];
+    for (int j = 0; i < d; i++, j++)
+        lane[j] += (double)x[i];
+    for (int j = 0; j < LANES; j++)
+        sum += lane[j];
+    return sum;
+}
+
+hc_status hc_layernorm(const float *x_BD, const float *weight_D, const float *bias_D, float eps,
+                       float *y_BD, int32_t batch, int64_t d) {
+    hc_status status = check_args("layernorm", x_BD, weight_D, eps, y_BD, batch, d);
+    if (status != HC_OK)
+        return status;
+    const hc_primitives *p = hc_primitives_get();
+    if (!p)
+        return HC_ERR_UNSUPPORTED;
+    for (int32_t b = 0; b < batch; b++) {
+        const float *x = x_BD + b * d;
+        float *y = y_BD + b * d, squares;
+        const float mean = (float)(sum_of(x, d) / (double)d);
+        for (int64_t i = 0; i < d; i++)
+            y[i] = x[i] - mean; /* first: squares of what is left round far less than of x */
+        const void *row = y;
+        p->dot[HC_F32](&row, NULL, 1, y, d, &squares);
+        const float scale = 1.0f / sqrtf(squares / (float)d + eps);
+        for (int64_t i = 0; i < d; i++)
+            y[i] = y[i] * scale * weight_D[i] + (bias_D ? bias_D[i] : 0.0f);
     }
     return HC_OK;
 }

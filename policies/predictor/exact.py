@@ -45,7 +45,9 @@ class Exact:
         """Gate pre-activations [B, N]; reads (and copies) the layer's gate rows on every call."""
         if not self._model:
             raise ConfigError("predictor 'exact' is not prepared; call prepare(model, profile)")
-        scores_BN: F32 = np.asarray(x_BD, dtype=np.float32) @ self._model[0].gate_rows(layer).T
+        model = self._model[0]
+        scores_BN: F32 = np.asarray(x_BD, dtype=np.float32) @ model.gate_rows(layer).T
+        scores_BN += model.gate_biases(layer)
         return scores_BN
 
     def native(self, layer: int) -> PredictorLayer:

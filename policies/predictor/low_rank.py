@@ -4,11 +4,14 @@ A gate row g_i scores an input x = w * n, w the norm's weight and n the normalis
 gate matrix is factored in the metric in which inputs are of even size: G diag(w) ~ (U S) V^T. The
 rank first components give an estimate of every pre-activation at a fraction of the gate's cost.
 
+Where the norm has a bias c and the neuron a bias b_i (layer norms, plain ReLU layers), an input is
+w * n + c and a pre-activation (g_i w) . n + (g_i . c + b_i): the constant is added exactly.
+
 What is left out of row i, r_i, is not noise around zero. Its mean is r_i . m, m the mean of n,
 which the profile gives away: a neuron that fires with probability p has its mean |g_i w| probit(p)
-below or above zero, and m is the least-squares solution of those N equations. Its spread is about
-|r_i|. The bias of a neuron is therefore r_i . m + margin * |r_i|: a larger margin proposes more
-neurons and misses fewer. Without a profile the mean is taken as 0.
+below or above zero (less the constant), and m is the least-squares solution of those N equations.
+Its spread is about |r_i|. The bias of a neuron is therefore r_i . m + margin * |r_i|: a larger
+margin proposes more neurons and misses fewer. Without a profile the mean is taken as 0.
 
 Measured on the embedded model over 2,048 tokens of prose, 10 % of neurons firing (ratio: perplexity
 over the dense model's; read: feed-forward weights read a layer, gate-first; exact reads 491k):
@@ -112,7 +115,10 @@ class LowRank:
         exact = model.spec.d_model <= EXACT_WIDTH
         dtype = torch.float64 if exact else torch.float32
         weight_D = torch.from_numpy(model.norm_weight(index)).to(dtype)
-        rows_ND = torch.from_numpy(model.gate_rows(index)).to(dtype) * weight_D
+        shift_D = torch.from_numpy(model.norm_bias(index)).to(dtype)
+        gate_ND = torch.from_numpy(model.gate_rows(index)).to(dtype)
+        constant_N = gate_ND @ shift_D + torch.from_numpy(model.gate_biases(index)).to(dtype)
+        rows_ND = gate_ND * weight_D
         gram_DD = rows_ND.T @ rows_ND
         basis_DR = components(gram_DD, rank, exact)
         fc2_NR = rows_ND @ basis_DR
@@ -121,11 +127,13 @@ class LowRank:
         spread_N = rows_ND.norm(dim=1)
         known_N = fc2_NR.norm(dim=1)
         left_N = (spread_N**2 - known_N**2).clamp_min(0).sqrt()
-        bias_N = self.margin * left_N
+        # fc1 sees the norm's bias, too: what it makes of it is taken off again.
+        bias_N = self.margin * left_N + constant_N
+        bias_N -= fc2_NR @ (basis_DR.T @ (shift_D * inverse_D))
         density = None
         if profile is not None:
             mean_N = torch.from_numpy(probit(profile.probabilities_LN[index])).to(dtype) * spread_N
-            mean_D = _mean_input(gram_DD, rows_ND.T @ mean_N)
+            mean_D = _mean_input(gram_DD, rows_ND.T @ (mean_N - constant_N))
             bias_N += rows_ND @ mean_D - fc2_NR @ (basis_DR.T @ mean_D)
             reach_N = (mean_N + self.margin * left_N) / known_N.clamp_min(1e-30)
             density = float(torch.special.ndtr(reach_N).mean())

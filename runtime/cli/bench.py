@@ -19,6 +19,7 @@ from hotcold.runtime.cli.options import (
     json_option,
 )
 from hotcold.runtime.cli.running import figures, running_engine
+from hotcold.runtime.units import parse_bytes
 
 if TYPE_CHECKING:
     from hotcold.actors import Engine
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.group("bench")
 def command() -> None:
-    """Measure the exchange between actors and the decode speed."""
+    """Measure the exchange between actors, the weight stores and the decode speed."""
 
 
 @command.command("hop")
@@ -69,6 +70,33 @@ def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
         elif isinstance(value, dict):
             cases += [(f"{name} {inner}", times) for inner, times in hop_cases(value)]
     return cases
+
+
+@command.command("stores")
+@click.option("--size", default="2GiB", show_default=True, help="Bytes of each kind of store.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Of each case."
+)
+@json_option
+@debug_option
+def weight_stores(size: str, rounds: int, as_json: bool) -> None:
+    """What the kernels read from each kind of weight store (--store), one thread and two.
+
+    rows_4k: gate rows that do not fire. records_30k: whole neurons. sequential: a dense product.
+    """
+    from hotcold.runtime.bench.stores import measure
+
+    result = measure(parse_bytes(size, "--size"), rounds=rounds)
+    rows = [
+        (case, threads.removeprefix("threads_"), kind, *(f"{rate:.1f}" for rate in rates.values()))
+        for case, by_threads in result.items()
+        if isinstance(by_threads, dict)
+        for threads, by_kind in by_threads.items()
+        for kind, rates in by_kind.items()
+    ]
+    click.echo(output.table(("read", "threads", "store", "best GB/s", "median GB/s"), rows))
+    if as_json:
+        output.emit_json(result)
 
 
 @command.command("decode")

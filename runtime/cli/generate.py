@@ -72,7 +72,14 @@ def command(
     with running_engine(options) as engine:
         ids, pieces = _stream(engine, text, sampling, shown)
         result = _result(engine, "".join(pieces), ids)
+        recoveries = engine.recoveries
     _print_actors(result)
+    for lost in recoveries:
+        output.note(
+            f"recovered from the loss of the {lost.actor} actor ({lost.cause}) in "
+            f"{lost.total_s:.2f} s: {lost.end_s:.2f} s until the others had stopped, "
+            f"{lost.start_s:.2f} s to start, {lost.load_s:.2f} s to load"
+        )
     if as_json:
         output.emit_json(result)
 

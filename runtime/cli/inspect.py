@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
 PARTS = ("embedding", "head", "attention", "neurons", "norms")
+KINDS = {
+    "embed": "embedding",
+    "positions": "embedding",
+    "project_in": "embedding",
+    "head": "head",
+    "project_out": "head",
+    "neurons": "neurons",
+    "ffn_bias": "neurons",
+}
 
 
 @click.command("inspect")
@@ -71,16 +80,16 @@ def describe(bundle: "Bundle") -> dict[str, Any]:
 def part_of(tensor: str) -> str:
     """The part of the model a tensor of weights.bin belongs to."""
     kind = tensor.rsplit(".", 1)[-1]
-    if kind.endswith("norm"):
+    if kind.removesuffix("_bias").endswith("norm"):
         return "norms"
-    return {"embed": "embedding", "head": "head", "neurons": "neurons"}.get(kind, "attention")
+    return KINDS.get(kind, "attention")
 
 
 def _elements(name: str, entry: "TensorEntry", bundle: "Bundle") -> int:
-    # A neuron record is a gate row, an up row and a down column, and padding that is no parameter.
-    if part_of(name) == "neurons":
+    # A neuron record is its rows and columns, perhaps a bias, and padding that is no parameter.
+    if name.endswith(".neurons"):
         spec: ModelSpec = bundle.spec
-        return 3 * spec.n_neurons * spec.d_model
+        return spec.n_neurons * (spec.neuron_rows * spec.d_model + spec.biases)
     return math.prod(entry.shape)
 
 
@@ -99,13 +108,22 @@ def _print(result: dict[str, Any]) -> None:
     click.echo(f"source     {result['source']}")
     click.echo(f"bundle     {result['bundle']}")
     click.echo(
-        f"layers     {spec['n_layers']} x {spec['n_neurons']} neurons, width {spec['d_model']}"
+        f"layers     {spec['n_layers']} x {spec['n_neurons']} neurons ({kind_of_neuron(spec)}), "
+        f"width {spec['d_model']}"
     )
     click.echo(
         f"attention  {spec['n_heads']} heads, {spec['n_kv_heads']} key/value heads, "
         f"{spec['head_dim']} each"
     )
-    click.echo(f"context    {spec['max_context']} positions, vocabulary {spec['vocab_size']}")
+    learned = "learned " if spec.get("positions") == "learned" else ""
+    projected = f", embeddings of width {spec['embed_dim']}" if spec.get("embed_dim") else ""
+    click.echo(
+        f"context    {spec['max_context']} {learned}positions, vocabulary {spec['vocab_size']}"
+        f"{projected}"
+    )
+    if spec.get("norm") == "layer":
+        place = "after" if spec.get("post_norm") else "before"
+        click.echo(f"norms      layer norms {place} each block")
     click.echo()
     rows = [
         (part, output.count(result["parameters"][part]), format_bytes(result["bytes"][part]))
@@ -117,6 +135,12 @@ def _print(result: dict[str, Any]) -> None:
         click.echo("no activation profile; make one with: hotcold profile --text FILE --out DIR")
         return
     click.echo(sparsity_table(result["sparsity_L"]))
+
+
+def kind_of_neuron(spec: dict[str, Any]) -> str:
+    """In words: gated or not, with a bias or without."""
+    kind = "gated ReLU" if spec.get("ffn", "reglu") == "reglu" else "ReLU"
+    return f"{kind} with bias" if spec.get("biases") else kind
 
 
 def sparsity_table(sparsity_L: list[float]) -> str:

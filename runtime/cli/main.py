@@ -34,7 +34,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "solve": ("solve", "Place a model's neurons, save the plan and explain it"),
     "compare": ("compare", "Run placement policies on the same prompt"),
     "policies": ("policies", "List the installed policies and predictors"),
-    "bench": ("bench", "Measure the exchange and the decode speed"),
+    "doctor": ("doctor", "Say what this machine offers and what to mend"),
+    "chaos": ("chaos", "Kill and stop actors at random; the tokens must not change"),
+    "bench": ("bench", "Measure exchange, weight stores and decode speed"),
 }
 
 

@@ -18,6 +18,7 @@ from hotcold.runtime.errors import ConfigError
 Command = TypeVar("Command", bound=Callable[..., Any])
 DTYPES = ("float32", "float16", "bfloat16")
 TRANSPORTS = ("native", "ray")
+STORES = ("file", "memfd", "private")
 
 
 @dataclass
@@ -43,8 +44,10 @@ class EngineOptions:
         threads: worker threads of the CPU executor.
         context: positions kept for the prompt and what follows it.
         transport: "native" or "ray".
+        store: how weights are held in memory, "file", "memfd" or "private".
         address: address of a Ray cluster to join.
         seed: seed of sampling and of policies that draw.
+        restarts: losses of actors that a generation survives.
     """
 
     model: str | None = None
@@ -58,8 +61,10 @@ class EngineOptions:
     threads: int | None = None
     context: int | None = None
     transport: str = "native"
+    store: str | None = None
     address: str | None = None
     seed: int = 0
+    restarts: int | None = None
 
     def launch_arguments(self) -> dict[str, Any]:
         """Keyword arguments of Engine.launch; what the user left out is left out here too."""
@@ -73,7 +78,9 @@ class EngineOptions:
             "dtype": self.dtype,
             "threads": self.threads,
             "context": self.context,
+            "store": self.store,
             "address": self.address,
+            "restarts": self.restarts,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         always = {"predictor": self.predictor, "transport": self.transport, "seed": self.seed}
@@ -191,9 +198,20 @@ def _group(policy: bool) -> list[Callable[[Any], Any]]:
             help="How the actors exchange: shared memory, or a Ray call an operation.",
         ),
         click.option(
+            "--store",
+            type=click.Choice(STORES),
+            help="How weights are held in memory: mapped file, one shared copy in huge pages, or"
+            " its own neurons in private huge pages.  [default: HOTCOLD_STORE, else by size]",
+        ),
+        click.option(
             "--address", help="Ray cluster to join.  [default: RAY_ADDRESS, or a new one]"
         ),
         seed_option,
+        click.option(
+            "--restarts",
+            type=click.IntRange(min=0),
+            help="Losses of actors a generation survives; 0: the first ends it.  [default: 3]",
+        ),
         debug_option,
     ]
 
@@ -209,8 +227,10 @@ FIELDS = (
     "threads",
     "context",
     "transport",
+    "store",
     "address",
     "seed",
+    "restarts",
 )
 
 

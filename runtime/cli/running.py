@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hotcold.actors import Engine, GenerationStats
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What Ray prints of a lost worker, at length; the engine's own error says it in one line.
+WORKER_DIED = "A worker died or was killed while executing a task by an unexpected system error"
 
 
 class Terminated(BaseException):
@@ -86,6 +88,7 @@ def running_engine(options: EngineOptions, **more: object) -> Iterator["Engine"]
     try:
         if sys.stderr.isatty():
             output.note("hotcold: starting the actors gpu, cpu and predictor")
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", WORKER_DIED)
         from hotcold.actors import Engine
 
         # Ray prints what befalls its workers to standard output, which is for results.

@@ -4,6 +4,7 @@ Called by `bundle.resolve_model` under the cache's lock, into a temporary folder
 than one down matrix and a few blocks of 64 MiB, whatever the size of the model.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hotcold.runtime.errors import BudgetError
+from hotcold.runtime.formats.byte_level import MERGES, VOCAB
 from hotcold.runtime.formats.digest import DigestWriter, file_digest
 from hotcold.runtime.formats.dtypes import RAW_TYPES
 from hotcold.runtime.formats.huggingface import BLOCK_BYTES, Checkpoint
@@ -33,6 +35,8 @@ COMPANIONS = (  # copied as they are where the checkpoint has them
     TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
+    VOCAB,
+    MERGES,
     "generation_config.json",
     "chat_template.jinja",
     PROFILE,
@@ -40,6 +44,7 @@ COMPANIONS = (  # copied as they are where the checkpoint has them
 )
 SPARE_BYTES = 64 << 20
 LOG_EVERY_S = 2.0
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit on a file's size
 
 
 class Progress:
@@ -91,14 +96,15 @@ def _write_neurons(checkpoint: Checkpoint, layer: int, out: DigestWriter) -> Non
     record = NeuronRecord.for_spec(spec)
     d, itemsize = spec.d_model, spec.element_bytes
     step = max(1, BLOCK_BYTES // record.record_bytes)
-    for gate, up, down in checkpoint.neurons(layer, step):
-        records = np.zeros((len(gate), record.record_bytes // itemsize), RAW_TYPES[spec.dtype])
-        for offset, rows in (
-            (record.gate_offset, gate),
-            (record.up_offset, up),
-            (record.down_offset, down),
-        ):
-            records[:, offset // itemsize :][:, :d] = rows
+    offsets = {"gate": record.gate_offset, "up": record.up_offset, "down": record.down_offset}
+    for parts in checkpoint.neurons(layer, step):
+        shape = len(parts["gate"]), record.record_bytes // itemsize
+        records = np.zeros(shape, RAW_TYPES[spec.dtype])
+        for part, rows in parts.items():
+            if part == "bias":
+                records.view(np.float32)[:, record.bias_offset // 4] = rows
+            else:
+                records[:, offsets[part] // itemsize :][:, :d] = rows
         out.write(records.reshape(-1).view(np.uint8).data)
 
 
@@ -113,7 +119,7 @@ def _write_weights(checkpoint: Checkpoint, path: Path, name: str) -> tuple[str, 
             if tensor.endswith(".neurons"):
                 _write_neurons(checkpoint, int(tensor.split(".")[1]), out)
             else:
-                for rows in checkpoint.matrix(tensor):
+                for rows in checkpoint.tensor(tensor):
                     out.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
             progress(out.written, total)
         out.write(memoryview(bytes(total - out.written)))
@@ -134,6 +140,19 @@ def _copy_companions(source: Path, folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
+def _too_full(name: str, total: int, folder: Path, error: OSError | None = None) -> BudgetError:
+    """What a bundle takes and what there is; what is written already counts as free again."""
+    free = shutil.disk_usage(folder).free
+    if error is not None and (folder / WEIGHTS).is_file():
+        free += (folder / WEIGHTS).stat().st_blocks * 512
+    why = f" ({error.strerror})" if error is not None else ""
+    return BudgetError(
+        f"the bundle of {name} takes {total / 1e9:.2f} GB ({total} bytes), the disk of "
+        f"{folder.parent} has {free / 1e9:.2f} GB free ({free} bytes){why}; make room or set "
+        "HOTCOLD_CACHE to a folder on another disk"
+    )
+
+
 def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     """Write a complete bundle into an existing empty folder, durable when it returns.
 
@@ -149,13 +168,15 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     total = layout(spec)[1]
     free = shutil.disk_usage(folder).free
     if free < total + SPARE_BYTES:
-        raise BudgetError(
-            f"the bundle of {name} takes {total / 1e9:.2f} GB, the disk of {folder.parent} has "
-            f"{free / 1e9:.2f} GB free; make room or set HOTCOLD_CACHE to a folder on another disk"
-        )
-    sha256, size = _write_weights(checkpoint, folder / WEIGHTS, name)
-    files = _copy_companions(checkpoint.folder, folder)
-    return write_header(folder, spec, name, str(checkpoint.folder), (sha256, size), files)
+        raise _too_full(name, total, folder)
+    try:
+        weights = _write_weights(checkpoint, folder / WEIGHTS, name)
+        files = _copy_companions(checkpoint.folder, folder)
+        return write_header(folder, spec, name, str(checkpoint.folder), weights, files)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise _too_full(name, total, folder, error) from error
 
 
 def write_header(

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -112,7 +113,8 @@ def write_stamp(stamps: list[Path], checksum: str, paths: dict[str, Path]) -> No
             os.replace(temporary, stamp)
             return
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only file system refuses this too
+                temporary.unlink()
 
 
 def has_stamp(stamps: list[Path], checksum: str, paths: dict[str, Path]) -> bool:

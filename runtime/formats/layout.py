@@ -3,6 +3,10 @@
     layers.0.attention_norm | .qkv | .o | .ffn_norm | .neurons | layers.1 ...
     | embed | head | final_norm
 
+Where a model has them: a layer norm's weight is followed by its bias (attention_norm_bias), .qkv
+and .o by theirs, .neurons by .ffn_bias (of the down matrix; the gate's are in the records), embed
+by positions and project_in, head by project_out.
+
 Used by the writer and by the reader, which compares what a bundle claims with what its spec
 implies, so that no offset from a file is ever believed. Matrix rows are contiguous and unpadded.
 """
@@ -46,22 +50,35 @@ class TensorEntry:
 
 def _tensors(spec: ModelSpec) -> list[tuple[str, tuple[int, ...], str]]:
     """Name, shape and dtype of all tensors, in file order."""
-    d, dtype = spec.d_model, spec.dtype
+    d, dtype, width = spec.d_model, spec.dtype, spec.embed_width
     record_bytes = NeuronRecord.for_spec(spec).record_bytes
-    tensors: list[tuple[str, tuple[int, ...], str]] = []
+    projected, qkv = spec.embed_dim is not None, spec.q_dim + 2 * spec.kv_dim
+    norm_bias = spec.norm == "layer"
+    tensors: list[tuple[str, tuple[int, ...], str, bool]] = []
     for i in range(spec.n_layers):
+        layer = f"layers.{i}"
         tensors += [
-            (f"layers.{i}.attention_norm", (d,), "float32"),
-            (f"layers.{i}.qkv", (spec.q_dim + 2 * spec.kv_dim, d), dtype),
-            (f"layers.{i}.o", (d, spec.q_dim), dtype),
-            (f"layers.{i}.ffn_norm", (d,), "float32"),
-            (f"layers.{i}.neurons", (spec.n_neurons, record_bytes), "uint8"),
+            (f"{layer}.attention_norm", (d,), "float32", True),
+            (f"{layer}.attention_norm_bias", (d,), "float32", norm_bias),
+            (f"{layer}.qkv", (qkv, d), dtype, True),
+            (f"{layer}.qkv_bias", (qkv,), "float32", spec.biases),
+            (f"{layer}.o", (d, spec.q_dim), dtype, True),
+            (f"{layer}.o_bias", (d,), "float32", spec.biases),
+            (f"{layer}.ffn_norm", (d,), "float32", True),
+            (f"{layer}.ffn_norm_bias", (d,), "float32", norm_bias),
+            (f"{layer}.neurons", (spec.n_neurons, record_bytes), "uint8", True),
+            (f"{layer}.ffn_bias", (d,), "float32", spec.biases),
         ]
-    tensors.append(("embed", (spec.vocab_size, d), dtype))
-    if not spec.tied:
-        tensors.append(("head", (spec.vocab_size, d), dtype))
-    tensors.append(("final_norm", (d,), "float32"))
-    return tensors
+    tensors += [
+        ("embed", (spec.vocab_size, width), dtype, True),
+        ("positions", (spec.max_context, d), dtype, spec.positions == "learned"),
+        ("project_in", (d, width), dtype, projected),
+        ("head", (spec.vocab_size, width), dtype, not spec.tied),
+        ("project_out", (width, d), dtype, projected),
+        ("final_norm", (d,), "float32", spec.final_norm),
+        ("final_norm_bias", (d,), "float32", spec.final_norm and norm_bias),
+    ]
+    return [(name, shape, kind) for name, shape, kind, present in tensors if present]
 
 
 def layout(spec: ModelSpec) -> tuple[dict[str, TensorEntry], int]:

@@ -20,6 +20,12 @@ LIMITS: dict[str, tuple[int, int]] = {  # inclusive
     "vocab_size": (1, 1 << 22),
     "max_context": (1, 1 << 24),
 }
+KINDS: dict[str, tuple[str, ...]] = {
+    "norm": ("rms", "layer"),
+    "ffn": ("reglu", "relu"),
+    "positions": ("rotary", "learned"),
+}
+FLAGS = ("tied", "biases", "post_norm", "final_norm")
 ROPE_NUMBERS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": (
@@ -82,21 +88,45 @@ def check_spec(spec: ModelSpec) -> None:
         value = getattr(spec, name)
         if not is_int(value) or not low <= value <= high:
             raise ValueError(f"{name} is {value!r:.80}, it must be an integer of {low} to {high}")
-    if spec.head_dim % 2:
-        raise ValueError(f"head_dim {spec.head_dim} is odd; rotary embedding turns pairs")
+    _check_kinds(spec)
     if spec.n_heads % spec.n_kv_heads:
         raise ValueError(
             f"{spec.n_heads} query heads cannot share {spec.n_kv_heads} key-value heads evenly"
         )
     if not positive(spec.norm_eps, 1.0):
         raise ValueError(f"norm epsilon is {spec.norm_eps!r:.80}, it must be above 0, at most 1")
-    if not positive(spec.rope_theta, 1e12):
-        raise ValueError(f"rope theta is {spec.rope_theta!r:.80}, it must be above 0, at most 1e12")
-    if spec.dtype not in DTYPE_BYTES or not isinstance(spec.tied, bool):
-        raise ValueError(f"dtype {spec.dtype!r:.80} or tied {spec.tied!r:.80} is not possible")
+    if spec.dtype not in DTYPE_BYTES:
+        raise ValueError(f"dtype {spec.dtype!r:.80} is not possible")
     for token in spec.bos_ids + spec.eos_ids:
         if not is_int(token) or not 0 <= token < spec.vocab_size:
             raise ValueError(
                 f"token id {token!r:.80} is outside the vocabulary of {spec.vocab_size}"
             )
+
+
+def _check_kinds(spec: ModelSpec) -> None:
+    """Check the kinds of layer, and what depends on them."""
+    for name, kinds in KINDS.items():
+        if getattr(spec, name) not in kinds:
+            raise ValueError(
+                f"{name} is {getattr(spec, name)!r:.80}, it must be one of {', '.join(kinds)}"
+            )
+    for name in FLAGS:
+        if not isinstance(getattr(spec, name), bool):
+            raise ValueError(f"{name} is {getattr(spec, name)!r:.80}, it must be true or false")
+    low, high = LIMITS["d_model"]
+    if spec.embed_dim is not None and not (
+        is_int(spec.embed_dim) and low <= spec.embed_dim <= high
+    ):
+        raise ValueError(f"embed_dim is {spec.embed_dim!r:.80}, it must be from {low} to {high}")
+    if spec.biases and spec.ffn == "reglu":
+        raise ValueError("biases are not supported in a gated feed-forward layer (reglu)")
+    if spec.positions == "learned":
+        if spec.rope_theta != 0 or spec.rope_scaling is not None:
+            raise ValueError("a model with learned positions has no rotary parameters")
+        return
+    if spec.head_dim % 2:
+        raise ValueError(f"head_dim {spec.head_dim} is odd; rotary embedding turns pairs")
+    if not positive(spec.rope_theta, 1e12):
+        raise ValueError(f"rope theta is {spec.rope_theta!r:.80}, it must be above 0, at most 1e12")
     check_rope_scaling(spec.rope_scaling)

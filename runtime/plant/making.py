@@ -4,6 +4,7 @@ Called by `hotcold plant`, benches and tests. Works in a temporary folder beside
 renames it at the end; checks options and disk before anything is drawn.
 """
 
+import errno
 import os
 import shutil
 import time
@@ -216,7 +217,7 @@ def plant(
     Raises:
         ConfigError: an option, or the folder, cannot be used.
         BackendError: no such device.
-        BudgetError: the disk is too full.
+        BudgetError: the disk is too full, or a layer does not fit the device.
     """
     begin = time.monotonic()
     out = out.expanduser().absolute()
@@ -235,6 +236,16 @@ def plant(
     try:
         report = _write(options, drawing, folder, hugging_face, where, progress)
         os.replace(folder, out)  # onto an empty folder too
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            check_out(out)  # somebody was faster
+        raise BudgetError(
+            f"writing {out} failed ({error.strerror}); make room or choose another disk"
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise BudgetError(
+            f"a layer of {options.shape} does not fit the memory of {where}; use --device cpu"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return PlantReport(out, drawing.spec, *report, time.monotonic() - begin)

@@ -18,7 +18,7 @@ F64 = NDArray[np.float64]
 CAP = 0.95  # no neuron fires for every token
 HELD = 0.8
 _EXPONENT_LIMIT = 4.0
-_STEPS = 60
+_STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Statistics:
 
 def share_holding(p_N: F64, fraction: float = HELD) -> float:
     """Smallest share of neurons that holds this fraction of all activations, interpolated."""
-    running = np.concatenate([[0.0], np.cumsum(np.sort(p_N)[::-1])])
+    running = np.concatenate([[0.0], np.cumsum(-np.sort(-p_N))])
     position = np.interp(fraction * running[-1], running, np.arange(len(running)))
     return float(position) / len(p_N)
 
@@ -85,14 +85,12 @@ def share_holding(p_N: F64, fraction: float = HELD) -> float:
 def _law(n: int, density: float, exponent: float) -> F64:
     """The law of this exponent, its scale fitted to the density."""
     weight_N = ((np.arange(n) + 0.5) / n) ** -exponent
-    low, high = -40.0, 40.0  # log of the scale
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        if np.minimum(CAP, np.exp(middle) * weight_N).mean() < density:
-            low = middle
-        else:
-            high = middle
-    p_N: F64 = np.minimum(CAP, np.exp((low + high) / 2) * weight_N)
+    # With the k hottest at the cap, the others' scale is what is left of the density; the first k
+    # for which none of the others is above the cap is the right one.
+    tail_N = np.cumsum(weight_N[::-1])[::-1]
+    scale_N = (density * n - CAP * np.arange(n)) / tail_N
+    k = int(np.argmax(scale_N * weight_N <= CAP))
+    p_N: F64 = np.minimum(CAP, scale_N[k] * weight_N)
     return p_N
 
 

@@ -36,6 +36,14 @@ def actor_pid(command: int, name: str) -> int:
     raise AssertionError(f"no {name} among the processes of {command}")
 
 
+def running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
 def wait_for_text(process: "subprocess.Popen[str]") -> None:
     assert process.stdout is not None
     first = os.read(process.stdout.fileno(), 200)
@@ -68,7 +76,7 @@ def test_json_is_the_last_line_and_every_actor_worked() -> None:
     ("actor", "name"), [("gpu", "GpuExecutor"), ("cpu", "CpuExecutor"), ("predictor", "Predictor")]
 )
 def test_a_killed_actor_ends_the_command_with_its_name(actor: str, name: str) -> None:
-    process = start()
+    process = start("--restarts", "0")
     try:
         wait_for_text(process)
         os.kill(actor_pid(process.pid, name), signal.SIGKILL)
@@ -82,6 +90,38 @@ def test_a_killed_actor_ends_the_command_with_its_name(actor: str, name: str) ->
     assert process.returncode == 1
     assert last.startswith(f"hotcold: error: the {actor} actor died")
     assert "Traceback" not in errors
+
+
+def test_a_killed_actor_does_not_show_in_the_text() -> None:
+    more = ["--context", "512", "--max-tokens", "300"]
+    undisturbed = start(*more)
+    expected, _ = undisturbed.communicate(timeout=120)
+    process = start(*more)
+    try:
+        assert process.stdout is not None
+        first = os.read(process.stdout.fileno(), 200).decode()
+        os.kill(actor_pid(process.pid, "CpuExecutor"), signal.SIGKILL)
+        rest, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert first + rest == expected
+    assert "recovered from the loss of the cpu actor (died) in" in errors
+
+
+def test_nothing_outlives_a_killed_driver() -> None:
+    process = start()
+    try:
+        wait_for_text(process)
+        mine = children(process.pid)
+        assert len(mine) > 3
+    finally:
+        process.kill()
+    deadline = time.monotonic() + 5.0
+    while time.monotonic() < deadline and any(map(running, mine)):
+        time.sleep(0.05)
+    assert not [pid for pid in mine if running(pid)]
+    process.communicate(timeout=20)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -22,15 +22,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray", "no_actor_left
 PROMPT = "Once upon a time"
 
 
-@pytest.fixture
-def no_actor_left() -> Any:
-    from ray.util import list_named_actors
-
-    yield
-    gc.collect()
-    assert list_named_actors(all_namespaces=True) == []
-
-
 def alive(pid: int) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
@@ -83,7 +74,7 @@ def test_logits_are_the_oracles(tiny_model: Path) -> None:
 @pytest.mark.parametrize("victim", ["gpu", "cpu", "predictor"])
 @pytest.mark.parametrize("transport", ["native", "ray"])
 def test_a_killed_actor_is_named_within_two_seconds(victim: str, transport: str) -> None:
-    with Engine.launch(context=1024, transport=transport) as engine:
+    with Engine.launch(context=1024, transport=transport, restarts=0) as engine:
         pids = {name: actor.pid for name, actor in engine.stats().actors.items()}
         began = 0.0
         with pytest.raises(ActorLostError, match=f"the {victim} actor died") as caught:
@@ -96,14 +87,6 @@ def test_a_killed_actor_is_named_within_two_seconds(victim: str, transport: str)
     assert not any(alive(pid) for pid in pids.values())
     with Engine.launch() as engine:  # another one works after that
         assert len(list(engine.generate(PROMPT, max_tokens=5))) == 5
-
-
-def test_a_killed_idle_actor_is_found_at_the_next_request() -> None:
-    with Engine.launch() as engine:
-        os.kill(engine.stats().actors["cpu"].pid, 9)
-        time.sleep(0.1)
-        with pytest.raises(ActorLostError, match="the cpu actor died"):
-            list(engine.generate(PROMPT, max_tokens=5))
 
 
 def test_control_calls_are_answered_while_tokens_run() -> None:

@@ -39,6 +39,8 @@ def gemv_args() -> Any:
         ("stride_bytes", 33, "33 bytes apart"),
         ("x_stride", 7, "strides 7"),
         ("y_stride", 3, "3 of y"),
+        ("bias_stride", 6, "biases 6 bytes apart"),
+        ("bias_stride", -4, "biases -4 bytes apart"),
     ],
 )
 def test_gemv(field: str, value: Any, word: str) -> None:
@@ -77,6 +79,9 @@ def ffn_args(keep: list[Any]) -> Any:
         ("down_offset", 65, "byte 65"),
         ("up_offset", -32, "byte -32"),
         ("record_bytes", 92, "92 bytes"),
+        ("bias_offset", -4, "bias at byte -4"),
+        ("bias_offset", 94, "bias at byte 94"),
+        ("bias_offset", 96, "bias at byte 96"),
     ],
 )
 def test_ffn(field: str, value: Any, word: str) -> None:
@@ -95,6 +100,7 @@ def test_null_arguments_and_lists() -> None:
         lib.hc_ffn(none, none),
         lib.hc_split(none),
         lib.hc_rmsnorm(none, none, 0.0, none, 1, 1),
+        lib.hc_layernorm(none, none, none, 0.0, none, 1, 1),
         lib.hc_rotary(none, 0, 1, 2, none, none, none, 1),
         lib.hc_attention(none, none),
         lib.hc_sample(none),

@@ -148,7 +148,7 @@ def test_a_file_cut_short_while_it_is_read(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(CheckpointError, match=r"changed while it was read"):
-        list(checkpoint.matrix("head"))
+        list(checkpoint.tensor("head"))
 
 
 def test_sharded_writer_covers_everything(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ class OracleStore:
         rows_ND = weight.T if part == "down" else weight
         return np.ascontiguousarray(rows_ND.astype(np.float32))
 
+    def neuron_biases(self, layer: int) -> Any:
+        return np.zeros(self.oracle.n_neurons, np.float32)
+
     def float32(self, name: str) -> Any:
         _, layer, kind = name.split(".")
         if kind != "ffn_norm":
