@@ -28,6 +28,7 @@ _FILLED = 1024  # above, one neuron is too little of a layer to matter
 _GRID = 8192
 _CELLS = 3 * 10**8  # of the dynamic program, about half a second
 _HALVINGS = 60
+_SHARES = 16  # of what is left, given away at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,25 +301,30 @@ def _by_price(curves: list[LayerCurve], bytes_L: I64, room: int) -> I64:
     picks, _ = _price(times_L, grids_L, bytes_L, room)
     count_L = np.array([int(grid[pick]) for grid, pick in zip(grids_L, picks, strict=True)])
     left = room - int((count_L * bytes_L).sum())
-    while left > 0:
+    chunk = left  # neurons added at once, first many, then few
+    while left > 0 and chunk > 0:
+        chunk = min(chunk, max(1, left // int(bytes_L.min()) // _SHARES))
         gains = [
-            _best_step(curve, int(count), left // int(size), int(size))
+            _best_step(curve, int(count), left // int(size), int(size), chunk)
             for curve, count, size in zip(curves, count_L, bytes_L, strict=True)
         ]
         layer = int(np.argmax([gain for gain, _ in gains]))
         gain, step = gains[layer]
         if gain <= 0:
-            break
+            chunk //= 2
+            continue
         count_L[layer] += step
         left -= step * int(bytes_L[layer])
     return count_L
 
 
-def _best_step(curve: LayerCurve, count: int, most: int, size: int) -> tuple[float, int]:
-    """The number of further neurons, up to `most`, that saves most seconds a byte."""
-    ahead = curve.best_C[count + 1 : count + 1 + most]
+def _best_step(
+    curve: LayerCurve, count: int, most: int, size: int, chunk: int
+) -> tuple[float, int]:
+    """The number of further neurons, whole chunks up to `most`, that saves most seconds a byte."""
+    ahead = curve.best_C[count + chunk : count + 1 + most : chunk]
     if not len(ahead):
         return 0.0, 0
-    rate = (curve.best_C[count] - ahead) / (np.arange(1, len(ahead) + 1) * size)
+    rate = (curve.best_C[count] - ahead) / (np.arange(1, len(ahead) + 1) * chunk * size)
     best = int(np.argmax(rate))
-    return float(rate[best]), best + 1
+    return float(rate[best]), (best + 1) * chunk

@@ -266,6 +266,7 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
         batch=batch,
         dtype=spec.dtype,
         profiled=activations_LN is not None,
+        gate_share=1 / spec.neuron_rows,
     )
 
 
@@ -277,15 +278,15 @@ def _modules(
     qkv = spec.q_dim + 2 * spec.kv_dim
     attention = (qkv + spec.q_dim) * d * size + (qkv + 2 * d) * 4 * spec.biases
     norms = 2 * spec.n_layers + spec.final_norm
-    matrices = 1 if spec.tied else 2  # of the embedding a token reads a single row
-    head = vocab * spec.embed_width * matrices
+    read = vocab * spec.embed_width  # of embedding and positions a token reads a single row
+    head = read * (1 if spec.tied else 2)
     head += spec.max_context * d if spec.positions == "learned" else 0
     head += 2 * d * spec.embed_width if spec.embed_dim is not None else 0
     layers = range(spec.n_layers)
     return (
         Module("norms", None, norms * d * 4 * (2 if spec.norm == "layer" else 1)),
         *(Module(f"attention.{i}", i, attention) for i in layers),
-        Module("head", None, head * size, read_share=1 / matrices),
+        Module("head", None, head * size, read_share=read / head),
         *(
             Module(f"predictor.{i}", i, int(predictor_bytes_L[i]))
             for i in layers
