@@ -10,17 +10,19 @@ C_FILES := $(filter %.c %.h,$(NATIVE))
 PROMPT ?= Once upon a time
 SAMPLING ?= --temperature 0.7 --top-p 0.9 --seed 1
 
-.PHONY: run test setup check fix types native bench wheel clean help
+.PHONY: run test setup check fix types native bench wheel clean help sanitize test-neon
 
 help:
 	@echo "make run      install into $(VENV) if needed, generate a story with three actors"
 	@echo "make test     lint, types and the whole test suite"
+	@echo "make sanitize the native tests on kernels built with ASan and UBSan"
+	@echo "make test-neon the NEON kernels under qemu (gcc-aarch64-linux-gnu, qemu-user-static)"
 	@echo "make setup    install into $(VENV) with what tests and linters need"
 	@echo "make check    ruff, clang-format, mypy"
 	@echo "make fix      let ruff and clang-format change the files"
 	@echo "make types    mypy alone"
 	@echo "make native   rebuild the C kernels in place, after editing native/"
-	@echo "make bench    hotcold bench hop and bench decode"
+	@echo "make bench    hotcold bench kernels, bench hop and bench decode"
 	@echo "make wheel    one wheel for every Python, in dist/"
 	@echo "make clean    remove what the build and the tools wrote; keeps $(VENV)"
 
@@ -51,6 +53,7 @@ run: $(VENV)/.installed
 	@echo "$(BIN)/hotcold compare --policy greedy --policy random --vram 24MiB"
 
 bench: $(VENV)/.installed-dev
+	$(BIN)/hotcold bench kernels
 	$(BIN)/hotcold bench hop
 	$(BIN)/hotcold bench decode
 
@@ -78,6 +81,24 @@ fix: setup
 
 test: check
 	$(BIN)/python -m pytest
+
+# The package once more, in links, around kernels of its own: the ones in place stay as they are.
+SANITIZED := build/sanitize/hotcold
+
+sanitize: setup
+	rm -rf build/sanitize && mkdir -p $(SANITIZED)/native
+	ln -s $(addprefix $(CURDIR)/,runtime policies actors) $(SANITIZED)/
+	ln -s $(addprefix $(CURDIR)/,$(filter-out native/_kernels.abi3.so,$(wildcard native/*))) \
+	  $(SANITIZED)/native/
+	$(BIN)/python native/_build.py --into=$(SANITIZED)/native -g -O1 \
+	  -fsanitize=address,undefined -fno-sanitize-recover=all
+	export ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize \
+	  LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" && \
+	  $(BIN)/python -c 'from hotcold.native import _kernels; exit("sanitize" not in _kernels.__file__)' && \
+	  $(BIN)/python -m pytest -p no:cacheprovider -m "not ray and not neon" tests/native
+
+test-neon: setup
+	$(BIN)/python -m pytest -m neon tests/native
 
 # ---- build -------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from hotcold.native.executor import Request, RequestTimes
 from hotcold.native.segment import Watcher
 from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import HotcoldError, LaunchError
-from hotcold.runtime.exchange import ActorState, Segment, SegmentHandle
+from hotcold.runtime.exchange import ActorState, PoisonCode, Segment, SegmentHandle
 from hotcold.runtime.executor import Executor, Sampled
 from hotcold.runtime.formats.bundle import open_bundle
 from hotcold.runtime.kv import KvCache, KvHandle
@@ -119,7 +119,11 @@ class Shell:
     @ray.method(concurrency_group="loop")
     def loop(self) -> None:
         """Run passes until the exchange is poisoned; the call's end is the sign of life's end."""
-        self._loaded.run()
+        executor = self._loaded
+        executor.run()
+        poison = executor.segment.poisoned
+        if poison is not None and poison.code is PoisonCode.DIED and poison.actor == "driver":
+            os._exit(1)  # nobody is left to serve; Ray would notice in a second or two
 
     @ray.method(concurrency_group="control")
     def arm(self, op: str, at_seq: int, signal_number: int) -> None:

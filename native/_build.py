@@ -1,7 +1,8 @@
 """Build the C kernels with cffi in API mode, from the one header both compilers check.
 
 setuptools calls `BuildNative` (pyproject: `[tool.setuptools.cmdclass]`), so there is no setup.py.
-`python native/_build.py` builds the module in place for people who work on the kernels.
+`python native/_build.py [--into=FOLDER] [FLAGS]` builds the module for people who work on the
+kernels, by default in place.
 """
 
 import subprocess
@@ -58,26 +59,29 @@ class BuildNative(build_ext):
             ext.depends = [str(path) for path in HERE.rglob("*.h")]
             ext.include_dirs = [str(HERE)]
             ext.extra_compile_args = FLAGS
-            ext.extra_link_args = ["-pthread", "-lm"]
+            ext.extra_link_args = ["-pthread", "-lm", "-ldl"]
             ext.define_macros = [("Py_LIMITED_API", "0x030a0000")]
         super().build_extension(ext)
 
 
-def build_in_place(extra: tuple[str, ...] = ()) -> Path:
-    """Compile beside the sources with cc; for development, without installing anything."""
+def build_in_place(extra: tuple[str, ...] = (), folder: Path = HERE) -> Path:
+    """Compile with cc into folder, by default beside the sources; nothing is installed."""
     import sysconfig
 
     temp = HERE.parent / "build" / "native"
     glue = emit_glue(temp)
-    target = HERE / "_kernels.abi3.so"
-    fresh = temp / "_kernels.abi3.so"
+    target = folder / "_kernels.abi3.so"
+    fresh = folder / ".fresh_kernels.so"
     command = ["cc", "-shared", "-fPIC", *FLAGS, *extra, "-DPy_LIMITED_API=0x030a0000"]
     command += [f"-I{HERE}", f"-I{sysconfig.get_paths()['include']}", str(glue)]
-    command += [*map(str, sources()), "-o", str(fresh), "-lm"]
+    command += [*map(str, sources()), "-o", str(fresh), "-lm", "-ldl"]
     subprocess.run(command, check=True)
     fresh.replace(target)
     return target
 
 
 if __name__ == "__main__":
-    print(build_in_place(tuple(sys.argv[1:])))
+    options = sys.argv[1:]
+    named = bool(options) and options[0].startswith("--into=")
+    into = Path(options.pop(0).removeprefix("--into=")).resolve() if named else HERE
+    print(build_in_place(tuple(options), into))

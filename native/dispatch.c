@@ -2,7 +2,7 @@
  *
  * Chosen once a process: the variant HOTCOLD_CPU names, else the first supported one of the list
  * below. A name this machine does not offer is an error in every operator, never a silent fallback;
- * hc_cpu_force overrides both. __builtin_cpu_supports asks the CPU and the operating system.
+ * hc_cpu_force overrides both, and can name a variant of one's own that was loaded (variant.c). __builtin_cpu_supports asks the CPU and the operating system.
  */
 #include "internal.h"
 
@@ -14,7 +14,10 @@
 /* Best first; the last one runs everywhere. */
 static const hc_primitives *const variants[] = {
 #if defined(__x86_64__)
+    &hc_primitives_avx512,
     &hc_primitives_avx2,
+#elif defined(__aarch64__)
+    &hc_primitives_neon,
 #endif
     &hc_primitives_ref,
 };
@@ -29,17 +32,36 @@ const char *hc_cpu_variant(int32_t index) {
     return NULL;
 }
 
+const hc_primitives *hc_primitives_best(void) {
+    int32_t i = 0;
+    while (!variants[i]->supported()) /* the last one is */
+        i++;
+    return variants[i];
+}
+
 /* The supported variant of that name; NULL name: the best. NULL after hc_fail. */
 static const hc_primitives *find(const char *name, const char *asked_by) {
+    if (!name)
+        return hc_primitives_best();
     char available[64] = "";
     for (int32_t i = 0; i < N_VARIANTS; i++) {
         if (!variants[i]->supported())
             continue;
-        if (!name || !strcmp(name, variants[i]->name))
+        if (!strcmp(name, variants[i]->name))
             return variants[i];
         size_t used = strlen(available);
         snprintf(available + used, sizeof available - used, "%s%s", used ? ", " : "",
                  variants[i]->name);
+    }
+    const hc_primitives *own = hc_variant_find(name);
+    if (own)
+        return own;
+    if (strchr(name, '.')) {
+        hc_fail(HC_ERR_UNSUPPORTED,
+                "%s names the file '%.200s', which is compiled and loaded by an engine or by "
+                "hotcold.native.variant, and was not",
+                asked_by, name);
+        return NULL;
     }
     hc_fail(HC_ERR_UNSUPPORTED,
             "CPU variant '%.40s' asked for by %s is not supported here; available: %s", name,

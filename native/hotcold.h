@@ -41,10 +41,12 @@ typedef enum {
 const char *hc_last_error(void); /* text of this thread's last failure */
 int32_t hc_abi_version(void);
 
-/* ---- CPU variants (dispatch.c): "avx2", "ref"; best supported first ---- */
+/* ---- CPU variants (dispatch.c): "avx512", "avx2", "neon", "ref"; best supported first ---- */
 const char *hc_cpu_variant(int32_t index); /* NULL past the end */
 const char *hc_cpu_active(void);
 hc_status hc_cpu_force(const char *name); /* process-wide; NULL: best */
+/* Open a compiled variant (variant.h) under a name for hc_cpu_force; it stays open. */
+hc_status hc_cpu_load(const char *path, const char *name);
 
 /* ---- Thread pool (pool.c). threads counts the caller; cores NULL: not pinned ---- */
 typedef struct hc_pool hc_pool;
@@ -165,6 +167,16 @@ typedef struct {
     float logprob;      /* out: log softmax of the raw logits at id */
 } hc_sample_args;
 hc_status hc_sample(hc_sample_args *args);
+
+typedef struct { /* bench: read rows and nothing else, what a sparse operator could reach at best */
+    const void *base;
+    int64_t stride_bytes, row_bytes; /* row_bytes a multiple of 64 */
+    const int32_t *ids;
+    int64_t n;
+    int32_t side;  /* rows read side by side: 1 or 8 */
+    uint64_t fold; /* out: of all that was read */
+} hc_read_args;
+hc_status hc_read(hc_read_args *args, hc_pool *pool);
 
 /* ---- The exchange (exchange.c; layout: runtime/exchange.py) ---- */
 typedef struct

@@ -1,7 +1,8 @@
 """The CPU variants and the thread pool the operators run on.
 
-Called by the executors and by kernels.py. A variant is the primitives of one instruction set (avx2,
-ref), chosen once a process: by HOTCOLD_CPU, or the best one. Does no arithmetic itself.
+Called by the executors and by kernels.py. A variant is the primitives of one instruction set
+(avx512, avx2, neon, ref), chosen once a process: by HOTCOLD_CPU, or the best one; or a file of the
+user's own that was loaded. Does no arithmetic itself.
 """
 
 import os
@@ -45,6 +46,20 @@ def force_cpu_variant(name: str | None) -> None:
         BackendError: this machine does not support it.
     """
     check(lib.hc_cpu_force(ffi.NULL if name is None else name.encode()))
+
+
+def load_cpu_variant(library: str, name: str) -> None:
+    """Open a compiled variant file, so that force_cpu_variant knows it by that name.
+
+    Args:
+        library: the shared object; native/variant.h says what it exports.
+        name: at most 127 bytes, with a dot in it.
+
+    Raises:
+        BackendError: it does not open, exports no table, or was made for another ABI.
+        ConfigError: a path or a name too long.
+    """
+    check(lib.hc_cpu_load(library.encode(), name.encode()))
 
 
 class Pool:

@@ -43,6 +43,8 @@ class EngineConfig:
         seed: default sampling seed.
         restarts: losses of actors a generation survives; 0: the first one ends it.
         stuck_s: seconds without progress in a running pass after which its actor is lost.
+        kernels: CPU kernels: a built-in variant ("avx2"), or a C file of one's own, which every
+            actor compiles and loads; None: HOTCOLD_CPU, or the best built-in one.
 
     Raises:
         ConfigError: a value out of range.
@@ -65,6 +67,7 @@ class EngineConfig:
     seed: int = 0
     restarts: int = 3
     stuck_s: float = 10.0
+    kernels: str | None = None
 
     def __post_init__(self) -> None:
         check_range("restarts", self.restarts, 0, 1000)

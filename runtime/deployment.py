@@ -34,6 +34,7 @@ from hotcold.runtime.problem import Problem, make_problem
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.program import Program, compile_programs
 from hotcold.runtime.units import parse_bytes
+from hotcold.runtime.variant import Variant, prepare_kernels
 from hotcold.runtime.weights import WeightStore, choose_store
 
 
@@ -56,6 +57,7 @@ class Deployment:
         transport: "native" or "ray".
         schedule: name of the schedule policy.
         store: how weights are held in memory, a kind of `hotcold.runtime.weights`.
+        kernels: what every actor computes with: a tested file, a built-in variant, or None (best).
     """
 
     bundle_path: Path
@@ -72,6 +74,7 @@ class Deployment:
     transport: str
     schedule: str
     store: str = "file"
+    kernels: Variant | str | None = None
 
     @property
     def roles(self) -> dict[str, str]:
@@ -82,9 +85,11 @@ class Deployment:
         if self.predicts:
             exact = self.layout.with_gate
             predictor = "evaluates every gate (exact)" if exact else "predicts every layer"
+        kernels = self.kernels.name if isinstance(self.kernels, Variant) else self.kernels
+        by = f", kernels {kernels}" if kernels else ""
         return {
-            "gpu": f"attention, head, {hot} of {total} neurons",
-            "cpu": f"{total - hot} of {total} neurons",
+            "gpu": f"attention, head, {hot} of {total} neurons{by}",
+            "cpu": f"{total - hot} of {total} neurons{by}",
             "predictor": predictor,
         }
 
@@ -101,6 +106,7 @@ class Prepared:
     residual_input: bool
     with_gate: bool
     context: int
+    kernels: Variant | str | None = None
 
 
 def prepare_model(config: EngineConfig) -> Prepared:
@@ -109,6 +115,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
     Raises:
         CheckpointError, ConfigError, PolicyError: input that cannot be used.
     """
+    kernels = prepare_kernels(config.kernels)
     bundle = resolve_model(None if config.model is None else Path(config.model), config.dtype)
     spec = bundle.spec
     context = _context(config, spec)
@@ -135,6 +142,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         residual_input=any(layer.input == "residual" for layer in layers),
         with_gate=any(layer.fc1 is None for layer in layers),
         context=context,
+        kernels=kernels,
     )
 
 
@@ -231,4 +239,5 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         transport=config.transport,
         schedule=policy_name(schedule),
         store=choose_store(config.store, prepared.bundle.weights_bytes),
+        kernels=prepared.kernels,
     )

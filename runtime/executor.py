@@ -31,6 +31,7 @@ from hotcold.runtime.formats.bundle import Bundle, open_bundle
 from hotcold.runtime.kv import KvCache
 from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
 from hotcold.runtime.rotary import rotary_tables
+from hotcold.runtime.variant import use_kernels
 from hotcold.runtime.weights import WeightStore
 
 COALESCE_S = 0.02  # tokens are handed on at least this often
@@ -64,6 +65,7 @@ class Executor:
         fired_LN: NDArray[np.int64] | None = None,
     ) -> None:
         self.actor, self.deployment, self.segment = actor, deployment, segment
+        use_kernels(deployment.kernels)
         self.bundle = open_bundle(deployment.bundle_path)
         plan, layers = deployment.plan, range(self.bundle.spec.n_layers)
         own_ids = [plan.ids(layer, 1) for layer in layers] if actor == "cpu" else None

@@ -12,17 +12,18 @@
 #include <math.h>
 
 #define GROUP 64 /* positions handed to the primitives at once */
+#define AHEAD 8  /* positions the prefetch runs ahead (v2) */
 
 typedef struct {
     const hc_attention_args *a;
     const hc_primitives *p;
 } attention_run;
 
-/* Point at n consecutive positions of a head's cache. */
-static void point(const void **rows, const float *cache, int64_t begin, int64_t n,
+/* Point at positions [begin, begin + n) of a head's cache and at AHEAD more, none beyond the last. */
+static void point(const void **rows, const float *cache, int64_t begin, int64_t n, int64_t last,
                   int64_t head_dim) {
-    for (int64_t i = 0; i < n; i++)
-        rows[i] = cache + (begin + i) * head_dim;
+    for (int64_t i = 0; i < n + AHEAD; i++)
+        rows[i] = cache + (begin + i < last ? begin + i : last) * head_dim;
 }
 
 static void attention_head(void *context, int64_t task, int32_t thread) {
@@ -36,11 +37,11 @@ static void attention_head(void *context, int64_t task, int32_t thread) {
     const float *q = a->q + b * a->q_stride + head * hd;
     float *scores = a->scores + thread * a->context;
     float *out = a->out + (b * a->heads + head) * hd;
-    const void *rows[GROUP];
+    const void *rows[GROUP + AHEAD];
     for (int64_t i = 0; i < n; i += GROUP) {
         const int64_t m = n - i < GROUP ? n - i : GROUP;
-        point(rows, a->k_cache + base, i, m, hd);
-        run->p->dot[HC_F32](rows, NULL, m, q, hd, scores + i);
+        point(rows, a->k_cache + base, i, m, n - 1, hd);
+        run->p->dot[HC_F32](rows, rows + AHEAD, m, q, hd, scores + i);
     }
     const float max = run->p->max(scores, n), scale = 1.0f / sqrtf((float)hd);
     const float sum = run->p->exp_sum(scores, n, max, scale, scores);
@@ -48,8 +49,8 @@ static void attention_head(void *context, int64_t task, int32_t thread) {
         out[e] = 0;
     for (int64_t i = 0; i < n; i += GROUP) {
         const int64_t m = n - i < GROUP ? n - i : GROUP;
-        point(rows, a->v_cache + base, i, m, hd);
-        run->p->axpy[HC_F32](rows, NULL, scores + i, m, hd, out);
+        point(rows, a->v_cache + base, i, m, n - 1, hd);
+        run->p->axpy[HC_F32](rows, rows + AHEAD, scores + i, m, hd, out);
     }
     for (int64_t e = 0; e < hd; e++)
         out[e] /= sum;

@@ -13,6 +13,7 @@ import click
 
 from hotcold.runtime.cli import output
 from hotcold.runtime.cli.options import (
+    DTYPES,
     EngineOptions,
     debug_option,
     engine_options,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @click.group("bench")
 def command() -> None:
-    """Measure the exchange between actors, the weight stores and the decode speed."""
+    """Measure kernels, the exchange between actors, weight stores and the decode speed."""
 
 
 @command.command("hop")
@@ -97,6 +98,124 @@ def weight_stores(size: str, rounds: int, as_json: bool) -> None:
     click.echo(output.table(("read", "threads", "store", "best GB/s", "median GB/s"), rows))
     if as_json:
         output.emit_json(result)
+
+
+@command.command("kernels")
+@click.option(
+    "--case",
+    "cases",
+    multiple=True,
+    type=click.Choice(("sparse_ffn", "gate_first", "gemv", "attention")),
+    help="Operator; may be repeated.  [default: all]",
+)
+@click.option(
+    "--d",
+    "widths",
+    multiple=True,
+    type=click.IntRange(128, 65536),
+    help=("Width of the model; may be repeated.  [default: 2048 4096 5120]"),
+)
+@click.option(
+    "--density",
+    "densities",
+    multiple=True,
+    type=click.IntRange(1, 100),
+    help=("Per cent of neurons that fire; may be repeated.  [default: 5 10 30 100]"),
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="float16",
+    show_default=True,
+    help="Dtype of the weights.",
+)
+@click.option(
+    "--threads",
+    multiple=True,
+    type=click.IntRange(1, 1024),
+    help=("Threads; may be repeated.  [default: 1, and one a core]"),
+)
+@click.option(
+    "--buffer",
+    default="2GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Memory to walk through; several times the caches.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(3, 100_000),
+    default=21,
+    show_default=True,
+    help="Timed calls of each operator.",
+)
+@click.option(
+    "--variant",
+    metavar="FILE.c",
+    help=("Kernels of your own to test and to time beside the built-in ones."),
+)
+@json_option
+@debug_option
+def kernels(
+    buffer: str,
+    variant: str | None,
+    as_json: bool,
+    **chosen: Any,  # noqa: ANN401 - as click parsed them
+) -> None:
+    """Bytes a second of every operator on one token, beside those of reading alone, cold memory.
+
+    fraction: of the cold read bandwidth of rows of the same length, measured in the same run,
+    medians; best: the same of the fastest calls, which tells more on a machine that is busy.
+    """
+    from hotcold.runtime.bench.kernels import Settings, measure, warm
+
+    given = {name: value for name, value in chosen.items() if value}
+    given.setdefault("threads", sorted({1, len(os.sched_getaffinity(0))}))
+    settings = Settings(
+        **given, buffer_bytes=parse_bytes(buffer, "--buffer"), variant=_tested(variant)
+    )
+    result = measure(settings, lambda text: output.note(f"bench kernels: {text}"))
+    click.echo(output.table(KERNEL_COLUMNS, kernel_rows(result)))
+    if warm(result):
+        output.note("bench kernels: a fraction above 1.05 means a warm cache; raise --buffer")
+    if as_json:
+        output.emit_json(result)
+
+
+KERNEL_COLUMNS = ("case", "threads", "kernels", "GB/s", "best", "read", "best", "fraction", "best")
+
+
+def _tested(variant: str | None) -> str | None:
+    """The name of a kernel file that was compiled, tested and loaded."""
+    if variant is None:
+        return None
+    from hotcold.runtime.variant import load_variant, prepare_variant
+
+    prepared = prepare_variant(variant)
+    load_variant(prepared)
+    output.note(f"bench kernels: {prepared.name} computes what float64 does")
+    return prepared.name
+
+
+def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """A table row for every case, thread count and variant of the nested result."""
+    rows: list[tuple[str, ...]] = []
+    for name, value in result.items():
+        if not isinstance(value, dict):
+            continue
+        if not name.startswith("threads"):
+            rows += kernel_rows(value, (*path, name))
+            continue
+        for kind in ("built-in", "variant"):
+            figures = value if kind == "built-in" else value.get("variant")
+            if figures is None:
+                continue
+            speeds = [figures["gb_per_s"], figures["gb_per_s_best"]]
+            speeds += [value["read_gb_per_s"], value["read_gb_per_s_best"]]
+            shares = [figures["bandwidth_fraction"], figures["bandwidth_fraction_best"]]
+            numbers = [f"{speed:.1f}" for speed in speeds] + [f"{share:.2f}" for share in shares]
+            rows.append((" ".join(path), name.removeprefix("threads"), kind, *numbers))
+    return rows
 
 
 @command.command("decode")

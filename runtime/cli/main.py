@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "policies": ("policies", "List the installed policies and predictors"),
     "doctor": ("doctor", "Say what this machine offers and what to mend"),
     "chaos": ("chaos", "Kill and stop actors at random; the tokens must not change"),
-    "bench": ("bench", "Measure exchange, weight stores and decode speed"),
+    "bench": ("bench", "Measure kernels, exchange, weight stores and decoding"),
 }
 
 

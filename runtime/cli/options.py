@@ -48,6 +48,7 @@ class EngineOptions:
         address: address of a Ray cluster to join.
         seed: seed of sampling and of policies that draw.
         restarts: losses of actors that a generation survives.
+        kernels: CPU kernels, a built-in variant or a C file.
     """
 
     model: str | None = None
@@ -65,6 +66,7 @@ class EngineOptions:
     address: str | None = None
     seed: int = 0
     restarts: int | None = None
+    kernels: str | None = None
 
     def launch_arguments(self) -> dict[str, Any]:
         """Keyword arguments of Engine.launch; what the user left out is left out here too."""
@@ -81,6 +83,7 @@ class EngineOptions:
             "store": self.store,
             "address": self.address,
             "restarts": self.restarts,
+            "kernels": self.kernels,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         always = {"predictor": self.predictor, "transport": self.transport, "seed": self.seed}
@@ -206,6 +209,12 @@ def _group(policy: bool) -> list[Callable[[Any], Any]]:
         click.option(
             "--address", help="Ray cluster to join.  [default: RAY_ADDRESS, or a new one]"
         ),
+        click.option(
+            "--kernels",
+            metavar="NAME",
+            help="CPU kernels: a built-in variant (avx2) or your own file.c."
+            "  [default: HOTCOLD_CPU, or the best one]",
+        ),
         seed_option,
         click.option(
             "--restarts",
@@ -231,6 +240,7 @@ FIELDS = (
     "address",
     "seed",
     "restarts",
+    "kernels",
 )
 
 

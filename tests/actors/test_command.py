@@ -120,7 +120,8 @@ def test_nothing_outlives_a_killed_driver() -> None:
     deadline = time.monotonic() + 5.0
     while time.monotonic() < deadline and any(map(running, mine)):
         time.sleep(0.05)
-    assert not [pid for pid in mine if running(pid)]
+    left = [Path(f"/proc/{pid}/cmdline").read_text() for pid in mine if running(pid)]
+    assert not left
     process.communicate(timeout=20)
 
 

@@ -1,0 +1,257 @@
+/* cpu/avx512.c - the primitives with AVX-512 F, BW and VL (sixteen floats a register, 32 registers).
+ *
+ * The order of every dot: elements 0-15 of each 32 go to the sixteen sums `even`, 16-31 to `odd`; a
+ * last whole 16 goes to `even`; what is left, d mod 16, goes to `odd` under a mask; even + odd is
+ * folded 16 -> 8 -> 4 -> 2 -> 1.
+ */
+#include "internal.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <string.h>
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx2,fma,f16c")))
+#define INLINE static inline __attribute__((always_inline)) AVX512
+#define UNROLL _Pragma("GCC unroll 8")
+
+float hc_max_avx2(const float *x, int64_t n); /* avx2_softmax.c */
+float hc_exp_sum_avx2(const float *x, int64_t n, float max, float scale, float *out);
+
+#define ROWS   4   /* rows a dot reads at once */
+#define TOKENS 3   /* tokens a tile multiplies at once */
+#define TILE   512 /* weights converted at once in the batched form */
+
+INLINE const char *at(const void *row, int64_t i, int dtype) {
+    return (const char *)row + i * (dtype == HC_F32 ? 4 : 2);
+}
+
+INLINE __m512 widen(__m256i half, int dtype) {
+    if (dtype == HC_F16)
+        return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+INLINE __m512 load16(const void *row, int64_t i, int dtype) {
+    const char *p = at(row, i, dtype);
+    if (dtype == HC_F32)
+        return _mm512_loadu_ps(p);
+    return widen(_mm256_loadu_si256((const __m256i *)p), dtype);
+}
+
+/* The elements of mask; zeros elsewhere, where nothing is read. */
+INLINE __m512 load_some(const void *row, int64_t i, __mmask16 mask, int dtype) {
+    const char *p = at(row, i, dtype);
+    if (dtype == HC_F32)
+        return _mm512_maskz_loadu_ps(mask, p);
+    return widen(_mm256_maskz_loadu_epi16(mask, p), dtype);
+}
+
+INLINE __mmask16 first(int64_t n) {
+    return (__mmask16)((1u << n) - 1);
+}
+
+INLINE float sum16(__m512 v) {
+    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v),
+                             _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* What every dot ends with: the last d mod 32 elements on top of its two accumulators. */
+INLINE float finish(const void *row, const float *x, int64_t d, __m512 even, __m512 odd,
+                    int dtype) {
+    int64_t i = d & ~(int64_t)31;
+    if (d - i >= 16) {
+        even = _mm512_fmadd_ps(load16(row, i, dtype), _mm512_loadu_ps(x + i), even);
+        i += 16;
+    }
+    if (i < d) {
+        const __mmask16 mask = first(d - i);
+        odd = _mm512_fmadd_ps(load_some(row, i, mask, dtype), _mm512_maskz_loadu_ps(mask, x + i),
+                              odd);
+    }
+    return sum16(_mm512_add_ps(even, odd));
+}
+
+/* n (a constant <= ROWS) rows with one x; 32 weights a round, one cache line of each row of ahead. */
+INLINE void dot_rows(const void *const *rows, const void *const *ahead, int n, const float *x,
+                     int64_t d, float *out, int dtype) {
+    __m512 even[ROWS], odd[ROWS];
+    UNROLL for (int k = 0; k < n; k++) even[k] = odd[k] = _mm512_setzero_ps();
+    for (int64_t i = 0; i + 32 <= d; i += 32) {
+        if (ahead)
+            UNROLL for (int k = 0; k < n; k++) {
+                _mm_prefetch(at(ahead[k], i, dtype), _MM_HINT_T0);
+                if (dtype == HC_F32)
+                    _mm_prefetch(at(ahead[k], i + 16, dtype), _MM_HINT_T0);
+            }
+        __m512 x0 = _mm512_loadu_ps(x + i), x1 = _mm512_loadu_ps(x + i + 16);
+        UNROLL for (int k = 0; k < n; k++) {
+            even[k] = _mm512_fmadd_ps(load16(rows[k], i, dtype), x0, even[k]);
+            odd[k] = _mm512_fmadd_ps(load16(rows[k], i + 16, dtype), x1, odd[k]);
+        }
+    }
+    UNROLL for (int k = 0; k < n; k++) out[k] = finish(rows[k], x, d, even[k], odd[k], dtype);
+}
+
+INLINE void dot_any(const void *const *rows, const void *const *ahead, int64_t n, const float *x,
+                    int64_t d, float *out, int dtype) {
+    int64_t r = 0;
+    for (; r + ROWS <= n; r += ROWS)
+        dot_rows(rows + r, ahead ? ahead + r : NULL, ROWS, x, d, out + r, dtype);
+    for (; r + 2 <= n; r += 2)
+        dot_rows(rows + r, ahead ? ahead + r : NULL, 2, x, d, out + r, dtype);
+    if (r < n)
+        dot_rows(rows + r, ahead ? ahead + r : NULL, 1, x, d, out + r, dtype);
+}
+
+/* ---- batched: rows converted a tile at a time, accumulators parked between tiles ---- */
+
+typedef struct {
+    float w[4][TILE];
+    float acc[4][HC_MAX_BATCH][32]; /* even sums, odd sums */
+} batch_scratch;
+
+/* One tile of n rows with m tokens (constants), t the first: sums start at 0 or at those parked in
+ * s->acc, and end there or, where no element is left over (last), in out. */
+INLINE void tile(batch_scratch *s, int n, const float *const *xs, int32_t t, int m, int64_t base,
+                 int64_t length, float *last, int32_t n_x) {
+    __m512 even[4][TOKENS], odd[4][TOKENS];
+    UNROLL for (int k = 0; k < n; k++) UNROLL for (int j = 0; j < m; j++) {
+        even[k][j] = base ? _mm512_loadu_ps(s->acc[k][t + j]) : _mm512_setzero_ps();
+        odd[k][j] = base ? _mm512_loadu_ps(s->acc[k][t + j] + 16) : _mm512_setzero_ps();
+    }
+    for (int64_t i = 0; i < length; i += 32) {
+        __m512 w[4];
+        UNROLL for (int k = 0; k < n; k++) w[k] = _mm512_loadu_ps(s->w[k] + i);
+        UNROLL for (int j = 0; j < m; j++) {
+            const __m512 x = _mm512_loadu_ps(xs[t + j] + base + i);
+            UNROLL for (int k = 0; k < n; k++) even[k][j] = _mm512_fmadd_ps(w[k], x, even[k][j]);
+        }
+        UNROLL for (int k = 0; k < n; k++) w[k] = _mm512_loadu_ps(s->w[k] + i + 16);
+        UNROLL for (int j = 0; j < m; j++) {
+            const __m512 x = _mm512_loadu_ps(xs[t + j] + base + i + 16);
+            UNROLL for (int k = 0; k < n; k++) odd[k][j] = _mm512_fmadd_ps(w[k], x, odd[k][j]);
+        }
+    }
+    UNROLL for (int k = 0; k < n; k++) UNROLL for (int j = 0; j < m; j++) {
+        if (last) {
+            last[k * n_x + t + j] = sum16(_mm512_add_ps(even[k][j], odd[k][j]));
+        } else {
+            _mm512_storeu_ps(s->acc[k][t + j], even[k][j]);
+            _mm512_storeu_ps(s->acc[k][t + j] + 16, odd[k][j]);
+        }
+    }
+}
+
+/* n (1, 2 or 4, a constant) rows with all tokens. */
+INLINE void batch_rows(const void *const *rows, int n, const float *const *xs, int32_t n_x,
+                       int64_t d, float *out, int dtype) {
+    batch_scratch s;
+    const int64_t whole = d & ~(int64_t)31;
+    const int parked = whole != d;
+    if (!whole)
+        memset(s.acc, 0, sizeof s.acc);
+    for (int64_t base = 0; base < whole; base += TILE) {
+        const int64_t length = whole - base < TILE ? whole - base : TILE;
+        float *last = !parked && base + length == whole ? out : NULL;
+        UNROLL for (int k = 0; k < n; k++) for (int64_t i = 0; i < length; i += 16)
+            _mm512_storeu_ps(s.w[k] + i, load16(rows[k], base + i, dtype));
+        int32_t t = 0;
+        for (; t + TOKENS <= n_x; t += TOKENS)
+            tile(&s, n, xs, t, TOKENS, base, length, last, n_x);
+        for (; t < n_x; t++)
+            tile(&s, n, xs, t, 1, base, length, last, n_x);
+    }
+    for (int k = 0; parked && k < n; k++)
+        for (int32_t t = 0; t < n_x; t++)
+            out[k * n_x + t] = finish(rows[k], xs[t], d, _mm512_loadu_ps(s.acc[k][t]),
+                                      _mm512_loadu_ps(s.acc[k][t] + 16), dtype);
+}
+
+INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const *xs, int32_t n_x,
+                          int64_t d, float *out, int dtype) {
+    int64_t r = 0;
+    for (; r + 4 <= n; r += 4)
+        batch_rows(rows + r, 4, xs, n_x, d, out + r * n_x, dtype);
+    for (; r < n; r++)
+        batch_rows(rows + r, 1, xs, n_x, d, out + r * n_x, dtype);
+}
+
+/* ---- y += sum c rows ---- */
+
+/* n (a constant <= ROWS) rows; 32 weights a round, one cache line of each row of ahead. */
+INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const float *c, int n,
+                      int64_t d, float *y, int dtype) {
+    __m512 factor[ROWS];
+    UNROLL for (int k = 0; k < n; k++) factor[k] = _mm512_set1_ps(c[k]);
+    int64_t i = 0;
+    for (; i + 32 <= d; i += 32) {
+        if (ahead)
+            UNROLL for (int k = 0; k < n; k++) {
+                _mm_prefetch(at(ahead[k], i, dtype), _MM_HINT_T0);
+                if (dtype == HC_F32)
+                    _mm_prefetch(at(ahead[k], i + 16, dtype), _MM_HINT_T0);
+            }
+        __m512 y0 = _mm512_loadu_ps(y + i), y1 = _mm512_loadu_ps(y + i + 16);
+        UNROLL for (int k = 0; k < n; k++) {
+            y0 = _mm512_fmadd_ps(factor[k], load16(rows[k], i, dtype), y0);
+            y1 = _mm512_fmadd_ps(factor[k], load16(rows[k], i + 16, dtype), y1);
+        }
+        _mm512_storeu_ps(y + i, y0);
+        _mm512_storeu_ps(y + i + 16, y1);
+    }
+    for (; i < d; i += 16) {
+        const __mmask16 mask = d - i < 16 ? first(d - i) : (__mmask16)0xffff;
+        __m512 sum = _mm512_maskz_loadu_ps(mask, y + i);
+        UNROLL for (int k = 0; k < n; k++) sum =
+            _mm512_fmadd_ps(factor[k], load_some(rows[k], i, mask, dtype), sum);
+        _mm512_mask_storeu_ps(y + i, mask, sum);
+    }
+}
+
+INLINE void axpy_any(const void *const *rows, const void *const *ahead, const float *c, int64_t n,
+                     int64_t d, float *y, int dtype) {
+    int64_t r = 0;
+    for (; r + ROWS <= n; r += ROWS)
+        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, ROWS, d, y, dtype);
+    for (; r + 2 <= n; r += 2)
+        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 2, d, y, dtype);
+    if (r < n)
+        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 1, d, y, dtype);
+}
+
+#define INSTANCE(suffix, dtype)                                                                    \
+    static AVX512 void dot_##suffix(const void *const *rows, const void *const *ahead, int64_t n,  \
+                                    const float *x, int64_t d, float *out) {                       \
+        dot_any(rows, ahead, n, x, d, out, dtype);                                                 \
+    }                                                                                              \
+    static AVX512 void dot_batch_##suffix(const void *const *rows, int64_t n,                      \
+                                          const float *const *xs, int32_t n_x, int64_t d,          \
+                                          float *out) {                                            \
+        dot_batch_any(rows, n, xs, n_x, d, out, dtype);                                            \
+    }                                                                                              \
+    static AVX512 void axpy_##suffix(const void *const *rows, const void *const *ahead,            \
+                                     const float *c, int64_t n, int64_t d, float *y) {             \
+        axpy_any(rows, ahead, c, n, d, y, dtype);                                                  \
+    }
+INSTANCE(f32, HC_F32)
+INSTANCE(f16, HC_F16)
+INSTANCE(bf16, HC_BF16)
+
+static int supported(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && hc_primitives_avx2.supported();
+}
+
+const hc_primitives hc_primitives_avx512 = {
+    .name = "avx512",
+    .supported = supported,
+    .dot = {dot_f32, dot_f16, dot_bf16},
+    .dot_batch = {dot_batch_f32, dot_batch_f16, dot_batch_bf16},
+    .axpy = {axpy_f32, axpy_f16, axpy_bf16},
+    .max = hc_max_avx2,
+    .exp_sum = hc_exp_sum_avx2,
+};
+#endif
