@@ -10,6 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from hotcold.native.pool import Pool
+from hotcold.native.timing import TimedRead
+from hotcold.runtime.bench.kernels import ColdBuffer
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.formats.bundle import Bundle
 
@@ -63,7 +68,7 @@ def transformers_rates(
     runs: dict[str, Callable[[], float]] = {}
     for dtype in ("float32", "bfloat16"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-        runs[dtype] = functools.partial(best, model)
+        runs[f"transformers {dtype}"] = functools.partial(best, model)
     return runs
 
 
@@ -77,7 +82,7 @@ def compare(
 
     Args:
         engine_rate: decodes once, returns tokens/s and GB/s.
-        rivals: by dtype, decode once and return tokens/s.
+        rivals: by name and dtype ("transformers float32"), decode once and return tokens/s.
         rounds: rounds after one that is thrown away.
         progress: told what runs now.
 
@@ -101,14 +106,38 @@ def compare(
         },
         "rounds": rounds,
     }
-    result["transformers"] = {
-        dtype: {"decode_tokens_per_s": statistics.median(times[1:])}
-        for dtype, times in others.items()
-    }
+    best = 0.0
+    for name, times in others.items():
+        family, _, dtype = name.partition(" ")
+        rate = statistics.median(times[1:])
+        place = result.setdefault(family, {})
+        (place.setdefault(dtype, {}) if dtype else place)["decode_tokens_per_s"] = rate
+        best = max(best, rate)
     if others:
-        best = max(entry["decode_tokens_per_s"] for entry in result["transformers"].values())
         result["speedup"] = result["native"]["decode_tokens_per_s"] / best
     return result
+
+
+def read_bandwidth(record_bytes: int, threads: int, buffer_bytes: int = 1 << 30) -> float:
+    """GB/s at which this machine reads records of that length from memory, in random order.
+
+    The yardstick of decoding: bytes a token over this is the time that the bytes allow.
+
+    Args:
+        record_bytes: of a neuron.
+        threads: that read.
+        buffer_bytes: walked through; several times the caches.
+    """
+    length = max(64, record_bytes // 64 * 64)
+    buffer = ColdBuffer(buffer_bytes, "float16")
+    order = np.random.default_rng(0).permutation(buffer.size // length).astype(np.int32)
+    rates = []
+    with Pool(threads) as pool:
+        for side in (1, 8):
+            read = TimedRead(length, length, side, pool)
+            times = [read(buffer.address, np.sort(part)) for part in np.array_split(order, 8)]
+            rates.append(statistics.median(size / seconds for seconds, size in times[1:]) / 1e9)
+    return max(rates)
 
 
 def source_folder(bundle: Bundle) -> str:

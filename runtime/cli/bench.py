@@ -6,7 +6,10 @@ Each subcommand is one file there, which returns plain nested data with units in
 import os
 import statistics
 from collections import deque
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,6 +27,7 @@ from hotcold.runtime.units import parse_bytes
 
 if TYPE_CHECKING:
     from hotcold.actors import Engine
+    from hotcold.runtime.formats.bundle import Bundle
 
 
 @click.group("bench")
@@ -223,39 +227,79 @@ def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tupl
 @click.option(
     "--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Rounds measured."
 )
+@click.option(
+    "--rival",
+    "rivals",
+    multiple=True,
+    type=click.Choice(("transformers", "llama.cpp", "none")),
+    help="Whom to take turns with; may be repeated.  [default: transformers]",
+)
 @json_option
 @engine_options()
-def decode(options: EngineOptions, max_tokens: int, repeat: int, as_json: bool) -> None:
-    """Decode tokens/s of both transports, beside `transformers` on the same checkpoint.
+def decode(
+    options: EngineOptions, max_tokens: int, repeat: int, rivals: tuple[str, ...], as_json: bool
+) -> None:
+    """Decode tokens/s of both transports, beside rivals on the same weights.
 
-    The engine and `transformers` in float32 and bfloat16 take turns; medians over the rounds.
+    The engine and its rivals (transformers in float32 and bfloat16, llama.cpp) take turns; medians
+    over the rounds. bytes bound: bytes a token over the read bandwidth measured in the same run.
     """
-    result = decode_rates(options, max_tokens, repeat)
+    result = decode_rates(options, max_tokens, repeat, rivals or ("transformers",))
     rows = [(name, f"{speed:.1f}") for name, speed in decode_speeds(result)]
     click.echo(output.table(("what", "tokens/s"), rows))
-    click.echo(f"native over the best of transformers: {result['speedup']:.2f}x")
+    if "speedup" in result:
+        click.echo(f"native over the best rival: {result['speedup']:.2f}x")
+    click.echo(
+        f"{result['native']['gb_per_s']:.1f} GB/s of {result['read_gb_per_s']:.1f} GB/s that "
+        f"memory gives: {output.percent(result['bytes_bound_fraction'])} of the bytes bound"
+    )
     if as_json:
         output.emit_json(result)
 
 
-def decode_rates(options: EngineOptions, max_tokens: int, repeat: int) -> dict[str, Any]:
-    """Measure the engine with its two transports, and transformers between the native runs."""
-    from hotcold.runtime.bench.decode import PROMPT, compare, source_folder, transformers_rates
+def decode_rates(
+    options: EngineOptions, max_tokens: int, repeat: int, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Measure the engine with its two transports, and the rivals between the native runs."""
+    from hotcold.runtime.bench.decode import PROMPT, compare, read_bandwidth
     from hotcold.runtime.formats.bundle import resolve_model
     from hotcold.runtime.tokenizer import Tokenizer
 
-    bundle = resolve_model(options.model, options.dtype)
+    bundle = resolve_model(None if options.model is None else Path(options.model), options.dtype)
     ids = Tokenizer.load(bundle.path).encode(PROMPT)
     cores = len(os.sched_getaffinity(0))
-    rivals = transformers_rates(source_folder(bundle), ids, max_tokens, cores)
-    with running_engine(options, transport="native") as engine:
-        rate = partial(_engine_rate, engine, ids, max_tokens)
-        result = compare(rate, rivals, repeat, lambda text: output.note(f"bench decode: {text}"))
-    output.note("bench decode: transport ray")
+    with TemporaryDirectory(prefix="hotcold-") as folder:
+        rivals = _rivals(names, bundle, Path(folder), ids, max_tokens)
+        with running_engine(options, transport="native") as engine:
+            rate = partial(_engine_rate, engine, ids, max_tokens)
+            result = compare(
+                rate, rivals, repeat, lambda text: output.note(f"bench decode: {text}")
+            )
+    output.note("bench decode: read bandwidth, transport ray")
+    read = read_bandwidth(bundle.record.record_bytes, cores)
+    result["read_gb_per_s"] = read
+    result["bytes_bound_fraction"] = result["native"]["gb_per_s"] / read
     with running_engine(options, transport="ray") as engine:
         rates = [_engine_rate(engine, ids, max_tokens)[0] for _ in range(3)]
     result["ray"] = {"decode_tokens_per_s": statistics.median(rates)}
     return result
+
+
+def _rivals(
+    names: tuple[str, ...], bundle: "Bundle", folder: Path, ids: list[int], max_tokens: int
+) -> dict[str, Callable[[], float]]:
+    """Who takes turns with the engine, by name."""
+    from hotcold.runtime.bench.decode import source_folder, transformers_rates
+    from hotcold.runtime.bench.llama_cpp import llama_cpp_rate
+
+    cores = len(os.sched_getaffinity(0))
+    rivals: dict[str, Callable[[], float]] = {}
+    if "transformers" in names:
+        rivals |= transformers_rates(source_folder(bundle), ids, max_tokens, cores)
+    if "llama.cpp" in names:
+        output.note("bench decode: writing GGUF for llama.cpp")
+        rivals["llama_cpp"] = llama_cpp_rate(bundle, folder, ids, max_tokens, cores)
+    return rivals
 
 
 def _engine_rate(engine: "Engine", ids: list[int], max_tokens: int) -> tuple[float, float]:
