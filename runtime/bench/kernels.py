@@ -78,10 +78,11 @@ class ColdBuffer:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         values = np.random.default_rng(1).uniform(0.01, 0.03, 1 << 20).astype(np.float32)
-        stored = values.astype(np.float16)
-        if dtype != "float16":
-            stored = values if dtype == "float32" else (values.view(np.uint32) >> 16)
-        pattern = stored.astype(np.uint16) if dtype == "bfloat16" else stored
+        pattern: NDArray[Any] = values
+        if dtype == "float16":
+            pattern = values.astype(np.float16)
+        elif dtype == "bfloat16":
+            pattern = (values.view(np.uint32) >> 16).astype(np.uint16)
         self.values = np.frombuffer(memory, pattern.dtype)
         for at in range(0, self.values.size, pattern.size):
             part = self.values[at : at + pattern.size]
