@@ -82,10 +82,11 @@ class Deployment:
         stands_by = "stands by: the executors evaluate the gate of every neuron they own"
         kernels = self.kernels.name if isinstance(self.kernels, Variant) else self.kernels
         by = f", kernels {kernels}" if kernels else ""
+        predicts = f"predicts every layer ({self.predictor})"
         return {
             "gpu": f"attention, head, {hot} of {total} neurons{by}",
             "cpu": f"{total - hot} of {total} neurons{by}",
-            "predictor": f"predicts every layer ({self.predictor})" if self.predicts else stands_by,
+            "predictor": predicts + by if self.predicts else stands_by,
         }
 
 
