@@ -90,7 +90,7 @@ class Deployment:
         return {
             "gpu": f"attention, head, {hot} of {total} neurons{by}",
             "cpu": f"{total - hot} of {total} neurons{by}",
-            "predictor": predictor,
+            "predictor": predictor + by if self.predicts else predictor,
         }
 
 

@@ -3,6 +3,21 @@
  * The order of every dot: elements 0-15 of each 32 go to the sixteen sums `even`, 16-31 to `odd`; a
  * last whole 16 goes to `even`; what is left, d mod 16, goes to `odd` under a mask; even + odd is
  * folded 16 -> 8 -> 4 -> 2 -> 1.
+ *
+ * Roofline as in avx2.c: for one token bound by reading, 1 FLOP a byte in fp16, where both come out
+ * alike; for 32 tokens bound by arithmetic, where this one gains. Measured on one core of a 2-core
+ * Intel Xeon (Sapphire Rapids) under heavy load of other work, 2026-11-22, best of many:
+ *   dot in the sparse FFN, fp16 records of 24 KB, cold; reading alone 16.8 GB/s in the same run
+ *            v1 four rows at once                        13.0 GB/s
+ *            v2 and the next four prefetched, to L1      14.5   in use (to L2 14.6)
+ *            v3 eight rows at once                       13.5, prefetched 14.1 (to L2 14.7)
+ *            v4 prefetched 0.5 or 1 KB before a row ends 13.6, 14.0
+ *   dot_batch, fp16 960 x 320, 32 tokens (avx2.c: 67 GFLOPS)
+ *            v1 four rows by three tokens, as gcc likes  88 GFLOPS
+ *            v2 weights kept in registers, tile aligned 104   in use
+ * Not used: vdpbf16ps rounds x to bfloat16, 2^-9 relative, where the sums are promised in fp32;
+ * x in three bfloat16 parts would keep the promise at three such instructions for two FMAs. AVX512-
+ * FP16 sums in half precision.
  */
 #include "internal.h"
 
@@ -109,8 +124,8 @@ INLINE void dot_any(const void *const *rows, const void *const *ahead, int64_t n
 /* ---- batched: rows converted a tile at a time, accumulators parked between tiles ---- */
 
 typedef struct {
-    float w[4][TILE];
-    float acc[4][HC_MAX_BATCH][32]; /* even sums, odd sums */
+    _Alignas(64) float w[4][TILE];
+    _Alignas(64) float acc[4][HC_MAX_BATCH][32]; /* even sums, odd sums */
 } batch_scratch;
 
 /* One tile of n rows with m tokens (constants), t the first: sums start at 0 or at those parked in
@@ -124,12 +139,18 @@ INLINE void tile(batch_scratch *s, int n, const float *const *xs, int32_t t, int
     }
     for (int64_t i = 0; i < length; i += 32) {
         __m512 w[4];
-        UNROLL for (int k = 0; k < n; k++) w[k] = _mm512_loadu_ps(s->w[k] + i);
+        UNROLL for (int k = 0; k < n; k++) {
+            w[k] = _mm512_load_ps(s->w[k] + i);
+            __asm__("" : "+v"(w[k])); /* else gcc loads w anew for every token */
+        }
         UNROLL for (int j = 0; j < m; j++) {
             const __m512 x = _mm512_loadu_ps(xs[t + j] + base + i);
             UNROLL for (int k = 0; k < n; k++) even[k][j] = _mm512_fmadd_ps(w[k], x, even[k][j]);
         }
-        UNROLL for (int k = 0; k < n; k++) w[k] = _mm512_loadu_ps(s->w[k] + i + 16);
+        UNROLL for (int k = 0; k < n; k++) {
+            w[k] = _mm512_load_ps(s->w[k] + i + 16);
+            __asm__("" : "+v"(w[k]));
+        }
         UNROLL for (int j = 0; j < m; j++) {
             const __m512 x = _mm512_loadu_ps(xs[t + j] + base + i + 16);
             UNROLL for (int k = 0; k < n; k++) odd[k][j] = _mm512_fmadd_ps(w[k], x, odd[k][j]);

@@ -26,6 +26,7 @@ WIDTHS = (2048, 4096, 5120)
 DENSITIES = (5, 10, 30, 100)
 HEAD_DIM, CONTEXT = 128, 1024
 WARM = 1.05
+STEADY = 0.75  # median read over best; about 0.9 on an idle machine
 
 Call = Callable[[int, NDArray[np.int32]], tuple[float, int]]
 Slot = tuple[int, NDArray[np.int32]]  # an address and the ids of the rows to touch there
@@ -78,8 +79,10 @@ class ColdBuffer:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         values = np.random.default_rng(1).uniform(0.01, 0.03, 1 << 20).astype(np.float32)
-        pattern: NDArray[Any] = values.astype(np.float16) if dtype == "float16" else values
-        if dtype == "bfloat16":
+        pattern: NDArray[Any] = values
+        if dtype == "float16":
+            pattern = values.astype(np.float16)
+        elif dtype == "bfloat16":
             pattern = (values.view(np.uint32) >> 16).astype(np.uint16)
         self.values = np.frombuffer(memory, pattern.dtype)
         for at in range(0, self.values.size, pattern.size):
@@ -276,15 +279,29 @@ def _figures(rates: dict[str, list[float]], touched: dict[str, int]) -> dict[str
 
     figures = of("built_in")
     figures["read_gb_per_s"], figures["read_gb_per_s_best"] = statistics.median(read), read_best
+    figures["steadiness"] = statistics.median(read) / read_best
     if "variant" in rates:
         figures["variant"] = of("variant")
         figures["variant_speedup"] = figures["variant"]["gb_per_s"] / figures["gb_per_s"]
     return figures
 
 
-def warm(result: dict[str, Any]) -> bool:
-    """Whether a fraction says that a cache held what was to come from memory."""
-    return any(
-        warm(value) if isinstance(value, dict) else key == "bandwidth_fraction" and value > WARM
-        for key, value in result.items()
-    )
+def doubts(result: dict[str, Any]) -> list[str]:
+    """What speaks against a result: a machine busy with other work, or a cache that was warm."""
+    measured = list(_measured(result))
+    texts = []
+    if any(one["steadiness"] < STEADY for one in measured):
+        texts.append("the machine was busy: medians say little, compare the columns `best`")
+    elif any(one["bandwidth_fraction"] > WARM for one in measured):
+        texts.append("a fraction above 1.05 means a warm cache; raise --buffer")
+    return texts
+
+
+def _measured(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The figures of every case and thread count."""
+    for value in result.values():
+        if isinstance(value, dict):
+            if "steadiness" in value:
+                yield value
+            else:
+                yield from _measured(value)

@@ -171,7 +171,7 @@ def kernels(
     fraction: of the cold read bandwidth of rows of the same length, measured in the same run,
     medians; best: the same of the fastest calls, which tells more on a machine that is busy.
     """
-    from hotcold.runtime.bench.kernels import Settings, measure, warm
+    from hotcold.runtime.bench.kernels import Settings, doubts, measure
 
     given = {name: value for name, value in chosen.items() if value}
     given.setdefault("threads", sorted({1, len(os.sched_getaffinity(0))}))
@@ -180,8 +180,8 @@ def kernels(
     )
     result = measure(settings, lambda text: output.note(f"bench kernels: {text}"))
     click.echo(output.table(KERNEL_COLUMNS, kernel_rows(result)))
-    if warm(result):
-        output.note("bench kernels: a fraction above 1.05 means a warm cache; raise --buffer")
+    for doubt in doubts(result):
+        output.note(f"bench kernels: {doubt}")
     if as_json:
         output.emit_json(result)
 

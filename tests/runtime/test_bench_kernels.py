@@ -9,7 +9,7 @@ from support.checkout import ROOT
 
 from hotcold.native import kernels
 from hotcold.native.timing import TimedRead
-from hotcold.runtime.bench.kernels import ColdBuffer, Settings, measure, warm
+from hotcold.runtime.bench.kernels import ColdBuffer, Settings, doubts, measure
 from hotcold.runtime.cli.main import main
 from hotcold.runtime.errors import BudgetError, ConfigError
 
@@ -61,10 +61,16 @@ def test_reading_reads_all_of_each_row_once() -> None:
         TimedRead(256, 100, 1, None)(int(flat.ctypes.data), ids)
 
 
-def test_a_warm_cache_is_told() -> None:
-    case = {"bandwidth_fraction": 0.9, "threads1": {"bandwidth_fraction": 1.2}}
-    assert warm({"gemv": {"d4096": case}})
-    assert not warm({"gemv": {"d4096": {**case, "threads1": {"bandwidth_fraction": 1.0}}}})
+@pytest.mark.parametrize(
+    ("share", "steadiness", "told"),
+    [(0.9, 0.9, ""), (1.2, 0.9, "warm cache"), (1.2, 0.3, "was busy"), (0.9, 0.3, "was busy")],
+)
+def test_doubts_are_told(share: float, steadiness: float, told: str) -> None:
+    good = {"bandwidth_fraction": 0.9, "steadiness": 0.9}
+    case = {"threads1": good, "threads2": {"bandwidth_fraction": share, "steadiness": steadiness}}
+    said = " ".join(doubts({"dtype": "float16", "gemv": {"d4096": case}}))
+    assert told in said
+    assert bool(told) == bool(said)
 
 
 def test_a_buffer_that_does_not_fit_is_refused() -> None:
@@ -94,7 +100,7 @@ def test_the_command_refuses_a_wrong_variant(
 ) -> None:
     wrong = tmp_path / "wrong.c"
     text = (ROOT / "examples" / "05_own_kernel.c").read_text()
-    wrong.write_text(text.replace("total += j < 8 ?", "total += j < 7 ?"))
+    wrong.write_text(text.replace("widen(w + 8)", "widen(w + 7)"))
     assert main(["bench", "kernels", "--variant", str(wrong)]) == 2
     said = capsys.readouterr()
     assert "wrong.c is refused: dot, float16, d 16" in said.err
