@@ -15,6 +15,7 @@ from hotcold.runtime.model import DTYPE_BYTES
 TRANSPORTS = ("native", "ray")
 MAX_BATCH = 32
 DEFAULT_CONTEXT = 512
+DEFAULT_AUDIT = 128  # 0.3 % of a token's bytes; recall to +-0.7 points after 512 tokens
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class EngineConfig:
         pin: pin loop threads to cores; None: where there is a core for each of them.
         max_batch: tokens of one pass of a prompt, 1 to 32.
         seed: default sampling seed.
+        audit: one in so many neurons that a predictor left out is evaluated anyway, to estimate the
+            recall; 0: none. Outputs do not depend on it.
 
     Raises:
         ConfigError: a value out of range.
@@ -57,6 +60,7 @@ class EngineConfig:
     pin: bool | None = None
     max_batch: int = MAX_BATCH
     seed: int = 0
+    audit: int = DEFAULT_AUDIT
 
     def __post_init__(self) -> None:
         if self.transport not in TRANSPORTS:
@@ -74,6 +78,7 @@ class EngineConfig:
             check_range("context", self.context, 1, 1 << 24)
         check_range("max_batch", self.max_batch, 1, MAX_BATCH)
         check_range("seed", self.seed, 0, (1 << 64) - 1)
+        check_range("audit", self.audit, 0, 1 << 20)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from hotcold.runtime.predictor import (
     predictor_bytes_L,
     predicts,
 )
+from hotcold.runtime.predictor_choice import choose_auto
 from hotcold.runtime.problem import Problem, make_problem
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.program import Program, compile_programs
@@ -55,6 +56,9 @@ class Deployment:
         cores: threads and cores by actor.
         transport: "native" or "ray".
         schedule: name of the schedule policy.
+        audit_every: one in so many neurons is audited for recall; 0: none.
+        audit_seed: seed of that choice.
+        predictor_note: why this predictor, in words.
     """
 
     bundle_path: Path
@@ -70,18 +74,26 @@ class Deployment:
     cores: dict[str, CoreShare]
     transport: str
     schedule: str
+    audit_every: int = 0
+    audit_seed: int = 0
+    predictor_note: str = ""
 
     @property
     def roles(self) -> dict[str, str]:
         """What each actor does under this plan, in words."""
         hot = int(np.count_nonzero(self.plan.device_LN == 0))
         total = self.plan.device_LN.size
-        stands_by = "stands by: the executors evaluate the gate of every neuron they own"
         return {
             "gpu": f"attention, head, {hot} of {total} neurons",
             "cpu": f"{total - hot} of {total} neurons",
-            "predictor": f"predicts every layer ({self.predictor})" if self.predicts else stands_by,
+            "predictor": self._predictor_role(),
         }
+
+    def _predictor_role(self) -> str:
+        if not self.predicts:
+            return "stands by: the executors evaluate the gate of every neuron they own"
+        why = f"; chosen by auto: {self.predictor_note}" if self.predictor_note else ""
+        return f"predicts every layer ({self.predictor}){why}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,8 @@ class Prepared:
     residual_input: bool
     with_gate: bool
     context: int
+    predictor: Any = "exact"
+    note: str = ""
 
 
 def prepare_model(config: EngineConfig) -> Prepared:
@@ -108,7 +122,10 @@ def prepare_model(config: EngineConfig) -> Prepared:
     spec = bundle.spec
     context = _context(config, spec)
     profile = ActivationProfile.load(bundle.profile_path) if bundle.profile_path else None
-    predictor, layers = _predictor(config, bundle, profile)
+    name, note = config.predictor, ""
+    if name == "auto":
+        name, note = choose_auto(bundle, profile)
+    predictor, layers = _predictor(config, name, bundle, profile)
     problem = make_problem(
         spec,
         bundle.record.record_bytes,
@@ -129,6 +146,8 @@ def prepare_model(config: EngineConfig) -> Prepared:
         residual_input=any(layer.input == "residual" for layer in layers),
         with_gate=any(layer.fc1 is None for layer in layers),
         context=context,
+        predictor=name,
+        note=note,
     )
 
 
@@ -144,13 +163,13 @@ def _context(config: EngineConfig, spec: ModelSpec) -> int:
 
 
 def _predictor(
-    config: EngineConfig, bundle: Bundle, profile: ActivationProfile | None
+    config: EngineConfig, name: Any, bundle: Bundle, profile: ActivationProfile | None
 ) -> tuple[Predictor, tuple[Any, ...]]:
     """The prepared predictor and its native layers; none where it stands by."""
     from hotcold.policies.settings import split_settings
 
     settings = split_settings(config.settings)["predictor"]
-    predictor = choose_predictor(config.predictor, bundle, settings)
+    predictor = choose_predictor(name, bundle, settings)
     if not predicts(predictor):
         return predictor, ()
     store = WeightStore.open(bundle)
@@ -217,11 +236,14 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         programs=compile_programs(dag, result, layout),
         layout=layout,
         context=prepared.context,
-        predictor=config.predictor,
+        predictor=prepared.predictor,
         predictor_settings=settings["predictor"],
         predicts=prepared.predicts,
         profile=prepared.profile,
         cores=share_cores(config.threads, config.pin),
         transport=config.transport,
         schedule=policy_name(schedule),
+        audit_every=config.audit if prepared.predicts and not prepared.with_gate else 0,
+        audit_seed=config.seed,
+        predictor_note=prepared.note,
     )
