@@ -110,6 +110,7 @@ class Prepared:
     context: int
     predictor: Any = "exact"
     note: str = ""
+    predictor_bytes_L: tuple[int, ...] = ()
 
 
 def prepare_model(config: EngineConfig) -> Prepared:
@@ -148,6 +149,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         context=context,
         predictor=name,
         note=note,
+        predictor_bytes_L=predictor_bytes_L(layers) if layers else (),
     )
 
 

@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "Generate text with the three actors"),
     "inspect": ("inspect", "Show a model's shapes, bytes and sparsity"),
     "profile": ("profile", "Count over a text how often each neuron fires"),
+    "train-predictors": ("train_predictors", "Train predictors on a text, report their quality"),
+    "evaluate": ("evaluate", "Measure perplexity, recall and speed of a predictor"),
     "compare": ("compare", "Run placement policies on the same prompt"),
     "policies": ("policies", "List the installed policies and predictors"),
     "bench": ("bench", "Measure the exchange and the decode speed"),
