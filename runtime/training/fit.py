@@ -113,6 +113,10 @@ def _fired(own_BD: NDArray[np.float16], gate_ND: Tensor) -> Tensor:
     return (torch.from_numpy(own_BD).float() @ gate_ND.T > 0).float()
 
 
+def _rows(inputs_TD: NDArray[np.float16], at: int) -> Tensor:
+    return torch.from_numpy(np.array(inputs_TD[at : at + 2048])).float()
+
+
 @torch.no_grad()
 def density_at(
     fitted: Fitted,
@@ -125,8 +129,8 @@ def density_at(
     scores = []
     fired = []
     for at in range(0, len(inputs_TD), 2048):
-        scores.append(fitted.scores(torch.from_numpy(inputs_TD[at : at + 2048]).float()))
-        fired.append(_fired(own_TD[at : at + 2048], gate_ND) > 0)
+        scores.append(fitted.scores(_rows(inputs_TD, at)))
+        fired.append(_fired(np.array(own_TD[at : at + 2048]), gate_ND) > 0)
     scores_TN, fired_TN = torch.cat(scores), torch.cat(fired)
     hits = scores_TN[fired_TN]
     if not len(hits):

@@ -24,6 +24,7 @@ from hotcold.runtime.training.fit import Fitted
 Tensor = torch.Tensor
 RECALLS = (0.80, 0.85, 0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
 _BINS, _EDGE = 8192, 32.0  # scores beyond the edge count as the edge
+_NEVER = 1e30  # a threshold no score reaches
 
 
 @dataclass
@@ -42,11 +43,12 @@ class _Histogram:
         """The highest threshold that reaches a recall; with nothing fired, one nothing reaches."""
         fired, every = float(self.fired.sum()), float(self.every.sum())
         if not fired:
-            return OperatingPoint(recall, 2 * _EDGE, 0.0)
+            return OperatingPoint(recall, _NEVER, 0.0)
         above = self.fired.flip(0).cumsum(0)  # fired at or above each edge, from the top
         bins = min(_BINS, int(torch.searchsorted(above, recall * fired)) + 1)
         density = float(self.every.flip(0)[:bins].sum()) / max(1.0, every)
-        return OperatingPoint(recall, _EDGE - bins * 2 * _EDGE / _BINS, density)
+        edge = _EDGE - bins * 2 * _EDGE / _BINS if bins < _BINS else -_NEVER
+        return OperatingPoint(recall, edge, density)
 
 
 def calibrate(

@@ -15,6 +15,7 @@ from hotcold.runtime.profile import ActivationProfile
 
 STEP = 8  # widths are multiples of what a vector register holds
 GROW, SHRINK = 1.25, 0.75
+TOLERANCE = 1.02  # of a density goal: narrower than what a further width would change
 
 
 def parameters(spec: ModelSpec, width: int) -> int:
@@ -74,7 +75,7 @@ class WidthSearch:
     def tell(self, width: int, density: float) -> None:
         """The density a width needs; decides what to try next."""
         self.tried[width] = density
-        good = density <= self.goal
+        good = density <= TOLERANCE * self.goal
         if good and density > 0.9 * self.goal:
             following = width  # just met: stop
         else:
@@ -85,5 +86,5 @@ class WidthSearch:
     @property
     def best(self) -> int:
         """The smallest width that meets the goal, else the one that comes closest."""
-        met = [width for width, density in self.tried.items() if density <= self.goal]
+        met = [width for width, density in self.tried.items() if density <= TOLERANCE * self.goal]
         return min(met) if met else min(self.tried, key=lambda width: self.tried[width])
