@@ -12,7 +12,8 @@
  */
 #include "executor.h"
 
-#define GROUP 32 /* gate rows evaluated together */
+#define GROUP 32   /* gate rows evaluated together */
+#define AHEAD 1024 /* bytes of a row asked for while the others are drawn */
 
 static uint64_t mix(uint64_t z) { /* splitmix64's finaliser */
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -53,6 +54,7 @@ void hc_audit(hc_executor *e, const hc_step *step, uint32_t seq) {
     const char *records = m->layers[step->layer].records;
     const float *x_BD = (const float *)((char *)e->args.segment + step->x);
     const int64_t every = e->args.audit_every;
+    const int64_t row_bytes = m->d * hc_dtype_bytes(m->dtype);
     const void *rows[GROUP];
     int64_t evaluated = 0, missed = 0;
     for (int32_t b = 0; b < e->batch; b++) {
@@ -64,7 +66,10 @@ void hc_audit(hc_executor *e, const hc_step *step, uint32_t seq) {
             const int64_t k = stratum * every + (int64_t)(draw % (uint64_t)every);
             if (k >= share->n_ids || proposed(list, share->ids[k], b))
                 continue;
-            rows[n++] = records + share->ids[k] * m->record_bytes + m->gate_offset;
+            rows[n] = records + share->ids[k] * m->record_bytes + m->gate_offset;
+            for (int64_t at = 0; at < row_bytes && at < AHEAD; at += 64)
+                __builtin_prefetch((const char *)rows[n] + at);
+            n++;
             evaluated++;
             if (n == GROUP) {
                 missed += count_fired(e, rows, n, x_BD + b * m->d);
@@ -77,5 +82,5 @@ void hc_audit(hc_executor *e, const hc_step *step, uint32_t seq) {
     hc_actor_state *state = hc_state_of(e);
     hc_count(&state->audit_rows, evaluated);
     hc_count(&state->audit_missed, missed);
-    hc_count(&state->bytes, evaluated * m->d * hc_dtype_bytes(m->dtype));
+    hc_count(&state->bytes, evaluated * row_bytes);
 }

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from hotcold.runtime.errors import CheckpointError
 from hotcold.runtime.model import ModelSpec
@@ -160,7 +160,7 @@ def save_predictors(
         notes[f"layers.{index}.threshold"] = repr(float(layer.threshold))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata=notes)
+        temporary.write_bytes(save(tensors, metadata=notes))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
