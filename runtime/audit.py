@@ -69,7 +69,7 @@ class RecallEstimate:
 
     @property
     def recall(self) -> float:
-        """fired / (fired + every * missed); 1 where nothing fired."""
+        """Fired / (fired + every * missed); 1 where nothing fired."""
         total = self.fired + self.every * self.missed
         return self.fired / total if total else 1.0
 

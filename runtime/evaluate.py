@@ -133,9 +133,7 @@ class _Sums:
         self.loss = self.loss_dense = self.kl = 0.0
         self.audits: list[PredictionAudit] = []
 
-    def add(
-        self, window: Sequence[int], dense_TV: F32, found: tuple[F32, PredictionAudit]
-    ) -> None:
+    def add(self, window: Sequence[int], dense_TV: F32, found: tuple[F32, PredictionAudit]) -> None:
         """Add one window."""
         own_TV, audit = found
         target_T = np.asarray(window[1:])
@@ -175,13 +173,13 @@ def _states(session: LocalSession) -> list[ActorState]:
     return [session.segment.actor_state(actor) for actor in ("gpu", "cpu")]
 
 
-def _speed(
-    prepared: Prepared, windows: Sequence[Sequence[int]], count: int
-) -> tuple[float, float]:
+def _speed(prepared: Prepared, windows: Sequence[Sequence[int]], count: int) -> tuple[float, float]:
     """Decoded tokens per second, and weight bytes read for each."""
     if not count:
         return math.nan, math.nan
-    prompt = list(max(windows, key=len))[: max(1, prepared.context // 4)]
+    longest = max(len(window) for window in windows)
+    prompt = next(list(window) for window in windows if len(window) == longest)
+    prompt = prompt[: max(1, prepared.context // 4)]
     sampling = Sampling(max_tokens=count, ignore_eos=True)
     with _session(prepared) as session:
         for _ in range(2):  # the first run warms caches and frequencies

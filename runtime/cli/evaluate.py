@@ -1,5 +1,6 @@
 """`hotcold evaluate`: perplexity, recall and speed of a predictor, plan or dtype, over text."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,7 @@ def as_json_keys(result: "Evaluation") -> dict[str, Any]:
 def summary(result: "Evaluation") -> str:
     """The evaluation for people."""
     error = result.recall_standard_error
-    spread = f" +- {100 * error:.2f}" if error == error else ""
+    spread = f" +- {100 * error:.2f}" if math.isfinite(error) else ""
     return "\n".join(
         [
             f"predictor   {result.predictor}",

@@ -208,9 +208,7 @@ def _windows(
     return kept, held[0], held[1]
 
 
-def as_report(
-    bundle: "Bundle", profile: "ActivationProfile", trained: "Trained"
-) -> dict[str, Any]:
+def as_report(bundle: "Bundle", profile: "ActivationProfile", trained: "Trained") -> dict[str, Any]:
     """Everything measured, as plain data; keys carry units."""
     from hotcold.runtime.predictor_choice import FeedForwardBytes
 

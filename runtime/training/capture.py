@@ -64,7 +64,7 @@ def capture_inputs(
     spec, total = model.spec, sum(len(window) for window in windows)
     batches = token_batches(windows, 2048)
     starts = np.cumsum([0, *[ids.numel() for ids, _ in batches]])
-    header = {"fingerprint": fingerprint, "tokens": total, "done": 0}
+    header: dict[str, Any] = {"fingerprint": fingerprint, "tokens": total, "done": 0}
     found = _read_header(folder / HEADER)
     shape = (total, spec.d_model)
     paths = [folder / f"x.{layer}.f16" for layer in range(spec.n_layers)]

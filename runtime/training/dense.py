@@ -110,9 +110,7 @@ class DenseModel:
     def _norm(self, x_RD: Tensor, weight_D: Tensor) -> Tensor:
         return F.rms_norm(x_RD, (x_RD.shape[-1],), weight_D, self.spec.norm_eps)
 
-    def _attention(
-        self, layer: dict[str, Tensor], x_RD: Tensor, batch: int, length: int
-    ) -> Tensor:
+    def _attention(self, layer: dict[str, Tensor], x_RD: Tensor, batch: int, length: int) -> Tensor:
         spec = self.spec
         sizes = [spec.q_dim, spec.kv_dim, spec.kv_dim]
         parts = (x_RD @ layer["qkv"].T).view(batch, length, -1).split(sizes, dim=-1)

@@ -102,7 +102,7 @@ def fit_layer(
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate * min(1.0, (done + 1) / 20) * (1 - done / steps)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             done += 1
     return Fitted(*(part.detach() for part in parts))

@@ -194,9 +194,8 @@ def measure(
         )
         for i in range(n)
     ]
-    own, dense = (
-        math.exp(sum(result[k] for result in results) / max(1, predicted)) for k in (2, 3)
-    )
+    own = math.exp(sum(result[2] for result in results) / max(1, predicted))
+    dense = math.exp(sum(result[3] for result in results) / max(1, predicted))
     return ModelQuality(tuple(quality), own, dense)
 
 

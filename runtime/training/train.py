@@ -30,7 +30,7 @@ from hotcold.runtime.predictor import PredictorLayer
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.training.capture import capture_inputs, lone_threads
 from hotcold.runtime.training.dense import DenseModel
-from hotcold.runtime.training.fit import Fitted, FitSettings, density_at, fit_layer
+from hotcold.runtime.training.fit import FitSettings, Fitted, density_at, fit_layer
 from hotcold.runtime.training.quality import (
     RECALLS,
     ModelQuality,
@@ -131,7 +131,9 @@ def train_predictors(
     Args:
         bundle: the model.
         profile: its firing counts.
-        train, calibration, report: windows of token ids; no text in more than one of them.
+        train: windows of token ids to fit on.
+        calibration: windows that set the thresholds; none of them trained on.
+        report: windows the figures are of; in neither of the others.
         out: folder for predictors.safetensors, made if missing.
         settings: see TrainSettings.
         say: told what is going on.

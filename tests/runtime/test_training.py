@@ -17,7 +17,7 @@ from hotcold.runtime.predictor import ModelView
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.training.capture import capture_inputs
 from hotcold.runtime.training.dense import DenseModel
-from hotcold.runtime.training.fit import Fitted, FitSettings
+from hotcold.runtime.training.fit import FitSettings, Fitted
 from hotcold.runtime.training.quality import calibrate, measure
 from hotcold.runtime.training.train import WORK, TrainSettings, train_predictors
 from hotcold.runtime.training.widths import (
