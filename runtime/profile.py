@@ -99,8 +99,8 @@ class ActivationProfile:
             np.argsort(-profile.counts_LN, axis=1, kind="stable")[:, :keep]
             for profile in (self, other)
         )
-        common = [len(np.intersect1d(a, b)) for a, b in zip(mine_LK, theirs_LK, strict=True)]
-        return sum(common) / (keep * len(common))
+        common = [int(np.intersect1d(a, b).size) for a, b in zip(mine_LK, theirs_LK, strict=True)]
+        return float(sum(common)) / (keep * len(common))
 
     def check_fits(self, spec: ModelSpec) -> None:
         """Refuse a profile of another shape of model.
