@@ -94,13 +94,13 @@ class ActivationProfile:
                 f"profiles of {list(self.counts_LN.shape)} and {list(other.counts_LN.shape)} "
                 "neurons do not compare; count both with the same model"
             )
-        keep = max(1, round(share * self.counts_LN.shape[1]))
+        keep = max(1, round(share * int(self.counts_LN.shape[1])))
         mine_LK, theirs_LK = (
             np.argsort(-profile.counts_LN, axis=1, kind="stable")[:, :keep]
             for profile in (self, other)
         )
         common = [int(np.intersect1d(a, b).size) for a, b in zip(mine_LK, theirs_LK, strict=True)]
-        return float(sum(common)) / (keep * len(common))
+        return sum(common) / (keep * len(common))
 
     def check_fits(self, spec: ModelSpec) -> None:
         """Refuse a profile of another shape of model.
