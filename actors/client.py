@@ -282,4 +282,5 @@ class Client:
             schedule=deployment.schedule,
             transport=deployment.transport,
             bytes_by_device=dict(plan.bytes_by_device),
+            audit_every=deployment.audit_every,
         )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hotcold.runtime.audit import RecallEstimate
 from hotcold.runtime.exchange import ActorState
 
 
@@ -20,6 +21,8 @@ class ActorStats:
         passes: passes it took part in.
         skipped_exchanges: exchanges left out because no cold neuron was active.
         role: what it does under this plan, in words.
+        audit_rows: neurons it evaluated though they were not proposed, to estimate the recall.
+        audit_missed: those of them that would have fired.
     """
 
     node_id: str
@@ -32,6 +35,8 @@ class ActorStats:
     passes: int
     skipped_exchanges: int
     role: str
+    audit_rows: int = 0
+    audit_missed: int = 0
 
     @classmethod
     def of(cls, state: ActorState, node_id: str, pid: int, role: str) -> "ActorStats":
@@ -47,6 +52,8 @@ class ActorStats:
             passes=state.passes,
             skipped_exchanges=state.skipped_exchanges,
             role=role,
+            audit_rows=state.audit_rows,
+            audit_missed=state.audit_missed,
         )
 
 
@@ -61,6 +68,7 @@ class EngineStats:
         schedule: name of the schedule policy.
         transport: "native" or "ray".
         bytes_by_device: what the plan puts on each device.
+        audit_every: one in so many neurons is audited; 0: none, as where nothing is guessed.
     """
 
     actors: dict[str, ActorStats]
@@ -69,6 +77,7 @@ class EngineStats:
     schedule: str
     transport: str
     bytes_by_device: dict[str, int]
+    audit_every: int = 0
 
     @property
     def gpu_neuron_load(self) -> float:
@@ -80,3 +89,15 @@ class EngineStats:
     def wait_s(self) -> float:
         """Seconds the two executors waited within passes, summed."""
         return self.actors["gpu"].wait_s + self.actors["cpu"].wait_s
+
+    @property
+    def recall(self) -> RecallEstimate | None:
+        """The predictor's recall so far with its standard error; None where it is not audited."""
+        if not self.audit_every:
+            return None
+        executors = [self.actors["gpu"], self.actors["cpu"]]
+        return RecallEstimate(
+            sum(actor.up_down_rows for actor in executors),
+            sum(actor.audit_missed for actor in executors),
+            self.audit_every,
+        )

@@ -153,6 +153,8 @@ class ExecutorArrays:
     device_LN: NDArray[np.int8] | None = None
     kv: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     fired_LN: NDArray[np.int64] | None = None
+    audit_every: int = 0
+    audit_seed: int = 0
     keep: list[Any] = field(default_factory=list)
 
 
@@ -233,6 +235,7 @@ class NativeExecutor:
             args.k_cache = pointer(arrays.kv[0], "float *")
             args.v_cache = pointer(arrays.kv[1], "float *")
         args.fired_LN = pointer(arrays.fired_LN, "int64_t *")
+        args.audit_every, args.audit_seed = arrays.audit_every, arrays.audit_seed
         args.pool, args.core = self._pool, cores[0] if cores else -1
         self._keep = [keep, steps, args, arrays]
         self._request: Request | None = None

@@ -191,7 +191,8 @@ typedef struct {       /* written by its actor alone, read by anyone at any time
     int64_t gate_rows, up_down_rows, bytes, busy_ns, wait_ns, passes, skipped_exchanges;
     uint64_t span_count; /* spans ever written; the ring keeps the last span_capacity */
     int64_t pid;
-    int64_t reserved[6];
+    int64_t audit_rows, audit_missed; /* neurons not proposed but evaluated; those that fired */
+    int64_t reserved[4];
 } hc_actor_state; /* 128 bytes */
 
 typedef struct {
@@ -331,7 +332,9 @@ typedef struct {
     float *k_cache, *v_cache;               /* GPU: [L][slot][kv_heads][context][head_dim] */
     int64_t *fired_LN;                      /* NULL, or profile counts */
     hc_pool *pool;
-    int32_t core; /* of the loop thread; -1: not pinned */
+    int32_t core;        /* of the loop thread; -1: not pinned */
+    int32_t audit_every; /* GPU, CPU: one in so many neurons is looked at; 0: no recall audit */
+    uint64_t audit_seed;
 } hc_executor_args;
 typedef struct hc_executor hc_executor;
 hc_executor *hc_executor_create(const hc_executor_args *args);

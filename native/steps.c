@@ -101,6 +101,8 @@ static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq,
         a.ids = hc_active_ids(list), a.n_ids = list->count, a.members = hc_active_members(list);
         if (list->has_gate)
             a.gate_KB = hc_active_gate(list);
+        else if (e->args.audit_every > 0)
+            hc_audit(e, step, seq);
     }
     if (!a.n_ids && e->args.actor == HC_CPU)
         return HC_OK; /* nobody reads y then */

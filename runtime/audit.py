@@ -1,8 +1,11 @@
-"""PredictionAudit: recall, precision and density of a prediction against what fired.
+"""How good a prediction was: counted exactly from masks, or estimated from a running engine.
 
-Used wherever a predictor is judged; it counts masks and knows nothing of how they were made.
+PredictionAudit compares masks with what fired and is used wherever a predictor is judged.
+RecallEstimate turns the counters of native/audit.c, which looks at a sample of the neurons that
+were left out, into a recall with its standard error.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,3 +51,43 @@ class PredictionAudit:
     def density(self) -> float:
         """Share of all neurons that were proposed."""
         return self.proposed / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class RecallEstimate:
+    """Recall of a running predictor, from a sample of what it left out.
+
+    Args:
+        fired: (token, neuron) pairs that were proposed and fired; all of them are seen.
+        missed: pairs of the sample that were not proposed and would have fired.
+        every: each pair that was not proposed is in the sample with probability 1 / every.
+    """
+
+    fired: int
+    missed: int
+    every: int
+
+    @property
+    def recall(self) -> float:
+        """Fired / (fired + every * missed); 1 where nothing fired."""
+        total = self.fired + self.every * self.missed
+        return self.fired / total if total else 1.0
+
+    @property
+    def standard_error(self) -> float:
+        """Of the recall of this very run, by the delta method; 0 where nothing was left to chance.
+
+        The number missed has the variance every * (every - 1) * missed, draws being independent.
+        Without a single miss in the sample, that of one miss is taken.
+        """
+        total = self.fired + self.every * self.missed
+        if not total:
+            return 0.0
+        deviation = math.sqrt(self.every * (self.every - 1) * max(1, self.missed))
+        return self.fired / total**2 * deviation
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the recall."""
+        reach = 1.96 * self.standard_error
+        return max(0.0, self.recall - reach), min(1.0, self.recall + reach)

@@ -30,6 +30,7 @@ from hotcold.runtime.predictor import (
     predictor_bytes_L,
     predicts,
 )
+from hotcold.runtime.predictor_choice import choose_auto
 from hotcold.runtime.problem import Problem, make_problem
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.program import Program, compile_programs
@@ -58,6 +59,9 @@ class Deployment:
         schedule: name of the schedule policy.
         store: how weights are held in memory, a kind of `hotcold.runtime.weights`.
         kernels: what every actor computes with: a tested file, a built-in variant, or None (best).
+        audit_every: one in so many neurons is audited for recall; 0: none.
+        audit_seed: seed of that choice.
+        predictor_note: why this predictor, in words.
     """
 
     bundle_path: Path
@@ -75,23 +79,29 @@ class Deployment:
     schedule: str
     store: str = "file"
     kernels: Variant | str | None = None
+    audit_every: int = 0
+    audit_seed: int = 0
+    predictor_note: str = ""
 
     @property
     def roles(self) -> dict[str, str]:
         """What each actor does under this plan, in words."""
         hot = int(np.count_nonzero(self.plan.device_LN == 0))
         total = self.plan.device_LN.size
-        predictor = "stands by: the executors evaluate the gate of every neuron they own"
-        if self.predicts:
-            exact = self.layout.with_gate
-            predictor = "evaluates every gate (exact)" if exact else "predicts every layer"
         kernels = self.kernels.name if isinstance(self.kernels, Variant) else self.kernels
         by = f", kernels {kernels}" if kernels else ""
         return {
             "gpu": f"attention, head, {hot} of {total} neurons{by}",
             "cpu": f"{total - hot} of {total} neurons{by}",
-            "predictor": predictor + by if self.predicts else predictor,
+            "predictor": self._predictor_role(),
         }
+
+    def _predictor_role(self) -> str:
+        if not self.predicts:
+            return "stands by: the executors evaluate the gate of every neuron they own"
+        why = f"; chosen by auto: {self.predictor_note}" if self.predictor_note else ""
+        what = "evaluates every gate" if self.layout.with_gate else "predicts every layer"
+        return f"{what} ({self.predictor}){why}"
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,9 @@ class Prepared:
     with_gate: bool
     context: int
     kernels: Variant | str | None = None
+    predictor: Any = "exact"
+    note: str = ""
+    predictor_bytes_L: tuple[int, ...] = ()
 
 
 def prepare_model(config: EngineConfig) -> Prepared:
@@ -120,7 +133,10 @@ def prepare_model(config: EngineConfig) -> Prepared:
     spec = bundle.spec
     context = _context(config, spec)
     profile = ActivationProfile.load(bundle.profile_path) if bundle.profile_path else None
-    predictor, layers = _predictor(config, bundle, profile)
+    name, note = config.predictor, ""
+    if name == "auto":
+        name, note = choose_auto(bundle, profile)
+    predictor, layers = _predictor(config, name, bundle, profile)
     problem = make_problem(
         spec,
         bundle.record.record_bytes,
@@ -143,6 +159,9 @@ def prepare_model(config: EngineConfig) -> Prepared:
         with_gate=any(layer.fc1 is None for layer in layers),
         context=context,
         kernels=kernels,
+        predictor=name,
+        note=note,
+        predictor_bytes_L=predictor_bytes_L(layers) if layers else (),
     )
 
 
@@ -158,13 +177,13 @@ def _context(config: EngineConfig, spec: ModelSpec) -> int:
 
 
 def _predictor(
-    config: EngineConfig, bundle: Bundle, profile: ActivationProfile | None
+    config: EngineConfig, name: Any, bundle: Bundle, profile: ActivationProfile | None
 ) -> tuple[Predictor, tuple[Any, ...]]:
     """The prepared predictor and its native layers; none where it stands by."""
     from hotcold.policies.settings import split_settings
 
     settings = split_settings(config.settings)["predictor"]
-    predictor = choose_predictor(config.predictor, bundle, settings)
+    predictor = choose_predictor(name, bundle, settings)
     if not predicts(predictor):
         return predictor, ()
     store = WeightStore.open(bundle)
@@ -231,7 +250,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         programs=compile_programs(dag, result, layout),
         layout=layout,
         context=prepared.context,
-        predictor=config.predictor,
+        predictor=prepared.predictor,
         predictor_settings=settings["predictor"],
         predicts=prepared.predicts,
         profile=prepared.profile,
@@ -240,4 +259,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         schedule=policy_name(schedule),
         store=choose_store(config.store, prepared.bundle.weights_bytes),
         kernels=prepared.kernels,
+        audit_every=config.audit if prepared.predicts and not prepared.with_gate else 0,
+        audit_seed=config.seed,
+        predictor_note=prepared.note,
     )

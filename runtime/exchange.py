@@ -64,6 +64,8 @@ class ActorState:
     skipped_exchanges: int
     span_count: int
     pid: int
+    audit_rows: int = 0
+    audit_missed: int = 0
 
 
 @dataclass(frozen=True)

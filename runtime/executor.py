@@ -81,6 +81,8 @@ class Executor:
             threads=deployment.cores[actor].threads,
             cores=deployment.cores[actor].cores,
             fired_LN=fired_LN,
+            audit_every=deployment.audit_every,
+            audit_seed=deployment.audit_seed,
         )
         if actor == "predictor":
             arrays.device_LN = np.ascontiguousarray(deployment.plan.device_LN)

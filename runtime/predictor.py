@@ -160,7 +160,7 @@ def choose_predictor(
     """Make an unprepared predictor from what the user asked for.
 
     Args:
-        name: "auto" (learned where the bundle has predictors, else exact), the name of a kind, a
+        name: "auto" (see predictor_choice.py), the name of a kind, a
             predictors file or a folder that holds predictors.safetensors, "file.py:Class",
             "package.module:Class", or a predictor object, which is returned as it is.
         bundle: the model it is for.
@@ -179,7 +179,11 @@ def choose_predictor(
     kind = str(name)
     installed = [entry.name for entry in registry.listing("predictor")]
     if kind == "auto":
-        kind = "learned" if bundle.predictors_path is not None else "exact"
+        from hotcold.runtime.predictor_choice import choose_auto
+        from hotcold.runtime.profile import ActivationProfile
+
+        path = bundle.profile_path
+        kind, _ = choose_auto(bundle, None if path is None else ActivationProfile.load(path))
     elif kind not in installed and (kind.endswith(".safetensors") or Path(kind).is_dir()):
         kind, settings = "learned", {**settings, "path": str(Path(kind).resolve())}
     found = registry.find("predictor", kind)

@@ -83,6 +83,25 @@ class ActivationProfile:
         """The same over all neurons of the model at once."""
         return _share_for(self.counts_LN.reshape(-1), fraction)
 
+    def overlap(self, other: "ActivationProfile", share: float = 0.2) -> float:
+        """How much of each layer's hottest share of neurons two texts have in common, on average.
+
+        Raises:
+            CheckpointError: the other profile is of another shape of model.
+        """
+        if self.counts_LN.shape != other.counts_LN.shape:
+            raise CheckpointError(
+                f"profiles of {list(self.counts_LN.shape)} and {list(other.counts_LN.shape)} "
+                "neurons do not compare; count both with the same model"
+            )
+        keep = max(1, round(share * int(self.counts_LN.shape[1])))
+        mine_LK, theirs_LK = (
+            np.argsort(-profile.counts_LN, axis=1, kind="stable")[:, :keep]
+            for profile in (self, other)
+        )
+        common = [int(np.intersect1d(a, b).size) for a, b in zip(mine_LK, theirs_LK, strict=True)]
+        return sum(common) / (keep * len(common))
+
     def check_fits(self, spec: ModelSpec) -> None:
         """Refuse a profile of another shape of model.
 

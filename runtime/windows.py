@@ -112,3 +112,60 @@ def _pieces(path: Path) -> Iterator[tuple[str, int]]:
                     return
     except OSError as error:
         raise ConfigError(f"text file {path} cannot be read: {error.strerror}") from error
+
+
+def spread_windows(
+    paths: Sequence[Path], tokenizer: TextEncoder, context: int, max_tokens: int
+) -> list[list[int]]:
+    """Windows of `context` ids taken evenly from all over the files, about `max_tokens` in all.
+
+    A long text is read only where its windows lie, so a sample of a large corpus costs what the
+    sample does. A text that is not long enough for that is read from its beginning.
+
+    Raises:
+        ConfigError: as token_windows, or the files hold no text at all.
+    """
+    sizes = [file_bytes(path) for path in paths]
+    count = max(1, max_tokens // context)
+    found: list[list[int]] = []
+    if sum(sizes) >= _SPARSE * count * context * _BYTES_PER_ID:
+        for index in range(count):
+            place = (2 * index + 1) * sum(sizes) // (2 * count)
+            which = 0
+            while place >= sizes[which]:
+                place -= sizes[which]
+                which += 1
+            ids = list(tokenizer.encode(_text_at(paths[which], place, context * _BYTES_PER_ID)))
+            if len(ids) >= context:
+                found.append(ids[:context])
+    if not found:
+        found = [window for window, _ in token_windows(paths, tokenizer, context, max_tokens)]
+    if not found:
+        raise ConfigError(f"there is no text in {', '.join(map(str, paths)) or 'no files'}")
+    return found
+
+
+_SPARSE = 2  # so many times the text that the windows need: else it is read as a whole
+_BYTES_PER_ID = 8  # generous: a window is cut to its length afterwards
+
+
+def _text_at(path: Path, offset: int, length: int) -> str:
+    """Text of about so many bytes, from the first word that begins after an offset."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+    except OSError as error:
+        raise ConfigError(f"text file {path} cannot be read: {error.strerror}") from error
+    start = 0
+    while start < min(4, len(data)) and data[start] & 0xC0 == 0x80:
+        start += 1  # the rest of a character that began before
+    try:
+        text, _ = codecs.utf_8_decode(data[start:], "strict", False)
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"text file {path} is not UTF-8: byte 0x{data[start + error.start]:02x} at offset "
+            f"{offset + start + error.start}; convert it first"
+        ) from None
+    line = text.find("\n", 0, len(text) // 4)
+    return text[(line if line >= 0 else text.find(" ")) + 1 :]

@@ -20,11 +20,13 @@ class Learned:
     Args:
         path: a predictors file or its folder; empty: the one in the model's bundle.
         threshold: replaces the file's thresholds in every layer.
+        recall: share of fired neurons to propose, by the file's calibration; 0: its own thresholds.
         input: "normed" or "residual", replaces what the file says; empty: as the file says.
     """
 
     path: str = ""
     threshold: float | None = None
+    recall: float = 0.0
     input: str = ""
     _file: list[PredictorFile] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -35,6 +37,8 @@ class Learned:
             )
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise ConfigError(f"predictor 'learned': threshold is {self.threshold}, must be finite")
+        if self.recall and self.threshold is not None:
+            raise ConfigError("predictor 'learned' takes a recall or a threshold, not both")
 
     def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:
         """Read the file and check it against the model."""
@@ -44,7 +48,18 @@ class Learned:
                 "predictor 'learned' needs trained predictors and the model's bundle has none; "
                 "name a predictors file or use the predictor 'exact'"
             )
-        self._file[:] = [load_predictors(path, model.spec)]
+        found = load_predictors(path, model.spec)
+        if self.recall:
+            points = [found.point(layer, self.recall) for layer in range(model.spec.n_layers)]
+            found = replace(
+                found,
+                layers=tuple(
+                    replace(layer, threshold=point.threshold)
+                    for layer, point in zip(found.layers, points, strict=True)
+                ),
+                density_L=tuple(point.density for point in points),
+            )
+        self._file[:] = [found]
 
     def scores(self, x_BD: F32, layer: int) -> F32:
         """Logits [B, N]; x is the input named by native(layer).input."""

@@ -46,6 +46,12 @@ FILE_NAME = "activations.npz"
     "--max-tokens", type=click.IntRange(min=1), help="Stop after so many tokens.  [default: all]"
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads to count with.")
+@click.option(
+    "--against",
+    metavar="FILE",
+    type=click.Path(exists=True, path_type=Path),
+    help="Another profile: print how much of the hottest 20 % both texts share.",
+)
 @model_option
 @dtype_option
 @json_option
@@ -57,6 +63,7 @@ def command(
     out: Path,
     max_tokens: int | None,
     threads: int | None,
+    against: Path | None,
     dtype: str | None,
     as_json: bool,
 ) -> None:
@@ -66,6 +73,7 @@ def command(
     evaluated for every token.
     """
     check_out(out)
+    other = None if against is None else load_other(against)
     config = EngineConfig(
         model=choose_model(folder, model), dtype=dtype, threads=threads, predictor="exact"
     )
@@ -75,11 +83,23 @@ def command(
     profile.save(target)
     click.echo(profile.summary())
     output.note(f"counts in {target}")
+    result = {
+        "profile": str(target),
+        "tokens": profile.tokens,
+        "sparsity_L": [float(share) for share in profile.sparsity_L],
+    }
+    if other is not None:
+        result["overlap"] = profile.overlap(other)
+        click.echo(f"{profile.overlap(other):.1%} of the hottest 20 % as in {against}")
     if as_json:
-        sparsity_L = [float(share) for share in profile.sparsity_L]
-        output.emit_json(
-            {"profile": str(target), "tokens": profile.tokens, "sparsity_L": sparsity_L}
-        )
+        output.emit_json(result)
+
+
+def load_other(path: Path) -> "ActivationProfile":
+    """A profile to compare with, given as its file or folder."""
+    from hotcold.runtime.profile import ActivationProfile
+
+    return ActivationProfile.load(path / FILE_NAME if path.is_dir() else path)
 
 
 def count_firing(

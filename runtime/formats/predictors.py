@@ -3,12 +3,15 @@
 Tensors of layer i: `layers.{i}.fc1` [H, D], `layers.{i}.fc2` [N, H], optional `layers.{i}.fc2.bias`
 [N]; F16, F32 or BF16; H may differ from layer to layer. A neuron's logit is fc2 . relu(fc1 . x) +
 bias. Metadata, all optional: `threshold` or `layers.{i}.threshold` (default 0), `input` (`normed`,
-the default, or `residual`), `layers.{i}.density` (share of neurons proposed when it was measured).
+the default, or `residual`), `layers.{i}.density` (share of neurons proposed when it was measured),
+`layers.{i}.calibration` (JSON: [[recall, threshold, density], ...]), `lookahead` (how many layers
+earlier the input is taken; default 0).
 
 Read by policies/predictor/learned.py, written by whoever trains. Everything is checked before a
 value is used; nothing here decides what a good predictor is.
 """
 
+import json
 import math
 import os
 import re
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from hotcold.runtime.errors import CheckpointError
 from hotcold.runtime.model import ModelSpec
@@ -34,11 +37,51 @@ _NAME = re.compile(r"layers\.(\d{1,6})\.(fc1|fc2|fc2\.bias)")
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold of one layer, and the recall and density it had on the calibration text."""
+
+    recall: float
+    threshold: float
+    density: float
+
+
+Calibration = tuple[OperatingPoint, ...]
+
+
+@dataclass(frozen=True)
 class PredictorFile:
-    """What a predictors file holds: for each layer a predictor and, where stated, a density."""
+    """What a predictors file holds.
+
+    Args:
+        layers: a predictor for each layer.
+        density_L: share of neurons each proposes, where the file states it.
+        calibration_L: other thresholds by recall, ascending; empty where the file has none.
+        lookahead: how many layers earlier the predictors take their input.
+    """
 
     layers: tuple[PredictorLayer, ...]
     density_L: tuple[float | None, ...]
+    calibration_L: tuple[Calibration, ...] = ()
+    lookahead: int = 0
+
+    def point(self, layer: int, recall: float) -> OperatingPoint:
+        """The operating point of a layer for a recall, interpolated between calibrated ones.
+
+        Raises:
+            CheckpointError: the file was not calibrated, or not for such a recall.
+        """
+        points = self.calibration_L[layer] if self.calibration_L else ()
+        if not points or not points[0].recall <= recall <= points[-1].recall:
+            reach = f"{points[0].recall} to {points[-1].recall}" if points else "no recall"
+            raise CheckpointError(
+                f"the predictors are calibrated for {reach}, recall {recall} was asked for; "
+                "choose another or train again"
+            )
+        known = [p.recall for p in points]
+        threshold = float(np.interp(recall, known, [p.threshold for p in points]))
+        return OperatingPoint(
+            recall, threshold, float(np.interp(recall, known, [p.density for p in points]))
+        )
 
 
 def load_predictors(path: str | Path, spec: ModelSpec) -> PredictorFile:
@@ -64,6 +107,26 @@ def load_predictors(path: str | Path, spec: ModelSpec) -> PredictorFile:
         raise CheckpointError(
             f"{path} is not a readable safetensors file ({error}); copy or train it again"
         ) from error
+
+
+def predictor_costs(path: str | Path, spec: ModelSpec) -> tuple[int, tuple[float | None, ...]]:
+    """Bytes of a file's matrices and the density it states for each layer, no matrix being read.
+
+    Raises:
+        CheckpointError: unreadable, or not for this model.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+            _check_names(names, path, spec)
+            notes = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}); copy or train it again"
+        ) from error
+    density_L = (_number(notes, (f"layers.{i}.density",), path) for i in range(spec.n_layers))
+    return path.stat().st_size, tuple(density_L)
 
 
 def save_predictors(
@@ -97,7 +160,7 @@ def save_predictors(
         notes[f"layers.{index}.threshold"] = repr(float(layer.threshold))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata=notes)
+        temporary.write_bytes(save(tensors, metadata=notes))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -110,7 +173,7 @@ def _read(file: SafeFile, path: Path, spec: ModelSpec) -> PredictorFile:
     kind = notes.get("input", "normed")
     if kind not in INPUTS:
         raise CheckpointError(f"{path}: input is {kind!r}, must be 'normed' or 'residual'")
-    layers, densities = [], []
+    layers, densities, calibrations = [], [], []
     for index in range(spec.n_layers):
         stem = f"layers.{index}"
         fc1 = _tensor(file, f"{stem}.fc1", (None, spec.d_model), path)
@@ -135,7 +198,34 @@ def _read(file: SafeFile, path: Path, spec: ModelSpec) -> PredictorFile:
         if density is not None and not 0 <= density <= 1:
             raise CheckpointError(f"{path}: {stem}.density is {density}, must be in [0, 1]")
         densities.append(density)
-    return PredictorFile(tuple(layers), tuple(densities))
+        calibrations.append(_calibration(notes.get(f"{stem}.calibration"), stem, path))
+    lookahead = _number(notes, ("lookahead",), path) or 0.0
+    if lookahead != int(lookahead) or not 0 <= lookahead < spec.n_layers:
+        raise CheckpointError(f"{path}: lookahead is {lookahead}, must be a number of layers")
+    return PredictorFile(
+        tuple(layers),
+        tuple(densities),
+        tuple(calibrations) if all(calibrations) else (),
+        int(lookahead),
+    )
+
+
+def _calibration(text: str | None, stem: str, path: Path) -> Calibration:
+    """The operating points in a metadata entry, checked; empty where there is none."""
+    if text is None:
+        return ()
+    try:
+        rows = [[float(value) for value in row] for row in json.loads(text)]
+        points = tuple(OperatingPoint(*row) for row in rows)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {stem}.calibration is damaged ({error})") from error
+    recalls = [point.recall for point in points]
+    fine = all(
+        0 <= p.recall <= 1 and 0 <= p.density <= 1 and math.isfinite(p.threshold) for p in points
+    )
+    if not fine or recalls != sorted(set(recalls)):
+        raise CheckpointError(f"{path}: {stem}.calibration is not a list of operating points")
+    return points
 
 
 def _check_names(names: set[str], path: Path, spec: ModelSpec) -> None:

@@ -51,7 +51,7 @@ def wait_for_text(process: "subprocess.Popen[str]") -> None:
 
 
 def test_json_is_the_last_line_and_every_actor_worked() -> None:
-    command = [*COMMAND, "--max-tokens", "12", "--json"]
+    command = [*COMMAND, "--max-tokens", "12", "--predictor", "exact", "--json"]
     done = subprocess.run(
         command, env=SLOW, capture_output=True, text=True, timeout=120, check=False
     )

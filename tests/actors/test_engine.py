@@ -12,6 +12,7 @@ import ray
 from support.oracle import Oracle
 
 from hotcold.actors import ActorLostError, Engine
+from hotcold.actors.processes import is_gone
 from hotcold.policies import Placement, Problem
 from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.deployment import deploy, prepare_model, solve
@@ -23,13 +24,13 @@ PROMPT = "Once upon a time"
 
 
 def alive(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
+    return not is_gone(pid)  # Ray reaps its dead workers when it comes to it
 
 
 @pytest.fixture(scope="module")
 def local_ids() -> list[int]:
     """What one process without Ray makes of the prompt."""
-    prepared = prepare_model(EngineConfig())
+    prepared = prepare_model(EngineConfig(predictor="exact"))
     with LocalSession(deploy(prepared, solve(prepared))) as local:
         ids = local.text.tokenizer.encode(PROMPT)
         return [id_ for id_, _ in local.sample(ids, Sampling(max_tokens=40, ignore_eos=True))]
@@ -50,7 +51,7 @@ def local_ids() -> list[int]:
 def test_the_same_tokens_whatever_carries_and_computes_them(
     options: dict[str, Any], local_ids: list[int]
 ) -> None:
-    with Engine.launch(**options) as engine:
+    with Engine.launch(predictor="exact", **options) as engine:
         tokens = list(engine.generate(PROMPT, max_tokens=40, ignore_eos=True))
         figures, stats = engine.last, engine.stats()
     assert [token.id for token in tokens] == local_ids
@@ -61,6 +62,23 @@ def test_the_same_tokens_whatever_carries_and_computes_them(
     assert figures.bytes > 39 * 10e6  # attention, head and gate rows of every decoded token
     assert sum(actor.up_down_rows for actor in stats.actors.values()) > 0
     assert len({actor.pid for actor in stats.actors.values()}) == 3
+
+
+def test_auto_predicts_and_says_why_and_how_well() -> None:
+    prepared = prepare_model(EngineConfig())
+    with LocalSession(deploy(prepared, solve(prepared))) as local:
+        ids = local.tokenizer.encode(PROMPT)
+        sampling = Sampling(max_tokens=40, ignore_eos=True)
+        expected = [id_ for id_, _ in local.sample(ids, sampling)]
+    with Engine.launch() as engine:
+        tokens = list(engine.generate(PROMPT, max_tokens=40, ignore_eos=True))
+        stats = engine.stats()
+    assert [token.id for token in tokens] == expected
+    assert "learned" in stats.actors["predictor"].role
+    assert "gate-first" in stats.actors["predictor"].role
+    assert stats.recall is not None
+    assert 0.7 < stats.recall.recall <= 1 and stats.recall.standard_error > 0
+    assert sum(actor.audit_rows for actor in stats.actors.values()) > 0
 
 
 def test_logits_are_the_oracles(tiny_model: Path) -> None:

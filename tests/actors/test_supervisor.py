@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hotcold.actors import ActorLostError, Engine
+from hotcold.actors.processes import is_gone
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray", "no_actor_left")]
 PROMPT = "Once upon a time"
@@ -106,7 +107,7 @@ def test_alive_but_stuck_counts_as_dead(actor: str, undisturbed: list[int]) -> N
         assert [token.id for token in engine.generate(PROMPT, **SAMPLING)] == undisturbed
         (recovery,) = engine.recoveries
         assert (recovery.actor, recovery.cause) == (actor, "stuck")
-        assert not os.path.exists(f"/proc/{pid}")
+        assert is_gone(pid)
 
 
 def test_a_stop_shorter_than_the_limit_changes_nothing(undisturbed: list[int]) -> None:

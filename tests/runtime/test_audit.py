@@ -1,9 +1,19 @@
 """Recall, precision and density against counts made by hand."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+from support.models import TinyLlama, write_llama
+from support.oracle import Oracle
 
-from hotcold.runtime.audit import PredictionAudit
+from hotcold.policies.placement.all_cpu import AllCpu
+from hotcold.runtime.audit import PredictionAudit, RecallEstimate
+from hotcold.runtime.config import EngineConfig
+from hotcold.runtime.deployment import Deployment, deploy, prepare_model, solve
+from hotcold.runtime.session import LocalSession
 
 
 def test_by_hand() -> None:
@@ -35,3 +45,79 @@ def test_nothing_fired_or_proposed() -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match="do not compare"):
         PredictionAudit.of(np.zeros((1, 3), dtype=bool), np.zeros((2, 3), dtype=bool))
+
+
+# ---- the audit of a running engine ---------------------------------------------------------------
+
+WORDS = np.random.default_rng(5).integers(3, 300, 60).tolist()
+
+
+SETTINGS = {"predictor.rank": "8", "predictor.margin": "0.5"}
+
+
+def deployed(model: Path) -> Deployment:
+    prepared = prepare_model(
+        EngineConfig(model=model, predictor="low-rank", settings=SETTINGS, policy=AllCpu())
+    )
+    return deploy(prepared, solve(prepared))
+
+
+def audited(deployment: Deployment, every: int, seed: int = 0) -> tuple[Any, RecallEstimate]:
+    with LocalSession(replace(deployment, audit_every=every, audit_seed=seed)) as session:
+        logits, _ = session.logits(WORDS)
+        states = [session.segment.actor_state(actor) for actor in ("gpu", "cpu")]
+    fired = sum(state.up_down_rows for state in states)
+    return logits, RecallEstimate(fired, sum(s.audit_missed for s in states), every)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_llama(folder, TinyLlama(neurons=120, layers=3))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployment(model: Path) -> Deployment:
+    return deployed(model)
+
+
+def test_an_audit_of_every_neuron_is_the_recall(model: Path, deployment: Deployment) -> None:
+    logits, found = audited(deployment, 1)
+    oracle = Oracle.load(model)
+    with LocalSession(replace(deployment, audit_every=0)) as session:
+        plain, masks_TLN = session.logits(WORDS)
+    trace = oracle.forward(WORDS, masks_LTN=masks_TLN.transpose(1, 0, 2))
+    missed = int(((trace.gates_LTN > 0) & ~trace.masks_LTN).sum())
+    assert missed > 50
+    assert found.missed == pytest.approx(missed, abs=2)
+    assert found.standard_error == 0
+    np.testing.assert_array_equal(logits, plain)
+
+
+def test_the_interval_covers_the_recall_and_outputs_stay(deployment: Deployment) -> None:
+    """A hundred seeds: the 95 % interval holds the true recall at least 90 times."""
+    logits, truth = audited(deployment, 1)
+    runs = [audited(deployment, 8, seed) for seed in range(100)]
+    covered = sum(low <= truth.recall <= high for low, high in (e.interval for _, e in runs))
+    assert covered >= 90
+    assert len({estimate.missed for _, estimate in runs}) > 10, "the seed changes nothing"
+    assert all(np.array_equal(logits, other) for other, _ in runs)
+    mean = np.mean([estimate.recall for _, estimate in runs])
+    assert mean == pytest.approx(truth.recall, abs=3 * runs[0][1].standard_error / 10)
+
+
+def test_the_same_seed_gives_the_same_sample(deployment: Deployment) -> None:
+    assert audited(deployment, 16, 3)[1] == audited(deployment, 16, 3)[1]
+
+
+def test_nothing_is_audited_where_nothing_is_guessed(model: Path) -> None:
+    prepared = prepare_model(EngineConfig(model=model, predictor="exact"))
+    assert deploy(prepared, solve(prepared)).audit_every == 0
+
+
+def test_estimates_at_the_edges() -> None:
+    assert RecallEstimate(0, 0, 128).recall == 1
+    assert RecallEstimate(0, 0, 128).standard_error == 0
+    none = RecallEstimate(10_000, 0, 128)
+    assert none.recall == 1 and none.standard_error > 0 and none.interval[1] == 1

@@ -11,7 +11,8 @@ from support.predictors import random_layers, random_oracle, spec_of, view_of
 
 from hotcold.policies.predictor.exact import Exact
 from hotcold.policies.predictor.learned import Learned
-from hotcold.runtime.errors import ConfigError, PolicyError
+from hotcold.runtime.errors import CheckpointError, ConfigError, PolicyError
+from hotcold.runtime.formats.predictors import save_predictors
 from hotcold.runtime.predictor import (
     ABOVE_ZERO,
     ModelView,
@@ -23,6 +24,7 @@ from hotcold.runtime.predictor import (
     predictor_parameters,
     predicts,
 )
+from hotcold.runtime.predictor_choice import FeedForwardBytes, choose_auto
 from hotcold.runtime.profile import ActivationProfile
 
 ORACLE = random_oracle()
@@ -30,7 +32,7 @@ SPEC = spec_of(ORACLE)
 
 
 def bundle(predictors: Path | None = None) -> Any:
-    return SimpleNamespace(spec=SPEC, predictors_path=predictors)
+    return SimpleNamespace(spec=SPEC, predictors_path=predictors, profile_path=None)
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,34 @@ def test_above_zero_separates_zero_from_the_smallest_positive_float() -> None:
     assert float(threshold) == ABOVE_ZERO
 
 
-def test_auto_takes_learned_where_there_are_predictors() -> None:
+def saved(folder: Path, density: str | None) -> Path:
+    notes = {} if density is None else {f"layers.{i}.density": density for i in range(2)}
+    save_predictors(folder / "predictors.safetensors", random_layers(SPEC), notes)
+    return folder / "predictors.safetensors"
+
+
+def test_auto_takes_learned_where_there_are_predictors(tmp_path: Path) -> None:
     assert choose_predictor("auto", bundle()) == Exact()
-    assert choose_predictor("auto", bundle(Path("p.safetensors"))) == Learned()
+    assert choose_predictor("auto", bundle(saved(tmp_path, None))) == Learned()
+
+
+def test_auto_takes_what_reads_fewer_bytes(tmp_path: Path) -> None:
+    profile = ActivationProfile(np.full((SPEC.n_layers, SPEC.n_neurons), 10, np.int64), 100)
+    lean = choose_auto(bundle(saved(tmp_path, "0.15")), profile)
+    wide = choose_auto(bundle(saved(tmp_path, "0.95")), profile)
+    assert (lean[0], wide[0]) == ("learned", "exact")
+    assert "exact" in lean[1] and "learned then gate-first" in lean[1]
+    with pytest.raises(CheckpointError):
+        choose_auto(bundle(tmp_path / "none.safetensors"), profile)
+
+
+def test_bytes_a_token_by_hand() -> None:
+    """2 layers of 40 neurons, width 24, two bytes a weight."""
+    cost = FeedForwardBytes.of(SPEC, [0.1, 0.2], 1000, [0.3, 0.3])
+    row = 40 * 24 * 2
+    assert cost.exact == pytest.approx(row * (2 + 2 * 0.3))
+    assert cost.learned == pytest.approx(1000 + 3 * row * 0.6)
+    assert cost.gate_first == pytest.approx(1000 + row * (0.6 + 2 * 0.3))
 
 
 def test_kinds_by_name_and_settings() -> None:

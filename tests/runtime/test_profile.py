@@ -221,3 +221,12 @@ def test_profile_text_without_text(tmp_path: Path) -> None:
         profile_text([tmp_path / "a"], Letters(), lambda window: None, context=5)
     with pytest.raises(ConfigError, match="no files"):
         profile_text([], Letters(), lambda window: None, context=5)
+
+
+def test_overlap_of_the_hottest_by_hand() -> None:
+    one = ActivationProfile(np.array([[9, 8, 1, 2, 3], [5, 4, 3, 2, 1]], np.int64), 10)
+    two = ActivationProfile(np.array([[1, 9, 8, 2, 3], [5, 4, 3, 2, 1]], np.int64), 10)
+    assert one.overlap(two, 0.4) == (1 / 2 + 1) / 2
+    assert one.overlap(one) == 1
+    with pytest.raises(CheckpointError, match="do not compare"):
+        one.overlap(ActivationProfile(np.ones((2, 6), np.int64), 10))

@@ -39,6 +39,7 @@ SPLITS = {"half": None, "none on the GPU": 0, "all on the GPU": "1GiB", "a few":
 
 
 def session(model: Path, **options: Any) -> LocalSession:
+    options = {"predictor": "exact", **options}
     prepared = prepare_model(EngineConfig(model=model, **options))
     return LocalSession(deploy(prepared, solve(prepared)))
 

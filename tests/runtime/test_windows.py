@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hotcold.runtime import windows
 from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.windows import token_windows
+from hotcold.runtime.windows import spread_windows, token_windows
 
 BOS = 1
 
@@ -116,3 +116,41 @@ def test_a_line_without_an_end_is_still_cut(tmp_path: Path) -> None:
     text = "x" * (6 * windows.CHUNK_BYTES)
     found = cut(write(tmp_path, text), 1 << 20)
     assert text_of(found) == text
+
+
+# ---- windows spread over a long text -------------------------------------------------------------
+
+
+class Words:
+    """Each word is the number it spells; 1 goes first."""
+
+    def encode(self, text: str) -> list[int]:
+        return [1, *(int(word) if word.isdigit() else 0 for word in text.split())]
+
+
+def test_spread_windows_come_from_all_over(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text(" ".join(f"{number:06d}" for number in range(20_000)))
+    found = spread_windows([path], Words(), 16, 160)
+    assert found == spread_windows([path], Words(), 16, 160)
+    assert [len(window) for window in found] == [16] * 10
+    for index, window in enumerate(found):
+        assert window[0] == 1
+        assert window[2] == window[1] + 1, "words are cut"
+        assert window[1] == pytest.approx((index + 0.5) * 2000, abs=5)
+
+
+def test_a_short_text_is_read_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text(" ".join(str(number) for number in range(100, 130)))
+    assert sum(spread_windows([path], Words(), 16, 160), []).count(129) == 1
+
+
+def test_spread_windows_refuse_what_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_bytes(b"1 2 3 \xff " * 5000)
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        spread_windows([path], Words(), 16, 160)
+    path.write_bytes(b"")
+    with pytest.raises(ConfigError, match="no text"):
+        spread_windows([path], Words(), 16, 160)

@@ -1,0 +1,200 @@
+"""evaluate: what a predictor (or plan, or dtype) costs in quality, and what it gives in speed.
+
+Runs the same windows of text through two sessions: the checkpoint in its own dtype with nothing
+skipped, and the configuration in question, whose recall audit looks at every neuron, so that recall
+is counted and not estimated. Speed is measured apart, with the audit as users run it. No Ray.
+
+Axes: T tokens of a window, V vocabulary, L layers, N neurons.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.runtime.audit import PredictionAudit
+from hotcold.runtime.config import EngineConfig, Sampling
+from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.exchange import ActorState
+from hotcold.runtime.predictor_choice import FeedForwardBytes
+from hotcold.runtime.session import LocalSession
+
+F32 = NDArray[np.float32]
+Report = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One configuration's quality and speed.
+
+    Args:
+        tokens: tokens predicted: all but the first of each window.
+        perplexity, perplexity_dense: of the configuration and of the dense checkpoint.
+        agreement: share of tokens whose likeliest next token is the dense model's.
+        kl: mean divergence of the next-token distribution from the dense model's, in nats.
+        audit: proposals against what fired, counted over all neurons.
+        recall_standard_error: over windows of text; nan for a single one.
+        decode_tokens_per_s: of the configuration, batch 1.
+        bytes_per_token: weight bytes all actors read a decoded token.
+        ffn_bytes: feed-forward bytes a token by way of predicting, by the cost model.
+        predictor: kind in use, and why if `auto` chose it.
+    """
+
+    tokens: int
+    perplexity: float
+    perplexity_dense: float
+    agreement: float
+    kl: float
+    audit: PredictionAudit
+    recall_standard_error: float
+    decode_tokens_per_s: float
+    bytes_per_token: float
+    ffn_bytes: FeedForwardBytes
+    predictor: str
+
+    @property
+    def ratio(self) -> float:
+        """Perplexity over the dense checkpoint's."""
+        return self.perplexity / self.perplexity_dense
+
+
+def evaluate(
+    config: EngineConfig,
+    windows: Sequence[Sequence[int]],
+    decode_tokens: int = 64,
+    progress: Report | None = None,
+) -> Evaluation:
+    """Measure a configuration over windows of text.
+
+    Args:
+        config: what to evaluate; its context must hold every window.
+        windows: token ids.
+        decode_tokens: tokens generated to measure speed; 0: no speed.
+        progress: called with tokens done and their share.
+
+    Raises:
+        HotcoldError: a model, predictor or plan that cannot be used.
+    """
+    if not any(len(window) > 1 for window in windows):
+        raise ConfigError("the text has no window of two tokens; give a longer one")
+    dense = EngineConfig(
+        model=config.model, predictor="exact", context=config.context, threads=config.threads
+    )
+    prepared = prepare_model(replace(config, audit=1))
+    sums = _Sums()
+    total = sum(len(window) for window in windows)
+    with _session(prepare_model(dense)) as reference, _session(prepared) as session:
+        done = 0
+        for window in windows:
+            if len(window) < 2:
+                continue
+            sums.add(window, reference.logits(window)[0], _watched(session, window))
+            done += len(window)
+            if progress is not None:
+                progress(done, done / total)
+    speed, read = _speed(prepare_model(config), windows, decode_tokens)
+    audit = sum(sums.audits, PredictionAudit())
+    return Evaluation(
+        tokens=sums.tokens,
+        perplexity=math.exp(sums.loss / sums.tokens),
+        perplexity_dense=math.exp(sums.loss_dense / sums.tokens),
+        agreement=sums.agreed / sums.tokens,
+        kl=sums.kl / sums.tokens,
+        audit=audit,
+        recall_standard_error=ratio_error(
+            [a.both for a in sums.audits], [a.fired for a in sums.audits]
+        ),
+        decode_tokens_per_s=speed,
+        bytes_per_token=read,
+        ffn_bytes=_ffn_bytes(prepared, audit),
+        predictor=str(prepared.predictor) + (f" ({prepared.note})" if prepared.note else ""),
+    )
+
+
+def ratio_error(parts: Sequence[int], wholes: Sequence[int]) -> float:
+    """Standard error of sum(parts) / sum(wholes), pairs being drawn independently; nan for one."""
+    count, whole = len(parts), sum(wholes)
+    if count < 2 or not whole:
+        return math.nan
+    ratio = sum(parts) / whole
+    squares = sum((p - ratio * w) ** 2 for p, w in zip(parts, wholes, strict=True))
+    return math.sqrt(squares * count / (count - 1)) / whole
+
+
+class _Sums:
+    """Running sums over windows."""
+
+    def __init__(self) -> None:
+        self.tokens = self.agreed = 0
+        self.loss = self.loss_dense = self.kl = 0.0
+        self.audits: list[PredictionAudit] = []
+
+    def add(self, window: Sequence[int], dense_TV: F32, found: tuple[F32, PredictionAudit]) -> None:
+        """Add one window."""
+        own_TV, audit = found
+        target_T = np.asarray(window[1:])
+        rows_T = np.arange(len(target_T))
+        ref_TV, own_TV = _log_softmax(dense_TV[:-1]), _log_softmax(own_TV[:-1])
+        self.loss_dense -= float(ref_TV[rows_T, target_T].sum(dtype=np.float64))
+        self.loss -= float(own_TV[rows_T, target_T].sum(dtype=np.float64))
+        self.kl += float((np.exp(ref_TV) * (ref_TV - own_TV)).sum(dtype=np.float64))
+        self.agreed += int((ref_TV.argmax(1) == own_TV.argmax(1)).sum())
+        self.tokens += len(target_T)
+        self.audits.append(audit)
+
+
+def _log_softmax(logits_TV: F32) -> F32:
+    shifted: F32 = logits_TV - logits_TV.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
+
+
+def _session(prepared: Prepared) -> LocalSession:
+    return LocalSession(deploy(prepared, solve(prepared)))
+
+
+def _watched(session: LocalSession, window: Sequence[int]) -> tuple[F32, PredictionAudit]:
+    """Logits of a window, and how the proposals compare with what fired."""
+    before = _states(session)
+    logits_TV, masks_TLN = session.logits(window)
+    fired = missed = 0
+    for old, new in zip(before, _states(session), strict=True):
+        fired += new.up_down_rows - old.up_down_rows
+        missed += new.audit_missed - old.audit_missed
+    proposed = int(np.count_nonzero(masks_TLN))
+    return logits_TV, PredictionAudit(fired, proposed, fired + missed, masks_TLN.size)
+
+
+def _states(session: LocalSession) -> list[ActorState]:
+    return [session.segment.actor_state(actor) for actor in ("gpu", "cpu")]
+
+
+def _speed(prepared: Prepared, windows: Sequence[Sequence[int]], count: int) -> tuple[float, float]:
+    """Decoded tokens per second, and weight bytes read for each."""
+    if not count:
+        return math.nan, math.nan
+    longest = max(len(window) for window in windows)
+    prompt = next(list(window) for window in windows if len(window) == longest)
+    prompt = prompt[: max(1, prepared.context // 4)]
+    sampling = Sampling(max_tokens=count, ignore_eos=True)
+    with _session(prepared) as session:
+        for _ in range(2):  # the first run warms caches and frequencies
+            deque(session.sample(prompt, sampling), maxlen=0)
+        times = session.executors["gpu"].request_times()
+    # the first token comes out of the prompt's last pass
+    decoded = max(1, min(count, prepared.context - len(prompt) + 1) - 1)
+    seconds = (times.end_ns - times.prompt_ns) / 1e9
+    return decoded / seconds if seconds > 0 else math.nan, times.decode_bytes / decoded
+
+
+def _ffn_bytes(prepared: Prepared, audit: PredictionAudit) -> FeedForwardBytes:
+    spec = prepared.bundle.spec
+    fired_L = [audit.fired / audit.total] * spec.n_layers
+    own = sum(prepared.predictor_bytes_L)
+    if not own:
+        return FeedForwardBytes.of(spec, fired_L)
+    return FeedForwardBytes.of(spec, fired_L, own, [audit.density] * spec.n_layers)

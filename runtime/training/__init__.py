@@ -1,0 +1,1 @@
+"""Offline training of adaptive predictors: capture, sizes, fit, calibration, report."""

@@ -1,0 +1,91 @@
+"""`hotcold train-predictors` and `hotcold evaluate`: one after the other, and what they refuse."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.command import Run
+from support.models import TinyLlama, write_llama
+
+from hotcold.runtime.formats.bundle import resolve_model
+from hotcold.runtime.profile import ActivationProfile
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    write_llama(folder, TinyLlama())
+    spec = resolve_model(folder).spec
+    counts = np.random.default_rng(0).integers(200, 800, (spec.n_layers, spec.n_neurons))
+    ActivationProfile(counts.astype(np.int64), 1000).save(folder / "activations.npz")
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    words = np.random.default_rng(1).choice(["sea", "old", "fish", "and", "the", "boat"], 6000)
+    path = tmp_path / "book.txt"
+    path.write_text(" ".join(words), encoding="utf-8")
+    return path
+
+
+def test_trained_predictors_are_used_and_judged(
+    run: Run, model: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    argv = f"train-predictors {model} --text {text} --out {out} --max-tokens 4096 --share 0.4"
+    ended = run(*f"{argv} --perplexity 0 --json".split())
+    assert ended.code == 0, ended.err
+    report = json.loads(ended.out.splitlines()[-1])
+    assert report["recall"] == pytest.approx(0.95, abs=0.05)
+    assert len(report["layers"]) == 2
+    assert {"width", "bytes", "recall", "precision", "density", "cosine_loss"} <= set(
+        report["layers"][0]
+    )
+    assert json.loads((out / "predictors.json").read_text())["recall"] == report["recall"]
+    argv = f"evaluate {model} --text {text} --max-tokens 256 --decode 4 --predictor {out} --json"
+    ended = run(*argv.split())
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out.splitlines()[-1])
+    assert found["perplexity_ratio"] == pytest.approx(
+        found["perplexity"] / found["perplexity_dense"]
+    )
+    assert found["recall"] == pytest.approx(0.95, abs=0.05)
+    assert found["recall_standard_error"] > 0
+    assert found["density"] >= found["density_fired"] * found["recall"]
+    assert found["decode_tokens_per_s"] > 0
+    shutil.copy(out / "predictors.safetensors", model)
+    ended = run(*f"evaluate {model} --text {text} --max-tokens 128 --decode 0".split())
+    assert ended.code == 0 and "feed-forward weights a token" in ended.out
+
+
+def test_what_cannot_be_used_is_refused(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
+    empty, latin = tmp_path / "empty.txt", tmp_path / "latin.txt"
+    empty.write_bytes(b"")
+    latin.write_bytes(b"caf\xe9 au lait " * 50)
+    other = tmp_path / "other.npz"
+    ActivationProfile(np.ones((5, 7), np.int64), 10).save(other)
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(other.read_bytes()[:200])
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.tex").write_text("x")
+    out = tmp_path / "out"
+    for argv, said in (
+        (f"--text {empty} --out {out}", "no text"),
+        (f"--text {latin} --out {out}", "not UTF-8"),
+        (f"--text {text} --out {out} --profile {other}", "5 layers of 7"),
+        (f"--text {text} --out {out} --profile {cut}", "not a readable profile"),
+        (f"--text {text} --out {taken}", "thesis.tex"),
+        (f"--text {text} --out {text}", "is a file"),
+        (f"--text {text} --out {out} --recall 2", "recall 2.0"),
+        (f"--text {text} --out {out} --max-tokens 64", "windows"),
+        (f"--text {text} --out {out} --lookahead 2", "lookahead 2"),
+    ):
+        ended = run("train-predictors", str(model), *argv.split())
+        assert (ended.code, said in ended.err) == (2, True), ended.err
+    for path, said in ((empty, "no text"), (latin, "not UTF-8")):
+        ended = run("evaluate", str(model), "--text", str(path))
+        assert (ended.code, said in ended.err) == (2, True), ended.err
