@@ -173,7 +173,7 @@ typedef struct { /* bench: read rows and nothing else, what a sparse operator co
     int64_t stride_bytes, row_bytes; /* row_bytes a multiple of 64 */
     const int32_t *ids;
     int64_t n;
-    int32_t side;  /* rows read side by side: 1 or 8 */
+    int32_t side;  /* rows read side by side: 1, 4 or 8 */
     uint64_t fold; /* out: of all that was read */
 } hc_read_args;
 hc_status hc_read(hc_read_args *args, hc_pool *pool);

@@ -36,7 +36,7 @@ class TimedRead:
     Args:
         stride_bytes: from a row to the next id's row.
         row_bytes: read of each, a multiple of 64.
-        side: rows read side by side, 1 or 8.
+        side: rows read side by side: 1, 4 or 8.
         pool: threads, or None.
     """
 

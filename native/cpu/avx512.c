@@ -7,11 +7,11 @@
  * Roofline as in avx2.c: for one token bound by reading, 1 FLOP a byte in fp16, where both come out
  * alike; for 32 tokens bound by arithmetic, where this one gains. Measured on one core of a 2-core
  * Intel Xeon (Sapphire Rapids) under heavy load of other work, 2026-11-22, best of many:
- *   dot in the sparse FFN, fp16 records of 24 KB, cold; reading alone 16.8 GB/s in the same run
- *            v1 four rows at once                        13.0 GB/s
- *            v2 and the next four prefetched, to L1      14.5   in use (to L2 14.6)
- *            v3 eight rows at once                       13.5, prefetched 14.1 (to L2 14.7)
- *            v4 prefetched 0.5 or 1 KB before a row ends 13.6, 14.0
+ *   sparse FFN, fp16, cold records of 24 KB, in a program of its own; reading alone 16.8 GB/s there
+ *            v1 four rows at once                          13.0 GB/s
+ *            v2 and the next four prefetched, to L1        14.5   in use (to L2 14.6)
+ *            v3 eight rows at once                         13.5, prefetched 14.1 (to L2 14.7)
+ *            v4 prefetched 0.5, 1 or 2 KB before a row ends 13.4, 13.8, 14.2
  *   dot_batch, fp16 960 x 320, 32 tokens (avx2.c: 67 GFLOPS)
  *            v1 four rows by three tokens, as gcc likes  88 GFLOPS
  *            v2 weights kept in registers, tile aligned 104   in use

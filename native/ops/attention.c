@@ -8,7 +8,7 @@
  * but its own position.
  *
  * Measured on one core of a 2-core Intel Xeon (Sapphire Rapids) under load, 2026-11-22, best of 80,
- * 32 heads of 128, 1024 positions, caches from memory, reading alone 18.4 GB/s in the same run:
+ * 32 heads of 128, 1024 positions, caches from memory; reading alone 17-19 GB/s in the same runs:
  *   v1 no prefetch                              AVX2 16.1 GB/s   AVX-512 13.9
  *   v2 eight positions ahead prefetched (in use)     15.7                15.0
  */

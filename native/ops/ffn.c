@@ -17,8 +17,10 @@
  *   v2 and the next four gate rows prefetched                  8.9                 11.0
  *   v3 and up rows, then down columns prefetched as one list   9.7                 13.6
  *   v4 and gates of 128 neurons at once (in use)               9.9                 13.3
- * On 2 GB of huge pages, nothing read twice, 2026-11-22 (`hotcold bench kernels`, d 4096, 10 % of
- * 16384 neurons, GB/s, ffn / reading alone): one core 14.5 / 16.8, two 27.6 / 31.2.
+ * `hotcold bench kernels --d 4096 --density 10 --samples 101`, AVX-512, 2026-11-22, same machine under
+ * load: v4 against reading records of 24 KB alone, GB/s: one core, medians 13.4 of 15.4 (0.87), best
+ * calls 14.5 of 16.6 (0.87); two cores, best 27.9 of 31.9 (0.87), medians 18.4 of 22.4 (0.82: other
+ * work often held the second core).
  */
 #include "internal.h"
 

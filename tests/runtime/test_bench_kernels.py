@@ -45,18 +45,17 @@ def test_every_case_and_the_bytes_it_touches(dtype: str) -> None:
 def test_reading_reads_all_of_each_row_once() -> None:
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 1 << 63, (37, 32), np.uint64)
-    at = (-rows.ctypes.data % 16) // 8
-    ids = rng.permutation(36)[:13].astype(np.int32)
-    flat = rows.ravel()[at:]
-    for side in (1, 8):
-        for width in (64, 192, 256):
-            read = TimedRead(256, width, side, None)
-            _, size = read(int(flat.ctypes.data), ids)
-            assert size == 13 * width
-            parts = [flat[i * 32 : i * 32 + width // 8] for i in ids]
-            parts += [parts[-1]] * (-13 % side)  # the last row fills the last group up
-            expected = np.bitwise_xor.reduce(np.concatenate(parts))
-            assert read._args.fold == expected
+    at = (-rows.ctypes.data % 64) // 8
+    ids = rng.permutation(35)[:13].astype(np.int32)
+    cases = [(s, w, o) for s in (1, 4, 8) for w in (64, 192, 256) for o in (0, 2)]
+    for side, width, off in cases:  # off 64 bytes: the narrow loads
+        flat = rows.ravel()[at + off :]
+        read = TimedRead(256, width, side, None)
+        _, size = read(int(flat.ctypes.data), ids)
+        assert size == 13 * width
+        parts = [flat[i * 32 : i * 32 + width // 8] for i in ids]
+        parts += [parts[-1]] * (-13 % side)  # the last row fills the last group up
+        assert read._args.fold == np.bitwise_xor.reduce(np.concatenate(parts))
     with pytest.raises(ConfigError, match="whole lines of 64"):
         TimedRead(256, 100, 1, None)(int(flat.ctypes.data), ids)
 
