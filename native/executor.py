@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native._ffi import DTYPE_CODES, check, ffi, last_error, lib, pointer
+from hotcold.native.device import DeviceArrays, NativeDevice
 from hotcold.runtime.errors import ConfigError
 
 ACTOR_CODES: dict[str, int] = {"gpu": 0, "cpu": 1, "predictor": 2}
@@ -136,6 +137,7 @@ class ExecutorArrays:
     device_LN: NDArray[np.int8] | None = None
     kv: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     fired_LN: NDArray[np.int64] | None = None
+    device: DeviceArrays | None = None  # GPU actor: its GPU; None: the CPU device
     keep: list[Any] = field(default_factory=list)
 
 
@@ -214,6 +216,15 @@ class NativeExecutor:
         args.pool, args.core = self._pool, cores[0] if cores else -1
         self._keep = [keep, steps, args, arrays]
         self._request: Request | None = None
+        self.device: NativeDevice | None = None
+        if arrays.device is not None:
+            predictors = _predictors(arrays.device.predictors, keep)
+            try:
+                self.device = NativeDevice(arrays.device, args, predictors, keep)
+            except BaseException:
+                self.close()
+                raise
+            args.device = self.device.c
         self._c = lib.hc_executor_create(args)
         if self._c == ffi.NULL:
             text = last_error()
@@ -298,6 +309,8 @@ class NativeExecutor:
         if getattr(self, "_c", ffi.NULL) != ffi.NULL:
             lib.hc_executor_destroy(self._c)
             self._c = ffi.NULL
+        if getattr(self, "device", None) is not None:
+            self.device.close()
         if self._pool != ffi.NULL:
             lib.hc_pool_destroy(self._pool)
             self._pool = ffi.NULL

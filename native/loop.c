@@ -9,6 +9,7 @@
  * Cost of a step beside its work: two or three clock reads and a span, under 0.1 us.
  */
 #define _GNU_SOURCE
+#include "device.h"
 #include "executor.h"
 #include <sched.h>
 #include <stdlib.h>
@@ -50,6 +51,7 @@ static hc_status await(hc_executor *e, const hc_step *step, uint32_t seq) {
 }
 
 hc_status hc_run_pass(hc_executor *e) {
+    if (e->args.device) return hc_device_run_pass(e);
     hc_segment *segment = e->args.segment;
     uint32_t seq = ++e->seq;
     if (e->args.actor == HC_GPU) {
@@ -163,7 +165,7 @@ static int allocate(hc_executor *e) {
     e->qkv_BQ = scratch(B * (q + 2 * kv) * f);
     e->attended_BQ = scratch(B * q * f);
     e->attention_scores = scratch(hc_pool_threads(a->pool) * m->context * f);
-    e->logits_BV = scratch(B * m->vocab * f);
+    e->logits_BV = a->device ? hc_device_logits(a->device) : scratch(B * m->vocab * f);
     e->sample_ids = scratch(m->vocab * 4);
     e->sample_probs = scratch(m->vocab * f);
     return e->partial_CBD && e->work_C && e->residual_BD && e->normed_BD && e->hot_BD &&
@@ -189,6 +191,7 @@ hc_executor *hc_executor_create(const hc_executor_args *args) {
 
 void hc_executor_destroy(hc_executor *e) {
     if (!e) return;
+    if (e->args.device) e->logits_BV = NULL; /* the device's own */
     void *blocks[] = {e->residual_BD, e->normed_BD,   e->qkv_BQ,      e->attended_BQ,
                       e->hot_BD,      e->logits_BV,   e->partial_CBD, e->attention_scores,
                       e->work_C,      e->sample_ids,  e->sample_probs, e->scores_BN,

@@ -9,6 +9,7 @@
 
 #define GROUP 32 /* neurons whose gates are evaluated before their up rows */
 #define AHEAD 4  /* gate rows the prefetch runs ahead */
+#define REDUCE 512 /* columns of a task that adds partial sums */
 
 /* Counters of a chunk: its line of work_C. */
 enum { GATE_ROWS, UP_DOWN_ROWS, BYTES, FIRED_TOKENS };
@@ -191,17 +192,21 @@ static void ffn_chunk(void *context, int64_t chunk, int32_t thread) {
     }
 }
 
-/* Sum the partial sums of one token, chunk after chunk. One that never began would add zeros. */
-static void ffn_reduce(void *context, int64_t token, int32_t thread) {
+/* Sum the partial sums of one token's piece of REDUCE columns, chunk after chunk. A chunk that never
+ * began would add zeros. */
+static void ffn_reduce(void *context, int64_t task, int32_t thread) {
     (void)thread;
     const hc_ffn_args *a = ((const ffn_run *)context)->a;
-    float *y = a->y_BD + token * a->d;
-    memset(y, 0, sizeof(float) * (size_t)a->d);
+    const int64_t pieces = (a->d + REDUCE - 1) / REDUCE, token = task / pieces;
+    const int64_t begin = task % pieces * REDUCE;
+    const int64_t n = a->d - begin < REDUCE ? a->d - begin : REDUCE;
+    float *y = a->y_BD + token * a->d + begin;
+    memset(y, 0, sizeof(float) * (size_t)n);
     for (int32_t c = 0; c < a->n_chunks; c++) {
         if (!(a->work_C[c * 8 + FIRED_TOKENS] >> token & 1))
             continue;
-        const float *part = partial(a, c, (int32_t)token);
-        for (int64_t i = 0; i < a->d; i++)
+        const float *part = partial(a, c, (int32_t)token) + begin;
+        for (int64_t i = 0; i < n; i++)
             y[i] += part[i];
     }
 }
@@ -260,7 +265,10 @@ hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
         return HC_ERR_UNSUPPORTED;
     run.row_bytes = args->d * hc_dtype_bytes(args->dtype);
     hc_pool_run(args->n_ids ? pool : NULL, ffn_chunk, &run, args->n_chunks);
-    hc_pool_run(args->batch * args->d >= 8192 ? pool : NULL, ffn_reduce, &run, args->batch);
+    /* Partial sums lie in the caches of the threads that made them: below some 64k floats in all,
+     * fetching them costs less than handing the work over. */
+    hc_pool_run(args->n_ids && args->batch * args->d * args->n_chunks >= 65536 ? pool : NULL,
+                ffn_reduce, &run, args->batch * ((args->d + REDUCE - 1) / REDUCE));
     args->gate_rows = args->up_down_rows = args->bytes = 0;
     for (int32_t c = 0; c < args->n_chunks; c++) {
         args->gate_rows += args->work_C[c * 8 + GATE_ROWS];
