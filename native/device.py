@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native._ffi import check, ffi, last_error, lib, pointer
+from hotcold.native._ffi import ffi, last_error, lib, pointer
 from hotcold.runtime.errors import BackendError, BudgetError
 
 PHASES = ("attention", "predict", "hot", "wait", "merge", "head")
-INT8 = 3  # dtype code of predictor matrices quantised by row
 
 
 @dataclass(frozen=True)
@@ -106,27 +105,3 @@ class NativeDevice:
         if self.c != ffi.NULL:
             lib.hc_device_destroy(self.c)
             self.c = ffi.NULL
-
-
-def operate(plugin: Any, kind: str, args: Any, **more: Any) -> float:
-    """Run one operator on host arrays; for tests and benches.
-
-    Args:
-        plugin: of open_plugin.
-        kind: "gemv", "ffn", "split" or "attention".
-        args: the operator's hc_*_args pointer.
-        more: fields of hc_device_op: norm_D, eps, cos_PE, sin_PE (float32 arrays), repeat.
-
-    Returns:
-        Median seconds of a launch after the first; 0 where repeat was not given.
-    """
-    op = ffi.new("hc_device_op *")
-    op.kind = ("gemv", "ffn", "split", "attention").index(kind)
-    setattr(op, kind, args)
-    seconds = ffi.new("float *")
-    op.seconds = seconds
-    for name, value in more.items():
-        is_array = isinstance(value, np.ndarray)
-        setattr(op, name, pointer(value, "float *") if is_array else value)
-    check(lib.hc_device_operate(plugin, op))
-    return float(seconds[0])

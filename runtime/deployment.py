@@ -18,6 +18,7 @@ from hotcold.runtime.dag import build_dag
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import SegmentLayout
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
+from hotcold.runtime.gpu import GpuChoice, choose_gpu
 from hotcold.runtime.hardware import HardwareProfile
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan, make_plan
@@ -55,6 +56,7 @@ class Deployment:
         cores: threads and cores by actor.
         transport: "native" or "ray".
         schedule: name of the schedule policy.
+        gpu: how the GPU executor uses a GPU; None: it computes on its CPU device.
     """
 
     bundle_path: Path
@@ -70,6 +72,7 @@ class Deployment:
     cores: dict[str, CoreShare]
     transport: str
     schedule: str
+    gpu: GpuChoice | None = None
 
     @property
     def roles(self) -> dict[str, str]:
@@ -77,10 +80,13 @@ class Deployment:
         hot = int(np.count_nonzero(self.plan.device_LN == 0))
         total = self.plan.device_LN.size
         stands_by = "stands by: the executors evaluate the gate of every neuron they own"
+        predicts = f"predicts every layer ({self.predictor})"
+        if self.gpu is not None and self.predicts:
+            predicts = f"owns the predictors ({self.predictor}); the GPU runs them in its graph"
         return {
             "gpu": f"attention, head, {hot} of {total} neurons",
             "cpu": f"{total - hot} of {total} neurons",
-            "predictor": f"predicts every layer ({self.predictor})" if self.predicts else stands_by,
+            "predictor": predicts if self.predicts else stands_by,
         }
 
 
@@ -96,6 +102,7 @@ class Prepared:
     residual_input: bool
     with_gate: bool
     context: int
+    gpu: GpuChoice | None = None
 
 
 def prepare_model(config: EngineConfig) -> Prepared:
@@ -109,16 +116,25 @@ def prepare_model(config: EngineConfig) -> Prepared:
     context = _context(config, spec)
     profile = ActivationProfile.load(bundle.profile_path) if bundle.profile_path else None
     predictor, layers = _predictor(config, bundle, profile)
+    vram = None if config.vram is None else parse_bytes(config.vram)
+    gpu = choose_gpu(config, spec, context, vram)
+    if gpu is not None and any(layer.fc1 is None for layer in layers):
+        layers = ()  # gate rows are what the executors evaluate anyway, each those it holds
+    bytes_L = predictor_bytes_L(layers) if layers else (0,) * spec.n_layers
+    if gpu is not None and gpu.predictor_dtype == "int8":
+        bytes_L = tuple(_int8_bytes(layer, spec) for layer in layers) or bytes_L
     problem = make_problem(
         spec,
         bundle.record.record_bytes,
         None if profile is None else profile.probabilities_LN,
-        None if config.vram is None else parse_bytes(config.vram),
+        vram if gpu is None else gpu.room,
         context,
         1,
-        predictor_bytes_L(layers) if layers else [0] * spec.n_layers,
+        bytes_L,
         expected_density_L(predictor, profile, spec),
         HardwareProfile.unmeasured(),
+        kv_bytes=2 if gpu is not None and gpu.kv_dtype == "float16" else 4,
+        embed_on_host=gpu is not None,
     )
     return Prepared(
         config=config,
@@ -129,7 +145,15 @@ def prepare_model(config: EngineConfig) -> Prepared:
         residual_input=any(layer.input == "residual" for layer in layers),
         with_gate=any(layer.fc1 is None for layer in layers),
         context=context,
+        gpu=gpu,
     )
+
+
+def _int8_bytes(layer: Any, spec: ModelSpec) -> int:
+    """Bytes of a predictor layer quantised by row: weights, scales, bias."""
+    width = layer.fc1.shape[0]
+    bias = 0 if layer.bias_N is None else layer.bias_N.nbytes
+    return width * (spec.d_model + spec.n_neurons) + 4 * (width + spec.n_neurons) + bias
 
 
 def _context(config: EngineConfig, spec: ModelSpec) -> int:
@@ -221,7 +245,8 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         predictor_settings=settings["predictor"],
         predicts=prepared.predicts,
         profile=prepared.profile,
-        cores=share_cores(config.threads, config.pin),
+        cores=share_cores(config.threads, config.pin, gpu=prepared.gpu is not None),
         transport=config.transport,
         schedule=policy_name(schedule),
+        gpu=prepared.gpu,
     )

@@ -8,7 +8,7 @@ of them as threads.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import KernelError
 from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
+from hotcold.runtime.gpu import COLD_CHUNKS, device_arrays
 from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
 from hotcold.runtime.rotary import rotary_tables
 from hotcold.runtime.weights import WeightStore
@@ -75,18 +76,36 @@ class Executor:
             cores=deployment.cores[actor].cores,
             fired_LN=fired_LN,
         )
-        if actor == "predictor":
+        if deployment.gpu is not None:
+            self._use_gpu(arrays)
+        elif actor == "predictor":
             arrays.device_LN = np.ascontiguousarray(deployment.plan.device_LN)
             arrays.predictors = self._predictor_arrays()
         else:
             device = 0 if actor == "gpu" else 1
             plan, layers = deployment.plan, range(self.bundle.spec.n_layers)
             arrays.shares = [Share(plan.ids(l, device), plan.bounds(l, device)) for l in layers]
-        if actor == "gpu":
+        if actor == "gpu" and deployment.gpu is None:
             spec = self.bundle.spec
             shape = (spec.n_layers, 1, spec.n_kv_heads, deployment.context, spec.head_dim)
             arrays.kv = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
         self.native = NativeExecutor(arrays)
+
+    def _use_gpu(self, arrays: ExecutorArrays) -> None:
+        """The GPU runs the prediction too, so the predictor's loop stands by."""
+        deployment, layers = self.deployment, range(self.bundle.spec.n_layers)
+        if self.actor == "predictor":
+            arrays.steps = arrays.steps[:0]
+            return
+        plan, device = deployment.plan, 0 if self.actor == "gpu" else 1
+        if self.actor == "cpu":
+            plan = replace(plan, n_chunks=COLD_CHUNKS)
+            arrays.n_chunks = COLD_CHUNKS
+        arrays.shares = [Share(plan.ids(l, device), plan.bounds(l, device)) for l in layers]
+        if self.actor == "gpu" and deployment.gpu is not None:
+            steps = deployment.programs["predictor"]
+            predictors = self._predictor_arrays()
+            arrays.device = device_arrays(deployment.gpu, plan, predictors, steps)
 
     def _predictor_arrays(self) -> list[PredictorArrays]:
         """Prepare the predictor and put it in the native form; nothing where it stands by."""

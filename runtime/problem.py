@@ -206,6 +206,8 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
     predictor_bytes_L: Sequence[int],
     predictor_density_L: Iterable[float] | None,
     hardware: HardwareProfile,
+    kv_bytes: int = 4,
+    embed_on_host: bool = False,
 ) -> Problem:
     """The placement problem of a model on this machine: one GPU executor, one CPU executor.
 
@@ -221,6 +223,8 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
         predictor_bytes_L: bytes of each layer's predictor, 0 where it needs none of its own.
         predictor_density_L: share of neurons each predictor proposes; None: what fires.
         hardware: rates of the machine.
+        kv_bytes: of an element of the KV cache.
+        embed_on_host: the embedding's rows are looked up by the host, so only the head counts.
 
     Raises:
         ConfigError: shapes that do not match the model, or sizes out of range.
@@ -233,7 +237,7 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
         raise ConfigError(f"{len(predictor_bytes_L)} predictors for {spec.n_layers} layers")
     if context < 1 or batch < 1:
         raise ConfigError(f"context {context} and batch {batch} must be at least 1")
-    modules = _modules(spec, context * batch, predictor_bytes_L)
+    modules = _modules(spec, context * batch, predictor_bytes_L, kv_bytes, embed_on_host)
     module_bytes = sum(module.bytes for module in modules)
     neuron_bytes = spec.n_layers * spec.n_neurons * record_bytes
     gpu = module_bytes + neuron_bytes // 2 if vram_bytes is None else vram_bytes
@@ -254,20 +258,25 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
 
 
 def _modules(
-    spec: ModelSpec, kv_positions: int, predictor_bytes_L: Sequence[int]
+    spec: ModelSpec,
+    kv_positions: int,
+    predictor_bytes_L: Sequence[int],
+    kv_bytes: int,
+    embed_on_host: bool,
 ) -> tuple[Module, ...]:
-    """Everything but the neurons. Norm weights and KV are float32, matrices in the spec's dtype."""
+    """Everything but the neurons. Norm weights are float32, matrices in the spec's dtype."""
     d, head_elements = spec.d_model, spec.vocab_size * spec.d_model
     attention = ((spec.q_dim + 2 * spec.kv_dim) * d + d * spec.q_dim) * spec.element_bytes
     layers = range(spec.n_layers)
+    copies = 1 if spec.tied or embed_on_host else 2
     return (
         Module("norms", None, (2 * spec.n_layers + 1) * d * 4),
         *(Module(f"attention.{i}", i, attention) for i in layers),
-        Module("head", None, head_elements * (1 if spec.tied else 2) * spec.element_bytes),
+        Module("head", None, head_elements * copies * spec.element_bytes),
         *(
             Module(f"predictor.{i}", i, int(predictor_bytes_L[i]))
             for i in layers
             if predictor_bytes_L[i]
         ),
-        *(Module(f"kv.{i}", i, 2 * kv_positions * spec.kv_dim * 4) for i in layers),
+        *(Module(f"kv.{i}", i, 2 * kv_positions * spec.kv_dim * kv_bytes) for i in layers),
     )
