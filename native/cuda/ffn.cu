@@ -6,11 +6,11 @@
 // Bytes: 3 d e a fired neuron, d e a proposed one that stays shut (gate first), 6 d FLOPs: 1 FLOP a
 // byte in fp16, bound by memory. 13B, 12 % of 13824 fire: 34 MB + 17 MB a layer, 10 us + 5 us.
 //
-// No gather pass and no format conversion: both kernels read whole records where they lie.
-// gate_up v1: a warp a neuron, both rows in flight together where the neuron was predicted; gate
-// first where every neuron is looked at. down v1: a thread holds one pack of columns and walks the
-// list; the list is cut in chunks by neuron id, each with its own partial sum, which merge adds in
-// order: results do not depend on the batch.
+// No gather pass and no format conversion: the kernels read whole records where they lie.
+// Predicted neurons: a block each, gate and up row in flight together (gate_up; for one token with x
+// in registers: gate_up_one). Every neuron looked at: a warp each, gate first. down: a thread holds
+// one pack of columns and walks the list, which is cut in chunks by neuron id, each with its own
+// partial sum; merge adds them in order. No order depends on the batch.
 #include "common.cuh"
 
 namespace hotcold {
@@ -56,55 +56,25 @@ __device__ __forceinline__ void dot_row(const Ffn1 &a, const float *x, const cha
         sum[b] = warp_sum(sum[b]);
 }
 
-template <class W, int B, int U>
-__device__ __forceinline__ void dot_rows(const Ffn1 &a, const float *x, const char *gate_row,
-                                         const char *up_row, float (&gate)[B], float (&up)[B]) {
-    const int step = WARP * W::E;
-    for (int at = (threadIdx.x % WARP) * W::E; at < a.d; at += U * step) {
-        uint4 g[U], w[U];
-#pragma unroll
-        for (int u = 0; u < U; u++) {
-            g[u] = load_pack<W>(gate_row, at + u * step, a.d, a.vec);
-            w[u] = load_pack<W>(up_row, at + u * step, a.d, a.vec);
-        }
-#pragma unroll
-        for (int u = 0; u < U; u++)
-            if (at + u * step < a.d) {
-                dot<W, B>(a, x, at + u * step, g[u], gate);
-                dot<W, B>(a, x, at + u * step, w[u], up);
-            }
-    }
-#pragma unroll
-    for (int b = 0; b < B; b++)
-        gate[b] = warp_sum(gate[b]), up[b] = warp_sum(up[b]);
-}
-
-template <class W, int B> __global__ void __launch_bounds__(THREADS) gate_up_kernel(const Ffn1 a) {
+// Every neuron of the table is looked at: a warp a neuron, the up row only where the gate fires.
+template <class W, int B> __global__ void __launch_bounds__(THREADS) gate_first_kernel(const Ffn1 a) {
+    constexpr int U = B == 1 ? 8 : 4;
     launch_next();
     wait_prior();
     stamp(a.stamps, AT_HOT);
     const int group = blockIdx.y, batch = a.pass->batch, lane = threadIdx.x % WARP;
-    const int count = a.hot.rows ? *a.hot.count : a.n_rows;
-    const unsigned all = batch == 32 ? FULL : (1u << batch) - 1;
+    const unsigned members = (batch == 32 ? FULL : (1u << batch) - 1) >> (8 * group);
     const float *x = a.x + static_cast<int64_t>(group) * 8 * a.d;
-    for (int k = blockIdx.x * WARPS + threadIdx.x / WARP; k < count; k += gridDim.x * WARPS) {
-        const int row = a.hot.rows ? a.hot.rows[k] : k;
-        const unsigned members = ((a.hot.members ? a.hot.members[k] : FULL) & all) >> (8 * group);
-        const char *record = a.records + row * a.record_bytes;
+    for (int k = blockIdx.x * WARPS + threadIdx.x / WARP; k < a.n_rows; k += gridDim.x * WARPS) {
+        const char *record = a.records + k * a.record_bytes;
         float gate[B] = {}, up[B] = {};
-        bool fires = true;
-        if (a.hot.rows) {
-            dot_rows<W, B, B == 1 ? 4 : 2>(a, x, record + a.gate_offset, record + a.up_offset, gate,
-                                           up);
-        } else {
-            dot_row<W, B, B == 1 ? 8 : 4>(a, x, record + a.gate_offset, gate);
-            fires = false;
+        dot_row<W, B, U>(a, x, record + a.gate_offset, gate);
+        bool fires = false;
 #pragma unroll
-            for (int b = 0; b < B; b++)
-                fires |= gate[b] > 0 && (members >> b & 1);
-            if (fires)
-                dot_row<W, B, B == 1 ? 8 : 4>(a, x, record + a.up_offset, up);
-        }
+        for (int b = 0; b < B; b++)
+            fires |= gate[b] > 0 && (members >> b & 1);
+        if (fires)
+            dot_row<W, B, U>(a, x, record + a.up_offset, up);
         float mine = 0;
 #pragma unroll
         for (int b = 0; b < B; b++)
@@ -112,6 +82,107 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) gate_up_ker
                 mine = gate[b] * up[b];
         if (lane < B)
             a.hot.c_KB[static_cast<int64_t>(k) * a.bucket + 8 * group + lane] = mine;
+    }
+}
+
+// Sums of gate and up over the block, in warp order; thread b of the first warp writes c of token b.
+template <int B>
+__device__ __forceinline__ void write_c(const Ffn1 &a, int k, int group, unsigned members,
+                                        float (&gate)[B], float (&up)[B], float (*shared)[2][B]) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+#pragma unroll
+    for (int b = 0; b < B; b++) {
+        gate[b] = warp_sum(gate[b]), up[b] = warp_sum(up[b]);
+        if (lane == 0)
+            shared[warp][0][b] = gate[b], shared[warp][1][b] = up[b];
+    }
+    __syncthreads();
+    const int b = threadIdx.x;
+    if (b >= B)
+        return;
+    float g = 0, u = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++)
+        g += shared[w][0][b], u += shared[w][1][b];
+    const bool on = g > 0 && (members >> b & 1);
+    a.hot.c_KB[static_cast<int64_t>(k) * a.bucket + 8 * group + b] = on ? g * u : 0.0f;
+}
+
+// Predicted neurons, a block each, any batch: x from L1.
+template <class W, int B> __global__ void __launch_bounds__(THREADS) gate_up_kernel(const Ffn1 a) {
+    __shared__ float shared[2][WARPS][2][B];
+    launch_next();
+    wait_prior();
+    stamp(a.stamps, AT_HOT);
+    const int group = blockIdx.y, count = *a.hot.count, step = THREADS * W::E;
+    const float *x = a.x + static_cast<int64_t>(group) * 8 * a.d;
+    int turn = 0;
+    for (int k = blockIdx.x; k < count; k += gridDim.x, turn ^= 1) {
+        const char *record = a.records + a.hot.rows[k] * a.record_bytes;
+        const unsigned members =
+            (a.hot.members ? a.hot.members[k] : (1u << a.pass->batch) - 1) >> (8 * group);
+        float gate[B] = {}, up[B] = {};
+        for (int at = threadIdx.x * W::E; at < a.d; at += step) {
+            const uint4 g = load_pack<W>(record + a.gate_offset, at, a.d, a.vec);
+            const uint4 u = load_pack<W>(record + a.up_offset, at, a.d, a.vec);
+            dot<W, B>(a, x, at, g, gate);
+            dot<W, B>(a, x, at, u, up);
+        }
+        write_c<B>(a, k, group, members, gate, up, shared[turn]);
+    }
+}
+
+template <class W, int P>
+__device__ __forceinline__ void request(const Ffn1 &a, int k, uint4 (&g)[P], uint4 (&u)[P]) {
+    const char *record = a.records + a.hot.rows[k] * a.record_bytes;
+#pragma unroll
+    for (int p = 0; p < P; p++) {
+        const int at = (threadIdx.x + p * THREADS) * W::E;
+        g[p] = load_pack<W>(record + a.gate_offset, at, a.d, true);
+        u[p] = load_pack<W>(record + a.up_offset, at, a.d, true);
+    }
+}
+
+// One token: x in registers, the rows of the block's next neuron requested ahead.
+template <class W, int P>
+__global__ void __launch_bounds__(THREADS, P > 5 ? 3 : 4) gate_up_one_kernel(const Ffn1 a) {
+    __shared__ float shared[2][WARPS][2][1];
+    launch_next();
+    wait_prior();
+    stamp(a.stamps, AT_HOT);
+    const int count = *a.hot.count;
+    uint4 g[P], u[P];
+    float x[P][W::E];
+    if (blockIdx.x < count)
+        request<W, P>(a, blockIdx.x, g, u);
+#pragma unroll
+    for (int p = 0; p < P; p++) {
+        const int at = (threadIdx.x + p * THREADS) * W::E;
+        if (at < a.d)
+            load_floats<W::E>(a.x, at, a.d, true, x[p]);
+        else
+#pragma unroll
+            for (int i = 0; i < W::E; i++)
+                x[p][i] = 0;
+    }
+    int turn = 0;
+    for (int k = blockIdx.x; k < count; k += gridDim.x, turn ^= 1) {
+        float gate[1] = {}, up[1] = {};
+#pragma unroll
+        for (int p = 0; p < P; p++) {
+            float weight[W::E];
+            W::unpack(g[p], weight);
+#pragma unroll
+            for (int i = 0; i < W::E; i++)
+                gate[0] = fmaf(weight[i], x[p][i], gate[0]);
+            W::unpack(u[p], weight);
+#pragma unroll
+            for (int i = 0; i < W::E; i++)
+                up[0] = fmaf(weight[i], x[p][i], up[0]);
+        }
+        if (k + gridDim.x < count)
+            request<W, P>(a, k + gridDim.x, g, u);
+        write_c<1>(a, k, 0, 1, gate, up, shared[turn]);
     }
 }
 
@@ -201,9 +272,33 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel
 }
 
 template <class W, int B> void launch_gate_up(const Ffn1 &a, const Launch &launch) {
-    const int blocks = (a.n_rows + WARPS - 1) / WARPS, most = launch.sms * 16;
-    enqueue<Ffn1>(gate_up_kernel<W, B>, dim3(blocks < most ? blocks : most, a.groups), THREADS, 0,
-                  launch, a);
+    if (a.hot.rows) {
+        const int blocks = min(a.n_rows, launch.sms * 8);
+        enqueue<Ffn1>(gate_up_kernel<W, B>, dim3(blocks, a.groups), THREADS, 0, launch, a);
+        return;
+    }
+    const int blocks = min((a.n_rows + WARPS - 1) / WARPS, launch.sms * 16);
+    enqueue<Ffn1>(gate_first_kernel<W, B>, dim3(blocks, a.groups), THREADS, 0, launch, a);
+}
+
+template <class W, int P> bool launch_one(const Ffn1 &a, const Launch &launch) {
+    const int blocks = min(a.n_rows, launch.sms * (P > 5 ? 3 : 4));
+    enqueue<Ffn1>(gate_up_one_kernel<W, P>, dim3(blocks), THREADS, 0, launch, a);
+    return true;
+}
+
+// One token, a predicted list and rows of a length there is a kernel for; false: not so.
+template <class W> bool try_one(const Ffn1 &a, const Launch &launch) {
+    if (a.bucket != 1 || !a.hot.rows || !a.vec)
+        return false;
+    switch ((a.d + THREADS * W::E - 1) / (THREADS * W::E)) {
+    case 1: return launch_one<W, 1>(a, launch);
+    case 2: return launch_one<W, 2>(a, launch);
+    case 4: return launch_one<W, 4>(a, launch);
+    case 5: return launch_one<W, 5>(a, launch);
+    case 7: return launch_one<W, 7>(a, launch);
+    default: return false;
+    }
 }
 
 template <class W, int B> void launch_down(Ffn1 &a, const Launch &launch) {
@@ -212,6 +307,8 @@ template <class W, int B> void launch_down(Ffn1 &a, const Launch &launch) {
 }
 
 template <class W> void launch_w(Ffn1 &a, bool is_down, const Launch &launch) {
+    if (!is_down && try_one<W>(a, launch))
+        return;
     switch (a.bucket) {
     case 1: return is_down ? launch_down<W, 1>(a, launch) : launch_gate_up<W, 1>(a, launch);
     case 2: return is_down ? launch_down<W, 2>(a, launch) : launch_gate_up<W, 2>(a, launch);

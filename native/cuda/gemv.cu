@@ -4,11 +4,15 @@
 // batch 1 in fp16 that is 1 FLOP a byte: the memory is the bound (H100: 3.35 TB/s on paper).
 //   qkv 13B: 157 MB, 47 us; o: 52 MB, 16 us; head: 328 MB, 98 us; predictor 960: 36 MB, 11 us.
 //
-// v1: a row belongs to K warps of one block (K = 4 where there are too few rows to fill the chip),
-// R rows a warp, U packs in flight a row; x comes from L1. The first packs are requested before
-// wait_prior(): they are weights, which no earlier kernel writes. Folding the norm in costs every
-// warp a second sum (of squares) over values it reads anyway, and saves a kernel.
+// A row belongs to four warps of a block: thread t takes packs t, t + 128, ...; the lanes are summed by
+// a butterfly, the warps in order. All variants keep this order, so a row's bits do not depend on
+// which of them ran. The first packs are requested before wait_prior(): they are weights, which no
+// earlier kernel writes. Folding the norm in saves a kernel.
+// v1, batches: R rows at once, U packs of each in flight, x from L1 (its bandwidth is the bound from
+//   four tokens on).
+// v2, one token: persistent blocks that hold their part of x in registers, so only weights move.
 #include "common.cuh"
+#include "gemv.cuh"
 #include "norm.cuh"
 
 namespace hotcold {
@@ -20,27 +24,6 @@ struct Gemv1 : Gemv {
     int32_t groups, row_blocks; // groups of eight tokens; blocks that hold rows
     bool vec;
 };
-
-template <int B>
-__device__ __forceinline__ void write_out(const Gemv1 &a, int row, int group, const float (&y)[B]) {
-    if (a.epilogue == MEMBERS) {
-        unsigned bits = 0;
-#pragma unroll
-        for (int b = 0; b < B; b++)
-            bits |= static_cast<unsigned>(y[b] + (a.bias_R ? a.bias_R[row] : 0.0f) >= a.threshold)
-                    << b;
-        a.members[4 * static_cast<int64_t>(row) + group] = static_cast<uint8_t>(bits);
-        return;
-    }
-#pragma unroll
-    for (int b = 0; b < B; b++) {
-        float *to = a.y + (group * 8 + b) * a.y_stride + row;
-        if (a.epilogue == ADD)
-            *to += y[b];
-        else
-            *to = a.epilogue == RELU ? fmaxf(y[b], 0.0f) : y[b];
-    }
-}
 
 // One pack of each row times the same elements of x, for B tokens.
 template <class W, int B, int R, bool NORM>
@@ -111,7 +94,7 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv1 a) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int group = blockIdx.x % a.groups, block = blockIdx.x / a.groups;
     launch_next();
-    if (NORM && block == a.row_blocks) { // the block more
+    if (NORM && block == a.row_blocks) { // one block more for each group
         wait_prior();
         norm_rows(a.x, a.norm_D, a.d, a.eps, a.normed, a.normed_host, a.residual_host, group * 8,
                   min(a.pass->batch, group * 8 + B));
@@ -132,12 +115,9 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv1 a) {
             w[u][r] = load_pack<W>(rows[r], at + u * step, a.d, a.vec);
     wait_prior();
     stamp(a.stamps, a.stamp);
-    const int batch = a.pass->batch;
-    if (a.when != ALWAYS && a.pass->head_rows != (a.when == ONE_ROW ? 1 : batch))
+    if (!takes_part(a))
         return;
-    if (a.when == ALL_ROWS && batch == 1)
-        return;
-    const float *x = a.x + (a.when == ONE_ROW ? batch - 1 : group * 8) * a.x_stride;
+    const float *x = a.x + (a.when == ONE_ROW ? a.pass->batch - 1 : group * 8) * a.x_stride;
     float sum[R][B] = {}, squares[B] = {};
     while (at < a.d) {
 #pragma unroll
@@ -171,9 +151,9 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv1 a) {
     }
 }
 
-template <class W, int B, int R, int U, int K> void launch_k(Gemv1 &a, const Launch &launch) {
-    const int per_block = WARPS / K * R;
-    a.row_blocks = (a.rows + per_block - 1) / per_block;
+template <class W, int B, int R, int U> void launch_b(Gemv1 &a, const Launch &launch) {
+    constexpr int K = 4, PER_BLOCK = WARPS / K * R;
+    a.row_blocks = (a.rows + PER_BLOCK - 1) / PER_BLOCK;
     const int blocks = a.row_blocks + (a.norm_D && a.normed ? 1 : 0);
     const dim3 grid(blocks * a.groups);
     if (a.norm_D)
@@ -182,24 +162,15 @@ template <class W, int B, int R, int U, int K> void launch_k(Gemv1 &a, const Lau
         enqueue<Gemv1>(gemv_kernel<W, B, R, U, K, false>, grid, THREADS, 0, launch, a);
 }
 
-// K depends on the shape alone: it decides the order of a row's sum, which no batch may change.
-template <class W, int B, int R> void launch_b(Gemv1 &a, const Launch &launch) {
-    constexpr int U = B == 1 ? 4 : B <= 4 ? 2 : 1;
-    if (a.rows >= 4096)
-        launch_k<W, B, R, U, 1>(a, launch);
-    else
-        launch_k<W, B, 1, U, 4>(a, launch);
-}
-
 template <class W> void launch_w(Gemv1 &a, int bucket, const Launch &launch) {
     if (bucket == 1 || a.when == ONE_ROW)
-        launch_b<W, 1, 1>(a, launch);
+        launch_b<W, 1, 1, 4>(a, launch);
     else if (bucket == 2)
-        launch_b<W, 2, 2>(a, launch);
+        launch_b<W, 2, 2, 2>(a, launch);
     else if (bucket == 4)
-        launch_b<W, 4, 2>(a, launch);
+        launch_b<W, 4, 2, 2>(a, launch);
     else
-        launch_b<W, 8, 4>(a, launch);
+        launch_b<W, 8, 4, 1>(a, launch);
 }
 
 } // namespace v1
@@ -211,6 +182,8 @@ void gemv(const Gemv &args, int bucket, const Launch &launch) {
     a.vec = args.d % pack == 0 && args.stride % 16 == 0 && args.x_stride % 4 == 0 &&
             reinterpret_cast<uintptr_t>(args.w) % 16 == 0;
     a.groups = args.when == ONE_ROW ? 1 : (bucket + 7) / 8;
+    if ((bucket == 1 || args.when == ONE_ROW) && gemv_one(args, a.vec, launch))
+        return;
     switch (args.dtype) {
     case HC_F32: return v1::launch_w<F32>(a, bucket, launch);
     case HC_F16: return v1::launch_w<F16>(a, bucket, launch);

@@ -5,7 +5,8 @@
 // host memory, 1 to 1.5 us a look, with back-off, and gives up on the abort word, which the host
 // thread sets when the exchange is poisoned, or after WAIT_NS.
 //
-// v1: a thread an element; partial sums in order of the chunks.
+// v1: a thread V elements (4, or 1 where a row is not a multiple of 16 bytes); partial sums in order of
+// the chunks.
 #include "common.cuh"
 
 namespace hotcold {
@@ -20,61 +21,102 @@ __device__ __forceinline__ bool await(const uint32_t *flag, uint32_t seq, const 
     for (unsigned spins = 0;; spins++) {
         if (load_flag(flag) == seq)
             return true;
-        if (spins % 8 == 7) {
-            if (load_flag(abort) || now() - begin > WAIT_NS)
-                return false;
-            __nanosleep(200);
-        }
+        if (spins % 8 == 7 && (load_flag(abort) || now() - begin > WAIT_NS))
+            return false;
     }
 }
 
-__global__ void __launch_bounds__(THREADS) merge_kernel(const Merge a) {
+template <int V> struct Pack {
+    float v[V];
+};
+template <int V> __device__ __forceinline__ Pack<V> load(const float *at) {
+    Pack<V> p;
+    if (V == 4) {
+        const float4 f = *reinterpret_cast<const float4 *>(at);
+        p.v[0] = f.x, p.v[V - 3] = f.y, p.v[V - 2] = f.z, p.v[V - 1] = f.w;
+    } else {
+        p.v[0] = *at;
+    }
+    return p;
+}
+template <int V> __device__ __forceinline__ Pack<V> load_bus(const float *at) {
+    Pack<V> p;
+    if (V == 4)
+        asm volatile("ld.relaxed.sys.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(p.v[0]), "=f"(p.v[V > 1 ? 1 : 0]), "=f"(p.v[V > 2 ? 2 : 0]),
+                       "=f"(p.v[V - 1])
+                     : "l"(at)
+                     : "memory");
+    else
+        p.v[0] = load_host(at);
+    return p;
+}
+
+// Wait for the cold sum: is there one to add?
+__device__ __forceinline__ bool cold_arrives(const Merge &a) {
     __shared__ bool cold;
+    if (threadIdx.x == 0) {
+        const int count = a.cold_count ? *a.cold_count : 1;
+        const bool skip = count == 0 && a.selective;
+        bool arrived = true;
+        if (!skip && !a.pass->failed)
+            arrived = await(a.from.y_flag, a.pass->seq, a.from.abort);
+        if (!arrived)
+            a.pass->failed = 1;
+        cold = count > 0 && arrived;
+        if (skip && blockIdx.x == 0 && blockIdx.y == 0)
+            *a.skipped += 1;
+    }
+    __syncthreads();
+    stamp(a.stamps, AT_WAITED);
+    return cold;
+}
+
+template <int V> __global__ void __launch_bounds__(THREADS) merge_kernel(const Merge a) {
     launch_next();
     wait_prior();
     stamp(a.stamps, AT_MERGE);
-    const int i = blockIdx.x * THREADS + threadIdx.x, b = blockIdx.y;
+    const int i = (blockIdx.x * THREADS + threadIdx.x) * V, b = blockIdx.y;
     if (b >= a.pass->batch)
         return;
     const int64_t at = static_cast<int64_t>(b) * a.d + i;
-    float sum = 0;
+    Pack<V> h = {}, sum = {};
+    if (i < a.d)
+        h = load<V>(a.h + at);
     if (a.partial_CBD && i < a.d) {
 #pragma unroll 16
-        for (int c = 0; c < a.n_chunks; c++)
-            sum += a.partial_CBD[(static_cast<int64_t>(c) * a.bucket + b) * a.d + i];
-    }
-    if (a.from.y_flag) {
-        if (threadIdx.x == 0) {
-            const int count = a.cold_count ? *a.cold_count : 1;
-            const bool skip = count == 0 && a.selective;
-            bool arrived = true;
-            if (!skip && !a.pass->failed)
-                arrived = await(a.from.y_flag, a.pass->seq, a.from.abort);
-            if (!arrived)
-                a.pass->failed = 1;
-            cold = count > 0 && arrived;
-            if (skip && blockIdx.x == 0 && b == 0)
-                *a.skipped += 1;
+        for (int c = 0; c < a.n_chunks; c++) {
+            const Pack<V> part =
+                load<V>(a.partial_CBD + (static_cast<int64_t>(c) * a.bucket + b) * a.d + i);
+#pragma unroll
+            for (int v = 0; v < V; v++)
+                sum.v[v] += part.v[v];
         }
-        __syncthreads();
-        stamp(a.stamps, AT_WAITED);
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            h.v[v] += sum.v[v];
     }
+    const bool cold = a.from.y_flag && cold_arrives(a);
     if (i >= a.d)
         return;
-    float h = a.h[at];
-    if (a.partial_CBD)
-        h += sum;
-    if (a.from.y_flag && cold)
-        h += load_host(a.from.y + at);
-    a.h[at] = h;
-    stamp(a.stamps, AT_MERGED);
+    if (cold) {
+        const Pack<V> y = load_bus<V>(a.from.y + at);
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            h.v[v] += y.v[v];
+    }
+#pragma unroll
+    for (int v = 0; v < V; v++)
+        a.h[at + v] = h.v[v];
 }
 
 } // namespace v1
 
 void merge(const Merge &args, const Launch &launch) {
-    const int blocks = (args.d + v1::THREADS - 1) / v1::THREADS;
-    enqueue<Merge>(v1::merge_kernel, dim3(blocks, args.bucket), v1::THREADS, 0, launch, args);
+    const int V = args.d % 4 == 0 ? 4 : 1, per_block = v1::THREADS * V;
+    const dim3 grid((args.d + per_block - 1) / per_block, args.bucket);
+    enqueue<Merge>(V == 4 ? v1::merge_kernel<4> : v1::merge_kernel<1>, grid, v1::THREADS, 0, launch,
+                   args);
 }
 
 } // namespace hotcold

@@ -21,7 +21,7 @@ from hotcold.runtime.session import LocalSession
 pytestmark = pytest.mark.gpu
 
 TINY = {
-    "even": TinyLlama(),
+    "even": TinyLlama(neurons=96),
     "odd": TinyLlama(d=35, layers=3, neurons=51, heads=5, kv_heads=1, head_dim=6, vocab=301),
     "tied": TinyLlama(d=24, neurons=40, heads=3, kv_heads=3, tied=True, dtype="float16", seed=1),
     "bfloat16": TinyLlama(d=64, neurons=2500, heads=4, kv_heads=2, dtype="bfloat16", seed=2),
@@ -76,7 +76,7 @@ def test_logits_are_the_oracles_gate_first(tiny: Path, share: float, schedule: s
 @pytest.mark.parametrize("batch", [32, 5, 1])
 def test_logits_are_the_masked_oracles(tiny: Path, share: float, batch: int) -> None:
     ids = ids_of(tiny, 45)
-    options: dict[str, Any] = {"predictor": "low-rank", "settings": {"predictor.rank": "6"}}
+    options: dict[str, Any] = {"predictor": "low-rank", "settings": {"predictor.rank": "6", "predictor.margin": "0.5"}}
     with session(tiny, share, max_batch=batch, **options) as local:
         logits, masks_TLN = local.logits(ids)
         states = {actor: local.segment.actor_state(actor) for actor in local.executors}
