@@ -8,6 +8,7 @@ CONSTRAINTS := .constraints.txt
 NATIVE := $(sort $(wildcard native/*.c native/*.h native/*/*.c native/*/*.h) native/_build.py)
 C_FILES := $(filter %.c %.h,$(NATIVE))
 PROMPT ?= Once upon a time
+SAMPLING ?= --temperature 0.7 --top-p 0.9 --seed 1
 
 .PHONY: run test setup check fix types native bench wheel clean help
 
@@ -43,7 +44,8 @@ setup: $(VENV)/.installed-dev
 # ---- run ---------------------------------------------------------------------------------------
 
 run: $(VENV)/.installed
-	$(BIN)/hotcold generate --max-tokens 200 "$(PROMPT)"
+	@echo "$(PROMPT) ..."
+	$(BIN)/hotcold generate --max-tokens 160 $(SAMPLING) "$(PROMPT)"
 	@echo
 	@echo "Next, compare two placement policies:"
 	@echo "$(BIN)/hotcold compare --policy greedy --policy random --vram 24MiB"

@@ -1,9 +1,11 @@
 """Client: what any driver can do with a running trio, whether it launched it or connected to it."""
 
+import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import RayError
 
+from hotcold.actors import cluster, requests
 from hotcold.actors.executors import Facts
 from hotcold.actors.stats import ActorStats, EngineStats
 from hotcold.actors.stepwise import StepDriver
@@ -21,8 +24,32 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import ActorLostError, ConfigError
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.executor import Sampled, make_request
-from hotcold.runtime.generation import GenerationStats, Token, TokenStream, prompt_ids
-from hotcold.runtime.tokenizer import Tokenizer
+from hotcold.runtime.generation import GenerationStats, TextSide, Token, TokenStream
+
+
+class Lookup:
+    """For connected engines: finds the actors again by name after their owner rebuilt them."""
+
+    def __init__(self, name: str, actors: dict[str, Any]) -> None:
+        self._name, self._actors = name, actors
+        self.epoch = 0
+
+    def await_epoch(self, after: int, timeout_s: float) -> None:
+        """Wait until all actors answer to their names again."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            try:
+                found = {
+                    actor: ray.get_actor(f"{self._name}-{actor}", namespace=cluster.NAMESPACE)
+                    for actor in ACTORS
+                }
+                ray.get([handle.ready.remote() for handle in found.values()], timeout=timeout_s)
+                self._actors.update(found)
+                self.epoch = after + 1
+                return
+            except (ValueError, RayError):
+                time.sleep(0.05)
+        raise ActorLostError("gpu", f"the engine {self._name!r} did not come back")
 
 
 class Client:
@@ -33,16 +60,35 @@ class Client:
         actors: handles by name.
         deployment: what they have loaded.
         trio: the owner's, which knows best why an actor is gone; None when connected.
+        recovers: who waits for rebuilt actors; None when connected.
+        restarts: losses a generation survives.
     """
 
     def __init__(
-        self, name: str, actors: dict[str, Any], deployment: Deployment, trio: Trio | None
+        self,
+        name: str,
+        actors: dict[str, Any],
+        deployment: Deployment,
+        trio: Trio | None = None,
+        recovers: requests.Recovers | None = None,
+        restarts: int = 3,
     ) -> None:
         self.name, self.actors, self.deployment = name, actors, deployment
+        self.restarts = restarts
         self._trio = trio
-        self._tokenizer = Tokenizer.load(deployment.bundle_path)
+        self._recovers = recovers or Lookup(name, actors)
+        self._text = TextSide(deployment.bundle_path, deployment.spec)
         self._busy = threading.Lock()
-        self._facts: dict[str, Facts] = {} if trio is None else trio.facts
+
+    def _actor(self, name: str) -> Any:
+        """An actor's handle.
+
+        Raises:
+            ConfigError: the engine is closed.
+        """
+        if name not in self.actors:
+            raise ConfigError(f"engine {self.name!r} is closed; launch another")
+        return self.actors[name]
 
     @contextmanager
     def idle(self) -> Iterator[None]:
@@ -62,13 +108,13 @@ class Client:
         self, prompt: str | Sequence[int], sampling: Sampling
     ) -> Iterator[Token | GenerationStats]:
         """Tokens that continue the prompt, then the figures. Checks the prompt at once."""
-        spec, context = self.deployment.spec, self.deployment.context
-        ids = prompt_ids(prompt, self._tokenizer, spec, context)
+        context = self.deployment.context
+        ids = self._text.ids(prompt, context)
         request = make_request(
             ids,
             sampling.max_tokens,
             context,
-            () if sampling.ignore_eos else spec.eos_ids,
+            () if sampling.ignore_eos else self._text.eos_ids,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
@@ -76,14 +122,11 @@ class Client:
         )
         return self._stream(request, sampling)
 
-    def _stream(
-        self, request: Request, sampling: Sampling
-    ) -> Iterator[Token | GenerationStats]:
+    def _stream(self, request: Request, sampling: Sampling) -> Iterator[Token | GenerationStats]:
         with self.idle():
-            stream = TokenStream(
-                self._tokenizer.stream(), sampling, self.deployment.spec.eos_ids
-            )
+            stream = self._text.stream(sampling)
             times: RequestTimes | None = None
+            text = ""
             source = self._sampled(request)
             try:
                 for item in source:
@@ -91,11 +134,16 @@ class Client:
                         times = item
                         continue
                     for id_, logprob in zip(item.ids, item.logprobs, strict=True):
-                        yield from stream.push(id_, logprob)
+                        for token in stream.push(id_, logprob):
+                            text += token.text
+                            yield token
                     if stream.finish:
                         self._cancel()
                 if not stream.finish:
                     yield from stream.flush()
+            except ActorLostError as error:
+                error.text = text
+                raise
             finally:
                 self._drain(source)
             if times is not None:
@@ -103,16 +151,12 @@ class Client:
 
     def _sampled(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         """The raw stream of either transport, Ray's errors made typed."""
+        if self.deployment.transport == "native":
+            gpu = partial(self._actor, "gpu")
+            yield from requests.run(request, gpu, self._typed, self._recovers, self.restarts)
+            return
         try:
-            if self.deployment.transport == "ray":
-                yield from self._stepwise(request)
-                return
-            calls = self.actors["gpu"].generate.options(num_returns="streaming").remote(request)
-            for ref in calls:
-                item = ray.get(ref)
-                if isinstance(item, Exception):
-                    raise item
-                yield item
+            yield from self._stepwise(request)
         except RayError as error:
             raise self._typed(error) from None
 
@@ -130,6 +174,19 @@ class Client:
         total = sum(state.bytes for state in self._states().values())
         yield RequestTimes(begin, prompt_done, end, passes, after - before, total - after)
 
+    def _retried(self, call: Callable[[], Any]) -> Any:
+        """A control call's result; called again after a recovery where an actor was lost."""
+        for losses in itertools.count(1):
+            epoch = self._recovers.epoch
+            try:
+                return call()
+            except RayError as error:
+                lost = self._typed(error)
+                if not isinstance(lost, ActorLostError) or losses > self.restarts:
+                    raise lost from None
+                self._recovers.await_epoch(epoch, requests.RECOVER_S)
+        raise AssertionError  # count() does not end
+
     def _typed(self, error: BaseException) -> BaseException:
         if self._trio is not None:
             return self._trio.lost(error)
@@ -137,7 +194,7 @@ class Client:
 
     def _cancel(self) -> None:
         if self.deployment.transport == "native":
-            self.actors["gpu"].cancel.remote()
+            self._actor("gpu").cancel.remote()
 
     def _drain(self, source: Iterator[Any]) -> None:
         """End a stream the caller may have left early, so that the next request finds it free."""
@@ -174,48 +231,49 @@ class Client:
             ConfigError: ids that cannot be used; masks over the Ray transport.
         """
         spec, context = self.deployment.spec, self.deployment.context
-        ids = prompt_ids(list(token_ids), self._tokenizer, spec, context)
+        ids = self._text.ids(list(token_ids), context)
         with self.idle():
-            try:
-                if self.deployment.transport == "ray":
-                    if masks:
-                        raise ConfigError("masks are recorded by the native transport only")
-                    driver = StepDriver(self.actors, self.deployment)
+            if self.deployment.transport == "ray":
+                if masks:
+                    raise ConfigError("masks are recorded by the native transport only")
+                driver = StepDriver(self.actors, self.deployment)
+                try:
                     return driver.score(np.array(ids, np.int32)), None
-                shape = (len(ids), spec.n_layers, -(-spec.n_neurons // 8)) if masks else None
-                request = make_request(ids, 0, context)
-                logits, bits = ray.get(
-                    self.actors["gpu"].score.remote(request, spec.vocab_size, shape)
-                )
-            except RayError as error:
-                raise self._typed(error) from None
+                except RayError as error:
+                    raise self._typed(error) from None
+            shape = (len(ids), spec.n_layers, -(-spec.n_neurons // 8)) if masks else None
+            request = make_request(ids, 0, context)
+            logits, bits = self._retried(
+                lambda: ray.get(self._actor("gpu").score.remote(request, spec.vocab_size, shape))
+            )
         if bits is None:
             return logits, None
         fired = np.unpackbits(bits, axis=-1, count=spec.n_neurons, bitorder="little")
         return logits, fired.astype(bool)
 
+    def _current_facts(self) -> dict[str, Facts]:
+        if self._trio is not None:
+            return self._trio.facts
+        refs = [self._actor(actor).facts.remote() for actor in ACTORS]
+        return dict(zip(ACTORS, ray.get(refs), strict=True))
+
     def _states(self) -> dict[str, Any]:
         if self.deployment.transport == "native":
-            states: dict[str, Any] = ray.get(self.actors["gpu"].states.remote())
+            states: dict[str, Any] = ray.get(self._actor("gpu").states.remote())
             return states
-        refs = [self.actors[actor].state.remote() for actor in ACTORS]
+        refs = [self._actor(actor).state.remote() for actor in ACTORS]
         return dict(zip(ACTORS, ray.get(refs), strict=True))
 
     def stats(self) -> EngineStats:
         """Counters of all actors, and what they run."""
-        try:
-            states = self._states()
-            if not self._facts:
-                refs = [self.actors[actor].facts.remote() for actor in ACTORS]
-                self._facts = dict(zip(ACTORS, ray.get(refs), strict=True))
-        except RayError as error:
-            raise self._typed(error) from None
+        states = self._retried(self._states)
+        facts = self._retried(self._current_facts)
         deployment = self.deployment
         plan, roles = deployment.plan, deployment.roles
         return EngineStats(
             actors={
                 actor: ActorStats.of(
-                    states[actor], self._facts[actor].node_id, self._facts[actor].pid, roles[actor]
+                    states[actor], facts[actor].node_id, facts[actor].pid, roles[actor]
                 )
                 for actor in ACTORS
             },

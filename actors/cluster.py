@@ -7,6 +7,10 @@ its readiness is awaited with a deadline.
 
 import logging
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -37,6 +41,26 @@ def join(address: str | None) -> bool:
     """
     if ray.is_initialized():
         return False
+    with _own_signal_handlers():
+        return _init(address)
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keep the caller's handlers: ray.init puts C++ ones in their place, which end the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _init(address: str | None) -> bool:
     common: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": False,
@@ -60,6 +84,43 @@ def join(address: str | None) -> bool:
         raise LaunchError(f"cannot {where}: {_first_line(error)}; check --address") from error
 
 
+_started_here = 0  # users of the Ray this process started
+_lock = threading.RLock()
+
+
+def enter(address: str | None) -> bool:
+    """Join or start Ray, counting who uses a Ray that was started here.
+
+    Returns:
+        Whether `leave` must be called in the end.
+    """
+    global _started_here  # noqa: PLW0603 - there is one Ray in a process
+    with _lock:
+        started = join(address) or _started_here > 0
+        _started_here += started
+        return started
+
+
+def leave() -> None:
+    """Shut down the Ray that was started here once its last user is gone."""
+    global _started_here  # noqa: PLW0603
+    with _lock:
+        _started_here -= 1
+        if _started_here == 0:
+            ray.shutdown()
+
+
+@contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """Be in a Ray cluster for a while; one that was started for it is shut down after."""
+    started = enter(address)
+    try:
+        yield
+    finally:
+        if started:
+            leave()
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -77,8 +138,12 @@ def reserve(shares: dict[str, CoreShare], name: str) -> tuple[PlacementGroup, di
     here = next(entry for entry in ray.nodes() if entry["NodeID"] == node)
     cpus = cpu_fractions(shares, here["Resources"].get("CPU", 0.0))
     bundle = {"CPU": sum(cpus.values()), f"node:{here['NodeManagerAddress']}": 0.001}
-    group = placement_group([bundle], strategy="STRICT_PACK", name=f"hotcold-{name}")
-    if not group.wait(READY_S):
+    group = placement_group([bundle], strategy="STRICT_PACK", name=f"hotcold-{name}-{os.getpid()}")
+    try:
+        ready = group.wait(READY_S)
+    except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception for a lost group
+        raise LaunchError(f"the Ray cluster gave no room: {_first_line(error)}") from error
+    if not ready:
         free = ray.available_resources().get("CPU", 0.0)
         remove_placement_group(group)
         raise LaunchError(

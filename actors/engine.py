@@ -7,7 +7,6 @@ or unpickled only talks to them. Generation is one Ray call a request, its token
 import difflib
 import itertools
 import os
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -23,6 +22,7 @@ from ray.util.placement_group import PlacementGroup
 from hotcold.actors import cluster
 from hotcold.actors.client import Client
 from hotcold.actors.stats import EngineStats
+from hotcold.actors.supervisor import Recovery, Supervisor
 from hotcold.actors.trio import Trio
 from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve
@@ -31,9 +31,6 @@ from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.generation import GenerationStats, Token
 
 _numbers = itertools.count()
-_owned_ray = 0  # engines of this process that live in the Ray they started
-_started_ray = False
-_lock = threading.RLock()
 
 
 class Engine:
@@ -44,11 +41,18 @@ class Engine:
         last: figures of the last finished generation, None before.
     """
 
-    def __init__(self, client: Client, trio: Trio | None, prepared: Prepared | None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        trio: Trio | None = None,
+        prepared: Prepared | None = None,
+        supervisor: Supervisor | None = None,
+    ) -> None:
         self.name = client.name
         self.last: GenerationStats | None = None
         self._client, self._trio, self._prepared = client, trio, prepared
-        self._finalizer = weakref.finalize(self, _take_down, trio) if trio is not None else None
+        self._supervisor = supervisor
+        self._finalizer: Any = None
 
     @classmethod
     def launch(
@@ -66,29 +70,36 @@ class Engine:
         """Prepare a model, start its three actors, and wait until they are ready.
 
         Args:
-            model, vram, policy, schedule, options: as `hotcold.runtime.config.EngineConfig`.
+            model: Hugging Face folder or bundle; None: the embedded model.
+            vram: budget of the GPU executor, bytes or "24MiB".
+            policy: placement policy: name, "file.py:Class", "package.module:Class" or object.
+            schedule: schedule policy, likewise.
             name: of the engine; others connect by it.
             address: Ray cluster to join; None joins the one at hand or starts one here.
             placement_group: the caller's, with room for the trio in its first bundle.
+            **options: the further fields of `hotcold.runtime.config.EngineConfig`.
 
         Raises:
             ConfigError, CheckpointError, PolicyError: input that cannot be used; nothing started.
             LaunchError: Ray or the actors could not be started.
         """
         _check_options(options)
-        config = EngineConfig(
-            model=model, vram=vram, policy=policy, schedule=schedule, **options
-        )
+        config = EngineConfig(model=model, vram=vram, policy=policy, schedule=schedule, **options)
         prepared = prepare_model(config)
         deployment = deploy(prepared, solve(prepared))
-        _enter_ray(address)
+        started_ray = cluster.enter(address)
         try:
             engine_name = name or f"hotcold-{os.getpid()}-{next(_numbers)}"
             trio = Trio(deployment, engine_name, placement_group)
         except BaseException:
-            _leave_ray()
+            if started_ray:
+                cluster.leave()
             raise
-        return cls(Client(engine_name, trio.actors, deployment, trio), trio, prepared)
+        supervisor = Supervisor(trio, config.stuck_s)
+        client = Client(engine_name, trio.actors, deployment, trio, supervisor, config.restarts)
+        engine = cls(client, trio, prepared, supervisor)
+        engine._finalizer = weakref.finalize(engine, _take_down, trio, supervisor, started_ray)
+        return engine
 
     @classmethod
     def connect(cls, name: str, address: str | None = None) -> "Engine":
@@ -109,7 +120,7 @@ class Engine:
             raise ConfigError(
                 f"no engine named {name!r} in this Ray cluster; launch one with that name first"
             ) from error
-        return cls(Client(name, actors, deployment, None), None, None)
+        return cls(Client(name, actors, deployment))
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return Engine.connect, (self.name,)
@@ -136,8 +147,13 @@ class Engine:
 
         Args:
             prompt: text, or token ids (taken as they are).
-            max_tokens, temperature, top_k, top_p, seed, stop, ignore_eos: as
-                `hotcold.runtime.config.Sampling`.
+            max_tokens: new tokens at most; the context may end it earlier.
+            temperature: 0 is greedy.
+            top_k: keep the k likeliest tokens; 0 is off.
+            top_p: keep the likeliest tokens that reach this probability; 1 is off.
+            seed: of the draws; None: the engine's.
+            stop: strings that end the text; they are not part of it.
+            ignore_eos: go on past the end-of-sequence token.
 
         Raises:
             ConfigError: a prompt or parameter that cannot be used; raised at once.
@@ -174,6 +190,11 @@ class Engine:
         """Logits of every position of a sequence, float32 [T, V]."""
         return self._client.score(token_ids)[0]
 
+    @property
+    def recoveries(self) -> list[Recovery]:
+        """Losses of actors this engine recovered from, oldest first; none when connected."""
+        return list(self._supervisor.recoveries) if self._supervisor is not None else []
+
     def stats(self) -> EngineStats:
         """Counters of the actors since the current plan was loaded."""
         return self._client.stats()
@@ -196,6 +217,7 @@ class Engine:
 
     def close(self) -> None:
         """End the actors this engine launched and free everything; idempotent."""
+        self._client.actors = {}
         if self._finalizer is not None:
             self._finalizer()
 
@@ -220,27 +242,10 @@ def _check_options(options: dict[str, Any]) -> None:
             raise ConfigError(f"unknown option {option!r}{hint}")
 
 
-def _enter_ray(address: str | None) -> None:
-    global _owned_ray, _started_ray  # noqa: PLW0603 - one Ray a process
-    with _lock:
-        _started_ray = cluster.join(address) or _started_ray
-        _owned_ray += _started_ray
-
-
-def _leave_ray() -> None:
-    """Shut down the Ray this process started once its last engine is gone."""
-    global _owned_ray, _started_ray  # noqa: PLW0603
-    with _lock:
-        if not _started_ray:
-            return
-        _owned_ray -= 1
-        if _owned_ray == 0:
-            _started_ray = False
-            ray.shutdown()
-
-
-def _take_down(trio: Trio) -> None:
+def _take_down(trio: Trio, supervisor: Supervisor, started_ray: bool) -> None:
     try:
+        supervisor.close()
         trio.close()
     finally:
-        _leave_ray()
+        if started_ray:
+            cluster.leave()

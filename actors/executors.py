@@ -7,6 +7,7 @@ instead of 1.2 s, and the engine has to rebuild the trio anyway.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,13 @@ import ray
 from numpy.typing import NDArray
 
 from hotcold.native.executor import Request, RequestTimes
+from hotcold.native.segment import Watcher
 from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import HotcoldError, LaunchError
-from hotcold.runtime.exchange import ActorState, Segment, SegmentHandle, Watcher
+from hotcold.runtime.exchange import ActorState, Segment, SegmentHandle
 from hotcold.runtime.executor import Executor, Sampled
+from hotcold.runtime.kv import KvCache, KvHandle
+from hotcold.runtime.program import OP_CODES
 
 GROUPS = {"loop": 1, "control": 4, "request": 1}
 
@@ -61,7 +65,11 @@ class Shell:
 
     @ray.method(concurrency_group="control")
     def load(
-        self, deployment: Deployment, handle: SegmentHandle | None, pids: dict[int, str]
+        self,
+        deployment: Deployment,
+        handle: SegmentHandle | None,
+        kv: KvHandle | None,
+        pids: dict[int, str],
     ) -> None:
         """Attach to an epoch's segment and build the executor for a deployment.
 
@@ -70,6 +78,7 @@ class Shell:
         Args:
             deployment: what to run.
             handle: the shared segment, or None to use private memory (Ray transport).
+            kv: the driver's KV memory, for the GPU executor; None: private memory.
             pids: processes whose death must poison the exchange.
         """
         self._release()
@@ -78,12 +87,28 @@ class Shell:
         else:
             self._segment = Segment.attach(handle)
             self._watcher = self._segment.watch(pids)
-        self._executor = Executor(self.actor, deployment, self._segment)
+        cache = None
+        if kv is not None:
+            cache = KvCache.attach(kv, deployment.spec, deployment.context)
+        self._executor = Executor(self.actor, deployment, self._segment, cache)
+
+    @ray.method(concurrency_group="control")
+    def ready(self) -> None:
+        """Answer once something is loaded."""
+        deadline = time.monotonic() + 60
+        while self._executor is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert self._loaded
 
     @ray.method(concurrency_group="loop")
     def loop(self) -> None:
         """Run passes until the exchange is poisoned; the call's end is the sign of life's end."""
         self._loaded.run()
+
+    @ray.method(concurrency_group="control")
+    def arm(self, op: str, at_seq: int, signal_number: int) -> None:
+        """Fault injection: raise a signal in this process when a step of op next begins."""
+        self._loaded.native.arm(OP_CODES[op], at_seq, signal_number)
 
     @ray.method(concurrency_group="control")
     def state(self) -> ActorState:
@@ -195,6 +220,5 @@ CLASSES: dict[str, type[Shell]] = {"gpu": GpuExecutor, "cpu": CpuExecutor, "pred
 
 def remote_class(actor: str) -> Any:
     """The Ray actor class of a shell."""
-    return ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups=GROUPS)(
-        CLASSES[actor]
-    )
+    options: dict[str, Any] = {"max_restarts": 0, "concurrency_groups": GROUPS}
+    return ray.remote(**options)(CLASSES[actor])

@@ -71,18 +71,14 @@ class StepDriver:
         self._seq += 1
         deployment, batch = self._deployment, len(tokens)
         begun = [
-            actor.begin.remote(
-                self._seq, batch, tokens if name == "gpu" else None, position, rows
-            )
+            actor.begin.remote(self._seq, batch, tokens if name == "gpu" else None, position, rows)
             for name, actor in self._actors.items()
         ]
         ray.get(begun, timeout=STEP_S)
         written: dict[int, Any] = {}  # offset -> the call that wrote it
         last: dict[str, Any] = {}  # actor -> its latest call: an actor takes its steps in order
         for actor, index in in_turn(deployment.programs):
-            reads, writes = step_slots(
-                deployment.programs[actor][index], deployment.layout, batch
-            )
+            reads, writes = step_slots(deployment.programs[actor][index], deployment.layout, batch)
             inputs: Sequence[Any] = [
                 *dict.fromkeys(written[at] for at, _ in reads if at in written),
                 *([last[actor]] if actor in last else []),

@@ -1,15 +1,19 @@
 """The trio: three actors and the exchange between them, from creation to the last freed byte.
 
-Owned by the driver that launched an engine. It makes the segment of each epoch, watches the actors'
-processes natively (a death poisons the exchange in about 9 ms), turns what happened into a typed
-error, and takes everything down in the one order that leaves nothing: poison, wait for the loops,
-kill, remove the placement group.
+Owned by the driver that launched an engine. It makes the segment of each epoch and the KV memory,
+watches the actors' processes natively (a death poisons the exchange in about 9 ms), replaces the
+ones that were lost, and takes everything down in the one order that leaves nothing: poison, wait
+for the loops, kill, remove the placement group.
 """
 
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -17,9 +21,18 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hotcold.actors import cluster
 from hotcold.actors.executors import Facts, remote_class
+from hotcold.actors.processes import is_gone, is_stopped
+from hotcold.native.segment import Watcher
 from hotcold.runtime.deployment import Deployment
-from hotcold.runtime.errors import ActorLostError, ConfigError, HotcoldError, LaunchError
-from hotcold.runtime.exchange import ACTORS, PoisonCode, Segment, Watcher
+from hotcold.runtime.errors import (
+    ActorLostError,
+    ConfigError,
+    HotcoldError,
+    KernelError,
+    LaunchError,
+)
+from hotcold.runtime.exchange import ACTORS, ActorState, Poison, PoisonCode, Segment
+from hotcold.runtime.kv import KvCache
 
 START_S = 120.0
 END_S = 3.0
@@ -44,18 +57,23 @@ class Trio:
         self.name, self.deployment = name, deployment
         self.actors: dict[str, Any] = {}
         self.facts: dict[str, Facts] = {}
+        self._names: dict[str, str] = {}  # actor names by Ray's ids, lost ones included
+        self.epoch_running = 0
+        self._lock = threading.RLock()
         self._segment: Segment | None = None
         self._watcher: Watcher | None = None
+        self._kv: KvCache | None = None
         self._loops: dict[str, Any] = {}
         self._epoch = 0
+        self._closed = False
+        _check_name(name)
         self._own_group = group is None
-        self._group, cpus = (
-            cluster.reserve(deployment.cores, name)
-            if group is None
-            else (group, cluster.cpu_fractions(deployment.cores, 0.0))
-        )
+        self._group: Any = group
+        self._cpus = cluster.cpu_fractions(deployment.cores, 0.0)
+        if group is None:
+            self._group, self._cpus = cluster.reserve(deployment.cores, name)
         try:
-            self._start(cpus)
+            self._start(ACTORS)
             self.load(deployment)
         except RayError as error:
             lost = self.lost(error)
@@ -65,29 +83,34 @@ class Trio:
             self.close()
             raise
 
-    def _start(self, cpus: dict[str, float]) -> None:
-        placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0)
+    def _start(self, names: Iterable[str]) -> None:
+        """Create actors and wait until they answer."""
+        for actor in names:
+            self.actors[actor] = self._create(actor)
+        refs = [self.actors[actor].facts.remote() for actor in names]
+        self.facts.update(zip(names, ray.get(refs, timeout=START_S), strict=True))
+
+    def _create(self, actor: str) -> Any:
         passed_on = {key: value for key, value in os.environ.items() if key.startswith("HOTCOLD_")}
-        for actor in ACTORS:
+        made = remote_class(actor).options(
+            name=f"{self.name}-{actor}",
+            namespace=cluster.NAMESPACE,
+            num_cpus=self._cpus[actor],
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=0
+            ),
+            runtime_env={"env_vars": {**cluster.WORKER_ENV, **passed_on}},
+        )
+        deadline = time.monotonic() + END_S
+        while True:
             try:
-                self.actors[actor] = (
-                    remote_class(actor)
-                    .options(
-                        name=f"{self.name}-{actor}",
-                        namespace=cluster.NAMESPACE,
-                        num_cpus=cpus[actor],
-                        scheduling_strategy=placed,
-                        runtime_env={"env_vars": {**cluster.WORKER_ENV, **passed_on}},
-                    )
-                    .remote()
-                )
-            except ValueError as error:
-                raise ConfigError(
-                    f"an engine named {self.name!r} is running in this cluster; connect to it or "
-                    "choose another name"
-                ) from error
-        refs = [self.actors[actor].facts.remote() for actor in ACTORS]
-        self.facts = dict(zip(ACTORS, ray.get(refs, timeout=START_S), strict=True))
+                handle = made.remote()
+                self._names[handle._actor_id.hex()] = actor
+                return handle
+            except ValueError:  # the name of the one it replaces is not free yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def load(self, deployment: Deployment) -> None:
         """Begin a new epoch with this deployment; the actors stay up.
@@ -95,21 +118,29 @@ class Trio:
         Raises:
             HotcoldError: an actor refused it.
         """
-        self._end_epoch()
+        with self._lock:
+            self._end_epoch()
+            self.deployment = deployment
+            self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
         self._epoch += 1
-        self.deployment = deployment
+        deployment = self.deployment
         pids = {facts.pid: actor for actor, facts in self.facts.items()}
-        handle = None
+        handle = kv = None
         if deployment.transport == "native":
-            self._segment = Segment.create(deployment.layout, self._epoch)
-            self._watcher = self._segment.watch(pids)
-            handle = self._segment.handle
+            if self._kv is None:
+                self._kv = KvCache.create(deployment.spec, deployment.context)
+            segment = Segment.create(deployment.layout, self._epoch)
+            self._watcher = segment.watch(pids)
+            handle, kv, self._segment = segment.handle, self._kv.handle, segment
         data = ray.put(deployment)
         everyone = {**pids, os.getpid(): "driver"}
         refs = []
         for actor in ACTORS:
             peers = {p: who for p, who in everyone.items() if p != self.facts[actor].pid}
-            refs.append(self.actors[actor].load.remote(data, handle, peers))
+            own_kv = kv if actor == "gpu" else None
+            refs.append(self.actors[actor].load.remote(data, handle, own_kv, peers))
         try:
             ray.get(refs, timeout=START_S)
         except ray.exceptions.RayTaskError as error:
@@ -118,6 +149,7 @@ class Trio:
             raise
         if handle is not None:
             self._loops = {actor: self.actors[actor].loop.remote() for actor in ACTORS}
+        self.epoch_running = self._epoch
 
     def _end_epoch(self) -> None:
         """Poison the running epoch and wait until every loop has returned."""
@@ -131,40 +163,135 @@ class Trio:
         self._segment.close()
         self._segment, self._watcher, self._loops = None, None, {}
 
+    def rebuild(self, stuck: str | None = None) -> tuple[float, float, float]:
+        """Replace the actors that are gone, and begin a new epoch with the same deployment.
+
+        Args:
+            stuck: an actor that is alive but must go.
+
+        Returns:
+            seconds until all loops had ended, until the new actors answered, and until all ran.
+
+        Raises:
+            LaunchError: the trio is closed.
+            HotcoldError, RayError: it cannot be rebuilt.
+        """
+        with self._lock:
+            if self._closed:
+                raise LaunchError("the engine is closed")
+            begin = time.monotonic()
+            if stuck is not None:
+                ray.kill(self.actors[stuck], no_restart=True)
+            loops = dict(self._loops)
+            done, _ = ray.wait(list(loops.values()), num_returns=len(loops), timeout=END_S)
+            lost = [
+                actor
+                for actor in ACTORS
+                if actor == stuck or is_gone(self.facts[actor].pid) or loops[actor] not in done
+            ]
+            self._kill(lost)
+            self._end_epoch()
+            ended = time.monotonic()
+            self._start(lost)
+            started = time.monotonic()
+            self._begin_epoch()
+            return ended - begin, started - ended, time.monotonic() - started
+
+    def _kill(self, names: Iterable[str]) -> None:
+        """End actors and wait until their processes are gone."""
+        names = [actor for actor in names if actor in self.actors]
+        for actor in names:
+            ray.kill(self.actors[actor], no_restart=True)
+        deadline = time.monotonic() + END_S
+        for actor in names:
+            while actor in self.facts and not is_gone(self.facts[actor].pid):
+                if time.monotonic() > deadline:
+                    os.kill(self.facts[actor].pid, signal.SIGKILL)
+                    break
+                time.sleep(0.005)
+
+    def poison_within(self, timeout_s: float) -> Poison | None:
+        """The exchange's poison, waited for at most so long; None where it is healthy."""
+        segment = self._segment
+        if segment is None:
+            time.sleep(timeout_s)
+            return None
+        try:
+            never = self.deployment.layout.spare_flag(0)
+            segment.native.wait(never, 1, segment.epoch, int(timeout_s * 1e9))
+            return segment.poisoned
+        except KernelError:  # closed meanwhile, by a new plan
+            return None
+
+    def running_progress(self) -> int | None:
+        """Steps all actors have done, while a pass runs; None between passes."""
+        segment = self._segment
+        try:
+            if segment is None:
+                return None
+            states = {actor: segment.actor_state(actor) for actor in ACTORS}
+            if segment.pass_header.seq <= states["gpu"].passes:
+                return None
+            return sum(state.progress for state in states.values())
+        except KernelError:
+            return None
+
+    def poison_stuck(self) -> None:
+        """Poison the exchange for the actor that holds up the running pass."""
+        segment = self._segment
+        if segment is not None:
+            stopped = [a for a, facts in self.facts.items() if is_stopped(facts.pid)]
+            segment.poison(PoisonCode.STUCK, (stopped or [self._holding_up(segment)])[0])
+
+    def _holding_up(self, segment: Segment) -> str:
+        """The actor whose next step has all it waits for, and yet does not go on."""
+        layout, seq = self.deployment.layout, segment.pass_header.seq
+        flags = segment.view(layout.flags_offset, layout.n_flags * 64).view(np.uint32)[::16]
+        for actor, steps in self.deployment.programs.items():
+            if len(steps):
+                step = steps[segment.actor_state(actor).progress % len(steps)]
+                if all(flag < 0 or flags[flag] == seq for flag in step["wait"]):
+                    return actor
+        return "gpu"
+
+    def states(self) -> dict[str, ActorState] | None:
+        """Counters of the actors, read here; None where they share no segment."""
+        segment = self._segment
+        if segment is None:
+            return None
+        return {actor: segment.actor_state(actor) for actor in ACTORS}
+
     def lost(self, error: BaseException) -> BaseException:
         """The typed error behind what Ray or the exchange reported; error itself if none is."""
         if isinstance(error, ray.exceptions.RayTaskError):
             return error.cause if isinstance(error.cause, HotcoldError) else error
         if not isinstance(error, ActorDiedError | ActorUnavailableError):
             return error
-        deadline = time.monotonic() + 1.0
-        while self._segment is not None and time.monotonic() < deadline:
-            if self._segment.poisoned is not None:
-                return self._poison_error()
-            time.sleep(0.005)
-        for actor, facts in self.facts.items():
-            if not os.path.exists(f"/proc/{facts.pid}"):
-                return ActorLostError(actor, f"the {actor} actor died; launch the engine again")
-        return ActorLostError("gpu", f"an actor died ({error}); launch the engine again")
-
-    def _poison_error(self) -> BaseException:
-        assert self._segment is not None
-        try:
-            self._segment.raise_if_poisoned()
-        except HotcoldError as error:
-            return error
-        return ActorLostError("gpu", "the exchange ended; launch the engine again")
+        actor = self._names.get(error.actor_id, "gpu")
+        return ActorLostError(actor, f"the {actor} actor died; launch the engine again")
 
     def close(self) -> None:
         """Take everything down; idempotent, and safe after any failure of the constructor."""
-        self._end_epoch()
-        actors, self.actors = self.actors, {}
-        for handle in actors.values():
-            ray.kill(handle, no_restart=True)
-        deadline = time.monotonic() + END_S
-        for facts in self.facts.values():
-            while os.path.exists(f"/proc/{facts.pid}") and time.monotonic() < deadline:
-                time.sleep(0.005)
-        if self._own_group and self._group is not None:
-            remove_placement_group(self._group)
-        self._group = None
+        with self._lock:
+            self._closed = True
+            self._end_epoch()
+            self._kill(ACTORS)
+            self.actors.clear()
+            if self._own_group and self._group is not None:
+                remove_placement_group(self._group)
+            self._group = None
+            if self._kv is not None:
+                self._kv.close()
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that is empty, odd, or taken."""
+    if not name or not all(c.isalnum() or c in "-_." for c in name):
+        raise ConfigError(f"engine name {name!r} must be letters, digits, '-', '_' and '.'")
+    try:
+        ray.get_actor(f"{name}-gpu", namespace=cluster.NAMESPACE)
+    except ValueError:
+        return
+    raise ConfigError(
+        f"an engine named {name!r} is running in this cluster; connect to it or choose another name"
+    )

@@ -14,7 +14,15 @@ from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
 MODULE = "hotcold.native._kernels"
-FLAGS = ["-std=gnu11", "-O3", "-Wall", "-Wextra", "-pthread", "-fno-math-errno", "-ffp-contract=off"]
+FLAGS = [
+    "-std=gnu11",
+    "-O3",
+    "-Wall",
+    "-Wextra",
+    "-pthread",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+]
 
 
 def declarations(header: Path) -> str:

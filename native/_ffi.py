@@ -26,6 +26,8 @@ if lib.hc_abi_version() != ABI_VERSION or lib.HC_ABI_VERSION != ABI_VERSION:
         f"{ABI_VERSION}; rebuild with `pip install -e .`"
     )
 
+__all__ = ["ABI_VERSION", "DTYPE_CODES", "check", "ffi", "last_error", "lib", "pointer"]
+
 DTYPE_CODES: dict[str, int] = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 

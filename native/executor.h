@@ -9,9 +9,9 @@
 typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    hc_request request;     /* a copy; its pointers belong to prompt and eos below, or to the caller */
+    hc_request request; /* a copy; its pointers belong to prompt and eos below, or to the caller */
     int32_t *prompt, *eos;
-    hc_token *tokens;       /* max_tokens of them */
+    hc_token *tokens; /* max_tokens of them */
     int64_t n_tokens;
     int32_t posted, running, done, cancelled;
     hc_request_state state;
@@ -20,6 +20,8 @@ typedef struct {
 struct hc_executor {
     hc_executor_args args;
     uint32_t seq;
+    int32_t fault_op, fault_signal; /* see hc_executor_arm; fault_op -1: none */
+    uint32_t fault_seq;
     int32_t batch; /* tokens of the running pass */
     /* GPU executor */
     int32_t head_rows; /* logits wanted of the running pass: 0, 1 (the last row) or batch */
@@ -32,6 +34,7 @@ struct hc_executor {
     /* GPU and CPU executor */
     float *partial_CBD;
     int64_t *work_C;
+    float *c_KB; /* one chunk: scratch of the FFN cut by columns */
     /* predictor */
     float *scores_BN, *hidden_BH;
 };

@@ -48,7 +48,7 @@ class LayerAddresses:
 
 @dataclass(frozen=True)
 class ModelAddresses:
-    """hc_model: shapes as in hotcold.h, addresses into a weight store that outlives the executor."""
+    """hc_model: shapes as in hotcold.h; addresses into a weight store that outlives it."""
 
     heads: int
     kv_heads: int
@@ -105,6 +105,7 @@ class Request:
     seed: int = 0
     logits_PV: NDArray[np.float32] | None = None
     masks_PLN: NDArray[np.uint8] | None = None
+    n_past: int = 0
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def _predictors(layers: Sequence[PredictorArrays], keep: list[Any]) -> Any:
 
 
 class NativeExecutor:
-    """One actor's resident loop; create, run() in a thread of its own, close() after run() returned."""
+    """One actor's resident loop: run() in a thread of its own, close() after run() returned."""
 
     def __init__(self, arrays: ExecutorArrays) -> None:
         keep = arrays.keep
@@ -249,15 +250,14 @@ class NativeExecutor:
     ) -> None:
         """Set up a pass for step() (Ray transport); tokens only on the GPU executor."""
         check(
-            lib.hc_executor_begin(
-                self._c, seq, batch, pointer(tokens, "int32_t *"), position, rows
-            )
+            lib.hc_executor_begin(self._c, seq, batch, pointer(tokens, "int32_t *"), position, rows)
         )
 
     def logits(self, rows: int, vocab: int) -> NDArray[np.float32]:
         """A copy of the last head step's logits, float32 [rows, V]."""
         data = ffi.buffer(lib.hc_executor_logits(self._c), rows * vocab * 4)
-        return np.frombuffer(data, dtype=np.float32).reshape(rows, vocab).copy()
+        logits: NDArray[np.float32] = np.array(np.frombuffer(data, np.float32)).reshape(rows, vocab)
+        return logits
 
     def post(self, request: Request) -> None:
         """Hand a request to the loop thread.
@@ -268,6 +268,7 @@ class NativeExecutor:
         c = ffi.new("hc_request *")
         c.id, c.n_prompt, c.max_tokens = request.id, len(request.prompt), request.max_tokens
         c.prompt = pointer(request.prompt, "int32_t *")
+        c.n_past = request.n_past
         c.n_eos, c.eos = len(request.eos), pointer(request.eos, "int32_t *")
         c.temperature, c.top_p, c.top_k = request.temperature, request.top_p, request.top_k
         c.seed = request.seed
@@ -284,6 +285,10 @@ class NativeExecutor:
             self._c, index, pointer(out, "hc_token *"), limit, timeout_ms, done
         )
         return out[:n], bool(done[0]) and n < limit
+
+    def arm(self, op: int, at_seq: int, signal_number: int) -> None:
+        """Fault injection: raise a signal in this process at the next step of an operation."""
+        lib.hc_executor_arm(self._c, op, at_seq, signal_number)
 
     def cancel(self) -> None:
         """Ask the running request to end after its current token."""

@@ -16,9 +16,9 @@
 
 /* cffi: begin */
 #define HC_ABI_VERSION 1
-#define HC_MAX_BATCH 32
+#define HC_MAX_BATCH   32
 #define HC_MAX_DEVICES 2
-#define HC_ACTORS 3
+#define HC_ACTORS      3
 
 typedef enum {
     HC_OK = 0,
@@ -32,7 +32,11 @@ typedef enum {
 } hc_status;
 
 typedef enum { HC_F32 = 0, HC_F16 = 1, HC_BF16 = 2 } hc_dtype;
-typedef enum { HC_GPU = 0, HC_CPU = 1, HC_PREDICTOR = 2 } hc_actor; /* also device index: gpu0, cpu0 */
+typedef enum {
+    HC_GPU = 0,
+    HC_CPU = 1,
+    HC_PREDICTOR = 2
+} hc_actor; /* also device index: gpu0, cpu0 */
 
 const char *hc_last_error(void); /* text of this thread's last failure */
 int32_t hc_abi_version(void);
@@ -50,16 +54,16 @@ int32_t hc_pool_threads(const hc_pool *pool);
 
 /* ---- Operators (ops/: one file each). pool may be NULL: the caller's thread alone ---- */
 typedef struct {
-    const void *w;         /* w_RD, rows stride_bytes apart */
+    const void *w; /* w_RD, rows stride_bytes apart */
     int64_t stride_bytes;
     int64_t rows, d;
     int32_t dtype, batch;
-    const float *x_BD;     /* rows of x are x_stride floats apart */
+    const float *x_BD; /* rows of x are x_stride floats apart */
     int64_t x_stride;
-    float *y_BR;           /* written, or added to when accumulate; rows y_stride floats apart */
+    float *y_BR; /* written, or added to when accumulate; rows y_stride floats apart */
     int64_t y_stride;
-    const float *bias_R;   /* NULL: none */
-    int32_t relu;          /* clamp the result at 0 (never with accumulate) */
+    const float *bias_R; /* NULL: none */
+    int32_t relu;        /* clamp the result at 0 (never with accumulate) */
     int32_t accumulate;
 } hc_gemv_args;
 hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool);
@@ -70,7 +74,7 @@ hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool);
  * its own partial sum, reduced in order: the result depends neither on the thread count nor on the
  * batch a token travels in. */
 typedef struct {
-    const void *records;   /* neuron-major records of one layer, record_bytes apart */
+    const void *records; /* neuron-major records of one layer, record_bytes apart */
     int64_t record_bytes, gate_offset, up_offset, down_offset; /* bytes */
     int64_t d;
     int32_t dtype, batch;
@@ -78,28 +82,31 @@ typedef struct {
     int64_t n_ids;
     const uint32_t *members; /* members[k] bit b: token b asks for neuron ids[k]; NULL: all do */
     const float *gate_KB;    /* NULL, or gate pre-activations, entry [k * batch + b] */
-    const int32_t *bounds;   /* n_chunks + 1 ascending neuron ids; chunk c holds [bounds[c], bounds[c+1]) */
+    const int32_t
+        *bounds; /* n_chunks + 1 ascending neuron ids; chunk c holds [bounds[c], bounds[c+1]) */
     int32_t n_chunks;
-    const float *x_BD;       /* contiguous */
-    float *y_BD;             /* written, contiguous */
-    float *partial_CBD;      /* scratch, n_chunks * batch * d floats */
-    int64_t *work_C;         /* scratch, n_chunks * 8 int64 (one cache line each) */
-    int64_t *fired_N;        /* NULL, or counts: += tokens for which the neuron's gate fired */
-    int64_t gate_rows;       /* out: gate rows times tokens evaluated here */
-    int64_t up_down_rows;    /* out: neurons times tokens whose gate fired */
-    int64_t bytes;           /* out: weight bytes touched (a row counts once per batch) */
+    const float *x_BD;    /* contiguous */
+    float *y_BD;          /* written, contiguous */
+    float *partial_CBD;   /* scratch, n_chunks * batch * d floats */
+    int64_t *work_C;      /* scratch, n_chunks * 8 int64 (one cache line each) */
+    float *c_KB; /* NULL, or scratch of n_ids * (batch + 1) floats: one chunk, cut by neuron for the
+                    dots and by column for the sum; for many threads (ops/ffn_tiles.c) */
+    int64_t *fired_N;     /* NULL, or counts: += tokens for which the neuron's gate fired */
+    int64_t gate_rows;    /* out: gate rows times tokens evaluated here */
+    int64_t up_down_rows; /* out: neurons times tokens whose gate fired */
+    int64_t bytes;        /* out: weight bytes touched (a row counts once per batch) */
 } hc_ffn_args;
 hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool);
 
-typedef struct {           /* header of an active list; ids, members, gate follow (hc_active_*) */
+typedef struct { /* header of an active list; ids, members, gate follow (hc_active_*) */
     uint64_t epoch;
     uint32_t seq;
     int32_t batch;
     int64_t count;
-    int64_t capacity;      /* entries there is room for: N */
+    int64_t capacity; /* entries there is room for: N */
     int32_t has_gate;
     int32_t reserved[7];
-} hc_active;               /* 64 bytes */
+} hc_active; /* 64 bytes */
 int64_t hc_active_bytes(int64_t capacity, int32_t max_batch, int32_t with_gate);
 int32_t *hc_active_ids(hc_active *list);
 uint32_t *hc_active_members(hc_active *list);
@@ -112,9 +119,9 @@ typedef struct {
     int64_t n;
     int32_t batch;
     float threshold;
-    const int8_t *device_N; /* owner of each neuron: index into out */
+    const int8_t *device_N;         /* owner of each neuron: index into out */
     hc_active *out[HC_MAX_DEVICES]; /* epoch, seq, capacity are left as they are */
-    int32_t with_gate;      /* copy the scores as gate pre-activations */
+    int32_t with_gate;              /* copy the scores as gate pre-activations */
 } hc_split_args;
 hc_status hc_split(const hc_split_args *args);
 
@@ -122,19 +129,20 @@ hc_status hc_rmsnorm(const float *x_BD, const float *weight_D, float eps, float 
                      int32_t batch, int64_t d);
 /* Rotate-half rotary embedding in place over heads * head_dim floats a token. cos, sin: [P][head_dim/2]. */
 hc_status hc_rotary(float *x, int64_t x_stride, int32_t heads, int32_t head_dim,
-                    const float *cos_PE, const float *sin_PE, const int32_t *position_B, int32_t batch);
+                    const float *cos_PE, const float *sin_PE, const int32_t *position_B,
+                    int32_t batch);
 
 typedef struct {
-    const float *q;         /* [B][heads * head_dim], rows q_stride floats apart, rotary applied */
+    const float *q; /* [B][heads * head_dim], rows q_stride floats apart, rotary applied */
     int64_t q_stride;
-    const float *k_cache;   /* [slot][kv_heads][context][head_dim] */
+    const float *k_cache; /* [slot][kv_heads][context][head_dim] */
     const float *v_cache;
     int32_t heads, kv_heads, head_dim, batch;
     int64_t context;
     const int32_t *slot_B;     /* which sequence a row belongs to; NULL: slot 0 */
     const int32_t *position_B; /* row b attends to positions 0..position_B[b] */
-    float *scores;          /* scratch, threads * context floats */
-    float *out;             /* [B][heads * head_dim] written, contiguous */
+    float *scores;             /* scratch, threads * context floats */
+    float *out;                /* [B][heads * head_dim] written, contiguous */
 } hc_attention_args;
 hc_status hc_attention(const hc_attention_args *args, hc_pool *pool);
 
@@ -155,13 +163,14 @@ typedef struct {
 hc_status hc_sample(hc_sample_args *args);
 
 /* ---- The exchange (exchange.c; layout: runtime/exchange.py) ---- */
-typedef struct { /* one cache line, one setter: the sequence number of the last pass that signalled */
+typedef struct
+{ /* one cache line, one setter: the sequence number of the last pass that signalled */
     uint32_t value;
     uint32_t sleepers;
     uint32_t reserved[14];
 } hc_flag;
 
-typedef struct { /* written by its actor alone, read by anyone at any time */
+typedef struct {       /* written by its actor alone, read by anyone at any time */
     uint64_t progress; /* steps done: unchanged past a deadline while a pass runs means stuck */
     int64_t gate_rows, up_down_rows, bytes, busy_ns, wait_ns, passes, skipped_exchanges;
     uint64_t span_count; /* spans ever written; the ring keeps the last span_capacity */
@@ -182,11 +191,13 @@ typedef struct {
     uint64_t epoch, bytes;
     int64_t flags_offset, span_offset[HC_ACTORS];
     int64_t span_capacity;
-    int32_t spin_ns, yield_every; /* wait policy: futex after spin_ns, sched_yield every so many spins */
+    int32_t spin_ns,
+        yield_every; /* wait policy: futex after spin_ns, sched_yield every so many spins */
     int32_t reserved[12];
     uint64_t poison; /* own line. 0, or code << 8 | actor: never cleared */
     uint64_t poison_pad[7];
-    int32_t pass_batch; /* own line. the running pass, written by the GPU executor before its first signal */
+    int32_t
+        pass_batch; /* own line. the running pass, written by the GPU executor before its first signal */
     uint32_t pass_seq;
     uint64_t pass_begin_ns;
     int32_t pass_reserved[12];
@@ -213,7 +224,8 @@ uint64_t hc_now_ns(void);
 
 /* A thread that poisons the segment (HC_POISON_DIED, actor) as soon as one of the pids ends. */
 typedef struct hc_watcher hc_watcher;
-hc_watcher *hc_watcher_start(hc_segment *segment, const int32_t *pids, const int32_t *actors, int32_t n);
+hc_watcher *hc_watcher_start(hc_segment *segment, const int32_t *pids, const int32_t *actors,
+                             int32_t n);
 void hc_watcher_stop(hc_watcher *watcher);
 
 /* Bench: play ping (side 0) or pong (side 1) on two flags for n round trips; ping fills rtt_ns. */
@@ -233,16 +245,17 @@ typedef enum {
 
 typedef struct {
     int32_t op, layer;
-    int32_t wait[2];  /* flags that must equal seq first; -1: none */
-    int32_t signal;   /* flag set to seq afterwards; -1: none */
-    int32_t flags;    /* HC_STEP_* */
+    int32_t wait[2];                      /* flags that must equal seq first; -1: none */
+    int32_t signal;                       /* flag set to seq afterwards; -1: none */
+    int32_t flags;                        /* HC_STEP_* */
     int64_t x, active[HC_MAX_DEVICES], y; /* payload offsets in the segment; -1: none */
 } hc_step;
 #define HC_STEP_SELECTIVE 1 /* merge: do not wait where no cold neuron is active */
-#define HC_STEP_ALL 2       /* hot, cold: no active list; every owned neuron is proposed (gate-first) */
-#define HC_STEP_HOT 4       /* merge: this layer has hot neurons */
-#define HC_STEP_COLD 8      /* merge: this layer has cold neurons; wait[1] is the flag of their sum */
-#define HC_STEP_RESIDUAL 16 /* attention: the residual stream follows x in its slot (predictors that read it) */
+#define HC_STEP_ALL  2 /* hot, cold: no active list; every owned neuron is proposed (gate-first) */
+#define HC_STEP_HOT  4 /* merge: this layer has hot neurons */
+#define HC_STEP_COLD 8 /* merge: this layer has cold neurons; wait[1] is the flag of their sum */
+#define HC_STEP_RESIDUAL                                                                           \
+    16 /* attention: the residual stream follows x in its slot (predictors that read it) */
 
 typedef struct {
     const float *attention_norm_D, *ffn_norm_D;
@@ -262,13 +275,14 @@ typedef struct {
     const float *cos_PE, *sin_PE;
 } hc_model;
 
-typedef struct { /* what one device owns in one layer */
-    const int32_t *ids;    /* ascending */
+typedef struct {        /* what one device owns in one layer */
+    const int32_t *ids; /* ascending */
     int64_t n_ids;
     const int32_t *bounds; /* n_chunks + 1 */
 } hc_share;
 
-typedef struct { /* one layer's predictor: scores = fc2 . act(fc1 . x) + bias; fc1 NULL: gate rows */
+typedef struct
+{ /* one layer's predictor: scores = fc2 . act(fc1 . x) + bias; fc1 NULL: gate rows */
     const void *fc1, *fc2;
     const float *bias_N;
     int64_t hidden;
@@ -289,8 +303,8 @@ typedef struct {
     float *k_cache, *v_cache;               /* GPU: [L][slot][kv_heads][context][head_dim] */
     int64_t *fired_LN;                      /* NULL, or profile counts */
     hc_pool *pool;
-    int32_t core;                           /* of the loop thread; -1: not pinned */
-    struct hc_device *device;               /* GPU: computes the passes; NULL: the CPU device does */
+    int32_t core; /* of the loop thread; -1: not pinned */
+    struct hc_device *device; /* GPU: computes the passes; NULL: the CPU device does */
 } hc_executor_args;
 typedef struct hc_executor hc_executor;
 hc_executor *hc_executor_create(const hc_executor_args *args);
@@ -300,15 +314,19 @@ hc_status hc_executor_run(hc_executor *executor);
 
 /* Ray transport: the caller leads. Set up a pass (tokens NULL off the GPU executor), then compute
  * its steps one by one, without waits or signals. rows: logits wanted (0, 1 or batch). */
-hc_status hc_executor_begin(hc_executor *executor, uint32_t seq, int32_t batch, const int32_t *tokens,
-                            int32_t position, int32_t rows);
+hc_status hc_executor_begin(hc_executor *executor, uint32_t seq, int32_t batch,
+                            const int32_t *tokens, int32_t position, int32_t rows);
 hc_status hc_executor_step(hc_executor *executor, int32_t step, uint32_t seq);
+/* Fault injection (hotcold chaos): raise signal_number in this process when the loop next begins a
+ * step of this operation in pass at_seq or later. op -1 disarms. */
+void hc_executor_arm(hc_executor *executor, int32_t op, uint32_t at_seq, int32_t signal_number);
 const float *hc_executor_logits(const hc_executor *executor); /* [rows][V] of the last head step */
 
 typedef struct {
     int64_t id;
     const int32_t *prompt;
     int32_t n_prompt, max_tokens, n_eos;
+    int32_t n_past; /* leading positions whose keys and values the cache already holds */
     const int32_t *eos;
     float temperature, top_p;
     int32_t top_k;

@@ -30,7 +30,8 @@ typedef struct {
     void (*dot_batch[3])(const void *const *rows, int64_t n, const float *const *xs, int32_t n_x,
                          int64_t d, float *out);
     /* y += c[0] rows[0]; y += c[1] rows[1]; ... element by element in this order. */
-    void (*axpy[3])(const void *const *rows, const float *c, int64_t n, int64_t d, float *y);
+    void (*axpy[3])(const void *const *rows, const void *const *ahead, const float *c, int64_t n,
+                    int64_t d, float *y);
     float (*max)(const float *x, int64_t n); /* NaN where x holds one; -infinity for n = 0 */
     /* sum of exp((x - max) * scale), scale > 0; the terms are stored in out unless it is NULL
      * (out may be x). */
@@ -45,9 +46,11 @@ extern const hc_primitives hc_primitives_avx2;
 /* The table in force; NULL after hc_fail where HOTCOLD_CPU names a variant this machine lacks. */
 const hc_primitives *hc_primitives_get(void);
 
+/* ops/ffn_tiles.c: hc_ffn where the caller gives c_KB; args are checked. */
+void hc_ffn_tiles(hc_ffn_args *args, const hc_primitives *primitives, hc_pool *pool);
+
 /* Bytes of one weight; 0 for an unknown dtype. */
-static inline int64_t hc_dtype_bytes(int32_t dtype)
-{
+static inline int64_t hc_dtype_bytes(int32_t dtype) {
     return dtype == HC_F32 ? 4 : dtype == HC_F16 || dtype == HC_BF16 ? 2 : 0;
 }
 

@@ -128,21 +128,9 @@ def ffn(
         fired_N: counts, raised by the tokens for which each neuron's gate fired.
         pool: threads; None: the caller's alone. The result does not depend on it.
     """
-    array("x", x_BD, np.float32, 2)
-    batch, d = x_BD.shape
-    n, width = records.shape
-    if not records.flags.c_contiguous or width < 3 * d:
-        raise ConfigError(f"records are {records.shape}; contiguous rows of >= {3 * d} are needed")
-    bounds = _even_bounds(n, 16) if bounds is None else array("bounds", bounds, np.int32, 1)
-    if bounds.size < 2 or bounds[-1] > n:
-        raise ConfigError(f"bounds {bounds.tolist()} must cut 0 to {n} in at least one chunk")
-    count = array("ids", ids, np.int32, 1).size
-    if members is not None:
-        same("members", array("members", members, np.uint32, 1).size, count)
-    if gate_KB is not None:
-        same("gate", array("gate", gate_KB, np.float32, 2).size, count * batch)
-    if fired_N is not None:
-        same("fired", writable("fired", array("fired", fired_N, np.int64, 1)).size, n)
+    batch, d = array("x", x_BD, np.float32, 2).shape
+    bounds = _even_bounds(records.shape[0], 16) if bounds is None else bounds
+    _check_ffn(records, (batch, d), ids, bounds, members=members, gate_KB=gate_KB, fired_N=fired_N)
     chunks = bounds.size - 1
     y_BD = np.empty((batch, d), np.float32)
     partial = np.empty(chunks * batch * d, np.float32)
@@ -150,10 +138,10 @@ def ffn(
     args = ffi.new("hc_ffn_args *")
     size = records.itemsize
     args.records = ffi.cast("void *", records.ctypes.data)
-    args.record_bytes = width * size
+    args.record_bytes = records.shape[1] * size
     args.gate_offset, args.up_offset, args.down_offset = 0, d * size, 2 * d * size
     args.d, args.dtype, args.batch = d, code(records.dtype), batch
-    args.ids, args.n_ids = pointer(ids, "int32_t *"), count
+    args.ids, args.n_ids = pointer(ids, "int32_t *"), ids.size
     args.members = pointer(members, "uint32_t *")
     args.gate_KB = pointer(gate_KB, "float *")
     args.bounds, args.n_chunks = pointer(bounds, "int32_t *"), chunks
@@ -162,6 +150,31 @@ def ffn(
     args.fired_N = pointer(fired_N, "int64_t *")
     check(lib.hc_ffn(args, handle(pool)))
     return FfnResult(y_BD, args.gate_rows, args.up_down_rows, args.bytes)
+
+
+def _check_ffn(
+    records: Weights,
+    shape_BD: tuple[int, int],
+    ids: I32,
+    bounds: I32,
+    *,
+    members: U32 | None,
+    gate_KB: F32 | None,
+    fired_N: NDArray[np.int64] | None,
+) -> None:
+    """Refuse arrays of ffn whose sizes contradict each other; C checks the values."""
+    batch, d = shape_BD
+    if records.ndim != 2 or not records.flags.c_contiguous or records.shape[1] < 3 * d:
+        raise ConfigError(f"records are {records.shape}; contiguous rows of >= {3 * d} are needed")
+    n, count = records.shape[0], array("ids", ids, np.int32, 1).size
+    if array("bounds", bounds, np.int32, 1).size < 2 or bounds[-1] > n:
+        raise ConfigError(f"bounds {bounds.tolist()} must cut 0 to {n} in at least one chunk")
+    if members is not None:
+        same("members", array("members", members, np.uint32, 1).size, count)
+    if gate_KB is not None:
+        same("gate", array("gate", gate_KB, np.float32, 2).size, count * batch)
+    if fired_N is not None:
+        same("fired", writable("fired", array("fired", fired_N, np.int64, 1)).size, n)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@
 #include "device.h"
 #include "executor.h"
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static void record_span(hc_executor *e, const hc_step *step, uint32_t seq, uint64_t begin,
                         uint64_t ready, uint64_t end) {
@@ -28,14 +30,16 @@ static void record_span(hc_executor *e, const hc_step *step, uint32_t seq, uint6
     hc_count(&state->busy_ns, (int64_t)(end - ready));
     /* idle time between passes is no waiting: count from the pass's own beginning */
     uint64_t from = begin > segment->pass_begin_ns ? begin : segment->pass_begin_ns;
-    if (ready > from) hc_count(&state->wait_ns, (int64_t)(ready - from));
+    if (ready > from)
+        hc_count(&state->wait_ns, (int64_t)(ready - from));
     __atomic_store_n(&state->progress, state->progress + 1, __ATOMIC_RELAXED);
 }
 
 /* Wait for a step's flags. A selective merge waits for the cold sum only where cold ids are listed. */
 static hc_status await(hc_executor *e, const hc_step *step, uint32_t seq) {
     for (int i = 0; i < 2; i++) {
-        if (step->wait[i] < 0) continue;
+        if (step->wait[i] < 0)
+            continue;
         if (i == 1 && (step->flags & HC_STEP_SELECTIVE)) {
             const hc_active *cold =
                 (const hc_active *)((char *)e->args.segment + step->active[HC_CPU]);
@@ -45,13 +49,30 @@ static hc_status await(hc_executor *e, const hc_step *step, uint32_t seq) {
             }
         }
         hc_status s = hc_flag_wait(e->args.segment, step->wait[i], seq, e->args.epoch, -1, NULL);
-        if (s) return s;
+        if (s)
+            return s;
     }
     return HC_OK;
 }
 
+static void fail_on_purpose(hc_executor *e) {
+    int32_t signal_number = e->fault_signal;
+    __atomic_store_n(&e->fault_op, -1, __ATOMIC_RELEASE);
+    kill(getpid(), signal_number);
+}
+
+void hc_executor_arm(hc_executor *e, int32_t op, uint32_t at_seq, int32_t signal_number) {
+    e->fault_seq = at_seq;
+    e->fault_signal = signal_number;
+    __atomic_store_n(&e->fault_op, op, __ATOMIC_RELEASE);
+}
+
 hc_status hc_run_pass(hc_executor *e) {
-    if (e->args.device) return hc_device_run_pass(e);
+    if (e->args.device) {
+        if (__atomic_load_n(&e->fault_op, __ATOMIC_ACQUIRE) >= 0 && e->seq + 1 >= e->fault_seq)
+            fail_on_purpose(e);
+        return hc_device_run_pass(e);
+    }
     hc_segment *segment = e->args.segment;
     uint32_t seq = ++e->seq;
     if (e->args.actor == HC_GPU) {
@@ -61,16 +82,22 @@ hc_status hc_run_pass(hc_executor *e) {
     }
     for (int32_t i = 0; i < e->args.n_steps; i++) {
         const hc_step *step = &e->args.steps[i];
+        if (__atomic_load_n(&e->fault_op, __ATOMIC_ACQUIRE) == step->op && seq >= e->fault_seq)
+            fail_on_purpose(e);
         uint64_t begin = hc_now_ns(), ready = begin;
         if (step->wait[0] >= 0 || step->wait[1] >= 0) {
             hc_status s = await(e, step, seq);
-            if (s) return s;
+            if (s)
+                return s;
             ready = hc_now_ns();
         }
-        if (e->args.actor != HC_GPU) e->batch = segment->pass_batch;
+        if (e->args.actor != HC_GPU)
+            e->batch = segment->pass_batch;
         hc_status s = hc_compute_step(e, step, seq);
-        if (s) return s;
-        if (step->signal >= 0) hc_flag_signal(segment, step->signal, seq);
+        if (s)
+            return s;
+        if (step->signal >= 0)
+            hc_flag_signal(segment, step->signal, seq);
         record_span(e, step, seq, begin, ready, hc_now_ns());
     }
     hc_count(&hc_state_of(e)->passes, 1);
@@ -113,7 +140,8 @@ hc_status hc_executor_step(hc_executor *e, int32_t index, uint32_t seq) {
 }
 
 static void pin_here(int32_t core) {
-    if (core < 0) return;
+    if (core < 0)
+        return;
     cpu_set_t set;
     CPU_ZERO(&set);
     CPU_SET(core, &set);
@@ -123,14 +151,16 @@ static void pin_here(int32_t core) {
 hc_status hc_executor_run(hc_executor *e) {
     pin_here(e->args.core);
     hc_status s = hc_segment_check(e->args.segment, e->args.segment->bytes, e->args.epoch);
-    if (s) return s;
+    if (s)
+        return s;
     if (e->args.actor == HC_GPU)
         s = hc_serve_requests(e);
     else if (!e->args.n_steps) /* stands by: the last flag is never set */
         s = hc_flag_wait(e->args.segment, (int32_t)e->args.segment->n_flags - 1, UINT32_MAX,
                          e->args.epoch, -1, NULL);
     else
-        while (!s) s = hc_run_pass(e);
+        while (!s)
+            s = hc_run_pass(e);
     if (s != HC_ERR_POISONED)
         hc_segment_poison(e->args.segment, HC_POISON_FAILED, e->args.actor);
     return s;
@@ -139,7 +169,8 @@ hc_status hc_executor_run(hc_executor *e) {
 /* One zeroed, cache-line aligned block; NULL only when memory is short. */
 static void *scratch(int64_t bytes) {
     void *block = NULL;
-    if (posix_memalign(&block, 64, bytes > 0 ? (size_t)bytes : 64)) return NULL;
+    if (posix_memalign(&block, 64, bytes > 0 ? (size_t)bytes : 64))
+        return NULL;
     return memset(block, 0, bytes > 0 ? (size_t)bytes : 64);
 }
 
@@ -151,14 +182,18 @@ static int allocate(hc_executor *e) {
     if (a->actor == HC_PREDICTOR) {
         int64_t hidden = 0;
         for (int32_t l = 0; a->predictors_L && l < m->n_layers; l++)
-            if (a->predictors_L[l].hidden > hidden) hidden = a->predictors_L[l].hidden;
+            if (a->predictors_L[l].hidden > hidden)
+                hidden = a->predictors_L[l].hidden;
         e->scores_BN = scratch(B * m->n * f);
         e->hidden_BH = scratch(B * hidden * f);
         return e->scores_BN && e->hidden_BH;
     }
     e->partial_CBD = scratch(a->n_chunks * B * m->d * f);
     e->work_C = scratch(a->n_chunks * 64);
-    if (a->actor == HC_CPU) return e->partial_CBD && e->work_C;
+    if (a->n_chunks == 1)
+        e->c_KB = scratch((B + 1) * m->n * f);
+    if (a->actor == HC_CPU)
+        return e->partial_CBD && e->work_C && (a->n_chunks > 1 || e->c_KB);
     e->residual_BD = scratch(B * m->d * f);
     e->normed_BD = scratch(B * m->d * f);
     e->hot_BD = scratch(B * m->d * f);
@@ -179,8 +214,10 @@ hc_executor *hc_executor_create(const hc_executor_args *args) {
         return NULL;
     }
     hc_executor *e = calloc(1, sizeof *e);
-    if (!e) return NULL;
+    if (!e)
+        return NULL;
     e->args = *args;
+    e->fault_op = -1;
     if (!allocate(e) || hc_inbox_init(e)) {
         hc_fail(HC_ERR_MEMORY, "no memory for the scratch of a batch of %d", args->max_batch);
         hc_executor_destroy(e);
@@ -190,13 +227,16 @@ hc_executor *hc_executor_create(const hc_executor_args *args) {
 }
 
 void hc_executor_destroy(hc_executor *e) {
-    if (!e) return;
-    if (e->args.device) e->logits_BV = NULL; /* the device's own */
-    void *blocks[] = {e->residual_BD, e->normed_BD,   e->qkv_BQ,      e->attended_BQ,
-                      e->hot_BD,      e->logits_BV,   e->partial_CBD, e->attention_scores,
-                      e->work_C,      e->sample_ids,  e->sample_probs, e->scores_BN,
-                      e->hidden_BH};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) free(blocks[i]);
+    if (!e)
+        return;
+    if (e->args.device)
+        e->logits_BV = NULL; /* the device's own */
+    void *blocks[] = {e->residual_BD, e->normed_BD,  e->qkv_BQ,       e->attended_BQ,
+                      e->hot_BD,      e->logits_BV,  e->partial_CBD,  e->attention_scores,
+                      e->work_C,      e->sample_ids, e->sample_probs, e->scores_BN,
+                      e->hidden_BH,   e->c_KB};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        free(blocks[i]);
     hc_inbox_free(e);
     free(e);
 }

@@ -48,7 +48,8 @@ static void wait_changed(hc_inbox *inbox, int64_t milliseconds) {
 
 static void *copy_of(const void *from, int64_t count, size_t size) {
     void *to = malloc(count > 0 ? count * size : 1);
-    if (to && count > 0) memcpy(to, from, count * size);
+    if (to && count > 0)
+        memcpy(to, from, count * size);
     return to;
 }
 
@@ -58,6 +59,9 @@ hc_status hc_executor_post(hc_executor *e, const hc_request *request) {
     if (request->n_prompt < 1 || request->n_prompt > context)
         return hc_fail(HC_ERR_ARGUMENT, "prompt of %d tokens, the context holds 1 to %lld",
                        request->n_prompt, (long long)context);
+    if (request->n_past < 0 || request->n_past >= request->n_prompt)
+        return hc_fail(HC_ERR_ARGUMENT, "%d positions are said to be cached of a prompt of %d",
+                       request->n_past, request->n_prompt);
     if (request->max_tokens < 0 || request->n_prompt + request->max_tokens > context + 1)
         return hc_fail(HC_ERR_ARGUMENT, "%d new tokens after %d do not fit the context of %lld",
                        request->max_tokens, request->n_prompt, (long long)context);
@@ -68,8 +72,8 @@ hc_status hc_executor_post(hc_executor *e, const hc_request *request) {
     hc_status status = HC_OK;
     pthread_mutex_lock(&inbox->lock);
     if (inbox->posted || inbox->running) {
-        status = hc_fail(HC_ERR_ARGUMENT, "request %lld is still running",
-                         (long long)inbox->request.id);
+        status =
+            hc_fail(HC_ERR_ARGUMENT, "request %lld is still running", (long long)inbox->request.id);
     } else {
         drop_request(inbox);
         inbox->request = *request;
@@ -104,12 +108,14 @@ int32_t hc_executor_tokens(hc_executor *e, int64_t index, hc_token *out, int32_t
     pthread_mutex_lock(&inbox->lock);
     while (inbox->n_tokens <= index && !inbox->done) {
         uint64_t now = hc_now_ns();
-        if (now >= until) break;
+        if (now >= until)
+            break;
         wait_changed(inbox, (int64_t)((until - now + 999999) / 1000000));
     }
     int64_t ready = inbox->n_tokens - index;
     int32_t n = ready < 0 ? 0 : ready > max ? max : (int32_t)ready;
-    if (n > 0) memcpy(out, inbox->tokens + index, n * sizeof *out);
+    if (n > 0)
+        memcpy(out, inbox->tokens + index, n * sizeof *out);
     *done = inbox->done;
     pthread_mutex_unlock(&inbox->lock);
     return n;
@@ -147,19 +153,22 @@ static hc_status forward(hc_executor *e, const int32_t *tokens, int32_t count, i
     e->mask_LN = r->masks_PLN ? r->masks_PLN + position * mask_row : NULL;
     hc_status s = hc_run_pass(e);
     if (!s && r->logits_PV)
-        memcpy(r->logits_PV + position * m->vocab, e->logits_BV,
-               sizeof(float) * count * m->vocab);
+        memcpy(r->logits_PV + position * m->vocab, e->logits_BV, sizeof(float) * count * m->vocab);
     return s;
 }
 
 static hc_status prefill(hc_executor *e) {
     const hc_inbox *inbox = &e->inbox;
     int32_t n = inbox->request.n_prompt, step = e->args.max_batch;
-    for (int32_t at = 0; at < n; at += step) {
+    /* a device's cache went with its process: what was computed before is computed again */
+    const int32_t past = e->args.device ? 0 : inbox->request.n_past;
+    for (int32_t at = past; at < n; at += step) {
         int32_t count = n - at < step ? n - at : step;
         hc_status s = forward(e, inbox->prompt + at, count, at, at + count == n);
-        if (s) return s;
-        if (__atomic_load_n(&inbox->cancelled, __ATOMIC_RELAXED)) break;
+        if (s)
+            return s;
+        if (__atomic_load_n(&inbox->cancelled, __ATOMIC_RELAXED))
+            break;
     }
     return HC_OK;
 }
@@ -168,9 +177,14 @@ static hc_status sample(hc_executor *e, int32_t position, hc_token *token) {
     const hc_request *r = &e->inbox.request;
     const hc_model *m = e->args.model;
     const float *last = e->logits_BV + (e->head_rows - 1) * m->vocab;
-    hc_sample_args a = {.logits_V = last, .vocab = m->vocab, .temperature = r->temperature,
-                        .top_k = r->top_k, .top_p = r->top_p, .seed = r->seed,
-                        .position = (uint64_t)position, .scratch_V = e->sample_ids,
+    hc_sample_args a = {.logits_V = last,
+                        .vocab = m->vocab,
+                        .temperature = r->temperature,
+                        .top_k = r->top_k,
+                        .top_p = r->top_p,
+                        .seed = r->seed,
+                        .position = (uint64_t)position,
+                        .scratch_V = e->sample_ids,
                         .prob_V = e->sample_probs};
     hc_status s = hc_sample(&a);
     *token = (hc_token){.id = a.id, .logprob = a.logprob, .time_ns = hc_now_ns()};
@@ -179,7 +193,8 @@ static hc_status sample(hc_executor *e, int32_t position, hc_token *token) {
 
 static int is_eos(const hc_inbox *inbox, int32_t id) {
     for (int32_t i = 0; i < inbox->request.n_eos; i++)
-        if (inbox->eos[i] == id) return 1;
+        if (inbox->eos[i] == id)
+            return 1;
     return 0;
 }
 
@@ -191,11 +206,15 @@ static hc_status decode(hc_executor *e, hc_status *status) {
     for (int32_t n = 0; n < inbox->request.max_tokens; n++, position++) {
         hc_token token;
         *status = sample(e, position, &token);
-        if (*status) break;
-        if (push_token(inbox, token) || is_eos(inbox, token.id)) break;
-        if (n + 1 == inbox->request.max_tokens) break;
+        if (*status)
+            break;
+        if (push_token(inbox, token) || is_eos(inbox, token.id))
+            break;
+        if (n + 1 == inbox->request.max_tokens)
+            break;
         hc_status s = forward(e, &token.id, 1, position, 1);
-        if (s) return s;
+        if (s)
+            return s;
     }
     return HC_OK;
 }
@@ -215,9 +234,12 @@ static hc_status serve(hc_executor *e) {
     hc_status fatal = prefill(e);
     state.prompt_ns = hc_now_ns();
     state.prompt_bytes = bytes_read(e) - bytes;
-    if (!fatal && !inbox->cancelled) fatal = decode(e, &state.status);
-    if (fatal) state.status = fatal;
-    if (state.status) snprintf(state.error, sizeof state.error, "%s", hc_last_error());
+    if (!fatal && !inbox->cancelled)
+        fatal = decode(e, &state.status);
+    if (fatal)
+        state.status = fatal;
+    if (state.status)
+        snprintf(state.error, sizeof state.error, "%s", hc_last_error());
     state.end_ns = hc_now_ns();
     state.decode_bytes = bytes_read(e) - bytes - state.prompt_bytes;
     state.passes = hc_state_of(e)->passes - passes;
@@ -234,13 +256,16 @@ hc_status hc_serve_requests(hc_executor *e) {
     hc_inbox *inbox = &e->inbox;
     for (;;) {
         pthread_mutex_lock(&inbox->lock);
-        while (!inbox->posted && !hc_segment_poisoned(e->args.segment)) wait_changed(inbox, 20);
+        while (!inbox->posted && !hc_segment_poisoned(e->args.segment))
+            wait_changed(inbox, 20);
         int posted = inbox->posted;
         inbox->running = posted;
         inbox->posted = 0;
         pthread_mutex_unlock(&inbox->lock);
-        if (!posted) return hc_fail(HC_ERR_POISONED, "the exchange is poisoned");
+        if (!posted)
+            return hc_fail(HC_ERR_POISONED, "the exchange is poisoned");
         hc_status s = serve(e);
-        if (s) return s;
+        if (s)
+            return s;
     }
 }

@@ -5,6 +5,7 @@ wrappers take `NativeSegment.pointer`. Knows addresses and C structs, no files a
 """
 
 import os
+import weakref
 from collections.abc import Mapping
 from enum import IntEnum
 from mmap import mmap
@@ -211,28 +212,22 @@ class Watcher:
     """
 
     def __init__(self, segment: NativeSegment, pids: Mapping[int, int]) -> None:
-        self._watcher: Any = None
         if len(pids) > MAX_WATCHED or any(not 0 < pid < 2**31 for pid in pids):
             raise ConfigError(
                 f"cannot watch processes {list(pids)}: give at most {MAX_WATCHED} ids above 0"
             )
         ids = np.asarray(list(pids), dtype=np.int32)
         actors = np.asarray(list(pids.values()), dtype=np.int32)
-        self._watcher = lib.hc_watcher_start(
+        watcher = lib.hc_watcher_start(
             segment.pointer, pointer(ids, "int32_t *"), pointer(actors, "int32_t *"), ids.size
         )
-        self._segment: NativeSegment | None = segment
-        self._owner = os.getpid()
-        if self._watcher == ffi.NULL:
-            self._watcher = None
+        if watcher == ffi.NULL:
             raise KernelError(last_error())
+        self._stop = weakref.finalize(self, _stop_watcher, watcher, os.getpid(), segment)
 
     def close(self) -> None:
         """End the thread; idempotent, and nothing in a forked child, which has no such thread."""
-        watcher, self._watcher = self._watcher, None
-        if watcher is not None and os.getpid() == self._owner:
-            lib.hc_watcher_stop(watcher)
-            self._segment = None  # the mapping may go now
+        self._stop()
 
     def __enter__(self) -> "Watcher":
         return self
@@ -245,8 +240,11 @@ class Watcher:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self.close()
+
+def _stop_watcher(watcher: object, owner: int, segment: NativeSegment) -> None:
+    """The segment is an argument so that it lives until the thread is gone."""
+    if os.getpid() == owner:
+        lib.hc_watcher_stop(watcher)
 
 
 def hop(

@@ -20,7 +20,8 @@ static int64_t element_bytes(int32_t dtype) {
 }
 
 static float to_float(const void *row, int32_t dtype, int64_t i) {
-    if (dtype == HC_F32) return ((const float *)row)[i];
+    if (dtype == HC_F32)
+        return ((const float *)row)[i];
     uint16_t bits = ((const uint16_t *)row)[i];
     if (dtype == HC_F16) {
         _Float16 half;
@@ -52,9 +53,17 @@ static hc_status embed(hc_executor *e) {
 static hc_status multiply(hc_executor *e, const void *w, int64_t rows, int64_t d, const float *x,
                           float *y, int32_t accumulate, int32_t batch) {
     int32_t dtype = e->args.model->dtype;
-    hc_gemv_args a = {.w = w, .stride_bytes = d * element_bytes(dtype), .rows = rows, .d = d,
-                      .dtype = dtype, .batch = batch, .x_BD = x, .x_stride = d, .y_BR = y,
-                      .y_stride = rows, .accumulate = accumulate};
+    hc_gemv_args a = {.w = w,
+                      .stride_bytes = d * element_bytes(dtype),
+                      .rows = rows,
+                      .d = d,
+                      .dtype = dtype,
+                      .batch = batch,
+                      .x_BD = x,
+                      .x_stride = d,
+                      .y_BR = y,
+                      .y_stride = rows,
+                      .accumulate = accumulate};
     hc_count(&hc_state_of(e)->bytes, rows * d * element_bytes(dtype));
     return hc_gemv(&a, e->args.pool);
 }
@@ -77,27 +86,40 @@ static hc_status attention(hc_executor *e, const hc_step *step) {
     const hc_model *m = e->args.model;
     const hc_layer *layer = &m->layers[step->layer];
     int64_t q_dim = (int64_t)m->heads * m->head_dim, kv_dim = (int64_t)m->kv_heads * m->head_dim;
-    int64_t stride = q_dim + 2 * kv_dim, cache = step->layer * m->kv_heads * m->context * m->head_dim;
+    int64_t stride = q_dim + 2 * kv_dim,
+            cache = step->layer * m->kv_heads * m->context * m->head_dim;
     float *k_cache = e->args.k_cache + cache, *v_cache = e->args.v_cache + cache;
     hc_status s = hc_rmsnorm(e->residual_BD, layer->attention_norm_D, m->norm_eps, e->normed_BD,
                              e->batch, m->d);
-    if (!s) s = multiply(e, layer->qkv, stride, m->d, e->normed_BD, e->qkv_BQ, 0, e->batch);
+    if (!s)
+        s = multiply(e, layer->qkv, stride, m->d, e->normed_BD, e->qkv_BQ, 0, e->batch);
     /* query and key heads lie side by side and turn by the same angles: one call for both */
     if (!s)
         s = hc_rotary(e->qkv_BQ, stride, m->heads + m->kv_heads, m->head_dim, m->cos_PE, m->sin_PE,
                       e->position_B, e->batch);
-    if (s) return s;
+    if (s)
+        return s;
     append_kv(e, e->qkv_BQ, k_cache, v_cache);
-    hc_attention_args a = {.q = e->qkv_BQ, .q_stride = stride, .k_cache = k_cache,
-                           .v_cache = v_cache, .heads = m->heads, .kv_heads = m->kv_heads,
-                           .head_dim = m->head_dim, .batch = e->batch, .context = m->context,
-                           .slot_B = NULL, .position_B = e->position_B,
-                           .scores = e->attention_scores, .out = e->attended_BQ};
+    hc_attention_args a = {.q = e->qkv_BQ,
+                           .q_stride = stride,
+                           .k_cache = k_cache,
+                           .v_cache = v_cache,
+                           .heads = m->heads,
+                           .kv_heads = m->kv_heads,
+                           .head_dim = m->head_dim,
+                           .batch = e->batch,
+                           .context = m->context,
+                           .slot_B = NULL,
+                           .position_B = e->position_B,
+                           .scores = e->attention_scores,
+                           .out = e->attended_BQ};
     s = hc_attention(&a, e->args.pool);
     hc_count(&hc_state_of(e)->bytes, (e->position_B[e->batch - 1] + 1) * kv_dim * 8);
-    if (!s) s = multiply(e, layer->o, m->d, q_dim, e->attended_BQ, e->residual_BD, 1, e->batch);
+    if (!s)
+        s = multiply(e, layer->o, m->d, q_dim, e->attended_BQ, e->residual_BD, 1, e->batch);
     float *x = (float *)slot(e, step->x);
-    if (!s) s = hc_rmsnorm(e->residual_BD, layer->ffn_norm_D, m->norm_eps, x, e->batch, m->d);
+    if (!s)
+        s = hc_rmsnorm(e->residual_BD, layer->ffn_norm_D, m->norm_eps, x, e->batch, m->d);
     if (!s && (step->flags & HC_STEP_RESIDUAL))
         memcpy(x + (int64_t)e->args.max_batch * m->d, e->residual_BD,
                sizeof(float) * e->batch * m->d);
@@ -120,9 +142,17 @@ static hc_status score(hc_executor *e, const hc_step *step, const hc_predictor_l
     }
     int64_t size = element_bytes(p->dtype);
     const float *input = p->input ? x + (int64_t)e->args.max_batch * m->d : x;
-    hc_gemv_args first = {.w = p->fc1, .stride_bytes = m->d * size, .rows = p->hidden, .d = m->d,
-                          .dtype = p->dtype, .batch = e->batch, .x_BD = input, .x_stride = m->d,
-                          .y_BR = e->hidden_BH, .y_stride = p->hidden, .relu = p->relu};
+    hc_gemv_args first = {.w = p->fc1,
+                          .stride_bytes = m->d * size,
+                          .rows = p->hidden,
+                          .d = m->d,
+                          .dtype = p->dtype,
+                          .batch = e->batch,
+                          .x_BD = input,
+                          .x_stride = m->d,
+                          .y_BR = e->hidden_BH,
+                          .y_stride = p->hidden,
+                          .relu = p->relu};
     hc_status s = hc_gemv(&first, e->args.pool);
     a.w = p->fc2, a.stride_bytes = p->hidden * size, a.d = p->hidden, a.dtype = p->dtype;
     a.x_BD = e->hidden_BH, a.x_stride = p->hidden, a.bias_R = p->bias_N;
@@ -134,9 +164,12 @@ static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
     const hc_model *m = e->args.model;
     const hc_predictor_layer *p = &e->args.predictors_L[step->layer];
     hc_status s = score(e, step, p);
-    hc_split_args a = {.scores_BN = e->scores_BN, .n = m->n, .batch = e->batch,
+    hc_split_args a = {.scores_BN = e->scores_BN,
+                       .n = m->n,
+                       .batch = e->batch,
                        .threshold = p->threshold,
-                       .device_N = e->args.device_LN + step->layer * m->n, .with_gate = !p->fc1};
+                       .device_N = e->args.device_LN + step->layer * m->n,
+                       .with_gate = !p->fc1};
     for (int device = 0; device < HC_MAX_DEVICES; device++) {
         a.out[device] = (hc_active *)slot(e, step->active[device]);
         a.out[device]->epoch = e->args.epoch;
@@ -150,23 +183,36 @@ static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
 static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq, float *y) {
     const hc_model *m = e->args.model;
     const hc_share *share = &e->args.shares_L[step->layer];
-    hc_ffn_args a = {.records = m->layers[step->layer].records, .record_bytes = m->record_bytes,
-                     .gate_offset = m->gate_offset, .up_offset = m->up_offset,
-                     .down_offset = m->down_offset, .d = m->d, .dtype = m->dtype,
-                     .batch = e->batch, .ids = share->ids, .n_ids = share->n_ids,
-                     .bounds = share->bounds, .n_chunks = e->args.n_chunks,
-                     .x_BD = (const float *)slot(e, step->x), .y_BD = y,
-                     .partial_CBD = e->partial_CBD, .work_C = e->work_C};
-    if (e->args.fired_LN) a.fired_N = e->args.fired_LN + step->layer * m->n;
+    hc_ffn_args a = {.records = m->layers[step->layer].records,
+                     .record_bytes = m->record_bytes,
+                     .gate_offset = m->gate_offset,
+                     .up_offset = m->up_offset,
+                     .down_offset = m->down_offset,
+                     .d = m->d,
+                     .dtype = m->dtype,
+                     .batch = e->batch,
+                     .ids = share->ids,
+                     .n_ids = share->n_ids,
+                     .bounds = share->bounds,
+                     .n_chunks = e->args.n_chunks,
+                     .x_BD = (const float *)slot(e, step->x),
+                     .y_BD = y,
+                     .partial_CBD = e->partial_CBD,
+                     .work_C = e->work_C,
+                     .c_KB = e->c_KB};
+    if (e->args.fired_LN)
+        a.fired_N = e->args.fired_LN + step->layer * m->n;
     if (!(step->flags & HC_STEP_ALL)) {
         hc_active *list = (hc_active *)slot(e, step->active[e->args.actor]);
         if (list->epoch != e->args.epoch || list->seq != seq || list->batch != e->batch)
             return hc_fail(HC_ERR_EPOCH, "active list of layer %d is of pass %u, expected %u",
                            step->layer, list->seq, seq);
         a.ids = hc_active_ids(list), a.n_ids = list->count, a.members = hc_active_members(list);
-        if (list->has_gate) a.gate_KB = hc_active_gate(list);
+        if (list->has_gate)
+            a.gate_KB = hc_active_gate(list);
     }
-    if (!a.n_ids && e->args.actor == HC_CPU) return HC_OK; /* nobody reads y then */
+    if (!a.n_ids && e->args.actor == HC_CPU)
+        return HC_OK; /* nobody reads y then */
     hc_status s = hc_ffn(&a, e->args.pool);
     hc_actor_state *state = hc_state_of(e);
     hc_count(&state->gate_rows, a.gate_rows);
@@ -194,21 +240,26 @@ static hc_status merge(hc_executor *e, const hc_step *step) {
     int64_t n = e->batch * m->d;
     int predicted = step->active[HC_CPU] >= 0;
     if (step->flags & HC_STEP_HOT)
-        for (int64_t i = 0; i < n; i++) e->residual_BD[i] += e->hot_BD[i];
+        for (int64_t i = 0; i < n; i++)
+            e->residual_BD[i] += e->hot_BD[i];
     int cold = step->flags & HC_STEP_COLD;
-    if (cold && predicted) cold = ((hc_active *)slot(e, step->active[HC_CPU]))->count > 0;
+    if (cold && predicted)
+        cold = ((hc_active *)slot(e, step->active[HC_CPU]))->count > 0;
     if (cold) {
         const float *y = (const float *)slot(e, step->y);
-        for (int64_t i = 0; i < n; i++) e->residual_BD[i] += y[i];
+        for (int64_t i = 0; i < n; i++)
+            e->residual_BD[i] += y[i];
     }
-    if (predicted && e->mask_LN) record_masks(e, step);
+    if (predicted && e->mask_LN)
+        record_masks(e, step);
     return HC_OK;
 }
 
 static hc_status head(hc_executor *e) {
     const hc_model *m = e->args.model;
     int32_t rows = e->head_rows;
-    if (!rows) return HC_OK;
+    if (!rows)
+        return HC_OK;
     const float *h = e->residual_BD + (e->batch - rows) * m->d;
     hc_status s = hc_rmsnorm(h, m->final_norm_D, m->norm_eps, e->normed_BD, rows, m->d);
     return s ? s : multiply(e, m->head, m->vocab, m->d, e->normed_BD, e->logits_BV, 0, rows);
@@ -216,13 +267,20 @@ static hc_status head(hc_executor *e) {
 
 hc_status hc_compute_step(hc_executor *e, const hc_step *step, uint32_t seq) {
     switch (step->op) {
-    case HC_OP_EMBED: return embed(e);
-    case HC_OP_ATTENTION: return attention(e, step);
-    case HC_OP_PREDICT: return predict(e, step, seq);
-    case HC_OP_HOT: return feed_forward(e, step, seq, e->hot_BD);
-    case HC_OP_COLD: return feed_forward(e, step, seq, (float *)slot(e, step->y));
-    case HC_OP_MERGE: return merge(e, step);
-    case HC_OP_HEAD: return head(e);
+    case HC_OP_EMBED:
+        return embed(e);
+    case HC_OP_ATTENTION:
+        return attention(e, step);
+    case HC_OP_PREDICT:
+        return predict(e, step, seq);
+    case HC_OP_HOT:
+        return feed_forward(e, step, seq, e->hot_BD);
+    case HC_OP_COLD:
+        return feed_forward(e, step, seq, (float *)slot(e, step->y));
+    case HC_OP_MERGE:
+        return merge(e, step);
+    case HC_OP_HEAD:
+        return head(e);
     }
     return hc_fail(HC_ERR_ARGUMENT, "unknown operation %d in a program", step->op);
 }

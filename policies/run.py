@@ -5,6 +5,7 @@ time limit (placement), an object in this one; foreign exceptions become a Polic
 the line; the result is checked. Policies never run on the actors.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -64,7 +65,8 @@ def place(
     name = policy_name(policy)
     maker: Any = instantiate(find("placement", policy), settings or {}, name)
     with blaming(name, source_file(maker)):
-        placement: Placement = maker.place(problem)
+        # Its own copy: what it does to the problem must not reach the check below.
+        placement: Placement = maker.place(copy.deepcopy(problem))
     check_placement(problem, placement, name)
     return placement
 

@@ -114,7 +114,7 @@ def _unknown(name: str, key: str, known: list[str]) -> str:
     return f"{name!r} has no setting {key!r}{hint}; it has: {', '.join(known)}"
 
 
-def _convert(value: Setting, kind: Any, what: str) -> object:  # noqa: ANN401
+def _convert(value: Setting, kind: Any, what: str) -> object:
     """A value of the field's type, from a text or from a value that already has it."""
     choices = _choices(kind)
     for choice in choices:
@@ -126,7 +126,7 @@ def _convert(value: Setting, kind: Any, what: str) -> object:  # noqa: ANN401
     raise ConfigError(f"{what} is {value!r}; it must be {expected}")
 
 
-def _choices(kind: Any) -> list[Any]:  # noqa: ANN401
+def _choices(kind: Any) -> list[Any]:
     """The alternatives of a type: members of a union and values of a Literal, text last."""
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
@@ -137,7 +137,7 @@ def _choices(kind: Any) -> list[Any]:  # noqa: ANN401
     return [kind]
 
 
-def _convert_one(value: Setting, kind: Any) -> object:  # noqa: ANN401, PLR0911
+def _convert_one(value: Setting, kind: Any) -> object:  # noqa: PLR0911
     """One alternative; ValueError where it is not meant."""
     text = value if isinstance(value, str) else None
     if get_origin(kind) is Literal:
@@ -165,7 +165,7 @@ def _convert_one(value: Setting, kind: Any) -> object:  # noqa: ANN401, PLR0911
     raise ValueError
 
 
-def _show(kind: Any) -> str:  # noqa: ANN401
+def _show(kind: Any) -> str:
     """A type as a person would say it."""
     if get_origin(kind) is Literal:
         return repr(get_args(kind)[0])

@@ -41,6 +41,8 @@ class EngineConfig:
             about 0.02). The CPU device keeps float32.
         predictor_dtype: None: predictor matrices on a GPU as they are; "int8": quantised by row.
         seed: default sampling seed.
+        restarts: losses of actors a generation survives; 0: the first one ends it.
+        stuck_s: seconds without progress in a running pass after which its actor is lost.
 
     Raises:
         ConfigError: a value out of range.
@@ -62,8 +64,13 @@ class EngineConfig:
     kv_dtype: str = "float32"
     predictor_dtype: str | None = None
     seed: int = 0
+    restarts: int = 3
+    stuck_s: float = 10.0
 
     def __post_init__(self) -> None:
+        check_range("restarts", self.restarts, 0, 1000)
+        if not 0.1 <= self.stuck_s <= 3600:
+            raise ConfigError(f"stuck_s {self.stuck_s} is outside 0.1..3600 seconds")
         if self.transport not in TRANSPORTS:
             raise ConfigError(
                 f"transport {self.transport!r} is unknown; choose from {', '.join(TRANSPORTS)}"

@@ -66,7 +66,7 @@ class Deployment:
     layout: SegmentLayout
     context: int
     predictor: Any
-    predictor_settings: Mapping[str, str]
+    predictor_settings: Mapping[str, Any]
     predicts: bool
     profile: ActivationProfile | None
     cores: dict[str, CoreShare]
@@ -79,14 +79,16 @@ class Deployment:
         """What each actor does under this plan, in words."""
         hot = int(np.count_nonzero(self.plan.device_LN == 0))
         total = self.plan.device_LN.size
-        stands_by = "stands by: the executors evaluate the gate of every neuron they own"
-        predicts = f"predicts every layer ({self.predictor})"
-        if self.gpu is not None and self.predicts:
-            predicts = f"owns the predictors ({self.predictor}); the GPU runs them in its graph"
+        predictor = "stands by: the executors evaluate the gate of every neuron they own"
+        if self.predicts:
+            exact = self.layout.with_gate
+            predictor = "evaluates every gate (exact)" if exact else "predicts every layer"
+            if self.gpu is not None:
+                predictor = "owns the predictors; the GPU runs them in its graph"
         return {
             "gpu": f"attention, head, {hot} of {total} neurons",
             "cpu": f"{total - hot} of {total} neurons",
-            "predictor": predicts if self.predicts else stands_by,
+            "predictor": predictor,
         }
 
 
@@ -111,7 +113,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
     Raises:
         CheckpointError, ConfigError, PolicyError: input that cannot be used.
     """
-    bundle = resolve_model(config.model, config.dtype)
+    bundle = resolve_model(None if config.model is None else Path(config.model), config.dtype)
     spec = bundle.spec
     context = _context(config, spec)
     profile = ActivationProfile.load(bundle.profile_path) if bundle.profile_path else None

@@ -55,11 +55,15 @@ class ActorLostError(HotcoldError, RuntimeError):
 
     Attributes:
         actor: "gpu", "cpu" or "predictor".
+        token_ids: what the generation it ended had produced.
+        text: the same as text.
     """
 
     def __init__(self, actor: str, message: str) -> None:
         super().__init__(message)
         self.actor = actor
+        self.token_ids: list[int] = []
+        self.text = ""
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.actor, str(self))

@@ -29,6 +29,7 @@ from hotcold.runtime.errors import KernelError
 from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
 from hotcold.runtime.gpu import COLD_CHUNKS, device_arrays
+from hotcold.runtime.kv import KvCache
 from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
 from hotcold.runtime.rotary import rotary_tables
 from hotcold.runtime.weights import WeightStore
@@ -51,6 +52,7 @@ class Executor:
         actor: "gpu", "cpu" or "predictor".
         deployment: what to run.
         segment: the exchange, already attached; must outlive the executor.
+        kv: the KV cache of the GPU executor; None makes a private one.
         fired_LN: int64 counts to add fired gates into (profiling), or None.
     """
 
@@ -59,6 +61,7 @@ class Executor:
         actor: str,
         deployment: Deployment,
         segment: Segment,
+        kv: KvCache | None = None,
         fired_LN: NDArray[np.int64] | None = None,
     ) -> None:
         self.actor, self.deployment, self.segment = actor, deployment, segment
@@ -83,12 +86,14 @@ class Executor:
             arrays.predictors = self._predictor_arrays()
         else:
             device = 0 if actor == "gpu" else 1
-            plan, layers = deployment.plan, range(self.bundle.spec.n_layers)
-            arrays.shares = [Share(plan.ids(l, device), plan.bounds(l, device)) for l in layers]
+            plan = deployment.plan
+            arrays.shares = [
+                Share(plan.ids(layer, device), plan.bounds(layer, device))
+                for layer in range(self.bundle.spec.n_layers)
+            ]
         if actor == "gpu" and deployment.gpu is None:
-            spec = self.bundle.spec
-            shape = (spec.n_layers, 1, spec.n_kv_heads, deployment.context, spec.head_dim)
-            arrays.kv = (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+            kv = kv or KvCache.private(self.bundle.spec, deployment.context)
+            arrays.kv = (kv.keys, kv.values)
         self.native = NativeExecutor(arrays)
 
     def _use_gpu(self, arrays: ExecutorArrays) -> None:
@@ -117,9 +122,7 @@ class Executor:
         )
         predictor.prepare(ModelView.of(self.bundle, self.store), deployment.profile)
         return [
-            PredictorArrays(
-                p.fc1, p.fc2, p.bias_N, p.relu, p.threshold, p.input == "residual"
-            )
+            PredictorArrays(p.fc1, p.fc2, p.bias_N, p.relu, p.threshold, p.input == "residual")
             for p in native_layers(predictor, self.bundle.spec)
         ]
 

@@ -7,6 +7,7 @@ by `LocalSession`; samples nothing itself (that is native/ops/sample.c).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hotcold.runtime.config import Sampling
 from hotcold.runtime.errors import ConfigError
@@ -66,35 +67,71 @@ class GenerationStats:
         return self.bytes / self.decode_s / 1e9 if self.decode_s > 0 else 0.0
 
 
-def prompt_ids(
-    prompt: str | Sequence[int], tokenizer: Tokenizer, spec: ModelSpec, context: int
-) -> list[int]:
-    """Ids of a prompt, checked.
+class TextSide:
+    """A model's tokenizer, where its bundle has one, and what ends its texts.
+
+    Without a tokenizer.json prompts must be token ids, and tokens have no text.
+
+    Args:
+        folder: of the bundle.
+        spec: the model.
 
     Raises:
-        ConfigError: an empty prompt, one longer than the context, an id outside the vocabulary.
+        CheckpointError: a tokenizer.json that cannot be read.
     """
-    if isinstance(prompt, str):
-        if not prompt:
-            raise ConfigError("the prompt is empty; give at least one character")
-        ids = tokenizer.encode(prompt)
-    else:
-        ids = [int(id_) for id_ in prompt]
-    if not ids:
-        raise ConfigError("the prompt has no tokens; give at least one")
-    if len(ids) > context:
-        way_out = (
-            f"shorten it or launch with a context up to {spec.max_context}"
-            if context < spec.max_context
-            else "shorten it; that is all this model was made for"
-        )
-        raise ConfigError(
-            f"the prompt has {len(ids)} tokens, the context holds {context}; {way_out}"
-        )
-    bad = next((id_ for id_ in ids if not 0 <= id_ < spec.vocab_size), None)
-    if bad is not None:
-        raise ConfigError(f"token id {bad} is outside the vocabulary of {spec.vocab_size}")
-    return ids
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        self._folder, self._spec = folder, spec
+        present = (folder / "tokenizer.json").exists()
+        self._tokenizer = Tokenizer.load(folder, spec.vocab_size) if present else None
+        named = self._tokenizer.eos_ids if self._tokenizer is not None else ()
+        self.eos_ids: tuple[int, ...] = spec.eos_ids or named
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.load(self._folder, self._spec.vocab_size)
+        return self._tokenizer
+
+    def ids(self, prompt: str | Sequence[int], context: int) -> list[int]:
+        """Ids of a prompt, checked.
+
+        Raises:
+            ConfigError: an empty prompt, one longer than the context, an id outside the vocabulary.
+            CheckpointError: text for a model without a tokenizer.
+        """
+        if isinstance(prompt, str):
+            if not prompt:
+                raise ConfigError("the prompt is empty; give at least one character")
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = [int(id_) for id_ in prompt]
+        if not ids:
+            raise ConfigError("the prompt has no tokens; give at least one")
+        spec = self._spec
+        if len(ids) > context:
+            way_out = (
+                f"shorten it or launch with a context up to {spec.max_context}"
+                if context < spec.max_context
+                else "shorten it; that is all this model was made for"
+            )
+            raise ConfigError(
+                f"the prompt has {len(ids)} tokens, the context holds {context}; {way_out}"
+            )
+        bad = next((id_ for id_ in ids if not 0 <= id_ < spec.vocab_size), None)
+        if bad is not None:
+            raise ConfigError(f"token id {bad} is outside the vocabulary of {spec.vocab_size}")
+        return ids
+
+    def stream(self, sampling: Sampling) -> "TokenStream":
+        """What turns the ids sampled for a request into Tokens."""
+        decoder = self._tokenizer.stream() if self._tokenizer is not None else None
+        return TokenStream(decoder, sampling, self.eos_ids)
 
 
 class TokenStream:
@@ -104,7 +141,9 @@ class TokenStream:
     its character is incomplete.
     """
 
-    def __init__(self, decoder: StreamDecoder, sampling: Sampling, eos_ids: Sequence[int]) -> None:
+    def __init__(
+        self, decoder: StreamDecoder | None, sampling: Sampling, eos_ids: Sequence[int]
+    ) -> None:
         self._decoder, self._stop = decoder, sampling.stop
         self._eos = () if sampling.ignore_eos else tuple(eos_ids)
         self._waiting: list[Token] = []
@@ -119,6 +158,8 @@ class TokenStream:
         if id_ in self._eos:
             self.finish = "eos"
             return [*self.flush(), Token(id_, "", logprob)]
+        if self._decoder is None:
+            return [Token(id_, "", logprob)]
         self._waiting.append(Token(id_, self._decoder.push(id_), logprob))
         text = "".join(token.text for token in self._waiting)
         found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
@@ -129,7 +170,7 @@ class TokenStream:
 
     def flush(self) -> list[Token]:
         """What still waited when the generation ended without a stop string."""
-        rest = self._decoder.flush()
+        rest = self._decoder.flush() if self._decoder is not None else ""
         if rest and self._waiting:
             last = self._waiting[-1]
             self._waiting[-1] = Token(last.id, last.text + rest, last.logprob)

@@ -20,7 +20,7 @@ from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan
 
 HOT_CHUNKS = 64  # partial sums of the hot FFN; enough blocks to fill a large GPU
-COLD_CHUNKS = 56  # pieces of the CPU executor's work: even over 7, 8, 14 threads
+COLD_CHUNKS = 1  # the CPU executor's work is cut by neurons and columns (ops/ffn_tiles.c)
 CONTEXT_BYTES = 560 << 20  # a CUDA context with these kernels loaded, where it was not measured
 KEEP_FREE = 256 << 20  # of a GPU used without a budget
 

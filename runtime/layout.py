@@ -117,9 +117,18 @@ class SegmentLayout:
         )
         total = align(first + n_layers * stride, mmap.PAGESIZE)
         return cls(
-            *(n_layers, d_model, n_neurons, max_batch, with_gate, with_residual),
-            *(flags, span_capacity),
-            *(flags_offset, span_offsets, layers, total),
+            n_layers=n_layers,
+            d_model=d_model,
+            n_neurons=n_neurons,
+            max_batch=max_batch,
+            with_gate=with_gate,
+            with_residual=with_residual,
+            n_flags=flags,
+            span_capacity=span_capacity,
+            flags_offset=flags_offset,
+            span_offsets=span_offsets,
+            layers=layers,
+            bytes=total,
         )
 
     @property

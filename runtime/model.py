@@ -18,7 +18,7 @@ class ModelSpec:
         architecture: registry name of the architecture, "llama".
         n_layers: L, decoder layers.
         d_model: D, width of the residual stream.
-        n_neurons: N, feed-forward neurons of a layer (a gate row, an up row and a down column each).
+        n_neurons: N, feed-forward neurons of a layer (gate row, up row and down column each).
         n_heads: query heads.
         n_kv_heads: key and value heads; divides n_heads (grouped-query attention).
         head_dim: elements of a head, even.

@@ -16,7 +16,7 @@ from hotcold.runtime.problem import Placement, Problem
 _NOTE_LIMIT = 10_000  # characters; a note is a line for people
 
 
-def check_placement(problem: Problem, placement: Any, blame: str) -> None:  # noqa: ANN401
+def check_placement(problem: Problem, placement: Any, blame: str) -> None:
     """Refuse a placement that breaks a rule.
 
     Args:
@@ -32,7 +32,7 @@ def check_placement(problem: Problem, placement: Any, blame: str) -> None:  # no
         raise PolicyError(f"policy {blame!r} {fault}")
 
 
-def _fault(problem: Problem, placement: Any) -> str | None:  # noqa: ANN401
+def _fault(problem: Problem, placement: Any) -> str | None:
     """What is wrong with a placement, as the rest of "policy 'name' ..."."""
     if not isinstance(placement, Placement):
         kind = "nothing" if placement is None else f"a {type(placement).__name__}"
@@ -50,7 +50,7 @@ def _fault(problem: Problem, placement: Any) -> str | None:  # noqa: ANN401
     )
 
 
-def _neuron_fault(problem: Problem, device_LN: Any) -> str | None:  # noqa: ANN401
+def _neuron_fault(problem: Problem, device_LN: Any) -> str | None:
     """What is wrong with the neurons' devices: an int8 index of a device for each."""
     if not isinstance(device_LN, np.ndarray) or device_LN.dtype != np.int8:
         kind = str(getattr(device_LN, "dtype", type(device_LN).__name__))
@@ -66,7 +66,7 @@ def _neuron_fault(problem: Problem, device_LN: Any) -> str | None:  # noqa: ANN4
     return None
 
 
-def _module_fault(problem: Problem, modules: Any) -> str | None:  # noqa: ANN401
+def _module_fault(problem: Problem, modules: Any) -> str | None:
     """What is wrong with the modules' homes: one known device each, groups together."""
     if not isinstance(modules, Mapping):
         return f"returned modules of type {type(modules).__name__}; it must map name to device"

@@ -34,7 +34,7 @@ def save_plan(plan: Plan, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "plan.npz", pack(arrays))
-        text = json.dumps(header, indent=2, sort_keys=True) + "\n"
+        text = json.dumps(header, indent=2) + "\n"
         write_atomically(folder / "plan.json", text.encode())
     except OSError as error:
         raise ConfigError(f"cannot write a plan to {folder}: {error.strerror or error}") from error

@@ -136,7 +136,9 @@ class Predictor(Protocol):
 
 
 def choose_predictor(
-    name: object, bundle: "Bundle", settings: Mapping[str, str] | None = None
+    name: object,
+    bundle: "Bundle",
+    settings: Mapping[str, str | int | float | bool | None] | None = None,
 ) -> Predictor:
     """Make an unprepared predictor from what the user asked for.
 
@@ -145,33 +147,26 @@ def choose_predictor(
             predictors file or a folder that holds predictors.safetensors, "file.py:Class",
             "package.module:Class", or a predictor object, which is returned as it is.
         bundle: the model it is for.
-        settings: values for the kind's dataclass fields, as typed on the command line.
+        settings: values for the kind's dataclass fields, as typed on the command line or typed
+            already; an object takes none.
 
     Raises:
         PolicyError: no such kind, or the object is not a predictor.
-        CheckpointError: a folder without predictors.
+        ConfigError: a setting the kind does not have.
     """
     from hotcold.policies import registry
 
     settings = dict(settings or {})
     if not isinstance(name, str | Path):
-        return _checked_object(name)
+        return _checked_object(registry.instantiate(name, settings))
     kind = str(name)
+    installed = [entry.name for entry in registry.listing("predictor")]
     if kind == "auto":
         kind = "learned" if bundle.predictors_path is not None else "exact"
-    elif (path := _predictors_file(kind)) is not None:
-        kind, settings = "learned", {**settings, "path": path}
+    elif kind not in installed and (kind.endswith(".safetensors") or Path(kind).is_dir()):
+        kind, settings = "learned", {**settings, "path": str(Path(kind).resolve())}
     found = registry.find("predictor", kind)
-    made = registry.instantiate(found, settings) if isinstance(found, type) else found
-    return _checked_object(made, kind)
-
-
-def _predictors_file(name: str) -> str | None:
-    """Absolute path of the predictors a user named by file or folder; None: it is a kind."""
-    path = Path(name)
-    if path.suffix == ".safetensors" or path.is_dir():
-        return str(path.resolve())
-    return None
+    return _checked_object(registry.instantiate(found, settings, kind), kind)
 
 
 def _checked_object(candidate: object, name: str = "") -> Predictor:

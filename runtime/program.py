@@ -30,9 +30,7 @@ Program = NDArray[Any]  # of dtype STEP
 Slot = tuple[int, int]  # offset in the segment, bytes
 
 
-def compile_programs(
-    dag: Dag, schedule: Schedule, layout: SegmentLayout
-) -> dict[str, Program]:
+def compile_programs(dag: Dag, schedule: Schedule, layout: SegmentLayout) -> dict[str, Program]:
     """One program an actor; an actor without work gets an empty one and stands by."""
     programs: dict[str, list[np.void]] = {actor: [] for actor in ACTORS}
     builder = _Compiler(dag, schedule, layout)

@@ -44,9 +44,7 @@ def _llama3(frequencies: NDArray[np.float64], scaling: dict[str, float]) -> NDAr
     return stretched + frequencies * keep
 
 
-def rotary_tables(
-    spec: ModelSpec, context: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def rotary_tables(spec: ModelSpec, context: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines and sines, each float32 [context, head_dim / 2]; angles are taken in float64."""
     angles = np.outer(np.arange(context, dtype=np.float64), inverse_frequencies(spec))
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

@@ -84,7 +84,7 @@ def data_edges(dag: Dag, lookahead: Sequence[int]) -> list[tuple[str, str]]:
     return edges
 
 
-def check_schedule(dag: Dag, schedule: Any, blame: str = "schedule") -> None:  # noqa: ANN401
+def check_schedule(dag: Dag, schedule: Any, blame: str = "schedule") -> None:
     """Refuse a schedule that cannot run.
 
     Args:
@@ -170,10 +170,10 @@ def _order_fault(dag: Dag, schedule: Schedule) -> str | None:
         for node in ids:
             if node not in dag.node:
                 return f"orders {node!r} on lane {lane!r}, but the graph has no such node"
-            if node in seen:
-                return f"orders {node!r} twice"
             if schedule.lane[node] != lane:
                 return f"orders {node!r} on lane {lane!r}, its lane is {schedule.lane[node]!r}"
+            if node in seen:
+                return f"orders {node!r} twice"
             seen.add(node)
     missing = [node for node in dag.nodes if node.id not in seen]
     if not missing:

@@ -16,8 +16,7 @@ from hotcold.runtime.config import Sampling
 from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.exchange import ACTORS, PoisonCode, Segment
 from hotcold.runtime.executor import Executor, make_request
-from hotcold.runtime.generation import Token, TokenStream, prompt_ids
-from hotcold.runtime.tokenizer import Tokenizer
+from hotcold.runtime.generation import TextSide, Token
 
 EPOCH = 1
 
@@ -30,16 +29,16 @@ class LocalSession:
         fired_LN: int64 [L, N] counts to add fired gates into, or None.
     """
 
-    def __init__(
-        self, deployment: Deployment, fired_LN: NDArray[np.int64] | None = None
-    ) -> None:
+    def __init__(self, deployment: Deployment, fired_LN: NDArray[np.int64] | None = None) -> None:
         self.deployment = deployment
         self.segment = Segment.private(deployment.layout, EPOCH)
         self.executors = {
-            actor: Executor(actor, deployment, self.segment, None if actor == "predictor" else fired_LN)
+            actor: Executor(
+                actor, deployment, self.segment, None, None if actor == "predictor" else fired_LN
+            )
             for actor in ACTORS
         }
-        self.tokenizer = Tokenizer.load(deployment.bundle_path)
+        self.text = TextSide(deployment.bundle_path, deployment.spec)
         self._threads = [
             threading.Thread(target=executor.run, name=f"hotcold-{actor}", daemon=True)
             for actor, executor in self.executors.items()
@@ -49,12 +48,12 @@ class LocalSession:
 
     def sample(self, ids: Sequence[int], sampling: Sampling) -> Iterator[tuple[int, float]]:
         """Ids and log probabilities that continue ids."""
-        spec, context = self.deployment.spec, self.deployment.context
+        context = self.deployment.context
         request = make_request(
-            prompt_ids(ids, self.tokenizer, spec, context),
+            self.text.ids(ids, context),
             sampling.max_tokens,
             context,
-            () if sampling.ignore_eos else spec.eos_ids,
+            () if sampling.ignore_eos else self.text.eos_ids,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
@@ -65,18 +64,15 @@ class LocalSession:
 
     def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
         """Tokens that continue a prompt."""
-        spec = self.deployment.spec
-        ids = prompt_ids(prompt, self.tokenizer, spec, self.deployment.context)
-        stream = TokenStream(self.tokenizer.stream(), sampling, spec.eos_ids)
+        ids = self.text.ids(prompt, self.deployment.context)
+        stream = self.text.stream(sampling)
         for id_, logprob in self.sample(ids, sampling):
             yield from stream.push(id_, logprob)
             if stream.finish:
                 return
         yield from stream.flush()
 
-    def logits(
-        self, ids: Sequence[int]
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def logits(self, ids: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Run ids through the model.
 
         Returns:
@@ -87,7 +83,7 @@ class LocalSession:
             ConfigError: ids that are empty, too many, or outside the vocabulary.
         """
         spec = self.deployment.spec
-        checked = prompt_ids(ids, self.tokenizer, spec, self.deployment.context)
+        checked = self.text.ids(ids, self.deployment.context)
         logits = np.zeros((len(checked), spec.vocab_size), np.float32)
         width = -(-spec.n_neurons // 8)
         fill = 0 if self.deployment.predicts else 255

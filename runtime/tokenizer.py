@@ -135,9 +135,9 @@ class Tokenizer:
                 f"these are no token ids ({str(error)[:200]}); ids are integers from 0 up"
             ) from error
 
-    def is_special(self, token_id: int) -> bool:
-        """Whether decode leaves this token out."""
-        return token_id in self._special
+    def has_text(self, token_id: int) -> bool:
+        """Whether decode looks at this token: it is neither special nor unknown."""
+        return token_id not in self._special and self._tokenizer.id_to_token(token_id) is not None
 
     def is_byte(self, token_id: int) -> bool:
         """Whether a token is one raw byte (`<0xE4>`), as tokenizers with byte fallback have."""
@@ -170,7 +170,7 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """Add a token; returns the text that is now certain, often ''."""
-        if self._tokenizer.is_special(token_id):
+        if not self._tokenizer.has_text(token_id):
             return ""
         self._ids.append(int(token_id))
         if self._tokenizer.is_byte(token_id):

@@ -59,14 +59,14 @@ def _windows(
     head, tail = frame
     before = 0
     for path in paths:
-        pending = list(head)
+        pending, size = list(head), file_bytes(path)  # checked before an open() could block
         for text, read_bytes in _pieces(path):
             ids = list(tokenizer.encode(text))
             pending += ids[len(head) : len(ids) - len(tail)]
             while len(pending) >= context:
                 yield pending[:context], before + read_bytes
                 pending = head + pending[context:]
-        before += file_bytes(path)
+        before += size
         if len(pending) > len(head):
             yield pending, before
 

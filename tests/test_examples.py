@@ -1,4 +1,4 @@
-"""Every example runs as its first lines say."""
+"""Every example runs; those that are programs, and not a plug-in to name, also print something."""
 
 import subprocess
 import sys
@@ -35,4 +35,5 @@ def test_an_example_runs(path: Path, tmp_path: Path, no_leaks: None) -> None:
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert done.stdout.strip()
+    if "__main__" in (ROOT / path).read_text():
+        assert done.stdout.strip()

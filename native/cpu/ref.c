@@ -68,8 +68,9 @@ axpy_any(const void *const *rows, const float *c, int64_t n, int64_t d, float *y
             for (int32_t t = 0; t < n_x; t++)                                                      \
                 out[i * n_x + t] = dot_one(rows[i], xs[t], d, dtype);                              \
     }                                                                                              \
-    static void axpy_##suffix(const void *const *rows, const float *c, int64_t n, int64_t d,       \
-                              float *y) {                                                          \
+    static void axpy_##suffix(const void *const *rows, const void *const *ahead, const float *c,   \
+                              int64_t n, int64_t d, float *y) {                                    \
+        (void)ahead;                                                                               \
         axpy_any(rows, c, n, d, y, dtype);                                                         \
     }
 INSTANCE(f32, HC_F32)

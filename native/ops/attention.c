@@ -49,7 +49,7 @@ static void attention_head(void *context, int64_t task, int32_t thread) {
     for (int64_t i = 0; i < n; i += GROUP) {
         const int64_t m = n - i < GROUP ? n - i : GROUP;
         point(rows, a->v_cache + base, i, m, hd);
-        run->p->axpy[HC_F32](rows, scores + i, m, hd, out);
+        run->p->axpy[HC_F32](rows, NULL, scores + i, m, hd, out);
     }
     for (int64_t e = 0; e < hd; e++)
         out[e] /= sum;

@@ -4,6 +4,7 @@ Rivals take turns, so that a slow minute of the machine hits both; each figure i
 rounds. What is timed is decoding alone: the prompt and the first token are left out on both sides.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -30,9 +31,9 @@ def transformers_rates(
         raise ConfigError(
             f"the comparison needs transformers ({error}); pip install 'hotcold[test]'"
         ) from error
-    torch.set_num_threads(threads)
 
-    def rate(model: Any) -> float:
+    def rate(model: Any, threads: int) -> float:
+        torch.set_num_threads(threads)
         ids = torch.tensor([list(prompt)])
         stamps: list[float] = []
 
@@ -55,10 +56,14 @@ def transformers_rates(
         steps = stamps[1:]  # the streamer is given the prompt first
         return (len(steps) - 1) / (steps[-1] - steps[0])
 
-    runs = {}
+    def best(model: Any) -> float:
+        """The better of one thread and all: in small models threads can cost more than help."""
+        return max(rate(model, count) for count in {1, threads})
+
+    runs: dict[str, Callable[[], float]] = {}
     for dtype in ("float32", "bfloat16"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-        runs[dtype] = lambda model=model: rate(model)
+        runs[dtype] = functools.partial(best, model)
     return runs
 
 
@@ -74,6 +79,7 @@ def compare(
         engine_rate: decodes once, returns tokens/s and GB/s.
         rivals: by dtype, decode once and return tokens/s.
         rounds: rounds after one that is thrown away.
+        progress: told what runs now.
 
     Returns:
         medians by the keys of `hotcold bench decode --json`.

@@ -6,7 +6,6 @@ Each subcommand is one file there, which returns plain nested data with units in
 import os
 import statistics
 from collections import deque
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +37,20 @@ def command() -> None:
     show_default=True,
     help="Round trips of each case.",
 )
+@click.option("--address", default=None, help="Ray cluster to join; none starts one here.")
 @json_option
 @debug_option
-def hop(rounds: int, as_json: bool) -> None:
-    """One way between resident C loops in processes of their own, through shared memory.
+def hop(rounds: int, address: str | None, as_json: bool) -> None:
+    """One way between Ray actors: their resident C loops through shared memory, and a Ray call.
 
     pinned: two loops, a core each. unpinned: two loops, wherever the system puts them. loaded: all
     three loops take turns and the driver is alive.
     """
-    result = {"native": native_hops(rounds)}
+    from hotcold.actors.cluster import joined
+    from hotcold.actors.hop import measure
+
+    with joined(address):
+        result = measure(rounds)
     rows = [
         (case, f"{times['p50_us']:.2f}", f"{times['p99_us']:.2f}")
         for case, times in hop_cases(result)
@@ -54,18 +58,6 @@ def hop(rounds: int, as_json: bool) -> None:
     click.echo(output.table(("one way", "p50 us", "p99 us"), rows))
     if as_json:
         output.emit_json(result)
-
-
-def native_hops(rounds: int) -> dict[str, Any]:
-    """The three native cases; pinned is None on a machine with one core."""
-    from hotcold.runtime.bench.hop import measure_hop
-
-    cores = len(os.sched_getaffinity(0))
-    return {
-        "pinned": asdict(measure_hop(rounds, pinned=True)) if cores > 1 else None,
-        "unpinned": asdict(measure_hop(rounds)),
-        "loaded": asdict(measure_hop(rounds, sides=3)),
-    }
 
 
 def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
@@ -106,7 +98,7 @@ def decode_rates(options: EngineOptions, max_tokens: int, repeat: int) -> dict[s
     from hotcold.runtime.tokenizer import Tokenizer
 
     bundle = resolve_model(options.model, options.dtype)
-    ids = Tokenizer.load(bundle.tokenizer_path).encode(PROMPT)
+    ids = Tokenizer.load(bundle.path).encode(PROMPT)
     cores = len(os.sched_getaffinity(0))
     rivals = transformers_rates(source_folder(bundle), ids, max_tokens, cores)
     with running_engine(options, transport="native") as engine:

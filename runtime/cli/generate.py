@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -68,19 +68,27 @@ def command(
     text = read_prompt(prompt)
     # Made before anything starts, so that a bad number is refused at once.
     sampling = Sampling(max_tokens, temperature, top_k, top_p, options.seed, stop, ignore_eos)
+    shown = sys.stderr if as_json else sys.stdout
     with running_engine(options) as engine:
-        ids, pieces = _stream(engine, text, sampling, as_json)
+        ids, pieces = _stream(engine, text, sampling, shown)
         result = _result(engine, "".join(pieces), ids)
+        recoveries = engine.recoveries
     _print_actors(result)
+    for lost in recoveries:
+        output.note(
+            f"recovered from the loss of the {lost.actor} actor ({lost.cause}) in "
+            f"{lost.total_s:.2f} s: {lost.end_s:.2f} s until the others had stopped, "
+            f"{lost.start_s:.2f} s to start, {lost.load_s:.2f} s to load"
+        )
     if as_json:
         output.emit_json(result)
 
 
 def _stream(
-    engine: "Engine", prompt: str, sampling: Sampling, as_json: bool
+    engine: "Engine", prompt: str, sampling: Sampling, shown: TextIO
 ) -> tuple[list[int], list[str]]:
     """Print the continuation as it comes; its ids and pieces of text."""
-    if not as_json and sys.stdout.isatty() and sys.stderr.isatty():
+    if shown.isatty() and sys.stderr.isatty():
         click.secho(prompt, nl=False, err=True, dim=True)
     ids: list[int] = []
     pieces: list[str] = []
@@ -88,11 +96,11 @@ def _stream(
         for token in engine.generate(prompt, **asdict(sampling)):
             ids.append(token.id)
             pieces.append(token.text)
-            click.echo(token.text, nl=False, err=as_json)
+            click.echo(token.text, nl=False, file=shown)
     finally:
         # The line ends here even when an error or Ctrl-C cuts the text: what is said next on
         # standard error then stands on a line of its own.
-        click.echo(err=as_json)
+        click.echo(file=shown)
     return ids, pieces
 
 

@@ -7,6 +7,7 @@ leaves exactly one line on standard error, and a traceback only with --debug.
 import importlib
 import importlib.metadata
 import io
+import logging
 import os
 import sys
 import traceback
@@ -29,8 +30,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "Generate text with the three actors"),
     "inspect": ("inspect", "Show a model's shapes, bytes and sparsity"),
     "profile": ("profile", "Count over a text how often each neuron fires"),
+    "plant": ("plant", "Make a model of planted sparsity at a real shape"),
     "compare": ("compare", "Run placement policies on the same prompt"),
     "policies": ("policies", "List the installed policies and predictors"),
+    "chaos": ("chaos", "Kill and stop actors at random; the tokens must not change"),
     "bench": ("bench", "Measure the exchange and the decode speed"),
 }
 
@@ -88,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
     """
     _never_fail_on_characters()
+    _show_progress_lines()
     state = State()
     try:
         return _run(argv, state)
@@ -95,6 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if state.debug:
             traceback.print_exc()
         return _report(problem, state)
+
+
+def _show_progress_lines() -> None:
+    """What hotcold's modules log (a conversion under way, say) goes to standard error."""
+    logger = logging.getLogger("hotcold")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("hotcold: %(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def _run(argv: Sequence[str] | None, state: State) -> int:

@@ -45,6 +45,7 @@ class EngineOptions:
         transport: "native" or "ray".
         address: address of a Ray cluster to join.
         seed: seed of sampling and of policies that draw.
+        restarts: losses of actors that a generation survives.
     """
 
     model: str | None = None
@@ -60,6 +61,7 @@ class EngineOptions:
     transport: str = "native"
     address: str | None = None
     seed: int = 0
+    restarts: int | None = None
 
     def launch_arguments(self) -> dict[str, Any]:
         """Keyword arguments of Engine.launch; what the user left out is left out here too."""
@@ -74,6 +76,7 @@ class EngineOptions:
             "threads": self.threads,
             "context": self.context,
             "address": self.address,
+            "restarts": self.restarts,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         always = {"predictor": self.predictor, "transport": self.transport, "seed": self.seed}
@@ -194,6 +197,11 @@ def _group(policy: bool) -> list[Callable[[Any], Any]]:
             "--address", help="Ray cluster to join.  [default: RAY_ADDRESS, or a new one]"
         ),
         seed_option,
+        click.option(
+            "--restarts",
+            type=click.IntRange(min=0),
+            help="Losses of actors a generation survives; 0: the first ends it.  [default: 3]",
+        ),
         debug_option,
     ]
 
@@ -211,6 +219,7 @@ FIELDS = (
     "transport",
     "address",
     "seed",
+    "restarts",
 )
 
 

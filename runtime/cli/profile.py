@@ -108,7 +108,7 @@ def count_firing(
         try:
             tokens = profile_text(
                 texts,
-                session.tokenizer,
+                session.text.tokenizer,
                 lambda ids: deque(session.sample(ids, sampling), maxlen=0).clear(),
                 context=prepared.context,
                 max_tokens=max_tokens,

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hotcold.actors import Engine, GenerationStats
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What Ray prints of a lost worker, at length; the engine's own error says it in one line.
+WORKER_DIED = "A worker died or was killed while executing a task by an unexpected system error"
 
 
 class Terminated(BaseException):
@@ -86,15 +88,24 @@ def running_engine(options: EngineOptions, **more: object) -> Iterator["Engine"]
     try:
         if sys.stderr.isatty():
             output.note("hotcold: starting the actors gpu, cpu and predictor")
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", WORKER_DIED)
         from hotcold.actors import Engine
 
-        engine = Engine.launch(**{**options.launch_arguments(), **more})
-        try:
-            signals.install()
-            yield engine
-        finally:
-            signals.close()
-            engine.close()
+        # Ray prints what befalls its workers to standard output, which is for results.
+        with redirect_stdout(sys.stderr):
+            try:
+                engine = Engine.launch(**{**options.launch_arguments(), **more})
+            except SystemExit as stop:
+                # Ray's own handler, in place while Ray starts, exits with the bare signal number.
+                if stop.code == signal.SIGTERM:
+                    raise Terminated from None
+                raise
+            try:
+                signals.install()
+                yield engine
+            finally:
+                signals.close()
+                engine.close()
     finally:
         signals.restore()
 

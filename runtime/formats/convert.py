@@ -146,7 +146,7 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
         OSError: the folder cannot be written.
     """
     spec, name = checkpoint.spec, checkpoint.folder.name
-    entries, total = layout(spec)
+    total = layout(spec)[1]
     free = shutil.disk_usage(folder).free
     if free < total + SPARE_BYTES:
         raise BudgetError(
@@ -154,17 +154,43 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
             f"{free / 1e9:.2f} GB free; make room or set HOTCOLD_CACHE to a folder on another disk"
         )
     sha256, size = _write_weights(checkpoint, folder / WEIGHTS, name)
+    files = _copy_companions(checkpoint.folder, folder)
+    return write_header(folder, spec, name, str(checkpoint.folder), (sha256, size), files)
+
+
+def write_header(
+    folder: Path,
+    spec: ModelSpec,
+    name: str,
+    source: str,
+    weights: tuple[str, int],
+    files: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Write bundle.json, the last file of a bundle, durable when it returns.
+
+    Args:
+        folder: holds everything else already.
+        spec: of the model.
+        name: what it is called.
+        source: what it was made from.
+        weights: checksum and size of weights.bin.
+        files: size and checksum of every companion, by name.
+
+    Returns:
+        What bundle.json holds.
+    """
+    sha256, size = weights
     header: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "name": name,
-        "source": str(checkpoint.folder),
+        "source": source,
         "checksum": model_checksum(spec, sha256),
         "spec": spec.to_json(),
         "record": vars(NeuronRecord.for_spec(spec)),
         "weights": {"bytes": size, "sha256": sha256},
-        "tensors": {tensor: entry.to_json() for tensor, entry in entries.items()},
-        "files": _copy_companions(checkpoint.folder, folder),
+        "tensors": {tensor: entry.to_json() for tensor, entry in layout(spec)[0].items()},
+        "files": files,
     }
     header = json.loads(json.dumps(header))  # as it will be read: tuples are lists
     header["header_sha256"] = header_digest(header)

@@ -80,9 +80,9 @@ class Config:
             raise self.refuse(f"{key} is {value!r:.80}, it must be true or false; correct it")
         return value
 
-    def token_ids(self, key: str, vocab_size: int, default: int | None = None) -> tuple[int, ...]:
-        """One token id or a list of them; null means none."""
-        value = self.data.get(key, default)
+    def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
+        """One token id or a list of them; absent or null means none."""
+        value = self.data.get(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if len(ids) > 1024 or any(not is_int(n) or not 0 <= n < vocab_size for n in ids):
             raise self.refuse(
@@ -174,7 +174,7 @@ def _eos_ids(config: Config, vocab_size: int) -> tuple[int, ...]:
         ids = Config(path).token_ids("eos_token_id", vocab_size)
         if ids:
             return ids
-    return config.token_ids("eos_token_id", vocab_size, 2 if vocab_size > 2 else None)
+    return config.token_ids("eos_token_id", vocab_size)
 
 
 def config_dtype(config: Config) -> str | None:
@@ -221,7 +221,7 @@ def read_spec(config: Config, dtype: DType) -> ModelSpec:
         rope_scaling=scaling,
         tied=config.flag("tie_word_embeddings"),
         dtype=dtype,
-        bos_ids=config.token_ids("bos_token_id", vocab_size, 1 if vocab_size > 1 else None),
+        bos_ids=config.token_ids("bos_token_id", vocab_size),
         eos_ids=_eos_ids(config, vocab_size),
     )
     try:

@@ -93,8 +93,9 @@ class Checkpoint:
         self._check_tensors(config, spec)
         if spec.tied:
             spec = replace(spec, tied=self._is_tied())
+        announced = config_dtype(config)
         if dtype is None:
-            spec = replace(spec, dtype=self._stored_dtype(config, spec))
+            spec = replace(spec, dtype=self._stored_dtype(announced, spec))
         self.spec = spec
         self._parts = _parts(spec)
         if EMBED not in self._reader.tensors:
@@ -145,11 +146,11 @@ class Checkpoint:
         )
         return False
 
-    def _stored_dtype(self, config: Config, spec: ModelSpec) -> DType:
+    def _stored_dtype(self, announced: str | None, spec: ModelSpec) -> DType:
         """The one dtype of all matrices; if they differ, config.json's, else float32."""
         names = [n for n in _shapes(spec) if n in self._reader.tensors and "norm" not in n]
         stored = {self._reader.dtype(name) for name in names}
-        dtype = stored.pop() if len(stored) == 1 else config_dtype(config) or "float32"
+        dtype = stored.pop() if len(stored) == 1 else announced or "float32"
         return cast(DType, dtype)
 
     def _blocks(self, source: str) -> Iterator[Raw]:

@@ -64,6 +64,8 @@ def _entry(path: Path, name: str, entry: object, data_begin: int, data_bytes: in
             f"{path} is truncated: tensor {name!r:.100} ends at byte {data_begin + end}, the file "
             f"has {data_begin + data_bytes}; download it again"
         )
+    if not isinstance(code, str):
+        raise CheckpointError(f"{wrong} with the dtype {code!r:.100}; restore the file")
     if code in DTYPES:
         expected = math.prod(shape) * RAW_TYPES[DTYPES[code]].itemsize
         if expected != end - begin:
@@ -71,7 +73,7 @@ def _entry(path: Path, name: str, entry: object, data_begin: int, data_bytes: in
                 f"{wrong} as {shape!r:.100} of {code}, which takes {expected} bytes, at "
                 f"{end - begin} bytes; restore the file"
             )
-    return TensorInfo(path, str(code), tuple(shape), data_begin + begin, end - begin)
+    return TensorInfo(path, code, tuple(shape), data_begin + begin, end - begin)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -123,7 +125,7 @@ def _shards(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for name, file in weight_map.items():
         # A bare name only: neither "../x" nor an absolute path may lead out of the folder.
-        if not isinstance(file, str) or Path(file).name != file or "\\" in file or "\0" in file:
+        if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\\0"):
             raise CheckpointError(
                 f"{index} places tensor {name!r:.100} in {file!r:.200}; a shard must be a file "
                 f"name inside {folder}"

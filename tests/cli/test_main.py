@@ -126,6 +126,13 @@ def test_ctrl_c_while_launching_is_130(run: Run, monkeypatch: pytest.MonkeyPatch
     assert ended.err.strip() == "hotcold: interrupted"
 
 
+def test_sigterm_while_ray_starts_is_143(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeEngine, "launch_failure", SystemExit(int(signal.SIGTERM)))
+    ended = run("generate", "Hello")
+    assert ended.code == 143
+    assert ended.err == "hotcold: terminated\n"
+
+
 def test_signal_handlers_are_given_back(run: Run) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert run("generate", "Hello").code == 0

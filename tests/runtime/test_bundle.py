@@ -1,5 +1,6 @@
 """Bundles: bit for bit what the checkpoint holds, made once, never half, rebuilt when damaged."""
 
+import hashlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from hotcold.runtime import embedded
 from hotcold.runtime.errors import CheckpointError
 from hotcold.runtime.formats import Bundle, bundle, open_bundle, resolve_model
 from hotcold.runtime.formats.convert import header_digest
+from hotcold.runtime.formats.digest import file_digest
 from hotcold.runtime.formats.layout import layout
 from hotcold.runtime.neurons import NeuronRecord
 
@@ -162,9 +164,13 @@ def flip(path: Path, at: int, mask: int = 1) -> None:
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change bundle.json and make its own checksum right again: only the meaning is wrong."""
+    """Change bundle.json and make its checksums right again: only the meaning is wrong."""
     header = json.loads(path.read_text())
     change(header)
+    if header["checksum"] != "0" * 64:
+        identity = [1, header["spec"], header["weights"]["sha256"]]
+        text = json.dumps(identity, sort_keys=True)
+        header["checksum"] = hashlib.sha256(text.encode()).hexdigest()
     header["header_sha256"] = header_digest(header)
     path.write_text(json.dumps(header))
 
@@ -180,6 +186,14 @@ def set_in(*keys: str, to: object) -> Callable[[dict[str, Any]], None]:
 
 def header_damage(*keys: str, to: object) -> Callable[[Path], None]:
     return lambda folder: edit(folder / "bundle.json", set_in(*keys, to=to))
+
+
+def add_foreign(folder: Path) -> None:
+    """List a file outside the bundle, with its true size and checksum."""
+    outside = folder / ".." / "outside"
+    outside.write_bytes(b"x")
+    file = {"bytes": 1, "sha256": file_digest(outside)}
+    edit(folder / "bundle.json", set_in("files", "../outside", to=file))
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -209,7 +223,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "eos of a wrong type": header_damage("spec", "eos_ids", to=5),
     "moved tensor": header_damage("tensors", "embed", "offset", to=0),
     "size of a wrong type": header_damage("weights", "bytes", to=[]),
-    "foreign file": header_damage("files", "../x", to={"bytes": 1, "sha256": "0"}),
+    "foreign file": add_foreign,
     "another checksum": header_damage("checksum", to="0" * 64),
 }
 

@@ -34,16 +34,18 @@ write = bundle.write_bundle
 def slow(checkpoint, folder):
     print("writing", flush=True)
     (folder / "weights.bin").write_bytes(b"half")
-    time.sleep(float(sys.argv[3]))
+    time.sleep(float(sys.argv[3])) if len(sys.argv) > 3 else sys.stdin.readline()
     return write(checkpoint, folder)
 bundle.write_bundle = slow
 print(bundle.resolve_model(sys.argv[1], cache=sys.argv[2]).path, flush=True)
 """
 
 
-def converter(source: Path, cache: Path, pause_s: float) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", SCRIPT, str(source), str(cache), str(pause_s)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def converter(source: Path, cache: Path, *pause_s: float) -> "subprocess.Popen[str]":
+    """A process that stops inside a conversion: for some seconds, or until it is told to go on."""
+    command = [sys.executable, "-c", SCRIPT, str(source), str(cache), *map(str, pause_s)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
 
 def test_processes_at_once_convert_once(source: Path, cache: Path) -> None:
@@ -58,8 +60,8 @@ def test_a_killed_conversion_leaves_nothing_that_is_read_or_kept(
     source: Path, cache: Path, tmp_path: Path
 ) -> None:
     other = write_llama(tmp_path / "other", TinyLlama(seed=3))
-    killed = [converter(folder, cache, 60) for folder in (source, other)]
-    alive = converter(write_llama(tmp_path / "alive", TinyLlama(seed=4)), cache, 2)
+    killed = [converter(folder, cache) for folder in (source, other)]
+    alive = converter(write_llama(tmp_path / "alive", TinyLlama(seed=4)), cache)
     for process in (*killed, alive):
         assert process.stdout is not None and process.stdout.readline() == "writing\n"
     for process in killed:
@@ -69,7 +71,7 @@ def test_a_killed_conversion_leaves_nothing_that_is_read_or_kept(
     made = resolve_model(source, cache=cache)
     left = list((cache / "bundles").glob(".*.tmp-*"))
     assert len(left) == 1 and "alive" in left[0].name, left  # never that of one still running
-    finished = alive.communicate(timeout=60)[0].strip()
+    finished = alive.communicate("go on\n", timeout=60)[0].strip()
     assert open_bundle(Path(finished)).name == "alive"
     assert open_bundle(made.path) == made
     assert not list((cache / "bundles").glob(".*.tmp-*"))

@@ -276,7 +276,9 @@ def test_wait_settings_have_limits(policy: tuple[int, int]) -> None:
 
 def test_ctrl_c_ends_a_wait(segment: Segment) -> None:
     code = (
-        "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+        # a shell's background jobs, this test run perhaps, start with SIGINT ignored
+        "import json, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "sys.path[:] = json.loads(sys.argv[1]);"
         "from support.peers import *;"
         "s = Segment.attach(SegmentHandle(**json.loads(sys.argv[2])));"
         "print('ready', flush=True);\n"

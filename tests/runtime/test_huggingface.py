@@ -126,7 +126,7 @@ def test_defaults_are_those_of_transformers(tmp_path: Path) -> None:
     spec = Checkpoint(write_llama(tmp_path, model)).spec
     assert (spec.norm_eps, spec.rope_theta, spec.tied) == (1e-6, 1e4, False)
     assert (spec.n_kv_heads, spec.max_context) == (4, 2048)
-    assert (spec.bos_ids, spec.eos_ids) == ((1,), (2,))
+    assert (spec.bos_ids, spec.eos_ids) == ((), ())
 
 
 def test_end_of_text_ids(tmp_path: Path) -> None:

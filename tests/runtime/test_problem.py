@@ -70,6 +70,15 @@ def test_ties_go_by_layer_then_id() -> None:
     np.testing.assert_array_equal(owners, [[0, 0, 0, 0], [0, 1, 1, 1]])
 
 
+def test_what_fits_to_the_byte_is_placed() -> None:
+    problem = tiny_problem()
+    need = module_bytes(problem)
+    for gpu, on_gpu in ((need, 8), (need - 1, 7)):
+        exact = replace(problem, budgets={**problem.budgets, "gpu0": gpu})
+        homes = list(exact.fill(np.zeros((3, 40))).modules.values())
+        assert homes.count("gpu0") == on_gpu
+
+
 def test_infinite_scores_come_first_and_last() -> None:
     problem = tiny_problem(1, 4)
     problem = replace(problem, budgets={**problem.budgets, "gpu0": module_bytes(problem) + 192})
@@ -150,11 +159,10 @@ def test_without_a_budget_both_executors_share_the_neurons() -> None:
 
 
 def test_without_a_profile_all_neurons_are_alike() -> None:
-    problem = tiny_problem(activations_LN=None)
-    assert problem.profiled
-    problem = tiny_problem(**{"spec": tiny_spec()}, activations_LN=np.ones((3, 40)))
-    unknown = replace(problem, profiled=False)
-    assert not unknown.profiled
+    problem = tiny_problem(profiled=False)
+    assert not problem.profiled and (problem.activations_LN == 1).all()
+    assert (problem.predictor_density_L == 1).all()
+    assert tiny_problem().profiled
 
 
 @pytest.mark.parametrize(

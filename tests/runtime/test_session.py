@@ -1,4 +1,4 @@
-"""The three loops in one process: right tokens for every plan, batch, thread count and predictor."""
+"""The three loops in one process: right tokens for every plan, batch, thread and predictor."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_embedded_model_continues_as_transformers_does() -> None:
         embedded.path(), dtype=torch.float32
     ).eval()
     with session(embedded.path()) as local:
-        prompt = local.tokenizer.encode("Once upon a time")
+        prompt = local.text.tokenizer.encode("Once upon a time")
         sampling = Sampling(max_tokens=200, ignore_eos=True)
         ours = [id_ for id_, _ in local.sample(prompt, sampling)]
         with torch.inference_mode():
@@ -195,7 +195,7 @@ def test_generation_ends_at_the_context_and_at_eos(written: Path) -> None:
         tokens = list(local.sample(ids, Sampling(max_tokens=50, ignore_eos=True)))
         assert len(tokens) == 64 - 60 + 1
         eos = tokens[2][0]
-        object.__setattr__(local.deployment.spec, "eos_ids", (eos,))
+        local.text.eos_ids = (eos,)
         ended = [id_ for id_, _ in local.sample(ids, Sampling(max_tokens=50))]
     assert ended == [id_ for id_, _ in tokens[: ended.index(eos) + 1]]
 

@@ -28,7 +28,7 @@ TEXTS = [
 def byte_fallback() -> Tokenizer:
     """As SentencePiece Llamas have it: words with a leading mark, bytes for the rest."""
     words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    words += ["\u2581", "\u2581a", "a", "b", "\u2581\u2581", "ab", "\u4f60"]
+    words += ["\u2581", "\u2581a", "a", "b", "\u2581\u2581", "ab", "\u4f60", ""]
     model = models.BPE({w: i for i, w in enumerate(words)}, [], unk_token="<unk>")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
@@ -86,7 +86,8 @@ def test_the_empty_text_has_the_template_alone() -> None:
 
 def test_end_of_text_and_sizes() -> None:
     assert EMBEDDED.eos_ids == (2,) and EMBEDDED.vocab_size == 8192
-    assert EMBEDDED.is_special(2) and not EMBEDDED.is_special(300)
+    assert EMBEDDED.has_text(300)
+    assert not EMBEDDED.has_text(2) and not EMBEDDED.has_text(8192)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,7 +95,7 @@ def test_streams_equal_decode(kind: str) -> None:
     tokenizer = KINDS[kind]
 
     @settings(max_examples=150, deadline=None)
-    @given(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
+    @given(st.lists(st.integers(0, tokenizer.vocab_size + 2), max_size=40))  # 3 it does not know
     def check(ids: list[int]) -> None:
         stream = tokenizer.stream()
         pieces = [stream.push(i) for i in ids]
@@ -102,6 +103,13 @@ def test_streams_equal_decode(kind: str) -> None:
         assert stream.flush() == ""
 
     check()
+
+
+def test_a_space_behind_an_empty_token_is_kept() -> None:
+    tokenizer = KINDS["byte fallback"]
+    ids = [tokenizer._tokenizer.token_to_id(text) for text in ("a", "", "\u2581a")]
+    stream = tokenizer.stream()
+    assert [stream.push(i) for i in ids] == ["a", "", " a"]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "embedded", "byte fallback"])

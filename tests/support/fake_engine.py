@@ -90,6 +90,10 @@ class FakeEngine:
     def replan(self, policy: str) -> None:
         self.plan = f"plan of {policy}"
 
+    @property
+    def recoveries(self) -> list[Any]:
+        return []
+
     def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Iterator[Token]:
         self.requests.append({"prompt": prompt, "plan": self.plan, **sampling})
         for index, text in enumerate(STORY):

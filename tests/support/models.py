@@ -72,8 +72,9 @@ def random_tensors(model: TinyLlama) -> dict[str, NDArray[np.float32]]:
     rng = np.random.default_rng(model.seed)
 
     def matrix(rows: int, columns: int) -> NDArray[np.float32]:
-        values = rng.standard_normal((rows, columns), np.float32)
-        return values / np.float32(np.sqrt(columns))
+        values: NDArray[np.float32] = rng.standard_normal((rows, columns), np.float32)
+        values /= np.sqrt(columns)
+        return values
 
     def norm() -> NDArray[np.float32]:
         return (1 + 0.1 * rng.standard_normal(model.d)).astype(np.float32)

@@ -37,10 +37,11 @@ def tiny_problem(
     vram: int | None = None,
     activations_LN: NDArray[np.float64] | None = None,
     seed: int = 0,
+    profiled: bool = True,
     **changes: Any,
 ) -> Problem:
-    """A problem of tiny_spec with random activations; changes go to make_problem."""
-    if activations_LN is None:
+    """A problem of tiny_spec, random activations unless not profiled; changes: make_problem's."""
+    if activations_LN is None and profiled:
         activations_LN = np.random.default_rng(seed).random((layers, neurons))
     arguments: dict[str, Any] = {
         "spec": tiny_spec(layers, neurons),

@@ -1,0 +1,106 @@
+"""Running a request to its end, whatever happens to the actors meanwhile (native transport).
+
+A request that lost an actor waits for the supervisor's new epoch and goes on: the prompt is now
+what was asked plus what was generated, all but its last position is in the KV memory, and the next
+draw depends on (seed, position) alone, so the tokens are those of an undisturbed run.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+
+from hotcold.native.executor import Request, RequestTimes
+from hotcold.runtime.errors import ActorLostError
+from hotcold.runtime.executor import Sampled
+
+RECOVER_S = 60.0
+
+
+class Recovers(Protocol):
+    """Who brings the actors back: the owner's supervisor, or a connected engine's lookup."""
+
+    @property
+    def epoch(self) -> int:
+        """The running epoch."""
+        ...
+
+    def await_epoch(self, after: int, timeout_s: float) -> None:
+        """Wait until a later epoch runs, or raise ActorLostError."""
+        ...
+
+
+def run(
+    request: Request,
+    gpu: Callable[[], Any],
+    typed: Callable[[BaseException], BaseException],
+    recovers: Recovers,
+    restarts: int,
+) -> Iterator[Sampled | RequestTimes]:
+    """Stream a request's ids; its times come last.
+
+    Args:
+        request: what to generate.
+        gpu: handle of the GPU executor that runs now.
+        typed: turns Ray's errors into ours.
+        recovers: waits for rebuilt actors.
+        restarts: losses to survive.
+
+    Raises:
+        ActorLostError: after one loss too many; token_ids has what was generated.
+    """
+    received: list[int] = []
+    losses, began = 0, time.monotonic_ns()
+    while True:
+        epoch = recovers.epoch
+        try:
+            for item in _attempt(_rest(request, received), gpu(), typed):
+                if isinstance(item, RequestTimes):
+                    yield _whole(item, began) if losses else item
+                    return
+                received += item.ids
+                yield item
+            return
+        except ActorLostError as error:
+            losses += 1
+            error.token_ids = list(received)
+            if losses > restarts:
+                raise
+            try:
+                recovers.await_epoch(epoch, RECOVER_S)
+            except ActorLostError as given_up:
+                given_up.token_ids = list(received)
+                raise given_up from error
+
+
+def _rest(request: Request, received: list[int]) -> Request:
+    """What is left of a request after some tokens."""
+    if not received:
+        return request
+    prompt = np.concatenate([request.prompt, np.array(received, np.int32)])
+    left = request.max_tokens - len(received)
+    return replace(request, prompt=prompt, max_tokens=left, n_past=len(prompt) - 1)
+
+
+def _whole(times: RequestTimes, began_ns: int) -> RequestTimes:
+    """Times of a request that was resumed: of its last part, begun when the first one was."""
+    return replace(times, begin_ns=began_ns, prompt_ns=began_ns)
+
+
+def _attempt(
+    request: Request, gpu: Any, typed: Callable[[BaseException], BaseException]
+) -> Iterator[Sampled | RequestTimes]:
+    if request.max_tokens == 0:  # everything had come before the loss
+        return
+    try:
+        for ref in gpu.generate.options(num_returns="streaming").remote(request):
+            item = ray.get(ref)
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    except RayError as error:
+        raise typed(error) from None

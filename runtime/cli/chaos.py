@@ -1,0 +1,33 @@
+"""`hotcold chaos`: actors killed and stopped at random steps; the tokens must not show it."""
+
+import click
+
+from hotcold.runtime.cli import output
+from hotcold.runtime.cli.options import EngineOptions, engine_options, json_option
+
+STUCK_S = 1.0  # short, so that a stopped actor is found quickly
+RESTARTS = 100
+
+
+@click.command("chaos")
+@click.option("--runs", type=click.IntRange(1, 1_000_000), default=20, show_default=True)
+@json_option
+@engine_options()
+def command(options: EngineOptions, runs: int, as_json: bool) -> None:
+    """Disturb RUNS generations by faults drawn from --seed, and count what went wrong.
+
+    Exit code 1 where a generation hung, its tokens were wrong, or something leaked.
+    """
+    from hotcold.actors import chaos, cluster
+    from hotcold.actors.engine import Engine
+
+    arguments = {**options.launch_arguments(), "stuck_s": STUCK_S, "restarts": RESTARTS}
+    with cluster.joined(options.address):
+        tally = chaos.run(lambda: Engine.launch(**arguments), runs, options.seed, output.note)
+    result = tally.to_json()
+    rows = [(name, "" if value is None else f"{value:g}") for name, value in result.items()]
+    click.echo(output.table(("chaos", "count"), rows))
+    if as_json:
+        output.emit_json(result)
+    if tally.hangs or tally.wrong_tokens or tally.leaks:
+        raise click.exceptions.Exit(1)

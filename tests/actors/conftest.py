@@ -1,0 +1,37 @@
+"""One Ray for all tests of a run, as a user's notebook would have; engines join it."""
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.models import TinyLlama, write_llama
+
+
+@pytest.fixture(scope="session")
+def one_ray() -> Iterator[None]:
+    import ray
+
+    from hotcold.actors.cluster import joined
+
+    os.environ["RAY_ADDRESS"] = "local"
+    with joined(None):
+        yield
+    assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = TinyLlama(d=35, layers=3, neurons=51, heads=5, kv_heads=1, head_dim=6, context=96)
+    return write_llama(tmp_path_factory.mktemp("models") / "tiny", model)
+
+
+@pytest.fixture
+def no_actor_left() -> Any:
+    from ray.util import list_named_actors
+
+    yield
+    gc.collect()
+    assert list_named_actors(all_namespaces=True) == []

@@ -1,0 +1,153 @@
+"""`hotcold generate` as a process: what it prints, and how it ends when something is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.processes import children
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("no_leaks")]
+COMMAND = [sys.executable, "-m", "hotcold.runtime.cli.main", "generate", "Once upon a time"]
+# plain C kernels are slow enough that there is time to kill something
+SLOW = {**os.environ, "RAY_ADDRESS": "local", "HOTCOLD_CPU": "ref"}
+
+
+def start(*more: str) -> "subprocess.Popen[str]":
+    command = [*COMMAND, "--context", "1024", "--max-tokens", "1000", "--ignore-eos", *more]
+    return subprocess.Popen(
+        command, env=SLOW, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def actor_pid(command: int, name: str) -> int:
+    """Pid of the actor of a class among a command's descendants."""
+    for pid in children(command):
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            continue
+        if line.startswith(f"ray::{name}"):
+            return pid
+    raise AssertionError(f"no {name} among the processes of {command}")
+
+
+def running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
+def wait_for_text(process: "subprocess.Popen[str]") -> None:
+    assert process.stdout is not None
+    first = os.read(process.stdout.fileno(), 200)
+    assert first, process.communicate()[1]
+
+
+def test_json_is_the_last_line_and_every_actor_worked() -> None:
+    command = [*COMMAND, "--max-tokens", "12", "--json"]
+    done = subprocess.run(
+        command, env=SLOW, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert len(result["token_ids"]) == 12
+    assert result["text"].startswith(" there ")
+    assert result["text"] in done.stderr
+    for rate in ("prompt_tokens_per_s", "decode_tokens_per_s", "gb_per_s"):
+        assert result[rate] > 0
+    actors = result["actors"]
+    assert len({actors[name]["pid"] for name in ("gpu", "cpu", "predictor")}) == 3
+    assert actors["predictor"]["gate_rows"] == (12 - 1 + 5) * 8 * 1280
+    for name in ("gpu", "cpu"):
+        assert actors[name]["up_down_rows"] > 0
+    for work in actors.values():
+        assert work["bytes"] > 0
+        assert work["busy_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("actor", "name"), [("gpu", "GpuExecutor"), ("cpu", "CpuExecutor"), ("predictor", "Predictor")]
+)
+def test_a_killed_actor_ends_the_command_with_its_name(actor: str, name: str) -> None:
+    process = start("--restarts", "0")
+    try:
+        wait_for_text(process)
+        os.kill(actor_pid(process.pid, name), signal.SIGKILL)
+        began = time.monotonic()
+        while time.monotonic() - began < 2.0 and process.poll() is None:
+            time.sleep(0.01)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    last = errors.strip().splitlines()[-1]
+    assert process.returncode == 1
+    assert last.startswith(f"hotcold: error: the {actor} actor died")
+    assert "Traceback" not in errors
+
+
+def test_a_killed_actor_does_not_show_in_the_text() -> None:
+    more = ["--context", "512", "--max-tokens", "300"]
+    undisturbed = start(*more)
+    expected, _ = undisturbed.communicate(timeout=120)
+    process = start(*more)
+    try:
+        assert process.stdout is not None
+        first = os.read(process.stdout.fileno(), 200).decode()
+        os.kill(actor_pid(process.pid, "CpuExecutor"), signal.SIGKILL)
+        rest, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert first + rest == expected
+    assert "recovered from the loss of the cpu actor (died) in" in errors
+
+
+def test_nothing_outlives_a_killed_driver() -> None:
+    process = start()
+    try:
+        wait_for_text(process)
+        mine = children(process.pid)
+        assert len(mine) > 3
+    finally:
+        process.kill()
+    deadline = time.monotonic() + 5.0
+    while time.monotonic() < deadline and any(map(running, mine)):
+        time.sleep(0.05)
+    assert not [pid for pid in mine if running(pid)]
+    process.communicate(timeout=20)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command(number: signal.Signals, code: int) -> None:
+    process = start()
+    try:
+        wait_for_text(process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert "Traceback" not in errors
+
+
+def test_input_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:
+    for more, message in [
+        (["--model", str(tmp_path / "nowhere")], "nowhere"),
+        (["--vram", "much"], "much"),
+        (["--policy", "nope"], "no placement policy named 'nope'"),
+        (["--no-such-flag"], "--no-such-flag"),
+    ]:
+        done = subprocess.run(
+            [*COMMAND, *more], env=SLOW, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 2, (more, done.stderr)
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert done.stdout == ""

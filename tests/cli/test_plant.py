@@ -1,0 +1,77 @@
+"""The command that plants: what it prints, what it refuses and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.command import Run, only_line
+
+from hotcold.runtime.formats.bundle import open_bundle
+
+
+def test_plants_a_bundle_and_says_what_it_measured(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "model"
+    ended = run("plant", "tiny", "--out", str(out), "--tokens", "1024", "--json")
+    assert ended.code == 0
+    assert ended.err == ""
+    said = json.loads(ended.out.splitlines()[-1])
+    assert said["checksum"] == open_bundle(out).checksum
+    assert said["density"] == pytest.approx(0.12, rel=0.02)
+    assert said["share80"] == pytest.approx(0.43, rel=0.03)
+    assert said["recall"] == 1
+    assert [path.name for path in out.parent.iterdir()] == ["model"]
+
+
+def test_plants_a_hugging_face_folder(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    ended = run("plant", "tiny", "--out", str(out), "--hf", "--layers", "1", "--tokens", "128")
+    assert ended.code == 0
+    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--density", "2"],
+        ["--layers", "3"],
+        ["--precision", "0.05"],
+        ["--hidden", "8"],
+        ["--device", "abacus"],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_planted_is_refused(run: Run, tmp_path: Path, more: list[str]) -> None:
+    ended = run("plant", "tiny", "--out", str(tmp_path / "model"), *more)
+    assert ended.code == 2
+    assert "hotcold: error" in only_line(ended.err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_a_full_folder_and_an_unknown_shape(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    ended = run("plant", "tiny", "--out", str(tmp_path))
+    assert ended.code == 2
+    assert "not empty" in only_line(ended.err)
+    assert run("plant", "gigantic", "--out", str(tmp_path / "x")).code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_planting_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
+    command = [sys.executable, "-m", "hotcold.runtime.cli.main", "plant", "llama-1b"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "model")], stderr=subprocess.PIPE, env=os.environ
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".model.*/weights.bin")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert b"Traceback" not in said
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,122 @@
+"""What C itself refuses: the executors fill these structs without the Python wrappers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hotcold.native._ffi import check, last_error
+from hotcold.native._kernels import ffi, lib
+from hotcold.runtime.errors import ConfigError
+
+ROOM = np.zeros(4096, np.float32)
+
+
+def address(kind: str) -> Any:
+    return ffi.cast(kind, ROOM.ctypes.data)
+
+
+def gemv_args() -> Any:
+    args = ffi.new("hc_gemv_args *")
+    args.w, args.stride_bytes, args.rows, args.d = address("void *"), 32, 4, 8
+    args.dtype, args.batch = 0, 2
+    args.x_BD, args.x_stride = address("float *"), 8
+    args.y_BR, args.y_stride = address("float *"), 4
+    return args
+
+
+@pytest.mark.parametrize(
+    "field,value,word",
+    [
+        ("w", ffi.NULL, "must be given"),
+        ("dtype", 3, "dtype 3"),
+        ("dtype", -1, "dtype -1"),
+        ("batch", 33, "batch 33"),
+        ("d", 0, "rows of 0"),
+        ("d", 1 << 40, "rows of"),
+        ("rows", -1, "-1 rows"),
+        ("stride_bytes", 31, "31 bytes apart"),
+        ("stride_bytes", 33, "33 bytes apart"),
+        ("x_stride", 7, "strides 7"),
+        ("y_stride", 3, "3 of y"),
+    ],
+)
+def test_gemv(field: str, value: Any, word: str) -> None:
+    check(lib.hc_gemv(gemv_args(), ffi.NULL))
+    args = gemv_args()
+    setattr(args, field, value)
+    with pytest.raises(ConfigError, match=word):
+        check(lib.hc_gemv(args, ffi.NULL))
+
+
+def ffn_args(keep: list[Any]) -> Any:
+    args = ffi.new("hc_ffn_args *")
+    ids, bounds = ffi.new("int32_t[]", [0, 1]), ffi.new("int32_t[]", [0, 1, 2])
+    work = ffi.new("int64_t[]", 16)
+    keep += [ids, bounds, work]
+    args.records, args.record_bytes = address("void *"), 96
+    args.up_offset, args.down_offset, args.d, args.batch = 32, 64, 8, 1
+    args.ids, args.n_ids, args.bounds, args.n_chunks = ids, 2, bounds, 2
+    args.x_BD, args.y_BD, args.partial_CBD = (address("float *") + 1024 * i for i in (1, 2, 3))
+    args.work_C = work
+    return args
+
+
+@pytest.mark.parametrize(
+    "field,value,word",
+    [
+        ("records", ffi.NULL, "without records"),
+        ("ids", ffi.NULL, "without a list"),
+        ("n_ids", -1, "-1 ids"),
+        ("bounds", ffi.NULL, "must be given"),
+        ("work_C", ffi.NULL, "must be given"),
+        ("dtype", 9, "dtype 9"),
+        ("batch", 0, "batch 0"),
+        ("d", 0, "d 0"),
+        ("n_chunks", 0, "0 chunks"),
+        ("down_offset", 65, "byte 65"),
+        ("up_offset", -32, "byte -32"),
+        ("record_bytes", 92, "92 bytes"),
+    ],
+)
+def test_ffn(field: str, value: Any, word: str) -> None:
+    keep: list[Any] = []
+    check(lib.hc_ffn(ffn_args(keep), ffi.NULL))
+    args = ffn_args(keep)
+    setattr(args, field, value)
+    with pytest.raises(ConfigError, match=word):
+        check(lib.hc_ffn(args, ffi.NULL))
+
+
+def test_null_arguments_and_lists() -> None:
+    none = ffi.NULL
+    for status in (
+        lib.hc_gemv(none, none),
+        lib.hc_ffn(none, none),
+        lib.hc_split(none),
+        lib.hc_rmsnorm(none, none, 0.0, none, 1, 1),
+        lib.hc_rotary(none, 0, 1, 2, none, none, none, 1),
+        lib.hc_attention(none, none),
+        lib.hc_sample(none),
+    ):
+        assert status == lib.HC_ERR_ARGUMENT
+    lib.hc_pool_destroy(none)
+    assert lib.hc_pool_threads(none) == 1
+    assert lib.hc_active_bytes(-1, 1, 0) == -1
+    assert "active list of -1" in last_error()
+    assert lib.hc_active_bytes(10, 33, 0) == -1
+
+
+def test_split_refuses_a_short_or_missing_list() -> None:
+    buffer = np.zeros(lib.hc_active_bytes(3, 1, 0), np.uint8)
+    one = ffi.cast("hc_active *", buffer.ctypes.data)
+    device = ffi.new("int8_t[]", [0, 0, 1, 1])
+    args = ffi.new("hc_split_args *")
+    args.scores_BN, args.n, args.batch, args.device_N = address("float *"), 4, 1, device
+    args.out[0] = one
+    one.capacity = 3
+    with pytest.raises(ConfigError, match="room for 3 of 4"):
+        check(lib.hc_split(args))
+    args.n = 3
+    with pytest.raises(ConfigError, match="device 1, which has no list"):
+        check(lib.hc_split(args))
