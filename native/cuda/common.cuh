@@ -153,6 +153,14 @@ __device__ __forceinline__ uint32_t load_flag(const uint32_t *at) {
 __device__ __forceinline__ void store_flag(uint32_t *at, uint32_t v) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
 }
+__device__ __forceinline__ uint32_t load_relay(const uint32_t *at) { // device memory only
+    uint32_t v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
+    return v;
+}
+__device__ __forceinline__ void store_relay(uint32_t *at, uint32_t v) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
+}
 __device__ __forceinline__ float load_host(const float *at) {
     float v;
     asm volatile("ld.relaxed.sys.global.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory");

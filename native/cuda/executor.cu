@@ -130,6 +130,7 @@ Exchange Executor::exchange(int layer) const {
     e.epoch = args_.epoch;
     e.capacity = args_.model->n;
     e.abort = &host_mapped_->abort;
+    e.relay = model_->layers[layer].relay;
     if (!plan.has_cold)
         return e;
     e.x_flag = flag(plan.x_flag);
@@ -219,9 +220,9 @@ void Executor::record_ffn(int layer, int32_t bucket) {
     }
     HotList hot = b.hot;
     if (plan.predicted_at >= 0) {
-        split(Split{from.members_N, from.row_of_id_N, static_cast<int32_t>(m.n), device_.n_chunks,
-                    from.bounds_C, hot, b.cold_ids, b.cold_members, from.counts_2, to, b.pass,
-                    stamps},
+        split(Split{from.members_N, from.owned_G, from.row_G, static_cast<int32_t>(m.n),
+                    device_.n_chunks, from.bounds_C, hot, b.cold_ids, b.cold_members, false,
+                    from.counts_2, to, b.pass, stamps},
               launch_);
     } else {
         hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;

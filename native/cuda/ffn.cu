@@ -17,6 +17,12 @@ namespace hotcold {
 namespace v1 {
 
 constexpr int THREADS = 128, WARPS = THREADS / WARP;
+#ifndef DOWN_AHEAD
+#define DOWN_AHEAD 8 // rows in flight a thread
+#endif
+#ifndef ONE_BLOCKS
+#define ONE_BLOCKS 4 // of gate_up_one a multiprocessor
+#endif
 
 struct Ffn1 : Ffn {
     int32_t groups, bucket, tiles;
@@ -145,7 +151,7 @@ __device__ __forceinline__ void request(const Ffn1 &a, int k, uint4 (&g)[P], uin
 
 // One token: x in registers, the rows of the block's next neuron requested ahead.
 template <class W, int P>
-__global__ void __launch_bounds__(THREADS, P > 5 ? 3 : 4) gate_up_one_kernel(const Ffn1 a) {
+__global__ void __launch_bounds__(THREADS, P > 5 ? 3 : ONE_BLOCKS) gate_up_one_kernel(const Ffn1 a) {
     __shared__ float shared[2][WARPS][2][1];
     launch_next();
     wait_prior();
@@ -221,7 +227,7 @@ __device__ __forceinline__ int gather(const Ffn1 &a, int begin, int end, int gro
 }
 
 template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel(const Ffn1 a) {
-    constexpr int AHEAD = 8;
+    constexpr int AHEAD = DOWN_AHEAD;
     __shared__ int rows[THREADS];
     __shared__ float c[THREADS][B];
     __shared__ float scratch[33];
@@ -282,7 +288,7 @@ template <class W, int B> void launch_gate_up(const Ffn1 &a, const Launch &launc
 }
 
 template <class W, int P> bool launch_one(const Ffn1 &a, const Launch &launch) {
-    const int blocks = min(a.n_rows, launch.sms * (P > 5 ? 3 : 4));
+    const int blocks = min(a.n_rows, launch.sms * (P > 5 ? 3 : ONE_BLOCKS));
     enqueue<Ffn1>(gate_up_one_kernel<W, P>, dim3(blocks), THREADS, 0, launch, a);
     return true;
 }

@@ -90,6 +90,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_one_kernel(const Gemv2 a
     const int worker = static_cast<int>(blockIdx.x) - a.extra;
     if (NORM && worker < 0) {
         wait_prior();
+        stamp(a.stamps, a.stamp);
         norm_rows(a.x, a.norm_D, a.d, a.eps, a.normed, a.normed_host, a.residual_host, 0, 1);
         return;
     }
@@ -145,15 +146,16 @@ template <class W, int P, int R, int BLOCKS> void start_norm(Gemv2 &a, const Lau
         start<W, P, R, false, BLOCKS>(a, launch);
 }
 
-// Rows at once by the length of a row, fewer where there are too few rows for every block.
+// Rows at once and blocks a multiprocessor, by the length of a row and the number of rows; measured on
+// an H100 (us, fp16): 15360 x 5120: 52.8 (3 TB/s); 5120 x 5120: 18.1, with R 2: 19.2; 960 x 5120: 5.9,
+// with 5 blocks: 7.4; 13824 x 960: 10.5, with 3 blocks: 12.0; 32000 x 5120: 106.5.
 template <class W, int P> void start_rows(Gemv2 &a, const Launch &launch) {
-    constexpr int MANY = P == 1 ? 8 : P == 2 ? 6 : 4;
-    if (a.rows >= launch.sms * 3 * MANY * 4)
-        start_norm<W, P, MANY, 3>(a, launch);
-    else if (a.rows >= launch.sms * 4 * 2 * 2)
-        start_norm<W, P, 2, 4>(a, launch);
+    if (P == 1)
+        start_norm<W, P, 8, 5>(a, launch);
+    else if (a.rows >= launch.sms * 8)
+        start_norm<W, P, P == 2 ? 6 : 4, 3>(a, launch);
     else
-        start_norm<W, P, 1, 5>(a, launch);
+        start_norm<W, P, 1, 4>(a, launch);
 }
 
 template <class W> bool start_packs(Gemv2 &a, const Launch &launch) {

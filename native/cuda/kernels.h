@@ -90,15 +90,18 @@ struct Exchange { // one layer's part of the shared segment, mapped; NULL where 
     uint64_t epoch;
     int64_t capacity;
     const uint32_t *abort; // host word: not 0: end every wait
+    uint32_t *relay;       // device word: seq once the wait of this layer is over
 };
 struct Split {
     const uint32_t *members_N;
-    const int32_t *row_of_id; // >= 0: row of the hot neuron table; -1: cold
+    const uint32_t *owned_G; // bit i of word g: neuron 32 g + i is hot
+    const int32_t *row_G;    // rows of the hot table before group g
     int32_t n, n_chunks;
     const int32_t *bounds_C;  // n_chunks + 1 neuron ids
     HotList hot;
-    int32_t *cold_ids; // device copies of what goes to the host
+    int32_t *cold_ids; // the cold list, where it is too long for shared memory
     uint32_t *cold_members;
+    bool in_shared; // set by split()
     int32_t *counts; // out: cold count, hot rows * tokens
     Exchange to;
     const PassState *pass;

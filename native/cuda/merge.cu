@@ -52,20 +52,25 @@ template <int V> __device__ __forceinline__ Pack<V> load_bus(const float *at) {
     return p;
 }
 
-// Wait for the cold sum: is there one to add?
+// Wait for the cold sum: is there one to add? The first block polls the bus, the others the relay in
+// device memory: ten blocks polling slow each other and the peer's writes (17 us a layer, not 9).
 __device__ __forceinline__ bool cold_arrives(const Merge &a) {
     __shared__ bool cold;
     if (threadIdx.x == 0) {
         const int count = a.cold_count ? *a.cold_count : 1;
-        const bool skip = count == 0 && a.selective;
-        bool arrived = true;
-        if (!skip && !a.pass->failed)
-            arrived = await(a.from.y_flag, a.pass->seq, a.from.abort);
-        if (!arrived)
-            a.pass->failed = 1;
-        cold = count > 0 && arrived;
-        if (skip && blockIdx.x == 0 && blockIdx.y == 0)
+        const uint32_t seq = a.pass->seq;
+        const bool first = blockIdx.x == 0 && blockIdx.y == 0, skip = count == 0 && a.selective;
+        if (skip && first)
             *a.skipped += 1;
+        if (!skip && first) {
+            if (!a.pass->failed && !await(a.from.y_flag, seq, a.from.abort))
+                a.pass->failed = 1;
+            store_relay(a.from.relay, seq);
+        } else if (!skip) {
+            while (load_relay(a.from.relay) != seq)
+                ;
+        }
+        cold = count > 0 && !load_relay(&a.pass->failed);
     }
     __syncthreads();
     stamp(a.stamps, AT_WAITED);

@@ -190,7 +190,9 @@ void Model::lay_out_layer(Arena &arena, int index) {
     layer.records = arena.take<char>(args_.shares_L[index].n_ids * m.record_bytes);
     layer.k_cache = arena.take<char>(kv_bytes);
     layer.v_cache = arena.take<char>(kv_bytes);
-    layer.row_of_id_N = arena.take<int32_t>(m.n);
+    layer.owned_G = arena.take<uint32_t>((m.n + 31) / 32);
+    layer.row_G = arena.take<int32_t>((m.n + 31) / 32);
+    layer.relay = arena.take<uint32_t>(1);
     layer.bounds_C = arena.take<int32_t>(S + 1);
     layer.starts_C = arena.take<int32_t>(S + 1);
     if (plan_[index].predicted_at < 0)
@@ -240,7 +242,8 @@ void Model::upload_layer(int index) {
     up.copy(to.ffn_norm_D, from.ffn_norm_D, D * 4);
     up.copy(to.qkv, from.qkv, (q_dim + 2 * kv_dim) * D * e);
     up.copy(to.o, from.o, D * q_dim * e);
-    std::vector<int32_t> row_of_id(m.n, -1), starts(S + 1);
+    std::vector<int32_t> rows((m.n + 31) / 32), starts(S + 1);
+    std::vector<uint32_t> owned(rows.size());
     const char *records = static_cast<const char *>(from.records);
     for (int64_t k = 0; k < share.n_ids;) { // runs of neighbours in one copy
         int64_t end = k + 1;
@@ -249,13 +252,16 @@ void Model::upload_layer(int index) {
         up.copy(to.records + k * m.record_bytes, records + share.ids[k] * m.record_bytes,
                 (end - k) * m.record_bytes);
         for (; k < end; k++)
-            row_of_id[share.ids[k]] = static_cast<int32_t>(k);
+            owned[share.ids[k] / 32] |= 1u << share.ids[k] % 32;
     }
+    for (size_t g = 1; g < rows.size(); g++)
+        rows[g] = rows[g - 1] + __builtin_popcount(owned[g - 1]);
     const int32_t *bounds = device_.bounds_LC + index * (S + 1);
     for (int64_t c = 0; c <= S; c++)
         starts[c] = static_cast<int32_t>(
             std::lower_bound(share.ids, share.ids + share.n_ids, bounds[c]) - share.ids);
-    up.copy(to.row_of_id_N, row_of_id.data(), m.n * 4);
+    up.copy(to.owned_G, owned.data(), owned.size() * 4);
+    up.copy(to.row_G, rows.data(), rows.size() * 4);
     up.copy(to.bounds_C, bounds, (S + 1) * 4);
     up.copy(to.starts_C, starts.data(), (S + 1) * 4);
     up.finish();

@@ -18,8 +18,9 @@ struct Layer {
     float *attention_norm_D, *ffn_norm_D;
     char *qkv, *o, *records;
     void *k_cache, *v_cache;
-    int32_t *row_of_id_N, *bounds_C, *starts_C; // starts: of the whole table, where all are proposed
-    uint32_t *members_N;
+    uint32_t *owned_G;
+    int32_t *row_G, *bounds_C, *starts_C; // starts: of the whole table, where all are proposed
+    uint32_t *members_N, *relay;
     int32_t *counts_2, *fired_4C;
     Predictor predictor;
 };

@@ -167,10 +167,12 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
     Scratch scratch;
     Launch launch = {};
     std::vector<uint32_t> members(a.n);
-    std::vector<int32_t> row_of_id(a.n), bounds(5);
-    int32_t rows = 0;
+    std::vector<int32_t> rows((a.n + 31) / 32), bounds(5);
+    std::vector<uint32_t> owned(rows.size());
     for (int64_t i = 0; i < a.n; i++) {
-        row_of_id[i] = a.device_N[i] == HC_GPU ? rows++ : -1;
+        if (i % 32 == 0 && i)
+            rows[i / 32] = rows[i / 32 - 1] + __builtin_popcount(owned[i / 32 - 1]);
+        owned[i / 32] |= static_cast<uint32_t>(a.device_N[i] == HC_GPU) << i % 32;
         for (int b = 0; b < a.batch; b++)
             members[i] |= static_cast<uint32_t>(a.scores_BN[b * a.n + i] >= a.threshold) << b;
     }
@@ -178,7 +180,8 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
         bounds[c] = static_cast<int32_t>(c * a.n / 4);
     Split s = {};
     s.members_N = scratch.make<uint32_t>(a.n, members.data());
-    s.row_of_id = scratch.make<int32_t>(a.n, row_of_id.data());
+    s.owned_G = scratch.make<uint32_t>(owned.size(), owned.data());
+    s.row_G = scratch.make<int32_t>(rows.size(), rows.data());
     s.n = static_cast<int32_t>(a.n), s.n_chunks = 4;
     s.bounds_C = scratch.make<int32_t>(5, bounds.data());
     s.hot = {scratch.make<int32_t>(a.n), scratch.make<uint32_t>(a.n), scratch.make<int32_t>(1),

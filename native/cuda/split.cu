@@ -1,94 +1,71 @@
 // split.cu - proposals become two ascending lists: hot rows for this device, cold ids for the host.
 //
-// Reads 4 bytes a neuron (twice, the second time from cache), writes 8 bytes an active one. The cold
+// Reads 4 bytes a neuron, writes 8 bytes an active one. The cold
 // list goes straight into the shared segment, followed by the flags: what the host waits for leaves
 // the device here. Order comes from ballots and a prefix sum, never from atomics.
 //
-// v1: one block; a warp takes groups of 32 neurons. About 3 us for 13824 neurons, of which the system
-// fence and the posted writes are one. The cold list is first built in device memory so that the
-// writes over the bus are whole lines.
+// v1: one block; a warp takes ITER consecutive groups of 32 neurons and holds their proposals in
+// registers, so that all loads are in flight at once. Who owns a neuron is a bit, and a hot neuron's
+// row of the table is its group's first row plus the hot bits below it. The cold list is built in
+// shared memory, so that the writes over the bus are whole lines. 4 us for 13824 neurons, of which
+// the system fence and the posted writes are the half.
 #include "common.cuh"
 
 namespace hotcold {
 namespace v1 {
 
 constexpr int THREADS = 1024, WARPS = THREADS / WARP;
+constexpr size_t SHARED_LIMIT = 200 * 1024;
 
-// Exclusive prefix sums of both halves (hot low, cold high) of packed counts over all groups.
-__device__ __forceinline__ void scan_groups(uint2 *groups, int n_groups) {
-    __shared__ uint2 warp_total[WARPS];
-    __shared__ uint2 carry;
+struct Counts {
+    int hot, cold;
+};
+
+struct Scratch { // dynamic shared memory
+    int *before;       // hot entries before a group
+    unsigned *hot;     // hot active neurons of a group
+    int32_t *ids;      // cold list; in device memory where shared memory is too small
+    uint32_t *members;
+};
+
+__device__ __forceinline__ Scratch carve(const Split &a, int n_groups, char *shared) {
+    Scratch s;
+    s.before = reinterpret_cast<int *>(shared);
+    s.hot = reinterpret_cast<unsigned *>(s.before + n_groups + 1);
+    s.ids = a.in_shared ? reinterpret_cast<int32_t *>(s.hot + n_groups + 1) : a.cold_ids;
+    s.members = a.in_shared ? reinterpret_cast<uint32_t *>(s.ids + a.n) : a.cold_members;
+    return s;
+}
+
+// Counts of all warps before this one; the sums of all warps go to total.
+__device__ __forceinline__ Counts before_warp(Counts own, Counts &total) {
+    __shared__ Counts totals[WARPS];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    if (threadIdx.x == 0)
-        carry = make_uint2(0, 0);
+    if (lane == 0)
+        totals[warp] = own;
     __syncthreads();
-    for (int base = 0; base < n_groups; base += THREADS) {
-        const int g = base + threadIdx.x;
-        const uint2 own = g < n_groups ? groups[g] : make_uint2(0, 0);
-        uint2 sum = own;
+    const Counts mine = totals[lane];
+    Counts sum = mine;
 #pragma unroll
-        for (int step = 1; step < WARP; step *= 2) {
-            const unsigned x = __shfl_up_sync(FULL, sum.x, step);
-            const unsigned y = __shfl_up_sync(FULL, sum.y, step);
-            if (lane >= step)
-                sum.x += x, sum.y += y;
-        }
-        if (lane == WARP - 1)
-            warp_total[warp] = sum;
-        __syncthreads();
-        uint2 before = carry;
-        for (int w = 0; w < warp; w++)
-            before.x += warp_total[w].x, before.y += warp_total[w].y;
-        if (g < n_groups)
-            groups[g] = make_uint2(before.x + sum.x - own.x, before.y + sum.y - own.y);
-        __syncthreads();
-        if (threadIdx.x == THREADS - 1)
-            carry = make_uint2(before.x + sum.x, before.y + sum.y);
-        __syncthreads();
+    for (int step = 1; step < WARP; step *= 2) {
+        const int hot = __shfl_up_sync(FULL, sum.hot, step);
+        const int cold = __shfl_up_sync(FULL, sum.cold, step);
+        if (lane >= step)
+            sum.hot += hot, sum.cold += cold;
     }
-    if (threadIdx.x == 0)
-        groups[n_groups] = carry;
-    __syncthreads();
+    total = {__shfl_sync(FULL, sum.hot, WARP - 1), __shfl_sync(FULL, sum.cold, WARP - 1)};
+    return {__shfl_sync(FULL, sum.hot - mine.hot, warp),
+            __shfl_sync(FULL, sum.cold - mine.cold, warp)};
 }
 
-__device__ __forceinline__ unsigned proposals(const Split &a, int id, unsigned tokens) {
-    return id < a.n ? a.members_N[id] & tokens : 0;
-}
-
-// Write the entries of all groups; returns this thread's hot rows times tokens.
-__device__ __forceinline__ int write_lists(const Split &a, const uint2 *groups, int n_groups,
-                                           unsigned tokens) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const unsigned below = (1u << lane) - 1;
-    int work = 0;
-    for (int g = warp; g < n_groups; g += WARPS) {
-        const int id = g * WARP + lane;
-        const unsigned m = proposals(a, id, tokens);
-        const int row = id < a.n ? a.row_of_id[id] : 0;
-        const unsigned hot = __ballot_sync(FULL, m && row >= 0);
-        const unsigned cold = __ballot_sync(FULL, m && row < 0);
-        if (m && row >= 0) {
-            const int k = groups[g].x + __popc(hot & below);
-            a.hot.rows[k] = row;
-            a.hot.members[k] = m;
-            work += __popc(m);
-        } else if (m) {
-            const int k = groups[g].y + __popc(cold & below);
-            a.cold_ids[k] = id;
-            a.cold_members[k] = m;
-        }
-    }
-    return work;
-}
-
-__device__ __forceinline__ void send(const Split &a, int cold) {
+__device__ __forceinline__ void send(const Split &a, const Scratch &s, int cold) {
     hc_active *list = a.to.cold;
     int32_t *ids = reinterpret_cast<int32_t *>(list + 1);
     const int64_t part = (a.to.capacity * 4 + 63) / 64 * 64;
     uint32_t *members = reinterpret_cast<uint32_t *>(reinterpret_cast<char *>(ids) + part);
     for (int k = threadIdx.x; k < cold; k += THREADS) {
-        ids[k] = a.cold_ids[k];
-        members[k] = a.cold_members[k];
+        ids[k] = s.ids[k];
+        members[k] = s.members[k];
     }
     if (threadIdx.x == 0) {
         list->epoch = a.to.epoch;
@@ -108,46 +85,82 @@ __device__ __forceinline__ void signal(const Exchange &to, uint32_t seq) {
         store_flag(to.active_flag, seq);
 }
 
-__global__ void __launch_bounds__(THREADS) split_kernel(const Split a) {
-    extern __shared__ uint2 groups[]; // counts, then first positions; one more entry than groups
+// The entries of one group; at: entries before it. Returns what it adds.
+__device__ __forceinline__ Counts write_group(const Split &a, const Scratch &s, int group,
+                                              unsigned m, unsigned owned, int row0, Counts at,
+                                              int &work) {
+    const unsigned below = (1u << (threadIdx.x % WARP)) - 1, mine = below + 1;
+    const unsigned active = __ballot_sync(FULL, m != 0);
+    const unsigned hot = active & owned, cold = active & ~owned;
+    if (threadIdx.x % WARP == 0)
+        s.before[group] = at.hot, s.hot[group] = hot;
+    if (hot & mine) {
+        const int k = at.hot + __popc(hot & below);
+        a.hot.rows[k] = row0 + __popc(owned & below);
+        a.hot.members[k] = m;
+        work += __popc(m);
+    } else if (cold & mine) {
+        const int k = at.cold + __popc(cold & below);
+        s.ids[k] = group * WARP + static_cast<int>(threadIdx.x % WARP);
+        s.members[k] = m;
+    }
+    return {__popc(hot), __popc(cold)};
+}
+
+template <int ITER> __global__ void __launch_bounds__(THREADS) split_kernel(const Split a) {
+    extern __shared__ char shared[];
     __shared__ float scratch[33];
     launch_next();
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int n_groups = (a.n + WARP - 1) / WARP, first = warp * ITER;
+    const Scratch s = carve(a, n_groups, shared);
+    const bool own = lane < ITER && first + lane < n_groups; // tables: written once, at launch
+    const unsigned owned_lane = own ? a.owned_G[first + lane] : 0;
+    const int row_lane = own ? a.row_G[first + lane] : 0;
     wait_prior();
     stamp(a.stamps, AT_SPLIT);
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const int n_groups = (a.n + WARP - 1) / WARP, batch = a.pass->batch;
+    const int batch = a.pass->batch;
     const unsigned tokens = batch == 32 ? FULL : (1u << batch) - 1;
-    for (int g = warp; g < n_groups; g += WARPS) {
-        const int id = g * WARP + lane;
-        const unsigned m = proposals(a, id, tokens);
-        const int row = id < a.n ? a.row_of_id[id] : 0;
-        const unsigned hot = __ballot_sync(FULL, m && row >= 0);
-        const unsigned cold = __ballot_sync(FULL, m && row < 0);
-        if (lane == 0)
-            groups[g] = make_uint2(__popc(hot), __popc(cold));
+    unsigned m[ITER];
+#pragma unroll
+    for (int i = 0; i < ITER; i++) {
+        const int id = (first + i) * WARP + lane;
+        m[i] = id < a.n ? a.members_N[id] & tokens : 0;
     }
+    Counts mine = {}, total;
+#pragma unroll
+    for (int i = 0; i < ITER; i++) {
+        const unsigned active = __ballot_sync(FULL, m[i] != 0);
+        const unsigned owned = __shfl_sync(FULL, owned_lane, i);
+        mine.hot += __popc(active & owned), mine.cold += __popc(active & ~owned);
+    }
+    Counts at = before_warp(mine, total);
+    int work = 0;
+#pragma unroll
+    for (int i = 0; i < ITER; i++) {
+        const unsigned owned = __shfl_sync(FULL, owned_lane, i);
+        const int row0 = __shfl_sync(FULL, row_lane, i);
+        if (first + i >= n_groups)
+            break;
+        const Counts more = write_group(a, s, first + i, m[i], owned, row0, at, work);
+        at.hot += more.hot, at.cold += more.cold;
+    }
+    if (threadIdx.x == 0)
+        s.before[n_groups] = total.hot, s.hot[n_groups] = 0;
     __syncthreads();
-    scan_groups(groups, n_groups);
-    const int work = write_lists(a, groups, n_groups, tokens);
-    const int cold = groups[n_groups].y;
+    if (a.to.cold)
+        send(a, s, total.cold);
     for (int c = threadIdx.x; c <= a.n_chunks; c += THREADS) {
         const int id = a.bounds_C[c], g = id / WARP;
-        int k = groups[min(g, n_groups)].x;
-        for (int i = g * WARP; i < id && g < n_groups; i++)
-            k += proposals(a, i, tokens) && a.row_of_id[i] >= 0;
-        a.hot.starts[c] = k;
+        a.hot.starts[c] = s.before[g] + __popc(s.hot[g] & ((1u << (id % WARP)) - 1));
     }
-    const float total = block_sum(static_cast<float>(work), scratch); // exact below 2^24
-    if (threadIdx.x == 0) {
-        *a.hot.count = groups[n_groups].x;
-        a.counts[0] = cold;
-        a.counts[1] = static_cast<int32_t>(total);
-    }
-    if (!a.to.cold)
+    const float sum = block_sum(static_cast<float>(work), scratch); // exact below 2^24
+    if (threadIdx.x != 0)
         return;
-    send(a, cold);
-    __syncthreads();
-    if (threadIdx.x == 0)
+    *a.hot.count = total.hot;
+    a.counts[0] = total.cold;
+    a.counts[1] = static_cast<int32_t>(sum);
+    if (a.to.cold) // block_sum's barriers are behind every thread's part of the list
         signal(a.to, a.pass->seq);
 }
 
@@ -161,15 +174,32 @@ __global__ void signal_kernel(const Signal a) {
     signal(a.to, a.pass->seq);
 }
 
+template <int ITER> void start(const Split &args, const Launch &launch) {
+    const size_t groups = (args.n + WARP - 1) / WARP + 1;
+    size_t shared = 8 * groups + 8 * static_cast<size_t>(args.n);
+    Split a = args;
+    a.in_shared = shared <= SHARED_LIMIT;
+    if (!a.in_shared)
+        shared = 8 * groups;
+    if (shared > 48 * 1024)
+        check(cudaFuncSetAttribute(split_kernel<ITER>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(shared)),
+              "split: too many neurons for shared memory");
+    enqueue<Split>(split_kernel<ITER>, dim3(1), THREADS, shared, launch, a);
+}
+
 } // namespace v1
 
 void split(const Split &args, const Launch &launch) {
-    const size_t shared = sizeof(uint2) * ((args.n + WARP - 1) / WARP + 1);
-    if (shared > 48 * 1024)
-        check(cudaFuncSetAttribute(v1::split_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(shared)),
-              "split: too many neurons for shared memory");
-    enqueue<Split>(v1::split_kernel, dim3(1), v1::THREADS, shared, launch, args);
+    const int groups = (args.n + WARP - 1) / WARP, each = (groups + v1::WARPS - 1) / v1::WARPS;
+    if (each <= 8)
+        v1::start<8>(args, launch);
+    else if (each <= 16)
+        v1::start<16>(args, launch);
+    else if (each <= 32)
+        v1::start<32>(args, launch);
+    else
+        throw std::runtime_error("split: layers of at most 32768 neurons are supported");
 }
 
 void signal_x(const Exchange &to, const PassState *pass, const Launch &launch) {
