@@ -39,6 +39,8 @@ class EngineConfig:
         max_batch: tokens of one pass of a prompt, 1 to 32.
         kv_dtype: of the KV cache on a GPU, "float32" or "float16" (half the bytes; moves logits by
             about 0.02). The CPU device keeps float32.
+        cold_store: where the CPU executor beside a GPU reads neurons: "file", the pages all actors
+            share, or "private", a copy of its own on huge pages (faster, twice the memory).
         predictor_dtype: None: predictor matrices on a GPU as they are; "int8": quantised by row.
         seed: default sampling seed.
         restarts: losses of actors a generation survives; 0: the first one ends it.
@@ -63,6 +65,7 @@ class EngineConfig:
     max_batch: int = MAX_BATCH
     kv_dtype: str = "float32"
     predictor_dtype: str | None = None
+    cold_store: str = "file"
     seed: int = 0
     restarts: int = 3
     stuck_s: float = 10.0
@@ -81,6 +84,8 @@ class EngineConfig:
             )
         if self.kv_dtype not in ("float32", "float16"):
             raise ConfigError(f"kv_dtype {self.kv_dtype!r} is unknown; choose float32 or float16")
+        if self.cold_store not in ("file", "private"):
+            raise ConfigError(f"cold_store {self.cold_store!r} is unknown; choose file or private")
         if self.predictor_dtype not in (None, "int8"):
             raise ConfigError(f"predictor_dtype {self.predictor_dtype!r} is unknown; choose int8")
         cores = len(os.sched_getaffinity(0))

@@ -29,6 +29,7 @@ from hotcold.runtime.errors import KernelError
 from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
 from hotcold.runtime.gpu import COLD_CHUNKS, device_arrays
+from hotcold.runtime.huge import HugeRecords
 from hotcold.runtime.kv import KvCache
 from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
 from hotcold.runtime.rotary import rotary_tables
@@ -106,11 +107,25 @@ class Executor:
         if self.actor == "cpu":
             plan = replace(plan, n_chunks=COLD_CHUNKS)
             arrays.n_chunks = COLD_CHUNKS
-        arrays.shares = [Share(plan.ids(l, device), plan.bounds(l, device)) for l in layers]
+            if deployment.gpu is not None and deployment.gpu.cold_store == "private":
+                self._copy_records(arrays)
+        arrays.shares = [Share(plan.ids(layer, device), plan.bounds(layer, device)) for layer in layers]
         if self.actor == "gpu" and deployment.gpu is not None:
             steps = deployment.programs["predictor"]
             predictors = self._predictor_arrays()
             arrays.device = device_arrays(deployment.gpu, plan, predictors, steps)
+
+    def _copy_records(self, arrays: ExecutorArrays) -> None:
+        """Read neurons from a copy on huge pages; it lives as long as the arrays do."""
+        layers = arrays.model.layers
+        tables = [self.store.array(f"layers.{layer}.neurons") for layer in range(len(layers))]
+        copy = HugeRecords(tables)
+        own = [
+            replace(layer, records=address)
+            for layer, address in zip(layers, copy.addresses, strict=True)
+        ]
+        arrays.model = replace(arrays.model, layers=own)
+        arrays.keep.append(copy)
 
     def _predictor_arrays(self) -> list[PredictorArrays]:
         """Prepare the predictor and put it in the native form; nothing where it stands by."""

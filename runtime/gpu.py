@@ -35,6 +35,7 @@ class GpuChoice:
         vram_bytes: memory all our processes may take on the device, contexts included.
         reserve_bytes: part of it that weights and KV cannot have: context and scratch.
         context_bytes: the context's part of that.
+        cold_store: "file" or "private": where the CPU executor reads its neurons.
     """
 
     kv_dtype: str
@@ -42,6 +43,7 @@ class GpuChoice:
     vram_bytes: int
     reserve_bytes: int
     context_bytes: int
+    cold_store: str = "file"
 
     @property
     def room(self) -> int:
@@ -66,7 +68,10 @@ def choose_gpu(
     gpu = nvml.gpus()[nvml.visible_index()]
     budget = vram_bytes or gpu.total_bytes - gpu.used_bytes - KEEP_FREE
     reserve = CONTEXT_BYTES + scratch_bytes(spec, context, config.max_batch)
-    return GpuChoice(config.kv_dtype, config.predictor_dtype, budget, reserve, CONTEXT_BYTES)
+    return GpuChoice(
+        *(config.kv_dtype, config.predictor_dtype, budget, reserve, CONTEXT_BYTES),
+        cold_store=config.cold_store,
+    )
 
 
 def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:

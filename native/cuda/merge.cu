@@ -5,14 +5,14 @@
 // host memory, 1 to 1.5 us a look, with back-off, and gives up on the abort word, which the host
 // thread sets when the exchange is poisoned, or after WAIT_NS.
 //
-// v1: a thread V elements (4, or 1 where a row is not a multiple of 16 bytes); partial sums in order of
-// the chunks.
+// v1: a thread V elements (4, or 1 where a row is not a multiple of 16 bytes). Partial sums in order:
+// those of a quarter of the chunks in turn, then the four quarters.
 #include "common.cuh"
 
 namespace hotcold {
 namespace v1 {
 
-constexpr int THREADS = 128;
+constexpr int COLUMNS = 128, PARTS = 4, THREADS = COLUMNS * PARTS;
 constexpr uint64_t WAIT_NS = 60ull * 1000 * 1000 * 1000;
 
 // Until *flag == seq; false where the wait was ended otherwise.
@@ -77,32 +77,53 @@ __device__ __forceinline__ bool cold_arrives(const Merge &a) {
     return cold;
 }
 
+// Sum of this thread's part of the chunks, then of the parts, in order; complete in part 0 alone.
+template <int V> __device__ __forceinline__ Pack<V> hot_sum(const Merge &a, int i, int b) {
+    __shared__ float shared[PARTS][COLUMNS * V];
+    const int part = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
+    const int begin = a.n_chunks * part / PARTS, end = a.n_chunks * (part + 1) / PARTS;
+    Pack<V> sum = {};
+    if (i < a.d)
+#pragma unroll 16
+        for (int c = begin; c < end; c++) {
+            const Pack<V> more =
+                load<V>(a.partial_CBD + (static_cast<int64_t>(c) * a.bucket + b) * a.d + i);
+#pragma unroll
+            for (int v = 0; v < V; v++)
+                sum.v[v] += more.v[v];
+        }
+#pragma unroll
+    for (int v = 0; v < V; v++)
+        shared[part][v * COLUMNS + column] = sum.v[v];
+    __syncthreads();
+    if (part == 0)
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            for (int p = 1; p < PARTS; p++)
+                sum.v[v] += shared[p][v * COLUMNS + column];
+    return sum;
+}
+
 template <int V> __global__ void __launch_bounds__(THREADS) merge_kernel(const Merge a) {
     launch_next();
     wait_prior();
     stamp(a.stamps, AT_MERGE);
-    const int i = (blockIdx.x * THREADS + threadIdx.x) * V, b = blockIdx.y;
+    const int i = (blockIdx.x * COLUMNS + threadIdx.x % COLUMNS) * V, b = blockIdx.y;
     if (b >= a.pass->batch)
         return;
+    const bool mine = threadIdx.x < COLUMNS && i < a.d;
     const int64_t at = static_cast<int64_t>(b) * a.d + i;
-    Pack<V> h = {}, sum = {};
-    if (i < a.d)
+    Pack<V> h = {};
+    if (mine)
         h = load<V>(a.h + at);
-    if (a.partial_CBD && i < a.d) {
-#pragma unroll 16
-        for (int c = 0; c < a.n_chunks; c++) {
-            const Pack<V> part =
-                load<V>(a.partial_CBD + (static_cast<int64_t>(c) * a.bucket + b) * a.d + i);
-#pragma unroll
-            for (int v = 0; v < V; v++)
-                sum.v[v] += part.v[v];
-        }
+    if (a.partial_CBD) {
+        const Pack<V> sum = hot_sum<V>(a, i, b);
 #pragma unroll
         for (int v = 0; v < V; v++)
             h.v[v] += sum.v[v];
     }
     const bool cold = a.from.y_flag && cold_arrives(a);
-    if (i >= a.d)
+    if (!mine)
         return;
     if (cold) {
         const Pack<V> y = load_bus<V>(a.from.y + at);
@@ -118,7 +139,7 @@ template <int V> __global__ void __launch_bounds__(THREADS) merge_kernel(const M
 } // namespace v1
 
 void merge(const Merge &args, const Launch &launch) {
-    const int V = args.d % 4 == 0 ? 4 : 1, per_block = v1::THREADS * V;
+    const int V = args.d % 4 == 0 ? 4 : 1, per_block = v1::COLUMNS * V;
     const dim3 grid((args.d + per_block - 1) / per_block, args.bucket);
     enqueue<Merge>(V == 4 ? v1::merge_kernel<4> : v1::merge_kernel<1>, grid, v1::THREADS, 0, launch,
                    args);

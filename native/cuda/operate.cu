@@ -189,10 +189,13 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
     s.cold_ids = scratch.make<int32_t>(a.n);
     s.cold_members = scratch.make<uint32_t>(a.n);
     s.counts = scratch.make<int32_t>(2);
+    const int64_t part = (a.n * 4 + 63) / 64 * 64;
+    s.to.cold = reinterpret_cast<hc_active *>(scratch.make<char>(64 + 2 * part));
+    s.to.capacity = a.n;
     s.pass = scratch.pass(a.batch, nullptr, 0);
     run(op, launch, [&] { split(s, launch); });
-    const int32_t *ids[2] = {s.hot.rows, s.cold_ids};
-    const uint32_t *words[2] = {s.hot.members, s.cold_members};
+    const char *sent = reinterpret_cast<const char *>(s.to.cold + 1);
+    const void *ids[2] = {s.hot.rows, sent}, *words[2] = {s.hot.members, sent + part};
     int32_t counts[2];
     fetch(&counts[0], s.hot.count, 4);
     fetch(&counts[1], s.counts, 4);

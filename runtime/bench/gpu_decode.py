@@ -248,6 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--predictor-dtype")
     parser.add_argument("--overfire", type=float, default=0.0)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--cold-store", default="file")
     options = parser.parse_args(arguments)
     spec = spec_13b(options.layers)
     if not (options.folder / "bundle.json").exists():
@@ -260,9 +261,10 @@ def main(arguments: list[str] | None = None) -> None:
         config = EngineConfig(
             model=options.folder, vram=None if vram == "all" else vram, predictor=predictor,
             kv_dtype="float16", predictor_dtype=options.predictor_dtype, context=512,
-            threads=options.threads,
+            threads=options.threads, cold_store=options.cold_store,
         )  # fmt: skip
-        result = {"vram": vram, "predictor": options.predictor_dtype or "float16"}
+        result = {"vram": vram, "predictor": options.predictor_dtype or "float16",
+                  "cold_store": options.cold_store}  # fmt: skip
         print(json.dumps(result | measure(config, options.tokens, options.prompt)), flush=True)
 
 

@@ -121,7 +121,7 @@ def test_the_embedded_model_generates_what_the_cpu_device_does(
         prepared = prepare_model(EngineConfig(model=embedded.path(), predictor="exact"))
         assert (prepared.gpu is not None) == (mode == "require")
         with LocalSession(deploy(prepared, solve(prepared))) as local:
-            prompt = local.tokenizer.encode("Once upon a time")
+            prompt = local.text.ids("Once upon a time", prepared.context)
             texts.append([id_ for id_, _ in local.sample(prompt, sampling)])
     assert texts[0] == texts[1]
 
