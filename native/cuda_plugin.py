@@ -86,7 +86,9 @@ def _find(build: bool) -> Plugin:
         return Plugin(Path(named).resolve(), "path")
     if (HERE / NAME).is_file():
         return Plugin(HERE / NAME, "wheel")
-    arch = os.environ.get("HOTCOLD_CUDA_ARCH") or found[min(nvml.visible_index(), len(found) - 1)].arch
+    arch = (
+        os.environ.get("HOTCOLD_CUDA_ARCH") or found[min(nvml.visible_index(), len(found) - 1)].arch
+    )
     compiler = _compiler()
     target = _cache() / f"libhotcold_cuda-{_key(compiler, arch)}.so"
     if target.is_file():

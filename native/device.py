@@ -30,6 +30,7 @@ class DeviceArrays:
         kv_dtype: "float32" or "float16".
         predictor_dtype: None: as given; "int8": quantised by row.
         vram_bytes: what may be allocated beside the context; 0: no limit.
+        bus_LN: uint8 [L, N], 1 for owned neurons that stay in host memory, or None.
         launch_overlap: let a kernel start while the one before it ends.
     """
 
@@ -41,6 +42,7 @@ class DeviceArrays:
     kv_dtype: str = "float32"
     predictor_dtype: str | None = None
     vram_bytes: int = 0
+    bus_LN: NDArray[np.uint8] | None = None
     launch_overlap: bool = True
 
 
@@ -81,6 +83,7 @@ class NativeDevice:
         c.n_chunks, c.bounds_LC = bounds.shape[1] - 1, pointer(bounds, "int32_t *")
         c.vram_bytes, c.launch_overlap = arrays.vram_bytes, arrays.launch_overlap
         c.predictors_L = predictors
+        c.bus_LN = pointer(arrays.bus_LN, "uint8_t *")
         steps = arrays.predict_steps
         if steps is not None and len(steps):
             c.predict_steps, c.n_predict_steps = pointer(steps, "hc_step *"), len(steps)

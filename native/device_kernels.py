@@ -124,7 +124,11 @@ def attention(
     sin_PE: F32,
     repeat: int = 0,
 ) -> tuple[F32, float]:
-    """Rotate, append to the caches [kv_heads, context, head_dim] in place, attend; out [B, H * E]."""
+    """Rotate, append to the caches [kv_heads, context, head_dim] in place, attend.
+
+    Returns:
+        out [B, H * E], and seconds a launch.
+    """
     kv_heads, context, head_dim = k_cache.shape
     out = np.full((len(qkv_BQ), heads * head_dim), np.nan, np.float32)
     a = ffi.new("hc_attention_args *")

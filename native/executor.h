@@ -34,7 +34,6 @@ struct hc_executor {
     /* GPU and CPU executor */
     float *partial_CBD;
     int64_t *work_C;
-    float *c_KB; /* one chunk: scratch of the FFN cut by columns */
     /* predictor */
     float *scores_BN, *hidden_BH;
 };

@@ -195,6 +195,7 @@ class NativeExecutor:
     """One actor's resident loop: run() in a thread of its own, close() after run() returned."""
 
     def __init__(self, arrays: ExecutorArrays) -> None:
+        self.device: NativeDevice | None = None
         keep = arrays.keep
         cores = list(arrays.cores) if arrays.cores else None
         c_cores = ffi.new("int32_t[]", cores) if cores else ffi.NULL
@@ -217,7 +218,6 @@ class NativeExecutor:
         args.pool, args.core = self._pool, cores[0] if cores else -1
         self._keep = [keep, steps, args, arrays]
         self._request: Request | None = None
-        self.device: NativeDevice | None = None
         if arrays.device is not None:
             predictors = _predictors(arrays.device.predictors, keep)
             try:
@@ -314,7 +314,7 @@ class NativeExecutor:
         if getattr(self, "_c", ffi.NULL) != ffi.NULL:
             lib.hc_executor_destroy(self._c)
             self._c = ffi.NULL
-        if getattr(self, "device", None) is not None:
+        if self.device is not None:
             self.device.close()
         if self._pool != ffi.NULL:
             lib.hc_pool_destroy(self._pool)

@@ -89,8 +89,6 @@ typedef struct {
     float *y_BD;          /* written, contiguous */
     float *partial_CBD;   /* scratch, n_chunks * batch * d floats */
     int64_t *work_C;      /* scratch, n_chunks * 8 int64 (one cache line each) */
-    float *c_KB; /* NULL, or scratch of n_ids * (batch + 1) floats: one chunk, cut by neuron for the
-                    dots and by column for the sum; for many threads (ops/ffn_tiles.c) */
     int64_t *fired_N;     /* NULL, or counts: += tokens for which the neuron's gate fired */
     int64_t gate_rows;    /* out: gate rows times tokens evaluated here */
     int64_t up_down_rows; /* out: neurons times tokens whose gate fired */
@@ -366,6 +364,7 @@ typedef struct {
     const hc_step *predict_steps;           /* the predictor's program */
     int32_t n_predict_steps;
     int32_t launch_overlap;  /* programmatic dependent launch */
+    const uint8_t *bus_LN;   /* NULL, or 1: an owned neuron that stays in host memory, read over the bus */
 } hc_device_args;
 
 #define HC_PHASES 6

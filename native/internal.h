@@ -46,9 +46,6 @@ extern const hc_primitives hc_primitives_avx2;
 /* The table in force; NULL after hc_fail where HOTCOLD_CPU names a variant this machine lacks. */
 const hc_primitives *hc_primitives_get(void);
 
-/* ops/ffn_tiles.c: hc_ffn where the caller gives c_KB; args are checked. */
-void hc_ffn_tiles(hc_ffn_args *args, const hc_primitives *primitives, hc_pool *pool);
-
 /* Bytes of one weight; 0 for an unknown dtype. */
 static inline int64_t hc_dtype_bytes(int32_t dtype) {
     return dtype == HC_F32 ? 4 : dtype == HC_F16 || dtype == HC_BF16 ? 2 : 0;

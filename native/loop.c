@@ -190,10 +190,8 @@ static int allocate(hc_executor *e) {
     }
     e->partial_CBD = scratch(a->n_chunks * B * m->d * f);
     e->work_C = scratch(a->n_chunks * 64);
-    if (a->n_chunks == 1)
-        e->c_KB = scratch((B + 1) * m->n * f);
     if (a->actor == HC_CPU)
-        return e->partial_CBD && e->work_C && (a->n_chunks > 1 || e->c_KB);
+        return e->partial_CBD && e->work_C;
     e->residual_BD = scratch(B * m->d * f);
     e->normed_BD = scratch(B * m->d * f);
     e->hot_BD = scratch(B * m->d * f);
@@ -234,7 +232,7 @@ void hc_executor_destroy(hc_executor *e) {
     void *blocks[] = {e->residual_BD, e->normed_BD,  e->qkv_BQ,       e->attended_BQ,
                       e->hot_BD,      e->logits_BV,  e->partial_CBD,  e->attention_scores,
                       e->work_C,      e->sample_ids, e->sample_probs, e->scores_BN,
-                      e->hidden_BH,   e->c_KB};
+                      e->hidden_BH};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         free(blocks[i]);
     hc_inbox_free(e);

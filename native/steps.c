@@ -198,8 +198,7 @@ static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq,
                      .x_BD = (const float *)slot(e, step->x),
                      .y_BD = y,
                      .partial_CBD = e->partial_CBD,
-                     .work_C = e->work_C,
-                     .c_KB = e->c_KB};
+                     .work_C = e->work_C};
     if (e->args.fired_LN)
         a.fired_N = e->args.fired_LN + step->layer * m->n;
     if (!(step->flags & HC_STEP_ALL)) {

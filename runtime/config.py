@@ -39,8 +39,8 @@ class EngineConfig:
         max_batch: tokens of one pass of a prompt, 1 to 32.
         kv_dtype: of the KV cache on a GPU, "float32" or "float16" (half the bytes; moves logits by
             about 0.02). The CPU device keeps float32.
-        cold_store: where the CPU executor beside a GPU reads neurons: "file", the pages all actors
-            share, or "private", a copy of its own on huge pages (faster, twice the memory).
+        bus_share: part of the neurons beside a GPU that the GPU itself reads from pinned host
+            memory, over the bus, while the CPU executor computes the others; 0 to 0.9.
         predictor_dtype: None: predictor matrices on a GPU as they are; "int8": quantised by row.
         seed: default sampling seed.
         restarts: losses of actors a generation survives; 0: the first one ends it.
@@ -65,7 +65,7 @@ class EngineConfig:
     max_batch: int = MAX_BATCH
     kv_dtype: str = "float32"
     predictor_dtype: str | None = None
-    cold_store: str = "file"
+    bus_share: float = 0.0
     seed: int = 0
     restarts: int = 3
     stuck_s: float = 10.0
@@ -84,8 +84,8 @@ class EngineConfig:
             )
         if self.kv_dtype not in ("float32", "float16"):
             raise ConfigError(f"kv_dtype {self.kv_dtype!r} is unknown; choose float32 or float16")
-        if self.cold_store not in ("file", "private"):
-            raise ConfigError(f"cold_store {self.cold_store!r} is unknown; choose file or private")
+        if not 0 <= self.bus_share <= 0.9:
+            raise ConfigError(f"bus_share {self.bus_share} is outside 0..0.9")
         if self.predictor_dtype not in (None, "int8"):
             raise ConfigError(f"predictor_dtype {self.predictor_dtype!r} is unknown; choose int8")
         cores = len(os.sched_getaffinity(0))

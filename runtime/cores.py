@@ -18,9 +18,7 @@ class CoreShare:
     cores: tuple[int, ...] | None
 
 
-def share_cores(
-    threads: int | None, pin: bool | None, gpu: bool = False
-) -> dict[str, CoreShare]:
+def share_cores(threads: int | None, pin: bool | None, gpu: bool = False) -> dict[str, CoreShare]:
     """Split this process's cores over the actors.
 
     The executors work side by side only in the feed-forward part, and each phase before it is one

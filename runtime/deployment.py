@@ -18,7 +18,7 @@ from hotcold.runtime.dag import build_dag
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import SegmentLayout
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
-from hotcold.runtime.gpu import GpuChoice, choose_gpu
+from hotcold.runtime.gpu import GpuChoice, check_room, choose_gpu
 from hotcold.runtime.hardware import HardwareProfile
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan, make_plan
@@ -138,6 +138,8 @@ def prepare_model(config: EngineConfig) -> Prepared:
         kv_bytes=2 if gpu is not None and gpu.kv_dtype == "float16" else 4,
         embed_on_host=gpu is not None,
     )
+    if gpu is not None:
+        check_room(gpu, sum(module.bytes for module in problem.modules))
     return Prepared(
         config=config,
         bundle=bundle,
@@ -153,8 +155,8 @@ def prepare_model(config: EngineConfig) -> Prepared:
 
 def _int8_bytes(layer: Any, spec: ModelSpec) -> int:
     """Bytes of a predictor layer quantised by row: weights, scales, bias."""
-    width = layer.fc1.shape[0]
-    bias = 0 if layer.bias_N is None else layer.bias_N.nbytes
+    width = int(layer.fc1.shape[0])
+    bias = 0 if layer.bias_N is None else int(layer.bias_N.nbytes)
     return width * (spec.d_model + spec.n_neurons) + 4 * (width + spec.n_neurons) + bias
 
 

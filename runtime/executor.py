@@ -28,9 +28,9 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import KernelError
 from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
-from hotcold.runtime.gpu import COLD_CHUNKS, device_arrays
-from hotcold.runtime.huge import HugeRecords
+from hotcold.runtime.gpu import COLD_CHUNKS, GpuChoice, device_arrays, shared_plan
 from hotcold.runtime.kv import KvCache
+from hotcold.runtime.plan import Plan
 from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
 from hotcold.runtime.rotary import rotary_tables
 from hotcold.runtime.weights import WeightStore
@@ -81,51 +81,32 @@ class Executor:
             fired_LN=fired_LN,
         )
         if deployment.gpu is not None:
-            self._use_gpu(arrays)
+            self._use_gpu(arrays, deployment.gpu)
         elif actor == "predictor":
             arrays.device_LN = np.ascontiguousarray(deployment.plan.device_LN)
             arrays.predictors = self._predictor_arrays()
         else:
             device = 0 if actor == "gpu" else 1
-            plan = deployment.plan
-            arrays.shares = [
-                Share(plan.ids(layer, device), plan.bounds(layer, device))
-                for layer in range(self.bundle.spec.n_layers)
-            ]
+            arrays.shares = _shares(deployment.plan, device)
         if actor == "gpu" and deployment.gpu is None:
             kv = kv or KvCache.private(self.bundle.spec, deployment.context)
             arrays.kv = (kv.keys, kv.values)
         self.native = NativeExecutor(arrays)
 
-    def _use_gpu(self, arrays: ExecutorArrays) -> None:
+    def _use_gpu(self, arrays: ExecutorArrays, gpu: GpuChoice) -> None:
         """The GPU runs the prediction too, so the predictor's loop stands by."""
-        deployment, layers = self.deployment, range(self.bundle.spec.n_layers)
+        deployment = self.deployment
         if self.actor == "predictor":
             arrays.steps = arrays.steps[:0]
             return
-        plan, device = deployment.plan, 0 if self.actor == "gpu" else 1
+        plan, device = shared_plan(gpu, deployment.plan), 0 if self.actor == "gpu" else 1
         if self.actor == "cpu":
             plan = replace(plan, n_chunks=COLD_CHUNKS)
             arrays.n_chunks = COLD_CHUNKS
-            if deployment.gpu is not None and deployment.gpu.cold_store == "private":
-                self._copy_records(arrays)
-        arrays.shares = [Share(plan.ids(layer, device), plan.bounds(layer, device)) for layer in layers]
-        if self.actor == "gpu" and deployment.gpu is not None:
+        arrays.shares = _shares(plan, device)
+        if self.actor == "gpu":
             steps = deployment.programs["predictor"]
-            predictors = self._predictor_arrays()
-            arrays.device = device_arrays(deployment.gpu, plan, predictors, steps)
-
-    def _copy_records(self, arrays: ExecutorArrays) -> None:
-        """Read neurons from a copy on huge pages; it lives as long as the arrays do."""
-        layers = arrays.model.layers
-        tables = [self.store.array(f"layers.{layer}.neurons") for layer in range(len(layers))]
-        copy = HugeRecords(tables)
-        own = [
-            replace(layer, records=address)
-            for layer, address in zip(layers, copy.addresses, strict=True)
-        ]
-        arrays.model = replace(arrays.model, layers=own)
-        arrays.keep.append(copy)
+            arrays.device = device_arrays(gpu, deployment.plan, self._predictor_arrays(), steps)
 
     def _predictor_arrays(self) -> list[PredictorArrays]:
         """Prepare the predictor and put it in the native form; nothing where it stands by."""
@@ -185,6 +166,11 @@ class Executor:
         """Free everything; the loop must have returned. Idempotent."""
         self.native.close()
         self.store.close()
+
+
+def _shares(plan: Plan, device: int) -> list[Share]:
+    layers, _ = plan.shape
+    return [Share(plan.ids(layer, device), plan.bounds(layer, device)) for layer in range(layers)]
 
 
 def _model_addresses(bundle: Bundle, store: WeightStore, context: int) -> ModelAddresses:

@@ -79,8 +79,10 @@ Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
     launch_.overlap = device.launch_overlap != 0;
     check(cudaDeviceGetAttribute(&launch_.sms, cudaDevAttrMultiProcessorCount, device.index),
           "CUDA device");
-    for (const hc_device_layer &layer : plan_)
-        predicted_ |= layer.predicted_at >= 0;
+    for (size_t i = 0; i < plan_.size(); i++) {
+        predicted_ |= plan_[i].predicted_at >= 0;
+        plan_[i].has_hot = args_.shares_L[i].n_ids > 0; // those read over the bus too
+    }
     pin(&host_, &host_mapped_, 1);
     pin(&embedded_, &embedded_mapped_, model_->bucket * args.model->d);
     pin(&logits_host_, &logits_mapped_, model_->bucket * args.model->vocab);
@@ -230,7 +232,7 @@ void Executor::record_ffn(int layer, int32_t bucket) {
             signal_x(to, b.pass, launch_);
     }
     if (plan.has_hot) {
-        const Ffn ffn = {from.records, m.record_bytes, m.gate_offset, m.up_offset, m.down_offset,
+        const Ffn ffn = {from.record_R, m.record_bytes, m.gate_offset, m.up_offset, m.down_offset,
                          static_cast<int32_t>(m.d), m.dtype,
                          static_cast<int32_t>(args_.shares_L[layer].n_ids), device_.n_chunks,
                          b.normed, hot, b.partial_CBD, from.fired_4C, b.pass, stamps};

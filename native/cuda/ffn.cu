@@ -17,12 +17,8 @@ namespace hotcold {
 namespace v1 {
 
 constexpr int THREADS = 128, WARPS = THREADS / WARP;
-#ifndef DOWN_AHEAD
-#define DOWN_AHEAD 8 // rows in flight a thread
-#endif
-#ifndef ONE_BLOCKS
-#define ONE_BLOCKS 4 // of gate_up_one a multiprocessor
-#endif
+constexpr int DOWN_AHEAD = 16; // rows in flight a thread of down
+constexpr int ONE_BLOCKS = 4;  // of gate_up_one a multiprocessor
 
 struct Ffn1 : Ffn {
     int32_t groups, bucket, tiles;
@@ -72,7 +68,7 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) gate_first_
     const unsigned members = (batch == 32 ? FULL : (1u << batch) - 1) >> (8 * group);
     const float *x = a.x + static_cast<int64_t>(group) * 8 * a.d;
     for (int k = blockIdx.x * WARPS + threadIdx.x / WARP; k < a.n_rows; k += gridDim.x * WARPS) {
-        const char *record = a.records + k * a.record_bytes;
+        const char *record = a.record_R[k];
         float gate[B] = {}, up[B] = {};
         dot_row<W, B, U>(a, x, record + a.gate_offset, gate);
         bool fires = false;
@@ -124,7 +120,7 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) gate_up_ker
     const float *x = a.x + static_cast<int64_t>(group) * 8 * a.d;
     int turn = 0;
     for (int k = blockIdx.x; k < count; k += gridDim.x, turn ^= 1) {
-        const char *record = a.records + a.hot.rows[k] * a.record_bytes;
+        const char *record = a.record_R[a.hot.rows[k]];
         const unsigned members =
             (a.hot.members ? a.hot.members[k] : (1u << a.pass->batch) - 1) >> (8 * group);
         float gate[B] = {}, up[B] = {};
@@ -139,8 +135,8 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) gate_up_ker
 }
 
 template <class W, int P>
-__device__ __forceinline__ void request(const Ffn1 &a, int k, uint4 (&g)[P], uint4 (&u)[P]) {
-    const char *record = a.records + a.hot.rows[k] * a.record_bytes;
+__device__ __forceinline__ void request(const Ffn1 &a, const char *record, uint4 (&g)[P],
+                                        uint4 (&u)[P]) {
 #pragma unroll
     for (int p = 0; p < P; p++) {
         const int at = (threadIdx.x + p * THREADS) * W::E;
@@ -156,11 +152,14 @@ __global__ void __launch_bounds__(THREADS, P > 5 ? 3 : ONE_BLOCKS) gate_up_one_k
     launch_next();
     wait_prior();
     stamp(a.stamps, AT_HOT);
-    const int count = *a.hot.count;
+    const int count = *a.hot.count, stride = gridDim.x;
+    const auto record = [&](int k) { return k < count ? a.record_R[a.hot.rows[k]] : nullptr; };
     uint4 g[P], u[P];
     float x[P][W::E];
-    if (blockIdx.x < count)
-        request<W, P>(a, blockIdx.x, g, u);
+    const char *next = record(blockIdx.x);
+    if (next)
+        request<W, P>(a, next, g, u);
+    next = record(blockIdx.x + stride); // two list lookups away: fetched a neuron ahead
 #pragma unroll
     for (int p = 0; p < P; p++) {
         const int at = (threadIdx.x + p * THREADS) * W::E;
@@ -172,7 +171,7 @@ __global__ void __launch_bounds__(THREADS, P > 5 ? 3 : ONE_BLOCKS) gate_up_one_k
                 x[p][i] = 0;
     }
     int turn = 0;
-    for (int k = blockIdx.x; k < count; k += gridDim.x, turn ^= 1) {
+    for (int k = blockIdx.x; k < count; k += stride, turn ^= 1) {
         float gate[1] = {}, up[1] = {};
 #pragma unroll
         for (int p = 0; p < P; p++) {
@@ -186,15 +185,16 @@ __global__ void __launch_bounds__(THREADS, P > 5 ? 3 : ONE_BLOCKS) gate_up_one_k
             for (int i = 0; i < W::E; i++)
                 up[0] = fmaf(weight[i], x[p][i], up[0]);
         }
-        if (k + gridDim.x < count)
-            request<W, P>(a, k + gridDim.x, g, u);
+        if (next)
+            request<W, P>(a, next, g, u);
+        next = record(k + 2 * stride);
         write_c<1>(a, k, 0, 1, gate, up, shared[turn]);
     }
 }
 
 // The entries of [begin, end) that fire for any of B tokens, in order, into shared memory.
 template <int B>
-__device__ __forceinline__ int gather(const Ffn1 &a, int begin, int end, int group, int *rows,
+__device__ __forceinline__ int gather(const Ffn1 &a, int begin, int end, int group, const char **rows,
                                       float (*c)[B], int *fired) {
     __shared__ int counts[WARPS];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, k = begin + threadIdx.x;
@@ -217,7 +217,7 @@ __device__ __forceinline__ int gather(const Ffn1 &a, int begin, int end, int gro
         total += counts[w];
     }
     if (on) {
-        rows[at] = a.hot.rows ? a.hot.rows[k] : k;
+        rows[at] = a.record_R[a.hot.rows ? a.hot.rows[k] : k] + a.down_offset;
 #pragma unroll
         for (int b = 0; b < B; b++)
             c[at][b] = own[b];
@@ -228,7 +228,7 @@ __device__ __forceinline__ int gather(const Ffn1 &a, int begin, int end, int gro
 
 template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel(const Ffn1 a) {
     constexpr int AHEAD = DOWN_AHEAD;
-    __shared__ int rows[THREADS];
+    __shared__ const char *rows[THREADS];
     __shared__ float c[THREADS][B];
     __shared__ float scratch[33];
     launch_next();
@@ -244,9 +244,7 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel
             uint4 w[AHEAD];
 #pragma unroll
             for (int j = 0; j < AHEAD; j++)
-                w[j] = load_pack<W>(a.records + rows[min(i + j, n - 1)] * a.record_bytes +
-                                        a.down_offset,
-                                    column, a.d, a.vec);
+                w[j] = load_pack<W>(rows[min(i + j, n - 1)], column, a.d, a.vec);
 #pragma unroll
             for (int j = 0; j < AHEAD; j++) {
                 float value[W::E];

@@ -111,7 +111,7 @@ void split(const Split &args, const Launch &launch);
 void signal_x(const Exchange &to, const PassState *pass, const Launch &launch);
 
 struct Ffn {
-    const char *records;
+    const char *const *record_R; // where each row of the table lies: on the device or in host memory
     int64_t record_bytes, gate_offset, up_offset, down_offset;
     int32_t d, dtype, n_rows, n_chunks;
     const float *x;

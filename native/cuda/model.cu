@@ -126,17 +126,44 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
     check(cudaMalloc(&memory_, bytes), "GPU memory");
     try {
         check(cudaMemset(memory_, 0, bytes), "GPU memory");
+        reserve_bus();
         Arena hand_out(memory_);
         lay_out(hand_out);
         upload();
     } catch (...) {
         cudaFree(memory_);
+        cudaFreeHost(bus_);
         throw;
     }
 }
 
 Model::~Model() {
     cudaFree(memory_);
+    cudaFreeHost(bus_);
+}
+
+bool Model::on_bus(int layer, int32_t id) const {
+    return device_.bus_LN && device_.bus_LN[layer * args_.model->n + id];
+}
+
+int64_t Model::rows_on_device(int layer) const {
+    const hc_share &share = args_.shares_L[layer];
+    return std::count_if(share.ids, share.ids + share.n_ids,
+                         [&](int32_t id) { return !on_bus(layer, id); });
+}
+
+// Owned neurons that stay in host memory: a pinned copy, so that the device can read them.
+void Model::reserve_bus() {
+    int64_t rows = 0;
+    for (int i = 0; i < args_.model->n_layers; i++)
+        rows += args_.shares_L[i].n_ids - rows_on_device(i);
+    if (!rows)
+        return;
+    check(cudaHostAlloc(reinterpret_cast<void **>(&bus_), rows * args_.model->record_bytes,
+                        cudaHostAllocMapped),
+          "pinned memory for neurons read over the bus");
+    check(cudaHostGetDevicePointer(reinterpret_cast<void **>(&bus_mapped_), bus_, 0), "bus");
+    bus_end_ = bus_;
 }
 
 void Model::lay_out(Arena &arena) {
@@ -187,7 +214,8 @@ void Model::lay_out_layer(Arena &arena, int index) {
     layer.ffn_norm_D = arena.take<float>(D);
     layer.qkv = arena.take<char>((q_dim + 2 * kv_dim) * D * e);
     layer.o = arena.take<char>(D * q_dim * e);
-    layer.records = arena.take<char>(args_.shares_L[index].n_ids * m.record_bytes);
+    layer.records = arena.take<char>(rows_on_device(index) * m.record_bytes);
+    layer.record_R = arena.take<const char *>(args_.shares_L[index].n_ids);
     layer.k_cache = arena.take<char>(kv_bytes);
     layer.v_cache = arena.take<char>(kv_bytes);
     layer.owned_G = arena.take<uint32_t>((m.n + 31) / 32);
@@ -245,15 +273,22 @@ void Model::upload_layer(int index) {
     std::vector<int32_t> rows((m.n + 31) / 32), starts(S + 1);
     std::vector<uint32_t> owned(rows.size());
     const char *records = static_cast<const char *>(from.records);
-    for (int64_t k = 0; k < share.n_ids;) { // runs of neighbours in one copy
-        int64_t end = k + 1;
-        while (end < share.n_ids && share.ids[end] == share.ids[end - 1] + 1)
-            end++;
-        up.copy(to.records + k * m.record_bytes, records + share.ids[k] * m.record_bytes,
-                (end - k) * m.record_bytes);
-        for (; k < end; k++)
-            owned[share.ids[k] / 32] |= 1u << share.ids[k] % 32;
+    std::vector<const char *> record_R(share.n_ids);
+    int64_t on_device = 0;
+    for (int64_t k = 0; k < share.n_ids; k++) {
+        const char *record = records + share.ids[k] * m.record_bytes;
+        owned[share.ids[k] / 32] |= 1u << share.ids[k] % 32;
+        if (on_bus(index, share.ids[k])) {
+            std::memcpy(bus_end_, record, m.record_bytes);
+            record_R[k] = bus_mapped_ + (bus_end_ - bus_);
+            bus_end_ += m.record_bytes;
+        } else {
+            char *target = to.records + on_device++ * m.record_bytes;
+            up.copy(target, record, m.record_bytes);
+            record_R[k] = target;
+        }
     }
+    up.copy(to.record_R, record_R.data(), share.n_ids * sizeof(char *));
     for (size_t g = 1; g < rows.size(); g++)
         rows[g] = rows[g - 1] + __builtin_popcount(owned[g - 1]);
     const int32_t *bounds = device_.bounds_LC + index * (S + 1);

@@ -16,7 +16,8 @@ struct Predictor {
 
 struct Layer {
     float *attention_norm_D, *ffn_norm_D;
-    char *qkv, *o, *records;
+    char *qkv, *o, *records; // records: of the neurons that are on the device
+    const char **record_R;   // of all owned neurons
     void *k_cache, *v_cache;
     uint32_t *owned_G;
     int32_t *row_G, *bounds_C, *starts_C; // starts: of the whole table, where all are proposed
@@ -76,7 +77,12 @@ class Model {
     const hc_executor_args &args_;
     const hc_device_args &device_;
     const hc_device_layer *plan_;
+    bool on_bus(int layer, int32_t id) const;
+    int64_t rows_on_device(int layer) const;
+    void reserve_bus();
     char *memory_ = nullptr;
+    char *bus_ = nullptr; // pinned copies of the neurons that stay in host memory
+    char *bus_end_ = nullptr, *bus_mapped_ = nullptr;
 };
 
 int32_t bucket_of(int32_t batch);

@@ -125,7 +125,11 @@ void operate_ffn(const hc_device_op &op) {
     Scratch scratch;
     Launch launch = {};
     Ffn f = {};
-    f.records = scratch.make<char>(n_rows * a.record_bytes, a.records);
+    const char *records = scratch.make<char>(n_rows * a.record_bytes, a.records);
+    std::vector<const char *> record_R(n_rows);
+    for (int32_t r = 0; r < n_rows; r++)
+        record_R[r] = records + r * a.record_bytes;
+    f.record_R = scratch.make<const char *>(n_rows, record_R.data());
     f.record_bytes = a.record_bytes, f.gate_offset = a.gate_offset, f.up_offset = a.up_offset;
     f.down_offset = a.down_offset, f.d = static_cast<int32_t>(a.d), f.dtype = a.dtype;
     f.n_rows = n_rows, f.n_chunks = S;

@@ -11,6 +11,7 @@ neuron i is the normal quantile of its firing probability, a clipped power law.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -248,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--predictor-dtype")
     parser.add_argument("--overfire", type=float, default=0.0)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--cold-store", default="file")
+    parser.add_argument("--bus-share", type=float, nargs="+", default=[0.0])
     options = parser.parse_args(arguments)
     spec = spec_13b(options.layers)
     if not (options.folder / "bundle.json").exists():
@@ -257,14 +258,14 @@ def main(arguments: list[str] | None = None) -> None:
         torch.cuda.empty_cache()
         print(f"planted in {time.monotonic() - began:.0f} s", file=sys.stderr)
     predictor = Planted(str(options.folder), spec, options.overfire)
-    for vram in options.vram:
+    for vram, bus_share in itertools.product(options.vram, options.bus_share):
         config = EngineConfig(
             model=options.folder, vram=None if vram == "all" else vram, predictor=predictor,
             kv_dtype="float16", predictor_dtype=options.predictor_dtype, context=512,
-            threads=options.threads, cold_store=options.cold_store,
+            threads=options.threads, bus_share=bus_share,
         )  # fmt: skip
         result = {"vram": vram, "predictor": options.predictor_dtype or "float16",
-                  "cold_store": options.cold_store}  # fmt: skip
+                  "bus_share": bus_share}  # fmt: skip
         print(json.dumps(result | measure(config, options.tokens, options.prompt)), flush=True)
 
 

@@ -76,7 +76,10 @@ def test_logits_are_the_oracles_gate_first(tiny: Path, share: float, schedule: s
 @pytest.mark.parametrize("batch", [32, 5, 1])
 def test_logits_are_the_masked_oracles(tiny: Path, share: float, batch: int) -> None:
     ids = ids_of(tiny, 45)
-    options: dict[str, Any] = {"predictor": "low-rank", "settings": {"predictor.rank": "6", "predictor.margin": "0.5"}}
+    options: dict[str, Any] = {
+        "predictor": "low-rank",
+        "settings": {"predictor.rank": "6", "predictor.margin": "0.5"},
+    }
     with session(tiny, share, max_batch=batch, **options) as local:
         logits, masks_TLN = local.logits(ids)
         states = {actor: local.segment.actor_state(actor) for actor in local.executors}
@@ -86,6 +89,18 @@ def test_logits_are_the_masked_oracles(tiny: Path, share: float, batch: int) -> 
     fired = states["gpu"].up_down_rows + states["cpu"].up_down_rows
     wanted = (masks_TLN.transpose(1, 0, 2) & (expected.gates_LTN > 0)).sum()
     assert abs(fired - wanted) <= max(3, 1e-3 * wanted)
+
+
+@pytest.mark.parametrize("predictor", ["exact", "low-rank"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_neurons_read_over_the_bus_change_nothing(tiny: Path, predictor: str, share: float) -> None:
+    ids = ids_of(tiny, 40)
+    with session(tiny, share, predictor=predictor, bus_share=0.4) as local:
+        logits, masks_TLN = local.logits(ids)
+        rows = [len(part.ids) for part in local.executors["cpu"].native._keep[-1].shares]
+    assert sum(rows) < 0.65 * (1 - share) * masks_TLN[0].size
+    expected = Oracle.load(tiny).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
+    np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
 
 
 def test_batch_changes_no_bit(tiny: Path) -> None:
