@@ -153,7 +153,10 @@ class Client:
         """The raw stream of either transport, Ray's errors made typed."""
         if self.deployment.transport == "native":
             gpu = partial(self._actor, "gpu")
-            yield from requests.run(request, gpu, self._typed, self._recovers, self.restarts)
+            yield from requests.run(
+                *(request, gpu, self._typed, self._recovers, self.restarts),
+                kv_survives=self.deployment.gpu is None,
+            )
             return
         try:
             yield from self._stepwise(request)

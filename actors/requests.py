@@ -40,6 +40,7 @@ def run(
     typed: Callable[[BaseException], BaseException],
     recovers: Recovers,
     restarts: int,
+    kv_survives: bool = True,
 ) -> Iterator[Sampled | RequestTimes]:
     """Stream a request's ids; its times come last.
 
@@ -49,6 +50,8 @@ def run(
         typed: turns Ray's errors into ours.
         recovers: waits for rebuilt actors.
         restarts: losses to survive.
+        kv_survives: keys and values outlive the GPU executor (they do in the driver's KV memory, not
+            on a GPU); if not, a resumed request computes them again, which gives the same bits.
 
     Raises:
         ActorLostError: after one loss too many; token_ids has what was generated.
@@ -58,7 +61,7 @@ def run(
     while True:
         epoch = recovers.epoch
         try:
-            for item in _attempt(_rest(request, received), gpu(), typed):
+            for item in _attempt(_rest(request, received, kv_survives), gpu(), typed):
                 if isinstance(item, RequestTimes):
                     yield _whole(item, began) if losses else item
                     return
@@ -77,13 +80,14 @@ def run(
                 raise given_up from error
 
 
-def _rest(request: Request, received: list[int]) -> Request:
+def _rest(request: Request, received: list[int], kv_survives: bool) -> Request:
     """What is left of a request after some tokens."""
     if not received:
         return request
     prompt = np.concatenate([request.prompt, np.array(received, np.int32)])
     left = request.max_tokens - len(received)
-    return replace(request, prompt=prompt, max_tokens=left, n_past=len(prompt) - 1)
+    n_past = len(prompt) - 1 if kv_survives else 0
+    return replace(request, prompt=prompt, max_tokens=left, n_past=n_past)
 
 
 def _whole(times: RequestTimes, began_ns: int) -> RequestTimes:

@@ -131,11 +131,11 @@ class Trio:
         pids = {facts.pid: actor for actor, facts in self.facts.items()}
         handle = kv = None
         if deployment.transport == "native":
-            if self._kv is None:
+            if self._kv is None and deployment.gpu is None:
                 self._kv = KvCache.create(deployment.spec, deployment.context)
             segment = Segment.create(deployment.layout, self._epoch)
             self._watcher = segment.watch(pids)
-            handle, kv, self._segment = segment.handle, self._kv.handle, segment
+            handle, kv, self._segment = segment.handle, self._kv and self._kv.handle, segment
         data = ray.put(deployment)
         everyone = {**pids, os.getpid(): "driver"}
         refs = []

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native._ffi import DTYPE_CODES, check, ffi, last_error, lib, pointer
+from hotcold.native.device import DeviceArrays, NativeDevice
 from hotcold.runtime.errors import ConfigError
 
 ACTOR_CODES: dict[str, int] = {"gpu": 0, "cpu": 1, "predictor": 2}
@@ -155,6 +156,7 @@ class ExecutorArrays:
     fired_LN: NDArray[np.int64] | None = None
     audit_every: int = 0
     audit_seed: int = 0
+    device: DeviceArrays | None = None  # GPU actor: its GPU; None: the CPU device
     keep: list[Any] = field(default_factory=list)
 
 
@@ -216,6 +218,7 @@ class NativeExecutor:
     """One actor's resident loop: run() in a thread of its own, close() after run() returned."""
 
     def __init__(self, arrays: ExecutorArrays) -> None:
+        self.device: NativeDevice | None = None
         keep = arrays.keep
         cores = list(arrays.cores) if arrays.cores else None
         c_cores = ffi.new("int32_t[]", cores) if cores else ffi.NULL
@@ -239,6 +242,14 @@ class NativeExecutor:
         args.pool, args.core = self._pool, cores[0] if cores else -1
         self._keep = [keep, steps, args, arrays]
         self._request: Request | None = None
+        if arrays.device is not None:
+            predictors = _predictors(arrays.device.predictors, keep)
+            try:
+                self.device = NativeDevice(arrays.device, args, predictors, keep)
+            except BaseException:
+                self.close()
+                raise
+            args.device = self.device.c
         self._c = lib.hc_executor_create(args)
         if self._c == ffi.NULL:
             text = last_error()
@@ -327,6 +338,8 @@ class NativeExecutor:
         if getattr(self, "_c", ffi.NULL) != ffi.NULL:
             lib.hc_executor_destroy(self._c)
             self._c = ffi.NULL
+        if self.device is not None:
+            self.device.close()
         if self._pool != ffi.NULL:
             lib.hc_pool_destroy(self._pool)
             self._pool = ffi.NULL

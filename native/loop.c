@@ -9,6 +9,7 @@
  * Cost of a step beside its work: two or three clock reads and a span, under 0.1 us.
  */
 #define _GNU_SOURCE
+#include "device.h"
 #include "executor.h"
 #include <sched.h>
 #include <signal.h>
@@ -67,6 +68,11 @@ void hc_executor_arm(hc_executor *e, int32_t op, uint32_t at_seq, int32_t signal
 }
 
 hc_status hc_run_pass(hc_executor *e) {
+    if (e->args.device) {
+        if (__atomic_load_n(&e->fault_op, __ATOMIC_ACQUIRE) >= 0 && e->seq + 1 >= e->fault_seq)
+            fail_on_purpose(e);
+        return hc_device_run_pass(e);
+    }
     hc_segment *segment = e->args.segment;
     uint32_t seq = ++e->seq;
     if (e->args.actor == HC_GPU) {
@@ -193,7 +199,7 @@ static int allocate(hc_executor *e) {
     e->qkv_BQ = scratch(B * (q + 2 * kv) * f);
     e->attended_BQ = scratch(B * q * f);
     e->attention_scores = scratch(hc_pool_threads(a->pool) * m->context * f);
-    e->logits_BV = scratch(B * m->vocab * f);
+    e->logits_BV = a->device ? hc_device_logits(a->device) : scratch(B * m->vocab * f);
     e->sample_ids = scratch(m->vocab * 4);
     e->sample_probs = scratch(m->vocab * f);
     return e->partial_CBD && e->work_C && e->residual_BD && e->normed_BD && e->hot_BD &&
@@ -222,6 +228,8 @@ hc_executor *hc_executor_create(const hc_executor_args *args) {
 void hc_executor_destroy(hc_executor *e) {
     if (!e)
         return;
+    if (e->args.device)
+        e->logits_BV = NULL; /* the device's own */
     void *blocks[] = {e->residual_BD, e->normed_BD,  e->qkv_BQ,       e->attended_BQ,
                       e->hot_BD,      e->logits_BV,  e->partial_CBD,  e->attention_scores,
                       e->work_C,      e->sample_ids, e->sample_probs, e->scores_BN,

@@ -160,7 +160,9 @@ static hc_status forward(hc_executor *e, const int32_t *tokens, int32_t count, i
 static hc_status prefill(hc_executor *e) {
     const hc_inbox *inbox = &e->inbox;
     int32_t n = inbox->request.n_prompt, step = e->args.max_batch;
-    for (int32_t at = inbox->request.n_past; at < n; at += step) {
+    /* a device's cache went with its process: what was computed before is computed again */
+    const int32_t past = e->args.device ? 0 : inbox->request.n_past;
+    for (int32_t at = past; at < n; at += step) {
         int32_t count = n - at < step ? n - at : step;
         hc_status s = forward(e, inbox->prompt + at, count, at, at + count == n);
         if (s)

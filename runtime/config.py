@@ -41,6 +41,11 @@ class EngineConfig:
         store: how weights are held in memory: "file", "memfd" or "private"
             (`hotcold.runtime.stores`); None: $HOTCOLD_STORE, else by the model's size.
         max_batch: tokens of one pass of a prompt, 1 to 32.
+        kv_dtype: of the KV cache on a GPU, "float32" or "float16" (half the bytes; moves logits by
+            about 0.02). The CPU device keeps float32.
+        bus_share: part of the neurons beside a GPU that the GPU itself reads from pinned host
+            memory, over the bus, while the CPU executor computes the others; 0 to 0.9.
+        predictor_dtype: None: predictor matrices on a GPU as they are; "int8": quantised by row.
         seed: default sampling seed.
         restarts: losses of actors a generation survives; 0: the first one ends it.
         stuck_s: seconds without progress in a running pass after which its actor is lost.
@@ -67,6 +72,9 @@ class EngineConfig:
     pin: bool | None = None
     store: str | None = None
     max_batch: int = MAX_BATCH
+    kv_dtype: str = "float32"
+    predictor_dtype: str | None = None
+    bus_share: float = 0.0
     seed: int = 0
     restarts: int = 3
     stuck_s: float = 10.0
@@ -85,6 +93,12 @@ class EngineConfig:
             raise ConfigError(
                 f"dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPE_BYTES)}"
             )
+        if self.kv_dtype not in ("float32", "float16"):
+            raise ConfigError(f"kv_dtype {self.kv_dtype!r} is unknown; choose float32 or float16")
+        if not 0 <= self.bus_share <= 0.9:
+            raise ConfigError(f"bus_share {self.bus_share} is outside 0..0.9")
+        if self.predictor_dtype not in (None, "int8"):
+            raise ConfigError(f"predictor_dtype {self.predictor_dtype!r} is unknown; choose int8")
         choose_store(self.store, 0)
         cores = len(os.sched_getaffinity(0))
         if self.threads is not None:

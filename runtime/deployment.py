@@ -18,6 +18,7 @@ from hotcold.runtime.dag import build_dag
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import SegmentLayout
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
+from hotcold.runtime.gpu import GpuChoice, check_room, choose_gpu
 from hotcold.runtime.hardware import HardwareProfile
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan, make_plan
@@ -62,6 +63,7 @@ class Deployment:
         audit_every: one in so many neurons is audited for recall; 0: none.
         audit_seed: seed of that choice.
         predictor_note: why this predictor, in words.
+        gpu: how the GPU executor uses a GPU; None: it computes on its CPU device.
     """
 
     bundle_path: Path
@@ -82,6 +84,7 @@ class Deployment:
     audit_every: int = 0
     audit_seed: int = 0
     predictor_note: str = ""
+    gpu: GpuChoice | None = None
 
     @property
     def roles(self) -> dict[str, str]:
@@ -100,6 +103,8 @@ class Deployment:
         if not self.predicts:
             return "stands by: the executors evaluate the gate of every neuron they own"
         why = f"; chosen by auto: {self.predictor_note}" if self.predictor_note else ""
+        if self.gpu is not None:
+            return f"owns the predictors ({self.predictor}); the GPU runs them in its graph{why}"
         what = "evaluates every gate" if self.layout.with_gate else "predicts every layer"
         return f"{what} ({self.predictor}){why}"
 
@@ -120,6 +125,7 @@ class Prepared:
     predictor: Any = "exact"
     note: str = ""
     predictor_bytes_L: tuple[int, ...] = ()
+    gpu: GpuChoice | None = None
 
 
 def prepare_model(config: EngineConfig) -> Prepared:
@@ -137,18 +143,29 @@ def prepare_model(config: EngineConfig) -> Prepared:
     if name == "auto":
         name, note = choose_auto(bundle, profile)
     predictor, layers = _predictor(config, name, bundle, profile)
+    vram = None if config.vram is None else parse_bytes(config.vram)
+    gpu = choose_gpu(config, spec, context, vram)
+    if gpu is not None and any(layer.fc1 is None for layer in layers):
+        layers = ()  # gate rows are what the executors evaluate anyway, each those it holds
+    bytes_L = predictor_bytes_L(layers) if layers else (0,) * spec.n_layers
+    if gpu is not None and gpu.predictor_dtype == "int8":
+        bytes_L = tuple(_int8_bytes(layer, spec) for layer in layers) or bytes_L
     problem = make_problem(
         spec,
         bundle.record.record_bytes,
         None if profile is None else profile.probabilities_LN,
-        None if config.vram is None else parse_bytes(config.vram),
+        vram if gpu is None else gpu.room,
         context,
         1,
-        predictor_bytes_L(layers) if layers else [0] * spec.n_layers,
+        bytes_L,
         # Standing by means gate-first: the executors read every gate row.
         expected_density_L(predictor, profile, spec) if layers else [1.0] * spec.n_layers,
         HardwareProfile.unmeasured(),
+        kv_bytes=2 if gpu is not None and gpu.kv_dtype == "float16" else 4,
+        embed_on_host=gpu is not None,
     )
+    if gpu is not None:
+        check_room(gpu, sum(module.bytes for module in problem.modules))
     return Prepared(
         config=config,
         bundle=bundle,
@@ -161,8 +178,16 @@ def prepare_model(config: EngineConfig) -> Prepared:
         kernels=kernels,
         predictor=name,
         note=note,
-        predictor_bytes_L=predictor_bytes_L(layers) if layers else (),
+        predictor_bytes_L=tuple(bytes_L) if layers else (),
+        gpu=gpu,
     )
+
+
+def _int8_bytes(layer: Any, spec: ModelSpec) -> int:
+    """Bytes of a predictor layer quantised by row: weights, scales, bias."""
+    width = int(layer.fc1.shape[0])
+    bias = 0 if layer.bias_N is None else int(layer.bias_N.nbytes)
+    return width * (spec.d_model + spec.n_neurons) + 4 * (width + spec.n_neurons) + bias
 
 
 def _context(config: EngineConfig, spec: ModelSpec) -> int:
@@ -254,7 +279,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         predictor_settings=settings["predictor"],
         predicts=prepared.predicts,
         profile=prepared.profile,
-        cores=share_cores(config.threads, config.pin),
+        cores=share_cores(config.threads, config.pin, gpu=prepared.gpu is not None),
         transport=config.transport,
         schedule=policy_name(schedule),
         store=choose_store(config.store, prepared.bundle.weights_bytes),
@@ -262,4 +287,5 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         audit_every=config.audit if prepared.predicts and not prepared.with_gate else 0,
         audit_seed=config.seed,
         predictor_note=prepared.note,
+        gpu=prepared.gpu,
     )

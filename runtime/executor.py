@@ -8,7 +8,7 @@ of them as threads.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,9 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import KernelError
 from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
+from hotcold.runtime.gpu import COLD_CHUNKS, GpuChoice, device_arrays, shared_plan
 from hotcold.runtime.kv import KvCache
+from hotcold.runtime.plan import Plan
 from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
 from hotcold.runtime.rotary import rotary_tables
 from hotcold.runtime.variant import use_kernels
@@ -84,18 +86,33 @@ class Executor:
             audit_every=deployment.audit_every,
             audit_seed=deployment.audit_seed,
         )
-        if actor == "predictor":
+        if deployment.gpu is not None:
+            self._use_gpu(arrays, deployment.gpu)
+        elif actor == "predictor":
             arrays.device_LN = np.ascontiguousarray(deployment.plan.device_LN)
             arrays.predictors = self._predictor_arrays()
         else:
             device = 0 if actor == "gpu" else 1
-            arrays.shares = [
-                Share(plan.ids(layer, device), plan.bounds(layer, device)) for layer in layers
-            ]
-        if actor == "gpu":
+            arrays.shares = _shares(deployment.plan, device)
+        if actor == "gpu" and deployment.gpu is None:
             kv = kv or KvCache.private(self.bundle.spec, deployment.context)
             arrays.kv = (kv.keys, kv.values)
         self.native = NativeExecutor(arrays)
+
+    def _use_gpu(self, arrays: ExecutorArrays, gpu: GpuChoice) -> None:
+        """The GPU runs the prediction too, so the predictor's loop stands by."""
+        deployment = self.deployment
+        if self.actor == "predictor":
+            arrays.steps = arrays.steps[:0]
+            return
+        plan, device = shared_plan(gpu, deployment.plan), 0 if self.actor == "gpu" else 1
+        if self.actor == "cpu":
+            plan = replace(plan, n_chunks=COLD_CHUNKS)
+            arrays.n_chunks = COLD_CHUNKS
+        arrays.shares = _shares(plan, device)
+        if self.actor == "gpu":
+            steps = deployment.programs["predictor"]
+            arrays.device = device_arrays(gpu, deployment.plan, self._predictor_arrays(), steps)
 
     def _predictor_arrays(self) -> list[PredictorArrays]:
         """Prepare the predictor and put it in the native form; nothing where it stands by."""
@@ -155,6 +172,11 @@ class Executor:
         """Free everything; the loop must have returned. Idempotent."""
         self.native.close()
         self.store.close()
+
+
+def _shares(plan: Plan, device: int) -> list[Share]:
+    layers, _ = plan.shape
+    return [Share(plan.ids(layer, device), plan.bounds(layer, device)) for layer in range(layers)]
 
 
 def _model_addresses(bundle: Bundle, store: WeightStore, context: int) -> ModelAddresses:

@@ -222,6 +222,8 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
     predictor_bytes_L: Sequence[int],
     predictor_density_L: Iterable[float] | None,
     hardware: HardwareProfile,
+    kv_bytes: int = 4,
+    embed_on_host: bool = False,
 ) -> Problem:
     """The placement problem of a model on this machine: one GPU executor, one CPU executor.
 
@@ -237,6 +239,8 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
         predictor_bytes_L: bytes of each layer's predictor, 0 where it needs none of its own.
         predictor_density_L: share of neurons each predictor proposes; None: what fires.
         hardware: rates of the machine.
+        kv_bytes: of an element of the KV cache.
+        embed_on_host: the embedding's rows are looked up by the host, so only the head counts.
 
     Raises:
         ConfigError: shapes that do not match the model, or sizes out of range.
@@ -249,7 +253,7 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
         raise ConfigError(f"{len(predictor_bytes_L)} predictors for {spec.n_layers} layers")
     if context < 1 or batch < 1:
         raise ConfigError(f"context {context} and batch {batch} must be at least 1")
-    modules = _modules(spec, context * batch, predictor_bytes_L)
+    modules = _modules(spec, context * batch, predictor_bytes_L, kv_bytes, embed_on_host)
     module_bytes = sum(module.bytes for module in modules)
     neuron_bytes = spec.n_layers * spec.n_neurons * record_bytes
     gpu = module_bytes + neuron_bytes // 2 if vram_bytes is None else vram_bytes
@@ -271,7 +275,11 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
 
 
 def _modules(
-    spec: ModelSpec, kv_positions: int, predictor_bytes_L: Sequence[int]
+    spec: ModelSpec,
+    kv_positions: int,
+    predictor_bytes_L: Sequence[int],
+    kv_bytes: int,
+    embed_on_host: bool,
 ) -> tuple[Module, ...]:
     """Everything but the neurons; norms, biases and KV are float32."""
     d, vocab, size = spec.d_model, spec.vocab_size, spec.element_bytes
@@ -279,7 +287,8 @@ def _modules(
     attention = (qkv + spec.q_dim) * d * size + (qkv + 2 * d) * 4 * spec.biases
     norms = 2 * spec.n_layers + spec.final_norm
     read = vocab * spec.embed_width  # of embedding and positions a token reads a single row
-    head = read * (1 if spec.tied else 2)
+    copies = 1 if spec.tied or embed_on_host else 2
+    head = read * copies
     head += spec.max_context * d if spec.positions == "learned" else 0
     head += 2 * d * spec.embed_width if spec.embed_dim is not None else 0
     layers = range(spec.n_layers)
@@ -292,5 +301,8 @@ def _modules(
             for i in layers
             if predictor_bytes_L[i]
         ),
-        *(Module(f"kv.{i}", i, 2 * kv_positions * spec.kv_dim * 4, read_share=0.5) for i in layers),
+        *(
+            Module(f"kv.{i}", i, 2 * kv_positions * spec.kv_dim * kv_bytes, read_share=0.5)
+            for i in layers
+        ),
     )

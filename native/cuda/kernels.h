@@ -1,0 +1,193 @@
+// kernels.h - the operators of the plug-in: arguments and launchers, one .cu file each.
+//
+// Launchers only enqueue. All pointers are device memory, or host memory mapped into the device
+// where the name says host. `bucket` is the batch a graph was made for (1, 2, 4, 8, 16, 32); the
+// tokens that really travel are in PassState, and rows past them are computed and ignored.
+#ifndef HOTCOLD_KERNELS_H
+#define HOTCOLD_KERNELS_H
+#include "../device.h"
+
+#include <cuda_runtime.h>
+#include <stdexcept>
+#include <string>
+
+namespace hotcold {
+
+constexpr int HC_I8 = 3;  // dtype of predictor matrices quantised by row, beside hc_dtype
+constexpr int STAMPS = 8; // per layer: see enum below
+enum { AT_QKV, AT_PREDICT, AT_SPLIT, AT_HOT, AT_MERGE, AT_WAITED, AT_MERGED };
+
+struct PassState { // the running pass, in device memory; written by begin
+    uint32_t seq;
+    int32_t batch, head_rows;
+    uint32_t failed; // a wait ended without its flag
+    int32_t position_B[HC_MAX_BATCH];
+};
+
+struct Launch { // how to enqueue
+    cudaStream_t stream;
+    bool overlap; // programmatic dependent launch
+    int sms;
+};
+
+enum Epilogue { STORE, ADD, RELU, MEMBERS };
+enum When { ALWAYS, ONE_ROW, ALL_ROWS }; // head: by PassState.head_rows
+struct Gemv {
+    const void *w; // rows `stride` bytes apart
+    int64_t stride;
+    int32_t rows, d, dtype;
+    const float *scale_R; // HC_I8
+    const float *x;       // rows of x are x_stride floats apart
+    int64_t x_stride;
+    const float *norm_D; // x is rms-normed on the way in; NULL: taken as it is
+    float eps;
+    float *y;
+    int64_t y_stride;
+    const float *bias_R; // MEMBERS
+    float threshold;     // MEMBERS: bit b of members[row] = y[b] >= threshold
+    uint8_t *members;    // 4 bytes a row, one for each eight tokens
+    Epilogue epilogue;
+    When when;
+    const PassState *pass;
+    float *normed, *normed_host; // with norm_D: one block more writes the normed x here
+    float *residual_host;        // and x itself here
+    uint64_t *stamps;
+    int32_t stamp;
+};
+void gemv(const Gemv &args, int bucket, const Launch &launch);
+
+struct Norm {
+    const float *x, *weight_D;
+    float *y, *y_host, *residual_host;
+    int64_t d;
+    float eps;
+    const PassState *pass;
+    uint64_t *stamps;
+};
+void norm(const Norm &args, int bucket, const Launch &launch);
+
+struct Attention {
+    const float *qkv;        // [B][(heads + 2 kv_heads) * head_dim], not yet rotated
+    void *k_cache, *v_cache; // one layer: [kv_heads][context][head_dim]
+    const float *cos_PE, *sin_PE;
+    float *out; // [B][heads * head_dim]
+    int32_t heads, kv_heads, head_dim, context, kv_f16;
+    const PassState *pass;
+};
+void attention(const Attention &args, int bucket, const Launch &launch);
+
+struct HotList {       // active hot neurons of one layer, ascending
+    int32_t *rows;     // of the neuron table; NULL: every row
+    uint32_t *members; // NULL: all tokens
+    int32_t *count;
+    int32_t *starts; // n_chunks + 1 positions in the list
+    float *c_KB;     // relu(gate) * up, entry [k * bucket + b]
+};
+struct Exchange { // one layer's part of the shared segment, mapped; NULL where there is none
+    uint32_t *x_flag, *active_flag, *y_flag;
+    hc_active *cold;
+    const float *y;
+    uint64_t epoch;
+    int64_t capacity;
+    const uint32_t *abort; // host word: not 0: end every wait
+    uint32_t *relay;       // device word: seq once the wait of this layer is over
+};
+struct Split {
+    const uint32_t *members_N;
+    const uint32_t *owned_G; // bit i of word g: neuron 32 g + i is hot
+    const int32_t *row_G;    // rows of the hot table before group g
+    int32_t n, n_chunks;
+    const int32_t *bounds_C; // n_chunks + 1 neuron ids
+    HotList hot;
+    int32_t *cold_ids; // the cold list, where it is too long for shared memory
+    uint32_t *cold_members;
+    bool in_shared;  // set by split()
+    int32_t *counts; // out: cold count, hot rows * tokens
+    Exchange to;
+    const PassState *pass;
+    uint64_t *stamps;
+};
+void split(const Split &args, const Launch &launch);
+void signal_x(const Exchange &to, const PassState *pass, const Launch &launch);
+
+struct Ffn {
+    const char *const
+        *record_R; // where each row of the table lies: on the device or in host memory
+    int64_t record_bytes, gate_offset, up_offset, down_offset;
+    int32_t d, dtype, n_rows, n_chunks;
+    const float *x;
+    HotList hot;
+    float *partial_CBD;
+    int32_t *fired_C; // [4][n_chunks]: neurons * tokens whose gate fired
+    const PassState *pass;
+    uint64_t *stamps;
+};
+void gate_up(const Ffn &args, int bucket, const Launch &launch);
+void down(const Ffn &args, int bucket, const Launch &launch);
+
+struct Merge {
+    float *h;                 // [B][D] residual
+    const float *partial_CBD; // NULL: no hot neurons
+    int32_t n_chunks, d, bucket;
+    Exchange from;             // y_flag NULL: no cold neurons
+    const int32_t *cold_count; // NULL: not predicted, always wait and add
+    int32_t selective;
+    int32_t *skipped; // += 1 where the exchange was skipped
+    PassState *pass;
+    uint64_t *stamps;
+};
+void merge(const Merge &args, const Launch &launch);
+
+struct PassHost { // pinned and mapped: how a pass goes in and its report out
+    hc_device_pass in;
+    int32_t position_B[HC_MAX_BATCH];
+    uint32_t abort, done; // done: seq of the last finished pass
+    uint32_t failed;
+    int64_t counters[6]; // gate_rows, up_down_rows, skipped, cold, hot, pass_ns
+    int64_t phase_ns[HC_PHASES];
+};
+struct Begin {
+    const PassHost *host;
+    const float *embedded_host;
+    float *h;
+    int64_t d;
+    PassState *pass;
+    int32_t *skipped;
+    uint64_t *stamps;
+};
+void begin(const Begin &args, int bucket, const Launch &launch);
+struct Finish {
+    const float *logits;
+    float *logits_host;
+    int64_t vocab;
+    const PassState *pass;
+    PassHost *host;
+    const int32_t *counts_L2, *fired_LC, *skipped, *n_hot_L;
+    int32_t n_layers, n_chunks, groups, predicted;
+    const uint64_t *stamps; // [L + 1][STAMPS]
+};
+void finish(const Finish &args, const Launch &launch);
+
+inline void check(cudaError_t error, const char *what) {
+    if (error != cudaSuccess)
+        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+template <class Args>
+void enqueue(void (*kernel)(Args), dim3 grid, int threads, size_t shared, const Launch &launch,
+             const Args &args) {
+    cudaLaunchAttribute attribute[1];
+    attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute[0].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = launch.stream;
+    config.attrs = attribute;
+    config.numAttrs = launch.overlap ? 1 : 0;
+    check(cudaLaunchKernelEx(&config, kernel, args), "kernel launch");
+}
+
+} // namespace hotcold
+#endif

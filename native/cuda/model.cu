@@ -1,0 +1,328 @@
+// model.cu - lay out one GPU executor's memory, check it against the budget, fill it.
+//
+// One allocation. The layout function runs twice, first to count and then to hand out, so what is
+// checked against the budget is what is used. Hot neurons become a compact table of whole records,
+// ascending by id; the host's copy of the weights stays where it is.
+#include "model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <cuda_fp16.h>
+
+namespace hotcold {
+
+int32_t bucket_of(int32_t batch) {
+    int32_t bucket = 1;
+    while (bucket < batch)
+        bucket *= 2;
+    return bucket;
+}
+
+int64_t bytes_of(int32_t dtype) {
+    return dtype == HC_F32 ? 4 : dtype == HC_I8 ? 1 : 2;
+}
+
+namespace {
+
+// Host to device through two pinned buffers: pageable memory would be copied at a third of the rate.
+class Uploader {
+  public:
+    Uploader() {
+        check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "upload stream");
+        for (int i = 0; i < 2; i++) {
+            check(cudaHostAlloc(&pinned_[i], SIZE, cudaHostAllocDefault), "upload buffer");
+            check(cudaEventCreateWithFlags(&free_[i], cudaEventDisableTiming), "upload event");
+        }
+    }
+    ~Uploader() {
+        cudaStreamSynchronize(stream_);
+        for (int i = 0; i < 2; i++) {
+            cudaFreeHost(pinned_[i]);
+            cudaEventDestroy(free_[i]);
+        }
+        cudaStreamDestroy(stream_);
+    }
+    void copy(void *to, const void *from, int64_t bytes) {
+        const char *source = static_cast<const char *>(from);
+        char *target = static_cast<char *>(to);
+        while (bytes > 0) {
+            const int64_t part = std::min(bytes, SIZE - filled_);
+            if (filled_ == 0)
+                check(cudaEventSynchronize(free_[turn_]), "upload");
+            char *at = static_cast<char *>(pinned_[turn_]) + filled_;
+            std::memcpy(at, source, part);
+            check(cudaMemcpyAsync(target, at, part, cudaMemcpyHostToDevice, stream_), "upload");
+            filled_ += (part + 255) / 256 * 256;
+            source += part, target += part, bytes -= part;
+            if (filled_ >= SIZE)
+                flush();
+        }
+    }
+    void flush() {
+        check(cudaEventRecord(free_[turn_], stream_), "upload");
+        turn_ = 1 - turn_;
+        filled_ = 0;
+    }
+    void finish() {
+        flush();
+        check(cudaStreamSynchronize(stream_), "upload");
+    }
+
+  private:
+    static constexpr int64_t SIZE = 16 << 20;
+    cudaStream_t stream_;
+    void *pinned_[2];
+    cudaEvent_t free_[2];
+    int turn_ = 0;
+    int64_t filled_ = 0;
+};
+
+float half_to_float(uint16_t bits) {
+    return __half2float(__half(__half_raw{bits}));
+}
+
+// Symmetric int8 with one scale a row.
+void quantise(const void *w, int32_t dtype, int64_t rows, int64_t d, std::vector<int8_t> &out,
+              std::vector<float> &scales) {
+    out.resize(rows * d);
+    scales.resize(rows);
+    std::vector<float> row(d);
+    for (int64_t r = 0; r < rows; r++) {
+        float most = 0;
+        for (int64_t i = 0; i < d; i++) {
+            row[i] = dtype == HC_F32 ? static_cast<const float *>(w)[r * d + i]
+                                     : half_to_float(static_cast<const uint16_t *>(w)[r * d + i]);
+            most = std::max(most, std::fabs(row[i]));
+        }
+        scales[r] = most / 127.0f;
+        const float inverse = most > 0 ? 127.0f / most : 0;
+        for (int64_t i = 0; i < d; i++)
+            out[r * d + i] = static_cast<int8_t>(std::lrintf(row[i] * inverse));
+    }
+}
+
+} // namespace
+
+Model::Model(const hc_executor_args &args, const hc_device_args &device,
+             const hc_device_layer *layers_L)
+    : bucket(bucket_of(args.max_batch)), args_(args), device_(device), plan_(layers_L) {
+    const hc_model &m = *args.model;
+    layers.resize(m.n_layers);
+    for (int i = 0; i < m.n_layers; i++) {
+        max_hot = std::max(max_hot, args.shares_L[i].n_ids);
+        if (plan_[i].predicted_at >= 0)
+            max_hidden = std::max(max_hidden, device.predictors_L[i].hidden);
+    }
+    Arena count;
+    lay_out(count);
+    bytes = count.used();
+    if (device.vram_bytes > 0 && bytes > device.vram_bytes)
+        throw std::runtime_error("the plan needs " + std::to_string(bytes >> 20) +
+                                 " MiB of GPU memory beside the context, the budget leaves " +
+                                 std::to_string(device.vram_bytes >> 20) +
+                                 " MiB; raise --vram or use a smaller context");
+    check(cudaMalloc(&memory_, bytes), "GPU memory");
+    try {
+        check(cudaMemset(memory_, 0, bytes), "GPU memory");
+        reserve_bus();
+        Arena hand_out(memory_);
+        lay_out(hand_out);
+        upload();
+    } catch (...) {
+        cudaFree(memory_);
+        cudaFreeHost(bus_);
+        throw;
+    }
+}
+
+Model::~Model() {
+    cudaFree(memory_);
+    cudaFreeHost(bus_);
+}
+
+bool Model::on_bus(int layer, int32_t id) const {
+    return device_.bus_LN && device_.bus_LN[layer * args_.model->n + id];
+}
+
+int64_t Model::rows_on_device(int layer) const {
+    const hc_share &share = args_.shares_L[layer];
+    return std::count_if(share.ids, share.ids + share.n_ids,
+                         [&](int32_t id) { return !on_bus(layer, id); });
+}
+
+// Owned neurons that stay in host memory: a pinned copy, so that the device can read them.
+void Model::reserve_bus() {
+    int64_t rows = 0;
+    for (int i = 0; i < args_.model->n_layers; i++)
+        rows += args_.shares_L[i].n_ids - rows_on_device(i);
+    if (!rows)
+        return;
+    check(cudaHostAlloc(reinterpret_cast<void **>(&bus_), rows * args_.model->record_bytes,
+                        cudaHostAllocMapped),
+          "pinned memory for neurons read over the bus");
+    check(cudaHostGetDevicePointer(reinterpret_cast<void **>(&bus_mapped_), bus_, 0), "bus");
+    bus_end_ = bus_;
+}
+
+void Model::lay_out(Arena &arena) {
+    const hc_model &m = *args_.model;
+    const int64_t B = bucket, D = m.d, S = device_.n_chunks, head_dim = m.head_dim;
+    const int64_t q_dim = m.heads * head_dim, kv_dim = m.kv_heads * head_dim;
+    Buffers &b = buffers;
+    uint32_t *members = arena.take<uint32_t>(m.n_layers * m.n); // one block: masks leave it whole
+    int32_t *counts = arena.take<int32_t>(2 * m.n_layers);
+    int32_t *fired = arena.take<int32_t>(4 * S * m.n_layers);
+    for (int i = 0; i < m.n_layers; i++) {
+        layers[i].members_N = members ? members + i * m.n : nullptr;
+        layers[i].counts_2 = counts ? counts + 2 * i : nullptr;
+        layers[i].fired_4C = fired ? fired + 4 * S * i : nullptr;
+        lay_out_layer(arena, i);
+    }
+    b.pass = arena.take<PassState>(1);
+    b.h = arena.take<float>(B * D);
+    b.normed = arena.take<float>(B * D);
+    b.qkv = arena.take<float>(B * (q_dim + 2 * kv_dim));
+    b.attended = arena.take<float>(B * q_dim);
+    b.hidden = arena.take<float>(B * max_hidden);
+    b.partial_CBD = arena.take<float>(S * B * D);
+    b.logits = arena.take<float>(B * m.vocab);
+    b.final_norm_D = arena.take<float>(D);
+    b.cos_PE = arena.take<float>(m.context * head_dim / 2);
+    b.sin_PE = arena.take<float>(m.context * head_dim / 2);
+    b.head = arena.take<char>(m.vocab * D * bytes_of(m.dtype));
+    b.hot.rows = arena.take<int32_t>(max_hot);
+    b.hot.members = arena.take<uint32_t>(max_hot);
+    b.hot.count = arena.take<int32_t>(1);
+    b.hot.starts = arena.take<int32_t>(S + 1);
+    b.hot.c_KB = arena.take<float>(max_hot * B);
+    b.cold_ids = arena.take<int32_t>(m.n);
+    b.cold_members = arena.take<uint32_t>(m.n);
+    b.skipped = arena.take<int32_t>(1);
+    b.n_hot_L = arena.take<int32_t>(m.n_layers);
+    b.stamps = arena.take<uint64_t>((m.n_layers + 1) * STAMPS);
+}
+
+void Model::lay_out_layer(Arena &arena, int index) {
+    const hc_model &m = *args_.model;
+    const int64_t D = m.d, e = bytes_of(m.dtype), S = device_.n_chunks;
+    const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
+    const int64_t kv_bytes = kv_dim * m.context * (device_.kv_f16 ? 2 : 4);
+    Layer &layer = layers[index];
+    layer.attention_norm_D = arena.take<float>(D);
+    layer.ffn_norm_D = arena.take<float>(D);
+    layer.qkv = arena.take<char>((q_dim + 2 * kv_dim) * D * e);
+    layer.o = arena.take<char>(D * q_dim * e);
+    layer.records = arena.take<char>(rows_on_device(index) * m.record_bytes);
+    layer.record_R = arena.take<const char *>(args_.shares_L[index].n_ids);
+    layer.k_cache = arena.take<char>(kv_bytes);
+    layer.v_cache = arena.take<char>(kv_bytes);
+    layer.owned_G = arena.take<uint32_t>((m.n + 31) / 32);
+    layer.row_G = arena.take<int32_t>((m.n + 31) / 32);
+    layer.relay = arena.take<uint32_t>(1);
+    layer.bounds_C = arena.take<int32_t>(S + 1);
+    layer.starts_C = arena.take<int32_t>(S + 1);
+    if (plan_[index].predicted_at < 0)
+        return;
+    const hc_predictor_layer &from = device_.predictors_L[index];
+    Predictor &to = layer.predictor;
+    to.dtype = device_.predictor_i8 ? HC_I8 : from.dtype;
+    to.fc1 = arena.take<char>(from.hidden * D * bytes_of(to.dtype));
+    to.fc2 = arena.take<char>(m.n * from.hidden * bytes_of(to.dtype));
+    if (device_.predictor_i8) {
+        to.scale1_H = arena.take<float>(from.hidden);
+        to.scale2_N = arena.take<float>(m.n);
+    }
+    if (from.bias_N)
+        to.bias_N = arena.take<float>(m.n);
+}
+
+void Model::upload() {
+    const hc_model &m = *args_.model;
+    const int64_t half_table = m.context * m.head_dim / 2 * 4;
+    Uploader up;
+    up.copy(buffers.final_norm_D, m.final_norm_D, m.d * 4);
+    up.copy(buffers.cos_PE, m.cos_PE, half_table);
+    up.copy(buffers.sin_PE, m.sin_PE, half_table);
+    up.copy(buffers.head, m.head, m.vocab * m.d * bytes_of(m.dtype));
+    std::vector<int32_t> n_hot(m.n_layers);
+    for (int i = 0; i < m.n_layers; i++)
+        n_hot[i] = static_cast<int32_t>(args_.shares_L[i].n_ids);
+    up.copy(buffers.n_hot_L, n_hot.data(), 4 * m.n_layers);
+    up.finish();
+    for (int i = 0; i < m.n_layers; i++) {
+        upload_layer(i);
+        if (plan_[i].predicted_at >= 0)
+            upload_predictor(i);
+    }
+}
+
+void Model::upload_layer(int index) {
+    const hc_model &m = *args_.model;
+    const hc_layer &from = m.layers[index];
+    const hc_share &share = args_.shares_L[index];
+    Layer &to = layers[index];
+    const int64_t D = m.d, e = bytes_of(m.dtype), S = device_.n_chunks;
+    const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
+    Uploader up;
+    up.copy(to.attention_norm_D, from.attention_norm_D, D * 4);
+    up.copy(to.ffn_norm_D, from.ffn_norm_D, D * 4);
+    up.copy(to.qkv, from.qkv, (q_dim + 2 * kv_dim) * D * e);
+    up.copy(to.o, from.o, D * q_dim * e);
+    std::vector<int32_t> rows((m.n + 31) / 32), starts(S + 1);
+    std::vector<uint32_t> owned(rows.size());
+    const char *records = static_cast<const char *>(from.records);
+    std::vector<const char *> record_R(share.n_ids);
+    int64_t on_device = 0;
+    for (int64_t k = 0; k < share.n_ids; k++) {
+        const char *record = records + share.ids[k] * m.record_bytes;
+        owned[share.ids[k] / 32] |= 1u << share.ids[k] % 32;
+        if (on_bus(index, share.ids[k])) {
+            std::memcpy(bus_end_, record, m.record_bytes);
+            record_R[k] = bus_mapped_ + (bus_end_ - bus_);
+            bus_end_ += m.record_bytes;
+        } else {
+            char *target = to.records + on_device++ * m.record_bytes;
+            up.copy(target, record, m.record_bytes);
+            record_R[k] = target;
+        }
+    }
+    up.copy(to.record_R, record_R.data(), share.n_ids * sizeof(char *));
+    for (size_t g = 1; g < rows.size(); g++)
+        rows[g] = rows[g - 1] + __builtin_popcount(owned[g - 1]);
+    const int32_t *bounds = device_.bounds_LC + index * (S + 1);
+    for (int64_t c = 0; c <= S; c++)
+        starts[c] = static_cast<int32_t>(
+            std::lower_bound(share.ids, share.ids + share.n_ids, bounds[c]) - share.ids);
+    up.copy(to.owned_G, owned.data(), owned.size() * 4);
+    up.copy(to.row_G, rows.data(), rows.size() * 4);
+    up.copy(to.bounds_C, bounds, (S + 1) * 4);
+    up.copy(to.starts_C, starts.data(), (S + 1) * 4);
+    up.finish();
+}
+
+void Model::upload_predictor(int index) {
+    const hc_model &m = *args_.model;
+    const hc_predictor_layer &from = device_.predictors_L[index];
+    Predictor &to = layers[index].predictor;
+    Uploader up;
+    if (from.bias_N)
+        up.copy(to.bias_N, from.bias_N, m.n * 4);
+    if (!device_.predictor_i8) {
+        up.copy(to.fc1, from.fc1, from.hidden * m.d * bytes_of(from.dtype));
+        up.copy(to.fc2, from.fc2, m.n * from.hidden * bytes_of(from.dtype));
+        up.finish();
+        return;
+    }
+    std::vector<int8_t> weights;
+    std::vector<float> scales;
+    quantise(from.fc1, from.dtype, from.hidden, m.d, weights, scales);
+    up.copy(to.fc1, weights.data(), weights.size());
+    up.copy(to.scale1_H, scales.data(), scales.size() * 4);
+    quantise(from.fc2, from.dtype, m.n, from.hidden, weights, scales);
+    up.copy(to.fc2, weights.data(), weights.size());
+    up.copy(to.scale2_N, scales.data(), scales.size() * 4);
+    up.finish();
+}
+
+} // namespace hotcold

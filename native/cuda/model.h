@@ -1,0 +1,96 @@
+// model.h - one GPU executor's memory: where every tensor lies on the device.
+#ifndef HOTCOLD_MODEL_H
+#define HOTCOLD_MODEL_H
+#include "kernels.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace hotcold {
+
+struct Predictor {
+    void *fc1 = nullptr, *fc2 = nullptr;
+    float *scale1_H = nullptr, *scale2_N = nullptr, *bias_N = nullptr;
+    int32_t dtype = 0;
+};
+
+struct Layer {
+    float *attention_norm_D, *ffn_norm_D;
+    char *qkv, *o, *records; // records: of the neurons that are on the device
+    const char **record_R;   // of all owned neurons
+    void *k_cache, *v_cache;
+    uint32_t *owned_G;
+    int32_t *row_G, *bounds_C, *starts_C; // starts: of the whole table, where all are proposed
+    uint32_t *members_N, *relay;
+    int32_t *counts_2, *fired_4C;
+    Predictor predictor;
+};
+
+// Hands out parts of one allocation; with no base it only counts.
+class Arena {
+  public:
+    explicit Arena(char *base = nullptr) : base_(base) {}
+    template <class T> T *take(int64_t count) {
+        const int64_t at = used_;
+        used_ += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
+        return base_ ? reinterpret_cast<T *>(base_ + at) : nullptr;
+    }
+    int64_t used() const {
+        return used_;
+    }
+
+  private:
+    char *base_;
+    int64_t used_ = 0;
+};
+
+struct Buffers { // of one pass
+    PassState *pass;
+    float *h, *normed, *qkv, *attended, *hidden, *partial_CBD, *logits;
+    float *final_norm_D, *cos_PE, *sin_PE;
+    char *head;
+    HotList hot;
+    int32_t *cold_ids, *skipped, *n_hot_L;
+    uint32_t *cold_members;
+    uint64_t *stamps;
+};
+
+class Model {
+  public:
+    Model(const hc_executor_args &args, const hc_device_args &device,
+          const hc_device_layer *layers_L);
+    ~Model();
+    Model(const Model &) = delete;
+
+    std::vector<Layer> layers;
+    Buffers buffers = {};
+    int64_t bytes = 0;   // allocated on the device
+    int64_t max_hot = 1; // longest table of hot neurons
+    int64_t max_hidden = 1;
+    int32_t bucket; // largest batch, rounded up to a graph's
+    int32_t dtype_of(int layer) const {
+        return layers[layer].predictor.dtype;
+    }
+
+  private:
+    void lay_out(Arena &arena);
+    void lay_out_layer(Arena &arena, int index);
+    void upload();
+    void upload_layer(int index);
+    void upload_predictor(int index);
+    const hc_executor_args &args_;
+    const hc_device_args &device_;
+    const hc_device_layer *plan_;
+    bool on_bus(int layer, int32_t id) const;
+    int64_t rows_on_device(int layer) const;
+    void reserve_bus();
+    char *memory_ = nullptr;
+    char *bus_ = nullptr; // pinned copies of the neurons that stay in host memory
+    char *bus_end_ = nullptr, *bus_mapped_ = nullptr;
+};
+
+int32_t bucket_of(int32_t batch);
+int64_t bytes_of(int32_t dtype);
+
+} // namespace hotcold
+#endif

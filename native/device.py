@@ -1,0 +1,110 @@
+"""Typed face of the GPU plug-in (device.c): open it, make an executor's device, run one operator.
+
+Keeps alive what the C side points to. Finding or building the library is cuda_plugin.py's part.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native._ffi import ffi, last_error, lib, pointer
+from hotcold.runtime.errors import BackendError, BudgetError
+
+PHASES = ("attention", "predict", "hot", "wait", "merge", "head")
+
+
+@dataclass(frozen=True)
+class DeviceArrays:
+    """hc_device_args: how the GPU executor uses its GPU.
+
+    Args:
+        plugin: path of the plug-in library.
+        bounds_LC: int32 [L, C + 1], neuron ids that cut each layer's hot neurons in C chunks.
+        predictors: PredictorArrays by layer; empty: nothing is predicted.
+        predict_steps: the predictor's program, or None.
+        index: CUDA device.
+        kv_dtype: "float32" or "float16".
+        predictor_dtype: None: as given; "int8": quantised by row.
+        vram_bytes: what may be allocated beside the context; 0: no limit.
+        bus_LN: uint8 [L, N], 1 for owned neurons that stay in host memory, or None.
+        launch_overlap: let a kernel start while the one before it ends.
+    """
+
+    plugin: Path
+    bounds_LC: NDArray[np.int32]
+    predictors: Sequence[Any] = ()
+    predict_steps: NDArray[Any] | None = None
+    index: int = 0
+    kv_dtype: str = "float32"
+    predictor_dtype: str | None = None
+    vram_bytes: int = 0
+    bus_LN: NDArray[np.uint8] | None = None
+    launch_overlap: bool = True
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """The last pass on the device: counts, times in nanoseconds by phase, memory in bytes."""
+
+    gate_rows: int
+    up_down_rows: int
+    bytes: int
+    skipped_exchanges: int
+    cold_neurons: int
+    pass_ns: int
+    phase_ns: dict[str, int]
+    allocated_bytes: int
+
+
+def open_plugin(path: Path) -> Any:
+    """Load a plug-in library.
+
+    Raises:
+        BackendError: it cannot be loaded, or has another ABI.
+    """
+    plugin = lib.hc_device_open(str(path).encode())
+    if plugin == ffi.NULL:
+        raise BackendError(last_error())
+    return plugin
+
+
+class NativeDevice:
+    """One GPU executor's device; made from the executor's own args, freed by close()."""
+
+    def __init__(self, arrays: DeviceArrays, args: Any, predictors: Any, keep: list[Any]) -> None:
+        c = ffi.new("hc_device_args *")
+        c.index, c.kv_f16 = arrays.index, arrays.kv_dtype == "float16"
+        c.predictor_i8 = arrays.predictor_dtype == "int8"
+        bounds = np.ascontiguousarray(arrays.bounds_LC, np.int32)
+        c.n_chunks, c.bounds_LC = bounds.shape[1] - 1, pointer(bounds, "int32_t *")
+        c.vram_bytes, c.launch_overlap = arrays.vram_bytes, arrays.launch_overlap
+        c.predictors_L = predictors
+        c.bus_LN = pointer(arrays.bus_LN, "uint8_t *")
+        steps = arrays.predict_steps
+        if steps is not None and len(steps):
+            c.predict_steps, c.n_predict_steps = pointer(steps, "hc_step *"), len(steps)
+        keep += [c, bounds, steps]
+        self.c = lib.hc_device_create(open_plugin(arrays.plugin), args, c)
+        if self.c == ffi.NULL:
+            text = last_error()
+            raise BudgetError(text) if "raise --vram" in text else BackendError(text)
+
+    def report(self) -> DeviceReport:
+        """Counts and times of the last pass."""
+        c = ffi.new("hc_device_report *")
+        lib.hc_device_report_last(self.c, c)
+        return DeviceReport(
+            *(c.gate_rows, c.up_down_rows, c.bytes, c.skipped_exchanges, c.cold_neurons, c.pass_ns),
+            phase_ns=dict(zip(PHASES, list(c.phase_ns), strict=True)),
+            allocated_bytes=c.allocated_bytes,
+        )
+
+    def close(self) -> None:
+        """Free the device memory. Idempotent."""
+        if self.c != ffi.NULL:
+            lib.hc_device_destroy(self.c)
+            self.c = ffi.NULL

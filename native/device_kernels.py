@@ -1,0 +1,141 @@
+"""The GPU plug-in's operators one by one, on numpy arrays: for tests and `bench kernels`.
+
+Every call copies its arrays to the device and back, so the time to look at is the one returned with
+repeat, which is of the kernel alone. Passes do not come through here.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native._ffi import check, ffi, lib, pointer
+
+DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
+F32 = NDArray[np.float32]
+
+
+def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> float:
+    """Run hc_device_operate; median seconds of the repeats, 0 without any."""
+    op = ffi.new("hc_device_op *")
+    op.kind, op.repeat = ("gemv", "ffn", "split", "attention").index(kind), repeat
+    setattr(op, kind, args)
+    seconds = ffi.new("float *")
+    op.seconds = seconds
+    for name, value in more.items():
+        is_array = isinstance(value, np.ndarray)
+        setattr(op, name, pointer(value, "float *") if is_array else value)
+    check(lib.hc_device_operate(plugin, op))
+    return float(seconds[0])
+
+
+def gemv(
+    plugin: Any,
+    w_RD: NDArray[Any],
+    dtype: str,
+    x_BD: F32,
+    *,
+    scale_R: F32 | None = None,
+    norm_D: F32 | None = None,
+    eps: float = 1e-5,
+    add_to: F32 | None = None,
+    relu: bool = False,
+    repeat: int = 0,
+) -> tuple[F32, float]:
+    """y_BR = W x (W with a row stride of its own allowed), and seconds a launch.
+
+    bfloat16 weights come as uint16. scale_R belongs to int8 weights; norm_D norms x on the way in.
+    """
+    batch, d = x_BD.shape
+    rows = w_RD.shape[0]
+    y_BR = np.zeros((batch, rows), np.float32) if add_to is None else add_to.copy()
+    a = ffi.new("hc_gemv_args *")
+    a.w, a.stride_bytes = ffi.cast("void *", w_RD.ctypes.data), w_RD.strides[0]
+    a.rows, a.d, a.dtype, a.batch = rows, d, DTYPES[dtype], batch
+    a.x_BD, a.x_stride = pointer(x_BD, "float *"), d
+    a.y_BR, a.y_stride = pointer(y_BR, "float *"), rows
+    a.bias_R, a.relu = pointer(scale_R, "float *"), relu
+    a.accumulate = add_to is not None
+    more = {} if norm_D is None else {"norm_D": norm_D, "eps": eps}
+    return y_BR, _operate(plugin, "gemv", a, repeat, **more)
+
+
+def ffn(
+    plugin: Any,
+    records: NDArray[np.uint8],
+    dtype: str,
+    x_BD: F32,
+    bounds_C: NDArray[np.int32],
+    ids: NDArray[np.int32] | None = None,
+    members: NDArray[np.uint32] | None = None,
+    repeat: int = 0,
+) -> tuple[F32, int, float]:
+    """Sparse FFN over rows of a table [rows, record_bytes] with gate, up, down side by side.
+
+    Returns:
+        y_BD, neurons times tokens that fired, seconds of the three kernels.
+    """
+    batch, d = x_BD.shape
+    size = 4 if dtype == "float32" else 2
+    y_BD = np.full((batch, d), np.nan, np.float32)
+    a = ffi.new("hc_ffn_args *")
+    a.records, a.record_bytes = ffi.cast("void *", records.ctypes.data), records.strides[0]
+    a.gate_offset, a.up_offset, a.down_offset = 0, d * size, 2 * d * size
+    a.d, a.dtype, a.batch = d, DTYPES[dtype], batch
+    if ids is not None:
+        a.ids, a.n_ids = pointer(ids, "int32_t *"), len(ids)
+        a.members = pointer(members, "uint32_t *")
+    a.bounds, a.n_chunks = pointer(bounds_C, "int32_t *"), len(bounds_C) - 1
+    a.x_BD, a.y_BD = pointer(x_BD, "float *"), pointer(y_BD, "float *")
+    seconds = _operate(plugin, "ffn", a, repeat)
+    return y_BD, int(a.up_down_rows), seconds
+
+
+def split(
+    plugin: Any, scores_BN: F32, threshold: float, device_N: NDArray[np.int8], repeat: int = 0
+) -> tuple[list[tuple[NDArray[np.int32], NDArray[np.uint32]]], float]:
+    """(ids, members) of the hot list (rows of the hot table) and the cold one (neuron ids)."""
+    batch, n = scores_BN.shape
+    part = -(-4 * n // 64) * 64
+    a = ffi.new("hc_split_args *")
+    a.scores_BN, a.n, a.batch = pointer(scores_BN, "float *"), n, batch
+    a.threshold, a.device_N = threshold, pointer(device_N, "int8_t *")
+    lists = [np.zeros(64 + 2 * part, np.uint8) for _ in range(2)]
+    for device, data in enumerate(lists):
+        a.out[device] = ffi.cast("hc_active *", data.ctypes.data)
+        a.out[device].capacity = n
+    seconds = _operate(plugin, "split", a, repeat)
+    found = []
+    for device, data in enumerate(lists):
+        count = int(a.out[device].count)
+        ids = data[64 : 64 + 4 * count].view(np.int32)
+        found.append((ids, data[64 + part : 64 + part + 4 * count].view(np.uint32)))
+    return found, seconds
+
+
+def attention(
+    plugin: Any,
+    qkv_BQ: F32,
+    k_cache: F32,
+    v_cache: F32,
+    heads: int,
+    position_B: NDArray[np.int32],
+    cos_PE: F32,
+    sin_PE: F32,
+    repeat: int = 0,
+) -> tuple[F32, float]:
+    """Rotate, append to the caches [kv_heads, context, head_dim] in place, attend.
+
+    Returns:
+        out [B, H * E], and seconds a launch.
+    """
+    kv_heads, context, head_dim = k_cache.shape
+    out = np.full((len(qkv_BQ), heads * head_dim), np.nan, np.float32)
+    a = ffi.new("hc_attention_args *")
+    a.q, a.q_stride = pointer(qkv_BQ, "float *"), qkv_BQ.shape[1]
+    a.k_cache, a.v_cache = pointer(k_cache, "float *"), pointer(v_cache, "float *")
+    a.heads, a.kv_heads, a.head_dim = heads, kv_heads, head_dim
+    a.batch, a.context = len(qkv_BQ), context
+    a.position_B, a.out = pointer(position_B, "int32_t *"), pointer(out, "float *")
+    seconds = _operate(plugin, "attention", a, repeat, cos_PE=cos_PE, sin_PE=sin_PE)
+    return out, seconds

@@ -1,0 +1,185 @@
+"""The whole model with the GPU executor on a GPU: the oracle's logits for every plan and batch."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.models import TinyLlama, write_llama
+from support.oracle import Oracle
+
+from hotcold.native import nvml
+from hotcold.runtime import embedded
+from hotcold.runtime.config import EngineConfig, Sampling
+from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.errors import ActorLostError, HotcoldError
+from hotcold.runtime.exchange import PoisonCode
+from hotcold.runtime.session import LocalSession
+
+pytestmark = pytest.mark.gpu
+
+TINY = {
+    "even": TinyLlama(neurons=96),
+    "odd": TinyLlama(d=35, layers=3, neurons=51, heads=5, kv_heads=1, head_dim=6, vocab=301),
+    "tied": TinyLlama(d=24, neurons=40, heads=3, kv_heads=3, tied=True, dtype="float16", seed=1),
+    "bfloat16": TinyLlama(d=64, neurons=2500, heads=4, kv_heads=2, dtype="bfloat16", seed=2),
+}
+
+
+class Share:
+    """Put a random share of each layer's neurons on the GPU."""
+
+    def __init__(self, share: float, seed: int = 0) -> None:
+        self.share, self.seed = share, seed
+
+    def place(self, problem: Any) -> Any:
+        filled = problem.fill(np.ones(problem.shape))
+        rng = np.random.default_rng(self.seed)
+        device_LN = (rng.random(problem.shape) >= self.share).astype(np.int8)
+        return type(filled)(device_LN, dict.fromkeys(filled.modules, "gpu0"))
+
+
+def session(model: Path, share: float | None = 0.5, **options: Any) -> LocalSession:
+    options.setdefault("vram", "2GiB")
+    if share is not None:
+        options["policy"] = Share(share)
+    prepared = prepare_model(EngineConfig(model=model, **options))
+    assert prepared.gpu is not None
+    return LocalSession(deploy(prepared, solve(prepared)))
+
+
+@pytest.fixture(params=list(TINY), scope="module")
+def tiny(request: pytest.FixtureRequest, plugin: Any, tmp_path_factory: Any) -> Path:
+    folder: Path = tmp_path_factory.mktemp("models") / request.param
+    write_llama(folder, TINY[request.param])
+    return folder
+
+
+def ids_of(model: Path, count: int) -> list[int]:
+    vocab = Oracle.load(model).tensors["model.embed_tokens.weight"].shape[0]
+    return np.random.default_rng(0).integers(3, vocab, count).tolist()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.95, 1.0])
+@pytest.mark.parametrize("schedule", ["paper", "selective"])
+def test_logits_are_the_oracles_gate_first(tiny: Path, share: float, schedule: str) -> None:
+    ids = ids_of(tiny, 50)
+    expected = Oracle.load(tiny).forward(ids).logits_TV
+    with session(tiny, share, schedule=schedule) as local:
+        logits, _ = local.logits(ids)
+    np.testing.assert_allclose(logits, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.95, 1.0])
+@pytest.mark.parametrize("batch", [32, 5, 1])
+def test_logits_are_the_masked_oracles(tiny: Path, share: float, batch: int) -> None:
+    ids = ids_of(tiny, 45)
+    options: dict[str, Any] = {
+        "predictor": "low-rank",
+        "settings": {"predictor.rank": "6", "predictor.margin": "0.5"},
+    }
+    with session(tiny, share, max_batch=batch, **options) as local:
+        logits, masks_TLN = local.logits(ids)
+        states = {actor: local.segment.actor_state(actor) for actor in local.executors}
+    expected = Oracle.load(tiny).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
+    assert 0.05 < masks_TLN.mean() < 0.95
+    np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
+    fired = states["gpu"].up_down_rows + states["cpu"].up_down_rows
+    wanted = (masks_TLN.transpose(1, 0, 2) & (expected.gates_LTN > 0)).sum()
+    assert abs(fired - wanted) <= max(3, 1e-3 * wanted)
+
+
+@pytest.mark.parametrize("predictor", ["exact", "low-rank"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_neurons_read_over_the_bus_change_nothing(tiny: Path, predictor: str, share: float) -> None:
+    ids = ids_of(tiny, 40)
+    with session(tiny, share, predictor=predictor, bus_share=0.4) as local:
+        logits, masks_TLN = local.logits(ids)
+        rows = [len(part.ids) for part in local.executors["cpu"].native._keep[-1].shares]
+    assert sum(rows) < 0.65 * (1 - share) * masks_TLN[0].size
+    expected = Oracle.load(tiny).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
+    np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
+
+
+def test_batch_changes_no_bit(tiny: Path) -> None:
+    ids = ids_of(tiny, 37)
+    runs = []
+    for batch in (32, 8, 3, 1):
+        with session(tiny, 0.5, max_batch=batch, predictor="low-rank") as local:
+            runs.append(local.logits(ids)[0])
+    for other in runs[1:]:
+        np.testing.assert_array_equal(runs[0], other)
+
+
+def test_int8_predictors_and_half_caches_stay_close(tiny: Path) -> None:
+    ids = ids_of(tiny, 40)
+    expected = Oracle.load(tiny).forward(ids).logits_TV
+    with session(tiny, 0.5, kv_dtype="float16") as local:
+        logits, _ = local.logits(ids)
+    assert np.abs(logits - expected).max() < 0.05
+    options: dict[str, Any] = {"predictor": "low-rank", "predictor_dtype": "int8"}
+    with session(tiny, 0.5, **options) as local:
+        logits, masks_TLN = local.logits(ids)
+    masked = Oracle.load(tiny).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
+    np.testing.assert_allclose(logits, masked.logits_TV, atol=1e-3, rtol=0)
+
+
+def test_the_embedded_model_generates_what_the_cpu_device_does(
+    plugin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = Sampling(max_tokens=100, ignore_eos=True)
+    texts = []
+    for mode in ("require", "off"):
+        monkeypatch.setenv("HOTCOLD_CUDA", mode)
+        prepared = prepare_model(EngineConfig(model=embedded.path(), predictor="exact"))
+        assert (prepared.gpu is not None) == (mode == "require")
+        with LocalSession(deploy(prepared, solve(prepared))) as local:
+            prompt = local.text.ids("Once upon a time", prepared.context)
+            texts.append([id_ for id_, _ in local.sample(prompt, sampling)])
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("predictor", ["exact", "low-rank"])
+def test_poison_ends_a_parked_pass_and_frees_the_memory(tiny: Path, predictor: str) -> None:
+    """The CPU executor never comes: the graph is parked on a flag of a cold sum."""
+    before = nvml.used_bytes()
+    ids = ids_of(tiny, 40)
+    prepared = prepare_model(
+        EngineConfig(model=tiny, vram="2GiB", policy=Share(0.5), predictor=predictor)
+    )
+    deployment = deploy(prepared, solve(prepared))
+    deployment.programs["cpu"] = deployment.programs["cpu"][:0]
+    local = LocalSession(deployment)
+    try:
+        failure: list[Any] = []
+
+        def ask() -> None:
+            try:
+                local.logits(ids)
+            except HotcoldError as error:
+                failure.append(error)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(0.5)
+        assert asking.is_alive()
+        began = time.monotonic()
+        local.segment.poison(PoisonCode.DIED, "cpu")
+        asking.join(5)
+        assert not asking.is_alive()
+        assert time.monotonic() - began < 2
+        assert isinstance(failure[0], ActorLostError)
+        assert failure[0].actor == "cpu"
+    finally:
+        local.close()
+    after = nvml.used_bytes()
+    assert before is not None
+    assert after is not None
+    assert after - before < 700 << 20  # at most the context, which stays with the process
+
+
+def test_a_budget_that_is_too_small_is_refused(tiny: Path) -> None:
+    with pytest.raises(HotcoldError):
+        session(tiny, 1.0, vram="100MiB")

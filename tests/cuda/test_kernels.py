@@ -1,0 +1,184 @@
+"""Every CUDA kernel against numpy in float64: odd sizes, all dtypes, batches of 1 to 32."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hotcold.native import device_kernels as kernels
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = ["float32", "float16", "bfloat16"]
+BATCHES = [1, 2, 3, 8, 17, 32]
+
+
+def stored(values: NDArray[Any], dtype: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Values as stored in a dtype, and what they then are."""
+    if dtype == "bfloat16":
+        raw = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return raw, (raw.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    raw = values.astype(dtype)
+    return raw, raw.astype(np.float64)
+
+
+def close(found: NDArray[Any], expected: NDArray[Any], tolerance: float = 1e-5) -> None:
+    error = np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30)
+    assert np.isfinite(found).all()
+    assert error < tolerance, error
+
+
+def rms_normed(x: NDArray[Any], weight: NDArray[Any], eps: float = 1e-5) -> NDArray[Any]:
+    x = x.astype(np.float64)
+    return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + eps) * weight
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(("rows", "d"), [(5, 7), (96, 256), (301, 1000), (4100, 520), (37, 5120)])
+def test_gemv(plugin: Any, dtype: str, batch: int, rows: int, d: int) -> None:
+    rng = np.random.default_rng(rows + batch)
+    raw, w = stored(rng.standard_normal((rows, d)), dtype)
+    x = rng.standard_normal((batch, d)).astype(np.float32)
+    weight = (1 + 0.1 * rng.standard_normal(d)).astype(np.float32)
+    close(kernels.gemv(plugin, raw, dtype, x)[0], x @ w.T)
+    normed, _ = kernels.gemv(plugin, raw, dtype, x, norm_D=weight)
+    close(normed, rms_normed(x, weight) @ w.T)
+    before = rng.standard_normal((batch, rows)).astype(np.float32)
+    close(kernels.gemv(plugin, raw, dtype, x, add_to=before)[0], before + x @ w.T)
+    close(kernels.gemv(plugin, raw, dtype, x, relu=True)[0], np.maximum(x @ w.T, 0))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 32])
+def test_gemv_of_int8_rows_with_scales(plugin: Any, batch: int) -> None:
+    rng = np.random.default_rng(batch)
+    for rows, d in [(33, 960), (5000, 64), (7, 13)]:
+        w = rng.integers(-127, 128, (rows, d)).astype(np.int8)
+        scale = rng.uniform(0.001, 0.1, rows).astype(np.float32)
+        x = rng.standard_normal((batch, d)).astype(np.float32)
+        found, _ = kernels.gemv(plugin, w, "int8", x, scale_R=scale)
+        close(found, (x.astype(np.float64) @ w.T.astype(np.float64)) * scale)
+
+
+@pytest.mark.parametrize(("rows", "d"), [(301, 1000), (4100, 520)])
+def test_a_token_gets_the_same_bits_in_any_batch(plugin: Any, rows: int, d: int) -> None:
+    rng = np.random.default_rng(5)
+    raw, _ = stored(rng.standard_normal((rows, d)), "float16")
+    x = rng.standard_normal((32, d)).astype(np.float32)
+    whole, _ = kernels.gemv(plugin, raw, "float16", x)
+    for size in (1, 2, 4, 8, 11):
+        part, _ = kernels.gemv(plugin, raw, "float16", x[:size].copy())
+        np.testing.assert_array_equal(part, whole[:size])
+
+
+def table(rng: Any, rows: int, d: int, dtype: str) -> tuple[Any, list[NDArray[np.float64]]]:
+    """Records of gate, up and down side by side, and the three as float64."""
+    raw, values = stored(rng.standard_normal((rows, 3, d)) / np.sqrt(d), dtype)
+    size = raw.dtype.itemsize
+    record_bytes = -(-3 * d * size // 64) * 64
+    records = np.zeros((rows, record_bytes), np.uint8)
+    records[:, : 3 * d * size] = raw.reshape(rows, -1).view(np.uint8)
+    return records, [values[:, part] for part in range(3)]
+
+
+def reglu(x: Any, parts: Any, ids: Any, on_KB: Any) -> NDArray[np.float64]:
+    gate, up, down = (part[ids] for part in parts)
+    c_BK = np.maximum(x @ gate.T, 0) * (x @ up.T) * on_KB.T
+    return np.asarray(c_BK @ down)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(("rows", "d"), [(51, 35), (700, 256), (1500, 1024)])
+def test_ffn(plugin: Any, dtype: str, batch: int, rows: int, d: int) -> None:
+    rng = np.random.default_rng(rows * batch)
+    records, parts = table(rng, rows, d, dtype)
+    x = rng.standard_normal((batch, d)).astype(np.float32)
+    bounds = np.linspace(0, rows, 9).astype(np.int32)
+    ids = np.flatnonzero(rng.random(rows) < 0.3).astype(np.int32)
+    members = rng.integers(1, 2**batch, len(ids), dtype=np.uint64).astype(np.uint32)
+    on_KB = (members[:, None] >> np.arange(batch, dtype=np.uint32)) & 1
+    y, fired, _ = kernels.ffn(plugin, records, dtype, x, bounds, ids, members)
+    close(y, reglu(x, parts, ids, on_KB))
+    gates = np.asarray(x @ parts[0][ids].T)
+    assert abs(fired - ((gates > 0) & (on_KB.T > 0)).sum()) <= (np.abs(gates) < 1e-5).sum()
+    everyone = np.arange(rows)
+    y, _, _ = kernels.ffn(plugin, records, dtype, x, bounds)
+    close(y, reglu(x, parts, everyone, np.ones((rows, batch))))
+    none, fired, _ = kernels.ffn(plugin, records, dtype, x, bounds, ids[:0], members[:0])
+    assert fired == 0
+    np.testing.assert_array_equal(none, 0)
+
+
+def test_a_token_of_the_ffn_gets_the_same_bits_in_any_batch(plugin: Any) -> None:
+    rng = np.random.default_rng(1)
+    records, _ = table(rng, 600, 512, "float16")
+    x = rng.standard_normal((32, 512)).astype(np.float32)
+    bounds = np.linspace(0, 600, 17).astype(np.int32)
+    wanted = rng.random((600, 32)) < 0.2
+    words = (wanted << np.arange(32, dtype=np.uint32)).sum(axis=1).astype(np.uint32)
+    ids = np.flatnonzero(words).astype(np.int32)
+    whole, _, _ = kernels.ffn(plugin, records, "float16", x, bounds, ids, words[ids])
+    for b in (0, 9, 31):
+        own = np.flatnonzero(wanted[:, b]).astype(np.int32)
+        members = np.ones(len(own), np.uint32)
+        one = x[b : b + 1].copy()
+        alone, _, _ = kernels.ffn(plugin, records, "float16", one, bounds, own, members)
+        np.testing.assert_array_equal(alone[0], whole[b])
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("n", [1, 31, 51, 1000, 13824, 32768])
+def test_split(plugin: Any, batch: int, n: int) -> None:
+    rng = np.random.default_rng(n + batch)
+    scores = rng.standard_normal((batch, n)).astype(np.float32)
+    device = (rng.random(n) < 0.4).astype(np.int8)
+    words = ((scores >= 1.0) << np.arange(batch, dtype=np.uint32)[:, None]).sum(axis=0)
+    hot, cold = kernels.split(plugin, scores, 1.0, device)[0]
+    row_of_id = np.cumsum(device == 0) - 1
+    active = words.astype(np.uint32) > 0
+    hot_ids = np.flatnonzero(active & (device == 0))
+    cold_ids = np.flatnonzero(active & (device == 1))
+    np.testing.assert_array_equal(hot[0], row_of_id[hot_ids])
+    np.testing.assert_array_equal(hot[1], words[hot_ids])
+    np.testing.assert_array_equal(cold[0], cold_ids)
+    np.testing.assert_array_equal(cold[1], words[cold_ids])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 32])
+@pytest.mark.parametrize("shape", [(5, 1, 6), (4, 4, 64), (8, 2, 128), (2, 1, 256)])
+@pytest.mark.parametrize("before", [0, 3, 200])
+def test_attention(plugin: Any, batch: int, shape: tuple[int, int, int], before: int) -> None:
+    heads, kv_heads, hd = shape
+    rng = np.random.default_rng(before + hd)
+    context, half = before + batch + 3, hd // 2
+    qkv = rng.standard_normal((batch, (heads + 2 * kv_heads) * hd)).astype(np.float32)
+    caches = [np.zeros((kv_heads, context, hd), np.float32) for _ in range(2)]
+    for cache in caches:
+        cache[:, :before] = rng.standard_normal((kv_heads, before, hd))
+    angles = rng.uniform(0, 6, (context, half))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    positions = np.arange(before, before + batch, dtype=np.int32)
+
+    def turn(x: Any) -> NDArray[np.float64]:
+        c, s = cos[positions, None].astype(float), sin[positions, None].astype(float)
+        low, high = x[..., :half], x[..., half:]
+        return np.concatenate([low * c - high * s, high * c + low * s], axis=-1)
+
+    parts = qkv.astype(np.float64).reshape(batch, -1, hd)
+    q, k, v = np.split(parts, [heads, heads + kv_heads], axis=1)
+    keys, values = (cache.astype(np.float64) for cache in caches)
+    keys[:, before : before + batch] = turn(k).transpose(1, 0, 2)
+    values[:, before : before + batch] = v.transpose(1, 0, 2)
+    expected = np.zeros((batch, heads, hd))
+    for b in range(batch):
+        for head in range(heads):
+            n, at = before + b + 1, head // (heads // kv_heads)
+            scores = keys[at, :n] @ turn(q)[b, head] / np.sqrt(hd)
+            p = np.exp(scores - scores.max())
+            expected[b, head] = p / p.sum() @ values[at, :n]
+    out, _ = kernels.attention(plugin, qkv, *caches, heads, positions, cos, sin)
+    close(out, expected.reshape(batch, -1))
+    close(caches[0], keys)
+    close(caches[1], values)
