@@ -124,7 +124,8 @@ def bus_mask(choice: GpuChoice, plan: Plan) -> NDArray[np.bool_]:
     rank_LN = np.cumsum(on_host_LN, axis=1)
     steps_LN = np.floor(rank_LN * choice.bus_share)
     chosen_LN: NDArray[np.bool_] = steps_LN > np.floor((rank_LN - 1) * choice.bus_share)
-    return np.logical_and(on_host_LN, chosen_LN)
+    chosen_LN &= on_host_LN
+    return chosen_LN
 
 
 def shared_plan(choice: GpuChoice, plan: Plan) -> Plan:
