@@ -40,7 +40,8 @@ def sources() -> list[Path]:
 def emit_glue(folder: Path) -> Path:
     """Write cffi's glue for the header into folder and return its path."""
     ffi = FFI()
-    ffi.cdef(declarations(HERE / "hotcold.h"))
+    for header in ("hotcold.h", "gpu.h"):
+        ffi.cdef(declarations(HERE / header))
     ffi.set_source(MODULE, '#include "hotcold.h"', py_limited_api=True)
     folder.mkdir(parents=True, exist_ok=True)
     glue = folder / "_kernels_glue.c"

@@ -5,6 +5,7 @@ deployment as plain data. Without a GPU, without a plug-in or with the Ray trans
 the GPU executor computes on its CPU device.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +22,11 @@ from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan
 from hotcold.runtime.units import format_bytes
 
+logger = logging.getLogger(__name__)
+
 HOT_CHUNKS = 64  # partial sums of the hot FFN; enough blocks to fill a large GPU
 COLD_CHUNKS = 28  # pieces of the CPU executor's work; see native/ops/ffn.c
+MAX_HEAD_DIM, MAX_NEURONS = 256, 32768
 CONTEXT_BYTES = 560 << 20  # a CUDA context with these kernels loaded, where it was not measured
 KEEP_FREE = 256 << 20  # of a GPU used without a budget
 
@@ -70,6 +74,11 @@ def choose_gpu(
     plugin = cuda_plugin.find()
     if plugin is None:
         return None
+    if missing := unsupported(spec):
+        if cuda_plugin.mode() == "require":
+            raise BackendError(f"the GPU kernels do not serve {missing}; set HOTCOLD_CUDA=auto")
+        logger.warning("running on the CPU device: the GPU kernels do not serve %s", missing)
+        return None
     gpu = nvml.gpus()[nvml.visible_index()]
     budget = vram_bytes or gpu.total_bytes - gpu.used_bytes - KEEP_FREE
     context_bytes = cuda_probe.context_bytes(plugin.path) or CONTEXT_BYTES
@@ -82,6 +91,22 @@ def choose_gpu(
         bus_share=config.bus_share,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
+
+
+def unsupported(spec: ModelSpec) -> str:
+    """What of a model the GPU kernels have no code for; empty: nothing."""
+    found = {
+        "plain ReLU layers": spec.ffn != "reglu",
+        "layer norms": spec.norm != "rms",
+        "learned positions": spec.positions != "rotary",
+        "biases": spec.biases,
+        "norms behind the residual": spec.post_norm,
+        "heads without a norm before them": not spec.final_norm,
+        "projected embeddings": spec.embed_dim not in (None, spec.d_model),
+        f"heads of more than {MAX_HEAD_DIM} elements": spec.head_dim > MAX_HEAD_DIM,
+        f"layers of more than {MAX_NEURONS} neurons": spec.n_neurons > MAX_NEURONS,
+    }
+    return ", ".join(name for name, there in found.items() if there)
 
 
 def check_room(choice: GpuChoice, module_bytes: int) -> None:

@@ -1,16 +1,12 @@
 // executor.cu - one pass of the whole model as one CUDA graph launch.
 //
-// A graph for each batch bucket, captured once. A layer is, in order (predicted, with cold neurons):
-//   qkv (norm folded in) | attention | o + residual | fc1 (+ x to both devices) | fc2 and threshold
-//   | split, cold list and flags to the host | gate and up | down | wait for the cold sum, merge
-// The host thread that launched it watches: it ends the pass's waits when the exchange is poisoned
+// The graphs are made in graph.cu. The host thread that launched it watches: it ends the pass's waits when the exchange is poisoned
 // and wakes peers that fell asleep on a flag, which the device cannot.
-#include "model.h"
+#include "executor.h"
 
 #include <algorithm>
 #include <cstring>
 #include <linux/futex.h>
-#include <memory>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -18,7 +14,6 @@
 namespace hotcold {
 namespace {
 
-constexpr int BUCKETS = 6; // 1, 2, 4, 8, 16, 32
 constexpr int64_t LOOK_NS = 50000, QUERY_NS = 2000000, DRAIN_NS = 1500000000;
 
 int64_t now_ns() {
@@ -27,50 +22,14 @@ int64_t now_ns() {
     return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
 
-class Executor {
-  public:
-    Executor(const hc_executor_args &args, const hc_device_args &device,
-             const hc_device_layer *layers_L);
-    ~Executor();
-    hc_status pass(const hc_device_pass &in, hc_device_report &report);
-    float *logits() {
-        return logits_host_;
-    }
-
-  private:
-    void register_segment();
-    void capture(int index);
-    void record(int32_t bucket);
-    void record_attention(int layer, int32_t bucket);
-    void record_prediction(int layer, int at, bool carries_norm, int32_t bucket);
-    void record_ffn(int layer, int32_t bucket);
-    void record_head(int32_t bucket);
-    Exchange exchange(int layer) const;
-    uint32_t *flag(int32_t index) const;
-    void watch(uint32_t seq);
-    void ring(uint32_t seq);
-    void fill(const hc_device_pass &in, hc_device_report &report);
-    Gemv dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const;
-
-    hc_executor_args args_;
-    hc_device_args device_;
-    std::vector<hc_device_layer> plan_;
-    std::unique_ptr<Model> model_;
-    Launch launch_ = {};
-    PassHost *host_ = nullptr, *host_mapped_ = nullptr;
-    float *embedded_ = nullptr, *embedded_mapped_ = nullptr;
-    float *logits_host_ = nullptr, *logits_mapped_ = nullptr;
-    char *segment_ = nullptr; // as the device sees it
-    bool predicted_ = false;
-    cudaGraphExec_t graph_[BUCKETS] = {};
-};
-
 template <class T> void pin(T **host, T **mapped, size_t count) {
     check(cudaHostAlloc(reinterpret_cast<void **>(host), count * sizeof(T), cudaHostAllocMapped),
           "pinned memory");
     std::memset(static_cast<void *>(*host), 0, count * sizeof(T));
     check(cudaHostGetDevicePointer(reinterpret_cast<void **>(mapped), *host, 0), "pinned memory");
 }
+
+} // namespace
 
 Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
                    const hc_device_layer *layers_L)
@@ -119,193 +78,6 @@ void Executor::register_segment() {
         cudaHostUnregister(args_.segment);
     check(error, "mapping the exchange segment");
     segment_ = static_cast<char *>(mapped);
-}
-
-uint32_t *Executor::flag(int32_t index) const {
-    if (index < 0)
-        return nullptr;
-    char *flags = segment_ + args_.segment->flags_offset;
-    return &reinterpret_cast<hc_flag *>(flags)[index].value;
-}
-
-Exchange Executor::exchange(int layer) const {
-    const hc_device_layer &plan = plan_[layer];
-    Exchange e = {};
-    e.epoch = args_.epoch;
-    e.capacity = args_.model->n;
-    e.abort = &host_mapped_->abort;
-    e.relay = model_->layers[layer].relay;
-    if (!plan.has_cold)
-        return e;
-    e.x_flag = flag(plan.x_flag);
-    e.active_flag = flag(plan.active_flag);
-    e.y_flag = flag(plan.y_flag);
-    if (plan.cold_list >= 0)
-        e.cold = reinterpret_cast<hc_active *>(segment_ + plan.cold_list);
-    e.y = reinterpret_cast<const float *>(segment_ + plan.y);
-    return e;
-}
-
-Gemv Executor::dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const {
-    Gemv g = {};
-    g.w = w;
-    g.dtype = args_.model->dtype;
-    g.stride = d * bytes_of(g.dtype);
-    g.rows = static_cast<int32_t>(rows);
-    g.d = static_cast<int32_t>(d);
-    g.x = x, g.x_stride = d, g.y = y, g.y_stride = rows;
-    g.eps = args_.model->norm_eps;
-    g.pass = model_->buffers.pass;
-    return g;
-}
-
-void Executor::record_attention(int layer, int32_t bucket) {
-    const hc_model &m = *args_.model;
-    const Layer &from = model_->layers[layer];
-    const Buffers &b = model_->buffers;
-    const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
-    Gemv qkv = dense(from.qkv, q_dim + 2 * kv_dim, m.d, b.h, b.qkv);
-    qkv.norm_D = from.attention_norm_D;
-    qkv.stamps = b.stamps + (layer + 1) * STAMPS, qkv.stamp = AT_QKV;
-    gemv(qkv, bucket, launch_);
-    attention(Attention{b.qkv, from.k_cache, from.v_cache, b.cos_PE, b.sin_PE, b.attended, m.heads,
-                        m.kv_heads, m.head_dim, static_cast<int32_t>(m.context), device_.kv_f16,
-                        b.pass},
-              bucket, launch_);
-    Gemv o = dense(from.o, m.d, q_dim, b.attended, b.h);
-    o.epilogue = ADD;
-    gemv(o, bucket, launch_);
-}
-
-// The proposals of `layer`, from the input of layer `at`; carries_norm: x of `at` goes out with it.
-void Executor::record_prediction(int layer, int at, bool carries_norm, int32_t bucket) {
-    const hc_model &m = *args_.model;
-    const Buffers &b = model_->buffers;
-    const Predictor &p = model_->layers[layer].predictor;
-    const hc_predictor_layer &shape = device_.predictors_L[layer];
-    Gemv fc1 = dense(p.fc1, shape.hidden, m.d, b.h, b.hidden);
-    fc1.dtype = p.dtype, fc1.stride = m.d * bytes_of(p.dtype), fc1.scale_R = p.scale1_H;
-    fc1.epilogue = shape.relu ? RELU : STORE;
-    fc1.stamps = b.stamps + (at + 1) * STAMPS, fc1.stamp = AT_PREDICT;
-    if (!shape.input) {
-        fc1.norm_D = model_->layers[at].ffn_norm_D;
-        if (carries_norm) {
-            const hc_device_layer &plan = plan_[at];
-            float *slot = plan.has_cold ? reinterpret_cast<float *>(segment_ + plan.x) : nullptr;
-            fc1.normed = b.normed, fc1.normed_host = slot;
-        }
-    }
-    gemv(fc1, bucket, launch_);
-    Gemv fc2 = dense(p.fc2, m.n, shape.hidden, b.hidden, nullptr);
-    fc2.dtype = p.dtype, fc2.stride = shape.hidden * bytes_of(p.dtype), fc2.scale_R = p.scale2_N;
-    fc2.epilogue = MEMBERS, fc2.threshold = shape.threshold, fc2.bias_R = p.bias_N;
-    fc2.members = reinterpret_cast<uint8_t *>(model_->layers[layer].members_N);
-    gemv(fc2, bucket, launch_);
-}
-
-void Executor::record_ffn(int layer, int32_t bucket) {
-    const hc_model &m = *args_.model;
-    const hc_device_layer &plan = plan_[layer];
-    const Layer &from = model_->layers[layer];
-    const Buffers &b = model_->buffers;
-    const Exchange to = exchange(layer);
-    uint64_t *stamps = b.stamps + (layer + 1) * STAMPS;
-    bool normed = false;
-    for (int later = layer; later < m.n_layers; later++)
-        if (plan_[later].predicted_at == layer) {
-            const bool carries = !normed && !device_.predictors_L[later].input;
-            record_prediction(later, layer, carries, bucket);
-            normed |= carries;
-        }
-    if (!normed) {
-        float *slot = plan.has_cold ? reinterpret_cast<float *>(segment_ + plan.x) : nullptr;
-        norm(Norm{b.h, from.ffn_norm_D, b.normed, slot, nullptr, m.d, m.norm_eps, b.pass, stamps},
-             bucket, launch_);
-    }
-    HotList hot = b.hot;
-    if (plan.predicted_at >= 0) {
-        split(Split{from.members_N, from.owned_G, from.row_G, static_cast<int32_t>(m.n),
-                    device_.n_chunks, from.bounds_C, hot, b.cold_ids, b.cold_members, false,
-                    from.counts_2, to, b.pass, stamps},
-              launch_);
-    } else {
-        hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
-        if (to.x_flag)
-            signal_x(to, b.pass, launch_);
-    }
-    if (plan.has_hot) {
-        const Ffn ffn = {from.record_R,
-                         m.record_bytes,
-                         m.gate_offset,
-                         m.up_offset,
-                         m.down_offset,
-                         static_cast<int32_t>(m.d),
-                         m.dtype,
-                         static_cast<int32_t>(args_.shares_L[layer].n_ids),
-                         device_.n_chunks,
-                         b.normed,
-                         hot,
-                         b.partial_CBD,
-                         from.fired_4C,
-                         b.pass,
-                         stamps};
-        gate_up(ffn, bucket, launch_);
-        down(ffn, bucket, launch_);
-    }
-    merge(Merge{b.h, plan.has_hot ? b.partial_CBD : nullptr, device_.n_chunks,
-                static_cast<int32_t>(m.d), bucket, to,
-                plan.predicted_at >= 0 ? from.counts_2 : nullptr, plan.selective, b.skipped, b.pass,
-                stamps},
-          launch_);
-}
-
-void Executor::record_head(int32_t bucket) {
-    const hc_model &m = *args_.model;
-    const Buffers &b = model_->buffers;
-    Gemv head = dense(b.head, m.vocab, m.d, b.h, b.logits);
-    head.norm_D = b.final_norm_D;
-    head.when = ONE_ROW;
-    head.stamps = b.stamps, head.stamp = 1;
-    gemv(head, bucket, launch_);
-    head.when = ALL_ROWS;
-    head.stamps = nullptr;
-    if (bucket > 1)
-        gemv(head, bucket, launch_);
-}
-
-void Executor::record(int32_t bucket) {
-    const hc_model &m = *args_.model;
-    const Buffers &b = model_->buffers;
-    begin(Begin{host_mapped_, embedded_mapped_, b.h, m.d, b.pass, b.skipped, b.stamps}, bucket,
-          launch_);
-    for (int layer = 0; layer < m.n_layers; layer++) {
-        record_attention(layer, bucket);
-        record_ffn(layer, bucket);
-    }
-    record_head(bucket);
-    const Layer &first = model_->layers[0];
-    finish(Finish{b.logits, logits_mapped_, m.vocab, b.pass, host_mapped_, first.counts_2,
-                  first.fired_4C, b.skipped, b.n_hot_L, m.n_layers, device_.n_chunks,
-                  (bucket + 7) / 8, predicted_, b.stamps},
-           launch_);
-}
-
-void Executor::capture(int index) {
-    cudaGraph_t graph = nullptr;
-    check(cudaStreamBeginCapture(launch_.stream, cudaStreamCaptureModeThreadLocal), "capture");
-    try {
-        record(1 << index);
-    } catch (...) {
-        cudaStreamEndCapture(launch_.stream, &graph);
-        if (graph)
-            cudaGraphDestroy(graph);
-        throw;
-    }
-    check(cudaStreamEndCapture(launch_.stream, &graph), "capture");
-    const cudaError_t error = cudaGraphInstantiate(&graph_[index], graph, 0);
-    cudaGraphDestroy(graph);
-    check(error, "instantiating the graph");
-    check(cudaGraphUpload(graph_[index], launch_.stream), "uploading the graph");
 }
 
 // Wake peers that sleep on a flag that the device has set meanwhile.
@@ -392,6 +164,8 @@ hc_status Executor::pass(const hc_device_pass &in, hc_device_report &report) {
               "reading the proposals");
     return HC_OK;
 }
+
+namespace {
 
 thread_local std::string last_error;
 

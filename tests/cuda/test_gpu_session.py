@@ -16,6 +16,7 @@ from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.deployment import deploy, prepare_model, solve
 from hotcold.runtime.errors import ActorLostError, HotcoldError
 from hotcold.runtime.exchange import PoisonCode
+from hotcold.runtime.gpu import bus_mask
 from hotcold.runtime.session import LocalSession
 
 pytestmark = pytest.mark.gpu
@@ -97,8 +98,11 @@ def test_neurons_read_over_the_bus_change_nothing(tiny: Path, predictor: str, sh
     ids = ids_of(tiny, 40)
     with session(tiny, share, predictor=predictor, bus_share=0.4) as local:
         logits, masks_TLN = local.logits(ids)
-        rows = [len(part.ids) for part in local.executors["cpu"].native._keep[-1].shares]
-    assert sum(rows) < 0.65 * (1 - share) * masks_TLN[0].size
+        gpu, plan = local.deployment.gpu, local.deployment.plan
+    assert gpu is not None
+    bus_L, host_L = bus_mask(gpu, plan).sum(axis=1), (plan.device_LN == 1).sum(axis=1)
+    assert (bus_L == np.floor(0.4 * host_L)).all()
+    assert bus_L.sum() > 0
     expected = Oracle.load(tiny).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
     np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
 

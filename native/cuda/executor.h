@@ -1,0 +1,51 @@
+// executor.h - one GPU executor: its memory, its graphs, its pinned words.
+#ifndef HOTCOLD_CUDA_EXECUTOR_H
+#define HOTCOLD_CUDA_EXECUTOR_H
+#include "model.h"
+
+#include <memory>
+
+namespace hotcold {
+
+constexpr int BUCKETS = 6; // batches of 1, 2, 4, 8, 16, 32: a graph each
+
+class Executor {
+  public:
+    Executor(const hc_executor_args &args, const hc_device_args &device,
+             const hc_device_layer *layers_L);
+    ~Executor();
+    hc_status pass(const hc_device_pass &in, hc_device_report &report);
+    float *logits() {
+        return logits_host_;
+    }
+
+  private:
+    void register_segment();
+    void capture(int index);
+    void record(int32_t bucket);
+    void record_attention(int layer, int32_t bucket);
+    void record_prediction(int layer, int at, bool carries_norm, int32_t bucket);
+    void record_ffn(int layer, int32_t bucket);
+    void record_head(int32_t bucket);
+    Exchange exchange(int layer) const;
+    uint32_t *flag(int32_t index) const;
+    void watch(uint32_t seq);
+    void ring(uint32_t seq);
+    void fill(const hc_device_pass &in, hc_device_report &report);
+    Gemv dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const;
+
+    hc_executor_args args_;
+    hc_device_args device_;
+    std::vector<hc_device_layer> plan_;
+    std::unique_ptr<Model> model_;
+    Launch launch_ = {};
+    PassHost *host_ = nullptr, *host_mapped_ = nullptr;
+    float *embedded_ = nullptr, *embedded_mapped_ = nullptr;
+    float *logits_host_ = nullptr, *logits_mapped_ = nullptr;
+    char *segment_ = nullptr; // as the device sees it
+    bool predicted_ = false;
+    cudaGraphExec_t graph_[BUCKETS] = {};
+};
+
+} // namespace hotcold
+#endif

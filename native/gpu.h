@@ -1,0 +1,63 @@
+/* gpu.h - the part of the ABI that a GPU executor's device needs; hotcold.h includes it.
+ *
+ * Fed to cffi and to both compilers exactly as hotcold.h is; split off for its length alone.
+ */
+#ifndef HOTCOLD_GPU_H
+#define HOTCOLD_GPU_H
+
+/* cffi: begin */
+/* ---- A GPU as the GPU executor's device: a plug-in library (device.c, cuda/) ---- */
+typedef struct {
+    int32_t index;            /* CUDA device */
+    int32_t kv_f16;           /* KV cache in float16 instead of float32 */
+    int32_t predictor_i8;     /* predictor matrices as int8 with a scale a row */
+    int32_t n_chunks;         /* partial sums of the hot FFN */
+    int64_t vram_bytes;       /* what may be allocated; 0: no limit */
+    const int32_t *bounds_LC; /* [L][n_chunks + 1]: neuron ids that cut the hot neurons */
+    const hc_predictor_layer *predictors_L; /* NULL: nothing is predicted */
+    const hc_step *predict_steps;           /* the predictor's program */
+    int32_t n_predict_steps;
+    int32_t launch_overlap; /* programmatic dependent launch */
+    const uint8_t
+        *bus_LN; /* NULL, or 1: an owned neuron that stays in host memory, read over the bus */
+} hc_device_args;
+
+#define HC_PHASES 6
+typedef struct { /* of the last pass */
+    int64_t gate_rows, up_down_rows, bytes, skipped_exchanges, cold_neurons;
+    int64_t phase_ns[HC_PHASES]; /* attention, predict, hot, wait, merge, head; sums over layers */
+    int64_t pass_ns;             /* on the device */
+    int64_t allocated_bytes;     /* device memory this executor asked for */
+} hc_device_report;
+
+typedef enum {
+    HC_DEVICE_GEMV = 0,
+    HC_DEVICE_FFN = 1,
+    HC_DEVICE_SPLIT = 2,
+    HC_DEVICE_ATTENTION = 3
+} hc_device_op_kind;
+typedef struct { /* tests and benches: one operator on host arrays, copied in and out */
+    int32_t kind, index;
+    hc_gemv_args *gemv;  /* dtype 3: int8 weights, bias_R their scales */
+    const float *norm_D; /* gemv: x is normed first; NULL: not */
+    float eps;
+    hc_ffn_args *ffn;
+    hc_split_args *split;
+    hc_attention_args *attention; /* q: whole qkv rows, not yet rotated; caches are in and out */
+    const float *cos_PE, *sin_PE;
+    int32_t repeat; /* timed launches after the first */
+    float *seconds; /* NULL, or the median time of one launch */
+} hc_device_op;
+
+typedef struct hc_device hc_device;
+/* Open a plug-in library; NULL after a failure. The library stays loaded. */
+const void *hc_device_open(const char *path);
+/* Compute on the device what args describe; the executor made from args with it owns nothing. */
+hc_device *hc_device_create(const void *plugin, const hc_executor_args *args,
+                            const hc_device_args *device);
+void hc_device_destroy(hc_device *device);
+void hc_device_report_last(const hc_device *device, hc_device_report *out);
+hc_status hc_device_operate(const void *plugin, const hc_device_op *op);
+/* cffi: end */
+
+#endif
