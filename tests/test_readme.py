@@ -129,5 +129,5 @@ def test_the_settings_table_is_complete() -> None:
 def test_the_commands_it_names_exist() -> None:
     from hotcold.runtime.cli.main import COMMANDS
 
-    named = set(re.findall(r"(?:^|`|-- )hotcold ([a-z]+)", README.read_text(), re.M))
+    named = set(re.findall(r"(?:^|`|-- )hotcold ([a-z-]+)", README.read_text(), re.M))
     assert named <= set(COMMANDS), named - set(COMMANDS)
