@@ -1,4 +1,4 @@
-"""The three actors with a GPU: killed in the middle of a token, the generation goes on as it was."""
+"""The three actors with a GPU: one killed in the middle of a token, the generation goes on."""
 
 import signal
 import time
