@@ -90,7 +90,7 @@ class Engine:
         started_ray = cluster.enter(address)
         try:
             engine_name = name or f"hotcold-{os.getpid()}-{next(_numbers)}"
-            trio = Trio(deployment, engine_name, placement_group)
+            trio = Trio(deployment, engine_name, placement_group, started_ray)
         except BaseException:
             if started_ray:
                 cluster.leave()

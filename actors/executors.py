@@ -16,6 +16,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from hotcold.actors.processes import end_processes
 from hotcold.native.executor import Request, RequestTimes
 from hotcold.native.segment import Watcher
 from hotcold.runtime.deployment import Deployment
@@ -59,6 +60,7 @@ class Shell:
         self._executor: Executor | None = None
         self._segment: Segment | None = None
         self._watcher: Watcher | None = None
+        self._agents: tuple[int, ...] = ()
 
     @ray.method(concurrency_group="control")
     def facts(self) -> Facts:
@@ -72,6 +74,7 @@ class Shell:
         handle: SegmentHandle | None,
         kv: KvHandle | None,
         pids: dict[int, str],
+        agents: tuple[int, ...] = (),
     ) -> None:
         """Attach to an epoch's segment and build the executor for a deployment.
 
@@ -82,7 +85,9 @@ class Shell:
             handle: the shared segment, or None to use private memory (Ray transport).
             kv: the driver's KV memory, for the GPU executor; None: private memory.
             pids: processes whose death must poison the exchange.
+            agents: processes of the driver's own Ray that must not outlive it.
         """
+        self._agents = agents
         if deployment.store == "memfd":
             # Held over the change, or the machine's only copy could go with its last user.
             with WeightStore.open(open_bundle(deployment.bundle_path), deployment.store):
@@ -123,6 +128,7 @@ class Shell:
         executor.run()
         poison = executor.segment.poisoned
         if poison is not None and poison.code is PoisonCode.DIED and poison.actor == "driver":
+            end_processes(self._agents)
             os._exit(1)  # nobody is left to serve; Ray would notice in a second or two
 
     @ray.method(concurrency_group="control")

@@ -50,8 +50,8 @@ def run(
         typed: turns Ray's errors into ours.
         recovers: waits for rebuilt actors.
         restarts: losses to survive.
-        kv_survives: keys and values outlive the GPU executor (they do in the driver's KV memory, not
-            on a GPU); if not, a resumed request computes them again, which gives the same bits.
+        kv_survives: keys and values outlive the GPU executor, as in the driver's KV memory; on a
+            GPU they do not, and a resumed request computes them again, to the same bits.
 
     Raises:
         ActorLostError: after one loss too many; token_ids has what was generated.

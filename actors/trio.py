@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from hotcold.actors import cluster
 from hotcold.actors.executors import Facts, remote_class
-from hotcold.actors.processes import is_gone, is_stopped
+from hotcold.actors.processes import is_gone, is_stopped, ray_agents
 from hotcold.native.segment import Watcher
 from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import (
@@ -47,6 +47,7 @@ class Trio:
         deployment: what to run first; `load` replaces it.
         name: prefix of the actors' names.
         group: the caller's placement group, or None to make one.
+        private_ray: this process started the Ray it is in, which must end with it.
 
     Raises:
         ConfigError: the name is taken.
@@ -54,7 +55,11 @@ class Trio:
     """
 
     def __init__(
-        self, deployment: Deployment, name: str, group: PlacementGroup | None = None
+        self,
+        deployment: Deployment,
+        name: str,
+        group: PlacementGroup | None = None,
+        private_ray: bool = False,
     ) -> None:
         self.name, self.deployment = name, deployment
         self.actors: dict[str, Any] = {}
@@ -68,6 +73,7 @@ class Trio:
         self._loops: dict[str, Any] = {}
         self._epoch = 0
         self._closed = False
+        self._private_ray = private_ray
         _check_name(name)
         self._own_group = group is None
         self._group: Any = group
@@ -137,12 +143,13 @@ class Trio:
             self._watcher = segment.watch(pids)
             handle, kv, self._segment = segment.handle, self._kv and self._kv.handle, segment
         data = ray.put(deployment)
+        agents = ray_agents(os.getpid()) if self._private_ray else ()
         everyone = {**pids, os.getpid(): "driver"}
         refs = []
         for actor in ACTORS:
             peers = {p: who for p, who in everyone.items() if p != self.facts[actor].pid}
             own_kv = kv if actor == "gpu" else None
-            refs.append(self.actors[actor].load.remote(data, handle, own_kv, peers))
+            refs.append(self.actors[actor].load.remote(data, handle, own_kv, peers, agents))
         try:
             ray.get(refs, timeout=START_S + layout(deployment.spec)[1] / SLOW_DISK)
         except ray.exceptions.RayTaskError as error:

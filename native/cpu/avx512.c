@@ -8,10 +8,14 @@
  * alike; for 32 tokens bound by arithmetic, where this one gains. Measured on one core of a 2-core
  * Intel Xeon (Sapphire Rapids) under heavy load of other work, 2026-11-22, best of many:
  *   sparse FFN, fp16, cold records of 24 KB, in a program of its own; reading alone 16.8 GB/s there
- *            v1 four rows at once                          13.0 GB/s
- *            v2 and the next four prefetched, to L1        14.5   in use (to L2 14.6)
- *            v3 eight rows at once                         13.5, prefetched 14.1 (to L2 14.7)
+ *            v1 four rows at once                           13.0 GB/s
+ *            v2 and the next four prefetched, to L1         14.5
+ *            v3 eight rows at once                          13.5, prefetched 14.1 (to L2 14.7)
  *            v4 prefetched 0.5, 1 or 2 KB before a row ends 13.4, 13.8, 14.2
+ *            v5 as v2, prefetched to L2                     14.6   in use
+ *   Best calls hide what parts v2 from v5: v2 falls to 11.6 GB/s for stretches at a time (the L1 fill
+ *   buffers are few). Three runs of 300 calls on a nearly idle machine, 5th, 25th, 50th percentile:
+ *            v2  10.6-11.1  11.5-12.8  12.9-13.4     v5  10.4-12.6  12.8-13.2  13.3-13.6
  *   dot_batch, fp16 960 x 320, 32 tokens (avx2.c: 67 GFLOPS)
  *            v1 four rows by three tokens, as gcc likes  88 GFLOPS
  *            v2 weights kept in registers, tile aligned 104   in use
@@ -97,9 +101,9 @@ INLINE void dot_rows(const void *const *rows, const void *const *ahead, int n, c
     for (int64_t i = 0; i + 32 <= d; i += 32) {
         if (ahead)
             UNROLL for (int k = 0; k < n; k++) {
-                _mm_prefetch(at(ahead[k], i, dtype), _MM_HINT_T0);
+                _mm_prefetch(at(ahead[k], i, dtype), _MM_HINT_T1);
                 if (dtype == HC_F32)
-                    _mm_prefetch(at(ahead[k], i + 16, dtype), _MM_HINT_T0);
+                    _mm_prefetch(at(ahead[k], i + 16, dtype), _MM_HINT_T1);
             }
         __m512 x0 = _mm512_loadu_ps(x + i), x1 = _mm512_loadu_ps(x + i + 16);
         UNROLL for (int k = 0; k < n; k++) {
@@ -211,9 +215,9 @@ INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const f
     for (; i + 32 <= d; i += 32) {
         if (ahead)
             UNROLL for (int k = 0; k < n; k++) {
-                _mm_prefetch(at(ahead[k], i, dtype), _MM_HINT_T0);
+                _mm_prefetch(at(ahead[k], i, dtype), _MM_HINT_T1);
                 if (dtype == HC_F32)
-                    _mm_prefetch(at(ahead[k], i + 16, dtype), _MM_HINT_T0);
+                    _mm_prefetch(at(ahead[k], i + 16, dtype), _MM_HINT_T1);
             }
         __m512 y0 = _mm512_loadu_ps(y + i), y1 = _mm512_loadu_ps(y + i + 16);
         UNROLL for (int k = 0; k < n; k++) {

@@ -6,9 +6,9 @@
  *                     y = sum over listed i of  relu(g_i . x + b_i) * d_i
  *
  * A neuron that fires: 6 d FLOPs on 6 d bytes in fp16 (ReLU: 4 d on 4 d); another: a third of both
- * (ReLU: half). That is 1 FLOP a
- * byte for one token, so what counts is bytes not read, then reads in flight. Chunks are cut by
- * neuron id, not by position in the list: in a batch it is the union of its tokens' lists.
+ * (ReLU: half). That is 1 FLOP a byte for one token, so what counts is bytes not read, then reads in
+ * flight. Chunks are cut by neuron id, not by position in the list: in a batch it is the union of its
+ * tokens' lists.
  *
  * Measured on one core of a 2-core Intel Xeon (Sapphire Rapids) shared with other work, 2026-11-21,
  * fp16, records from memory, plain stream read in the same run 15-17 GB/s:
@@ -17,10 +17,11 @@
  *   v2 and the next four gate rows prefetched                  8.9                 11.0
  *   v3 and up rows, then down columns prefetched as one list   9.7                 13.6
  *   v4 and gates of 128 neurons at once (in use)               9.9                 13.3
- * `hotcold bench kernels --d 4096 --density 10 --samples 101`, AVX-512, 2026-11-22, same machine under
- * load: v4 against reading records of 24 KB alone, GB/s: one core, medians 13.4 of 15.4 (0.87), best
- * calls 14.5 of 16.6 (0.87); two cores, best 27.9 of 31.9 (0.87), medians 18.4 of 22.4 (0.82: other
- * work often held the second core).
+ * `hotcold bench kernels --d 4096 --density 10 --samples 101`, 2026-11-22, same machine, v4 with
+ * AVX-512 v5 as a share of reading records of 24 KB alone, five runs under varying load, one core:
+ * best calls 0.88 0.88 0.87 0.88 0.86 (14.3 of 16.5 GB/s), medians 0.80 0.53 0.81 0.64 0.79: a busy
+ * machine moves medians. Turns of 300 on a nearly idle one: medians 0.88 0.88 0.88. Two cores: best
+ * calls 26.9 of 30.5 (0.88) where other work left both cores free.
  *
  * Many threads: 14 cores of an H100 host, 278 and 600 fired neurons of d 5120 in a layer: 28 chunks
  * 82 and 98 GB/s, 42 chunks 77 and 98, 56 chunks 72 and 95 (a plain stream: 140). Cutting the sum by
