@@ -48,6 +48,8 @@ hc_status hc_model_norm(const hc_model *model, const float *x_BD, const float *w
                         const float *bias_D, float *y_BD, int32_t batch);
 /* steps.c: compute one step, whose waits are over. */
 hc_status hc_compute_step(hc_executor *executor, const hc_step *step, uint32_t seq);
+/* steps.c: what a step leaves for after its signal: the recall audit. */
+void hc_after_step(hc_executor *executor, const hc_step *step, uint32_t seq);
 /* audit.c: count fired neurons among a sample of those a layer's list leaves out. */
 void hc_audit(hc_executor *executor, const hc_step *step, uint32_t seq);
 /* loop.c: one pass of the whole program with its waits and signals. */

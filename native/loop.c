@@ -96,9 +96,14 @@ hc_status hc_run_pass(hc_executor *e) {
         hc_status s = hc_compute_step(e, step, seq);
         if (s)
             return s;
+        const int last = i + 1 == e->args.n_steps; /* counters must be whole when a pass is over */
+        if (last)
+            hc_after_step(e, step, seq);
         if (step->signal >= 0)
             hc_flag_signal(segment, step->signal, seq);
         record_span(e, step, seq, begin, ready, hc_now_ns());
+        if (!last)
+            hc_after_step(e, step, seq);
     }
     hc_count(&hc_state_of(e)->passes, 1);
     return HC_OK;
@@ -136,6 +141,8 @@ hc_status hc_executor_step(hc_executor *e, int32_t index, uint32_t seq) {
     uint64_t begin = hc_now_ns();
     hc_status s = hc_compute_step(e, step, seq);
     record_span(e, step, seq, begin, begin, hc_now_ns());
+    if (!s)
+        hc_after_step(e, step, seq);
     return s;
 }
 

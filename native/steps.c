@@ -101,8 +101,6 @@ static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq,
         a.ids = hc_active_ids(list), a.n_ids = list->count, a.members = hc_active_members(list);
         if (list->has_gate)
             a.gate_KB = hc_active_gate(list);
-        else if (e->args.audit_every > 0)
-            hc_audit(e, step, seq);
     }
     if (!a.n_ids && e->args.actor == HC_CPU)
         return HC_OK; /* nobody reads y then */
@@ -154,6 +152,15 @@ static hc_status merge(hc_executor *e, const hc_step *step) {
         return HC_OK;
     return hc_model_norm(m, e->residual_BD, layer->ffn_norm_D, layer->ffn_norm_bias_D,
                          e->residual_BD, e->batch);
+}
+
+/* What a step does once its result is out: a peer that waits for a sum does not wait for the audit. */
+void hc_after_step(hc_executor *e, const hc_step *step, uint32_t seq) {
+    if (e->args.audit_every <= 0 || (step->flags & HC_STEP_ALL) ||
+        (step->op != HC_OP_HOT && step->op != HC_OP_COLD))
+        return;
+    if (!((hc_active *)hc_slot(e, step->active[e->args.actor]))->has_gate)
+        hc_audit(e, step, seq);
 }
 
 hc_status hc_compute_step(hc_executor *e, const hc_step *step, uint32_t seq) {
