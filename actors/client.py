@@ -71,7 +71,7 @@ class Client:
         deployment: Deployment,
         trio: Trio | None = None,
         recovers: requests.Recovers | None = None,
-        restarts: int = 3,
+        restarts: int = 0,
     ) -> None:
         self.name, self.actors, self.deployment = name, actors, deployment
         self.restarts = restarts

@@ -102,8 +102,13 @@ class Engine:
         return engine
 
     @classmethod
-    def connect(cls, name: str, address: str | None = None) -> "Engine":
+    def connect(cls, name: str, address: str | None = None, restarts: int = 0) -> "Engine":
         """Reach an engine that another driver, task or notebook of the cluster launched.
+
+        Args:
+            name: given to `launch`.
+            address: Ray cluster to join, where this process is in none.
+            restarts: losses of actors a generation of this engine survives.
 
         Raises:
             ConfigError: no engine of that name in the cluster.
@@ -120,7 +125,7 @@ class Engine:
             raise ConfigError(
                 f"no engine named {name!r} in this Ray cluster; launch one with that name first"
             ) from error
-        return cls(Client(name, actors, deployment))
+        return cls(Client(name, actors, deployment, restarts=restarts))
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return Engine.connect, (self.name,)

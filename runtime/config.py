@@ -47,7 +47,8 @@ class EngineConfig:
             memory, over the bus, while the CPU executor computes the others; 0 to 0.9.
         predictor_dtype: None: predictor matrices on a GPU as they are; "int8": quantised by row.
         seed: default sampling seed.
-        restarts: losses of actors a generation survives; 0: the first one ends it.
+        restarts: losses of actors a generation survives; 0: the first one ends it. The actors are
+            rebuilt either way, so that the engine can go on being used.
         stuck_s: seconds without progress in a running pass after which its actor is lost.
         kernels: CPU kernels: a built-in variant ("avx2"), or a C file of one's own, which every
             actor compiles and loads; None: HOTCOLD_CPU, or the best built-in one.
@@ -76,7 +77,7 @@ class EngineConfig:
     predictor_dtype: str | None = None
     bus_share: float = 0.0
     seed: int = 0
-    restarts: int = 3
+    restarts: int = 0
     stuck_s: float = 10.0
     kernels: str | None = None
     audit: int = DEFAULT_AUDIT

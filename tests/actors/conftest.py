@@ -4,9 +4,9 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.leaks import assert_nothing_left, left_behind
 from support.models import TinyLlama, write_llama
 
 
@@ -29,9 +29,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def no_actor_left() -> Any:
+def no_actor_left() -> Iterator[None]:
+    """Fail the test if it leaves an actor, a process, memory, a descriptor, a thread or a file."""
     from ray.util import list_named_actors
 
+    before = left_behind()
     yield
     gc.collect()
     assert list_named_actors(all_namespaces=True) == []
+    assert_nothing_left(before)

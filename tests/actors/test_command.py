@@ -76,7 +76,7 @@ def test_json_is_the_last_line_and_every_actor_worked() -> None:
     ("actor", "name"), [("gpu", "GpuExecutor"), ("cpu", "CpuExecutor"), ("predictor", "Predictor")]
 )
 def test_a_killed_actor_ends_the_command_with_its_name(actor: str, name: str) -> None:
-    process = start("--restarts", "0")
+    process = start()
     try:
         wait_for_text(process)
         os.kill(actor_pid(process.pid, name), signal.SIGKILL)
@@ -93,7 +93,7 @@ def test_a_killed_actor_ends_the_command_with_its_name(actor: str, name: str) ->
 
 
 def test_a_killed_actor_does_not_show_in_the_text() -> None:
-    more = ["--context", "512", "--max-tokens", "300"]
+    more = ["--context", "512", "--max-tokens", "300", "--restarts", "3"]
     undisturbed = start(*more)
     expected, _ = undisturbed.communicate(timeout=120)
     process = start(*more)
@@ -123,6 +123,25 @@ def test_nothing_outlives_a_killed_driver() -> None:
     left = [Path(f"/proc/{pid}/cmdline").read_text() for pid in mine if running(pid)]
     assert not left
     process.communicate(timeout=20)
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "1 / 0"])
+def test_a_script_that_forgets_to_close_leaves_nothing(end: str) -> None:
+    script = (
+        "from hotcold.actors import Engine\n"
+        "engine = Engine.launch()\n"
+        "print(next(engine.generate('Once upon a time')).text)\n" + end
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=SLOW,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == " there\n", done.stderr
+    assert done.returncode == {"": 0, "1 / 0": 1}.get(end, 3)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -97,7 +97,7 @@ def test_logits_are_the_oracles(tiny_model: Path) -> None:
 @pytest.mark.parametrize("victim", ["gpu", "cpu", "predictor"])
 @pytest.mark.parametrize("transport", ["native", "ray"])
 def test_a_killed_actor_is_named_within_two_seconds(victim: str, transport: str) -> None:
-    with Engine.launch(context=1024, transport=transport, restarts=0) as engine:
+    with Engine.launch(context=1024, transport=transport) as engine:
         pids = {name: actor.pid for name, actor in engine.stats().actors.items()}
         began = 0.0
         with pytest.raises(ActorLostError, match=f"the {victim} actor died") as caught:

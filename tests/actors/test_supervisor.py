@@ -18,8 +18,12 @@ SAMPLING: dict[str, Any] = {"max_tokens": 60, "temperature": 0.8, "seed": 5, "ig
 
 @pytest.fixture(scope="module")
 def undisturbed() -> list[int]:
-    with Engine.launch() as engine:
+    with launch() as engine:
         return [token.id for token in engine.generate(PROMPT, **SAMPLING)]
+
+
+def launch(**options: Any) -> Engine:
+    return Engine.launch(restarts=3, **options)
 
 
 def arm(engine: Engine, actor: str, op: str, at_pass: int, number: int = signal.SIGKILL) -> None:
@@ -41,7 +45,7 @@ def arm(engine: Engine, actor: str, op: str, at_pass: int, number: int = signal.
     ],
 )
 def test_killed_at_every_kind_of_step(actor: str, op: str, undisturbed: list[int]) -> None:
-    with Engine.launch() as engine:
+    with launch() as engine:
         before = engine.stats()
         arm(engine, actor, op, 9)
         assert [token.id for token in engine.generate(PROMPT, **SAMPLING)] == undisturbed
@@ -57,7 +61,7 @@ def test_killed_at_every_kind_of_step(actor: str, op: str, undisturbed: list[int
 
 def test_killed_in_the_prompt() -> None:
     ids = np.random.default_rng(1).integers(3, 8000, 200).tolist()
-    with Engine.launch() as engine:
+    with launch() as engine:
         expected = [token.id for token in engine.generate(ids, max_tokens=10)]
         passes = engine.stats().actors["gpu"].passes
         arm(engine, "cpu", "cold", passes + 3)
@@ -70,7 +74,7 @@ def test_killed_in_the_prompt() -> None:
 
 
 def test_three_in_a_row_and_the_fourth_ends_it_with_the_text(undisturbed: list[int]) -> None:
-    with Engine.launch(context=1024) as engine:
+    with launch(context=1024) as engine:
         ids: list[int] = []
         text = ""
         killed = 0
@@ -95,7 +99,7 @@ def test_three_in_a_row_and_the_fourth_ends_it_with_the_text(undisturbed: list[i
 
 @pytest.mark.parametrize("actor", ["gpu", "cpu", "predictor"])
 def test_alive_but_stuck_counts_as_dead(actor: str, undisturbed: list[int]) -> None:
-    with Engine.launch(stuck_s=0.5) as engine:
+    with launch(stuck_s=0.5) as engine:
         arm(
             engine,
             actor,
@@ -111,7 +115,7 @@ def test_alive_but_stuck_counts_as_dead(actor: str, undisturbed: list[int]) -> N
 
 
 def test_a_stop_shorter_than_the_limit_changes_nothing(undisturbed: list[int]) -> None:
-    with Engine.launch(stuck_s=5.0) as engine:
+    with launch(stuck_s=5.0) as engine:
         arm(engine, "cpu", "cold", 12, signal.SIGSTOP)
         pid = engine.stats().actors["cpu"].pid
         stream = engine.generate(PROMPT, **SAMPLING)
@@ -124,8 +128,8 @@ def test_a_stop_shorter_than_the_limit_changes_nothing(undisturbed: list[int]) -
 
 
 def test_an_idle_loss_is_mended_before_the_next_request(undisturbed: list[int]) -> None:
-    with Engine.launch() as engine:
-        other = Engine.connect(engine.name)
+    with launch() as engine:
+        other = Engine.connect(engine.name, restarts=3)
         for victim in ("cpu", "gpu"):
             os.kill(engine.stats().actors[victim].pid, signal.SIGKILL)
         assert [token.id for token in engine.generate(PROMPT, **SAMPLING)] == undisturbed
@@ -133,8 +137,8 @@ def test_an_idle_loss_is_mended_before_the_next_request(undisturbed: list[int]) 
 
 
 def test_a_connected_engine_goes_on_too(undisturbed: list[int]) -> None:
-    with Engine.launch() as engine:
-        other = Engine.connect(engine.name)
+    with launch() as engine:
+        other = Engine.connect(engine.name, restarts=3)
         for victim in ("cpu", "gpu"):
             ids = []
             for token in other.generate(PROMPT, **SAMPLING):
@@ -145,7 +149,7 @@ def test_a_connected_engine_goes_on_too(undisturbed: list[int]) -> None:
 
 
 def test_replan_after_a_recovery(undisturbed: list[int]) -> None:
-    with Engine.launch(vram="24MiB") as engine:
+    with launch(vram="24MiB") as engine:
         arm(engine, "cpu", "cold", 3)
         assert [t.id for t in engine.generate(PROMPT, **SAMPLING)] == undisturbed
         engine.replan(policy="random")
