@@ -1,8 +1,9 @@
-// exchange_forms.cu - the two forms of the exchange, measured: 48 layers in one captured graph.
+// exchange_forms.cu - the forms of the exchange, measured: 48 layers in one captured graph.
 //
-// Form A: one-thread kernels set and poll flags in host memory. Form B: stream memory operations with
-// binary words. A host thread answers every layer at once. Each layer copies x out, signals, waits
-// and adds y. Prints microseconds a layer. Build: nvcc -arch=native exchange_forms.cu -lcuda
+// Form A: kernels set and poll flags in host memory, in four ways. Form B: stream memory operations
+// with binary words. A host thread answers every layer at once, with all of y. Each layer copies x
+// out, signals, waits and adds y. Prints microseconds a layer.
+// Build: nvcc -arch=native exchange_forms.cu -lcuda
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -15,9 +16,9 @@
 constexpr int LAYERS = 48, D = 5120, LINE = 16;
 #define CHECK(call)                                                                                \
     do {                                                                                           \
-        auto e = (call);                                                                           \
-        if ((int)e != 0) {                                                                         \
-            std::printf("%s failed: %d\n", #call, (int)e);                                         \
+        auto e_ = (call);                                                                          \
+        if ((int)e_ != 0) {                                                                        \
+            std::printf("%s failed: %d\n", #call, (int)e_);                                        \
             std::exit(1);                                                                          \
         }                                                                                          \
     } while (0)
@@ -43,20 +44,50 @@ __global__ void copy_signal(const float *h, float *x, unsigned *ready, const uns
         *(volatile unsigned *)ready = *seq;
     }
 }
+__device__ void await(const unsigned *flag, unsigned seq) {
+    unsigned v;
+    do
+        asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
+    while (v != seq);
+}
+__device__ void add_four(float *h, const float *y) {
+    float4 v, *to = reinterpret_cast<float4 *>(h);
+    asm volatile("ld.relaxed.sys.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(y)
+                 : "memory");
+    *to = make_float4(to->x + v.x, to->y + v.y, to->z + v.z, to->w + v.w);
+}
+// 20 blocks poll, 4 bytes a load
 __global__ void wait_add(float *h, const float *y, const unsigned *done, const unsigned *seq) {
     const int i = blockIdx.x * 256 + threadIdx.x;
-    if (threadIdx.x == 0) {
-        unsigned v;
-        do
-            asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(done) : "memory");
-        while (v != *seq);
-    }
+    if (threadIdx.x == 0)
+        await(done, *seq);
     __syncthreads();
     h[i] += ((volatile const float *)y)[i];
 }
+// 10 blocks of 128, 16 bytes a load; relay NULL: all poll; else one polls and tells the others
+__global__ void wait_add_four(float *h, const float *y, const unsigned *done, const unsigned *seq,
+                              unsigned *relay) {
+    const int i = (blockIdx.x * 128 + threadIdx.x) * 4;
+    if (threadIdx.x == 0) {
+        if (!relay || blockIdx.x == 0)
+            await(done, *seq);
+        if (relay && blockIdx.x == 0)
+            asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(relay), "r"(*seq) : "memory");
+        unsigned v = relay ? 0 : *seq;
+        while (v != *seq)
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(relay) : "memory");
+    }
+    __syncthreads();
+    add_four(h + i, y + i);
+}
+__global__ void wait_one(const unsigned *done, const unsigned *seq) {
+    await(done, *seq);
+}
 __global__ void add(float *h, const float *y) {
-    const int i = blockIdx.x * 256 + threadIdx.x;
-    h[i] += ((volatile const float *)y)[i];
+    const int i = (blockIdx.x * 128 + threadIdx.x) * 4;
+    add_four(h + i, y + i);
 }
 
 static std::atomic<bool> stop{false};
@@ -69,7 +100,8 @@ static void answer(Shared *s, bool binary) {
             while (__atomic_load_n(ready, __ATOMIC_ACQUIRE) != wanted)
                 if (stop)
                     return;
-            s->y[l][0] = s->x[l][0];
+            for (int i = 0; i < D; i++)
+                s->y[l][i] = s->x[l][i];
             if (binary)
                 __atomic_store_n(ready, 0u, __ATOMIC_RELEASE);
             __atomic_store_n(done, wanted, __ATOMIC_RELEASE);
@@ -82,7 +114,9 @@ static double run(int form) {
     std::fill((char *)s, (char *)(s + 1), 0);
     CHECK(cudaHostGetDevicePointer((void **)&m, s, 0));
     float *h;
-    unsigned *seq;
+    unsigned *seq, *relay;
+    CHECK(cudaMalloc(&relay, LAYERS * 128));
+    CHECK(cudaMemset(relay, 0, LAYERS * 128));
     CHECK(cudaMalloc(&h, D * 4));
     CHECK(cudaMalloc(&seq, 4));
     CHECK(cudaMemset(h, 0, D * 4));
@@ -92,20 +126,25 @@ static double run(int form) {
     CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     next<<<1, 1, 0, stream>>>(seq);
     for (int l = 0; l < LAYERS; l++) {
-        if (form == 0) { // no exchange: what the kernels themselves cost
+        unsigned *ready = &m->ready[l * LINE], *done = &m->done[l * LINE];
+        if (form == 0 || form == 5)
             copy_out<<<D / 256, 256, 0, stream>>>(h, m->x[l]);
-            add<<<D / 256, 256, 0, stream>>>(h, m->y[l]);
-        } else if (form == 1) {
-            copy_signal<<<1, 1024, 0, stream>>>(h, m->x[l], &m->ready[l * LINE], seq);
-            wait_add<<<D / 256, 256, 0, stream>>>(h, m->y[l], &m->done[l * LINE], seq);
-        } else {
-            copy_out<<<D / 256, 256, 0, stream>>>(h, m->x[l]);
-            CHECK(cuStreamWriteValue32(stream, (CUdeviceptr)&m->ready[l * LINE], 1, 0));
-            CHECK(cuStreamWaitValue32(stream, (CUdeviceptr)&m->done[l * LINE], 1,
-                                      CU_STREAM_WAIT_VALUE_EQ));
-            CHECK(cuStreamWriteValue32(stream, (CUdeviceptr)&m->done[l * LINE], 0, 0));
-            add<<<D / 256, 256, 0, stream>>>(h, m->y[l]);
+        else
+            copy_signal<<<1, 1024, 0, stream>>>(h, m->x[l], ready, seq);
+        if (form == 1)
+            wait_add<<<D / 256, 256, 0, stream>>>(h, m->y[l], done, seq);
+        if (form == 2 || form == 3)
+            wait_add_four<<<D / 512, 128, 0, stream>>>(h, m->y[l], done, seq,
+                                                       form == 3 ? relay + l * 32 : nullptr);
+        if (form == 4)
+            wait_one<<<1, 1, 0, stream>>>(done, seq);
+        if (form == 5) {
+            CHECK(cuStreamWriteValue32(stream, (CUdeviceptr)ready, 1, 0));
+            CHECK(cuStreamWaitValue32(stream, (CUdeviceptr)done, 1, CU_STREAM_WAIT_VALUE_EQ));
+            CHECK(cuStreamWriteValue32(stream, (CUdeviceptr)done, 0, 0));
         }
+        if (form == 0 || form >= 4)
+            add<<<D / 512, 128, 0, stream>>>(h, m->y[l]);
     }
     cudaGraph_t graph;
     cudaGraphExec_t exec;
@@ -114,7 +153,7 @@ static double run(int form) {
     stop = false;
     std::thread peer;
     if (form)
-        peer = std::thread(answer, s, form == 2);
+        peer = std::thread(answer, s, form == 5);
     cudaEvent_t a, b;
     cudaEventCreate(&a);
     cudaEventCreate(&b);
@@ -136,8 +175,9 @@ static double run(int form) {
 }
 
 int main() {
-    const char *names[] = {"no exchange", "A: kernels", "B: memory operations"};
-    for (int form = 0; form < 3; form++)
-        std::printf("%-22s %.2f us a layer\n", names[form], run(form));
+    const char *names[] = {"no exchange",   "A: 20 blocks poll", "A: 10 blocks, 16 bytes",
+                           "A: with relay", "A: a wait kernel",  "B: memory operations"};
+    for (int form = 0; form < 6; form++)
+        std::printf("%-24s %.2f us a layer\n", names[form], run(form));
     return 0;
 }
