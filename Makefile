@@ -10,11 +10,12 @@ C_FILES := $(filter %.c %.h,$(NATIVE))
 PROMPT ?= Once upon a time
 SAMPLING ?= --temperature 0.7 --top-p 0.9 --seed 1
 
-.PHONY: run test setup check fix types native bench wheel clean help sanitize test-neon
+.PHONY: run test test-slow setup check fix types native bench wheel clean help sanitize test-neon
 
 help:
 	@echo "make run      install into $(VENV) if needed, generate a story with three actors"
-	@echo "make test     lint, types and the whole test suite"
+	@echo "make test     lint, types and the test suite"
+	@echo "make test-slow  the tests that lose actors on purpose, minutes of them"
 	@echo "make sanitize the native tests on kernels built with ASan and UBSan"
 	@echo "make test-neon the NEON kernels under qemu (gcc-aarch64-linux-gnu, qemu-user-static)"
 	@echo "make setup    install into $(VENV) with what tests and linters need"
@@ -80,7 +81,10 @@ fix: setup
 	$(BIN)/clang-format -i $(C_FILES)
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
 
 # The package once more, in links, around kernels of its own: the ones in place stay as they are.
 SANITIZED := build/sanitize/hotcold
