@@ -30,6 +30,7 @@ from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
 from hotcold.runtime.gpu import COLD_CHUNKS, GpuChoice, device_arrays, shared_plan
 from hotcold.runtime.kv import KvCache
+from hotcold.runtime.pages import packed
 from hotcold.runtime.plan import Plan
 from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
 from hotcold.runtime.rotary import rotary_tables
@@ -123,9 +124,15 @@ class Executor:
             deployment.predictor, self.bundle, deployment.predictor_settings
         )
         predictor.prepare(ModelView.of(self.bundle, self.store), deployment.profile)
+        layers = native_layers(predictor, self.bundle.spec)
+        parts = [part for p in layers for part in (p.fc1, p.fc2, p.bias_N)]
+        if deployment.gpu is None:
+            parts = packed(parts)
         return [
-            PredictorArrays(p.fc1, p.fc2, p.bias_N, p.relu, p.threshold, p.input == "residual")
-            for p in native_layers(predictor, self.bundle.spec)
+            PredictorArrays(fc1, fc2, bias_N, p.relu, p.threshold, p.input == "residual")
+            for p, fc1, fc2, bias_N in zip(
+                layers, parts[::3], parts[1::3], parts[2::3], strict=True
+            )
         ]
 
     def run(self) -> None:
