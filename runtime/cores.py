@@ -28,7 +28,7 @@ def share_cores(threads: int | None, pin: bool | None, gpu: bool = False) -> dic
 
     Args:
         threads: threads of each actor; None: all cores.
-        pin: True pins every thread; None pins where each actor has all cores or each thread its own.
+        pin: True pins every thread; None pins where an actor has all cores or a thread its own.
         gpu: the GPU executor computes on a GPU and needs one thread, to launch and to watch; the
             CPU executor gets all cores but that one and one for the rest of the process.
     """

@@ -125,7 +125,7 @@ class Executor:
         )
         predictor.prepare(ModelView.of(self.bundle, self.store), deployment.profile)
         layers = native_layers(predictor, self.bundle.spec)
-        parts = [part for p in layers for part in (p.fc1, p.fc2, p.bias_N)]
+        parts: list[Any] = [part for p in layers for part in (p.fc1, p.fc2, p.bias_N)]
         if deployment.gpu is None:
             parts = packed(parts)
         return [

@@ -107,7 +107,7 @@ class Pages:
         self.close()
 
 
-def packed(arrays: Sequence[NDArray[Any] | None]) -> list[NDArray[Any] | None]:
+def packed(arrays: Sequence[NDArray[Any] | None]) -> list[Any]:
     """Copies of arrays side by side in private huge pages, each on a cache line; None stays None.
 
     For what a kernel reads end to end every token: a learned predictor of 384 hidden units on 8,192
@@ -119,7 +119,8 @@ def packed(arrays: Sequence[NDArray[Any] | None]) -> list[NDArray[Any] | None]:
     offsets = np.cumsum([0] + [0 if a is None else -(-a.nbytes // 64) * 64 for a in arrays])
     pages = Pages(max(1, int(offsets[-1])), writable=True)
     pages.advise(MADV_HUGEPAGE)
-    block, copies = pages.array(), []
+    block = pages.array()
+    copies: list[NDArray[Any] | None] = []
     for array, offset in zip(arrays, offsets, strict=False):
         if array is None:
             copies.append(None)
