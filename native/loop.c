@@ -99,9 +99,10 @@ hc_status hc_run_pass(hc_executor *e) {
         const int last = i + 1 == e->args.n_steps; /* counters must be whole when a pass is over */
         if (last)
             hc_after_step(e, step, seq);
+        const uint64_t end = hc_now_ns(); /* before the signal: whom it wakes may take this core */
         if (step->signal >= 0)
             hc_flag_signal(segment, step->signal, seq);
-        record_span(e, step, seq, begin, ready, hc_now_ns());
+        record_span(e, step, seq, begin, ready, end);
         if (!last)
             hc_after_step(e, step, seq);
     }

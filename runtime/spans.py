@@ -36,7 +36,7 @@ class Span:
         seq: number of the pass.
         begin_ns: the step began to wait for its flags.
         ready_ns: the flags had arrived.
-        end_ns: the step had signalled.
+        end_ns: the step was computed; its signal comes next.
     """
 
     actor: str
