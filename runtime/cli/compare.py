@@ -17,6 +17,7 @@ from hotcold.runtime.cli.options import (
     EngineOptions,
     choose_model,
     engine_options,
+    hardware_option,
     json_option,
 )
 from hotcold.runtime.cli.running import figures, running_engine
@@ -58,6 +59,7 @@ class Measured:
 @click.option(
     "--repeat", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs a policy."
 )
+@hardware_option("place neurons for")
 @json_option
 @engine_options(policy=False)
 def command(
@@ -67,6 +69,7 @@ def command(
     prompt: str,
     max_tokens: int,
     repeat: int,
+    hardware: str | None,
     as_json: bool,
 ) -> None:
     """Run several placement policies on the same prompt and print a table.
@@ -79,7 +82,7 @@ def command(
         raise ConfigError(f"--policy names one policy twice ({', '.join(chosen)}); give it once")
     if not prompt.strip():
         raise ConfigError("the prompt is empty; give at least one word")
-    solved = solve_all(options, chosen)
+    solved = solve_all(options, chosen, hardware)
     with running_engine(options, policy=solved[chosen[0]]) as engine:
         measured = measure_all(engine, solved, prompt, max_tokens, repeat, options.seed)
         schedule = engine.stats().schedule
@@ -100,8 +103,10 @@ class Solved:
         return self.placement
 
 
-def solve_all(options: EngineOptions, policies: tuple[str, ...]) -> dict[str, Solved]:
-    """Let every policy place the model once.
+def solve_all(
+    options: EngineOptions, policies: tuple[str, ...], hardware: str | None = None
+) -> dict[str, Solved]:
+    """Let every policy place the model once, for the machine of that name or this one.
 
     Raises:
         PolicyError: a policy that cannot be used.
@@ -113,7 +118,7 @@ def solve_all(options: EngineOptions, policies: tuple[str, ...]) -> dict[str, So
 
     arguments = options.launch_arguments()
     arguments.pop("address", None)
-    prepared = prepare_model(EngineConfig(**arguments))
+    prepared = prepare_model(EngineConfig(**arguments, hardware=hardware))
     plans = {policy: solve(prepared, policy) for policy in policies}
     return {
         policy: Solved(Placement(plan.device_LN, plan.modules)) for policy, plan in plans.items()

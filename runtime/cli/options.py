@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.hardware import reference_machines
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DTYPES = ("float32", "float16", "bfloat16")
@@ -133,6 +134,20 @@ def dtype_option(command: Command) -> Command:
         help="Dtype of the stored matrices.  [default: the checkpoint's]",
     )
     return option(command)
+
+
+def hardware_option(use: str) -> Callable[[Command], Command]:
+    """Add --hardware.
+
+    Args:
+        use: what the machine is for, "solve for".
+    """
+    return click.option(
+        "--hardware",
+        metavar="NAME",
+        help=f"Machine to {use}: {', '.join(reference_machines())}, or a file of `hotcold hardware`."
+        "  [default: this one, as measured by `hotcold hardware`]",
+    )
 
 
 def seed_option(command: Command) -> Command:
