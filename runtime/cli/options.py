@@ -142,11 +142,12 @@ def hardware_option(use: str) -> Callable[[Command], Command]:
     Args:
         use: what the machine is for, "solve for".
     """
+    names = ", ".join(reference_machines())
     return click.option(
         "--hardware",
         metavar="NAME",
-        help=f"Machine to {use}: {', '.join(reference_machines())}, or a file of `hotcold hardware`."
-        "  [default: this one, as measured by `hotcold hardware`]",
+        help=f"Machine to {use}: {names}, or a file that `hotcold hardware` wrote."
+        "  [default: this one, as `hotcold hardware` measured it]",
     )
 
 
