@@ -16,15 +16,26 @@ on the time (how close kernels come to a copy's bandwidth is not in it) and no f
 
 Used by `hotcold roofline`. Measures nothing.
 
-Checked by hand (16 GiB = 17.18 GB) on a 13B ReGLU shape, fp16, context 512, fp16 KV, 12 % firing,
-30 % of the neurons holding 80 %, predictor of width 960, on `h100-box` (3000 GB/s GPU, 92 GB/s
-host): attention 8.39 GB, head 0.33, predictor 1.46 (int8 0.73), half the KV 0.21, FFN 0.12 * 16.99.
-Tokens/s, the measured ones of bench/gpu_decode.py on one H100 with 16 cores, 2026-11-22:
+Against figures worked out by hand and measured ones: a 13B ReGLU shape, fp16, context 512, fp16 KV,
+12 % fire, 30 % of the neurons hold 80 %, predictor width 960, on `h100-box`; a token reads 8.39 GB
+of attention, 0.33 of head, 1.46 of predictor (int8 0.73), 0.21 of KV and 0.12 * 16.99 of FFN.
+Tokens/s; measured by bench/gpu_decode.py on one H100, 2026-11-22:
 
-    budget                by hand  here    measured     measured / here
-    all on the GPU        230      see the test     168-169
-    16 GiB, predictor fp16  130                     103-104 (bus share 0.4: 110-112)
-    10 GiB, predictor int8   38                      39-42
+    budget                   by hand   here   measured   of the bound
+    all on the GPU               230    222    168-169   76 %
+    16 GiB, fp16 predictor       130    126    103-104   82 %
+    16 GiB, int8 predictor         -    138    107-108   78 %
+    10 GiB, int8 predictor        38     42      39-42   94-100 %
+    10 GiB, int8, fires 1.7x       -     35      31-34   90-98 %
+
+The figures by hand lie between this bound with its gaps (1 us, an estimate, between 9 nodes a
+layer) and without (242 and 132); at 10 GiB between the int8 predictor and the fp16 one, which does
+not fit: some of it and the KV cache stay behind, and the bound is 32. Where the host is the bound
+its kernels read at memory's rate. Where the GPU is, a fifth to a quarter of the time is not in this
+model; the card's 3000 GB/s, too, are an estimate, 90 % of its label. A measured run may pass the
+bound a little: 40 + 64 tokens fill less than the half of the KV cache that is counted, and planted
+neurons are others than the synthetic law's. `--bus-share` (neurons that the GPU reads over the bus)
+gave 114-117 at 16 GiB int8; here each neuron is read where it lies.
 """
 
 from collections.abc import Mapping

@@ -118,7 +118,10 @@ def _bus() -> tuple[float, float]:
     Raises:
         BackendError: the driver refuses a step.
     """
-    cuda = ctypes.CDLL(LIBCUDA)
+    try:
+        cuda = ctypes.CDLL(LIBCUDA)
+    except OSError as error:
+        raise BackendError(f"{LIBCUDA} cannot be loaded") from error
 
     def call(name: str, *arguments: Any) -> None:
         status = getattr(cuda, name)(*arguments)

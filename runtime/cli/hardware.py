@@ -81,7 +81,8 @@ def show(file: "MachineFile") -> None:
     """The figures and tables, for people."""
     from hotcold.runtime.machine_file import UNITS
 
-    click.echo(f"{file.name} ({file.about}), {file.date}\n")
+    named = "" if file.about.startswith(file.name) else f"{file.name}: "
+    click.echo(f"{named}{file.about}; {file.date}\n")
     rows = [
         (name, f"{one.value:.4g}", UNITS[name], one.source, one.origin)
         for name, one in file.figures.items()
