@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from hotcold.runtime.this_machine import identity
 
 RECORDS = (4 << 10, 12 << 10, 30 << 10, 60 << 10)  # bytes; 12: d 2048, 30: d 5120, both float16
 YARDSTICK = 30 << 10
+SIDES = (1, 8)  # records read side by side
 DTYPES = ("float32", "float16", "bfloat16")
 WIDTH, DENSITY = 4096, 10  # of the layer whose active neurons are timed; per cent that fire
 LARGEST, SMALLEST = 1 << 30, 128 << 20
@@ -129,16 +131,15 @@ def host_reads(effort: Effort, progress: Progress) -> list[Row]:
         for threads in thread_counts():
             progress(f"host reads, {threads} threads")
             with Pool(threads) as pool:
-                for _ in range(effort.rounds):
-                    for length in RECORDS:
-                        for kind, held in weights.items():
-                            for side in (1, 8):
-                                at, size = int(held.ctypes.data), len(held)
-                                found = rates.setdefault((kind, threads, length, side), [])
-                                found += read_rates(at, size, length, pool, side)
+                # Between two reads of a store the others are read: no cache holds it any more.
+                turns = product(range(effort.rounds), RECORDS, SIDES, weights)
+                for _, length, side, kind in turns:
+                    at, size = int(weights[kind].ctypes.data), len(weights[kind])
+                    found = rates.setdefault((kind, threads, length, side), [])
+                    found += read_rates(at, size, length, pool, side)
     rows = []
     for kind, threads, length in dict.fromkeys(key[:3] for key in rates):
-        both = [rates[kind, threads, length, side] for side in (1, 8)]
+        both = [rates[kind, threads, length, side] for side in SIDES]
         rows.append(
             {
                 "store": kind,
