@@ -96,8 +96,12 @@ def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
         ConfigError: no such shape, or sizes out of range.
     """
     ask = Ask() if ask is None else ask
-    changes = {"density": ask.density, "share80": ask.share80}
-    shape = replace(find_shape(name), **{k: v for k, v in changes.items() if v is not None})
+    listed = find_shape(name)
+    shape = replace(
+        listed,
+        density=listed.density if ask.density is None else ask.density,
+        share80=listed.share80 if ask.share80 is None else ask.share80,
+    )
     spec = shape.spec(None, dtype)
     rows = _ROWS[shape.family]
     p_LN = shaped_activations(shape, seed)

@@ -27,6 +27,7 @@ import numpy as np
 
 from hotcold.native import kernels
 from hotcold.native.pool import Pool
+from hotcold.native.timing import BYTES
 from hotcold.runtime import memory
 from hotcold.runtime.bench import kernels as operators
 from hotcold.runtime.bench.decode import read_rates
@@ -168,7 +169,7 @@ def host_neurons(effort: Effort, progress: Progress) -> list[Row]:
                 samples=effort.samples,
             )
         )
-        record = 3 * WIDTH * operators.BYTES[dtype]
+        record = 3 * WIDTH * BYTES[dtype]
         case = result["sparse_ffn"][f"d{WIDTH}"][f"density{DENSITY}"]
         for key, figures in case.items():
             if isinstance(figures, dict):
@@ -180,14 +181,13 @@ def host_neurons(effort: Effort, progress: Progress) -> list[Row]:
 
 def neuron_row(device: str, dtype: str, threads: int, d: int, seconds: float) -> Row:
     """A row of the table `neurons`, from the seconds of one gated neuron."""
-    size = 4 if dtype == "float32" else 2
     return {
         "device": device,
         "dtype": dtype,
         "threads": threads,
         "d_model": d,
         "us_per_neuron": _short(seconds * 1e6),
-        "gb_per_s": _short(3 * d * size / seconds / 1e9),
+        "gb_per_s": _short(3 * d * BYTES[dtype] / seconds / 1e9),
     }
 
 

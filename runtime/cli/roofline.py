@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from hotcold.runtime.cli import output
 from hotcold.runtime.cli.options import (
@@ -22,7 +23,7 @@ from hotcold.runtime.cli.options import (
 
 if TYPE_CHECKING:
     from hotcold.runtime.hardware import HardwareProfile
-    from hotcold.runtime.model import ModelSpec
+    from hotcold.runtime.model import DType, ModelSpec
     from hotcold.runtime.plan import Plan
     from hotcold.runtime.problem import Problem
     from hotcold.runtime.roofline import Roofline
@@ -176,7 +177,8 @@ def shape_problem(
     from hotcold.runtime.roofline import for_gpu
     from hotcold.runtime.shaped import Ask, shaped_problem
 
-    width, dtype = more["predictor_width"], more["dtype"] or "float16"
+    width: int | None = more["predictor_width"]
+    dtype: DType = more["dtype"] or "float16"
     spec = find_shape(shape).spec(None, dtype)
     ask = Ask(
         density=more["density"],
@@ -223,6 +225,8 @@ def model_problem(
     )
     checksum = prepared.bundle.checksum
     problem = replace(prepared.problem, hardware=machine)
+    if prepared.with_gate:  # every gate row is read, by the predictor's actor if not the others
+        problem = replace(problem, predictor_density_L=np.ones(problem.shape[0]))
     if not machine.has_gpu or prepared.gpu is not None:
         return problem, checksum
     spec, budget = prepared.bundle.spec, None if vram is None else parse_bytes(vram, "--vram")
