@@ -76,13 +76,14 @@ def command(
 
     Tokens are chosen greedily, so "same tokens" says whether a policy changed the output.
     """
-    options = replace(options, model=choose_model(folder, options.model))
+    model = choose_model(folder, options.model)
+    options = replace(options, model=model, hardware=hardware)
     chosen = policies or DEFAULT_POLICIES
     if len(set(chosen)) < len(chosen):
         raise ConfigError(f"--policy names one policy twice ({', '.join(chosen)}); give it once")
     if not prompt.strip():
         raise ConfigError("the prompt is empty; give at least one word")
-    solved = solve_all(options, chosen, hardware)
+    solved = solve_all(options, chosen)
     with running_engine(options, policy=solved[chosen[0]]) as engine:
         measured = measure_all(engine, solved, prompt, max_tokens, repeat, options.seed)
         schedule = engine.stats().schedule
@@ -103,10 +104,8 @@ class Solved:
         return self.placement
 
 
-def solve_all(
-    options: EngineOptions, policies: tuple[str, ...], hardware: str | None = None
-) -> dict[str, Solved]:
-    """Let every policy place the model once, for the machine of that name or this one.
+def solve_all(options: EngineOptions, policies: tuple[str, ...]) -> dict[str, Solved]:
+    """Let every policy place the model once.
 
     Raises:
         PolicyError: a policy that cannot be used.
@@ -118,7 +117,7 @@ def solve_all(
 
     arguments = options.launch_arguments()
     arguments.pop("address", None)
-    prepared = prepare_model(EngineConfig(**arguments, hardware=hardware))
+    prepared = prepare_model(EngineConfig(**arguments))
     plans = {policy: solve(prepared, policy) for policy in policies}
     return {
         policy: Solved(Placement(plan.device_LN, plan.modules)) for policy, plan in plans.items()

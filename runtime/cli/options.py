@@ -50,6 +50,7 @@ class EngineOptions:
         seed: seed of sampling and of policies that draw.
         restarts: losses of actors that a generation survives.
         kernels: CPU kernels, a built-in variant or a C file.
+        hardware: machine that policies decide for; set by commands that have --hardware.
     """
 
     model: str | None = None
@@ -68,6 +69,7 @@ class EngineOptions:
     seed: int = 0
     restarts: int | None = None
     kernels: str | None = None
+    hardware: str | None = None
 
     def launch_arguments(self) -> dict[str, Any]:
         """Keyword arguments of Engine.launch; what the user left out is left out here too."""
@@ -85,6 +87,7 @@ class EngineOptions:
             "address": self.address,
             "restarts": self.restarts,
             "kernels": self.kernels,
+            "hardware": self.hardware,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         always = {"predictor": self.predictor, "transport": self.transport, "seed": self.seed}
