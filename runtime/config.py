@@ -54,6 +54,8 @@ class EngineConfig:
             actor compiles and loads; None: HOTCOLD_CPU, or the best built-in one.
         audit: one in so many neurons that a predictor left out is evaluated anyway, to estimate the
             recall; 0: none. Outputs do not depend on it.
+        hardware: rates that policies decide by: a reference machine, or a file of `hotcold
+            hardware`; None: this machine's file, if it was measured.
 
     Raises:
         ConfigError: a value out of range.
@@ -81,6 +83,7 @@ class EngineConfig:
     stuck_s: float = 10.0
     kernels: str | None = None
     audit: int = DEFAULT_AUDIT
+    hardware: str | None = None
 
     def __post_init__(self) -> None:
         check_range("restarts", self.restarts, 0, 1000)

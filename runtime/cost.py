@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from hotcold.runtime.model import DTYPE_BYTES
 from hotcold.runtime.plan import Plan
-from hotcold.runtime.problem import Placement, Problem
+from hotcold.runtime.problem import Module, Placement, Problem
 
 F64 = NDArray[np.float64]
 
@@ -114,17 +114,21 @@ class CostModel:
         """Seconds of each layer's modules, and of those that belong to no layer."""
         dense_L, rest_s = np.zeros(self.problem.shape[0]), 0.0
         for module in self.problem.modules:
-            home = self.fetched_s_per_byte
-            if modules[module.name] == self.problem.devices[0]:
-                home = self.hot_s_per_byte
-            elif module.kind == "predictor":  # computed where it lies
-                home = self.cold_s_per_byte
-            seconds = module.bytes * module.read_share * home
+            seconds = self.module_s(module, modules[module.name])
             if module.layer is None:
                 rest_s += seconds
             else:
                 dense_L[module.layer] += seconds
         return dense_L, rest_s
+
+    def module_s(self, module: Module, device: str) -> float:
+        """Seconds that one module takes on a device."""
+        home = self.fetched_s_per_byte
+        if device == self.problem.devices[0]:
+            home = self.hot_s_per_byte
+        elif module.kind == "predictor":  # computed where it lies
+            home = self.cold_s_per_byte
+        return module.bytes * module.read_share * home
 
     def exchange(self, hot_LN: NDArray[np.bool_]) -> F64:
         """Seconds that each layer spends on the exchange."""

@@ -19,7 +19,6 @@ from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import SegmentLayout
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
 from hotcold.runtime.gpu import GpuChoice, check_room, choose_gpu
-from hotcold.runtime.hardware import HardwareProfile
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan, make_plan
 from hotcold.runtime.predictor import (
@@ -35,6 +34,7 @@ from hotcold.runtime.predictor_choice import choose_auto
 from hotcold.runtime.problem import Problem, make_problem
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.program import Program, compile_programs
+from hotcold.runtime.this_machine import chosen_hardware
 from hotcold.runtime.units import parse_bytes
 from hotcold.runtime.variant import Variant, prepare_kernels
 from hotcold.runtime.weights import WeightStore, choose_store
@@ -160,7 +160,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         bytes_L,
         # Standing by means gate-first: the executors read every gate row.
         expected_density_L(predictor, profile, spec) if layers else [1.0] * spec.n_layers,
-        HardwareProfile.unmeasured(),
+        chosen_hardware(config.hardware),
         kv_bytes=2 if gpu is not None and gpu.kv_dtype == "float16" else 4,
         embed_on_host=gpu is not None,
     )

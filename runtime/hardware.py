@@ -1,19 +1,18 @@
 """HardwareProfile: what a machine can do, as the numbers policies and the cost model need.
 
 Placement policies get it in their Problem, schedule policies as an argument. Pure data: nothing is
-measured here. The reference machines of machines/ are read by name.
+measured here. Files that say where each figure comes from are machine_file.py's; which of them is
+this machine's, this_machine.py's; the reference machines of machines/ are read by name.
 """
 
-import json
-import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hotcold.runtime.errors import CheckpointError, ConfigError
 
-_MACHINES = Path(__file__).parent / "machines"
-_FILE_LIMIT = 2**20
+MACHINES = Path(__file__).parent / "machines"
+_MAY_BE_ZERO = ("gap_s", "context_bytes")
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,10 @@ class HardwareProfile:
         host_gflops: the CPU executor's multiply-adds, counted as two, in 10**9 a second.
         gpu_gflops: the same of the GPU executor.
         sync_s: one exchange between executors, there and back, with nothing to compute.
+        has_gpu: False where the GPU executor computes on its CPU device: then both executors read
+            one memory, and one has to wait while the other reads.
+        gap_s: from the end of one node of a captured graph to the start of the next; 0: none.
+        context_bytes: GPU memory that a CUDA context takes of every budget; 0: not known.
 
     Raises:
         CheckpointError: a rate that is not a finite number above 0.
@@ -42,15 +45,21 @@ class HardwareProfile:
     host_gflops: float
     gpu_gflops: float
     sync_s: float
+    has_gpu: bool = True
+    gap_s: float = 0.0
+    context_bytes: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self)[2:]:
-            value = getattr(self, field.name)
+        for name, value in self.to_json().items():
+            if name in ("name", "measured", "has_gpu"):
+                continue
+            may_be_none = name in _MAY_BE_ZERO
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not (math.isfinite(value) and value > 0):
+            if not number or not (0 <= value < 1e300 and (value > 0 or may_be_none)):
+                least = "0 or more" if may_be_none else "above 0"
                 raise CheckpointError(
-                    f"hardware profile {self.name!r}: {field.name} is {value!r}; "
-                    "it must be a finite number above 0"
+                    f"hardware profile {self.name!r}: {name} is {value!r}; "
+                    f"it must be a finite number, {least}"
                 )
 
     @classmethod
@@ -69,6 +78,7 @@ class HardwareProfile:
             host_gflops=100.0,
             gpu_gflops=100.0,
             sync_s=5e-6,
+            has_gpu=False,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -82,39 +92,46 @@ class HardwareProfile:
         Raises:
             CheckpointError: a key is missing or unknown, or a rate is out of range.
         """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(data, dict) or set(data) != names:
+        every = {field.name for field in fields(cls)}
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not isinstance(data, dict) or not needed <= set(data) <= every:
             found = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise CheckpointError(
-                f"a hardware profile needs the keys {', '.join(sorted(names))}; found {found}"
+                f"a hardware profile needs the keys {', '.join(sorted(needed))}; found {found}"
             )
         if not isinstance(data["name"], str) or not isinstance(data["measured"], bool):
             raise CheckpointError("a hardware profile's name is text and measured is true or false")
+        if not isinstance(data.get("has_gpu", True), bool):
+            raise CheckpointError("a hardware profile's has_gpu is true or false")
         return cls(**data)
 
 
 def reference_machines() -> list[str]:
     """Names of the machines that come with hotcold; machines/__init__.py says what they are."""
-    return sorted(path.stem for path in _MACHINES.glob("*.json"))
+    return sorted(path.stem for path in MACHINES.glob("*.json"))
 
 
 def load_hardware(name: str) -> HardwareProfile:
     """A profile by the name of a reference machine, or by the path of a JSON file.
 
+    The file is one that `hotcold hardware` writes, or holds the fields of HardwareProfile alone.
+
     Raises:
         ConfigError: neither of the two.
         CheckpointError: a file that does not hold a profile.
     """
-    path = _MACHINES / f"{name}.json" if name in reference_machines() else Path(name).expanduser()
+    from hotcold.runtime.machine_file import FORMAT, MachineFile, read_json
+
+    path = MACHINES / f"{name}.json" if name in reference_machines() else Path(name).expanduser()
     if not path.is_file():
         raise ConfigError(
             f"no hardware profile {name!r}: it is neither a file nor one of "
             f"{', '.join(reference_machines())}"
         )
+    data = read_json(path)
     try:
-        if path.stat().st_size > _FILE_LIMIT:
-            raise ValueError(f"it is larger than {_FILE_LIMIT} bytes")
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"hardware profile {path} cannot be read: {error}") from error
-    return HardwareProfile.from_json(data)
+        if isinstance(data, dict) and data.get("format") == FORMAT:
+            return MachineFile.from_json(data).profile
+        return HardwareProfile.from_json(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error

@@ -130,14 +130,27 @@ def read_bandwidth(record_bytes: int, threads: int, buffer_bytes: int = 1 << 30)
     """
     length = max(64, record_bytes // 64 * 64)
     buffer = ColdBuffer(buffer_bytes, "float16")
-    order = np.random.default_rng(0).permutation(buffer.size // length).astype(np.int32)
-    rates = []
     with Pool(threads) as pool:
-        for side in (1, 8):
-            read = TimedRead(length, length, side, pool)
-            times = [read(buffer.address, np.sort(part)) for part in np.array_split(order, 8)]
-            rates.append(statistics.median(size / seconds for seconds, size in times[1:]) / 1e9)
-    return max(rates)
+        return max(
+            statistics.median(read_rates(buffer.address, buffer.size, length, pool, side))
+            for side in (1, 8)
+        )
+
+
+def read_rates(address: int, size: int, length: int, pool: Pool, side: int) -> list[float]:
+    """GB/s of reads of random records, ascending as in an active list; none is read twice.
+
+    Args:
+        address: of the memory to walk through.
+        size: its bytes.
+        length: of a record, a multiple of 64.
+        pool: threads that read.
+        side: records read side by side.
+    """
+    order = np.random.default_rng(0).permutation(size // length).astype(np.int32)
+    read = TimedRead(length, length, side, pool)
+    times = [read(address, np.sort(part)) for part in np.array_split(order, 8)]
+    return [size / seconds / 1e9 for seconds, size in times[1:]]
 
 
 def source_folder(bundle: Bundle) -> str:

@@ -9,7 +9,8 @@ is measured: random gate rows of 4 KiB (d 2048, float16, no gate fires), random 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,24 @@ def measure(
     Raises:
         BudgetError: memory for three copies is not there.
     """
+    with three_kinds(nbytes) as weights:
+        return {
+            "bytes": len(weights["file"]),
+            "cpu_variant": kernels.active_cpu_variant(),
+            **_rates(weights, threads, rounds),
+        }
+
+
+@contextmanager
+def three_kinds(nbytes: int) -> Iterator[dict[str, Bytes]]:
+    """The same bytes in every kind of store, mapped, filled and in the page table.
+
+    Args:
+        nbytes: of each; a file of this size lies in the temporary folder meanwhile.
+
+    Raises:
+        BudgetError: memory for three copies is not there.
+    """
     nbytes = max(64 << 20, nbytes // HUGE_BYTES * HUGE_BYTES)
     memory.require(3 * nbytes, "the bench of weight stores", "give --size a smaller one")
     with tempfile.TemporaryDirectory(prefix="hotcold-stores-") as folder:
@@ -98,11 +117,7 @@ def measure(
         for held in weights.values():
             int(held[::4096].sum())  # in the page table, and the file's pages back in memory
         try:
-            return {
-                "bytes": nbytes,
-                "cpu_variant": kernels.active_cpu_variant(),
-                **_rates(weights, threads, rounds),
-            }
+            yield weights
         finally:
             shared.close()
 

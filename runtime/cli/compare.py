@@ -17,6 +17,7 @@ from hotcold.runtime.cli.options import (
     EngineOptions,
     choose_model,
     engine_options,
+    hardware_option,
     json_option,
 )
 from hotcold.runtime.cli.running import figures, running_engine
@@ -58,6 +59,7 @@ class Measured:
 @click.option(
     "--repeat", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs a policy."
 )
+@hardware_option("place neurons for")
 @json_option
 @engine_options(policy=False)
 def command(
@@ -67,13 +69,15 @@ def command(
     prompt: str,
     max_tokens: int,
     repeat: int,
+    hardware: str | None,
     as_json: bool,
 ) -> None:
     """Run several placement policies on the same prompt and print a table.
 
     Tokens are chosen greedily, so "same tokens" says whether a policy changed the output.
     """
-    options = replace(options, model=choose_model(folder, options.model))
+    model = choose_model(folder, options.model)
+    options = replace(options, model=model, hardware=hardware)
     chosen = policies or DEFAULT_POLICIES
     if len(set(chosen)) < len(chosen):
         raise ConfigError(f"--policy names one policy twice ({', '.join(chosen)}); give it once")

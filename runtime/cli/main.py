@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "solve": ("solve", "Place a model's neurons, save the plan and explain it"),
     "evaluate": ("evaluate", "Measure perplexity, recall and speed of a predictor"),
     "compare": ("compare", "Run placement policies on the same prompt"),
+    "hardware": ("hardware", "Measure this machine for policies and cost models"),
+    "roofline": ("roofline", "Compute the bound of a plan on a machine"),
     "policies": ("policies", "List the installed policies and predictors"),
     "doctor": ("doctor", "Say what this machine offers and what to mend"),
     "chaos": ("chaos", "Kill and stop actors at random; the tokens must not change"),

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.hardware import reference_machines
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DTYPES = ("float32", "float16", "bfloat16")
@@ -49,6 +50,7 @@ class EngineOptions:
         seed: seed of sampling and of policies that draw.
         restarts: losses of actors that a generation survives.
         kernels: CPU kernels, a built-in variant or a C file.
+        hardware: machine that policies decide for; set by commands that have --hardware.
     """
 
     model: str | None = None
@@ -67,6 +69,7 @@ class EngineOptions:
     seed: int = 0
     restarts: int | None = None
     kernels: str | None = None
+    hardware: str | None = None
 
     def launch_arguments(self) -> dict[str, Any]:
         """Keyword arguments of Engine.launch; what the user left out is left out here too."""
@@ -84,6 +87,7 @@ class EngineOptions:
             "address": self.address,
             "restarts": self.restarts,
             "kernels": self.kernels,
+            "hardware": self.hardware,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         always = {"predictor": self.predictor, "transport": self.transport, "seed": self.seed}
@@ -133,6 +137,21 @@ def dtype_option(command: Command) -> Command:
         help="Dtype of the stored matrices.  [default: the checkpoint's]",
     )
     return option(command)
+
+
+def hardware_option(use: str) -> Callable[[Command], Command]:
+    """Add --hardware.
+
+    Args:
+        use: what the machine is for, "solve for".
+    """
+    names = ", ".join(reference_machines())
+    return click.option(
+        "--hardware",
+        metavar="NAME",
+        help=f"Machine to {use}: {names}, or a file that `hotcold hardware` wrote."
+        "  [default: this one, as `hotcold hardware` measured it]",
+    )
 
 
 def seed_option(command: Command) -> Command:

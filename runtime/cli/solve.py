@@ -16,15 +16,16 @@ from hotcold.runtime.cli.options import (
     choose_model,
     debug_option,
     dtype_option,
+    hardware_option,
     json_option,
     model_option,
     parse_settings,
 )
 from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.hardware import HardwareProfile, load_hardware, reference_machines
 
 if TYPE_CHECKING:
     from hotcold.runtime.cost import TokenTime
+    from hotcold.runtime.hardware import HardwareProfile
     from hotcold.runtime.plan import Plan
     from hotcold.runtime.problem import Placement, Problem
 
@@ -39,12 +40,7 @@ if TYPE_CHECKING:
     help="Placement policy: a name, file.py:Class or package.module:Class.",
 )
 @click.option("--vram", metavar="SIZE", help="Memory budget of the GPU, 24MiB for example.")
-@click.option(
-    "--hardware",
-    metavar="NAME",
-    help=f"Machine to solve for: {', '.join(reference_machines())}, or a JSON file."
-    "  [default: this one, not measured]",
-)
+@hardware_option("solve for")
 @click.option(
     "--shape",
     metavar="SHAPE",
@@ -99,9 +95,10 @@ def command(
     from hotcold.policies.run import place
     from hotcold.policies.settings import split_settings
     from hotcold.runtime.plan import make_plan
+    from hotcold.runtime.this_machine import chosen_hardware
 
     check_out(out)
-    machine = HardwareProfile.unmeasured() if hardware is None else load_hardware(hardware)
+    machine = chosen_hardware(hardware)
     model = choose_model(folder, model)
     own = split_settings(parse_settings(settings))["placement"]
     if shape is not None and model is not None:
@@ -137,7 +134,7 @@ def check_out(out: Path) -> None:
 
 
 def _shaped(
-    shape: str, vram: str | None, context: int | None, dtype: str | None, machine: HardwareProfile
+    shape: str, vram: str | None, context: int | None, dtype: str | None, machine: "HardwareProfile"
 ) -> tuple["Problem", str]:
     from hotcold.runtime.config import DEFAULT_CONTEXT
     from hotcold.runtime.shaped import shaped_problem
@@ -155,7 +152,7 @@ def _of_model(
     context: int | None,
     dtype: str | None,
     predictor: str,
-    machine: HardwareProfile,
+    machine: "HardwareProfile",
 ) -> tuple["Problem", str]:
     from hotcold.runtime.config import EngineConfig
     from hotcold.runtime.deployment import prepare_model

@@ -77,10 +77,9 @@ def test_a_folder_of_something_else_is_left_alone(run: Run, tmp_path: Path) -> N
 
 
 def test_reference_machines_load_by_name_and_path(tmp_path: Path) -> None:
-    assert {"pc-high", "pc-low", "laptop-8gb", "h100-box"} == set(reference_machines())
+    assert {"pc-high", "pc-low", "laptop-8gb", "h100-box"} <= set(reference_machines())
     for name in reference_machines():
-        profile = load_hardware(name)
-        assert profile.name == name and not profile.measured
+        assert load_hardware(name).name == name
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(load_hardware("pc-low").to_json()))
     assert load_hardware(str(file)) == load_hardware("pc-low")

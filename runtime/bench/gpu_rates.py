@@ -1,0 +1,211 @@
+"""The GPU's part of `hotcold hardware`: memory, bus, arithmetic, active neurons, exchange, gaps.
+
+Operators come from the plug-in (native/device_kernels.py), the bus is measured through libcuda.
+The exchange and the gaps are taken from whole passes of the embedded model, because they only exist
+inside a captured graph: a pass with one cold neuron a layer less one with none is the exchange (the
+neuron itself takes a microsecond); a pass with none less its bytes is gaps between nodes.
+
+Called by bench/hardware.py only. Without a GPU it says why and measures nothing.
+"""
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hotcold.native import cuda_plugin, cuda_probe, device_kernels, nvml
+from hotcold.native.device import open_plugin
+from hotcold.runtime.errors import BackendError
+from hotcold.runtime.gpu import CONTEXT_BYTES
+from hotcold.runtime.gpu_probe import LIBCUDA
+from hotcold.runtime.machine_file import Figure
+
+ROWS, WIDTH, BATCH = 16384, 8192, 32  # 256 MiB of float16: more than any GPU's cache
+NEURONS, D = 8192, 4096
+REPEAT = 20
+BUS_BYTES = 256 << 20
+NODES = 7  # graph nodes a layer without predictor; 3 more in every pass (native/cuda/graph.cu)
+NODES_ONCE = 3
+PASSES, TOKENS = 5, 24
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GpuRates:
+    """Figures and table rows, as MachineFile holds them."""
+
+    figures: dict[str, Figure]
+    neurons: list[Row]
+    exchanges: list[Row]
+
+
+def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
+    """Measure the first GPU.
+
+    Raises:
+        BackendError: there is none that can be used; why.
+    """
+    if cuda_plugin.mode() == "off":
+        raise BackendError("HOTCOLD_CUDA is off")
+    if not nvml.gpus():
+        raise BackendError("no NVIDIA GPU is visible")
+    found = cuda_plugin.find()
+    if found is None:
+        raise BackendError("the GPU kernels could not be loaded or built, see above")
+    plugin = open_plugin(found.path)
+    progress("GPU memory and arithmetic")
+    bandwidth, gflops = _memory(plugin)
+    progress("GPU, active neurons")
+    neurons = [_neurons(plugin, dtype) for dtype in ("float32", "float16", "bfloat16")]
+    progress("bus between host and GPU")
+    to_gpu, to_host = _bus()
+    progress("captured exchange on the GPU")
+    sync_s, gap_s = _passes(bandwidth)
+    context = cuda_probe.context_bytes(found.path)
+    matrix = f"float16 matrix of {ROWS} x {WIDTH}"
+    pinned = f"copies of {BUS_BYTES >> 20} MiB of pinned memory, median"
+    less = "pass of the embedded model"
+    figures = {
+        "gpu_gb_per_s": Figure(bandwidth, "measured", f"{matrix} times one token, median"),
+        "gpu_gflops": Figure(gflops, "measured", f"{matrix} times {BATCH} tokens, median"),
+        "pcie_gb_per_s": Figure(to_gpu, "measured", pinned),
+        "pcie_back_gb_per_s": Figure(to_host, "measured", pinned),
+        "sync_s": Figure(sync_s, "measured", f"{less}, one cold neuron a layer against none"),
+        "gap_s": Figure(gap_s, "measured", f"{less} less its bytes, by graph nodes"),
+        "context_bytes": Figure(
+            context or CONTEXT_BYTES,
+            "measured" if context else "estimated",
+            "used memory by NVML before and after, with the kernels loaded"
+            if context
+            else "as on one H100; NVML did not tell",
+        ),
+    }
+    row = {"what": "captured in a GPU graph", "round_trip_us": sync_s * 1e6}
+    return GpuRates(figures, neurons, [{**row, "p99_round_trip_us": sync_s * 1e6}])
+
+
+def _memory(plugin: Any) -> tuple[float, float]:
+    """GB/s of a dense product with one token, GFLOP/s of one with 32."""
+    w_RD = np.ones((ROWS, WIDTH), np.float16)
+    rates = []
+    for batch in (1, BATCH):
+        x_BD = np.ones((batch, WIDTH), np.float32)
+        _, seconds = device_kernels.gemv(plugin, w_RD, "float16", x_BD, repeat=REPEAT)
+        rates.append((w_RD.nbytes if batch == 1 else 2.0 * batch * w_RD.size) / seconds / 1e9)
+    return float(f"{rates[0]:.4g}"), float(f"{rates[1]:.4g}")
+
+
+def _neurons(plugin: Any, dtype: str) -> Row:
+    """Time of an active neuron of a layer in which all fire."""
+    from hotcold.runtime.bench.hardware import neuron_row
+
+    kind = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[dtype]
+    one = 0x3C00 if dtype == "bfloat16" else 0.01  # both small and positive: every gate fires
+    records = np.full((NEURONS, 3 * D), one, kind).view(np.uint8)
+    bounds_C = np.linspace(0, NEURONS, 65).astype(np.int32)
+    x_BD = np.full((1, D), 0.01, np.float32)
+    _, _, seconds = device_kernels.ffn(plugin, records, dtype, x_BD, bounds_C, repeat=REPEAT)
+    return neuron_row("gpu0", dtype, 1, D, seconds / NEURONS)
+
+
+def _bus() -> tuple[float, float]:
+    """GB/s of copies from pinned host memory to the GPU, and back.
+
+    Raises:
+        BackendError: the driver refuses a step.
+    """
+    try:
+        cuda = ctypes.CDLL(LIBCUDA)
+    except OSError as error:
+        raise BackendError(f"{LIBCUDA} cannot be loaded") from error
+
+    def call(name: str, *arguments: Any) -> None:
+        status = getattr(cuda, name)(*arguments)
+        if status:
+            raise BackendError(f"{name} failed with CUDA error {status}")
+
+    context, host, device = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint64()
+    index, size = ctypes.c_int(), ctypes.c_size_t(BUS_BYTES)
+    call("cuInit", 0)
+    call("cuDeviceGet", ctypes.byref(index), 0)
+    call("cuDevicePrimaryCtxRetain", ctypes.byref(context), index)
+    try:
+        call("cuCtxSetCurrent", context)
+        call("cuMemHostAlloc", ctypes.byref(host), size, 0)
+        call("cuMemAlloc_v2", ctypes.byref(device), size)
+        rates = []
+        for name, to, source in (
+            ("cuMemcpyHtoD_v2", device, host),
+            ("cuMemcpyDtoH_v2", host, device),
+        ):
+            times = []
+            for _ in range(REPEAT):
+                begin = time.perf_counter()
+                call(name, to, source, size)
+                times.append(time.perf_counter() - begin)
+            rates.append(float(f"{BUS_BYTES / statistics.median(times[1:]) / 1e9:.4g}"))
+    finally:
+        if device.value:
+            cuda.cuMemFree_v2(device)
+        if host.value:
+            cuda.cuMemFreeHost(host)
+        cuda.cuDevicePrimaryCtxRelease_v2(index)
+    return rates[0], rates[1]
+
+
+@dataclass(frozen=True)
+class _AllBut:
+    """A placement policy: everything on the GPU but the hottest `cold` neurons of each layer."""
+
+    cold: int
+
+    def place(self, problem: Any) -> Any:
+        """Modules as ever, the neurons that always fire to the host."""
+        score_LN = np.ones(problem.shape)
+        placement = problem.fill(score_LN)
+        hottest_LN = np.argsort(-problem.activations_LN, axis=1)[:, : self.cold]
+        device_LN = np.zeros(problem.shape, np.int8)
+        np.put_along_axis(device_LN, hottest_LN, 1, axis=1)
+        return type(placement)(device_LN, placement.modules)
+
+
+def _passes(gpu_gb_per_s: float) -> tuple[float, float]:
+    """Seconds of one captured exchange, and of the gap between two graph nodes."""
+    without, nbytes, layers = _pass_s(0)
+    with_one, _, _ = _pass_s(1)
+    nodes = NODES * layers + NODES_ONCE
+    sync_s = max((with_one - without) / layers, 1e-7)
+    gap_s = max((without - nbytes / gpu_gb_per_s / 1e9) / nodes, 0.0)
+    return float(f"{sync_s:.4g}"), float(f"{gap_s:.4g}")
+
+
+def _pass_s(cold: int) -> tuple[float, int, int]:
+    """Seconds and bytes of a decoding pass of the embedded model, and its layers.
+
+    Raises:
+        BackendError: the model does not run on the GPU.
+    """
+    from hotcold.runtime.config import EngineConfig
+    from hotcold.runtime.deployment import deploy, prepare_model, solve
+    from hotcold.runtime.executor import make_request
+    from hotcold.runtime.session import LocalSession
+
+    prepared = prepare_model(EngineConfig(predictor="exact"))
+    plan = solve(prepared, _AllBut(cold))
+    passes, nbytes = [], 0
+    with LocalSession(deploy(prepared, plan)) as local:
+        device = local.executors["gpu"].native.device
+        if device is None:
+            raise BackendError("the embedded model did not run on the GPU")
+        for seed in range(PASSES):
+            request = make_request([1, 2, 3], TOKENS, prepared.context, seed=seed)
+            for _ in local.executors["gpu"].generate(request):
+                pass
+            report = device.report()
+            passes.append(report.pass_ns * 1e-9)
+            nbytes = report.bytes
+    return statistics.median(passes), nbytes, plan.shape[0]

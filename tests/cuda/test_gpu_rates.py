@@ -1,0 +1,36 @@
+"""The GPU's part of `hotcold hardware`, on a GPU."""
+
+from typing import Any
+
+import pytest
+
+from hotcold.runtime.bench.gpu_rates import gpu_rates
+from hotcold.runtime.bench.hardware import Effort, measure
+from hotcold.runtime.errors import BackendError
+from hotcold.runtime.machine_file import MachineFile
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_measured(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Effort, "choose", lambda quick: Effort(64 << 20, 1, 3, 100))
+    file = measure(quick=True)
+    assert MachineFile.from_json(file.to_json()) == file
+    assert file.has_gpu and file.profile.has_gpu
+    figures = {name: one.value for name, one in file.figures.items()}
+    assert figures["gpu_gb_per_s"] > figures["pcie_gb_per_s"] > 0
+    assert 0 < figures["sync_s"] < 1e-3 and 0 <= figures["gap_s"] < 1e-4
+    assert {row["dtype"] for row in file.tables["neurons"] if row["device"] == "gpu0"} == {
+        "float32",
+        "float16",
+        "bfloat16",
+    }
+
+
+def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTCOLD_CUDA", "off")
+    with pytest.raises(BackendError, match="HOTCOLD_CUDA is off"):
+        gpu_rates(lambda text: None)
+    monkeypatch.setenv("HOTCOLD_CUDA", "auto")
+    monkeypatch.setattr("hotcold.native.nvml.gpus", list)
+    with pytest.raises(BackendError, match="no NVIDIA GPU is visible"):
+        gpu_rates(lambda text: None)
