@@ -58,9 +58,10 @@ def _axes(title: str, caption: str) -> tuple["Figure", "Axes"]:
     axes.set_axisbelow(True)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=22)
     caption = textwrap.shorten(caption, 105, placeholder=" ...")
-    axes.annotate(
+    text = axes.annotate(
         caption, (0, 1), (0, 8), "axes fraction", "offset points", fontsize=8.5, color=GREY
     )
+    text.set_in_layout(False)  # a long one would push the axes together
     return figure, axes
 
 
