@@ -64,6 +64,8 @@ def read_recording(path: Path) -> Recording:
     fired_TLB, window_W = arrays["fired_TLB"], arrays.get("window_W", np.zeros(0, np.int64))
     if fired_TLB.dtype != np.uint8 or fired_TLB.ndim != 3:
         raise ValueError(f"fired_TLB is {fired_TLB.dtype} {fired_TLB.shape}, not uint8 [T, L, B]")
+    if window_W.dtype.kind != "i" or window_W.ndim != 1:
+        raise ValueError(f"window_W is {window_W.dtype} {window_W.shape}, not lengths of windows")
     if len(window_W) and int(window_W.sum()) != len(fired_TLB):
         raise ValueError(f"its windows have {window_W.sum()} tokens, its bits {len(fired_TLB)}")
     neurons = header.get("neurons", 0)
