@@ -123,16 +123,16 @@ def draw_activation_share(scene: Scene) -> "Figure":
         )
     _percent_axes(axes, "neurons, hottest first (% of all)", "activations they hold (% of all)")
     axes.set(xlim=(0, 1), ylim=(0, 1.01))
-    _legend(axes, silent, "lower right")
+    _legend(axes, silent)
     return figure
 
 
-def _legend(axes: "Axes", silent: list[str], place: str) -> None:
+def _legend(axes: "Axes", silent: list[str]) -> None:
     """The legend, with the layers that have no line of their own."""
     if silent:
         names = textwrap.shorten(", ".join(silent), 30, placeholder=" ...")
         axes.plot([], [], " ", label=f"no neuron fires in layer {names}")
-    axes.legend(loc=place, fontsize=9, framealpha=0.9, edgecolor="#cccccc")
+    axes.legend(loc="lower right", fontsize=9, framealpha=0.9, edgecolor="#cccccc")
 
 
 def draw_sparsity(scene: Scene) -> "Figure":
@@ -211,7 +211,7 @@ def draw_recall_density(scene: Scene) -> "Figure":
         axes.plot([], [], "D", color="white", mec="black", label="in use, on text set apart")
     _percent_axes(axes, "neurons proposed (% of the layer)", "fired neurons among them (recall, %)")
     axes.set_xlim(left=0)
-    axes.legend(loc="lower right", fontsize=9, framealpha=0.9, edgecolor="#cccccc")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
 
 

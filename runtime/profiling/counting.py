@@ -27,6 +27,8 @@ from hotcold.runtime.training.dense import DenseModel
 
 Tensor = torch.Tensor
 Bits = NDArray[np.uint8]
+# Of one layer over some tokens: counts_N, sums_N, and neurons fired for each token.
+Counted = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]
 BATCH_TOKENS = 2048
 _KEEP_FREE = 0.25  # of a device's free memory: hidden states, gates, and everybody else
 
@@ -67,7 +69,7 @@ def count_unit(
     tally.tokens = sum(len(window) for window in windows)
     batches = _batches(windows)
 
-    def run(batch: _Batch, layer: int) -> tuple[NDArray[np.int64], ...]:
+    def run(batch: _Batch, layer: int) -> Counted:
         return _layer(model, batch, layer, bits_TLS)
 
     def start(batch: _Batch) -> None:
@@ -89,10 +91,8 @@ def count_unit(
     return tally
 
 
-def _layer(
-    model: DenseModel, batch: _Batch, layer: int, bits_TLS: Bits | None
-) -> tuple[NDArray[np.int64], ...]:
-    """One layer over one batch: counts_N, sums_N, and neurons fired for each token."""
+def _layer(model: DenseModel, batch: _Batch, layer: int, bits_TLS: Bits | None) -> Counted:
+    """One layer over one batch, whose residual stream moves on."""
     with torch.inference_mode():
         h_RD = model.attend(layer, batch.h_RD, *batch.ids_BT.shape)
         x_RD = model.ffn_input(layer, h_RD)

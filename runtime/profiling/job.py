@@ -132,33 +132,43 @@ def run_job(
     identity = job.identity()
     _check_size(job, job.max_tokens or 0)
     there, work = out.exists(), out / FOLDER
-    work.mkdir(parents=True, exist_ok=True)
-    with alone(work):
-        streamed = choose_streamed(job.bundle, job.device)
-        unit_tokens = begin(work, identity, choose_unit(job.bundle, job.device, streamed))
-        try:
-            texts = _texts(job, work, progress, say)
-            units, skipped = _units(job, texts, unit_tokens)
-            bits_per_token = job.bits_shape[0] * job.bits_shape[1] if job.bitmaps else 0
-            state = resume(work, units, job.shape, bits_per_token)
-            resumed = state.tally.tokens
-            if resumed:
-                say(f"going on after {resumed:,} tokens")
-            _count(job, work, state, units, _share(texts, job.max_tokens, progress))
-        except _Unusable as unusable:
-            # Whatever mends this input makes it another job: nothing here is worth keeping.
-            shutil.rmtree(work)
-            if not there:
-                out.rmdir()
-            raise unusable.error from unusable.error.__cause__
-        except torch.OutOfMemoryError as error:
-            raise BudgetError(
-                f"the memory of {job.device} is too small for a layer and its text; use "
-                "--device cpu"
-            ) from error
-        profile = _finish(job, out, state, skipped)
-    shutil.rmtree(work, ignore_errors=True)
-    return Profiled(profile, out / FILE_NAME, skipped, resumed)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with alone(work):
+            done = _run(job, out, identity, progress, say)
+        shutil.rmtree(work, ignore_errors=True)
+        return done
+    except _Unusable as unusable:
+        # Whatever mends this input makes it another job: nothing here is worth keeping.
+        shutil.rmtree(work if there else out)
+        raise unusable.error from unusable.error.__cause__
+    except torch.OutOfMemoryError as error:
+        raise BudgetError(
+            f"the memory of {job.device} is too small for a layer and its text; use --device cpu"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {out} ({error.strerror or error}); make room, or give a folder you "
+            "can write"
+        ) from error
+
+
+def _run(
+    job: ProfileJob, out: Path, identity: dict[str, Any], progress: Progress | None, say: Say
+) -> Profiled:
+    """Count what is left, and write the results."""
+    work = out / FOLDER
+    streamed = choose_streamed(job.bundle, job.device)
+    unit_tokens = begin(work, identity, choose_unit(job.bundle, job.device, streamed))
+    texts = _texts(job, work, progress, say)
+    units, skipped = _units(job, texts, unit_tokens)
+    bits_per_token = job.bits_shape[0] * job.bits_shape[1] if job.bitmaps else 0
+    state = resume(work, units, job.shape, bits_per_token)
+    resumed = state.tally.tokens
+    if resumed:
+        say(f"going on after {resumed:,} tokens")
+    _count(job, work, state, units, _share(texts, job.max_tokens, progress))
+    return Profiled(_finish(job, out, state, skipped), out / FILE_NAME, skipped, resumed)
 
 
 class _Unusable(Exception):
@@ -198,7 +208,10 @@ def _units(
     job: ProfileJob, texts: tuple[Path, ...], unit_tokens: int
 ) -> tuple[Iterator[Unit], Skipped]:
     """The text's units, and where the lines are counted that reading them skips."""
-    tokenizer = Tokenizer.load(job.bundle.path, job.bundle.spec.vocab_size)
+    try:
+        tokenizer = Tokenizer.load(job.bundle.path, job.bundle.spec.vocab_size)
+    except CheckpointError as error:
+        raise _Unusable(error) from error
     skipped = Skipped()
     windows = token_windows(texts, tokenizer, job.context, job.max_tokens, job.field, skipped)
 
@@ -233,13 +246,13 @@ def _count(
     ):
         model: DenseModel | None = None
         for unit, read_bytes in units:
-            if model is None:
-                streamed = choose_streamed(job.bundle, job.device)
-                model = DenseModel(job.bundle, store, job.context, job.device, streamed)
             tokens = sum(len(window) for window in unit)
-            bits_TLS = None if bits is None else np.zeros((tokens, layers, width), np.uint8)
             try:
                 _check_size(job, state.tally.tokens + tokens)
+                if model is None:
+                    streamed = choose_streamed(job.bundle, job.device)
+                    model = DenseModel(job.bundle, store, job.context, job.device, streamed)
+                bits_TLS = None if bits is None else np.zeros((tokens, layers, width), np.uint8)
                 tally = count_unit(model, unit, workers, bits_TLS)
             except (ConfigError, CheckpointError) as error:
                 raise _Unusable(error) from error

@@ -10,14 +10,18 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.generation import Token
 from hotcold.runtime.jsonl import TEXT_FIELD
 from hotcold.runtime.windows import text_frame
+
+if TYPE_CHECKING:
+    from hotcold.runtime.session import LocalSession
 
 FILE_NAME = "sampled.jsonl"
 MAX_EMPTY = 64  # documents in a row without a text: the model writes none
@@ -80,30 +84,56 @@ def sample_text(
     from hotcold.runtime.deployment import deploy, prepare_model, solve
     from hotcold.runtime.session import LocalSession
 
-    prepared, before, empty = prepare_model(config), done, 0
+    prepared, before = prepare_model(config), done
     with LocalSession(deploy(prepared, solve(prepared, Greedy()))) as session, open(path, "a") as f:
-        spec = prepared.bundle.spec
-        head = text_frame(session.text.tokenizer)[0] or list(spec.bos_ids)
-        room = prepared.context - max(1, len(head))
-        if room < 1:
-            raise ConfigError(f"a context of {prepared.context} tokens has no room for a text")
+        writer = _Writer(session, wish)
         while done < wish.tokens:
-            seed = (wish.seed + documents * _SEED_STEP) % 2**63
-            prompt = head or [int(np.random.default_rng(seed).integers(spec.vocab_size))]
-            sampling = Sampling(max_tokens=room, temperature=wish.temperature, seed=seed)
-            found = list(session.generate(prompt, sampling))
-            text = "".join(token.text for token in found)
-            f.write(json.dumps({TEXT_FIELD: text, "tokens": len(found), "seed": seed}) + "\n")
+            line, tokens = writer.document(documents)
+            f.write(line)
             f.flush()
-            documents, done = documents + 1, done + len(found)
-            empty = 0 if text.strip() else empty + 1
-            if empty == MAX_EMPTY:
-                raise ConfigError(
-                    f"the model wrote {MAX_EMPTY} documents without a text; profile it with --text"
-                )
+            documents, done = documents + 1, done + tokens
             if progress is not None:
                 progress(done, min(1.0, done / wish.tokens))
     return done - before
+
+
+class _Writer:
+    """Samples documents in a session.
+
+    Raises:
+        ConfigError: its context has no room for a text.
+    """
+
+    def __init__(self, session: "LocalSession", wish: SelfText) -> None:
+        spec, context = session.deployment.spec, session.deployment.context
+        self._session, self._wish, self._vocab = session, wish, spec.vocab_size
+        self._head = text_frame(session.text.tokenizer)[0] or list(spec.bos_ids)
+        self._room = context - max(1, len(self._head))
+        self._empty = 0
+        if self._room < 1:
+            raise ConfigError(f"a context of {context} tokens has no room for a text")
+
+    def document(self, index: int) -> tuple[str, int]:
+        """The JSON line of a document, and its tokens.
+
+        Raises:
+            ConfigError: the last MAX_EMPTY of them had no text.
+        """
+        seed = (self._wish.seed + index * _SEED_STEP) % 2**63
+        prompt = self._head or [int(np.random.default_rng(seed).integers(self._vocab))]
+        sampling = Sampling(max_tokens=self._room, temperature=self._wish.temperature, seed=seed)
+        stream, found = self._session.text.stream(sampling), list[Token]()
+        for id_, logprob in self._session.sample(prompt, sampling):  # to its end: one at a time
+            found += stream.push(id_, logprob)
+        found += stream.flush()
+        text = "".join(token.text for token in found)
+        self._empty = 0 if text.strip() else self._empty + 1
+        if self._empty == MAX_EMPTY:
+            raise ConfigError(
+                f"the model wrote {MAX_EMPTY} documents without a text; profile it with --text"
+            )
+        line = {TEXT_FIELD: text, "tokens": len(found), "seed": seed}
+        return json.dumps(line) + "\n", len(found)
 
 
 def _done_before(path: Path) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """A profile as a job: interrupted, it goes on and ends the same; what does not fit is refused."""
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.models import TinyLlama, write_llama
+from support.models import TinyLlama, random_tensors, write_llama
 
 from hotcold.policies.placement.oracle import read_masks
 from hotcold.runtime import recording
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.errors import BudgetError, ConfigError
+from hotcold.runtime.errors import BudgetError, CheckpointError, ConfigError
 from hotcold.runtime.formats.bundle import resolve_model
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.profiling import job as job_module
@@ -193,6 +195,33 @@ def test_text_that_cannot_be_used_leaves_nothing(job: ProfileJob, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_without_a_tokenizer_leaves_nothing(job: ProfileJob, tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "model", TinyLlama(tokenizer=None))
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        run_job(replace(job, bundle=resolve_model(folder)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written(
+    job: ProfileJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="cannot write to"):
+        run_job(job, tmp_path / "file" / "out")
+    before = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == "activations.npz":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        before(source, target)
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        run_job(job, tmp_path / "out")
+    monkeypatch.setattr("os.replace", before)
+    assert run_job(job, tmp_path / "out").resumed_tokens, "what was counted is lost"
+
+
 def test_skipped_lines_are_told(job: ProfileJob, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     good = json.dumps({"text": "the sea " * 20})
@@ -263,3 +292,17 @@ def test_temperatures_that_cannot_sample() -> None:
     for temperature in (0.0, -1.0, float("nan"), 1e9):
         with pytest.raises(ConfigError, match="temperature"):
             SelfText(temperature=temperature)
+
+
+def test_a_model_that_writes_nothing(job: ProfileJob, tmp_path: Path) -> None:
+    tensors = random_tensors(TinyLlama(tied=True))
+    # The likeliest token by far is the end, whatever came before.
+    tensors["model.embed_tokens.weight"][:] = 0
+    tensors["model.embed_tokens.weight"][1] = tensors["model.embed_tokens.weight"][2] = 1
+    folder = write_llama(tmp_path / "mute", TinyLlama(tied=True), tensors)
+    config = EngineConfig(str(folder), predictor="exact", context=40)
+    own = SelfText(tokens=10_000, temperature=0.1)
+    mute = replace(job, bundle=resolve_model(folder), config=config, texts=(), own=own)
+    with pytest.raises(ConfigError, match="wrote 64 documents without a text"):
+        run_job(mute, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
