@@ -1,7 +1,8 @@
 """Text files as windows of token ids: what the profiler and other offline measurements run over.
 
-Files are read in pieces, so their size does not matter; a piece ends after a line end, where
-tokenizers do not look across. The same files always give the same windows. No model in here.
+Plain text is read in pieces, so a file's size does not matter; a piece ends after a line end, where
+tokenizers do not look across. Of JSON lines each is a document, and no window spans two of them
+(jsonl.py). The same files always give the same windows. No model in here.
 """
 
 import codecs
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.jsonl import TEXT_FIELD, Skipped, documents, is_jsonl
 
 CHUNK_BYTES = 1 << 16
 
@@ -22,20 +24,40 @@ class TextEncoder(Protocol):
         ...
 
 
+def text_frame(tokenizer: TextEncoder) -> tuple[list[int], list[int]]:
+    """The ids a tokenizer's template puts before a text, and those it puts behind."""
+    empty, probe = list(tokenizer.encode("")), list(tokenizer.encode("a"))
+    alike = (a == b for a, b in zip(empty, probe, strict=False))
+    lead = next((i for i, same in enumerate(alike) if not same), min(len(empty), len(probe)))
+    return empty[:lead], empty[lead:]
+
+
 def token_windows(
-    paths: Sequence[Path], tokenizer: TextEncoder, context: int, max_tokens: int | None = None
+    paths: Sequence[Path],
+    tokenizer: TextEncoder,
+    context: int,
+    max_tokens: int | None = None,
+    field: str = TEXT_FIELD,
+    skipped: Skipped | None = None,
 ) -> Iterator[tuple[list[int], int]]:
     """Windows of at most `context` ids, and the bytes of text read until then.
 
-    Every window starts with the ids the tokenizer's template puts first. The last window of a file,
-    and of the limit, may be shorter.
+    Every window starts with the ids the tokenizer's template puts first. The last window of a file
+    or document, and of the limit, may be shorter.
+
+    Args:
+        paths: UTF-8 text; those named .jsonl hold a document a line.
+        tokenizer: of the model.
+        context: most ids of a window.
+        max_tokens: stop after so many ids.
+        field: of a JSON line, that holds its text.
+        skipped: told of lines that hold none.
 
     Raises:
         ConfigError: no room for text, a file that cannot be read, or that is not UTF-8.
     """
-    empty, probe = list(tokenizer.encode("")), list(tokenizer.encode("a"))
-    alike = (a == b for a, b in zip(empty, probe, strict=False))
-    lead = next((i for i, same in enumerate(alike) if not same), min(len(empty), len(probe)))
+    head, tail = text_frame(tokenizer)
+    lead = len(head)
     room = context if max_tokens is None else min(context, max_tokens)
     if room <= lead:
         raise ConfigError(
@@ -43,7 +65,8 @@ def token_windows(
             "raise the context or the token limit"
         )
     done = 0
-    for window, read_bytes in _windows(paths, tokenizer, context, (empty[:lead], empty[lead:])):
+    texts = _texts(paths, field, Skipped() if skipped is None else skipped)
+    for window, read_bytes in _windows(texts, tokenizer, context, (head, tail)):
         cut = window if max_tokens is None else window[: max_tokens - done]
         if len(cut) > lead:
             yield cut, read_bytes
@@ -52,23 +75,41 @@ def token_windows(
             return
 
 
+def _texts(paths: Sequence[Path], field: str, skipped: Skipped) -> Iterator[tuple[str, int, bool]]:
+    """All text in pieces: the piece, the bytes read until then, and whether a document ends."""
+    before = 0
+    for path in paths:
+        size = file_bytes(path)  # checked before an open() could block
+        if is_jsonl(path):
+            for text, read_bytes in documents(path, field, skipped):
+                yield text, before + read_bytes, True
+        else:
+            for text, read_bytes in _pieces(path):
+                yield text, before + read_bytes, False
+            yield "", before + size, True
+        before += size
+
+
 def _windows(
-    paths: Sequence[Path], tokenizer: TextEncoder, context: int, frame: tuple[list[int], list[int]]
+    texts: Iterator[tuple[str, int, bool]],
+    tokenizer: TextEncoder,
+    context: int,
+    frame: tuple[list[int], list[int]],
 ) -> Iterator[tuple[list[int], int]]:
     """All windows; frame is what the tokenizer puts before and after a text."""
     head, tail = frame
-    before = 0
-    for path in paths:
-        pending, size = list(head), file_bytes(path)  # checked before an open() could block
-        for text, read_bytes in _pieces(path):
+    pending = list(head)
+    for text, read_bytes, ends in texts:
+        if text:
             ids = list(tokenizer.encode(text))
             pending += ids[len(head) : len(ids) - len(tail)]
-            while len(pending) >= context:
-                yield pending[:context], before + read_bytes
-                pending = head + pending[context:]
-        before += size
-        if len(pending) > len(head):
-            yield pending, before
+        while len(pending) >= context:
+            yield pending[:context], read_bytes
+            pending = head + pending[context:]
+        if ends:
+            if len(pending) > len(head):
+                yield pending, read_bytes
+            pending = list(head)
 
 
 def file_bytes(path: Path) -> int:
@@ -120,7 +161,7 @@ def spread_windows(
     """Windows of `context` ids taken evenly from all over the files, about `max_tokens` in all.
 
     A long text is read only where its windows lie, so a sample of a large corpus costs what the
-    sample does. A text that is not long enough for that is read from its beginning.
+    sample does. A text that is not long enough for that, and JSON lines, are read from the start.
 
     Raises:
         ConfigError: as token_windows, or the files hold no text at all.
@@ -128,7 +169,8 @@ def spread_windows(
     sizes = [file_bytes(path) for path in paths]
     count = max(1, max_tokens // context)
     found: list[list[int]] = []
-    if sum(sizes) >= _SPARSE * count * context * _BYTES_PER_ID:
+    plain = not any(is_jsonl(path) for path in paths)
+    if plain and sum(sizes) >= _SPARSE * count * context * _BYTES_PER_ID:
         for index in range(count):
             place = (2 * index + 1) * sum(sizes) // (2 * count)
             which = 0

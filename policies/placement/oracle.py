@@ -1,9 +1,10 @@
 """oracle: the best static choice in hindsight, from bitmaps of what really fired.
 
-Needs a recording of the very tokens that will be generated: an npz with the array `fired_TLB`,
-uint8, which holds for each token and layer one bit a neuron, as numpy.packbits(fired_TLN, axis=-1)
-gives them. The neurons that fired in most of these tokens go to the GPU. What another policy loses
-against it is what its profile does not know; no policy can have it in advance.
+Needs a recording of the very tokens that will be generated, such as `hotcold profile --bitmaps`
+makes of a text (runtime/recording.py): an npz with the array `fired_TLB`, uint8, which holds for
+each token and layer one bit a neuron, as numpy.packbits(fired_TLN, axis=-1) gives them. The neurons
+that fired in most of these tokens go to the GPU. What another policy loses against it is what its
+profile does not know; no policy can have it in advance.
 
 It ignores the exchange and the balance of the executors, like `greedy`.
 """
@@ -15,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.npz import unpack
 from hotcold.runtime.problem import Placement, Problem
-
-_FILE_LIMIT = 2**32
+from hotcold.runtime.recording import read_recording
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Oracle:
     """Hottest bytes first, by a recording of the run itself.
 
     Args:
-        masks: path of the recording.
+        masks: path of the recording, or of its folder.
     """
 
     masks: str = ""
@@ -57,16 +56,13 @@ def read_masks(path: str, shape: tuple[int, int]) -> tuple[NDArray[np.int64], in
     if not path:
         raise ConfigError("policy 'oracle' needs a recording: --set masks=FILE.npz")
     try:
-        if Path(path).stat().st_size > _FILE_LIMIT:
-            raise ValueError(f"it is larger than {_FILE_LIMIT} bytes")
-        _, arrays = unpack(Path(path).read_bytes(), _FILE_LIMIT)
-        fired_TLB = arrays["fired_TLB"]
-    except KeyError:
-        raise ConfigError(f"recording {path} has no array fired_TLB") from None
+        recording = read_recording(Path(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"recording {path} cannot be read: {error}") from error
+    fired_TLB = recording.fired_TLB
     layers, neurons = shape
-    if fired_TLB.dtype != np.uint8 or fired_TLB.shape[1:] != (layers, -(-neurons // 8)):
+    wrong = recording.neurons not in (0, neurons)
+    if wrong or fired_TLB.shape[1:] != (layers, -(-neurons // 8)):
         raise ConfigError(
             f"recording {path}: fired_TLB is {fired_TLB.dtype} {fired_TLB.shape}; this model needs "
             f"uint8 [tokens, {layers}, {-(-neurons // 8)}]"

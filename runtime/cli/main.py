@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "Show a model's shapes, bytes and sparsity"),
     "profile": ("profile", "Count over a text how often each neuron fires"),
     "train-predictors": ("train_predictors", "Train predictors on a text, report their quality"),
+    "pictures": ("pictures", "Draw a profile and predictors: PNG files and a page"),
     "plant": ("plant", "Make a model of planted sparsity at a real shape"),
     "solve": ("solve", "Place a model's neurons, save the plan and explain it"),
     "evaluate": ("evaluate", "Measure perplexity, recall and speed of a predictor"),

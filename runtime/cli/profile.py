@@ -1,9 +1,13 @@
-"""`hotcold profile`: how often each neuron fires over a text, the placement policies' input."""
+"""`hotcold profile`: how often and how strongly each neuron fires over a text.
 
-from collections import deque
-from collections.abc import Sequence
+What placement policies, predictors, pictures and the policy `oracle` start from. Runs the model in
+this process, in plain torch, on a GPU where there is one.
+"""
+
+import os
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,13 +19,15 @@ from hotcold.runtime.cli.options import (
     json_option,
     model_option,
 )
-from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from hotcold.runtime.profile import ActivationProfile
+    from hotcold.runtime.profiling.job import Profiled, ProfileJob
+    from hotcold.runtime.profiling.sampling import SelfText
 
-FILE_NAME = "activations.npz"
+FILE_NAME = "activations.npz"  # hotcold.runtime.profile, which costs numpy to import
+SELF_TOKENS = 32768
 
 
 @click.command("profile")
@@ -30,10 +36,15 @@ FILE_NAME = "activations.npz"
     "--text",
     "texts",
     multiple=True,
-    required=True,
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A text to count over, in UTF-8; may be repeated.",
+    help="A text to count over, in UTF-8; .jsonl: a document a line. May be repeated.",
+)
+@click.option(
+    "--self",
+    "by_itself",
+    is_flag=True,
+    help="Count over text sampled from the model itself, kept as sampled.jsonl.",
 )
 @click.option(
     "--out",
@@ -43,12 +54,32 @@ FILE_NAME = "activations.npz"
     help=f"Folder for {FILE_NAME}; made if it is not there.",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), help="Stop after so many tokens.  [default: all]"
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    help=f"Stop after so many tokens.  [default: all; with --self {SELF_TOKENS}]",
+)
+@click.option("--field", default="text", show_default=True, help="Of a JSON line, with its text.")
+@click.option("--bitmaps", is_flag=True, help="Also keep which neurons fired for every token.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=2),
+    help="Tokens of a window.  [default: the model's, at most 512]",
+)
+@click.option(
+    "--temperature", type=float, default=1.0, show_default=True, help="Of the text of --self."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the text of --self.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to run the model.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads to count with.")
 @click.option(
     "--against",
-    metavar="FILE",
+    metavar="PATH",
     type=click.Path(exists=True, path_type=Path),
     help="Another profile: print how much of the hottest 20 % both texts share.",
 )
@@ -59,101 +90,133 @@ FILE_NAME = "activations.npz"
 def command(
     folder: str | None,
     model: str | None,
-    texts: tuple[Path, ...],
     out: Path,
-    max_tokens: int | None,
-    threads: int | None,
     against: Path | None,
     dtype: str | None,
     as_json: bool,
+    **given: Any,
 ) -> None:
-    """Count how often each neuron of MODEL fires over the texts.
+    """Count how often, and how strongly, each neuron of MODEL fires over the texts.
 
     MODEL is a folder; without one, the embedded model. The counts are exact: every gate row is
-    evaluated for every token.
+    evaluated for every token. An interrupted run, started again with the same arguments, goes on
+    where it was. Profiles are read as their file, their folder, or as a folder of PowerInfer's
+    activation_0.pt, activation_1.pt and so on.
     """
+    from hotcold.runtime.profile import ActivationProfile
+    from hotcold.runtime.profiling.job import run_job
+
+    own = _own_text(given)
     check_out(out)
-    other = None if against is None else load_other(against)
-    config = EngineConfig(
-        model=choose_model(folder, model), dtype=dtype, threads=threads, predictor="exact"
-    )
-    profile = count_firing(config, texts, max_tokens)
-    out.mkdir(parents=True, exist_ok=True)
-    target = out / FILE_NAME
-    profile.save(target)
-    click.echo(profile.summary())
-    output.note(f"counts in {target}")
-    result = {
-        "profile": str(target),
-        "tokens": profile.tokens,
-        "sparsity_L": [float(share) for share in profile.sparsity_L],
-    }
+    other = None if against is None else ActivationProfile.load(against)
+    job = make_job(choose_model(folder, model), dtype, given, own)
     if other is not None:
-        result["overlap"] = profile.overlap(other)
-        click.echo(f"{profile.overlap(other):.1%} of the hottest 20 % as in {against}")
+        other.check_fits(job.bundle.spec)
+    progress = output.Progress("profiling", "tokens")
+    begin = time.monotonic()
+    try:
+        done = run_job(job, out, progress, output.note)
+    finally:
+        progress.close()
+    seconds = time.monotonic() - begin
+    click.echo(done.profile.summary())
+    result = describe(job, done, seconds)
+    output.note(f"counts in {done.path}, {result['tokens_per_s']:.0f} tokens/s on {job.device}")
+    if done.skipped.lines:
+        output.note(f"{done.skipped}")
+    if other is not None:
+        result["overlap"] = done.profile.overlap(other)
+        click.echo(f"{result['overlap']:.1%} of the hottest 20 % as in {against}")
     if as_json:
         output.emit_json(result)
 
 
-def load_other(path: Path) -> "ActivationProfile":
-    """A profile to compare with, given as its file or folder."""
-    from hotcold.runtime.profile import ActivationProfile
-
-    return ActivationProfile.load(path / FILE_NAME if path.is_dir() else path)
-
-
-def count_firing(
-    config: EngineConfig, texts: Sequence[Path], max_tokens: int | None
-) -> "ActivationProfile":
-    """Run the texts through the model in this process, without Ray, and count every fired gate.
+def make_job(
+    model: str | None, dtype: str | None, given: dict[str, Any], own: "SelfText | None"
+) -> "ProfileJob":
+    """The options as a job.
 
     Raises:
-        HotcoldError: a model or text that cannot be used.
+        HotcoldError: a model, device or context that cannot be used.
     """
-    import numpy as np
+    from hotcold.runtime.config import DEFAULT_CONTEXT, EngineConfig
+    from hotcold.runtime.formats.bundle import resolve_model
+    from hotcold.runtime.plant.making import find_device
+    from hotcold.runtime.profiling.job import ProfileJob
 
-    from hotcold.policies.placement.greedy import Greedy
-    from hotcold.runtime.deployment import deploy, prepare_model, solve
-    from hotcold.runtime.profile import ActivationProfile, profile_text
-    from hotcold.runtime.session import LocalSession
+    device = find_device(given["device"])
+    bundle = resolve_model(None if model is None else Path(model), dtype)
+    most = bundle.spec.max_context
+    context = given["context"] or min(most, DEFAULT_CONTEXT)
+    if context > most:
+        raise ConfigError(
+            f"--context {context} is more than the {most} positions this model was made for"
+        )
+    threads = given["threads"]
+    return ProfileJob(
+        bundle,
+        EngineConfig(model, dtype=dtype, threads=threads, predictor="exact", context=context),
+        context,
+        device,
+        threads or len(os.sched_getaffinity(0)),
+        given["texts"],
+        own,
+        given["field"],
+        None if own is not None else given["max_tokens"],
+        given["bitmaps"],
+    )
 
-    prepared = prepare_model(config)
-    spec, checksum = prepared.bundle.spec, prepared.bundle.checksum
-    fired_LN = np.zeros((spec.n_layers, spec.n_neurons), np.int64)
-    # One token is sampled after each window, which needs no pass of its own: what is counted is
-    # the window and nothing else.
-    sampling = Sampling(max_tokens=1, ignore_eos=True)
-    progress = output.Progress("profiling", "tokens")
-    with LocalSession(deploy(prepared, solve(prepared, Greedy())), fired_LN) as session:
-        try:
-            tokens = profile_text(
-                texts,
-                session.text.tokenizer,
-                lambda ids: deque(session.sample(ids, sampling), maxlen=0).clear(),
-                context=prepared.context,
-                max_tokens=max_tokens,
-                progress=progress,
-            )
-        finally:
-            progress.close()
-    source = ", ".join(path.name for path in texts)
-    return ActivationProfile(fired_LN, tokens, checksum, source)
+
+def _own_text(given: dict[str, Any]) -> "SelfText | None":
+    """What --self asks for; None with --text.
+
+    Raises:
+        click.UsageError: both of them, or neither.
+    """
+    from hotcold.runtime.profiling.sampling import SelfText
+
+    if given["by_itself"] == bool(given["texts"]):
+        raise click.UsageError("give either --text FILE, which may be repeated, or --self")
+    if not given["by_itself"]:
+        return None
+    return SelfText(given["max_tokens"] or SELF_TOKENS, given["temperature"], given["seed"])
+
+
+def describe(job: "ProfileJob", done: "Profiled", seconds: float) -> dict[str, Any]:
+    """The result as plain data, units in the keys."""
+    profile: ActivationProfile = done.profile
+    counted = profile.tokens - done.resumed_tokens
+    return {
+        "profile": str(done.path),
+        "tokens": profile.tokens,
+        "sparsity": float(profile.sparsity_L.mean()),
+        "sparsity_L": [float(share) for share in profile.sparsity_L],
+        "hot_share_for_80": profile.share_for_model(0.8),
+        "dead_neurons": int((profile.counts_LN == 0).sum()),
+        "skipped_lines": done.skipped.lines,
+        "resumed_tokens": done.resumed_tokens,
+        "device": str(job.device),
+        "tokens_per_s": counted / seconds if seconds > 0 else 0.0,
+        "bitmaps": str(done.path.with_name("bitmaps.npz")) if job.bitmaps else None,
+        "sampled": None if job.own is None else str(done.path.with_name("sampled.jsonl")),
+    }
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder that holds something else than an earlier profile.
+    """Refuse a folder that holds something else than an earlier profile, or an unfinished one.
 
     Raises:
         ConfigError: it is a file, or has files but no profile, or its profile is not one.
     """
+    from hotcold.runtime.profile import ActivationProfile
+    from hotcold.runtime.profiling.work import FOLDER
+
     if not out.exists():
         return
     if not out.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder")
     target = out / FILE_NAME
     if target.exists():
-        from hotcold.runtime.profile import ActivationProfile
-
         try:
             ActivationProfile.load(target)
         except CheckpointError as problem:
@@ -161,7 +224,7 @@ def check_out(out: Path) -> None:
                 f"--out {out} has a file {FILE_NAME} that is not a profile ({problem}); "
                 "remove it or give another folder"
             ) from None
-    elif any(out.iterdir()):
+    elif any(out.iterdir()) and not (out / FOLDER).is_dir():
         raise ConfigError(
             f"--out {out} exists and is not a profile (it has files but no {FILE_NAME}); "
             "give another folder"

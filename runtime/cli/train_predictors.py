@@ -155,7 +155,6 @@ def check_out(out: Path) -> None:
 
 def _profile(bundle: "Bundle", folder: Path | None) -> "ActivationProfile":
     """The profile to size predictors by, checked against the model."""
-    from hotcold.runtime.cli.profile import FILE_NAME
     from hotcold.runtime.profile import ActivationProfile
 
     if folder is None:
@@ -164,13 +163,8 @@ def _profile(bundle: "Bundle", folder: Path | None) -> "ActivationProfile":
                 "the model has no profile; make one with `hotcold profile` and give --profile"
             )
         return ActivationProfile.load(bundle.profile_path)
-    profile = ActivationProfile.load(folder / FILE_NAME if folder.is_dir() else folder)
-    profile.check_fits(bundle.spec)
-    if profile.model not in ("", bundle.checksum):
-        raise ConfigError(
-            f"profile {folder} was counted with another model ({profile.model[:12]}, this one is "
-            f"{bundle.checksum[:12]}); profile this model"
-        )
+    profile = ActivationProfile.load(folder)
+    profile.check_model(bundle.spec, bundle.checksum)
     return profile
 
 

@@ -95,7 +95,8 @@ def calibrate(
                 i: int = index,
                 at: float = threshold,
             ) -> Tensor:
-                return state + model.feed_forward(i, x_RD, layers[i].scores(source_RD) >= at)
+                mask_RN = layers[i].scores(source_RD) >= at
+                return model.after_ffn(i, state, model.feed_forward(i, x_RD, mask_RN))
 
             states = list(pool.map(finish, states, inputs[index], seen))
             if index >= lookahead:

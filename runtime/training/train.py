@@ -144,6 +144,11 @@ def train_predictors(
     """
     settings = settings or TrainSettings()
     profile.check_fits(bundle.spec)
+    if bundle.spec.ffn != "reglu" or bundle.spec.biases:
+        raise ConfigError(
+            f"{bundle.name} has neurons with biases, which predictors are not trained for yet; use "
+            "--predictor low-rank, which needs no training"
+        )
     if settings.lookahead >= bundle.spec.n_layers:
         raise ConfigError(
             f"lookahead {settings.lookahead} needs more than {bundle.spec.n_layers} layers"

@@ -1,8 +1,7 @@
-"""ActivationProfile: the embedded one, statistics, round trips, damage; and profile_text."""
+"""ActivationProfile: the embedded one, statistics, round trips, damage."""
 
 import io
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,16 @@ import numpy as np
 import pytest
 from support.predictors import random_oracle, spec_of
 
-from hotcold.runtime.errors import CheckpointError, ConfigError
-from hotcold.runtime.profile import ActivationProfile, profile_text
+from hotcold.runtime.errors import CheckpointError
+from hotcold.runtime.profile import ActivationProfile
 
 EMBEDDED = Path(__file__).parents[2] / "runtime" / "embedded" / "activations.npz"
 COUNTS = np.array([[10, 60, 0, 30], [1, 1, 1, 1]], dtype=np.int64)
 PROFILE = ActivationProfile(COUNTS, tokens=100, model="abc", source="two lines\nof \u20ac")
+# Of layer 0's 100 tokens 50 had no neuron firing and 50 had two; layer 1's had none or all four.
+TOKENS = np.array([[50, 0, 50, 0, 0], [99, 0, 0, 0, 1]], dtype=np.int64)
+SUMS = COUNTS * np.array([[0.5, 1.0, 9.0, 2.0], [3.0, 4.0, 5.0, 6.0]])
+FULL = ActivationProfile(COUNTS, 100, "abc", "text", SUMS, TOKENS)
 
 
 def refused(path: Path) -> str:
@@ -73,6 +76,50 @@ def test_summary_has_a_line_a_layer_and_one_for_all() -> None:
     assert lines[1].split() == ["0", "75.0%", "25.0%", "50.0%", "25.0%"]
     assert lines[3].split() == ["all", "87.0%", "12.5%", "25.0%", "12.5%"]
     assert lines[4] == "over 100 tokens"
+
+
+def test_magnitudes_and_spread_by_hand() -> None:
+    assert FULL.magnitudes_LN is not None and FULL.fired_magnitudes_LN is not None
+    np.testing.assert_allclose(FULL.magnitudes_LN[0], [0.05, 0.6, 0.0, 0.6])
+    np.testing.assert_allclose(FULL.fired_magnitudes_LN, [[0.5, 1, 0, 2], [3, 4, 5, 6]])
+    for share, expected in ((0.5, [0.0, 0.0]), (0.51, [0.5, 0.0]), (1.0, [0.5, 1.0])):
+        density_L = FULL.density_quantile(share)
+        assert density_L is not None and density_L.tolist() == expected
+    assert PROFILE.magnitudes_LN is None and PROFILE.density_quantile(0.5) is None
+    lines = FULL.summary().splitlines()
+    assert lines[1].split()[5:] == ["0.0", "-", "50.0%", "1.25"]
+
+
+def test_all_that_was_counted_is_kept(tmp_path: Path) -> None:
+    FULL.save(tmp_path / "activations.npz")
+    found = ActivationProfile.load(tmp_path)  # by its folder
+    np.testing.assert_array_equal(found.sums_LN, SUMS)
+    np.testing.assert_array_equal(found.tokens_LK, TOKENS)
+    with pytest.raises(CheckpointError, match="holds no profile"):
+        ActivationProfile.load(tmp_path.parent)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"sums": SUMS[0]}, r"sums are float64\[4\]"),
+        ({"sums": SUMS.astype(np.float32)}, "sums are float32"),
+        ({"sums": SUMS + 1}, "sums contradict"),
+        ({"sums": -SUMS}, "sums contradict"),
+        ({"sums": SUMS * np.nan}, "sums contradict"),
+        ({"fired": TOKENS[:1]}, r"int64\[1, 5\]"),
+        ({"fired": np.pad(TOKENS, ((0, 0), (0, 1)))}, "up to 5"),
+        ({"fired": TOKENS[:, :0]}, r"int64\[2, 0\]"),
+        ({"fired": TOKENS[::-1]}, "tokens by fired neurons contradict"),
+        ({"fired": TOKENS + 1}, "tokens by fired neurons contradict"),
+        ({"fired": TOKENS - [50, 0, 0, 0, 0]}, "tokens by fired neurons contradict"),
+        ({"fired": TOKENS.astype(np.float64)}, "float64"),
+    ],
+)
+def test_what_contradicts_the_counts(tmp_path: Path, arrays: dict[str, Any], says: str) -> None:
+    path = npz(tmp_path / "p.npz", counts=COUNTS, tokens=100, **arrays)
+    with pytest.raises(CheckpointError, match=says):
+        ActivationProfile.load(path)
 
 
 def test_round_trip_and_same_bytes(tmp_path: Path) -> None:
@@ -173,7 +220,7 @@ def test_not_an_archive(tmp_path: Path) -> None:
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hotcold.runtime.profile.MAX_ARRAY_BYTES", 1000)
+    monkeypatch.setattr("hotcold.runtime.profilefile.MAX_ARRAY_BYTES", 1000)
     buffer = io.BytesIO()
     np.save(buffer, np.zeros((1, 200), np.int64))
     path = member(tmp_path / "p.npz", "counts", buffer.getvalue())
@@ -185,42 +232,11 @@ def test_a_profile_of_another_model() -> None:
     ActivationProfile(np.zeros((2, 40), np.int64), 1).check_fits(spec)
     with pytest.raises(CheckpointError, match="2 layers of 4 neurons, the model has 2 of 40"):
         PROFILE.check_fits(spec)
-
-
-class Letters:
-    """A tokenizer of one id a character, <s> first."""
-
-    def encode(self, text: str) -> list[int]:
-        return [1, *(ord(c) for c in text)]
-
-
-def test_profile_text_feeds_windows_and_reports(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("abcdef")
-    (tmp_path / "b").write_text("ghij")
-    seen: list[list[int]] = []
-    reports: list[tuple[int, float]] = []
-
-    def count(window: Sequence[int]) -> None:
-        seen.append(list(window))
-
-    texts = [tmp_path / "a", str(tmp_path / "b")]
-    done = profile_text(
-        texts, Letters(), count, context=5, progress=lambda *report: reports.append(report)
-    )
-    assert done == sum(map(len, seen)) == 13
-    assert [len(window) for window in seen] == [5, 3, 5]
-    assert reports == [(5, 0.6), (8, 0.6), (13, 1.0)]
-    seen.clear()
-    limited = profile_text(texts, Letters(), count, context=5, max_tokens=7)
-    assert limited == 7 and [len(window) for window in seen] == [5, 2]
-
-
-def test_profile_text_without_text(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("")
-    with pytest.raises(ConfigError, match="no text to profile in .*/a"):
-        profile_text([tmp_path / "a"], Letters(), lambda window: None, context=5)
-    with pytest.raises(ConfigError, match="no files"):
-        profile_text([], Letters(), lambda window: None, context=5)
+    same = ActivationProfile(np.zeros((2, 40), np.int64), 1, model="a" * 64)
+    same.check_model(spec, "a" * 64)
+    ActivationProfile(same.counts_LN, 1).check_model(spec, "b" * 64)  # it does not say which
+    with pytest.raises(CheckpointError, match="another model .aaaaaaaaaaaa, this one is bbbb"):
+        same.check_model(spec, "b" * 64)
 
 
 def test_overlap_of_the_hottest_by_hand() -> None:
