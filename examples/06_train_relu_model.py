@@ -8,10 +8,12 @@ Run: python examples/06_train_relu_model.py --text book.txt --out my-model
      python examples/06_train_relu_model.py --text book.txt --from swiglu-model --out my-model
 """
 
+import contextlib
 import json
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 from relu_recipe.model import check_source, load_model, new_model, put_gates, read_json
 from relu_recipe.recipe import DTYPES, Recipe
 from relu_recipe.result import REPORT, export, measure, report, table
+from relu_recipe.state import FILE_NAME as STATE
 from relu_recipe.state import only_one
 from relu_recipe.text import TokenWindows, prepare_text
 from relu_recipe.training import Stopped, Trainer
@@ -99,18 +102,32 @@ def command(device: str, overwrite: bool, as_json: bool, **given: Any) -> None:
         torch.set_num_threads(recipe.threads)
     check_out(recipe.out, overwrite)
     source_dtype = None if recipe.source is None else check_source(recipe.source)
-    with only_one(recipe.work):
-        prepare(recipe, overwrite)
-        windows = prepare_text(recipe)
-        output.note(
-            f"{windows.train_WT.size:,} tokens to train on, {windows.report_WT.size:,} to report on"
-        )
-        result = train(recipe, windows, chosen, recipe.dtype or source_dtype or "float16")
+    unused = not recipe.work.exists()
+    try:
+        with only_one(recipe.work):
+            prepare(recipe, overwrite)
+            windows = prepare_text(recipe)
+            seen, held = windows.train_WT.size, windows.report_WT.size
+            output.note(f"{seen:,} tokens to train on, {held:,} to report on")
+            result = train(recipe, windows, chosen, recipe.dtype or source_dtype or "float16")
+    except HotcoldError:
+        if unused:
+            forget(recipe)
+        raise
     shutil.rmtree(recipe.work)
     click.echo(table(result))
     output.note(f"model in {recipe.out}, report in {recipe.out / REPORT}")
     if as_json:
         output.emit_json(result)
+
+
+def forget(recipe: Recipe) -> None:
+    """Leave nothing of a training that could not begin; one with a checkpoint stays."""
+    if (recipe.work / STATE).exists():
+        return
+    shutil.rmtree(recipe.work, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty: it was there before
+        recipe.out.rmdir()
 
 
 def own_texts() -> tuple[Path, ...]:
@@ -195,10 +212,11 @@ def train(recipe: Recipe, windows: TokenWindows, device: str, dtype: str) -> dic
     return report(recipe, started["before"], windows.report_WT, trainer.steps)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run, and turn every way it can end into an exit code as hotcold's own commands do."""
+    args = None if argv is None else list(argv)
     try:
-        command.main(standalone_mode=False, prog_name="06_train_relu_model.py")
+        command.main(args, standalone_mode=False, prog_name="06_train_relu_model.py")
     except Stopped as stopped:
         output.note(f"{stopped}; the same command goes on from there")
         return 130 if stopped.signal == signal.SIGINT else 143

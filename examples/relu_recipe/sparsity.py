@@ -26,10 +26,10 @@ from torch.nn import functional as F
 
 Tensor = torch.Tensor
 
-MEMORY = 0.95  # of the running firing rates, an update
+MEMORY = 0.8  # of the running firing rates, an update: short, or the guard comes late
 FLOOR = 0.1  # of a neuron's rate over its layer's in the weights: none is charged without bound
-LEAST, MOST = 1e-3, 1e3  # range of the coefficient
-CORRECTION = 1.0  # how strongly it answers to today's error, beside what errors added up to
+LEAST, MOST = 0.02, 1e3  # range of the coefficient; it starts at the lower end
+CORRECTION = 1.5  # how strongly it answers to today's error, beside what errors added up to
 RAMP = (0.05, 0.55)  # shares of the training between which the target falls to its final value
 MARGIN = 0.1  # how far above zero, in rms, the guard lifts a neuron
 LIFTED = 0.01  # share of the tokens for which it does
@@ -79,7 +79,7 @@ class SparsityControl:
         self._goal = 1.0 - sparsity
         self._contrast, self._guard, self._steps = contrast, guard, steps
         self.rate_LN = torch.full(shape, -1.0, device=device)  # negative: nothing seen yet
-        self.numbers: dict[str, float] = {"summed": math.log(0.02), "coefficient": 0.0, "first": 0}
+        self.numbers: dict[str, float] = {"summed": math.log(LEAST), "coefficient": 0.0, "first": 0}
 
     @property
     def coefficient(self) -> float:
@@ -147,7 +147,7 @@ class SparsityControl:
     @property
     def _gain(self) -> float:
         """Integral gain an update: errors of a fortieth of the training add up to one e-fold."""
-        return min(0.5, max(0.02, 40.0 / self._steps))
+        return min(0.3, max(0.02, 40.0 / self._steps))
 
     def target(self, done: float) -> float:
         """Share of neurons that may fire when this share of the training is done."""
