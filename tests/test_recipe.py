@@ -4,7 +4,6 @@ import importlib.util
 import json
 import random
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -92,9 +91,10 @@ def test_the_folder_gives_the_same_logits_everywhere(trained: Path, text: Path) 
         ids = local.text.tokenizer.encode(text.read_text()[:70])
         ours, _ = local.logits(ids)
     assert ids[0] == 1
-    assert ids == transformers.AutoTokenizer.from_pretrained(trained)(text.read_text()[:70])[
-        "input_ids"
-    ]
+    assert (
+        ids
+        == transformers.AutoTokenizer.from_pretrained(trained)(text.read_text()[:70])["input_ids"]
+    )
     model = transformers.AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32)
     assert type(model).__name__ == "LlamaForCausalLM" and model.config.hidden_act == "relu"
     with torch.inference_mode():
@@ -115,23 +115,32 @@ def test_the_profile_belongs_to_the_model_and_is_used(trained: Path) -> None:
 # ---- interruptions -----------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve updates without an interruption."""
+    out = tmp_path_factory.mktemp("whole") / "model"
+    assert run(out, steps=12) == 0
+    return out
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing is written any more, only checkpoints of before are there."""
 
 
 @pytest.mark.parametrize(("at", "goes_on_after"), [(1, 0), (8, 5), (12, 10)])
 def test_a_killed_training_goes_on_to_the_same_weights(
-    at: int, goes_on_after: int, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int,
+    goes_on_after: int,
+    run: Run,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run(whole, steps=12) == 0
-    update, steps = Trainer.update, []
+    cut, update, steps = tmp_path / "cut", Trainer.update, list[int]()
 
     def until(self: Trainer) -> None:
-        if self.step == at - 1 and at < 12 and not steps:
-            raise Killed
         update(self)
-        if self.step == at and not steps:
+        if self.step == at:
             raise Killed
 
     monkeypatch.setattr(Trainer, "update", until)
@@ -151,11 +160,13 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 
 
 def test_ctrl_c_ends_after_the_update_with_a_checkpoint(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Run,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run(whole, steps=6) == 0
-    update = Trainer.update
+    cut, update = tmp_path / "cut", Trainer.update
 
     def interrupted(self: Trainer) -> None:
         if self.step == 2:
@@ -164,11 +175,11 @@ def test_ctrl_c_ends_after_the_update_with_a_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "update", interrupted)
-        assert run(cut, steps=6) == 130
+        assert run(cut, steps=12) == 130
     assert "stopped after 3 updates" in capsys.readouterr().err
-    assert run(cut, "--rate", 5e-3, steps=6) == 2  # something else than what was begun
+    assert run(cut, "--rate", 5e-3, steps=12) == 2  # something else than what was begun
     assert "another --rate" in capsys.readouterr().err
-    assert run(cut, steps=6) == 0
+    assert run(cut, steps=12) == 0
     assert "going on after update 3" in capsys.readouterr().err
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
@@ -179,7 +190,12 @@ def test_a_damaged_checkpoint_and_a_second_training_are_refused(
     from relu_recipe.state import only_one
 
     out = tmp_path / "out"
-    monkeypatch.setattr(Trainer, "run", lambda self, say: self.save() or exit_with(Killed()))
+
+    def cut_off(self: Trainer, _say: object) -> None:
+        self.save()
+        raise Killed
+
+    monkeypatch.setattr(Trainer, "run", cut_off)
     with pytest.raises(Killed):
         run(out, steps=3)
     state = out / ".training" / "state.safetensors"
@@ -191,10 +207,6 @@ def test_a_damaged_checkpoint_and_a_second_training_are_refused(
         assert run(out, steps=3) == 2
     assert "another training runs" in capsys.readouterr().err
     assert run(out, "--overwrite", steps=3) == 0
-
-
-def exit_with(problem: BaseException) -> None:
-    raise problem
 
 
 # ---- from SwiGLU -------------------------------------------------------------------------------
@@ -357,7 +369,3 @@ def test_a_trial_needs_no_text(script: ModuleType) -> None:
     texts = script.own_texts()
     assert sum(path.stat().st_size for path in texts) > 300_000
     Recipe(texts=texts, out=Path("x"))
-
-
-def test_it_needs_no_ray() -> None:
-    assert "ray" not in {name.split(".")[0] for name in vars(sys.modules["relu_recipe.training"])}
