@@ -171,9 +171,10 @@ def prepare(recipe: Recipe, overwrite: bool) -> None:
     found = read_json(path)
     changed = sorted(name for name in plan if found.get(name) != plan[name])
     if found and changed:
+        name = {"texts": "text", "source": "from", "activation": "act"}.get(changed[0], changed[0])
         raise ConfigError(
-            f"{recipe.out} holds an unfinished training with another --"
-            f"{changed[0].replace('_', '-')}; give the same options, another --out, or --overwrite"
+            f"{recipe.out} holds an unfinished training with another --{name.replace('_', '-')}; "
+            "give the same options, another --out, or --overwrite"
         )
     write_atomically(path, json.dumps(plan).encode())
 
@@ -209,7 +210,7 @@ def train(recipe: Recipe, windows: TokenWindows, device: str, dtype: str) -> dic
     output.note(f"{parameters:,} parameters, {trainer.steps:,} updates on {device}")
     trainer.run(output.note)
     export(model, recipe, dtype)
-    return report(recipe, started["before"], windows.report_WT, trainer.steps)
+    return report(recipe, started["before"], windows.report_WT, trainer.steps, device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -207,6 +207,8 @@ def test_a_damaged_checkpoint_and_a_second_training_are_refused(
         assert run(out, steps=3) == 2
     assert "another training runs" in capsys.readouterr().err
     assert run(out, "--overwrite", steps=3) == 0
+    assert run(out, "--overwrite", "--layers", 1, steps=2) == 0  # over a finished model
+    assert (report(out)["steps"], len(report(out)["density_L"])) == (2, 1)
 
 
 # ---- from SwiGLU -------------------------------------------------------------------------------

@@ -106,6 +106,9 @@ def export(model: Any, recipe: Recipe, dtype: str) -> None:
     for name in COMPANIONS:
         if (recipe.work / name).is_file():
             shutil.copyfile(recipe.work / name, folder / name)
+    for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json", PROFILE, REPORT):
+        for old in recipe.out.glob(pattern):  # of an earlier training, where it is overwritten
+            old.unlink()
     names = sorted(path.name for path in folder.iterdir())
     for name in sorted(names, key=lambda name: name == "config.json"):  # last: now it is a model
         os.chmod(folder / name, 0o644)
@@ -124,7 +127,11 @@ def _plain_config(path: Path) -> None:
 
 
 def report(
-    recipe: Recipe, before: dict[str, float], windows_WT: NDArray[np.int32], steps: int
+    recipe: Recipe,
+    before: dict[str, float],
+    windows_WT: NDArray[np.int32],
+    steps: int,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Measure the folder as written; write its profile and report; the report as plain data.
 
@@ -133,8 +140,9 @@ def report(
         before: perplexities measured at the start, by name.
         windows_WT: the report text.
         steps: updates done.
+        device: where to measure.
     """
-    model = load_model(recipe.out)
+    model = load_model(recipe.out).to(device)
     sparse = recipe.activation == "relu"
     if sparse:
         put_gates(model)
