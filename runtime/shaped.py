@@ -5,7 +5,6 @@ plant/statistics.py, in an order drawn per layer. A predictor is taken to propos
 fires, and to need no memory.
 """
 
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,15 +12,13 @@ from numpy.typing import NDArray
 
 from hotcold.runtime.hardware import HardwareProfile
 from hotcold.runtime.model import DType
-from hotcold.runtime.neurons import RECORD_ALIGNMENT, round_up
+from hotcold.runtime.neurons import NeuronRecord
 from hotcold.runtime.plant.shapes import Shape, find_shape
 from hotcold.runtime.plant.statistics import Statistics, firing_probabilities
 from hotcold.runtime.problem import Problem, make_problem
 
 F64 = NDArray[np.float64]
 _COARSE = 2048  # points the law is fitted on; between them it is interpolated
-# Matrices of a neuron: gated layers have gate, up and down; the others' up row is their gate.
-_ROWS = {"llama": 3, "opt": 2, "falcon": 2}
 
 
 def shaped_problem(
@@ -47,10 +44,9 @@ def shaped_problem(
     """
     shape = find_shape(name)
     spec = shape.spec(None, dtype)
-    rows = _ROWS[shape.family]
-    problem = make_problem(
+    return make_problem(
         spec,
-        round_up(rows * spec.d_model * spec.element_bytes, RECORD_ALIGNMENT),
+        NeuronRecord.for_spec(spec).record_bytes,
         shaped_activations(shape, seed),
         vram_bytes,
         context,
@@ -59,7 +55,6 @@ def shaped_problem(
         None,
         HardwareProfile.unmeasured() if hardware is None else hardware,
     )
-    return replace(problem, gate_share=1 / rows)
 
 
 def shaped_activations(shape: Shape, seed: int = 0) -> F64:
