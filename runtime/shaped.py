@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.hardware import HardwareProfile
 from hotcold.runtime.model import DType, ModelSpec
-from hotcold.runtime.neurons import RECORD_ALIGNMENT, round_up
+from hotcold.runtime.neurons import NeuronRecord
 from hotcold.runtime.plant.shapes import Shape, find_shape
 from hotcold.runtime.plant.statistics import Statistics, firing_probabilities
 from hotcold.runtime.problem import Problem, make_problem
 
 F64 = NDArray[np.float64]
 _COARSE = 2048  # points the law is fitted on; between them it is interpolated
-# Matrices of a neuron: gated layers have gate, up and down; the others' up row is their gate.
-_ROWS = {"llama": 3, "opt": 2, "falcon": 2}
 
 
 PREDICTOR_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
@@ -103,11 +101,10 @@ def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
         share80=listed.share80 if ask.share80 is None else ask.share80,
     )
     spec = shape.spec(None, dtype)
-    rows = _ROWS[shape.family]
     p_LN = shaped_activations(shape, seed)
     problem = make_problem(
         spec,
-        round_up(rows * spec.d_model * spec.element_bytes, RECORD_ALIGNMENT),
+        NeuronRecord.for_spec(spec).record_bytes,
         p_LN,
         vram_bytes,
         context,
@@ -118,7 +115,7 @@ def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
         kv_bytes=ask.kv_bytes,
         embed_on_host=ask.embed_on_host,
     )
-    return replace(problem, gate_share=1 / rows)
+    return replace(problem, gate_share=1 / (3 if spec.ffn == "reglu" else 2))
 
 
 def shaped_activations(shape: Shape, seed: int = 0) -> F64:

@@ -132,7 +132,8 @@ def command(
     measuring speed, placement and prediction where no trained checkpoint can be had.
     """
     from hotcold.runtime.cli.running import StopSignals
-    from hotcold.runtime.plant.making import PlantOptions, plant
+    from hotcold.runtime.plant.making import plant
+    from hotcold.runtime.plant.options import PlantOptions
 
     options = PlantOptions(
         shape=shape,

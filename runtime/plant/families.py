@@ -1,122 +1,77 @@
-"""What differs between architectures: the names and orientation of tensors in a checkpoint.
+"""What a Hugging Face folder of each architecture says about a planted model: its config.json.
 
-A family turns a planted layer into the tensors of a Hugging Face checkpoint and a spec into its
-config.json. Used by `writers`; the construction itself is in `planting`. A new architecture is one
-more class here and, where its neurons have biases, a place for them in `PlantedLayer`.
+Which tensors stand behind it and how they lie is known already: runtime/models says of which
+checkpoint tensors a bundle's are made, and `writers` reads that the other way round. A new
+architecture is one more function here.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
-
-import torch
+from typing import Any
 
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.model import ModelSpec
-from hotcold.runtime.plant.planting import PlantedLayer
-from hotcold.runtime.plant.signal import Signal
-
-Make = Callable[[], torch.Tensor]
 
 
-class Family(Protocol):
-    """One architecture's spelling."""
-
-    def config(self, spec: ModelSpec) -> dict[str, Any]:
-        """What config.json says."""
-        ...
-
-    def layer_tensors(self, spec: ModelSpec, index: int, layer: PlantedLayer) -> dict[str, Make]:
-        """A layer's tensors by name, each made when it is asked for."""
-        ...
-
-    def layer_shapes(self, spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
-        """Their shapes, in the same order."""
-        ...
-
-    def end_tensors(self, spec: ModelSpec, signal: Signal) -> dict[str, torch.Tensor]:
-        """What is not part of a layer."""
-        ...
+def _shared(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "hidden_size": spec.d_model,
+        "num_hidden_layers": spec.n_layers,
+        "num_attention_heads": spec.n_heads,
+        "max_position_embeddings": spec.max_context,
+        "vocab_size": spec.vocab_size,
+        "tie_word_embeddings": spec.tied,
+        "bos_token_id": spec.bos_ids[0],
+        "eos_token_id": spec.eos_ids[0],
+        "pad_token_id": None,
+        "torch_dtype": spec.dtype,
+    }
 
 
-class Llama:
-    """Llama with ReLU: gate, up and down without biases, RMS norms of ones."""
-
-    def config(self, spec: ModelSpec) -> dict[str, Any]:
-        """As transformers writes it."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_act": "relu",
-            "hidden_size": spec.d_model,
-            "intermediate_size": spec.n_neurons,
-            "num_hidden_layers": spec.n_layers,
-            "num_attention_heads": spec.n_heads,
-            "num_key_value_heads": spec.n_kv_heads,
-            "head_dim": spec.head_dim,
-            "max_position_embeddings": spec.max_context,
-            "rms_norm_eps": spec.norm_eps,
-            "rope_theta": spec.rope_theta,
-            "vocab_size": spec.vocab_size,
-            "tie_word_embeddings": spec.tied,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "bos_token_id": spec.bos_ids[0],
-            "eos_token_id": spec.eos_ids[0],
-            "torch_dtype": spec.dtype,
-        }
-
-    def layer_shapes(self, spec: ModelSpec, index: int) -> dict[str, tuple[int, ...]]:
-        """See Family."""
-        d, n, q, kv = spec.d_model, spec.n_neurons, spec.q_dim, spec.kv_dim
-        shapes: dict[str, tuple[int, ...]] = {
-            "input_layernorm": (d,),
-            "self_attn.q_proj": (q, d),
-            "self_attn.k_proj": (kv, d),
-            "self_attn.v_proj": (kv, d),
-            "self_attn.o_proj": (d, q),
-            "post_attention_layernorm": (d,),
-            "mlp.gate_proj": (n, d),
-            "mlp.up_proj": (n, d),
-            "mlp.down_proj": (d, n),
-        }
-        return {f"model.layers.{index}.{name}.weight": shape for name, shape in shapes.items()}
-
-    def layer_tensors(self, spec: ModelSpec, index: int, layer: PlantedLayer) -> dict[str, Make]:
-        """See Family."""
-        q, k, v = layer.qkv.split([spec.q_dim, spec.kv_dim, spec.kv_dim])
-        makes: list[Make] = [
-            lambda: torch.ones(spec.d_model, dtype=layer.qkv.dtype),
-            lambda: q,
-            lambda: k,
-            lambda: v,
-            lambda: layer.o,
-            lambda: torch.ones(spec.d_model, dtype=layer.qkv.dtype),
-            lambda: layer.gate_ND,
-            lambda: layer.up_ND,
-            lambda: layer.down_ND.T,
-        ]
-        return dict(zip(self.layer_shapes(spec, index), makes, strict=True))
-
-    def end_tensors(self, spec: ModelSpec, signal: Signal) -> dict[str, torch.Tensor]:
-        """See Family."""
-        return {
-            "model.embed_tokens.weight": signal.embed_VD,
-            "lm_head.weight": signal.head_VD,
-            "model.norm.weight": torch.ones(spec.d_model, dtype=signal.embed_VD.dtype),
-        }
+def _llama(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "relu",
+        "intermediate_size": spec.n_neurons,
+        "num_key_value_heads": spec.n_kv_heads,
+        "head_dim": spec.head_dim,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_theta": spec.rope_theta,
+        "attention_bias": False,
+        "mlp_bias": False,
+        **_shared(spec),
+    }
 
 
-FAMILIES: dict[str, Family] = {"llama": Llama()}
+def _opt(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "activation_function": "relu",
+        "ffn_dim": spec.n_neurons,
+        "word_embed_proj_dim": spec.embed_width,
+        "do_layer_norm_before": not spec.post_norm,
+        "enable_bias": spec.biases,
+        "layer_norm_elementwise_affine": True,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "layerdrop": 0.0,
+        **_shared(spec),
+    }
 
 
-def find_family(name: str) -> Family:
-    """The spelling of an architecture.
+CONFIGS: dict[str, Callable[[ModelSpec], dict[str, Any]]] = {"llama": _llama, "opt": _opt}
+
+
+def hf_config(spec: ModelSpec) -> dict[str, Any]:
+    """config.json of a planted model, as transformers writes it.
 
     Raises:
-        ConfigError: it cannot be planted yet.
+        ConfigError: no class of transformers computes this architecture.
     """
-    if name not in FAMILIES:
+    if spec.architecture not in CONFIGS:
         raise ConfigError(
-            f"architecture {name!r} cannot be planted yet; choose a shape of {', '.join(FAMILIES)}"
+            f"a planted {spec.architecture} has no Hugging Face form (see hotcold plant --help); "
+            f"plant a bundle, or a shape of {' or '.join(CONFIGS)}"
         )
-    return FAMILIES[name]
+    return CONFIGS[spec.architecture](spec)

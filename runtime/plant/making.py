@@ -1,7 +1,7 @@
 """plant: from a shape and what is asked of it to a folder with a model, all or nothing.
 
 Called by `hotcold plant`, benches and tests. Works in a temporary folder beside the wanted one and
-renames it at the end; checks options and disk before anything is drawn.
+renames it at the end; checks options, memory and disk before anything is drawn.
 """
 
 import errno
@@ -11,133 +11,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 
 from hotcold.runtime.errors import BackendError, BudgetError, ConfigError
-from hotcold.runtime.formats.convert import PREDICTORS, PROFILE, SPARE_BYTES
+from hotcold.runtime.formats.convert import PREDICTORS, PROFILE
 from hotcold.runtime.formats.layout import layout
-from hotcold.runtime.model import DTYPE_BYTES, DType, ModelSpec
-from hotcold.runtime.plant.families import find_family
-from hotcold.runtime.plant.overfire import plan_noise
-from hotcold.runtime.plant.planting import Drawing, Planter
-from hotcold.runtime.plant.shapes import find_shape
-from hotcold.runtime.plant.statistics import Statistics, firing_probabilities
+from hotcold.runtime.model import ModelSpec
+from hotcold.runtime.plant.drawing import Drawing
+from hotcold.runtime.plant.families import hf_config
+from hotcold.runtime.plant.options import PlantOptions
+from hotcold.runtime.plant.planting import Planter
+from hotcold.runtime.plant.room import check_disk, check_memory, check_out
 from hotcold.runtime.plant.streams import TensorStream
 from hotcold.runtime.plant.tokens import write_tokenizer
 from hotcold.runtime.plant.writers import BundleSink, HuggingFaceSink, Sink
 from hotcold.runtime.profile import ActivationProfile
 
-LENGTH = 128  # tokens of a calibration sequence
-CHEAP = 1 << 30  # multiplications of a calibration that nobody notices
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class PlantOptions:
-    """What is asked for; None takes the shape's own.
-
-    Args:
-        shape: a name of `shapes.SHAPES`.
-        layers: the first so many layers only.
-        dtype: of the matrices.
-        density, share80, quiet: see Statistics.
-        quiet_density, variation: see Statistics.
-        recall, precision: of the predictor; 1 and 1 make it exact.
-        hidden: width of the predictor; None: 3/16 of the model's.
-        correlation: between a token's signal and its predecessor's, in [0, 0.99].
-        drift: share of the signal that turns slowly instead of changing by token, in [0, 0.9].
-        seed: of everything random.
-        tokens: calibration tokens, None: as many as are cheap.
-    """
-
-    shape: str
-    layers: int | None = None
-    dtype: str = "float16"
-    density: float | None = None
-    share80: float | None = None
-    quiet: float | None = None
-    quiet_density: float = 0.005
-    variation: float = 0.2
-    recall: float = 1.0
-    precision: float = 1.0
-    hidden: int | None = None
-    correlation: float = 0.0
-    drift: float = 0.0
-    seed: int = 0
-    tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPE_BYTES:
-            raise ConfigError(
-                f"dtype {self.dtype!r:.80} is unknown; choose one of {', '.join(DTYPE_BYTES)}"
-            )
-        for name, low, high in (
-            ("recall", 0.05, 1.0),
-            ("precision", 0.05, 1.0),
-            ("correlation", 0.0, 0.99),
-            ("drift", 0.0, 0.9),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name} is {value}, it must be within {low:g} and {high:g}")
-        for name, low_int, high_int in (("tokens", 128, 1 << 17), ("seed", 0, (1 << 63) - 1)):
-            number = getattr(self, name)
-            if number is not None and not low_int <= number <= high_int:
-                raise ConfigError(f"{name} is {number}, it must be within {low_int} and {high_int}")
-
-    def spec(self) -> ModelSpec:
-        """Shapes of the model."""
-        spec = find_shape(self.shape).spec(self.layers, cast(DType, self.dtype))
-        find_family(spec.architecture)
-        return spec
-
-    def drawing(self, on_gpu: bool) -> Drawing:
-        """Everything the construction needs, checked.
-
-        Raises:
-            ConfigError: an option that cannot be, or statistics no layer can have.
-        """
-        shape, spec = find_shape(self.shape), self.spec()
-        statistics = Statistics(
-            shape.density if self.density is None else self.density,
-            shape.share80 if self.share80 is None else self.share80,
-            shape.quiet if self.quiet is None else self.quiet,
-            self.quiet_density,
-            self.variation,
-        )
-        for density in set(statistics.density_L(spec.n_layers)):
-            p_N = firing_probabilities(spec.n_neurons, density, statistics.share80)
-            plan_noise(p_N, self.recall, self.precision)
-        cheap = CHEAP // (spec.d_model * spec.n_neurons)
-        tokens = self.tokens or min(8192, max(cheap, 2048 if on_gpu else 1024))
-        return Drawing(
-            spec,
-            statistics,
-            self._hidden(spec.d_model),
-            self.recall,
-            self.precision,
-            self.correlation,
-            self.drift,
-            self.seed,
-            -(-tokens // LENGTH),
-            LENGTH,
-        )
-
-    def _hidden(self, d_model: int) -> int:
-        hidden = self.hidden
-        if hidden is None:
-            hidden = max(min(32, d_model), d_model * 3 // 16)
-        if not 9 <= hidden <= d_model:
-            raise ConfigError(f"hidden is {hidden}, it must be within 9 and {d_model}")
-        return hidden
-
-    def describe(self) -> str:
-        """What a bundle says about its source."""
-        set_ = [f"{k}={v}" for k, v in vars(self).items() if v is not None and k != "shape"]
-        return f"planted {self.shape}: {', '.join(set_)}"
 
 
 @dataclass(frozen=True)
@@ -184,19 +76,6 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def check_out(out: Path) -> None:
-    """Refuse a place where something is already.
-
-    Raises:
-        ConfigError: it is a file, or a folder that is not empty.
-    """
-    if out.is_dir():
-        if any(out.iterdir()):
-            raise ConfigError(f"{out} exists and is not empty; remove it or give another folder")
-    elif out.exists() or out.is_symlink():
-        raise ConfigError(f"{out} exists and is no folder; give another name")
-
-
 def plant(
     options: PlantOptions,
     out: Path,
@@ -217,16 +96,20 @@ def plant(
     Raises:
         ConfigError: an option, or the folder, cannot be used.
         BackendError: no such device.
-        BudgetError: the disk is too full, or a layer does not fit the device.
+        BudgetError: the disk is too full, or a layer does not fit memory or device.
     """
     begin = time.monotonic()
     out = out.expanduser().absolute()
     check_out(out)
     where = find_device(device)
     drawing = options.drawing(where.type == "cuda")
+    if hugging_face:
+        hf_config(drawing.spec)
+    if where.type == "cpu":
+        check_memory(drawing)
     try:
+        check_disk(drawing, out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        _check_disk(drawing, out)
         folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
         folder.mkdir()
     except OSError as error:
@@ -249,21 +132,6 @@ def plant(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return PlantReport(out, drawing.spec, *report, time.monotonic() - begin)
-
-
-def _predictor_bytes(drawing: Drawing) -> int:
-    spec = drawing.spec
-    return 2 * drawing.hidden * (spec.d_model + spec.n_neurons) * spec.n_layers
-
-
-def _check_disk(drawing: Drawing, out: Path) -> None:
-    needed = layout(drawing.spec)[1] + _predictor_bytes(drawing) + SPARE_BYTES
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise BudgetError(
-            f"the model takes {needed / 1e9:.2f} GB, the disk of {out.parent} has "
-            f"{free / 1e9:.2f} GB free; make room, plant fewer layers or choose another disk"
-        )
 
 
 def _predictor_stream(drawing: Drawing, folder: Path) -> TensorStream:
@@ -296,20 +164,22 @@ def _write(
     predictors = _predictor_stream(drawing, folder)
     try:
         for index, layer in enumerate(planter.layers()):
-            sink.layer(index, layer)
-            predictors.write(f"layers.{index}.fc1", layer.fc1)
-            predictors.write(f"layers.{index}.fc2", layer.fc2)
+            guess = layer.guess
+            sink.layer(index, layer.tensors)
+            predictors.write(f"layers.{index}.fc1", guess.fc1)
+            predictors.write(f"layers.{index}.fc2", guess.fc2)
             counts_LN[index] = layer.counts_N
-            proposed, hit = proposed + layer.proposed, hit + layer.hit
-            share = layer.proposed / (planter.tokens * spec.n_neurons)
-            notes[f"layers.{index}.threshold"] = repr(layer.threshold)
+            proposed, hit = proposed + guess.proposed, hit + guess.hit
+            share = guess.proposed / (drawing.tokens * spec.n_neurons)
+            notes[f"layers.{index}.threshold"] = repr(guess.threshold)
             notes[f"layers.{index}.density"] = f"{share:.6f}"
+            del layer, guess  # gigabytes, while the next is made
             if progress is not None:
                 progress(index + 1, spec.n_layers)
         predictors.finish(notes)
-        checksum = sink.ends(planter.signal)
+        checksum = sink.ends(planter.ends())
         source = options.describe()
-        profile = ActivationProfile(counts_LN, planter.tokens, checksum, source)
+        profile = ActivationProfile(counts_LN, drawing.tokens, checksum, source)
         profile.save(folder / PROFILE)
         write_tokenizer(folder, spec.vocab_size)
         sink.finish(f"planted-{options.shape}", source)
@@ -318,11 +188,11 @@ def _write(
         predictors.close()
     fired = int(counts_LN.sum())
     return (
-        fired / (counts_LN.size * planter.tokens),
+        fired / (counts_LN.size * drawing.tokens),
         float(profile.share_for(0.8).mean()),
         hit / max(1, fired),
         hit / max(1, proposed),
-        planter.tokens,
+        drawing.tokens,
         layout(spec)[1],
         checksum,
     )

@@ -7,6 +7,7 @@ Called by `making`, into a temporary folder.
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,28 +15,29 @@ import torch
 
 from hotcold.runtime.formats.convert import COMPANIONS, WEIGHTS, model_checksum, write_header
 from hotcold.runtime.formats.digest import RACY_NS, STAMP, file_digest, write_stamp
-from hotcold.runtime.formats.hf_config import CONFIG, GENERATION_CONFIG
+from hotcold.runtime.formats.hf_config import CONFIG, GENERATION_CONFIG, Config
 from hotcold.runtime.formats.layout import layout
 from hotcold.runtime.formats.safetensors_file import INDEX
 from hotcold.runtime.model import ModelSpec
+from hotcold.runtime.models import Source, Sources, find
 from hotcold.runtime.neurons import NeuronRecord
-from hotcold.runtime.plant.families import find_family
-from hotcold.runtime.plant.planting import PlantedLayer
-from hotcold.runtime.plant.signal import Signal
+from hotcold.runtime.plant.drawing import ROWS
+from hotcold.runtime.plant.families import hf_config
 from hotcold.runtime.plant.streams import BlockWriter, TensorStream, raw_bytes
 
 RECORD_CHUNK_BYTES = 64 << 20
+Tensors = Mapping[str, torch.Tensor]
 
 
 class Sink(Protocol):
     """A format being written."""
 
-    def layer(self, index: int, layer: PlantedLayer) -> None:
-        """Take the next layer."""
+    def layer(self, index: int, tensors: Tensors) -> None:
+        """Take the next layer, as PlantedLayer names its tensors."""
         ...
 
-    def ends(self, signal: Signal) -> str:
-        """Take embedding, head and final norm; the model's checksum, "" where it has none."""
+    def ends(self, tensors: Tensors) -> str:
+        """Take what is not part of a layer; the model's checksum, "" where it has none."""
         ...
 
     def finish(self, name: str, source: str) -> None:
@@ -61,44 +63,43 @@ class BundleSink:
         self._out = BlockWriter(folder / WEIGHTS)
         self._sha256 = ""
 
-    def _begin(self, name: str) -> None:
-        self._out.zeros(self._entries[name].offset - self._out.written)
+    def _put(self, stem: str, tensors: Tensors, is_here: Callable[[str], bool]) -> None:
+        """Write the tensors whose place is here, in the order of the file."""
+        for name, entry in self._entries.items():
+            if not is_here(name):
+                continue
+            self._out.zeros(entry.offset - self._out.written)
+            if name.endswith(".neurons"):
+                self._neurons(tensors)
+            else:
+                tensor = tensors[name.removeprefix(stem)]
+                self._out.write(raw_bytes(tensor.to(getattr(torch, entry.dtype))))
 
-    def _put(self, name: str, tensor: torch.Tensor) -> None:
-        self._begin(name)
-        self._out.write(raw_bytes(tensor))
-
-    def layer(self, index: int, layer: PlantedLayer) -> None:
+    def layer(self, index: int, tensors: Tensors) -> None:
         """See Sink."""
-        stem, ones = f"layers.{index}", torch.ones(self._spec.d_model)
-        self._put(f"{stem}.attention_norm", ones)
-        self._put(f"{stem}.qkv", layer.qkv)
-        self._put(f"{stem}.o", layer.o)
-        self._put(f"{stem}.ffn_norm", ones)
-        self._begin(f"{stem}.neurons")
-        self._neurons(layer)
+        stem = f"layers.{index}."
+        self._put(stem, tensors, lambda name: name.startswith(stem))
 
-    def _neurons(self, layer: PlantedLayer) -> None:
+    def _neurons(self, tensors: Tensors) -> None:
         """Interleave rows into records."""
         record, itemsize = NeuronRecord.for_spec(self._spec), self._spec.element_bytes
-        n, d = layer.gate_ND.shape
+        gate_ND = tensors["gate"]
+        n, d = gate_ND.shape
+        offsets = {"gate": record.gate_offset, "up": record.up_offset, "down": record.down_offset}
         step = max(1, RECORD_CHUNK_BYTES // record.record_bytes)
         for begin in range(0, n, step):
             part = slice(begin, min(n, begin + step))
-            records = layer.gate_ND.new_zeros(part.stop - begin, record.record_bytes // itemsize)
-            for offset, rows in (
-                (record.gate_offset, layer.gate_ND),
-                (record.up_offset, layer.up_ND),
-                (record.down_offset, layer.down_ND),
-            ):
-                records[:, offset // itemsize :][:, :d] = rows[part]
+            records = gate_ND.new_zeros(part.stop - begin, record.record_bytes // itemsize)
+            for name in ROWS:
+                if name in tensors:
+                    records[:, offsets[name] // itemsize :][:, :d] = tensors[name][part]
+            if "bias" in tensors:
+                records.view(torch.float32)[:, record.bias_offset // 4] = tensors["bias"][part]
             self._out.write(raw_bytes(records))
 
-    def ends(self, signal: Signal) -> str:
+    def ends(self, tensors: Tensors) -> str:
         """See Sink."""
-        self._put("embed", signal.embed_VD)
-        self._put("head", signal.head_VD)
-        self._put("final_norm", torch.ones(self._spec.d_model))
+        self._put("", tensors, lambda name: not name.startswith("layers."))
         self._out.zeros(self._total - self._out.written)
         self._sha256 = self._out.digest()
         self._out.close()
@@ -132,50 +133,69 @@ class HuggingFaceSink:
     Args:
         folder: empty.
         spec: of the model.
+
+    Raises:
+        ConfigError: the architecture has no Hugging Face form.
     """
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self._folder, self._spec = folder, spec
-        self._family = find_family(spec.architecture)
+        self._config = hf_config(spec)
+        self._write_json(CONFIG, self._config)  # complete at the end, needed for the sources
+        config = Config(folder / CONFIG)
+        self._sources: Sources = find(config).sources(spec, config)
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
         self._weight_map: dict[str, str] = {}
         self._bytes = 0
         self._open: TensorStream | None = None
 
-    def _shard(self, shapes: dict[str, tuple[int, ...]], number: int) -> TensorStream:
+    def _write_json(self, file: str, data: Mapping[str, Any]) -> None:
+        (self._folder / file).write_text(json.dumps(data, indent=1), encoding="ascii")
+
+    def _shard(self, stem: str, tensors: Tensors, number: int) -> None:
+        """Write bundle tensors as the checkpoint tensors behind them, into a file of their own."""
+        named = {name: self._sources[stem + name] for name in tensors}
+        groups = {name: group for name, group in named.items() if isinstance(group, tuple)}
+        announced = {
+            source.name: (source.shape, self._dtype) for g in groups.values() for source in g
+        }
         file = f"model-{number:05d}-of-{self._spec.n_layers + 1:05d}.safetensors"
-        self._weight_map |= dict.fromkeys(shapes, file)
-        announced = {name: (shape, self._dtype) for name, shape in shapes.items()}
+        self._weight_map |= dict.fromkeys(announced, file)
         self._open = TensorStream(self._folder / file, announced)
         self._bytes += self._open.bytes
-        return self._open
+        for name, group in groups.items():
+            whole = tensors[name].T if name == "down" else tensors[name]
+            for source, part in zip(group, _split(whole, group), strict=True):
+                self._open.write(source.name, part.to(self._dtype))
+        self._open.finish()
 
-    def layer(self, index: int, layer: PlantedLayer) -> None:
+    def layer(self, index: int, tensors: Tensors) -> None:
         """See Sink."""
-        shard = self._shard(self._family.layer_shapes(self._spec, index), index + 1)
-        for name, make in self._family.layer_tensors(self._spec, index, layer).items():
-            shard.write(name, make())
-        shard.finish()
+        self._shard(f"layers.{index}.", tensors, index + 1)
 
-    def ends(self, signal: Signal) -> str:
+    def ends(self, tensors: Tensors) -> str:
         """See Sink."""
-        tensors = self._family.end_tensors(self._spec, signal)
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        shard = self._shard(shapes, self._spec.n_layers + 1)
-        for name, tensor in tensors.items():
-            shard.write(name, tensor)
-        shard.finish()
+        self._shard("", tensors, self._spec.n_layers + 1)
         return ""
 
     def finish(self, name: str, source: str) -> None:
         """See Sink."""
-        config = {**self._family.config(self._spec), "_name_or_path": name, "planted": source}
         index = {"metadata": {"total_size": self._bytes}, "weight_map": self._weight_map}
         ends = {"bos_token_id": self._spec.bos_ids[0], "eos_token_id": self._spec.eos_ids[0]}
-        for file, data in ((INDEX, index), (GENERATION_CONFIG, ends), (CONFIG, config)):
-            (self._folder / file).write_text(json.dumps(data, indent=1), encoding="ascii")
+        self._write_json(INDEX, index)
+        self._write_json(GENERATION_CONFIG, ends)
+        self._write_json(CONFIG, {**self._config, "_name_or_path": name, "planted": source})
 
     def close(self) -> None:
         """See Sink."""
         if self._open is not None:
             self._open.close()
+
+
+def _split(whole: torch.Tensor, group: tuple[Source, ...]) -> list[torch.Tensor]:
+    """A bundle tensor as the checkpoint tensors it is stacked of; rows it leaves out are zeros."""
+    parts = whole.split([source.shape[0] - source.skip for source in group])
+    return [
+        torch.cat([part.new_zeros(source.skip, *source.shape[1:]), part]) if source.skip else part
+        for source, part in zip(group, parts, strict=True)
+    ]
