@@ -16,6 +16,16 @@ on the time (how close kernels come to a copy's bandwidth is not in it) and no f
 
 Used by `hotcold roofline`. Measures nothing.
 
+Against decoding on two cores without a GPU (`xeon-2core`, 30.4 GB/s, commit 9d4bd4a, 2026-11-22;
+--context is what half-filled equals the mean filling of the run):
+
+    model, tokens decoded        bytes a token, here / run   bound   measured   of the bound
+    embedded, exact, 128               21.2 / 20.8 MB         1429    1078-1101   76 %
+    planted llama-1b, learned, 32      0.79 / 0.79 GB         38.5    29.2-29.7   77 %
+
+The bytes agree; decoding reached 22.6 to 23.4 GB/s of the 30.4 that reads of
+30 KiB reach; records of the embedded model are 1.9 KiB, read at 25.0 GB/s in the same minute.
+
 Against figures worked out by hand and measured ones: a 13B ReGLU shape, fp16, context 512, fp16 KV,
 12 % fire, 30 % of the neurons hold 80 %, predictor width 960, on `h100-box`; a token reads 8.39 GB
 of attention, 0.33 of head, 1.46 of predictor (int8 0.73), 0.21 of KV and 0.12 * 16.99 of FFN.
