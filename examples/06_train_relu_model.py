@@ -33,7 +33,7 @@ from hotcold.runtime.npz import write_atomically
 from hotcold.runtime.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
-TRIAL_MINUTES = 0.5  # of a trial without --text
+TRIAL_MINUTES = 0.25  # of a trial without --text
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
