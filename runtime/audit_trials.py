@@ -66,7 +66,7 @@ def run_trials(
     config: EngineConfig,
     window: Sequence[int],
     runs: int,
-    rounds: int = 10,
+    rounds: int = 20,
     progress: Report | None = None,
 ) -> AuditTrials:
     """Run the audit under seeds 0 to runs - 1 over one window.

@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness over this engine: accuracy on tasks, as in the paper's Table 7.
+"""EleutherAI's lm-evaluation-harness over this engine: accuracy on tasks, the paper's Table 7.
 
 `Scorer` answers the harness's three questions (how likely is a continuation, how likely is a text,
 what comes next) with a LocalSession, so any predictor, plan and dtype can be judged; `run_tasks`

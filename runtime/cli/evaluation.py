@@ -1,4 +1,4 @@
-"""What `hotcold evaluate` prints: each kind of result for people, and under its public JSON keys."""
+"""What `hotcold evaluate` prints: every kind of result, for people and under its JSON keys."""
 
 import math
 from typing import TYPE_CHECKING, Any
