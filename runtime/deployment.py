@@ -24,10 +24,12 @@ from hotcold.runtime.plan import Plan, make_plan
 from hotcold.runtime.predictor import (
     ModelView,
     Predictor,
+    check_lookahead,
     choose_predictor,
     expected_density_L,
     native_layers,
     predictor_bytes_L,
+    predictor_parameters,
     predicts,
 )
 from hotcold.runtime.predictor_choice import choose_auto
@@ -125,6 +127,8 @@ class Prepared:
     predictor: Any = "exact"
     note: str = ""
     predictor_bytes_L: tuple[int, ...] = ()
+    predictor_parameters: int = 0
+    lookahead: int = 0
     gpu: GpuChoice | None = None
 
 
@@ -141,7 +145,8 @@ def prepare_model(config: EngineConfig) -> Prepared:
     profile = ActivationProfile.load(bundle.profile_path) if bundle.profile_path else None
     name, note = config.predictor, ""
     if name == "auto":
-        name, note = choose_auto(bundle, profile)
+        choice = choose_auto(bundle, profile)
+        name, note = choice.kind, choice.why
     predictor, layers = _predictor(config, name, bundle, profile)
     vram = None if config.vram is None else parse_bytes(config.vram)
     gpu = choose_gpu(config, spec, context, vram)
@@ -179,6 +184,8 @@ def prepare_model(config: EngineConfig) -> Prepared:
         predictor=name,
         note=note,
         predictor_bytes_L=tuple(bytes_L) if layers else (),
+        predictor_parameters=predictor_parameters(layers),
+        lookahead=int(getattr(predictor, "lookahead", 0)) if layers else 0,
         gpu=gpu,
     )
 
@@ -250,6 +257,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
 
     Raises:
         PolicyError: no such schedule, or an illegal one.
+        ConfigError: one that does not go with the predictor.
     """
     from hotcold.policies.run import make_schedule, policy_name
     from hotcold.policies.settings import split_settings
@@ -260,6 +268,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     settings = split_settings(config.settings)
     own = settings["schedule"] if isinstance(schedule, str) else {}
     result = make_schedule(schedule, dag, plan, prepared.problem.hardware, own)
+    check_lookahead(prepared.lookahead, result.lookahead, policy_name(schedule))
     layout = SegmentLayout.build(
         spec.n_layers,
         spec.d_model,

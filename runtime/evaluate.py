@@ -19,9 +19,10 @@ from hotcold.runtime.audit import PredictionAudit
 from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve
 from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.exchange import ActorState
+from hotcold.runtime.exchange import ActorState, Segment
 from hotcold.runtime.predictor_choice import FeedForwardBytes
 from hotcold.runtime.session import LocalSession
+from hotcold.runtime.spans import read_array
 
 F32 = NDArray[np.float32]
 Report = Callable[[int, float], None]
@@ -40,6 +41,7 @@ class Evaluation:
         recall_standard_error: over windows of text; nan for a single one.
         decode_tokens_per_s: of the configuration, batch 1.
         bytes_per_token: weight bytes all actors read a decoded token.
+        predict_share: share of the decode time that the predictor computes; nan on a GPU.
         ffn_bytes: feed-forward bytes a token by way of predicting, by the cost model.
         predictor: kind in use, and why if `auto` chose it.
     """
@@ -53,6 +55,7 @@ class Evaluation:
     recall_standard_error: float
     decode_tokens_per_s: float
     bytes_per_token: float
+    predict_share: float
     ffn_bytes: FeedForwardBytes
     predictor: str
 
@@ -79,24 +82,21 @@ def evaluate(
     Raises:
         HotcoldError: a model, predictor or plan that cannot be used.
     """
-    if not any(len(window) > 1 for window in windows):
-        raise ConfigError("the text has no window of two tokens; give a longer one")
+    windows = usable(windows)
     dense = EngineConfig(
         model=config.model, predictor="exact", context=config.context, threads=config.threads
     )
     prepared = prepare_model(replace(config, audit=1))
     sums = _Sums()
     total = sum(len(window) for window in windows)
-    with _session(prepare_model(dense)) as reference, _session(prepared) as session:
+    with open_session(prepare_model(dense)) as reference, open_session(prepared) as session:
         done = 0
         for window in windows:
-            if len(window) < 2:
-                continue
-            sums.add(window, reference.logits(window)[0], _watched(session, window))
+            sums.add(window, reference.logits(window)[0], watched(session, window))
             done += len(window)
             if progress is not None:
                 progress(done, done / total)
-    speed, read = _speed(prepare_model(config), windows, decode_tokens)
+    speed, read, share = decode_speed(prepare_model(config), windows, decode_tokens)
     audit = sum(sums.audits, PredictionAudit())
     return Evaluation(
         tokens=sums.tokens,
@@ -110,9 +110,22 @@ def evaluate(
         ),
         decode_tokens_per_s=speed,
         bytes_per_token=read,
-        ffn_bytes=_ffn_bytes(prepared, audit),
+        predict_share=share,
+        ffn_bytes=ffn_bytes(prepared, audit),
         predictor=str(prepared.predictor) + (f" ({prepared.note})" if prepared.note else ""),
     )
+
+
+def usable(windows: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """The windows in which a token can be predicted.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    found = [window for window in windows if len(window) > 1]
+    if not found:
+        raise ConfigError("the text has no window of two tokens; give a longer one")
+    return found
 
 
 def ratio_error(parts: Sequence[int], wholes: Sequence[int]) -> float:
@@ -138,7 +151,7 @@ class _Sums:
         own_TV, audit = found
         target_T = np.asarray(window[1:])
         rows_T = np.arange(len(target_T))
-        ref_TV, own_TV = _log_softmax(dense_TV[:-1]), _log_softmax(own_TV[:-1])
+        ref_TV, own_TV = log_softmax(dense_TV[:-1]), log_softmax(own_TV[:-1])
         self.loss_dense -= float(ref_TV[rows_T, target_T].sum(dtype=np.float64))
         self.loss -= float(own_TV[rows_T, target_T].sum(dtype=np.float64))
         self.kl += float((np.exp(ref_TV) * (ref_TV - own_TV)).sum(dtype=np.float64))
@@ -147,18 +160,20 @@ class _Sums:
         self.audits.append(audit)
 
 
-def _log_softmax(logits_TV: F32) -> F32:
+def log_softmax(logits_TV: F32) -> F32:
+    """Log probabilities [T, V]."""
     shifted: F32 = logits_TV - logits_TV.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return shifted
 
 
-def _session(prepared: Prepared) -> LocalSession:
+def open_session(prepared: Prepared) -> LocalSession:
+    """The three loops as threads of this process, under the plan that the config names."""
     return LocalSession(deploy(prepared, solve(prepared)))
 
 
-def _watched(session: LocalSession, window: Sequence[int]) -> tuple[F32, PredictionAudit]:
-    """Logits of a window, and how the proposals compare with what fired."""
+def watched(session: LocalSession, window: Sequence[int]) -> tuple[F32, PredictionAudit]:
+    """Logits of a window, and how the proposals compare with what fired; needs `audit=1`."""
     before = _states(session)
     logits_TV, masks_TLN = session.logits(window)
     fired = missed = 0
@@ -173,25 +188,53 @@ def _states(session: LocalSession) -> list[ActorState]:
     return [session.segment.actor_state(actor) for actor in ("gpu", "cpu")]
 
 
-def _speed(prepared: Prepared, windows: Sequence[Sequence[int]], count: int) -> tuple[float, float]:
-    """Decoded tokens per second, and weight bytes read for each."""
+def decode_speed(
+    prepared: Prepared, windows: Sequence[Sequence[int]], count: int
+) -> tuple[float, float, float]:
+    """Decoded tokens per second, weight bytes read for each, and the predictor's share of the time.
+
+    Args:
+        prepared: what to run.
+        windows: the prompt is a part of the longest.
+        count: tokens to generate; 0: nothing is measured, all is nan.
+    """
     if not count:
-        return math.nan, math.nan
+        return math.nan, math.nan, math.nan
     longest = max(len(window) for window in windows)
     prompt = next(list(window) for window in windows if len(window) == longest)
     prompt = prompt[: max(1, prepared.context // 4)]
     sampling = Sampling(max_tokens=count, ignore_eos=True)
-    with _session(prepared) as session:
+    with open_session(prepared) as session:
         for _ in range(2):  # the first run warms caches and frequencies
             deque(session.sample(prompt, sampling), maxlen=0)
         times = session.executors["gpu"].request_times()
+        share = predict_share(session.segment, times.prompt_ns, times.end_ns)
     # the first token comes out of the prompt's last pass
     decoded = max(1, min(count, prepared.context - len(prompt) + 1) - 1)
     seconds = (times.end_ns - times.prompt_ns) / 1e9
-    return decoded / seconds if seconds > 0 else math.nan, times.decode_bytes / decoded
+    speed = decoded / seconds if seconds > 0 else math.nan
+    return speed, times.decode_bytes / decoded, share
 
 
-def _ffn_bytes(prepared: Prepared, audit: PredictionAudit) -> FeedForwardBytes:
+def predict_share(segment: Segment, begin_ns: int, end_ns: int) -> float:
+    """Share of a time that the predictor's own steps took, by the span ring.
+
+    Only whole passes still in the ring count. On the CPU device prediction is on the critical path
+    (without lookahead everybody waits for it), so this is what it costs a token; where the
+    executors evaluate the gates themselves it is 0. On a GPU there are no spans: nan.
+    """
+    spans, _ = read_array(segment, "predictor")
+    gpu, _ = read_array(segment, "gpu")
+    if not len(gpu):
+        return math.nan
+    begin_ns = max(begin_ns, *(int(part["begin_ns"][0]) for part in (gpu, spans) if len(part)))
+    inside = spans[(spans["begin_ns"] >= begin_ns) & (spans["end_ns"] <= end_ns)]
+    busy_ns = int((inside["end_ns"] - inside["ready_ns"]).sum())
+    return busy_ns / (end_ns - begin_ns) if end_ns > begin_ns else math.nan
+
+
+def ffn_bytes(prepared: Prepared, audit: PredictionAudit) -> FeedForwardBytes:
+    """Feed-forward bytes a token under what was counted."""
     spec = prepared.bundle.spec
     fired_L = [audit.fired / audit.total] * spec.n_layers
     own = sum(prepared.predictor_bytes_L)

@@ -7,7 +7,7 @@ of them as threads.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,7 +145,7 @@ class Executor:
         if failure is not None:
             raise KernelError(f"the {self.actor} executor failed: {failure}")
 
-    def generate(self, request: Request) -> Iterator[Sampled]:
+    def generate(self, request: Request) -> Generator[Sampled, None, None]:
         """Run a request on the GPU executor; yields what is ready, at least every 20 ms.
 
         Raises:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hotcold.runtime.errors import PolicyError
+from hotcold.runtime.errors import ConfigError, PolicyError
 from hotcold.runtime.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -134,9 +134,10 @@ class ModelView:
 class Predictor(Protocol):
     """What a predictor plug-in implements; its dataclass fields are its settings.
 
-    It is made and sent around unprepared; the actor that needs it calls `prepare`. Two optional
-    members: `predicts` (False: propose every neuron and leave the decision to the executors) and
-    `density(layer) -> float | None` (the share of neurons it expects to propose).
+    It is made and sent around unprepared; the actor that needs it calls `prepare`. Three optional
+    members: `predicts` (False: propose every neuron and leave the decision to the executors),
+    `density(layer) -> float | None` (the share of neurons it expects to propose) and `lookahead`
+    (how many layers early it was trained to predict; a schedule that does otherwise is refused).
     """
 
     def prepare(self, model: ModelView, profile: "ActivationProfile | None") -> None:
@@ -183,7 +184,7 @@ def choose_predictor(
         from hotcold.runtime.profile import ActivationProfile
 
         path = bundle.profile_path
-        kind, _ = choose_auto(bundle, None if path is None else ActivationProfile.load(path))
+        kind = choose_auto(bundle, None if path is None else ActivationProfile.load(path)).kind
     elif kind not in installed and (kind.endswith(".safetensors") or Path(kind).is_dir()):
         kind, settings = "learned", {**settings, "path": str(Path(kind).resolve())}
     found = registry.find("predictor", kind)
@@ -204,6 +205,29 @@ def _checked_object(candidate: object, name: str = "") -> Predictor:
 def predicts(predictor: Predictor) -> bool:
     """False where the predictor stands by: executors then go gate-first over all their neurons."""
     return bool(getattr(predictor, "predicts", True))
+
+
+def check_lookahead(trained: int, lookahead_L: Sequence[int], schedule: str) -> None:
+    """Refuse a schedule that feeds early predictors the input of another layer.
+
+    Predictors trained on their own layer's input may be run early: that is a study of how slowly
+    the residual stream changes. The other way round nothing can be learned from.
+
+    Args:
+        trained: how many layers early the predictors were trained to predict.
+        lookahead_L: by layer, what the schedule does; the first layers have less to look back to.
+        schedule: its name.
+
+    Raises:
+        ConfigError: naming the layer and the schedule to use.
+    """
+    for layer, found in enumerate(lookahead_L if trained else ()):
+        if found != min(trained, layer):
+            raise ConfigError(
+                f"the predictors were trained to predict {trained} layer(s) early, schedule "
+                f"'{schedule}' predicts layer {layer} {found} early; use --schedule lookahead "
+                f"--set schedule.depth={trained}"
+            )
 
 
 def native_layers(

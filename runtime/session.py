@@ -5,8 +5,10 @@ starting a cluster would only cost time. Not what users generate with: that is
 `hotcold.actors.Engine`.
 """
 
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from types import TracebackType
 
 import numpy as np
@@ -46,8 +48,13 @@ class LocalSession:
         for thread in self._threads:
             thread.start()
 
-    def sample(self, ids: Sequence[int], sampling: Sampling) -> Iterator[tuple[int, float]]:
-        """Ids and log probabilities that continue ids."""
+    def sample(
+        self, ids: Sequence[int], sampling: Sampling
+    ) -> Generator[tuple[int, float], None, None]:
+        """Ids and log probabilities that continue ids.
+
+        Who stops taking them early closes the iterator; the next request can then be made at once.
+        """
         context = self.deployment.context
         request = make_request(
             self.text.ids(ids, context),
@@ -59,17 +66,25 @@ class LocalSession:
             top_p=sampling.top_p,
             seed=sampling.seed,
         )
-        for ready in self.executors["gpu"].generate(request):
-            yield from zip(ready.ids, ready.logprobs, strict=True)
+        stream = self.executors["gpu"].generate(request)
+        try:
+            for ready in stream:
+                yield from zip(ready.ids, ready.logprobs, strict=True)
+        except GeneratorExit:
+            stream.close()  # cancels; the pass under way still ends
+            while not self.executors["gpu"].native.tokens(sys.maxsize, timeout_ms=50)[1]:
+                self.segment.raise_if_poisoned()
+            raise
 
     def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
         """Tokens that continue a prompt."""
         ids = self.text.ids(prompt, self.deployment.context)
         stream = self.text.stream(sampling)
-        for id_, logprob in self.sample(ids, sampling):
-            yield from stream.push(id_, logprob)
-            if stream.finish:
-                return
+        with closing(self.sample(ids, sampling)) as sampled:
+            for id_, logprob in sampled:
+                yield from stream.push(id_, logprob)
+                if stream.finish:
+                    return
         yield from stream.flush()
 
     def logits(self, ids: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

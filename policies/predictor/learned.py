@@ -61,6 +61,11 @@ class Learned:
             )
         self._file[:] = [found]
 
+    @property
+    def lookahead(self) -> int:
+        """How many layers early these were trained to predict; 0 before they are read."""
+        return self._file[0].lookahead if self._file else 0
+
     def scores(self, x_BD: F32, layer: int) -> F32:
         """Logits [B, N]; x is the input named by native(layer).input."""
         return self.native(layer).scores(x_BD)

@@ -1,17 +1,26 @@
-"""`hotcold evaluate`: perplexity, recall and speed of a predictor, plan or dtype, over text."""
+"""`hotcold evaluate`: perplexity, recall and speed of a predictor, plan or dtype, over text.
 
-import math
+With --sweep the curve of a model's predictors beside an untrained one of the same bytes; with
+--audit-runs how far the running engine's own estimate of the recall can be trusted.
+"""
+
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hotcold.runtime.cli import output
+from hotcold.runtime.cli import evaluation, output
 from hotcold.runtime.cli.options import EngineOptions, choose_model, engine_options, json_option
 
 if TYPE_CHECKING:
+    from hotcold.runtime.audit_trials import AuditTrials
     from hotcold.runtime.config import EngineConfig
     from hotcold.runtime.evaluate import Evaluation
+    from hotcold.runtime.formats.bundle import Bundle
+    from hotcold.runtime.sweep import Curves
 
 CONTEXT = 512
 
@@ -22,7 +31,6 @@ CONTEXT = 512
     "--text",
     "texts",
     multiple=True,
-    required=True,
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A text to measure on, in UTF-8; may be repeated.",
@@ -41,6 +49,35 @@ CONTEXT = 512
     show_default=True,
     help="Tokens generated to measure speed; 0: no speed.",
 )
+@click.option(
+    "--sweep",
+    is_flag=True,
+    help="Trained predictors at every recall, beside a low rank of the same bytes.",
+)
+@click.option(
+    "--audit-runs",
+    type=click.IntRange(1, 10_000),
+    help="Seeded runs of the recall audit over 512 tokens: does its interval hold the truth?",
+)
+@click.option(
+    "--audit-every",
+    type=click.IntRange(min=1),
+    help="One in so many neurons is audited.  [default: as every engine does]",
+)
+@click.option(
+    "--tasks",
+    multiple=True,
+    metavar="NAME",
+    help="A task of the lm-evaluation-harness, such as piqa; may be repeated.",
+)
+@click.option(
+    "--task-folder",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Tasks of your own, YAML files of the harness.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Documents of each task at most.")
+@click.option("--few-shot", type=click.IntRange(min=0), help="Examples before each document.")
 @json_option
 @engine_options()
 def command(
@@ -48,6 +85,13 @@ def command(
     texts: tuple[Path, ...],
     max_tokens: int,
     decode: int,
+    sweep: bool,
+    audit_runs: int | None,
+    audit_every: int | None,
+    tasks: tuple[str, ...],
+    task_folder: Path | None,
+    limit: int | None,
+    few_shot: int | None,
     options: EngineOptions,
     as_json: bool,
 ) -> None:
@@ -56,11 +100,30 @@ def command(
     Runs in this process, without Ray. The windows are the same for every setting, so results of
     two calls on the same texts can be compared.
     """
+    if sum(map(bool, (sweep, audit_runs, tasks))) > 1:
+        raise click.UsageError("--sweep, --audit-runs and --tasks exclude each other")
+    if not texts and not tasks:
+        raise click.UsageError("no text to measure on; give --text FILE")
     config = engine_config(options, choose_model(folder, options.model))
-    result = measure(config, texts, max_tokens, decode)
-    click.echo(summary(result))
+    if audit_every is not None:
+        config = replace(config, audit=audit_every)
+    result: dict[str, Any]
+    if tasks:
+        result = measure_tasks(config, tasks, task_folder, limit, few_shot)
+        text = evaluation.tasks_summary(result)
+    elif sweep:
+        curves, share = measure_curves(config, texts, max_tokens)
+        text = evaluation.curves_summary(curves, share)
+        result = evaluation.curves_json(curves, share)
+    elif audit_runs:
+        trials = measure_trials(config, texts, audit_runs)
+        text, result = evaluation.trials_summary(trials), asdict(trials)
+    else:
+        single = measure(config, texts, max_tokens, decode)
+        text, result = evaluation.summary(single), evaluation.as_json_keys(single)
+    click.echo(text)
     if as_json:
-        output.emit_json(as_json_keys(result))
+        output.emit_json(result)
 
 
 def engine_config(options: EngineOptions, model: str | None) -> "EngineConfig":
@@ -73,13 +136,10 @@ def engine_config(options: EngineOptions, model: str | None) -> "EngineConfig":
     return EngineConfig(**{**given, "model": model})
 
 
-def measure(
-    config: "EngineConfig", texts: tuple[Path, ...], max_tokens: int, decode: int
-) -> "Evaluation":
-    """Run the evaluation with a progress line."""
-    from dataclasses import replace
-
-    from hotcold.runtime.evaluate import evaluate
+def _windows(
+    config: "EngineConfig", texts: tuple[Path, ...], max_tokens: int
+) -> tuple["EngineConfig", list[list[int]], "Bundle"]:
+    """The configuration with the context that is measured in, windows of it, and the model."""
     from hotcold.runtime.formats.bundle import resolve_model
     from hotcold.runtime.tokenizer import Tokenizer
     from hotcold.runtime.windows import spread_windows
@@ -87,55 +147,65 @@ def measure(
     bundle = resolve_model(None if config.model is None else Path(config.model), config.dtype)
     context = min(config.context or CONTEXT, bundle.spec.max_context)
     windows = spread_windows(list(texts), Tokenizer.load(bundle.path), context, max_tokens)
+    return replace(config, context=context), windows, bundle
+
+
+def measure(
+    config: "EngineConfig", texts: tuple[Path, ...], max_tokens: int, decode: int
+) -> "Evaluation":
+    """Run the evaluation with a progress line."""
+    from hotcold.runtime.evaluate import evaluate
+
+    config, windows, _ = _windows(config, texts, max_tokens)
     progress = output.Progress("evaluating", "tokens")
     try:
-        return evaluate(replace(config, context=context), windows, decode, progress)
+        return evaluate(config, windows, decode, progress)
     finally:
         progress.close()
 
 
-def as_json_keys(result: "Evaluation") -> dict[str, Any]:
-    """The evaluation under its public keys."""
-    return {
-        "tokens": result.tokens,
-        "predictor": result.predictor,
-        "perplexity": result.perplexity,
-        "perplexity_dense": result.perplexity_dense,
-        "perplexity_ratio": result.ratio,
-        "agreement": result.agreement,
-        "kl_nats": result.kl,
-        "recall": result.audit.recall,
-        "recall_standard_error": result.recall_standard_error,
-        "precision": result.audit.precision,
-        "density": result.audit.density,
-        "density_fired": result.audit.fired / max(1, result.audit.total),
-        "decode_tokens_per_s": result.decode_tokens_per_s,
-        "bytes_per_token": result.bytes_per_token,
-        "ffn_bytes_per_token": {
-            "exact": result.ffn_bytes.exact,
-            "learned": result.ffn_bytes.learned,
-            "learned_gate_first": result.ffn_bytes.gate_first,
-        },
-    }
+def measure_curves(
+    config: "EngineConfig", texts: tuple[Path, ...], max_tokens: int
+) -> tuple["Curves", float]:
+    """Measure all operating points; and the predictors' share of the model's parameters."""
+    from hotcold.runtime.cli.inspect import describe
+    from hotcold.runtime.sweep import sweep
+
+    config, windows, bundle = _windows(config, texts, max_tokens)
+    progress = output.Progress("sweeping", "windows")
+    try:
+        curves = sweep(config, windows, progress)
+    finally:
+        progress.close()
+    return curves, curves.parameters / describe(bundle)["parameters"]["total"]
 
 
-def summary(result: "Evaluation") -> str:
-    """The evaluation for people."""
-    error = result.recall_standard_error
-    spread = f" +- {100 * error:.2f}" if math.isfinite(error) else ""
-    return "\n".join(
-        [
-            f"predictor   {result.predictor}",
-            f"perplexity  {result.perplexity:.3f}, dense {result.perplexity_dense:.3f}: "
-            f"{result.ratio:.4f}x over {output.count(result.tokens)} tokens",
-            f"next token  {output.percent(result.agreement)} as the dense model's, "
-            f"KL {result.kl:.4f} nats",
-            f"recall      {100 * result.audit.recall:.2f}{spread} %, precision "
-            f"{output.percent(result.audit.precision)}",
-            f"density     {output.percent(result.audit.density)} proposed, "
-            f"{output.percent(result.audit.fired / max(1, result.audit.total))} fired",
-            f"decode      {result.decode_tokens_per_s:.1f} tokens/s, "
-            f"{result.bytes_per_token / 1e6:.1f} MB a token",
-            f"feed-forward weights a token  {result.ffn_bytes}",
-        ]
-    )
+def measure_trials(config: "EngineConfig", texts: tuple[Path, ...], runs: int) -> "AuditTrials":
+    """Run the audit's trials over the text's first window."""
+    from hotcold.runtime.audit_trials import run_trials
+
+    config, windows, _ = _windows(config, texts, CONTEXT)
+    progress = output.Progress("auditing", "runs")
+    try:
+        return run_trials(config, windows[0], runs, progress=progress)
+    finally:
+        progress.close()
+
+
+def measure_tasks(
+    config: "EngineConfig",
+    tasks: tuple[str, ...],
+    folder: Path | None,
+    limit: int | None,
+    few_shot: int | None,
+) -> dict[str, dict[str, float]]:
+    """Run tasks of the harness; names may be joined by commas."""
+    from hotcold.runtime.harness import run_tasks
+
+    names = [name for joined in tasks for name in joined.split(",") if name]
+    progress = output.Progress("asking", "requests")
+    try:
+        with redirect_stdout(sys.stderr):  # results alone go to standard output
+            return run_tasks(config, names, folder, limit, few_shot, progress)
+    finally:
+        progress.close()

@@ -120,6 +120,8 @@ def _result(engine: "Engine", text: str, ids: list[int]) -> dict[str, Any]:
         "gb_per_s": last.gb_per_s,
         "gpu_neuron_load": stats.gpu_neuron_load,
         "plan": stats.plan_hash,
+        "recall": None if stats.recall is None else stats.recall.recall,
+        "recall_standard_error": None if stats.recall is None else stats.recall.standard_error,
         "actors": actors,
     }
 
@@ -142,6 +144,11 @@ def _print_actors(result: dict[str, Any]) -> None:
         )
     headers = ("actor", "pid", "gate rows", "up/down rows", "MB read", "busy s", "wait s", "role")
     output.note(output.table(headers, rows))
+    if result["recall"] is not None:
+        output.note(
+            f"recall: {100 * result['recall']:.1f} % of the neurons that fire were predicted "
+            f"(+- {196 * result['recall_standard_error']:.1f}, from a sample of the others)"
+        )
     output.note(
         f"prompt: {result['prompt_tokens']} tokens, {result['prompt_tokens_per_s']:.1f} tokens/s; "
         f"decode: {result['new_tokens']} tokens, {result['decode_tokens_per_s']:.1f} tokens/s, "

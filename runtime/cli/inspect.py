@@ -74,6 +74,7 @@ def describe(bundle: "Bundle") -> dict[str, Any]:
         "file_bytes": bundle.weights_bytes,
         "sparsity_L": _sparsity(bundle.profile_path),
         "predictors": None if bundle.predictors_path is None else str(bundle.predictors_path),
+        "auto_predictor": _auto(bundle),
     }
 
 
@@ -91,6 +92,17 @@ def _elements(name: str, entry: "TensorEntry", bundle: "Bundle") -> int:
         spec: ModelSpec = bundle.spec
         return spec.n_neurons * (spec.neuron_rows * spec.d_model + spec.biases)
     return math.prod(entry.shape)
+
+
+def _auto(bundle: "Bundle") -> dict[str, Any]:
+    """What --predictor auto takes here, and the feed-forward bytes a token it was chosen by."""
+    from hotcold.runtime.predictor_choice import choose_auto
+    from hotcold.runtime.profile import ActivationProfile
+
+    profile = None if bundle.profile_path is None else ActivationProfile.load(bundle.profile_path)
+    choice = choose_auto(bundle, profile)
+    keys = None if choice.bytes is None else choice.bytes.to_json()
+    return {"kind": choice.kind, "why": choice.why, "ffn_bytes_per_token": keys}
 
 
 def _sparsity(profile: Path | None) -> list[float] | None:
@@ -130,6 +142,9 @@ def _print(result: dict[str, Any]) -> None:
         for part in (*PARTS, "total")
     ]
     click.echo(output.table(("part", "parameters", "bytes"), rows))
+    click.echo()
+    auto = result["auto_predictor"]
+    click.echo(f"predictor  auto takes {auto['kind']}; {auto['why']}")
     click.echo()
     if result["sparsity_L"] is None:
         click.echo("no activation profile; make one with: hotcold profile --text FILE --out DIR")

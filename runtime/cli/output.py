@@ -34,15 +34,16 @@ def error(text: str) -> None:
 
 def emit_json(data: dict[str, Any]) -> None:
     """One JSON object on one line of standard output; what is not finite becomes null."""
-    click.echo(json.dumps(_finite(data), allow_nan=False))
+    click.echo(json.dumps(finite(data), allow_nan=False))
     sys.stdout.flush()
 
 
-def _finite(value: object) -> object:
+def finite(value: Any) -> Any:
+    """Plain data with null for every number that JSON cannot say."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

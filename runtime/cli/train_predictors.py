@@ -1,6 +1,7 @@
 """`hotcold train-predictors`: adaptive predictors for a model, from a profile and text."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,6 @@ from hotcold.runtime.units import format_bytes
 if TYPE_CHECKING:
     from hotcold.runtime.formats.bundle import Bundle
     from hotcold.runtime.profile import ActivationProfile
-    from hotcold.runtime.training.train import Trained
 
 REPORT = "predictors.json"
 HELD_BACK = 8  # one window in so many is for thresholds, one for the report
@@ -103,6 +103,7 @@ def command(
     it has not finished. Use the result with --predictor DIR.
     """
     from hotcold.runtime.formats.bundle import resolve_model
+    from hotcold.runtime.training.report import as_report, run_time
     from hotcold.runtime.training.train import train_predictors
 
     out: Path = given["out"]
@@ -115,7 +116,8 @@ def command(
     parts = _windows(bundle, given, context)
     out.mkdir(parents=True, exist_ok=True)
     trained = train_predictors(bundle, profile, *parts, out, settings, output.note)
-    report = as_report(bundle, profile, trained)
+    speed = run_time(bundle, trained, settings.lookahead, parts[2])
+    report = output.finite(as_report(bundle, profile, trained, speed))
     (out / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
     click.echo(summary(report))
     output.note(f"predictors in {trained.path}, report in {out / REPORT}")
@@ -171,10 +173,15 @@ def _profile(bundle: "Bundle", folder: Path | None) -> "ActivationProfile":
 def _windows(
     bundle: "Bundle", given: dict[str, Any], context: int
 ) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
-    """Windows to train on, to set thresholds on, and to report on; no window is in two of them."""
+    """Windows to train on, to set thresholds on, and to report on; no window is in two of them.
+
+    Raises:
+        ConfigError: a file given for two of the three, or too little text.
+    """
     from hotcold.runtime.tokenizer import Tokenizer
     from hotcold.runtime.windows import spread_windows
 
+    check_apart({name: given[name] for name in ("texts", "calibrate", "report")})
     tokenizer = Tokenizer.load(bundle.path)
     tokens = given["max_tokens"]
 
@@ -202,51 +209,24 @@ def _windows(
     return kept, held[0], held[1]
 
 
-def as_report(bundle: "Bundle", profile: "ActivationProfile", trained: "Trained") -> dict[str, Any]:
-    """Everything measured, as plain data; keys carry units."""
-    from hotcold.runtime.predictor_choice import FeedForwardBytes
+def check_apart(texts: dict[str, Sequence[Path]]) -> None:
+    """Refuse a file that serves two ends: thresholds and figures need text not seen before.
 
-    quality = trained.quality
-    layers = [
-        {
-            "layer": index,
-            "width": int(layer.fc1.shape[0]) if layer.fc1 is not None else 0,
-            "bytes": layer.bytes,
-            "threshold": layer.threshold,
-            "sparsity": float(profile.sparsity_L[index]),
-            "hot_share_for_80": float(profile.share_for(0.8)[index]),
-            "recall": found.audit.recall,
-            "precision": found.audit.precision,
-            "density": found.audit.density,
-            "cosine_loss": found.cosine_loss,
-        }
-        for index, (layer, found) in enumerate(zip(trained.layers, quality.layers, strict=True))
-    ]
-    cost = FeedForwardBytes.of(
-        bundle.spec,
-        [found.audit.fired / found.audit.total for found in quality.layers],
-        sum(layer.bytes for layer in trained.layers),
-        [found.audit.density for found in quality.layers],
-    )
-    return {
-        "predictors": str(trained.path),
-        "recall_target": trained.recall,
-        "recall": quality.audit.recall,
-        "precision": quality.audit.precision,
-        "density": quality.audit.density,
-        "perplexity": quality.perplexity,
-        "perplexity_dense": quality.perplexity_dense,
-        "perplexity_ratio": quality.ratio,
-        "parameter_share": trained.parameter_share,
-        "bytes": sum(layer.bytes for layer in trained.layers),
-        "ffn_bytes_per_token": {
-            "exact": cost.exact,
-            "learned": cost.learned,
-            "learned_gate_first": cost.gate_first,
-        },
-        "seconds": trained.seconds,
-        "layers": layers,
-    }
+    Raises:
+        ConfigError: naming the file and the two options.
+    """
+    seen: dict[tuple[int, int], tuple[str, Path]] = {}
+    for end, paths in texts.items():
+        option = f"--{end.removesuffix('s')}"
+        for path in paths:
+            stat = path.stat()
+            before, first = seen.setdefault((stat.st_dev, stat.st_ino), (option, path))
+            if before != option:
+                raise ConfigError(
+                    f"{path} is given for {before} (as {first}) and for {option}; the figures "
+                    "would be of text already used: give another file, or leave the option out to "
+                    "have a part of --text held back"
+                )
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -266,7 +246,7 @@ def summary(report: dict[str, Any]) -> str:
     rows.append(
         (*total, *(f"{report[name]:.3f}" for name in ("recall", "precision", "density")), "")
     )
-    cost = report["ffn_bytes_per_token"]
+    cost, share = report["ffn_bytes_per_token"], report["predict_time_share"]
     return "\n".join(
         [
             output.table(heads, rows),
@@ -274,6 +254,8 @@ def summary(report: dict[str, Any]) -> str:
             f"{report['perplexity_ratio']:.4f}x",
             f"{report['parameter_share']:.1%} of the model's parameters, "
             f"{format_bytes(report['bytes'])}",
+            f"decode {report['decode_tokens_per_s']:.1f} tokens/s, prediction "
+            f"{output.percent(math.nan if share is None else share)} of the time",
             "feed-forward weights a token: "
             + ", ".join(f"{name} {value / 1e6:.2f} MB" for name, value in cost.items()),
         ]

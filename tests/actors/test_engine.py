@@ -2,7 +2,6 @@
 
 import gc
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from support.oracle import Oracle
 from hotcold.actors import ActorLostError, Engine
 from hotcold.actors.processes import is_gone
 from hotcold.policies import Placement, Problem
-from hotcold.runtime import embedded
 from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.deployment import deploy, prepare_model, solve
 from hotcold.runtime.errors import ConfigError, PolicyError
@@ -23,7 +21,6 @@ from hotcold.runtime.session import LocalSession
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray", "no_actor_left")]
 PROMPT = "Once upon a time"
-PREDICTORS = Path(__file__).parents[2] / "examples" / "embedded_predictors.safetensors"
 
 
 def alive(pid: int) -> bool:
@@ -67,15 +64,13 @@ def test_the_same_tokens_whatever_carries_and_computes_them(
     assert len({actor.pid for actor in stats.actors.values()}) == 3
 
 
-def test_auto_predicts_and_says_why_and_how_well(tmp_path: Path) -> None:
-    model = Path(shutil.copytree(embedded.path(), tmp_path / "model"))
-    shutil.copy(PREDICTORS, model / "predictors.safetensors")
-    prepared = prepare_model(EngineConfig(model=model))
+def test_auto_predicts_and_says_why_and_how_well() -> None:
+    prepared = prepare_model(EngineConfig())
     with LocalSession(deploy(prepared, solve(prepared))) as local:
         ids = local.text.tokenizer.encode(PROMPT)
         sampling = Sampling(max_tokens=40, ignore_eos=True)
         expected = [id_ for id_, _ in local.sample(ids, sampling)]
-    with Engine.launch(model=model) as engine:
+    with Engine.launch() as engine:
         tokens = list(engine.generate(PROMPT, max_tokens=40, ignore_eos=True))
         stats = engine.stats()
     assert [token.id for token in tokens] == expected
@@ -182,7 +177,7 @@ def test_the_callers_placement_group() -> None:
 
 
 def test_stop_strings_end_the_text() -> None:
-    with Engine.launch(vram=0) as engine:
+    with Engine.launch(vram=0, predictor="exact") as engine:
         tokens = engine.generate(PROMPT, max_tokens=30, stop=[" who"])
         assert "".join(token.text for token in tokens) == " there lived a king"
         assert engine.last is not None

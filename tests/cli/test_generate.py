@@ -8,6 +8,7 @@ import pytest
 from support.command import Run, only_line
 from support.fake_engine import FakeEngine
 
+from hotcold.runtime.audit import RecallEstimate
 from hotcold.runtime.cli import generate
 
 STORY = "There was a caf\u00e9."
@@ -42,6 +43,15 @@ def test_the_json_line_is_the_whole_of_standard_output(run: Run) -> None:
         expected = {"node_id", "pid", "gate_rows", "up_down_rows", "bytes", "busy_s", "wait_s"}
         assert expected <= set(work)
     assert ended.err.startswith(STORY)
+
+
+def test_an_audited_recall_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = run("generate", "Once", "--json")
+    assert json.loads(ended.out)["recall"] is None and "recall" not in ended.err
+    monkeypatch.setattr(FakeEngine, "recall", RecallEstimate(95_000, 25, 192))
+    ended = run("generate", "Once", "--json")
+    assert "recall: 95.2 % of the neurons that fire were predicted (+- 1.8," in ended.err
+    assert json.loads(ended.out)["recall"] == pytest.approx(0.9519, abs=1e-4)
 
 
 def test_what_json_cannot_say_becomes_null(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 from support.command import Run
 from support.models import TinyLlama, write_llama
 
+from hotcold.runtime.cli import train_predictors
 from hotcold.runtime.formats.bundle import resolve_model
+from hotcold.runtime.formats.predictors import load_predictors
 from hotcold.runtime.profile import ActivationProfile
 
 
@@ -45,6 +49,8 @@ def test_trained_predictors_are_used_and_judged(
         report["layers"][0]
     )
     assert json.loads((out / "predictors.json").read_text())["recall"] == report["recall"]
+    assert 0 < report["predict_time_share"] < 1 and report["decode_tokens_per_s"] > 0
+    assert 0 < report["parameter_share"] <= 0.4
     argv = f"evaluate {model} --text {text} --max-tokens 256 --decode 4 --predictor {out} --json"
     ended = run(*argv.split())
     assert ended.code == 0, ended.err
@@ -55,10 +61,51 @@ def test_trained_predictors_are_used_and_judged(
     assert found["recall"] == pytest.approx(0.95, abs=0.05)
     assert found["recall_standard_error"] > 0
     assert found["density"] >= found["density_fired"] * found["recall"]
-    assert found["decode_tokens_per_s"] > 0
+    assert found["decode_tokens_per_s"] > 0 and 0 < found["predict_time_share"] < 1
     shutil.copy(out / "predictors.safetensors", model)
     ended = run(*f"evaluate {model} --text {text} --max-tokens 128 --decode 0".split())
     assert ended.code == 0 and "feed-forward weights a token" in ended.out
+    guessing = f"evaluate {model} --text {text} --predictor learned --json"
+    ended = run(*f"{guessing} --audit-runs 3".split())
+    assert ended.code == 0 and "of 3 intervals hold it" in ended.out
+    assert json.loads(ended.out.splitlines()[-1])["every"] == 256
+    ended = run(*f"{guessing} --max-tokens 64 --sweep".split())
+    assert ended.code == 0, ended.err
+    curve = json.loads(ended.out.splitlines()[-1])
+    assert curve["points"][0]["setting"] == "own thresholds"
+    assert 0 < curve["parameter_share"] <= 0.4
+
+
+def test_windows_to_train_calibrate_and_report_on_are_apart(text: Path, model: Path) -> None:
+    parts = train_predictors._windows(
+        resolve_model(model),
+        {"texts": (text,), "calibrate": (), "report": (), "max_tokens": 4096},
+        64,
+    )
+    seen = [{tuple(window) for window in part} for part in parts]
+    assert all(seen) and len(parts[0]) >= 5 * len(parts[1])
+    for one in range(3):
+        assert not seen[one] & seen[(one + 1) % 3]
+
+
+def test_a_killed_training_goes_on_where_it_was(model: Path, text: Path, tmp_path: Path) -> None:
+    """At most the layer under way is lost."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "hotcold.runtime.cli.main", "train-predictors", str(model)]
+    command += ["--text", str(text), "--out", str(out), "--max-tokens", "4096", "--threads", "1"]
+    command += ["--share", "0.4", "--perplexity", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("layer 1"):
+            break
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -9 and not (out / "predictors.safetensors").exists()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "layer 0: done before" in again.stderr and "layer 1: width" in again.stderr
+    assert load_predictors(out, resolve_model(model).spec).layers
 
 
 def test_what_cannot_be_used_is_refused(run: Run, model: Path, text: Path, tmp_path: Path) -> None:
@@ -83,6 +130,8 @@ def test_what_cannot_be_used_is_refused(run: Run, model: Path, text: Path, tmp_p
         (f"--text {text} --out {out} --recall 2", "recall 2.0"),
         (f"--text {text} --out {out} --max-tokens 64", "windows"),
         (f"--text {text} --out {out} --lookahead 2", "lookahead 2"),
+        (f"--text {text} --out {out} --report {text}", "--text (as "),
+        (f"--text {text} --out {out} --calibrate {other} --report {other}", "--calibrate (as "),
     ):
         ended = run("train-predictors", str(model), *argv.split())
         assert (ended.code, said in ended.err) == (2, True), ended.err

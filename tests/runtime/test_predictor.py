@@ -73,8 +73,12 @@ def test_auto_takes_what_reads_fewer_bytes(tmp_path: Path) -> None:
     profile = ActivationProfile(np.full((SPEC.n_layers, SPEC.n_neurons), 10, np.int64), 100)
     lean = choose_auto(bundle(saved(tmp_path, "0.15")), profile)
     wide = choose_auto(bundle(saved(tmp_path, "0.95")), profile)
-    assert (lean[0], wide[0]) == ("learned", "exact")
-    assert "exact" in lean[1] and "learned then gate-first" in lean[1]
+    assert (lean.kind, wide.kind) == ("learned", "exact")
+    assert "exact" in lean.why and "learned then gate-first" in lean.why
+    assert lean.bytes is not None and wide.bytes is not None
+    assert (lean.bytes.gate_first or 0) < lean.bytes.exact == wide.bytes.exact
+    none = choose_auto(bundle(), profile)
+    assert none.kind == "exact" and none.bytes is not None and none.bytes.learned is None
     with pytest.raises(CheckpointError):
         choose_auto(bundle(tmp_path / "none.safetensors"), profile)
 

@@ -243,3 +243,14 @@ def test_close_frees_threads(written: Path) -> None:
     for _ in range(3):
         run().close()
     assert threading.active_count() == before
+
+
+def test_a_generation_left_early_makes_room_for_the_next(written: Path) -> None:
+    ids, sampling = ids_of(written, 10), Sampling(max_tokens=20, ignore_eos=True)
+    with session(written) as local:
+        whole = [id_ for id_, _ in local.sample(ids, sampling)]
+        for _ in range(20):
+            stream = local.sample(ids, sampling)
+            assert next(stream)[0] == whole[0]
+            stream.close()
+        assert [id_ for id_, _ in local.sample(ids, sampling)] == whole

@@ -1,5 +1,6 @@
 """Training: sizes, fits, thresholds and files, on models small enough to check by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,15 @@ from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
 from hotcold.policies.predictor.learned import Learned
+from hotcold.runtime.config import EngineConfig
+from hotcold.runtime.deployment import deploy, prepare_model, solve
 from hotcold.runtime.errors import CheckpointError, ConfigError
+from hotcold.runtime.evaluate import evaluate
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
 from hotcold.runtime.formats.predictors import load_predictors
 from hotcold.runtime.predictor import ModelView
 from hotcold.runtime.profile import ActivationProfile
+from hotcold.runtime.session import LocalSession
 from hotcold.runtime.training.capture import capture_inputs
 from hotcold.runtime.training.dense import DenseModel
 from hotcold.runtime.training.fit import FitSettings, Fitted
@@ -241,13 +246,32 @@ def test_finished_layers_are_not_trained_again(
 
 
 def test_lookahead_takes_the_input_of_an_earlier_layer(
-    bundle: Bundle, profile: ActivationProfile, tmp_path: Path
+    folder: Path, bundle: Bundle, profile: ActivationProfile, tmp_path: Path
 ) -> None:
+    """From training to tokens: those of the dense model with the unpredicted zeroed."""
     settings = TrainSettings(**{**QUICK.__dict__, "lookahead": 1, "width": 16})
     parts = windows(60, 5), windows(5, 6), windows(5, 7)
     trained = train_predictors(bundle, profile, *parts, tmp_path, settings)
     assert load_predictors(tmp_path, bundle.spec).lookahead == 1
     assert trained.quality.audit.recall > 0.9
+    early = EngineConfig(model=folder, predictor=tmp_path, schedule="lookahead", context=64)
+    prepared = prepare_model(early)
+    plan = solve(prepared)
+    with LocalSession(deploy(prepared, plan)) as session:
+        for window in parts[2]:
+            logits, masks_TLN = session.logits(window)
+            masks_LTN = masks_TLN.transpose(1, 0, 2)
+            expected = Oracle.load(folder).forward(window, masks_LTN=masks_LTN)
+            np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
+    found = evaluate(early, parts[2], 0)
+    assert found.audit.recall == pytest.approx(trained.quality.audit.recall, abs=2e-3)
+    assert found.ratio == pytest.approx(trained.quality.ratio, rel=1e-3)
+    for other in (
+        replace(early, schedule="selective"),
+        replace(early, settings={"schedule.depth": "2"}),
+    ):
+        with pytest.raises(ConfigError, match=r"trained to predict 1 layer\(s\) early, schedule"):
+            deploy(prepare_model(other), plan)
     with pytest.raises(ConfigError, match="lookahead 3"):
         train_predictors(
             bundle, profile, *parts, tmp_path, TrainSettings(**{**QUICK.__dict__, "lookahead": 3})

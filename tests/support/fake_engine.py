@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+from hotcold.runtime.audit import RecallEstimate
+
 STORY = ["There", " was", " a", " caf\u00e9", "."]
 
 
@@ -40,6 +42,7 @@ class EngineStats:
     gpu_neuron_load: float
     plan_hash: str = "abc123"
     schedule: str = "selective"
+    recall: RecallEstimate | None = None
 
 
 @dataclass
@@ -75,6 +78,7 @@ class FakeEngine:
     failure: ClassVar[BaseException | None] = None
     launch_failure: ClassVar[BaseException | None] = None
     gpu_neuron_load: ClassVar[float] = 0.62
+    recall: ClassVar[RecallEstimate | None] = None
     token_s: ClassVar[float] = 0.0
     marker: ClassVar[Path | None] = None
 
@@ -106,7 +110,7 @@ class FakeEngine:
         actors = {name: ActorStats() for name in ("gpu", "cpu", "predictor")}
         actors["gpu"].wait_s += 0.25 * len(self.requests)
         actors["gpu"].busy_s += 0.75 * len(self.requests)
-        return EngineStats(actors, self.gpu_neuron_load)
+        return EngineStats(actors, self.gpu_neuron_load, recall=self.recall)
 
     def close(self) -> None:
         self.closed += 1
