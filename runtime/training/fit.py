@@ -12,6 +12,7 @@ the same bytes: 0.33.
 Axes: B tokens of a batch, D d_model, H width, N neurons, T tokens captured.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 Tensor = torch.Tensor
+Gates = Callable[[Tensor], Tensor]  # inputs [B, D] to pre-activations [B, N]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Fitted:
 def fit_layer(
     inputs_TD: NDArray[np.float16],
     own_TD: NDArray[np.float16],
-    gate_ND: Tensor,
+    gates: Gates,
     probability_N: NDArray[np.float64],
     width: int,
     settings: FitSettings,
@@ -72,7 +74,7 @@ def fit_layer(
     Args:
         inputs_TD: what the predictor will see.
         own_TD: input of the layer itself (the same array without lookahead), which says what fires.
-        gate_ND: the layer's gate rows.
+        gates: pre-activations [B, N] of the layer for such inputs [B, D], biases included.
         probability_N: how often each neuron fires, for the first guess of the bias.
         width: H.
         settings: see FitSettings.
@@ -82,7 +84,7 @@ def fit_layer(
     scale = float(np.sqrt(np.mean(np.square(inputs_TD[:4096], dtype=np.float32)) * d)) or 1.0
     rate_N = torch.from_numpy(np.clip(probability_N, 1e-4, 1 - 1e-4)).float()
     fc1_HD = torch.randn(width, d, generator=generator) / scale
-    fc2_NH = torch.randn(len(gate_ND), width, generator=generator) * 0.1
+    fc2_NH = torch.randn(len(probability_N), width, generator=generator) * 0.1
     parts = [fc1_HD, fc2_NH, torch.logit(rate_N)]
     for part in parts:
         part.requires_grad_()
@@ -95,7 +97,7 @@ def fit_layer(
         order_T = torch.randperm(tokens, generator=generator).numpy()
         for at in range(0, tokens - batch + 1, batch):
             rows = np.sort(order_T[at : at + batch])
-            fired_BN = _fired(own_TD[rows], gate_ND)
+            fired_BN = _fired(own_TD[rows], gates)
             x_BD = torch.from_numpy(inputs_TD[rows]).float()
             scores_BN = Fitted(*parts).scores(x_BD)
             loss = F.binary_cross_entropy_with_logits(scores_BN, fired_BN, pos_weight=weight)
@@ -109,8 +111,8 @@ def fit_layer(
 
 
 @torch.no_grad()
-def _fired(own_BD: NDArray[np.float16], gate_ND: Tensor) -> Tensor:
-    return (torch.from_numpy(own_BD).float() @ gate_ND.T > 0).float()
+def _fired(own_BD: NDArray[np.float16], gates: Gates) -> Tensor:
+    return (gates(torch.from_numpy(own_BD).float()) > 0).float()
 
 
 def _rows(inputs_TD: NDArray[np.float16], at: int) -> Tensor:
@@ -122,7 +124,7 @@ def density_at(
     fitted: Fitted,
     inputs_TD: NDArray[np.float16],
     own_TD: NDArray[np.float16],
-    gate_ND: Tensor,
+    gates: Gates,
     recall: float,
 ) -> float:
     """Share of neurons that must be proposed for a recall, over tokens held back from training."""
@@ -130,7 +132,7 @@ def density_at(
     fired = []
     for at in range(0, len(inputs_TD), 2048):
         scores.append(fitted.scores(_rows(inputs_TD, at)))
-        fired.append(_fired(np.array(own_TD[at : at + 2048]), gate_ND) > 0)
+        fired.append(_fired(np.array(own_TD[at : at + 2048]), gates) > 0)
     scores_TN, fired_TN = torch.cat(scores), torch.cat(fired)
     hits = scores_TN[fired_TN]
     if not len(hits):

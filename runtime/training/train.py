@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,6 @@ def train_predictors(
     """
     settings = settings or TrainSettings()
     profile.check_fits(bundle.spec)
-    if bundle.spec.ffn != "reglu" or bundle.spec.biases:
-        raise ConfigError(
-            f"{bundle.name} has neurons with biases, which predictors are not trained for yet; use "
-            "--predictor low-rank, which needs no training"
-        )
     if settings.lookahead >= bundle.spec.n_layers:
         raise ConfigError(
             f"lookahead {settings.lookahead} needs more than {bundle.spec.n_layers} layers"
@@ -225,15 +221,15 @@ class _Job:
         s = self.settings
         own, seen = self.captured[index], self.captured[max(0, index - s.lookahead)]
         held = max(1, len(own) // 20)
-        gate_ND = self.model.layers[index]["gate"]
+        gates = partial(self.model.gates, index)
         chances_N = self.profile.probabilities_LN[index]
         search = WidthSearch(start, limit, goal, 1 if s.width else s.rounds)
         results: dict[int, Fitted] = {}
         for width in search:
             began = time.monotonic()
-            fit = fit_layer(seen[:-held], own[:-held], gate_ND, chances_N, width, s.fit)
+            fit = fit_layer(seen[:-held], own[:-held], gates, chances_N, width, s.fit)
             results[width] = fit.rounded(torch.float16)
-            density = density_at(results[width], seen[-held:], own[-held:], gate_ND, s.recall)
+            density = density_at(results[width], seen[-held:], own[-held:], gates, s.recall)
             search.tell(width, density)
             say(
                 f"layer {index}: width {width}, density {density:.3f} at recall {s.recall} "
