@@ -24,6 +24,7 @@ from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan, make_plan
 from hotcold.runtime.predictor import (
     ModelView,
+    NativeLayer,
     Predictor,
     choose_predictor,
     expected_density_L,
@@ -38,6 +39,9 @@ from hotcold.runtime.program import Program, compile_programs
 from hotcold.runtime.units import parse_bytes
 from hotcold.runtime.variant import Variant, prepare_kernels
 from hotcold.runtime.weights import WeightStore, choose_store
+
+
+WITH_GATE = ("gate", "window")  # forms that send gate pre-activations along
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Deployment:
         audit_seed: seed of that choice.
         predictor_note: why this predictor, in words.
         gpu: how the GPU executor uses a GPU; None: it computes on its CPU device.
+        remembers: what the predictor proposes depends on tokens before, which die with its process.
     """
 
     bundle_path: Path
@@ -85,6 +90,7 @@ class Deployment:
     audit_seed: int = 0
     predictor_note: str = ""
     gpu: GpuChoice | None = None
+    remembers: bool = False
 
     @property
     def roles(self) -> dict[str, str]:
@@ -105,7 +111,8 @@ class Deployment:
         why = f"; chosen by auto: {self.predictor_note}" if self.predictor_note else ""
         if self.gpu is not None:
             return f"owns the predictors ({self.predictor}); the GPU runs them in its graph{why}"
-        what = "evaluates every gate" if self.layout.with_gate else "predicts every layer"
+        every = self.layout.with_gate and not self.remembers
+        what = "evaluates every gate" if every else "predicts every layer"
         return f"{what} ({self.predictor}){why}"
 
 
@@ -121,6 +128,8 @@ class Prepared:
     residual_input: bool
     with_gate: bool
     context: int
+    all_gates: bool = False
+    remembers: bool = False
     kernels: Variant | str | None = None
     predictor: Any = "exact"
     note: str = ""
@@ -145,8 +154,8 @@ def prepare_model(config: EngineConfig) -> Prepared:
     predictor, layers = _predictor(config, name, bundle, profile)
     vram = None if config.vram is None else parse_bytes(config.vram)
     gpu = choose_gpu(config, spec, context, vram)
-    if gpu is not None and any(layer.fc1 is None for layer in layers):
-        layers = ()  # gate rows are what the executors evaluate anyway, each those it holds
+    if gpu is not None:
+        layers = _on_gpu(layers, name)
     bytes_L = predictor_bytes_L(layers) if layers else (0,) * spec.n_layers
     if gpu is not None and gpu.predictor_dtype == "int8":
         bytes_L = tuple(_int8_bytes(layer, spec) for layer in layers) or bytes_L
@@ -173,7 +182,9 @@ def prepare_model(config: EngineConfig) -> Prepared:
         problem=problem,
         predicts=bool(layers),
         residual_input=any(layer.input == "residual" for layer in layers),
-        with_gate=any(layer.fc1 is None for layer in layers),
+        with_gate=any(layer.form in WITH_GATE for layer in layers),
+        all_gates=any(layer.form == "gate" for layer in layers),
+        remembers=any(layer.form == "window" for layer in layers),
         context=context,
         kernels=kernels,
         predictor=name,
@@ -181,6 +192,23 @@ def prepare_model(config: EngineConfig) -> Prepared:
         predictor_bytes_L=tuple(bytes_L) if layers else (),
         gpu=gpu,
     )
+
+
+def _on_gpu(layers: tuple[NativeLayer, ...], name: object) -> tuple[NativeLayer, ...]:
+    """The layers a GPU executor predicts with; none where the executors go gate-first instead.
+
+    Raises:
+        ConfigError: a form the GPU has no kernels for.
+    """
+    foreign = sorted({layer.form for layer in layers} - {"gate", "matrices"})
+    if foreign:
+        raise ConfigError(
+            f"predictor {str(name)!r} is of the form '{foreign[0]}', which the GPU kernels do not "
+            "run; choose exact, learned, low-rank or frequency, or set HOTCOLD_CUDA=off"
+        )
+    if any(layer.form == "gate" for layer in layers):
+        return ()  # gate rows are what the executors evaluate anyway, each those it holds
+    return layers
 
 
 def _int8_bytes(layer: Any, spec: ModelSpec) -> int:
@@ -203,7 +231,7 @@ def _context(config: EngineConfig, spec: ModelSpec) -> int:
 
 def _predictor(
     config: EngineConfig, name: Any, bundle: Bundle, profile: ActivationProfile | None
-) -> tuple[Predictor, tuple[Any, ...]]:
+) -> tuple[Predictor, tuple[NativeLayer, ...]]:
     """The prepared predictor and its native layers; none where it stands by."""
     from hotcold.policies.settings import split_settings
 
@@ -284,7 +312,8 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         schedule=policy_name(schedule),
         store=choose_store(config.store, prepared.bundle.weights_bytes),
         kernels=prepared.kernels,
-        audit_every=config.audit if prepared.predicts and not prepared.with_gate else 0,
+        audit_every=config.audit if prepared.predicts and not prepared.all_gates else 0,
+        remembers=prepared.remembers,
         audit_seed=config.seed,
         predictor_note=prepared.note,
         gpu=prepared.gpu,

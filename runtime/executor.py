@@ -37,6 +37,7 @@ from hotcold.runtime.rotary import rotary_tables
 from hotcold.runtime.variant import use_kernels
 from hotcold.runtime.weights import WeightStore
 
+_NUMBERS = ("relu", "input_bits", "window", "probe_every")  # of a predictor's layer, by form
 COALESCE_S = 0.02  # tokens are handed on at least this often
 
 
@@ -125,14 +126,19 @@ class Executor:
         )
         predictor.prepare(ModelView.of(self.bundle, self.store), deployment.profile)
         layers = native_layers(predictor, self.bundle.spec)
-        parts = [part for p in layers for part in (p.fc1, p.fc2, p.bias_N)]
+        parts = [part for layer in layers for part in layer.arrays.values()]
         if deployment.gpu is None:
             parts = packed(parts)
+        ready = iter(parts)
         return [
-            PredictorArrays(fc1, fc2, bias_N, p.relu, p.threshold, p.input == "residual")
-            for p, fc1, fc2, bias_N in zip(
-                layers, parts[::3], parts[1::3], parts[2::3], strict=True
+            PredictorArrays(
+                form=layer.form,
+                threshold=layer.threshold,
+                residual_input=layer.input == "residual",
+                **{name: getattr(layer, name) for name in _NUMBERS if hasattr(layer, name)},
+                **{name: next(ready) for name in layer.arrays},
             )
+            for layer in layers
         ]
 
     def run(self) -> None:

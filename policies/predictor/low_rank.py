@@ -133,7 +133,7 @@ class LowRank:
         density = None
         if profile is not None:
             mean_N = torch.from_numpy(probit(profile.probabilities_LN[index])).to(dtype) * spread_N
-            mean_D = _mean_input(gram_DD, rows_ND.T @ (mean_N - constant_N))
+            mean_D = mean_input(gram_DD, rows_ND.T @ (mean_N - constant_N))
             bias_N += rows_ND @ mean_D - fc2_NR @ (basis_DR.T @ mean_D)
             reach_N = (mean_N + self.margin * left_N) / known_N.clamp_min(1e-30)
             density = float(torch.special.ndtr(reach_N).mean())
@@ -167,7 +167,7 @@ def components(gram_DD: torch.Tensor, rank: int, exact: bool = True) -> torch.Te
     return leading_DR
 
 
-def _mean_input(gram_DD: torch.Tensor, target_D: torch.Tensor) -> torch.Tensor:
+def mean_input(gram_DD: torch.Tensor, target_D: torch.Tensor) -> torch.Tensor:
     """Least-squares mean of n, a little regularised: rare neurons must not blow it up."""
     ridge = 1e-6 * gram_DD.diagonal().mean().clamp_min(1e-30)
     eye = torch.eye(len(gram_DD), dtype=gram_DD.dtype)

@@ -1,0 +1,97 @@
+"""The window predictor: what fired for one of the last k tokens of this context may fire again.
+
+Successive tokens share much of their active sets ("LLM in a flash", Alizadeh et al., 2024, keeps the
+neurons of the last tokens in memory for that reason). No weights, no training: per neuron the
+position at which it last fired. A neuron that is never proposed is never seen to fire, so besides
+
+  - what fired within the window, and
+  - a prior from the profile, the hottest neurons (`share`, the frequency predictor's rule),
+
+one in `probe_every` neurons is proposed in turn, another part at every token; and all of them at a
+context's first token. The gates are evaluated by the predictor itself and travel with its proposals,
+in the place of the executors' own reading of them; up and down rows are read where they fire.
+
+The window bounds what can be had: recall is set by the text, not by a threshold. Scores depend on
+the tokens before: rows of `scores` are a context's tokens from its first one on.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hotcold.policies.predictor.frequency import coldest
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.predictor import F32, F64, ModelView
+from hotcold.runtime.predictor_forms import MAX_WINDOW, WindowLayer
+from hotcold.runtime.profile import ActivationProfile
+
+
+@dataclass(frozen=True)
+class Window:
+    """Propose what fired lately.
+
+    Args:
+        k: tokens looked back.
+        probe_every: one in so many neurons is proposed in turn; 0: none.
+        share: share of a layer's neurons, the hottest by the profile, that are always proposed; 0,
+            or no profile: none.
+    """
+
+    k: int = 8
+    probe_every: int = 8
+    share: float = 0.1
+    _model: list[ModelView] = field(default_factory=list, init=False, repr=False, compare=False)
+    _layers: list[WindowLayer] = field(default_factory=list, init=False, repr=False, compare=False)
+    _density_L: list[float | None] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        for name, value in (("k", self.k), ("probe_every", self.probe_every)):
+            if not 0 <= value <= MAX_WINDOW:
+                raise ConfigError(
+                    f"predictor 'window': {name} is {value}, must be within 0 and {MAX_WINDOW}"
+                )
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"predictor 'window': share is {self.share}, must be within 0 and 1")
+
+    def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:
+        """Remember where the gate rows are, and choose the prior's neurons."""
+        spec = model.spec
+        self._model[:] = [model]
+        if profile is None or not self.share:
+            plain = WindowLayer(self.k, self.probe_every, None, threshold=1.0)
+            self._layers[:] = [plain] * spec.n_layers
+            self._density_L[:] = [None] * spec.n_layers
+            return
+        profile.check_fits(spec)
+        self._layers[:] = [
+            WindowLayer(self.k, self.probe_every, prior_N, coldest(prior_N, 1.0, self.share))
+            for prior_N in profile.probabilities_LN.astype(np.float32)
+        ]
+        self._density_L[:] = [self._expected(p) for p in profile.probabilities_LN]
+
+    def scores(self, x_BD: F32, layer: int) -> F32:
+        """Scores [T, N] of the first T tokens of a context; evaluates all gates, to know what fires."""
+        form = self.native(layer)
+        model = self._model[0]
+        gates_TN: F32 = np.asarray(x_BD, np.float32) @ model.gate_rows(layer).T
+        gates_TN += model.gate_biases(layer)
+        return form.scores_of(gates_TN)
+
+    def native(self, layer: int) -> WindowLayer:
+        """The window and its prior."""
+        if not self._layers:
+            raise ConfigError("predictor 'window' is not prepared; call prepare(model, profile)")
+        return self._layers[layer]
+
+    def density(self, layer: int) -> float | None:
+        """Share of neurons it expects to propose, tokens being independent: rather too high."""
+        return self._density_L[layer] if self._density_L else None
+
+    def _expected(self, probability_N: F64) -> float:
+        silent_N = (1 - probability_N) ** self.k
+        if self.probe_every:
+            silent_N *= 1 - 1 / self.probe_every
+        hot_N = probability_N >= coldest(probability_N.astype(np.float32), 1.0, self.share)
+        return float(np.where(hot_N, 1.0, 1 - silent_N).mean())
