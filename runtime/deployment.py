@@ -288,6 +288,12 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     settings = split_settings(config.settings)
     own = settings["schedule"] if isinstance(schedule, str) else {}
     result = make_schedule(schedule, dag, plan, prepared.problem.hardware, own)
+    if prepared.with_gate and any(result.lookahead):
+        raise ConfigError(
+            f"schedule '{policy_name(schedule)}' predicts layers early, and predictor "
+            f"'{prepared.predictor}' evaluates gates, which need the layer's own input; choose "
+            "another schedule, or a predictor that estimates: learned, low-rank, sign"
+        )
     layout = SegmentLayout.build(
         spec.n_layers,
         spec.d_model,

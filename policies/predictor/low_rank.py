@@ -26,8 +26,10 @@ over the dense model's; read: feed-forward weights read a layer, gate-first; exa
 
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +43,7 @@ from hotcold.runtime.profile import ActivationProfile
 # iteration, which costs a few products of [D, D] with [D, rank].
 EXACT_WIDTH = 1024
 _OVERSAMPLE, _ITERATIONS = 16, 3
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -82,15 +85,7 @@ class LowRank:
             )
         if profile is not None:
             profile.check_fits(spec)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(min(spec.n_layers, os.cpu_count() or 1, 8)) as pool:
-                parts = list(
-                    pool.map(lambda i: self._factor(model, profile, i, rank), range(spec.n_layers))
-                )
-        finally:
-            torch.set_num_threads(threads)
+        parts = each_layer(spec.n_layers, lambda i: self._factor(model, profile, i, rank))
         self._layers[:] = [layer for layer, _ in parts]
         self._density_L[:] = [density for _, density in parts]
 
@@ -148,6 +143,17 @@ class LowRank:
             threshold=0.0,
         )
         return layer, density
+
+
+def each_layer(n_layers: int, work: Callable[[int], Made]) -> list[Made]:
+    """What work makes of every layer: side by side, PyTorch's sums each on a thread of their own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(n_layers, os.cpu_count() or 1, 8)) as pool:
+            return list(pool.map(work, range(n_layers)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def components(gram_DD: torch.Tensor, rank: int, exact: bool = True) -> torch.Tensor:

@@ -22,16 +22,17 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from hotcold.policies.predictor.low_rank import mean_input, probit
+from hotcold.policies.predictor.low_rank import each_layer, mean_input, probit
 from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.predictor import F32, F64, ModelView
+from hotcold.runtime.predictor import F32, ModelView
 from hotcold.runtime.predictor_forms import MAX_INPUT_BITS, SignLayer
 from hotcold.runtime.profile import ActivationProfile
 
 _GRID = torch.linspace(-4.5, 4.5, 73, dtype=torch.float64)  # of a normal variable, in deviations
-_FARTHEST = 8.0  # margins searched, in deviations of what is left out
+_FARTHEST = 8.0  # margins used, in deviations of what is left out
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Sign:
         """Take the signs of every gate matrix and calibrate: 0.3 s for the embedded model."""
         if profile is not None:
             profile.check_fits(model.spec)
-        parts = [self._layer(model, profile, index) for index in range(model.spec.n_layers)]
+        parts = each_layer(model.spec.n_layers, lambda i: self._layer(model, profile, i))
         self._layers[:] = [layer for layer, _ in parts]
         self._density_L[:] = [density for _, density in parts]
 
@@ -87,77 +88,74 @@ class Sign:
         self, model: ModelView, profile: ActivationProfile | None, index: int
     ) -> tuple[SignLayer, float]:
         """One layer's signs, and the density they should have."""
-        gate_ND = model.gate_rows(index).astype(np.float64)
-        weight_D = model.norm_weight(index).astype(np.float64)
-        shift_D = model.norm_bias(index).astype(np.float64)
-        constant_N = gate_ND @ shift_D + model.gate_biases(index)
-        positive_ND = gate_ND > 0
-        column_D = np.maximum(np.abs(gate_ND).mean(axis=0), 1e-30)
-        basis_ND = np.where(positive_ND, column_D, -column_D)
-        # Least squares over inputs weight * n: a_i = <g_i, c s_i> / |c|^2, weighted by weight^2.
-        weight2_D = weight_D**2
-        scale_N = (gate_ND * basis_ND) @ weight2_D / max(column_D**2 @ weight2_D, 1e-30)
+        gate_ND = torch.from_numpy(model.gate_rows(index)).double()
+        own_N = torch.from_numpy(model.gate_biases(index)).double()
+        weight_D = torch.from_numpy(model.norm_weight(index)).double()
+        shift_D = torch.from_numpy(model.norm_bias(index)).double()
+        column_D = gate_ND.abs().mean(dim=0).clamp_min(1e-30)
+        basis_ND = torch.where(gate_ND > 0, column_D, -column_D)
+        # Least squares: a_i = <g_i, c s_i> / |c|^2, elements weighted by the input's variance.
+        power_D = weight_D**2
+        scale_N = (gate_ND * basis_ND) @ power_D / (column_D**2 @ power_D).clamp_min(1e-30)
         left_ND = gate_ND - scale_N[:, None] * basis_ND
         rows_ND = gate_ND * weight_D
-        spread_N, left_N = np.linalg.norm(rows_ND, axis=1), np.linalg.norm(left_ND * weight_D, axis=1)
         # x holds the norm's bias, too: what the signs make of it is taken off again.
-        bias_N = left_ND @ shift_D + model.gate_biases(index)
-        mean_N = constant_N
+        bias_N = left_ND @ shift_D + own_N
+        mean_N = constant_N = gate_ND @ shift_D + own_N
+        spread_N, left_N = rows_ND.norm(dim=1), (left_ND * weight_D).norm(dim=1)
         if profile is not None:
-            mean_N = probit(profile.probabilities_LN[index]) * spread_N
-            gram_DD = torch.from_numpy(rows_ND.T @ rows_ND)
-            pulled_D = torch.from_numpy(rows_ND.T @ (mean_N - constant_N))
-            bias_N += (left_ND * weight_D) @ mean_input(gram_DD, pulled_D).numpy()
-        margin = self.margin
-        if margin is None:
-            margin = margin_for(self.recall, mean_N, spread_N, left_N)
+            mean_N = torch.from_numpy(probit(profile.probabilities_LN[index])) * spread_N
+            pulled_D = rows_ND.T @ (mean_N - constant_N)
+            bias_N += (left_ND * weight_D) @ mean_input(rows_ND.T @ rows_ND, pulled_D)
+        needed = NeededMargins(mean_N, spread_N, left_N)
+        margin = needed.margin(self.recall) if self.margin is None else self.margin
         layer = SignLayer(
-            pack_signs(positive_ND),
-            scale_N.astype(np.float32),
-            (bias_N + margin * left_N).astype(np.float32),
-            column_D.astype(np.float32),
+            pack_signs((gate_ND > 0).numpy()),
+            scale_N.float().numpy(),
+            (bias_N + margin * left_N).float().numpy(),
+            column_D.float().numpy(),
             self.input_bits,
             threshold=0.0,
         )
-        return layer, expected(margin, mean_N, spread_N, left_N)[1]
+        return layer, needed.density(margin)
 
 
-def pack_signs(positive_ND: np.ndarray) -> np.ndarray:
+def pack_signs(positive_ND: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
     """Bits as SignLayer wants them: uint64 [N, W], the first weight lowest, zeros at the end."""
     n, d = positive_ND.shape
     padded = np.zeros((n, (d + 63) // 64 * 64), np.uint8)
     padded[:, :d] = positive_ND
-    words: np.ndarray = np.packbits(padded, axis=1, bitorder="little").view("<u8")
-    return np.ascontiguousarray(words.astype(np.uint64))
+    words_NW = np.packbits(padded, axis=1, bitorder="little").view("<u8")
+    return np.ascontiguousarray(words_NW, dtype=np.uint64)
 
 
-def expected(margin: float, mean_N: F64, spread_N: F64, left_N: F64) -> tuple[float, float]:
-    """(recall, density) that normal distributions give a margin.
+class NeededMargins:
+    """What margin a neuron needs to be proposed, over normal distributions of its estimate.
 
     Args:
-        margin: in deviations of what the estimate leaves out.
-        mean_N, spread_N: of the pre-activations.
-        left_N: standard deviation of what is left out.
+        mean_N, spread_N: mean and deviation of the pre-activations.
+        left_N: deviation of what the estimate leaves out.
     """
-    mean, spread, left = (torch.from_numpy(v)[:, None] for v in (mean_N, spread_N, left_N))
-    left = torch.maximum(left, 1e-6 * spread).clamp_min(1e-30)
-    estimate = mean + _GRID * (spread**2 - left**2).clamp_min(0).sqrt()
-    fires = torch.special.ndtr(estimate / left)
-    weight = torch.exp(-(_GRID**2) / 2)
-    weight /= weight.sum()
-    proposed = estimate >= -margin * left
-    density = float((weight * proposed).sum(1).mean())
-    found, whole = (weight * fires * proposed).sum(), (weight * fires).sum()
-    return float(found / whole.clamp_min(1e-30)), density
 
+    def __init__(self, mean_N: torch.Tensor, spread_N: torch.Tensor, left_N: torch.Tensor) -> None:
+        mean, spread = mean_N[:, None], spread_N[:, None]
+        left = torch.maximum(left_N[:, None], 1e-6 * spread).clamp_min(1e-30)
+        estimate = mean + _GRID * (spread**2 - left**2).clamp_min(0).sqrt()
+        chance = torch.exp(-(_GRID**2) / 2).expand_as(estimate)
+        fires = (chance * torch.special.ndtr(estimate / left)).reshape(-1)
+        needed = (-estimate / left).reshape(-1)
+        order = needed.argsort(stable=True)
+        self._needed = needed[order].numpy()
+        self._fires = fires[order].cumsum(0).numpy()
+        self._chance = chance.reshape(-1)[order].cumsum(0).numpy()
 
-def margin_for(recall: float, mean_N: F64, spread_N: F64, left_N: F64) -> float:
-    """The least margin whose expected recall is the one asked for, by bisection."""
-    low, high = -_FARTHEST, _FARTHEST
-    for _ in range(24):
-        middle = (low + high) / 2
-        if expected(middle, mean_N, spread_N, left_N)[0] < recall:
-            low = middle
-        else:
-            high = middle
-    return high
+    def margin(self, recall: float) -> float:
+        """The least margin with this share of what fires proposed."""
+        at = int(np.searchsorted(self._fires, recall * self._fires[-1]))
+        margin = float(self._needed[min(at, self._needed.size - 1)])
+        return min(max(margin, -_FARTHEST), _FARTHEST)
+
+    def density(self, margin: float) -> float:
+        """Share of neurons proposed."""
+        at = int(np.searchsorted(self._needed, margin, side="right"))
+        return float(self._chance[at - 1] / self._chance[-1]) if at else 0.0

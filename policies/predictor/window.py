@@ -4,15 +4,15 @@ Successive tokens share much of their active sets ("LLM in a flash", Alizadeh et
 neurons of the last tokens in memory for that reason). No weights, no training: per neuron the
 position at which it last fired. A neuron that is never proposed is never seen to fire, so besides
 
-  - what fired within the window, and
-  - a prior from the profile, the hottest neurons (`share`, the frequency predictor's rule),
+  - a prior is proposed for every token, the hottest neurons by the profile: so many that the recall
+    asked for is reached, tokens being reckoned independent (which leaves it to the text to exceed it),
+  - one in `probe_every` neurons is proposed in turn, another part at every token,
+  - all are proposed at a context's first token.
 
-one in `probe_every` neurons is proposed in turn, another part at every token; and all of them at a
-context's first token. The gates are evaluated by the predictor itself and travel with its proposals,
+The gates are evaluated by the predictor itself and travel with its proposals,
 in the place of the executors' own reading of them; up and down rows are read where they fire.
 
-The window bounds what can be had: recall is set by the text, not by a threshold. Scores depend on
-the tokens before: rows of `scores` are a context's tokens from its first one on.
+Scores depend on the tokens before: rows of `scores` are a context's tokens from its first one on.
 """
 
 from dataclasses import dataclass, field
@@ -33,13 +33,15 @@ class Window:
     Args:
         k: tokens looked back.
         probe_every: one in so many neurons is proposed in turn; 0: none.
-        share: share of a layer's neurons, the hottest by the profile, that are always proposed; 0,
-            or no profile: none.
+        recall: share of fired neurons to propose, as the profile lets expect; sets the prior. 0, or
+            no profile: no prior.
+        share: share of a layer's neurons, the hottest, to be the prior instead; 0: by recall.
     """
 
     k: int = 8
     probe_every: int = 8
-    share: float = 0.1
+    recall: float = 0.95
+    share: float = 0.0
     _model: list[ModelView] = field(default_factory=list, init=False, repr=False, compare=False)
     _layers: list[WindowLayer] = field(default_factory=list, init=False, repr=False, compare=False)
     _density_L: list[float | None] = field(
@@ -52,24 +54,28 @@ class Window:
                 raise ConfigError(
                     f"predictor 'window': {name} is {value}, must be within 0 and {MAX_WINDOW}"
                 )
-        if not 0 <= self.share <= 1:
-            raise ConfigError(f"predictor 'window': share is {self.share}, must be within 0 and 1")
+        for name, part in (("recall", self.recall), ("share", self.share)):
+            if not 0 <= part <= 1:
+                raise ConfigError(f"predictor 'window': {name} is {part}, must be within 0 and 1")
 
     def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:
         """Remember where the gate rows are, and choose the prior's neurons."""
         spec = model.spec
         self._model[:] = [model]
-        if profile is None or not self.share:
+        if profile is None or not (self.share or self.recall):
             plain = WindowLayer(self.k, self.probe_every, None, threshold=1.0)
             self._layers[:] = [plain] * spec.n_layers
             self._density_L[:] = [None] * spec.n_layers
             return
         profile.check_fits(spec)
         self._layers[:] = [
-            WindowLayer(self.k, self.probe_every, prior_N, coldest(prior_N, 1.0, self.share))
-            for prior_N in profile.probabilities_LN.astype(np.float32)
+            WindowLayer(self.k, self.probe_every, p.astype(np.float32), self._threshold(p))
+            for p in profile.probabilities_LN
         ]
-        self._density_L[:] = [self._expected(p) for p in profile.probabilities_LN]
+        self._density_L[:] = [
+            self._density(p, layer.threshold)
+            for p, layer in zip(profile.probabilities_LN, self._layers, strict=True)
+        ]
 
     def scores(self, x_BD: F32, layer: int) -> F32:
         """Scores [T, N] of the first T tokens of a context; evaluates all gates, to know what fires."""
@@ -89,9 +95,28 @@ class Window:
         """Share of neurons it expects to propose, tokens being independent: rather too high."""
         return self._density_L[layer] if self._density_L else None
 
-    def _expected(self, probability_N: F64) -> float:
-        silent_N = (1 - probability_N) ** self.k
+    def _again(self, probability_N: F64) -> F64:
+        """Chance that a neuron outside the prior is proposed, tokens being independent."""
+        silent_N: F64 = (1 - probability_N) ** self.k
         if self.probe_every:
-            silent_N *= 1 - 1 / self.probe_every
-        hot_N = probability_N >= coldest(probability_N.astype(np.float32), 1.0, self.share)
-        return float(np.where(hot_N, 1.0, 1 - silent_N).mean())
+            silent_N = silent_N * (1 - 1 / self.probe_every)
+        return 1 - silent_N
+
+    def _threshold(self, probability_N: F64) -> float:
+        """Probability of the coldest neuron of the prior."""
+        prior_N = probability_N.astype(np.float32)
+        if self.share:
+            return coldest(prior_N, 1.0, self.share)
+        order = np.argsort(-probability_N, kind="stable")
+        fires, again = probability_N[order], self._again(probability_N)[order]
+        # Of what fires: that of the prior, and of the others what is proposed anyway.
+        found = np.cumsum(fires * (1 - again)) + (fires * again).sum()
+        enough = found >= self.recall * fires.sum()
+        taken = int(np.argmax(enough)) if enough.any() else fires.size - 1
+        # Above any probability where the window alone is expected to do.
+        alone = (fires * again).sum() >= self.recall * fires.sum()
+        return 1.0 if alone else float(prior_N[order[taken]])
+
+    def _density(self, probability_N: F64, threshold: float) -> float:
+        hot_N = probability_N.astype(np.float32) >= np.float32(threshold)
+        return float(np.where(hot_N, 1.0, self._again(probability_N)).mean())
