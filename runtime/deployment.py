@@ -200,10 +200,12 @@ def _on_gpu(layers: tuple[NativeLayer, ...], name: object) -> tuple[NativeLayer,
     Raises:
         ConfigError: a form the GPU has no kernels for.
     """
+    from hotcold.policies.run import policy_name
+
     foreign = sorted({layer.form for layer in layers} - {"gate", "matrices"})
     if foreign:
         raise ConfigError(
-            f"predictor {str(name)!r} is of the form '{foreign[0]}', which the GPU kernels do not "
+            f"predictor '{policy_name(name)}' is of the form '{foreign[0]}', which the GPU kernels do not "
             "run; choose exact, learned, low-rank or frequency, or set HOTCOLD_CUDA=off"
         )
     if any(layer.form == "gate" for layer in layers):
@@ -291,7 +293,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     if prepared.with_gate and any(result.lookahead):
         raise ConfigError(
             f"schedule '{policy_name(schedule)}' predicts layers early, and predictor "
-            f"'{prepared.predictor}' evaluates gates, which need the layer's own input; choose "
+            f"'{policy_name(prepared.predictor)}' evaluates gates, which need the layer's own input; choose "
             "another schedule, or a predictor that estimates: learned, low-rank, sign"
         )
     layout = SegmentLayout.build(
