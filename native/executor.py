@@ -222,7 +222,10 @@ def _predictors(layers: Sequence[PredictorArrays], keep: list[Any]) -> Any:
             setattr(row, name, getattr(layer, name))
         row.bias_N = pointer(layer.bias, "float *")
         row.signs_NW = pointer(layer.signs, "uint64_t *")
-        row.scale_N, row.column_D = pointer(layer.scale, "float *"), pointer(layer.column, "float *")
+        row.scale_N, row.column_D = (
+            pointer(layer.scale, "float *"),
+            pointer(layer.column, "float *"),
+        )
         if layer.fc1 is not None:
             row.fc1, row.fc2 = pointer(layer.fc1, "void *"), pointer(layer.fc2, "void *")
             row.hidden, row.dtype = layer.fc1.shape[0], DTYPE_CODES[str(layer.fc1.dtype)]

@@ -13,6 +13,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +90,7 @@ def _check_case(
 def _check_density(mine: Any, n_layers: int, case: str) -> None:
     density = getattr(mine, "density", None)
     for index in range(n_layers) if callable(density) else ():
-        share = attempt(lambda i=index: density(i), f"{case}, density({index})", NOUN)
+        share = attempt(partial(density, index), f"{case}, density({index})", NOUN)
         fine = share is None or (isinstance(share, float | int) and 0 <= share <= 1)
         require(fine, f"{case}: density({index}) is {share!r}, must be within 0 and 1, or None")
 
@@ -103,7 +104,7 @@ def _check_native(
     worst = float(np.abs(native_BN - scores_BN).max())
     require(
         worst <= allowed,
-        f"{where}: the native form's scores differ from scores() by {worst:.3g}, which is more than "
+        f"{where}: the native form's scores differ from scores() by {worst:.3g}, more than "
         f"rounding ({allowed:.3g}); they must be the same computation",
     )
     threshold = np.float32(layer.threshold)
@@ -113,7 +114,7 @@ def _check_native(
 
 
 def native_scores(layer: NativeLayer, x_BD: F32, view: ModelView, index: int) -> F32:
-    """Scores [B, N] as the kernels compute them; a window's from gates in the order of its tokens."""
+    """Scores [B, N] as the kernels compute them; a window's from gates, token by token."""
     if isinstance(layer, SignLayer):
         arrays = (layer.signs_NW, layer.scale_N, x_BD)
         bits, bias, column = layer.input_bits, layer.bias_N, layer.column_D
@@ -177,7 +178,7 @@ def _check_again(subject: Any, cases: dict[str, tuple[ModelView, Any]]) -> None:
     mine = copy.deepcopy(subject)
     for case, (view, profile) in cases.items():
         name = f"{case}, prepared after other models"
-        attempt(lambda v=view, p=profile: mine.prepare(v, p), name, NOUN)
+        attempt(partial(mine.prepare, view, profile), name, NOUN)
         if predicts(mine):
             fresh = _layers(_prepared(subject, view, profile, case), view.spec, case)
             same = _digest(_layers(mine, view.spec, name)) == _digest(fresh)
@@ -196,7 +197,9 @@ def _layers(mine: Any, spec: ModelSpec, case: str) -> tuple[NativeLayer, ...]:
         layers: tuple[NativeLayer, ...] = attempt(lambda: native_layers(mine, spec), case, NOUN)
     except AssertionError as error:
         cause = error.__cause__
-        raise AssertionError(f"{case}: {cause}") if isinstance(cause, HotcoldError) else error
+        if not isinstance(cause, HotcoldError):
+            raise
+        raise AssertionError(f"{case}: {cause}") from error
     return layers
 
 
@@ -245,12 +248,14 @@ class _Weights:
 
     def neuron_rows(self, layer: int, part: Literal["gate", "up", "down"]) -> F32:
         shape = (self.spec.n_neurons, self.spec.d_model)
-        rows_ND = self._draw(layer, len(part)).standard_normal(shape) / self.spec.d_model**0.5
-        return rows_ND.astype(np.float32)
+        rows_ND = self._draw(layer, len(part)).standard_normal(shape)
+        return (rows_ND / np.sqrt(self.spec.d_model)).astype(np.float32)
 
     def neuron_biases(self, layer: int) -> F32:
         scale = 0.3 if self.spec.biases else 0.0
-        return (scale * self._draw(layer, 9).standard_normal(self.spec.n_neurons)).astype(np.float32)
+        return (scale * self._draw(layer, 9).standard_normal(self.spec.n_neurons)).astype(
+            np.float32
+        )
 
     def float32(self, name: str) -> F32:
         draw = self._draw(len(name)).standard_normal(self.spec.d_model)
@@ -258,9 +263,7 @@ class _Weights:
 
 
 def _random_cases() -> dict[str, tuple[ModelView, ActivationProfile | None]]:
-    usual = ModelSpec(
-        *("llama", 3, 32, 96, 4, 2, 8, 64, 128, 1e-5, 10000.0, True), dtype="float16"
-    )
+    usual = ModelSpec(*("llama", 3, 32, 96, 4, 2, 8, 64, 128, 1e-5, 10000.0, True), dtype="float16")
     specs = {
         "an ordinary model": usual,
         "float32, a width that is no multiple of 8": replace(usual, d_model=35, dtype="float32"),

@@ -40,7 +40,6 @@ from hotcold.runtime.units import parse_bytes
 from hotcold.runtime.variant import Variant, prepare_kernels
 from hotcold.runtime.weights import WeightStore, choose_store
 
-
 WITH_GATE = ("gate", "window")  # forms that send gate pre-activations along
 
 
@@ -205,8 +204,8 @@ def _on_gpu(layers: tuple[NativeLayer, ...], name: object) -> tuple[NativeLayer,
     foreign = sorted({layer.form for layer in layers} - {"gate", "matrices"})
     if foreign:
         raise ConfigError(
-            f"predictor '{policy_name(name)}' is of the form '{foreign[0]}', which the GPU kernels do not "
-            "run; choose exact, learned, low-rank or frequency, or set HOTCOLD_CUDA=off"
+            f"predictor '{policy_name(name)}' is of the form '{foreign[0]}', which the GPU kernels "
+            "do not run; choose exact, learned, low-rank or frequency, or set HOTCOLD_CUDA=off"
         )
     if any(layer.form == "gate" for layer in layers):
         return ()  # gate rows are what the executors evaluate anyway, each those it holds
@@ -292,9 +291,10 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     result = make_schedule(schedule, dag, plan, prepared.problem.hardware, own)
     if prepared.with_gate and any(result.lookahead):
         raise ConfigError(
-            f"schedule '{policy_name(schedule)}' predicts layers early, and predictor "
-            f"'{policy_name(prepared.predictor)}' evaluates gates, which need the layer's own input; choose "
-            "another schedule, or a predictor that estimates: learned, low-rank, sign"
+            f"schedule '{policy_name(schedule)}' predicts layers early, but predictor "
+            f"'{policy_name(prepared.predictor)}' evaluates gates, for which it needs the layer's "
+            "own input; choose another schedule, or a predictor that estimates: learned, low-rank, "
+            "sign"
         )
     layout = SegmentLayout.build(
         spec.n_layers,

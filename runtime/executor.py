@@ -130,16 +130,13 @@ class Executor:
         if deployment.gpu is None:
             parts = packed(parts)
         ready = iter(parts)
-        return [
-            PredictorArrays(
-                form=layer.form,
-                threshold=layer.threshold,
-                residual_input=layer.input == "residual",
-                **{name: getattr(layer, name) for name in _NUMBERS if hasattr(layer, name)},
-                **{name: next(ready) for name in layer.arrays},
-            )
-            for layer in layers
-        ]
+        made = []
+        for layer in layers:
+            own: dict[str, Any] = {name: next(ready) for name in layer.arrays}
+            own |= {name: getattr(layer, name) for name in _NUMBERS if hasattr(layer, name)}
+            residual = layer.input == "residual"
+            made.append(PredictorArrays(layer.form, layer.threshold, residual, **own))
+        return made
 
     def run(self) -> None:
         """Run the resident loop until the exchange is poisoned; raises what went wrong here.

@@ -4,8 +4,9 @@ A predictor turns a layer's input into one score a neuron; neurons whose score r
 threshold are proposed, and the gate row of a proposed neuron decides (up row and down column are
 touched only where the gate fires). This file holds what all kinds share: the protocol plug-ins
 follow, the arrays the native loop runs (PredictorLayer; two more forms are in predictor_forms.py),
-the weights a predictor may look at (ModelView), and the choice of a kind. The kinds themselves are in policies/predictor, their file
-format in runtime/formats/predictors.py, their quality in runtime/audit.py. No training in here.
+the weights a predictor may look at (ModelView), and the choice of a kind. The kinds themselves are
+in policies/predictor, their file format in runtime/formats/predictors.py, their quality in
+runtime/audit.py. No training in here.
 
 Axes: B tokens, D d_model, H predictor width, N neurons of a layer, L layers.
 """

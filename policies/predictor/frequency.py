@@ -52,9 +52,7 @@ class Frequency:
         dtype = np.float32 if spec.dtype == "float32" else np.float16
         fc1_HD, fc2_NH = np.zeros((1, spec.d_model), dtype), np.zeros((spec.n_neurons, 1), dtype)
         self._layers[:] = [
-            PredictorLayer(
-                fc1_HD, fc2_NH, prior_N, relu=False, threshold=self._threshold(prior_N)
-            )
+            PredictorLayer(fc1_HD, fc2_NH, prior_N, relu=False, threshold=self._threshold(prior_N))
             for prior_N in profile.probabilities_LN.astype(np.float32)
         ]
 

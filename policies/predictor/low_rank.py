@@ -146,7 +146,7 @@ class LowRank:
 
 
 def each_layer(n_layers: int, work: Callable[[int], Made]) -> list[Made]:
-    """What work makes of every layer: side by side, PyTorch's sums each on a thread of their own."""
+    """What work makes of every layer: side by side, each layer's sums on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,7 @@
 """The sign predictor: one bit of every gate weight, no training.
 
-SparseInfer (Shin et al., 2024) predicts a gate's sign from the signs of its weights and inputs. Here
-the weights keep their sign and the input some bits more, since the input is read once and a row for
+SparseInfer (Shin et al., 2024) predicts a gate's sign from the signs of weights and input. Here the
+weights keep their sign and the input some bits more, since the input is read once and a row for
 every neuron: row g_i is taken as a_i * c * sign(g_i), c_d the mean magnitude of column d, and a_i
 chosen so that what is left out is uncorrelated with the estimate (least squares over inputs
 w * n, w the norm's weight and n the normalised residual, all elements of n alike).

@@ -1,11 +1,11 @@
 """The window predictor: what fired for one of the last k tokens of this context may fire again.
 
-Successive tokens share much of their active sets ("LLM in a flash", Alizadeh et al., 2024, keeps the
-neurons of the last tokens in memory for that reason). No weights, no training: per neuron the
+Successive tokens share part of their active sets ("LLM in a flash", Alizadeh et al., 2024, keeps
+the neurons of the last tokens in memory for that). No weights, no training: per neuron the
 position at which it last fired. A neuron that is never proposed is never seen to fire, so besides
 
   - a prior is proposed for every token, the hottest neurons by the profile: so many that the recall
-    asked for is reached, tokens being reckoned independent (which leaves it to the text to exceed it),
+    asked for is reached if tokens are independent (the text decides by how much it is missed),
   - one in `probe_every` neurons is proposed in turn, another part at every token,
   - all are proposed at a context's first token.
 
@@ -78,7 +78,7 @@ class Window:
         ]
 
     def scores(self, x_BD: F32, layer: int) -> F32:
-        """Scores [T, N] of the first T tokens of a context; evaluates all gates, to know what fires."""
+        """Scores [T, N] of a context's first T tokens; evaluates all gates, to know what fires."""
         form = self.native(layer)
         model = self._model[0]
         gates_TN: F32 = np.asarray(x_BD, np.float32) @ model.gate_rows(layer).T

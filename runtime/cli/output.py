@@ -33,9 +33,14 @@ def error(text: str) -> None:
 
 
 def emit_json(data: dict[str, Any]) -> None:
-    """One JSON object on one line of standard output; what is not finite becomes null."""
-    click.echo(json.dumps(_finite(data), allow_nan=False))
+    """One JSON object on one line of standard output."""
+    click.echo(json_line(data))
     sys.stdout.flush()
+
+
+def json_line(data: dict[str, Any]) -> str:
+    """That line; what is not finite becomes null."""
+    return json.dumps(_finite(data), allow_nan=False)
 
 
 def _finite(value: object) -> object:

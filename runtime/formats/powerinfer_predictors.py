@@ -1,6 +1,6 @@
 """model_{i}.pt: the predictors that PowerInfer publishes, a file a layer.
 
-Each file is a PyTorch state dict with `fc1.weight` [H, D] and `fc2.weight` [N, H], by itself or under
+A file is a PyTorch state dict with `fc1.weight` [H, D] and `fc2.weight` [N, H], by itself or under
 `state_dict`, `model_state_dict` or `model`, names perhaps led by `module.`; an optional config.json
 beside them holds `sparse_threshold` (default 0). A neuron's logit is fc2 . relu(fc1 . h), without
 biases, h being the residual stream before the feed-forward norm.
@@ -138,7 +138,9 @@ def _matrix(
     tensor = tensors.get(name)
     if not isinstance(tensor, torch.Tensor):
         have = "no tensor" if tensor is None else f"a {type(tensor).__name__} for"
-        raise CheckpointError(f"{path} has {have} '{name}'; a predictor needs fc1.weight, fc2.weight")
+        raise CheckpointError(
+            f"{path} has {have} '{name}'; a predictor needs fc1.weight, fc2.weight"
+        )
     found = list(tensor.shape)
     fits = len(found) == len(shape) and all(
         size >= 1 and want in (None, size) for size, want in zip(found, shape, strict=True)
