@@ -88,7 +88,7 @@ def _check_case(
 
 
 def _check_density(mine: Any, n_layers: int, case: str) -> None:
-    density = getattr(mine, "density", None)
+    density: Any = getattr(mine, "density", None)
     for index in range(n_layers) if callable(density) else ():
         share = attempt(partial(density, index), f"{case}, density({index})", NOUN)
         fine = share is None or (isinstance(share, float | int) and 0 <= share <= 1)
@@ -249,7 +249,8 @@ class _Weights:
     def neuron_rows(self, layer: int, part: Literal["gate", "up", "down"]) -> F32:
         shape = (self.spec.n_neurons, self.spec.d_model)
         rows_ND = self._draw(layer, len(part)).standard_normal(shape)
-        return (rows_ND / np.sqrt(self.spec.d_model)).astype(np.float32)
+        found: F32 = (rows_ND / np.sqrt(self.spec.d_model)).astype(np.float32)
+        return found
 
     def neuron_biases(self, layer: int) -> F32:
         scale = 0.3 if self.spec.biases else 0.0
@@ -259,7 +260,8 @@ class _Weights:
 
     def float32(self, name: str) -> F32:
         draw = self._draw(len(name)).standard_normal(self.spec.d_model)
-        return (0.2 * draw + (0.0 if name.endswith("bias") else 1.0)).astype(np.float32)
+        found: F32 = (0.2 * draw + (0.0 if name.endswith("bias") else 1.0)).astype(np.float32)
+        return found
 
 
 def _random_cases() -> dict[str, tuple[ModelView, ActivationProfile | None]]:
