@@ -16,6 +16,16 @@ expected recall the one asked for: with z = s + e, s the estimate, e ~ N(0, |r_i
 An estimate from normal distributions: on text the recall differs by some points either way.
 
 Reads D / 8 + 8 bytes a neuron and token, where fp16 gate rows are 2 D.
+
+Measured on the embedded model over 2,044 tokens of prose, 10 % of neurons firing (ratio: perplexity
+over the dense model's; weights read a decoded token, exact 22.6 MB, low-rank 20.6):
+
+    input_bits  recall  density  ratio    read
+         1       0.88     0.41   1.037   19.1 MB
+         2       0.92     0.44   1.012   19.2
+         4       0.97     0.41   1.001   19.0
+         6       0.97     0.40   1.000   18.9    the default
+         8       0.97     0.40   1.000   18.9
 """
 
 import math
@@ -63,7 +73,7 @@ class Sign:
             )
 
     def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:
-        """Take the signs of every gate matrix and calibrate: 0.3 s for the embedded model."""
+        """Take the signs of every gate matrix and calibrate: 0.6 s for the embedded model."""
         if profile is not None:
             profile.check_fits(model.spec)
         parts = each_layer(model.spec.n_layers, lambda i: self._layer(model, profile, i))
