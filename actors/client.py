@@ -155,7 +155,7 @@ class Client:
             gpu = partial(self._actor, "gpu")
             yield from requests.run(
                 *(request, gpu, self._typed, self._recovers, self.restarts),
-                kv_survives=self.deployment.gpu is None,
+                kv_survives=self.deployment.gpu is None and not self.deployment.remembers,
             )
             return
         try:

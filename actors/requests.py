@@ -51,7 +51,8 @@ def run(
         recovers: waits for rebuilt actors.
         restarts: losses to survive.
         kv_survives: keys and values outlive the GPU executor, as in the driver's KV memory; on a
-            GPU they do not, and a resumed request computes them again, to the same bits.
+            GPU they do not, and a resumed request computes them again, to the same bits. So it
+            does where the predictor remembers tokens, which it would otherwise have lost.
 
     Raises:
         ActorLostError: after one loss too many; token_ids has what was generated.

@@ -40,7 +40,7 @@ def sources() -> list[Path]:
 def emit_glue(folder: Path) -> Path:
     """Write cffi's glue for the header into folder and return its path."""
     ffi = FFI()
-    for header in ("hotcold.h", "gpu.h"):
+    for header in ("hotcold.h", "predict.h", "gpu.h"):
         ffi.cdef(declarations(HERE / header))
     ffi.set_source(MODULE, '#include "hotcold.h"', py_limited_api=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -42,8 +42,12 @@ static int64_t count_fired(const hc_executor *e, const void *const *rows, int64_
     float gate[GROUP];
     int64_t fired = 0;
     hc_primitives_get()->dot[e->args.model->dtype](rows, NULL, n, x_D, e->args.model->d, gate);
-    for (int64_t i = 0; i < n; i++)
+    const hc_model *m = e->args.model;
+    for (int64_t i = 0; i < n; i++) {
+        if (m->bias_offset)
+            gate[i] += *(const float *)((const char *)rows[i] - m->gate_offset + m->bias_offset);
         fired += gate[i] > 0;
+    }
     return fired;
 }
 

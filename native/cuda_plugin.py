@@ -108,7 +108,7 @@ def sources() -> list[Path]:
     """Every file the plug-in is made of, in a fixed order."""
     folder = HERE / "cuda"
     own = [path for path in sorted(folder.iterdir()) if path.suffix in (".cu", ".cuh", ".h")]
-    return [*own, HERE / "device.h", HERE / "gpu.h", HERE / "hotcold.h"]
+    return [*own, *(HERE / name for name in ("device.h", "gpu.h", "hotcold.h", "predict.h"))]
 
 
 def _compiler() -> str | None:

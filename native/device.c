@@ -143,6 +143,7 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
         return s;
     segment->pass_batch = e->batch;
     segment->pass_seq = seq;
+    segment->pass_position = e->position_B[0];
     segment->pass_begin_ns = hc_now_ns();
     const hc_device_pass pass = {.seq = seq,
                                  .batch = e->batch,

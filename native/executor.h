@@ -37,6 +37,9 @@ struct hc_executor {
     int64_t *work_C;
     /* predictor */
     float *scores_BN, *hidden_BH;
+    uint64_t *planes_BPW;               /* sign */
+    int32_t *last_LN, *next_position_L; /* window: last firings; where the next pass continues */
+    int32_t *proposed_N;
 };
 
 /* dense.c: the steps that only the GPU executor has. */
@@ -48,6 +51,11 @@ hc_status hc_model_norm(const hc_model *model, const float *x_BD, const float *w
                         const float *bias_D, float *y_BD, int32_t batch);
 /* steps.c: compute one step, whose waits are over. */
 hc_status hc_compute_step(hc_executor *executor, const hc_step *step, uint32_t seq);
+/* steps.c: pre-activations of every neuron of a layer, into scores. */
+hc_status hc_gate_scores(hc_executor *executor, const hc_step *step);
+/* window.c: the same of proposed neurons; -infinity for the others. */
+hc_status hc_window_scores(hc_executor *executor, const hc_step *step,
+                           const hc_predictor_layer *predictor);
 /* steps.c: what a step leaves for after its signal: the recall audit. */
 void hc_after_step(hc_executor *executor, const hc_step *step, uint32_t seq);
 /* audit.c: count fired neurons among a sample of those a layer's list leaves out. */

@@ -17,6 +17,12 @@ from hotcold.runtime.errors import ConfigError
 
 ACTOR_CODES: dict[str, int] = {"gpu": 0, "cpu": 1, "predictor": 2}
 MAX_BATCH: int = lib.HC_MAX_BATCH
+PREDICTOR_FORMS: dict[str, int] = {
+    "matrices": lib.HC_PREDICT_MATRICES,
+    "gate": lib.HC_PREDICT_GATE,
+    "sign": lib.HC_PREDICT_SIGN,
+    "window": lib.HC_PREDICT_WINDOW,
+}
 
 STEP = np.dtype(
     [
@@ -97,14 +103,21 @@ class Share:
 
 @dataclass(frozen=True)
 class PredictorArrays:
-    """hc_predictor_layer; fc1 None means the gate rows themselves."""
+    """hc_predictor_layer: a form of predict.h by name, and what it reads; None: it has no such."""
 
-    fc1: NDArray[Any] | None
-    fc2: NDArray[Any] | None
-    bias: NDArray[np.float32] | None
-    relu: bool
+    form: str
     threshold: float
-    residual_input: bool
+    residual_input: bool = False
+    relu: bool = False
+    fc1: NDArray[Any] | None = None
+    fc2: NDArray[Any] | None = None
+    bias: NDArray[np.float32] | None = None
+    signs: NDArray[np.uint64] | None = None
+    scale: NDArray[np.float32] | None = None
+    column: NDArray[np.float32] | None = None
+    input_bits: int = 0
+    window: int = 0
+    probe_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,13 +216,19 @@ def _predictors(layers: Sequence[PredictorArrays], keep: list[Any]) -> Any:
         return ffi.NULL
     rows = ffi.new("hc_predictor_layer[]", len(layers))
     for row, layer in zip(rows, layers, strict=True):
-        row.threshold, row.relu = layer.threshold, layer.relu
+        row.form = PREDICTOR_FORMS[layer.form]
         row.input = 1 if layer.residual_input else 0
-        if layer.fc1 is None or layer.fc2 is None:
-            continue
-        row.fc1, row.fc2 = pointer(layer.fc1, "void *"), pointer(layer.fc2, "void *")
+        for name in ("threshold", "relu", "input_bits", "window", "probe_every"):
+            setattr(row, name, getattr(layer, name))
         row.bias_N = pointer(layer.bias, "float *")
-        row.hidden, row.dtype = layer.fc1.shape[0], DTYPE_CODES[str(layer.fc1.dtype)]
+        row.signs_NW = pointer(layer.signs, "uint64_t *")
+        row.scale_N, row.column_D = (
+            pointer(layer.scale, "float *"),
+            pointer(layer.column, "float *"),
+        )
+        if layer.fc1 is not None:
+            row.fc1, row.fc2 = pointer(layer.fc1, "void *"), pointer(layer.fc2, "void *")
+            row.hidden, row.dtype = layer.fc1.shape[0], DTYPE_CODES[str(layer.fc1.dtype)]
     keep += [rows, list(layers)]
     return rows
 

@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define HC_ABI_VERSION 1
+#define HC_ABI_VERSION 2
 #define HC_MAX_BATCH   32
 #define HC_MAX_DEVICES 2
 #define HC_ACTORS      3
@@ -107,7 +107,7 @@ typedef struct { /* header of an active list; ids, members, gate follow (hc_acti
     int32_t batch;
     int64_t count;
     int64_t capacity; /* entries there is room for: N */
-    int32_t has_gate;
+    int32_t has_gate; /* hc_gate_list */
     int32_t reserved[7];
 } hc_active; /* 64 bytes */
 int64_t hc_active_bytes(int64_t capacity, int32_t max_batch, int32_t with_gate);
@@ -124,7 +124,7 @@ typedef struct {
     float threshold;
     const int8_t *device_N;         /* owner of each neuron: index into out */
     hc_active *out[HC_MAX_DEVICES]; /* epoch, seq, capacity are left as they are */
-    int32_t with_gate;              /* copy the scores as gate pre-activations */
+    int32_t with_gate;              /* hc_gate_list: copy the scores as gate pre-activations */
 } hc_split_args;
 hc_status hc_split(const hc_split_args *args);
 
@@ -217,7 +217,8 @@ typedef struct {
         pass_batch; /* own line. the running pass, written by the GPU executor before its first signal */
     uint32_t pass_seq;
     uint64_t pass_begin_ns;
-    int32_t pass_reserved[12];
+    int32_t pass_position; /* of its first token in the context */
+    int32_t pass_reserved[11];
     hc_actor_state actor[HC_ACTORS];
 } hc_segment;
 
@@ -310,15 +311,7 @@ typedef struct {        /* what one device owns in one layer */
     const int32_t *bounds; /* n_chunks + 1 */
 } hc_share;
 
-typedef struct
-{ /* one layer's predictor: scores = fc2 . act(fc1 . x) + bias; fc1 NULL: gate rows */
-    const void *fc1, *fc2;
-    const float *bias_N;
-    int64_t hidden;
-    int32_t dtype, relu;
-    float threshold;
-    int32_t input; /* 0: the normed FFN input x; 1: the residual stream before the norm */
-} hc_predictor_layer;
+typedef struct hc_predictor_layer hc_predictor_layer; /* predict.h */
 
 typedef struct {
     int32_t actor, max_batch, n_chunks, n_steps;
@@ -387,5 +380,6 @@ void hc_executor_request_state(const hc_executor *executor, hc_request_state *ou
 
 /* cffi: end */
 #include "gpu.h"
+#include "predict.h"
 
 #endif

@@ -38,6 +38,7 @@ __all__ = [
     "rmsnorm",
     "rotary",
     "sample",
+    "sign",
     "split",
 ]
 
@@ -189,6 +190,45 @@ def _check_ffn(
         same("gate", array("gate", gate_KB, np.float32, 2).size, count * batch)
     if fired_N is not None:
         same("fired", writable("fired", array("fired", fired_N, np.int64, 1)).size, n)
+
+
+def sign(
+    signs_NW: NDArray[np.uint64],
+    scale_N: F32,
+    x_BD: F32,
+    *,
+    input_bits: int,
+    bias_N: F32 | None = None,
+    column_D: F32 | None = None,
+    pool: Pool | None = None,
+) -> F32:
+    """Scores [B, N] of a gate matrix's signs, a bit a weight (ops/sign.c has the formula).
+
+    Args:
+        signs_NW: bit d mod 64 of word d // 64: weight d is positive; other bits 0.
+        scale_N: factor of each row.
+        x_BD: at most 32 tokens.
+        input_bits: bit planes an input is cut in, 1 to 8.
+        bias_N: added.
+        column_D: factor of an input's elements.
+        pool: threads; None: the caller's alone. The result does not depend on it.
+    """
+    batch, d = array("x", x_BD, np.float32, 2).shape
+    n, words = array("signs", signs_NW, np.uint64, 2).shape
+    same("words of a row", words, (d + 63) // 64)
+    for name, given, size in (("scale", scale_N, n), ("bias", bias_N, n), ("column", column_D, d)):
+        if given is not None:
+            same(name, array(name, given, np.float32, 1).size, size)
+    scores_BN = np.empty((batch, n), np.float32)
+    planes = np.empty(batch * max(1, input_bits) * words, np.uint64)
+    args = ffi.new("hc_sign_args *")
+    args.n, args.d, args.input_bits, args.batch = n, d, input_bits, batch
+    args.signs_NW, args.scale_N = pointer(signs_NW, "uint64_t *"), pointer(scale_N, "float *")
+    args.bias_N, args.column_D = pointer(bias_N, "float *"), pointer(column_D, "float *")
+    args.x_BD, args.scores_BN = pointer(x_BD, "float *"), pointer(scores_BN, "float *")
+    args.planes_BPW = pointer(planes, "uint64_t *")
+    check(lib.hc_sign(args, handle(pool)))
+    return scores_BN
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ hc_status hc_run_pass(hc_executor *e) {
     if (e->args.actor == HC_GPU) {
         segment->pass_batch = e->batch;
         segment->pass_seq = seq;
+        segment->pass_position = e->position_B[0];
         segment->pass_begin_ns = hc_now_ns();
     }
     for (int32_t i = 0; i < e->args.n_steps; i++) {
@@ -119,6 +120,7 @@ hc_status hc_executor_begin(hc_executor *e, uint32_t seq, int32_t batch, const i
                        position + batch - 1, (long long)e->args.model->context);
     e->args.segment->pass_batch = batch;
     e->args.segment->pass_seq = seq;
+    e->args.segment->pass_position = position;
     e->args.segment->pass_begin_ns = hc_now_ns();
     e->batch = batch;
     e->head_rows = rows;
@@ -182,20 +184,34 @@ static void *scratch(int64_t bytes) {
     return memset(block, 0, bytes > 0 ? (size_t)bytes : 64);
 }
 
+static int allocate_predictor(hc_executor *e) {
+    const hc_executor_args *a = &e->args;
+    const hc_model *m = a->model;
+    int64_t B = a->max_batch, f = sizeof(float), hidden = 0, planes = 0, windows = 0;
+    for (int32_t l = 0; a->predictors_L && l < m->n_layers; l++) {
+        const hc_predictor_layer *p = &a->predictors_L[l];
+        hidden = p->hidden > hidden ? p->hidden : hidden;
+        if (p->form == HC_PREDICT_SIGN)
+            planes = p->input_bits > planes ? p->input_bits : planes;
+        windows |= p->form == HC_PREDICT_WINDOW;
+    }
+    e->scores_BN = scratch(B * m->n * f);
+    e->hidden_BH = scratch(B * hidden * f);
+    e->planes_BPW = scratch(B * planes * ((m->d + 63) / 64) * 8);
+    e->last_LN = scratch(windows * m->n_layers * m->n * 4);
+    e->next_position_L = scratch(windows * m->n_layers * 4);
+    e->proposed_N = scratch(windows * m->n * 4);
+    return e->scores_BN && e->hidden_BH && e->planes_BPW && e->last_LN && e->next_position_L &&
+           e->proposed_N;
+}
+
 static int allocate(hc_executor *e) {
     const hc_executor_args *a = &e->args;
     const hc_model *m = a->model;
     int64_t B = a->max_batch, f = sizeof(float);
     int64_t q = (int64_t)m->heads * m->head_dim, kv = (int64_t)m->kv_heads * m->head_dim;
-    if (a->actor == HC_PREDICTOR) {
-        int64_t hidden = 0;
-        for (int32_t l = 0; a->predictors_L && l < m->n_layers; l++)
-            if (a->predictors_L[l].hidden > hidden)
-                hidden = a->predictors_L[l].hidden;
-        e->scores_BN = scratch(B * m->n * f);
-        e->hidden_BH = scratch(B * hidden * f);
-        return e->scores_BN && e->hidden_BH;
-    }
+    if (a->actor == HC_PREDICTOR)
+        return allocate_predictor(e);
     e->partial_CBD = scratch(a->n_chunks * B * m->d * f);
     e->work_C = scratch(a->n_chunks * 64);
     if (a->actor == HC_CPU)
@@ -238,10 +254,11 @@ void hc_executor_destroy(hc_executor *e) {
         return;
     if (e->args.device)
         e->logits_BV = NULL; /* the device's own */
-    void *blocks[] = {e->residual_BD, e->normed_BD,  e->qkv_BQ,       e->attended_BQ,
-                      e->hot_BD,      e->logits_BV,  e->partial_CBD,  e->attention_scores,
-                      e->work_C,      e->sample_ids, e->sample_probs, e->scores_BN,
-                      e->hidden_BH,   e->embedded_BE};
+    void *blocks[] = {e->residual_BD,     e->normed_BD,   e->qkv_BQ,       e->attended_BQ,
+                      e->hot_BD,          e->logits_BV,   e->partial_CBD,  e->attention_scores,
+                      e->work_C,          e->sample_ids,  e->sample_probs, e->scores_BN,
+                      e->hidden_BH,       e->embedded_BE, e->planes_BPW,   e->last_LN,
+                      e->next_position_L, e->proposed_N};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         free(blocks[i]);
     hc_inbox_free(e);

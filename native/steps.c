@@ -1,7 +1,8 @@
 /* steps.c - what each operation of a program computes.
  *
  * Bytes a token, batch 1, e bytes a weight: attention (D * (q + 2 kv) + q * D) * e and the KV rows
- * read; predict N * D * e (gate rows) or (H * D + N * H) * e (learned); hot and cold: a record's
+ * read; predict N * D * e (gate rows), (H * D + N * H) * e
+ * (matrices), N * D / 8 (signs) or D * e a proposed neuron (window); hot and cold: a record's
  * 3 D * e per fired neuron (ReLU: 2 D * e), D * e per proposed one whose gate stays shut; head
  * V * D * e. Every step is bound by these bytes; its FLOPs are one multiply-add a weight. The dense
  * steps are in dense.c.
@@ -10,29 +11,36 @@
  * output before loop.c sets the flag. Nothing here waits, signals or allocates.
  */
 #include "executor.h"
+#include <float.h>
 
-/* Scores of one layer: gate rows, or the two matrices of a predictor. */
-static hc_status score(hc_executor *e, const hc_step *step, const hc_predictor_layer *p) {
+/* Pre-activations of every neuron of a layer. */
+hc_status hc_gate_scores(hc_executor *e, const hc_step *step) {
     const hc_model *m = e->args.model;
-    const float *x = (const float *)hc_slot(e, step->x);
-    hc_actor_state *state = hc_state_of(e);
-    hc_gemv_args a = {.rows = m->n, .batch = e->batch, .y_BR = e->scores_BN, .y_stride = m->n};
-    if (!p->fc1) {
-        a.w = (const char *)m->layers[step->layer].records + m->gate_offset;
-        a.stride_bytes = m->record_bytes, a.d = m->d, a.dtype = m->dtype;
-        a.x_BD = x, a.x_stride = m->d;
-        if (m->bias_offset) {
-            a.bias_R =
-                (const float *)((const char *)m->layers[step->layer].records + m->bias_offset);
-            a.bias_stride = m->record_bytes;
-        }
-        hc_count(&state->gate_rows, m->n * e->batch);
-        hc_count(&state->bytes,
-                 m->n * (m->d * hc_dtype_bytes(m->dtype) + (m->bias_offset ? 4 : 0)));
-        return hc_gemv(&a, e->args.pool);
+    const char *records = m->layers[step->layer].records;
+    hc_gemv_args a = {.w = records + m->gate_offset,
+                      .stride_bytes = m->record_bytes,
+                      .rows = m->n,
+                      .d = m->d,
+                      .dtype = m->dtype,
+                      .batch = e->batch,
+                      .x_BD = (const float *)hc_slot(e, step->x),
+                      .x_stride = m->d,
+                      .y_BR = e->scores_BN,
+                      .y_stride = m->n};
+    if (m->bias_offset) {
+        a.bias_R = (const float *)(records + m->bias_offset);
+        a.bias_stride = m->record_bytes;
     }
+    hc_actor_state *state = hc_state_of(e);
+    hc_count(&state->gate_rows, m->n * e->batch);
+    hc_count(&state->bytes, m->n * (m->d * hc_dtype_bytes(m->dtype) + (m->bias_offset ? 4 : 0)));
+    return hc_gemv(&a, e->args.pool);
+}
+
+/* The two matrices of a predictor. */
+static hc_status matrix_scores(hc_executor *e, const hc_predictor_layer *p, const float *input) {
+    const hc_model *m = e->args.model;
     int64_t size = hc_dtype_bytes(p->dtype);
-    const float *input = p->input ? x + (int64_t)e->args.max_batch * m->d : x;
     hc_gemv_args first = {.w = p->fc1,
                           .stride_bytes = m->d * size,
                           .rows = p->hidden,
@@ -44,11 +52,56 @@ static hc_status score(hc_executor *e, const hc_step *step, const hc_predictor_l
                           .y_BR = e->hidden_BH,
                           .y_stride = p->hidden,
                           .relu = p->relu};
+    hc_gemv_args second = {.w = p->fc2,
+                           .stride_bytes = p->hidden * size,
+                           .rows = m->n,
+                           .d = p->hidden,
+                           .dtype = p->dtype,
+                           .batch = e->batch,
+                           .x_BD = e->hidden_BH,
+                           .x_stride = p->hidden,
+                           .y_BR = e->scores_BN,
+                           .y_stride = m->n,
+                           .bias_R = p->bias_N};
+    hc_count(&hc_state_of(e)->bytes, (m->d + m->n) * p->hidden * size + (p->bias_N ? 4 * m->n : 0));
     hc_status s = hc_gemv(&first, e->args.pool);
-    a.w = p->fc2, a.stride_bytes = p->hidden * size, a.d = p->hidden, a.dtype = p->dtype;
-    a.x_BD = e->hidden_BH, a.x_stride = p->hidden, a.bias_R = p->bias_N;
-    hc_count(&state->bytes, (m->d + m->n) * p->hidden * size);
-    return s ? s : hc_gemv(&a, e->args.pool);
+    return s ? s : hc_gemv(&second, e->args.pool);
+}
+
+static hc_status sign_scores(hc_executor *e, const hc_predictor_layer *p, const float *input) {
+    const hc_model *m = e->args.model;
+    hc_sign_args a = {.signs_NW = p->signs_NW,
+                      .scale_N = p->scale_N,
+                      .bias_N = p->bias_N,
+                      .column_D = p->column_D,
+                      .n = m->n,
+                      .d = m->d,
+                      .input_bits = p->input_bits,
+                      .batch = e->batch,
+                      .x_BD = input,
+                      .scores_BN = e->scores_BN,
+                      .planes_BPW = e->planes_BPW};
+    hc_count(&hc_state_of(e)->bytes,
+             m->n * ((m->d + 63) / 64 * 8 + (p->bias_N ? 8 : 4)) + (p->column_D ? 4 * m->d : 0));
+    return hc_sign(&a, e->args.pool);
+}
+
+/* Scores of one layer. */
+static hc_status score(hc_executor *e, const hc_step *step, const hc_predictor_layer *p) {
+    const float *x = (const float *)hc_slot(e, step->x);
+    const float *input = p->input ? x + (int64_t)e->args.max_batch * e->args.model->d : x;
+    switch (p->form) {
+    case HC_PREDICT_MATRICES:
+        return matrix_scores(e, p, input);
+    case HC_PREDICT_GATE:
+        return hc_gate_scores(e, step);
+    case HC_PREDICT_SIGN:
+        return sign_scores(e, p, input);
+    case HC_PREDICT_WINDOW:
+        return hc_window_scores(e, step, p);
+    }
+    return hc_fail(HC_ERR_ARGUMENT, "layer %d has a predictor of unknown form %d", step->layer,
+                   p->form);
 }
 
 static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
@@ -59,8 +112,11 @@ static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
                        .n = m->n,
                        .batch = e->batch,
                        .threshold = p->threshold,
-                       .device_N = e->args.device_LN + step->layer * m->n,
-                       .with_gate = !p->fc1};
+                       .device_N = e->args.device_LN + step->layer * m->n};
+    if (p->form == HC_PREDICT_GATE)
+        a.with_gate = HC_GATE_ALL;
+    if (p->form == HC_PREDICT_WINDOW) /* its scores are gates, -infinity where not proposed */
+        a.threshold = -FLT_MAX, a.with_gate = HC_GATE_PROPOSED;
     for (int device = 0; device < HC_MAX_DEVICES; device++) {
         a.out[device] = (hc_active *)hc_slot(e, step->active[device]);
         a.out[device]->epoch = e->args.epoch;
@@ -159,7 +215,7 @@ void hc_after_step(hc_executor *e, const hc_step *step, uint32_t seq) {
     if (e->args.audit_every <= 0 || (step->flags & HC_STEP_ALL) ||
         (step->op != HC_OP_HOT && step->op != HC_OP_COLD))
         return;
-    if (!((hc_active *)hc_slot(e, step->active[e->args.actor]))->has_gate)
+    if (((hc_active *)hc_slot(e, step->active[e->args.actor]))->has_gate != HC_GATE_ALL)
         hc_audit(e, step, seq);
 }
 

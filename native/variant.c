@@ -65,6 +65,7 @@ static void complete(hc_primitives *t, const hc_primitives *best) {
     t->supported = best->supported;
     t->max = t->max ? t->max : best->max;
     t->exp_sum = t->exp_sum ? t->exp_sum : best->exp_sum;
+    t->sign_count = t->sign_count ? t->sign_count : best->sign_count;
 }
 
 static hc_status open_variant(const char *path, loaded_variant *v) {

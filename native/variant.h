@@ -28,6 +28,10 @@ typedef struct {
     /* sum of exp((x - max) * scale), scale > 0; the terms are stored in out unless it is NULL
      * (out may be x). */
     float (*exp_sum)(const float *x, int64_t n, float max, float scale, float *out);
+    /* out[i] = sum over planes p of 2^p * (bits in which row i and plane p differ); rows and planes
+     * of `words` words each lie side by side. Whole numbers: every variant gives the same. */
+    void (*sign_count)(const uint64_t *rows, int64_t n, const uint64_t *planes, int32_t n_planes,
+                       int64_t words, int64_t *out);
 } hc_primitives;
 
 /* Export a table: HC_VARIANT(.dot = {[HC_F16] = my_dot}). What it leaves out is taken from the best

@@ -4,6 +4,7 @@ The engine finds and runs policies through registry.py and run.py.
 """
 
 from hotcold.policies.check import check_placement_policy, check_schedule_policy
+from hotcold.policies.check_predictor import check_predictor
 from hotcold.runtime.dag import Dag, Node
 from hotcold.runtime.hardware import HardwareProfile
 from hotcold.runtime.placement import check_placement
@@ -22,6 +23,7 @@ __all__ = [
     "Schedule",
     "check_placement",
     "check_placement_policy",
+    "check_predictor",
     "check_schedule",
     "check_schedule_policy",
     "in_order",

@@ -5,7 +5,8 @@
         check_placement_policy(Mine())
 
 Each runs a dozen small cases a policy meets sooner or later, in this process, and raises an
-AssertionError that says which case failed and why. It does not judge how good a policy is.
+AssertionError that says which case failed and why. It does not judge how good a policy is. The
+suite for predictors is in check_predictor.py.
 """
 
 import copy
@@ -39,25 +40,25 @@ def check_placement_policy(policy: Any) -> None:
     Raises:
         AssertionError: the case that failed, and why.
     """
-    subject: Any = _subject("placement", policy)
+    subject: Any = subject_of("placement", policy)
     usual = _problem()
     first = _place(subject, usual, "an ordinary problem")
     before = first.device_LN.copy()
     again = _place(subject, usual, "the same problem again")
-    _require(_same(first, again), "two calls with the same problem returned different placements")
-    _require(
+    require(_same(first, again), "two calls with the same problem returned different placements")
+    require(
         not np.shares_memory(first.device_LN, again.device_LN)
         and bool((first.device_LN == before).all()),
         "a second call changed what the first returned; return a new array every time",
     )
     twin = _place(copy.deepcopy(subject), _problem(), "an equal problem, by a copy of the policy")
-    _require(_same(first, twin), "a copy of the policy placed an equal problem differently")
+    require(_same(first, twin), "a copy of the policy placed an equal problem differently")
     for case, problem in _problem_cases().items():
         _place(subject, problem, case)
     started = time.monotonic()
     _place(subject, _problem(layers=16, neurons=8192), "131,072 neurons")
     took = time.monotonic() - started
-    _require(took < _PATIENCE_S, f"131,072 neurons took {took:.0f} s; the limit is 60 s")
+    require(took < _PATIENCE_S, f"131,072 neurons took {took:.0f} s; the limit is 60 s")
 
 
 def check_schedule_policy(policy: Any) -> None:
@@ -69,45 +70,48 @@ def check_schedule_policy(policy: Any) -> None:
     Raises:
         AssertionError: the case that failed, and why.
     """
-    subject: Any = _subject("schedule", policy)
+    subject: Any = subject_of("schedule", policy)
     untouched = _graph_cases()
     for case, (plan, dag) in _graph_cases().items():
         first = _schedule(subject, dag, plan, case)
         again = _schedule(subject, dag, plan, case)
-        _require(first == again, f"{case}: two calls returned different schedules")
+        require(first == again, f"{case}: two calls returned different schedules")
         twin = _schedule(copy.deepcopy(subject), dag, plan, case)
-        _require(first == twin, f"{case}: a copy of the policy returned another schedule")
+        require(first == twin, f"{case}: a copy of the policy returned another schedule")
         fresh_plan, fresh_dag = untouched[case]
-        _require(
+        require(
             fresh_dag == dag and fresh_plan.hash == _rehash(plan),
             f"{case}: the policy changed the graph or the plan it was given",
         )
 
 
-def _subject(kind: Any, policy: object) -> object:
+def subject_of(kind: Any, policy: object) -> object:
+    """The plug-in to try; AssertionError where it cannot be constructed."""
     try:
         return instantiate(find(kind, policy), {})
     except HotcoldError as error:
         raise AssertionError(f"the policy cannot be constructed: {error}") from error
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """AssertionError with a message unless the condition holds."""
     if not condition:
         raise AssertionError(message)
 
 
-def _call(function: Callable[[], Any], case: str) -> Any:
+def attempt(function: Callable[[], Any], case: str, noun: str = "policy") -> Any:
+    """What a plug-in's method returns; AssertionError naming the case where it raises."""
     try:
         return function()
     except (Exception, SystemExit) as error:
         text = f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise AssertionError(f"{case}: the policy raised {text}") from error
+        raise AssertionError(f"{case}: the {noun} raised {text}") from error
 
 
 def _place(policy: Any, problem: Problem, case: str) -> Placement:
     before = _digest(problem)
-    placement: Placement = _call(lambda: policy.place(problem), case)
-    _require(_digest(problem) == before, f"{case}: the policy changed the problem it was given")
+    placement: Placement = attempt(lambda: policy.place(problem), case)
+    require(_digest(problem) == before, f"{case}: the policy changed the problem it was given")
     try:
         check_placement(problem, placement, type(policy).__name__)
     except HotcoldError as error:
@@ -117,7 +121,7 @@ def _place(policy: Any, problem: Problem, case: str) -> Placement:
 
 def _schedule(policy: Any, dag: Dag, plan: Plan, case: str) -> Schedule:
     hardware = HardwareProfile.unmeasured()
-    schedule: Schedule = _call(lambda: policy.schedule(dag, plan, hardware), case)
+    schedule: Schedule = attempt(lambda: policy.schedule(dag, plan, hardware), case)
     try:
         check_schedule(dag, schedule, type(policy).__name__)
     except HotcoldError as error:

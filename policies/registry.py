@@ -50,6 +50,9 @@ BUILT_IN: dict[PluginKind, dict[str, str]] = {
         "exact": "hotcold.policies.predictor.exact:Exact",
         "learned": "hotcold.policies.predictor.learned:Learned",
         "low-rank": "hotcold.policies.predictor.low_rank:LowRank",
+        "sign": "hotcold.policies.predictor.sign:Sign",
+        "window": "hotcold.policies.predictor.window:Window",
+        "frequency": "hotcold.policies.predictor.frequency:Frequency",
     },
 }
 _METHOD: dict[PluginKind, str] = {

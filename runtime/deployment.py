@@ -23,6 +23,7 @@ from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan, make_plan
 from hotcold.runtime.predictor import (
     ModelView,
+    NativeLayer,
     Predictor,
     check_lookahead,
     choose_predictor,
@@ -40,6 +41,8 @@ from hotcold.runtime.this_machine import chosen_hardware
 from hotcold.runtime.units import parse_bytes
 from hotcold.runtime.variant import Variant, prepare_kernels
 from hotcold.runtime.weights import WeightStore, choose_store
+
+WITH_GATE = ("gate", "window")  # forms that send gate pre-activations along
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Deployment:
         audit_seed: seed of that choice.
         predictor_note: why this predictor, in words.
         gpu: how the GPU executor uses a GPU; None: it computes on its CPU device.
+        remembers: what the predictor proposes depends on tokens before, which die with its process.
     """
 
     bundle_path: Path
@@ -87,6 +91,7 @@ class Deployment:
     audit_seed: int = 0
     predictor_note: str = ""
     gpu: GpuChoice | None = None
+    remembers: bool = False
 
     @property
     def roles(self) -> dict[str, str]:
@@ -107,7 +112,8 @@ class Deployment:
         why = f"; chosen by auto: {self.predictor_note}" if self.predictor_note else ""
         if self.gpu is not None:
             return f"owns the predictors ({self.predictor}); the GPU runs them in its graph{why}"
-        what = "evaluates every gate" if self.layout.with_gate else "predicts every layer"
+        every = self.layout.with_gate and not self.remembers
+        what = "evaluates every gate" if every else "predicts every layer"
         return f"{what} ({self.predictor}){why}"
 
 
@@ -123,6 +129,8 @@ class Prepared:
     residual_input: bool
     with_gate: bool
     context: int
+    all_gates: bool = False
+    remembers: bool = False
     kernels: Variant | str | None = None
     predictor: Any = "exact"
     note: str = ""
@@ -150,8 +158,8 @@ def prepare_model(config: EngineConfig) -> Prepared:
     predictor, layers = _predictor(config, name, bundle, profile)
     vram = None if config.vram is None else parse_bytes(config.vram)
     gpu = choose_gpu(config, spec, context, vram)
-    if gpu is not None and any(layer.fc1 is None for layer in layers):
-        layers = ()  # gate rows are what the executors evaluate anyway, each those it holds
+    if gpu is not None:
+        layers = _on_gpu(layers, name)
     bytes_L = predictor_bytes_L(layers) if layers else (0,) * spec.n_layers
     if gpu is not None and gpu.predictor_dtype == "int8":
         bytes_L = tuple(_int8_bytes(layer, spec) for layer in layers) or bytes_L
@@ -178,7 +186,9 @@ def prepare_model(config: EngineConfig) -> Prepared:
         problem=problem,
         predicts=bool(layers),
         residual_input=any(layer.input == "residual" for layer in layers),
-        with_gate=any(layer.fc1 is None for layer in layers),
+        with_gate=any(layer.form in WITH_GATE for layer in layers),
+        all_gates=any(layer.form == "gate" for layer in layers),
+        remembers=any(layer.form == "window" for layer in layers),
         context=context,
         kernels=kernels,
         predictor=name,
@@ -188,6 +198,25 @@ def prepare_model(config: EngineConfig) -> Prepared:
         lookahead=int(getattr(predictor, "lookahead", 0)) if layers else 0,
         gpu=gpu,
     )
+
+
+def _on_gpu(layers: tuple[NativeLayer, ...], name: object) -> tuple[NativeLayer, ...]:
+    """The layers a GPU executor predicts with; none where the executors go gate-first instead.
+
+    Raises:
+        ConfigError: a form the GPU has no kernels for.
+    """
+    from hotcold.policies.run import policy_name
+
+    foreign = sorted({layer.form for layer in layers} - {"gate", "matrices"})
+    if foreign:
+        raise ConfigError(
+            f"predictor '{policy_name(name)}' is of the form '{foreign[0]}', which the GPU kernels "
+            "do not run; choose exact, learned, low-rank or frequency, or set HOTCOLD_CUDA=off"
+        )
+    if any(layer.form == "gate" for layer in layers):
+        return ()  # gate rows are what the executors evaluate anyway, each those it holds
+    return layers
 
 
 def _int8_bytes(layer: Any, spec: ModelSpec) -> int:
@@ -210,7 +239,7 @@ def _context(config: EngineConfig, spec: ModelSpec) -> int:
 
 def _predictor(
     config: EngineConfig, name: Any, bundle: Bundle, profile: ActivationProfile | None
-) -> tuple[Predictor, tuple[Any, ...]]:
+) -> tuple[Predictor, tuple[NativeLayer, ...]]:
     """The prepared predictor and its native layers; none where it stands by."""
     from hotcold.policies.settings import split_settings
 
@@ -269,6 +298,13 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     own = settings["schedule"] if isinstance(schedule, str) else {}
     result = make_schedule(schedule, dag, plan, prepared.problem.hardware, own)
     check_lookahead(prepared.lookahead, result.lookahead, policy_name(schedule))
+    if prepared.with_gate and any(result.lookahead):
+        raise ConfigError(
+            f"schedule '{policy_name(schedule)}' predicts layers early, but predictor "
+            f"'{policy_name(prepared.predictor)}' evaluates gates, for which it needs the layer's "
+            "own input; choose another schedule, or a predictor that estimates: learned, low-rank, "
+            "sign"
+        )
     layout = SegmentLayout.build(
         spec.n_layers,
         spec.d_model,
@@ -293,7 +329,8 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         schedule=policy_name(schedule),
         store=choose_store(config.store, prepared.bundle.weights_bytes),
         kernels=prepared.kernels,
-        audit_every=config.audit if prepared.predicts and not prepared.with_gate else 0,
+        audit_every=config.audit if prepared.predicts and not prepared.all_gates else 0,
+        remembers=prepared.remembers,
         audit_seed=config.seed,
         predictor_note=prepared.note,
         gpu=prepared.gpu,

@@ -26,6 +26,7 @@ from hotcold.runtime.spans import read_array
 
 F32 = NDArray[np.float32]
 Report = Callable[[int, float], None]
+KEPT_BYTES = 1 << 29  # of the dense model's logits
 
 
 @dataclass(frozen=True)
@@ -82,21 +83,63 @@ def evaluate(
     Raises:
         HotcoldError: a model, predictor or plan that cannot be used.
     """
+    return evaluate_all([config], windows, decode_tokens, progress)[0]
+
+
+def evaluate_all(
+    configs: Sequence[EngineConfig],
+    windows: Sequence[Sequence[int]],
+    decode_tokens: int = 64,
+    progress: Report | None = None,
+) -> list[Evaluation]:
+    """Measure configurations of one model and context, as evaluate does, one after the other.
+
+    The dense checkpoint runs once, as far as its logits can be kept; speeds are measured when it is
+    closed, with nothing else open.
+    """
     windows = usable(windows)
+    first, total = configs[0], len(configs) * sum(len(window) for window in windows)
     dense = EngineConfig(
-        model=config.model, predictor="exact", context=config.context, threads=config.threads
+        model=first.model, predictor="exact", context=first.context, threads=first.threads
     )
-    prepared = prepare_model(replace(config, audit=1))
-    sums = _Sums()
-    total = sum(len(window) for window in windows)
-    with open_session(prepare_model(dense)) as reference, open_session(prepared) as session:
-        done = 0
-        for window in windows:
-            sums.add(window, reference.logits(window)[0], watched(session, window))
-            done += len(window)
-            if progress is not None:
-                progress(done, done / total)
-    speed, read, share = decode_speed(prepare_model(config), windows, decode_tokens)
+    judged: list[tuple[Prepared, _Sums]] = []
+    done = 0
+    with open_session(prepare_model(dense)) as session:
+        reference = _Reference(session, keep=len(configs) > 1)
+        for config in configs:
+            prepared, sums = prepare_model(replace(config, audit=1)), _Sums()
+            with open_session(prepared) as own:
+                for index, window in enumerate(windows):
+                    sums.add(window, reference.logits(index, window), watched(own, window))
+                    done += len(window)
+                    if progress is not None:
+                        progress(done, done / total)
+            judged.append((prepared, sums))
+    return [
+        _evaluation(prepared, sums, decode_speed(prepare_model(config), windows, decode_tokens))
+        for config, (prepared, sums) in zip(configs, judged, strict=True)
+    ]
+
+
+class _Reference:
+    """The dense model's logits by window, kept for the next configuration while small."""
+
+    def __init__(self, session: LocalSession, keep: bool) -> None:
+        self._session, self._kept = session, dict[int, F32]()
+        self._room = KEPT_BYTES if keep else 0
+
+    def logits(self, index: int, window: Sequence[int]) -> F32:
+        """Logits [T, V] of a window."""
+        if index in self._kept:
+            return self._kept[index]
+        logits_TV: F32 = self._session.logits(window)[0]
+        if logits_TV.nbytes <= self._room:
+            self._room -= logits_TV.nbytes
+            self._kept[index] = logits_TV
+        return logits_TV
+
+
+def _evaluation(prepared: Prepared, sums: "_Sums", speed: tuple[float, float, float]) -> Evaluation:
     audit = sum(sums.audits, PredictionAudit())
     return Evaluation(
         tokens=sums.tokens,
@@ -108,9 +151,9 @@ def evaluate(
         recall_standard_error=ratio_error(
             [a.both for a in sums.audits], [a.fired for a in sums.audits]
         ),
-        decode_tokens_per_s=speed,
-        bytes_per_token=read,
-        predict_share=share,
+        decode_tokens_per_s=speed[0],
+        bytes_per_token=speed[1],
+        predict_share=speed[2],
         ffn_bytes=ffn_bytes(prepared, audit),
         predictor=str(prepared.predictor) + (f" ({prepared.note})" if prepared.note else ""),
     )

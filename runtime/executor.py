@@ -37,6 +37,7 @@ from hotcold.runtime.rotary import rotary_tables
 from hotcold.runtime.variant import use_kernels
 from hotcold.runtime.weights import WeightStore
 
+_NUMBERS = ("relu", "input_bits", "window", "probe_every")  # of a predictor's layer, by form
 COALESCE_S = 0.02  # tokens are handed on at least this often
 
 
@@ -125,15 +126,17 @@ class Executor:
         )
         predictor.prepare(ModelView.of(self.bundle, self.store), deployment.profile)
         layers = native_layers(predictor, self.bundle.spec)
-        parts: list[Any] = [part for p in layers for part in (p.fc1, p.fc2, p.bias_N)]
+        parts: list[Any] = [part for layer in layers for part in layer.arrays.values()]
         if deployment.gpu is None:
             parts = packed(parts)
-        return [
-            PredictorArrays(fc1, fc2, bias_N, p.relu, p.threshold, p.input == "residual")
-            for p, fc1, fc2, bias_N in zip(
-                layers, parts[::3], parts[1::3], parts[2::3], strict=True
-            )
-        ]
+        ready = iter(parts)
+        made = []
+        for layer in layers:
+            own: dict[str, Any] = {name: next(ready) for name in layer.arrays}
+            own |= {name: getattr(layer, name) for name in _NUMBERS if hasattr(layer, name)}
+            residual = layer.input == "residual"
+            made.append(PredictorArrays(layer.form, layer.threshold, residual, **own))
+        return made
 
     def run(self) -> None:
         """Run the resident loop until the exchange is poisoned; raises what went wrong here.

@@ -3,9 +3,10 @@
 A predictor turns a layer's input into one score a neuron; neurons whose score reaches the layer's
 threshold are proposed, and the gate row of a proposed neuron decides (up row and down column are
 touched only where the gate fires). This file holds what all kinds share: the protocol plug-ins
-follow, the arrays the native loop runs (PredictorLayer), the weights a predictor may look at
-(ModelView), and the choice of a kind. The kinds themselves are in policies/predictor, their file
-format in runtime/formats/predictors.py, their quality in runtime/audit.py. No training in here.
+follow, the arrays the native loop runs (PredictorLayer; two more forms are in predictor_forms.py),
+the weights a predictor may look at (ModelView), and the choice of a kind. The kinds themselves are
+in policies/predictor, their file format in runtime/formats/predictors.py, their quality in
+runtime/audit.py. No training in here.
 
 Axes: B tokens, D d_model, H predictor width, N neurons of a layer, L layers.
 """
@@ -13,23 +14,50 @@ Axes: B tokens, D d_model, H predictor width, N neurons of a layer, L layers.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hotcold.runtime.errors import ConfigError, PolicyError
 from hotcold.runtime.model import ModelSpec
+from hotcold.runtime.predictor_forms import (
+    F32,
+    INPUTS,
+    InputKind,
+    SignLayer,
+    WindowLayer,
+    wrong_array,
+)
 
 if TYPE_CHECKING:
     from hotcold.runtime.formats.bundle import Bundle
     from hotcold.runtime.profile import ActivationProfile
 
-F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float32] | npt.NDArray[np.float16]
-InputKind = Literal["normed", "residual"]
-INPUTS = ("normed", "residual")
+
+__all__ = [
+    "ABOVE_ZERO",
+    "F32",
+    "F64",
+    "INPUTS",
+    "InputKind",
+    "Matrix",
+    "ModelView",
+    "NativeLayer",
+    "NeuronSource",
+    "Predictor",
+    "PredictorLayer",
+    "SignLayer",
+    "WindowLayer",
+    "choose_predictor",
+    "expected_density_L",
+    "native_layers",
+    "predictor_bytes_L",
+    "predictor_parameters",
+    "predicts",
+]
 
 # A score of at least this is a score above 0: the exact predictor's threshold.
 ABOVE_ZERO = float(np.nextafter(np.float32(0), np.float32(1)))
@@ -57,15 +85,24 @@ class PredictorLayer:
     input: InputKind = "normed"
 
     @property
+    def form(self) -> str:
+        """Which computation this is, by its name in the kernels."""
+        return "gate" if self.fc1 is None else "matrices"
+
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any] | None]:
+        """What the kernels read, by their names for it."""
+        return {"fc1": self.fc1, "fc2": self.fc2, "bias": self.bias_N}
+
+    @property
     def parameters(self) -> int:
         """Weights this layer adds to the model; 0 for gate rows, which are the model's."""
-        return sum(int(part.size) for part in (self.fc1, self.fc2, self.bias_N) if part is not None)
+        return sum(int(part.size) for part in self.arrays.values() if part is not None)
 
     @property
     def bytes(self) -> int:
         """Bytes of those weights."""
-        parts = (self.fc1, self.fc2, self.bias_N)
-        return sum(int(part.nbytes) for part in parts if part is not None)
+        return sum(int(part.nbytes) for part in self.arrays.values() if part is not None)
 
     def scores(self, x_BD: F32) -> F32:
         """The readable reference of the native form, [B, N] in float32; not for gate rows."""
@@ -78,6 +115,30 @@ class PredictorLayer:
         if self.bias_N is not None:
             scores_BN += self.bias_N
         return scores_BN
+
+    def complaint(self, spec: ModelSpec) -> str:
+        """What does not fit a model; empty when everything does."""
+        checks = {
+            "fc1 and fc2 must both be arrays, or both None (gate rows)": (
+                (self.fc1 is None) == (self.fc2 is None)
+            ),
+            "gate rows need input 'normed' and no bias": (
+                self.fc1 is not None or (self.input == "normed" and self.bias_N is None)
+            ),
+        }
+        wrong = next((text for text, fine in checks.items() if not fine), "")
+        if wrong or self.fc1 is None:
+            return wrong
+        width = self.fc1.shape[0] if isinstance(self.fc1, np.ndarray) and self.fc1.ndim else 0
+        dtype = str(getattr(self.fc1, "dtype", None))
+        return wrong_array(
+            ("fc1", self.fc1, (max(1, width), spec.d_model), ("float32", "float16")),
+            ("fc2", self.fc2, (spec.n_neurons, width), (dtype,)),
+            ("bias_N", self.bias_N, (spec.n_neurons,), ("float32",)),
+        )
+
+
+NativeLayer = PredictorLayer | SignLayer | WindowLayer
 
 
 class NeuronSource(Protocol):
@@ -148,7 +209,7 @@ class Predictor(Protocol):
         """Scores [B, N] of a layer, float32; x is what native(layer).input names."""
         ...
 
-    def native(self, layer: int) -> PredictorLayer:
+    def native(self, layer: int) -> "NativeLayer":
         """The same computation as arrays for the native loop."""
         ...
 
@@ -232,7 +293,7 @@ def check_lookahead(trained: int, lookahead_L: Sequence[int], schedule: str) -> 
 
 def native_layers(
     predictor: Predictor, spec: ModelSpec, blame: str = ""
-) -> tuple[PredictorLayer, ...]:
+) -> tuple[NativeLayer, ...]:
     """The native form of every layer of a prepared predictor, checked.
 
     Raises:
@@ -251,48 +312,21 @@ def native_layers(
 
 def _complaint(layer: object, spec: ModelSpec) -> str:
     """What is wrong with a layer a plug-in returned; empty when nothing is."""
-    if not isinstance(layer, PredictorLayer):
-        return f"returned {type(layer).__name__}, not a PredictorLayer"
-    checks = {
-        f"threshold is {layer.threshold}, must be finite": np.isfinite(layer.threshold),
-        f"input is {layer.input!r}, must be 'normed' or 'residual'": layer.input in INPUTS,
-        "fc1 and fc2 must both be arrays, or both None (gate rows)": (
-            (layer.fc1 is None) == (layer.fc2 is None)
-        ),
-        "gate rows need input 'normed' and no bias": (
-            layer.fc1 is not None or (layer.input == "normed" and layer.bias_N is None)
-        ),
-    }
-    wrong = next((text for text, fine in checks.items() if not fine), "")
-    return wrong or ("" if layer.fc1 is None else _wrong_array(layer, spec))
+    if not isinstance(layer, PredictorLayer | SignLayer | WindowLayer):
+        return f"returned {type(layer).__name__}, not a PredictorLayer, SignLayer or WindowLayer"
+    if not np.isfinite(layer.threshold):
+        return f"threshold is {layer.threshold}, must be finite"
+    if layer.input not in INPUTS:
+        return f"input is {layer.input!r}, must be 'normed' or 'residual'"
+    return layer.complaint(spec)
 
 
-def _wrong_array(layer: PredictorLayer, spec: ModelSpec) -> str:
-    """Which of a layer's arrays does not fit the model; empty when all do."""
-    width = layer.fc1.shape[0] if isinstance(layer.fc1, np.ndarray) and layer.fc1.ndim else 0
-    dtype = str(getattr(layer.fc1, "dtype", None))
-    for name, array, shape, dtypes in (
-        ("fc1", layer.fc1, (max(1, width), spec.d_model), ("float32", "float16")),
-        ("fc2", layer.fc2, (spec.n_neurons, width), (dtype,)),
-        ("bias_N", layer.bias_N, (spec.n_neurons,), ("float32",)),
-    ):
-        if array is None:
-            continue
-        found = f"a {type(array).__name__}"
-        if isinstance(array, np.ndarray):
-            found = f"{array.dtype}{list(array.shape)}"
-            if array.shape == shape and str(array.dtype) in dtypes and array.flags.c_contiguous:
-                continue
-        return f"{name} is {found}, must be C-contiguous {' or '.join(dtypes)}{list(shape)}"
-    return ""
-
-
-def predictor_bytes_L(layers: Sequence[PredictorLayer]) -> tuple[int, ...]:
+def predictor_bytes_L(layers: Sequence[NativeLayer]) -> tuple[int, ...]:
     """Bytes each layer's predictor needs on its device, for the placement problem."""
     return tuple(layer.bytes for layer in layers)
 
 
-def predictor_parameters(layers: Sequence[PredictorLayer]) -> int:
+def predictor_parameters(layers: Sequence[NativeLayer]) -> int:
     """Weights the predictor adds to the model."""
     return sum(layer.parameters for layer in layers)
 

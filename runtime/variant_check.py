@@ -159,6 +159,28 @@ def check_sampling() -> None:
         raise Wrong(f"max chooses logit {best}, the highest is {int(np.argmax(logits))}")
 
 
+def check_signs() -> None:
+    """sign_count: whole numbers, so nothing but equality will do."""
+    rng = np.random.default_rng(7)
+    for d, bits in itertools.product((1, 63, 64, 320, 1040), (1, 6, 8)):
+        case = f"sign_count, d {d}, {bits} planes"
+        print(case, flush=True)
+        signs = rng.integers(0, 2, (13, d))
+        padded = np.zeros((13, -(-d // 64) * 64), np.uint8)
+        padded[:, :d] = signs
+        words = guarded(np.packbits(padded, axis=1, bitorder="little").view(np.uint64))
+        levels = rng.integers(0, 1 << bits, d)
+        levels[0] = (1 << bits) - 1  # the largest magnitude, which sets the step
+        odd = 2 * levels - ((1 << bits) - 1)
+        x = (odd / odd[0]).astype(np.float32)[None] * (1 - 2.0**-bits)
+        # The largest is half a step inside its level's end; steps are then exactly those of odd.
+        x[0, 0] = 1
+        got = kernels.sign(
+            words, np.ones(13, np.float32), guarded(x.astype(np.float32)), input_bits=bits
+        )[0]
+        compare(case, got * (1 << bits), (2.0 * signs - 1) @ odd, 0.0)
+
+
 def check_all() -> None:
     """Every case.
 
@@ -173,6 +195,7 @@ def check_all() -> None:
     for head_dim in (1, 24, 64):
         check_attention(head_dim)
     check_sampling()
+    check_signs()
 
 
 def main(library: str, name: str, check: Callable[[], None] = check_all) -> None:

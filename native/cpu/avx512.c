@@ -35,6 +35,8 @@
 
 float hc_max_avx2(const float *x, int64_t n); /* avx2_softmax.c */
 float hc_exp_sum_avx2(const float *x, int64_t n, float max, float scale, float *out);
+void hc_sign_count_avx2(const uint64_t *rows, int64_t n, const uint64_t *planes, int32_t n_planes,
+                        int64_t words, int64_t *out); /* avx2.c */
 
 #define ROWS   4   /* rows a dot reads at once */
 #define TOKENS 3   /* tokens a tile multiplies at once */
@@ -265,6 +267,36 @@ INSTANCE(f32, HC_F32)
 INSTANCE(f16, HC_F16)
 INSTANCE(bf16, HC_BF16)
 
+#define POPCOUNT __attribute__((target("avx512f,avx512vpopcntdq")))
+
+/* Eight words a register; the rows of a short matrix share one register's worth of planes. */
+static POPCOUNT void sign_count_wide(const uint64_t *rows, int64_t n, const uint64_t *planes,
+                                     int32_t n_planes, int64_t words, int64_t *out) {
+    const int64_t whole = words / 8 * 8;
+    const __mmask8 rest = (__mmask8)((1u << (words - whole)) - 1);
+    for (int64_t i = 0; i < n; i++, rows += words) {
+        __m512i sum = _mm512_setzero_si512();
+        for (int64_t w = 0; w < words; w += 8) {
+            const __mmask8 mask = w < whole ? 0xff : rest;
+            const __m512i row = _mm512_maskz_loadu_epi64(mask, rows + w);
+            for (int32_t p = 0; p < n_planes; p++) {
+                const __m512i plane = _mm512_maskz_loadu_epi64(mask, planes + p * words + w);
+                const __m512i count = _mm512_popcnt_epi64(_mm512_xor_si512(row, plane));
+                sum = _mm512_add_epi64(sum, _mm512_sll_epi64(count, _mm_cvtsi32_si128(p)));
+            }
+        }
+        out[i] = _mm512_reduce_add_epi64(sum);
+    }
+}
+
+static void sign_count(const uint64_t *rows, int64_t n, const uint64_t *planes, int32_t n_planes,
+                       int64_t words, int64_t *out) {
+    if (__builtin_cpu_supports("avx512vpopcntdq"))
+        sign_count_wide(rows, n, planes, n_planes, words, out);
+    else
+        hc_sign_count_avx2(rows, n, planes, n_planes, words, out);
+}
+
 static int supported(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && hc_primitives_avx2.supported();
@@ -278,5 +310,6 @@ const hc_primitives hc_primitives_avx512 = {
     .axpy = {axpy_f32, axpy_f16, axpy_bf16},
     .max = hc_max_avx2,
     .exp_sum = hc_exp_sum_avx2,
+    .sign_count = sign_count,
 };
 #endif

@@ -98,6 +98,20 @@ static float exp_sum_ref(const float *x, int64_t n, float max, float scale, floa
     return sum;
 }
 
+static void sign_count_ref(const uint64_t *rows, int64_t n, const uint64_t *planes,
+                           int32_t n_planes, int64_t words, int64_t *out) {
+    for (int64_t i = 0; i < n; i++, rows += words) {
+        int64_t sum = 0;
+        for (int32_t p = 0; p < n_planes; p++) {
+            int64_t count = 0;
+            for (int64_t w = 0; w < words; w++)
+                count += __builtin_popcountll(rows[w] ^ planes[p * words + w]);
+            sum += count << p;
+        }
+        out[i] = sum;
+    }
+}
+
 static int supported(void) {
     return 1;
 }
@@ -110,4 +124,5 @@ const hc_primitives hc_primitives_ref = {
     .axpy = {axpy_f32, axpy_f16, axpy_bf16},
     .max = max_ref,
     .exp_sum = exp_sum_ref,
+    .sign_count = sign_count_ref,
 };

@@ -98,7 +98,7 @@ hc_status hc_split(const hc_split_args *a) {
         if (a->out[d]) {
             a->out[d]->count = count[d];
             a->out[d]->batch = a->batch;
-            a->out[d]->has_gate = a->with_gate != 0;
+            a->out[d]->has_gate = a->with_gate;
         }
     return HC_OK;
 }

@@ -1,1 +1,1 @@
-"""Predictor kinds, one a file: exact, learned, low-rank."""
+"""Predictor kinds, one a file: exact, learned, and four that need no training."""

@@ -18,7 +18,8 @@ class Learned:
     """fc2 . relu(fc1 . x) + bias, by layer.
 
     Args:
-        path: a predictors file or its folder; empty: the one in the model's bundle.
+        path: a predictors file or its folder, or a folder of PowerInfer's model_{i}.pt; empty: the
+            file in the model's bundle.
         threshold: replaces the file's thresholds in every layer.
         recall: share of fired neurons to propose, by the file's calibration; 0: its own thresholds.
         input: "normed" or "residual", replaces what the file says; empty: as the file says.

@@ -26,8 +26,10 @@ over the dense model's; read: feed-forward weights read a layer, gate-first; exa
 
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +43,7 @@ from hotcold.runtime.profile import ActivationProfile
 # iteration, which costs a few products of [D, D] with [D, rank].
 EXACT_WIDTH = 1024
 _OVERSAMPLE, _ITERATIONS = 16, 3
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -82,15 +85,7 @@ class LowRank:
             )
         if profile is not None:
             profile.check_fits(spec)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(min(spec.n_layers, os.cpu_count() or 1, 8)) as pool:
-                parts = list(
-                    pool.map(lambda i: self._factor(model, profile, i, rank), range(spec.n_layers))
-                )
-        finally:
-            torch.set_num_threads(threads)
+        parts = each_layer(spec.n_layers, lambda i: self._factor(model, profile, i, rank))
         self._layers[:] = [layer for layer, _ in parts]
         self._density_L[:] = [density for _, density in parts]
 
@@ -133,7 +128,7 @@ class LowRank:
         density = None
         if profile is not None:
             mean_N = torch.from_numpy(probit(profile.probabilities_LN[index])).to(dtype) * spread_N
-            mean_D = _mean_input(gram_DD, rows_ND.T @ (mean_N - constant_N))
+            mean_D = mean_input(gram_DD, rows_ND.T @ (mean_N - constant_N))
             bias_N += rows_ND @ mean_D - fc2_NR @ (basis_DR.T @ mean_D)
             reach_N = (mean_N + self.margin * left_N) / known_N.clamp_min(1e-30)
             density = float(torch.special.ndtr(reach_N).mean())
@@ -148,6 +143,17 @@ class LowRank:
             threshold=0.0,
         )
         return layer, density
+
+
+def each_layer(n_layers: int, work: Callable[[int], Made]) -> list[Made]:
+    """What work makes of every layer: side by side, each layer's sums on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(n_layers, os.cpu_count() or 1, 8)) as pool:
+            return list(pool.map(work, range(n_layers)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def components(gram_DD: torch.Tensor, rank: int, exact: bool = True) -> torch.Tensor:
@@ -167,7 +173,7 @@ def components(gram_DD: torch.Tensor, rank: int, exact: bool = True) -> torch.Te
     return leading_DR
 
 
-def _mean_input(gram_DD: torch.Tensor, target_D: torch.Tensor) -> torch.Tensor:
+def mean_input(gram_DD: torch.Tensor, target_D: torch.Tensor) -> torch.Tensor:
     """Least-squares mean of n, a little regularised: rare neurons must not blow it up."""
     ridge = 1e-6 * gram_DD.diagonal().mean().clamp_min(1e-30)
     eye = torch.eye(len(gram_DD), dtype=gram_DD.dtype)

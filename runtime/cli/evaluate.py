@@ -5,6 +5,7 @@ With --sweep the curve of a model's predictors beside an untrained one of the sa
 """
 
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.runtime.cli import evaluation, output
-from hotcold.runtime.cli.options import EngineOptions, choose_model, engine_options, json_option
+from hotcold.runtime.cli.options import (
+    PREDICTOR_HELP,
+    EngineOptions,
+    choose_model,
+    engine_options,
+    json_option,
+)
 
 if TYPE_CHECKING:
     from hotcold.runtime.audit_trials import AuditTrials
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from hotcold.runtime.sweep import Curves
 
 CONTEXT = 512
+SORTS = ("speed", "bytes", "recall", "density", "perplexity")
 
 
 @click.command("evaluate")
@@ -78,8 +86,22 @@ CONTEXT = 512
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Documents of each task at most.")
 @click.option("--few-shot", type=click.IntRange(min=0), help="Examples before each document.")
+@click.option(
+    "--predictor",
+    "predictors",
+    multiple=True,
+    metavar="KIND",
+    help=f"{PREDICTOR_HELP} Given more than once, or as `all`: a table of them.  [default: auto]",
+)
+@click.option(
+    "--sort",
+    type=click.Choice(SORTS),
+    default="speed",
+    show_default=True,
+    help="Column the table is sorted by, the best first.",
+)
 @json_option
-@engine_options()
+@engine_options(predictor=False)
 def command(
     folder: str | None,
     texts: tuple[Path, ...],
@@ -92,23 +114,33 @@ def command(
     task_folder: Path | None,
     limit: int | None,
     few_shot: int | None,
+    predictors: tuple[str, ...],
+    sort: str,
     options: EngineOptions,
     as_json: bool,
 ) -> None:
     """Compare MODEL under the given predictor, plan and dtype with the dense checkpoint.
 
     Runs in this process, without Ray. The windows are the same for every setting, so results of
-    two calls on the same texts can be compared.
+    two calls on the same texts can be compared. With `--predictor all`, every installed predictor
+    that the model has the data for; a `--set predictor.NAME=VALUE` goes to those that know it.
     """
     if sum(map(bool, (sweep, audit_runs, tasks))) > 1:
         raise click.UsageError("--sweep, --audit-runs and --tasks exclude each other")
     if not texts and not tasks:
         raise click.UsageError("no text to measure on; give --text FILE")
+    several = len(predictors) > 1 or predictors == ("all",)
+    if several and (sweep or audit_runs or tasks):
+        raise click.UsageError("--sweep, --audit-runs and --tasks take one --predictor")
+    if not several:
+        options = replace(options, predictor=predictors[0] if predictors else "auto")
     config = engine_config(options, choose_model(folder, options.model))
     if audit_every is not None:
         config = replace(config, audit=audit_every)
     result: dict[str, Any]
-    if tasks:
+    if several:
+        text, result = measure_ranking(config, predictors, (texts, max_tokens, decode), sort)
+    elif tasks:
         result = measure_tasks(config, tasks, task_folder, limit, few_shot)
         text = evaluation.tasks_summary(result)
     elif sweep:
@@ -119,7 +151,7 @@ def command(
         trials = measure_trials(config, texts, audit_runs)
         text, result = evaluation.trials_summary(trials), asdict(trials)
     else:
-        single = measure(config, texts, max_tokens, decode)
+        single = measure_all([config], texts, max_tokens, decode)[0]
         text, result = evaluation.summary(single), evaluation.as_json_keys(single)
     click.echo(text)
     if as_json:
@@ -150,18 +182,37 @@ def _windows(
     return replace(config, context=context), windows, bundle
 
 
-def measure(
-    config: "EngineConfig", texts: tuple[Path, ...], max_tokens: int, decode: int
-) -> "Evaluation":
-    """Run the evaluation with a progress line."""
-    from hotcold.runtime.evaluate import evaluate
+def measure_all(
+    configs: Sequence["EngineConfig"], texts: tuple[Path, ...], max_tokens: int, decode: int
+) -> list["Evaluation"]:
+    """Run the evaluation of several configurations of one model with a progress line."""
+    from hotcold.runtime.evaluate import evaluate_all
 
-    config, windows, _ = _windows(config, texts, max_tokens)
+    first, windows, _ = _windows(configs[0], texts, max_tokens)
+    held = [replace(one, context=first.context) for one in configs]
     progress = output.Progress("evaluating", "tokens")
     try:
-        return evaluate(config, windows, decode, progress)
+        return evaluate_all(held, windows, decode, progress)
     finally:
         progress.close()
+
+
+def measure_ranking(
+    config: "EngineConfig",
+    predictors: tuple[str, ...],
+    how: tuple[tuple[Path, ...], int, int],
+    sort: str,
+) -> tuple[str, dict[str, Any]]:
+    """Evaluate predictors one after the other; the table that ranks them, and its JSON."""
+    from hotcold.runtime.ranking import candidates
+
+    chosen, left_out = candidates(config, predictors)
+    for name, why in left_out.items():
+        output.note(f"hotcold: predictor '{name}' left out: {why}")
+    results = measure_all(list(chosen.values()), *how)
+    runs = sorted(zip(chosen, results, strict=True), key=lambda run: evaluation.rank(run[1], sort))
+    rows = [{**evaluation.as_json_keys(result), "predictor": name} for name, result in runs]
+    return evaluation.ranking_summary(runs), {"runs": rows, "left_out": left_out}
 
 
 def measure_curves(

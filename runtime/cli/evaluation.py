@@ -1,6 +1,7 @@
 """What `hotcold evaluate` prints: every kind of result, for people and under its JSON keys."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hotcold.runtime.cli import output
@@ -54,6 +55,43 @@ def summary(result: "Evaluation") -> str:
             f"feed-forward weights a token  {result.ffn_bytes}",
         ]
     )
+
+
+def ranking_summary(runs: Sequence[tuple[str, "Evaluation"]]) -> str:
+    """Named evaluations of one model as a table."""
+    columns = ("predictor", "recall", "precision", "density", "MB/token", "tokens/s", "perplexity")
+    some = runs[0][1]
+    fired = output.percent(some.audit.fired / max(1, some.audit.total))
+    return "\n".join(
+        [
+            output.table(columns, [(name, *_row(result)) for name, result in runs]),
+            f"over {output.count(some.tokens)} tokens; {fired} of neurons fire;"
+            f" perplexity as a multiple of the dense model's {some.perplexity_dense:.3f}",
+        ]
+    )
+
+
+def _row(result: "Evaluation") -> tuple[str, ...]:
+    shares = (result.audit.recall, result.audit.precision, result.audit.density)
+    measured = math.isfinite(result.decode_tokens_per_s)
+    return (
+        *(output.percent(share) for share in shares),
+        f"{result.bytes_per_token / 1e6:.2f}" if measured else "-",
+        f"{result.decode_tokens_per_s:.0f}" if measured else "-",
+        f"{result.ratio:.4f}",
+    )
+
+
+def rank(result: "Evaluation", sort: str) -> float:
+    """Ascending, the best first; what was not measured comes after what was."""
+    value = {
+        "speed": -result.decode_tokens_per_s,
+        "bytes": result.bytes_per_token,
+        "recall": -result.audit.recall,
+        "density": result.audit.density,
+        "perplexity": result.ratio,
+    }[sort]
+    return value if math.isfinite(value) else math.inf
 
 
 def curves_json(curves: "Curves", share: float) -> dict[str, Any]:

@@ -20,6 +20,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 DTYPES = ("float32", "float16", "bfloat16")
 TRANSPORTS = ("native", "ray")
 STORES = ("file", "memfd", "private")
+PREDICTOR_HELP = (
+    "auto, exact, learned, low-rank, sign, ... (hotcold policies), a folder, or file.py:Class."
+)
 
 
 @dataclass
@@ -166,7 +169,7 @@ def seed_option(command: Command) -> Command:
     return option(command)
 
 
-def _group(policy: bool) -> list[Callable[[Any], Any]]:
+def _group(policy: bool, predictor: bool) -> list[Callable[[Any], Any]]:
     """The options in the order --help shows them."""
     placement = [
         click.option(
@@ -181,6 +184,15 @@ def _group(policy: bool) -> list[Callable[[Any], Any]]:
             type=click.Path(exists=True, file_okay=False, path_type=Path),
             help="A saved plan, instead of --policy.",
         ),
+    ]
+    prediction = [
+        click.option(
+            "--predictor",
+            metavar="KIND",
+            default="auto",
+            show_default=True,
+            help=PREDICTOR_HELP,
+        )
     ]
     return [
         model_option,
@@ -198,13 +210,7 @@ def _group(policy: bool) -> list[Callable[[Any], Any]]:
             multiple=True,
             help="A parameter of a plug-in (share=0.8, schedule.depth=1); may be repeated.",
         ),
-        click.option(
-            "--predictor",
-            metavar="KIND",
-            default="auto",
-            show_default=True,
-            help="auto, exact, learned, low-rank, a folder, or file.py:Class.",
-        ),
+        *(prediction if predictor else []),
         dtype_option,
         click.option("--threads", type=click.IntRange(min=1), help="Worker threads an executor."),
         click.option(
@@ -263,25 +269,29 @@ FIELDS = (
 )
 
 
-def engine_options(*, policy: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def engine_options(
+    *, policy: bool = True, predictor: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the engine's option group; it receives `options: EngineOptions`.
 
     Args:
         policy: with --plan and --policy; False where the command defines --policy itself.
+        predictor: with --predictor; False where the command defines it itself.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def call(**values: Any) -> Any:  # noqa: ANN401 - whatever click parsed
-            names = FIELDS if policy else tuple(n for n in FIELDS if n not in {"plan", "policy"})
-            taken = {name: values.pop(name) for name in names}
+            own = set() if policy else {"plan", "policy"}
+            own |= set() if predictor else {"predictor"}
+            taken = {name: values.pop(name) for name in FIELDS if name not in own}
             settings = parse_settings(values.pop("settings"))
             if taken.get("plan") is not None and taken.get("policy") is not None:
                 raise click.UsageError("--plan and --policy exclude each other; give one of them")
             return function(options=EngineOptions(settings=settings, **taken), **values)
 
         command: Callable[..., Any] = call
-        for option in reversed(_group(policy)):
+        for option in reversed(_group(policy, predictor)):
             command = option(command)
         return command
 

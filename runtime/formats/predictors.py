@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from hotcold.runtime.errors import CheckpointError
+from hotcold.runtime.formats.powerinfer_predictors import is_powerinfer, load_powerinfer
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.predictor import INPUTS, Matrix, PredictorLayer
 
@@ -88,7 +89,8 @@ def load_predictors(path: str | Path, spec: ModelSpec) -> PredictorFile:
     """Read and check a predictors file for a model.
 
     Args:
-        path: the file, or a folder that holds it under the name predictors.safetensors.
+        path: the file, or a folder that holds it under the name predictors.safetensors, or a folder
+            of PowerInfer's model_{i}.pt.
         spec: the model it must fit.
 
     Raises:
@@ -97,9 +99,14 @@ def load_predictors(path: str | Path, spec: ModelSpec) -> PredictorFile:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / FILE_NAME
+        folder, path = path, path / FILE_NAME
+        if not path.exists() and is_powerinfer(folder):
+            return PredictorFile(load_powerinfer(folder, spec), (None,) * spec.n_layers)
     if not path.is_file():
-        raise CheckpointError(f"no predictors at {path}; expected a file {FILE_NAME}")
+        raise CheckpointError(
+            f"no predictors at {path}; expected a file {FILE_NAME}, or PowerInfer's model_0.pt "
+            "and so on in a folder"
+        )
     try:
         with safe_open(path, "pt") as file:
             return _read(file, path, spec)

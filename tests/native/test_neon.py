@@ -11,7 +11,17 @@ from hotcold.native import kernels
 
 CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"
 FLAGS = "-std=gnu11 -O2 -Wall -Wextra -Werror -pthread -fno-math-errno -ffp-contract=off".split()
-LEFT_OUT = {"device", "executor", "exchange", "hop", "loop", "request", "steps", "watcher"}
+LEFT_OUT = {
+    "device",
+    "executor",
+    "exchange",
+    "hop",
+    "loop",
+    "request",
+    "steps",
+    "watcher",
+    "window",
+}
 
 
 def build(compiler: str, folder: Path, *flags: str) -> Path:

@@ -210,6 +210,23 @@ static void sampling(void) {
     expect("a NaN is found", 0, 5003, hc_primitives_get()->max(logits, 5003) > 0, 0, 0);
 }
 
+static void signs(int64_t words, int32_t planes) {
+    static uint64_t rows[ROWS * 33], bits[8 * 33];
+    int64_t counts[ROWS];
+    for (int64_t i = 0; i < ROWS * words; i++)
+        rows[i] = (uint64_t)(int64_t)(uniform() * 9e18);
+    for (int64_t i = 0; i < planes * words; i++)
+        bits[i] = (uint64_t)(int64_t)(uniform() * 9e18) << 1;
+    hc_primitives_get()->sign_count(rows, ROWS, bits, planes, words, counts);
+    for (int64_t r = 0; r < ROWS; r++) {
+        int64_t sum = 0;
+        for (int64_t k = 0; k < planes * words; k++)
+            for (int b = 0; b < 64; b++)
+                sum += (int64_t)((rows[r * words + k % words] ^ bits[k]) >> b & 1) << k / words;
+        expect("sign_count", planes, words, (double)counts[r], (double)sum, 0);
+    }
+}
+
 static void halves(void) {
     for (uint32_t bits = 0; bits < 1 << 16; bits++)
         for (int dtype = HC_F16; dtype <= HC_BF16; dtype++) {
@@ -238,6 +255,9 @@ int main(void) {
                 }
         for (int32_t context = 1; context <= 200; context += 61)
             attention(1, context), attention(24, context), attention(64, context);
+        for (int64_t words = 1; words <= 33; words += 4)
+            for (int32_t planes = 1; planes <= 8; planes++)
+                signs(words, planes);
         sampling();
         halves();
         printf("%s: %lld results are right\n", hc_cpu_active(), (long long)cases);

@@ -136,7 +136,7 @@ def test_attach_sees_payload_counters_and_pass(segment: Segment) -> None:
 
 
 def test_attach_refuses_the_wrong_epoch_and_size(segment: Segment) -> None:
-    with pytest.raises(LaunchError, match="epoch 7, expected ABI 1, epoch 8"):
+    with pytest.raises(LaunchError, match=f"epoch 7, expected ABI {native.ABI_VERSION}, epoch 8"):
         Segment.attach(replace(segment.handle, epoch=8))
     with pytest.raises(LaunchError, match="bytes, expected 4096"):
         Segment.attach(replace(segment.handle, bytes=4096))

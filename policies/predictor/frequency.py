@@ -1,0 +1,97 @@
+"""The frequency predictor: the neurons that the profile saw most often, for every token alike.
+
+A prior, not a prediction: a layer's neurons are taken hottest first until they hold the share of
+activations asked for (the paper's hot neurons, section 3.1, as the only ones that run), or until
+the share of neurons asked for is reached. What it leaves out never runs. Its use is as the mark
+that a predictor has to beat: the same recall at a lower density.
+
+Native form: matrices of width 1 that hold zeros, and the probabilities as the bias; so it runs
+wherever matrices do, and reads 6 bytes a neuron and token in fp16.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.predictor import F32, ModelView, PredictorLayer
+from hotcold.runtime.profile import ActivationProfile
+
+
+@dataclass(frozen=True)
+class Frequency:
+    """Propose the hottest neurons of each layer.
+
+    Args:
+        recall: share of a layer's activations, in the profile, that they must hold.
+        share: share of a layer's neurons to take instead; 0: by recall.
+    """
+
+    recall: float = 0.95
+    share: float = 0.0
+    _layers: list[PredictorLayer] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        for name, value, low in (("recall", self.recall, 1e-9), ("share", self.share, 0.0)):
+            if not low <= value <= 1:
+                raise ConfigError(
+                    f"predictor 'frequency': {name} is {value}, must be at most 1 and not negative"
+                )
+
+    def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:
+        """Set each layer's threshold from the profile."""
+        if profile is None:
+            raise ConfigError(
+                "predictor 'frequency' needs the model's activation profile and there is none; "
+                "make one with `hotcold profile` or choose another predictor"
+            )
+        spec = model.spec
+        profile.check_fits(spec)
+        dtype = np.float32 if spec.dtype == "float32" else np.float16
+        fc1_HD, fc2_NH = np.zeros((1, spec.d_model), dtype), np.zeros((spec.n_neurons, 1), dtype)
+        self._layers[:] = [
+            PredictorLayer(fc1_HD, fc2_NH, prior_N, relu=False, threshold=self._threshold(prior_N))
+            for prior_N in profile.probabilities_LN.astype(np.float32)
+        ]
+
+    def scores(self, x_BD: F32, layer: int) -> F32:
+        """The neurons' probabilities, [B, N], whatever x is."""
+        return self.native(layer).scores(x_BD)
+
+    def native(self, layer: int) -> PredictorLayer:
+        """Zeros and a bias."""
+        if not self._layers:
+            raise ConfigError("predictor 'frequency' is not prepared; call prepare(model, profile)")
+        return self._layers[layer]
+
+    def density(self, layer: int) -> float | None:
+        """Share of neurons it proposes, for any token."""
+        if not self._layers:
+            return None
+        found = self._layers[layer]
+        assert found.bias_N is not None  # noqa: S101 - prepare made it
+        return float((found.bias_N >= np.float32(found.threshold)).mean())
+
+    def _threshold(self, prior_N: F32) -> float:
+        """Probability of the coldest neuron that is still taken; equals are taken together."""
+        return coldest(prior_N, self.recall, self.share)
+
+
+def coldest(prior_N: F32, recall: float, share: float) -> float:
+    """The probability at which, hottest first, recall (or a share of neurons, unless 0) is reached.
+
+    Args:
+        prior_N: firing probabilities.
+        recall: share of their sum.
+        share: share of the neurons; 0: by recall.
+    """
+    hottest_N = np.sort(prior_N)[::-1]
+    if share:
+        return float(hottest_N[max(1, round(share * prior_N.size)) - 1])
+    running_N = np.cumsum(hottest_N, dtype=np.float64)
+    if not running_N[-1]:
+        return 1.0  # nothing ever fired: nothing is taken
+    taken = int(np.searchsorted(running_N, recall * running_N[-1]))
+    return float(hottest_N[min(taken, prior_N.size - 1)])
