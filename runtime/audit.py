@@ -77,7 +77,8 @@ class RecallEstimate:
     def standard_error(self) -> float:
         """Of the recall of this very run, by the delta method; 0 where nothing was left to chance.
 
-        The number missed has the variance every * (every - 1) * missed, draws being independent.
+        The number missed has the variance every * (every - 1) * missed, draws being independent
+        (nearly: native/audit.c says what is left out).
         Without a single miss in the sample, that of one miss is taken.
         """
         total = self.fired + self.every * self.missed
