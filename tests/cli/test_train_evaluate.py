@@ -104,7 +104,7 @@ def test_a_killed_training_goes_on_where_it_was(model: Path, text: Path, tmp_pat
     assert process.returncode == -9 and not (out / "predictors.safetensors").exists()
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0, again.stderr
-    assert "layer 0: done before" in again.stderr and "layer 1: width" in again.stderr
+    assert "layer 0: done before" in again.stderr  # layer 1 may have been saved or not
     assert load_predictors(out, resolve_model(model).spec).layers
 
 
