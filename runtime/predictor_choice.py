@@ -3,7 +3,8 @@
 Decode is bound by the bytes it reads, so kinds are compared by those: `exact` reads every gate row
 and the up row and down column of what fires; `learned` reads its own matrices and then whole
 records of what it proposes; learned and then gate-first, which is what the executors do, reads the
-gate row of what is proposed and the rest only where it fires. Called once a deployment.
+gate row of what is proposed and the rest only where it fires. Without gating there is no up row.
+Called once a deployment.
 
 Why bytes and not tokens/s: the choice must be the same on every machine and every run, or tokens
 would differ from one launch to the next. Measured beside it on the embedded model (two cores,
@@ -49,15 +50,15 @@ class FeedForwardBytes:
     ) -> "FeedForwardBytes":
         """From shares of neurons: those that fire and those that are proposed, by layer."""
         row = spec.n_neurons * spec.d_model * spec.element_bytes  # of all neurons of a layer
-        fired = sum(fired_L)
-        exact = row * (spec.n_layers + 2 * fired)
+        fired, rest = sum(fired_L), spec.neuron_rows - 1  # rows that only a neuron that fires needs
+        exact = row * (spec.n_layers + rest * fired)
         if predictor_bytes is None or density_L is None:
             return cls(exact)
         proposed = sum(density_L)
         return cls(
             exact,
-            predictor_bytes + 3 * row * proposed,
-            predictor_bytes + row * (proposed + 2 * min(fired, proposed)),
+            predictor_bytes + (1 + rest) * row * proposed,
+            predictor_bytes + row * (proposed + rest * min(fired, proposed)),
         )
 
     def to_json(self) -> dict[str, float | None]:

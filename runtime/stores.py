@@ -12,6 +12,7 @@ Knows files, offsets and bytes, nothing of models. Filling is refused before it 
 does not suffice.
 """
 
+import errno
 import fcntl
 import logging
 import mmap
@@ -49,11 +50,19 @@ def map_file(path: Path, nbytes: int) -> mmap.mmap:
 
     Raises:
         CheckpointError: it is gone or has another size.
+        BudgetError: the process may not map so much.
     """
     try:
         with path.open("rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            room = memory.available()
+            raise BudgetError(
+                f"cannot map the {format_bytes(nbytes)} of {path} ({error.strerror}): {room.bound} "
+                f"has {format_bytes(room.nbytes)} available; raise the limit on the address space "
+                "(ulimit -v) or choose a smaller model"
+            ) from error
         raise CheckpointError(f"cannot map {path}: {error}; open the model again") from error
     if len(mapping) != nbytes:
         size = len(mapping)

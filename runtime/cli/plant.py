@@ -6,12 +6,30 @@ import click
 
 from hotcold.runtime.cli import output
 from hotcold.runtime.cli.options import DTYPES, debug_option, json_option
-from hotcold.runtime.plant.shapes import SHAPES
+from hotcold.runtime.plant.shapes import NOTES, SHAPES
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
-@click.command("plant")
+def _shapes() -> str:
+    """The table of shapes for --help."""
+    rows = [
+        (
+            name,
+            str(shape.layers),
+            str(shape.d_model),
+            str(shape.neurons),
+            f"{shape.density:.0%}",
+            f"{shape.share80:.0%}",
+            f"{shape.quiet:.0%}",
+        )
+        for name, shape in SHAPES.items()
+    ]
+    head = ("shape", "layers", "width", "neurons", "density", "share80", "quiet")
+    return "\b\nShapes, and what they have unless told otherwise:\n" + output.table(head, rows)
+
+
+@click.command("plant", epilog=f"{_shapes()}\n\n{NOTES}")
 @click.argument("shape", type=click.Choice(list(SHAPES)), metavar="SHAPE")
 @click.option(
     "--out",

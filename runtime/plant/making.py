@@ -125,13 +125,25 @@ def plant(
         raise BudgetError(
             f"writing {out} failed ({error.strerror}); make room or choose another disk"
         ) from error
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        way_out = (
+            "free memory or choose a smaller shape" if where.type == "cpu" else "use --device cpu"
+        )
         raise BudgetError(
-            f"a layer of {options.shape} does not fit the memory of {where}; use --device cpu"
+            f"a layer of {options.shape} does not fit the memory of {where}; {way_out}"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return PlantReport(out, drawing.spec, *report, time.monotonic() - begin)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed; torch has an error of its own for that on a GPU only."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        "can't allocate memory" in str(error)
+    )
 
 
 def _predictor_stream(drawing: Drawing, folder: Path) -> TensorStream:

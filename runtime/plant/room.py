@@ -14,6 +14,7 @@ from hotcold.runtime.formats.layout import layout
 from hotcold.runtime.plant.drawing import Drawing
 from hotcold.runtime.plant.planting import CHUNK_BYTES
 from hotcold.runtime.plant.streams import IN_FLIGHT
+from hotcold.runtime.units import format_bytes
 
 FLOAT = 4  # bytes of the numbers that are calculated with
 
@@ -45,8 +46,8 @@ def check_disk(drawing: Drawing, out: Path) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise BudgetError(
-            f"the model takes {needed / 1e9:.2f} GB, the disk of {out.parent} has "
-            f"{free / 1e9:.2f} GB free; make room, plant fewer layers or choose another disk"
+            f"the model takes {format_bytes(needed)}, the disk of {out.parent} has "
+            f"{format_bytes(free)} free; make room, plant fewer layers or choose another disk"
         )
 
 

@@ -34,6 +34,24 @@ def test_plants_a_hugging_face_folder(run: Run, tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 1
 
 
+@pytest.mark.parametrize("shape", ["tiny-opt", "small-falcon"])
+def test_plants_other_kinds(run: Run, tmp_path: Path, shape: str) -> None:
+    out = tmp_path / "model"
+    asked = ("--layers", "1", "--recall", "0.9", "--precision", "0.8", "--tokens", "512")
+    ended = run("plant", shape, "--out", str(out), *asked, "--json")
+    assert ended.code == 0, ended.err
+    said = json.loads(ended.out.splitlines()[-1])
+    assert said["checksum"] == open_bundle(out).checksum
+    assert (said["recall"], said["precision"]) == pytest.approx((0.9, 0.8), rel=0.05)
+    assert "predictor recall 9" in ended.out or "predictor recall 8" in ended.out
+
+
+def test_help_lists_the_shapes_and_says_what_differs(run: Run) -> None:
+    said = " ".join(run("plant", "--help").out.split())
+    for words in ("opt-175b 96 12288 49152 3% 26% 50%", "falcon-40b 60 8192", "--hf is refused"):
+        assert words in said
+
+
 @pytest.mark.parametrize(
     "more",
     [

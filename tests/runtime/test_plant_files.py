@@ -15,7 +15,7 @@ from hotcold.runtime.config import Sampling
 from hotcold.runtime.errors import BackendError, BudgetError, ConfigError
 from hotcold.runtime.formats.bundle import open_bundle, resolve_model
 from hotcold.runtime.formats.digest import file_digest
-from hotcold.runtime.plant import room, streams
+from hotcold.runtime.plant import planting, room, streams
 from hotcold.runtime.plant.making import PlantReport, plant
 from hotcold.runtime.plant.options import PlantOptions
 from hotcold.runtime.plant.streams import BlockWriter
@@ -102,7 +102,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         free = 1000
 
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: Full)
-    with pytest.raises(BudgetError, match="GB free"):
+    with pytest.raises(BudgetError, match=r"takes .* MiB, .* 1000 B free"):
         plant(options("tiny"), tmp_path / "deep" / "out", device="cpu")
     assert not list(tmp_path.iterdir())
 
@@ -128,6 +128,19 @@ def test_a_disk_that_fills_up_meanwhile_is_said(
 
     monkeypatch.setattr(streams.os, "pwrite", full)
     with pytest.raises(BudgetError, match="No space left"):
+        plant(options("tiny"), tmp_path / "out", device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError])
+def test_memory_that_runs_out_meanwhile_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def refuse(*arguments: Any) -> torch.Tensor:
+        raise error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(planting, "randn", refuse)
+    with pytest.raises(BudgetError, match="does not fit the memory of cpu; free memory"):
         plant(options("tiny"), tmp_path / "out", device="cpu")
     assert not list(tmp_path.iterdir())
 

@@ -252,6 +252,17 @@ def test_what_the_system_refuses_late_is_a_sentence_too(
             WeightStore.open(tiny, kind, own_half(tiny))
 
 
+def test_a_mapping_that_is_refused_is_a_sentence(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **more: object) -> object:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(stores.mmap, "mmap", refuse)
+    with pytest.raises(BudgetError, match=r"weights.bin \(Cannot allocate memory\).*ulimit -v"):
+        WeightStore.open(tiny, "file")
+
+
 @pytest.mark.parametrize("kind", STORE_KINDS)
 def test_a_file_of_another_size_is_refused(tmp_path: Path, kind: str) -> None:
     bundle = resolve_model(write_llama(tmp_path / "m", TINY), cache=tmp_path / "cache")
