@@ -8,5 +8,5 @@ from pathlib import Path
 
 
 def path() -> Path:
-    """The folder with config.json, weights, tokenizer, profile and trained predictors."""
+    """The folder: config.json, weights, tokenizer, activation profile and trained predictors."""
     return Path(__file__).absolute().parent
