@@ -66,7 +66,7 @@ class Pool:
     """Threads the operators share; a context manager.
 
     One operator at a time runs on a pool; a second one that comes meanwhile uses its caller's
-    thread alone. Idle threads sleep after 200 us.
+    thread alone. Idle threads sleep after 1 ms.
 
     Args:
         threads: how many, the caller's own included.
