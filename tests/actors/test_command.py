@@ -92,6 +92,7 @@ def test_a_killed_actor_ends_the_command_with_its_name(actor: str, name: str) ->
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_killed_actor_does_not_show_in_the_text() -> None:
     more = ["--context", "512", "--max-tokens", "300", "--restarts", "3"]
     undisturbed = start(*more)

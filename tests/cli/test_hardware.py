@@ -133,8 +133,9 @@ def test_roofline_of_a_shape(run: Run) -> None:
 
 def test_roofline_of_the_embedded_model_and_a_plan(run: Run, tmp_path: Path) -> None:
     plan = str(tmp_path / "plan")
-    assert run("solve", "--vram", "24MiB", "--policy", "random", "--out", plan).code == 0
-    of_plan = run("roofline", "--plan", plan, "--json")
+    exact = ("--vram", "24MiB", "--predictor", "exact")
+    assert run("solve", *exact, "--policy", "random", "--out", plan).code == 0
+    of_plan = run("roofline", "--plan", plan, "--predictor", "exact", "--json")
     assert of_plan.code == 0, of_plan.err
     result = json.loads(of_plan.out.splitlines()[-1])
     assert result["policy"] == "random" and "in turn, from one memory" in of_plan.out
@@ -144,7 +145,7 @@ def test_roofline_of_the_embedded_model_and_a_plan(run: Run, tmp_path: Path) -> 
     assert result["bytes"]["hot"] + result["bytes"]["cold"] == pytest.approx(
         neurons * record * (1 / 3 + 2 / 3 * 0.1), rel=0.03
     )
-    greedy = run("roofline", "--vram", "24MiB", "--json")
+    greedy = run("roofline", *exact, "--json")
     other = json.loads(greedy.out.splitlines()[-1])
     assert other["ffn_ms"] == pytest.approx(result["ffn_ms"])
     on_gpu = run("roofline", "--hardware", "pc-high", "--vram", "1GiB", "--json")
