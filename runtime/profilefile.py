@@ -92,6 +92,13 @@ def _of_counts(files: list[Path], folder: Path) -> ActivationProfile:
     return ActivationProfile(counts_LN, max(1, int(counts_LN.max())), "", source)
 
 
+# The last two: odd compression and encryption.
+_DAMAGE = (
+    *(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(NotImplementedError, RuntimeError),
+)
+
+
 def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
     """The members a profile has, those that must be there among them."""
     try:
@@ -100,11 +107,9 @@ def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
             names = ["counts", "tokens"]
             names += [name for name in ("notes", "sums", "fired") if f"{name}.npy" in there]
             return {name: _member(archive, name, path) for name in names}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} is not a readable profile ({error})") from error
-    except (NotImplementedError, RuntimeError) as error:  # odd compression, encryption
+    except CheckpointError:
+        raise
+    except _DAMAGE as error:
         raise CheckpointError(f"{path} is not a readable profile ({error})") from error
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.cli_inputs import profiled_llama, random_words
 from support.command import Run
-from support.models import TinyLlama, write_llama
 
 from hotcold.runtime.cli import train_predictors
 from hotcold.runtime.formats.bundle import resolve_model
@@ -19,20 +19,12 @@ from hotcold.runtime.profile import ActivationProfile
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    write_llama(folder, TinyLlama())
-    spec = resolve_model(folder).spec
-    counts = np.random.default_rng(0).integers(200, 800, (spec.n_layers, spec.n_neurons))
-    ActivationProfile(counts.astype(np.int64), 1000).save(folder / "activations.npz")
-    return folder
+    return profiled_llama(tmp_path / "model")
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    words = np.random.default_rng(1).choice(["sea", "old", "fish", "and", "the", "boat"], 6000)
-    path = tmp_path / "book.txt"
-    path.write_text(" ".join(words), encoding="utf-8")
-    return path
+    return random_words(tmp_path / "book.txt", 6000)
 
 
 def test_trained_predictors_are_used_and_judged(
