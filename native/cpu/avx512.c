@@ -23,6 +23,7 @@
  * x in three bfloat16 parts would keep the promise at three such instructions for two FMAs. AVX512-
  * FP16 sums in half precision.
  */
+#include "instances.h"
 #include "internal.h"
 
 #if defined(__x86_64__)
@@ -249,23 +250,7 @@ INLINE void axpy_any(const void *const *rows, const void *const *ahead, const fl
         axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 1, d, y, dtype);
 }
 
-#define INSTANCE(suffix, dtype)                                                                    \
-    static AVX512 void dot_##suffix(const void *const *rows, const void *const *ahead, int64_t n,  \
-                                    const float *x, int64_t d, float *out) {                       \
-        dot_any(rows, ahead, n, x, d, out, dtype);                                                 \
-    }                                                                                              \
-    static AVX512 void dot_batch_##suffix(const void *const *rows, int64_t n,                      \
-                                          const float *const *xs, int32_t n_x, int64_t d,          \
-                                          float *out) {                                            \
-        dot_batch_any(rows, n, xs, n_x, d, out, dtype);                                            \
-    }                                                                                              \
-    static AVX512 void axpy_##suffix(const void *const *rows, const void *const *ahead,            \
-                                     const float *c, int64_t n, int64_t d, float *y) {             \
-        axpy_any(rows, ahead, c, n, d, y, dtype);                                                  \
-    }
-INSTANCE(f32, HC_F32)
-INSTANCE(f16, HC_F16)
-INSTANCE(bf16, HC_BF16)
+HC_INSTANCES(AVX512)
 
 #define POPCOUNT __attribute__((target("avx512f,avx512vpopcntdq")))
 

@@ -8,6 +8,7 @@
  * Roofline, fp16: as avx2.c, 1 FLOP a byte for one token. Checked against the other variants under
  * qemu, whose speed says nothing; not yet timed on an ARM machine.
  */
+#include "instances.h"
 #include "internal.h"
 
 #if defined(__aarch64__)
@@ -132,22 +133,7 @@ INLINE void axpy_any(const void *const *rows, const void *const *ahead, const fl
         axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 1, d, y, dtype);
 }
 
-#define INSTANCE(suffix, dtype)                                                                    \
-    static void dot_##suffix(const void *const *rows, const void *const *ahead, int64_t n,         \
-                             const float *x, int64_t d, float *out) {                              \
-        dot_any(rows, ahead, n, x, d, out, dtype);                                                 \
-    }                                                                                              \
-    static void dot_batch_##suffix(const void *const *rows, int64_t n, const float *const *xs,     \
-                                   int32_t n_x, int64_t d, float *out) {                           \
-        dot_batch_any(rows, n, xs, n_x, d, out, dtype);                                            \
-    }                                                                                              \
-    static void axpy_##suffix(const void *const *rows, const void *const *ahead, const float *c,   \
-                              int64_t n, int64_t d, float *y) {                                    \
-        axpy_any(rows, ahead, c, n, d, y, dtype);                                                  \
-    }
-INSTANCE(f32, HC_F32)
-INSTANCE(f16, HC_F16)
-INSTANCE(bf16, HC_BF16)
+HC_INSTANCES()
 
 /* ---- softmax ---- */
 
@@ -195,16 +181,7 @@ static float exp_sum_neon(const float *x, int64_t n, float max, float scale, flo
 
 static void sign_count_neon(const uint64_t *rows, int64_t n, const uint64_t *planes,
                             int32_t n_planes, int64_t words, int64_t *out) {
-    for (int64_t i = 0; i < n; i++, rows += words) {
-        int64_t sum = 0;
-        for (int32_t p = 0; p < n_planes; p++) {
-            int64_t count = 0;
-            for (int64_t w = 0; w < words; w++)
-                count += __builtin_popcountll(rows[w] ^ planes[p * words + w]);
-            sum += count << p;
-        }
-        out[i] = sum;
-    }
+    count_signs(rows, n, planes, n_planes, words, out);
 }
 
 static int supported(void) {

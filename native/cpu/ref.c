@@ -5,6 +5,7 @@
  * the last d mod 16 elements follow one by one: the compiler may turn the sixteen into vectors, but
  * the order is written here. One product and one addition an element, each rounded.
  */
+#include "instances.h"
 #include "internal.h"
 
 #include <math.h>
@@ -100,16 +101,7 @@ static float exp_sum_ref(const float *x, int64_t n, float max, float scale, floa
 
 static void sign_count_ref(const uint64_t *rows, int64_t n, const uint64_t *planes,
                            int32_t n_planes, int64_t words, int64_t *out) {
-    for (int64_t i = 0; i < n; i++, rows += words) {
-        int64_t sum = 0;
-        for (int32_t p = 0; p < n_planes; p++) {
-            int64_t count = 0;
-            for (int64_t w = 0; w < words; w++)
-                count += __builtin_popcountll(rows[w] ^ planes[p * words + w]);
-            sum += count << p;
-        }
-        out[i] = sum;
-    }
+    count_signs(rows, n, planes, n_planes, words, out);
 }
 
 static int supported(void) {

@@ -1,0 +1,45 @@
+/* cpu/instances.h - what the instruction sets have alike: one function a dtype, and counted signs.
+ *
+ * An instruction set's file defines dot_any, dot_batch_any and axpy_any, inlined with a constant
+ * dtype; HC_INSTANCES makes the entries of its table out of them, compiled for TARGET.
+ */
+#ifndef HOTCOLD_CPU_INSTANCES_H
+#define HOTCOLD_CPU_INSTANCES_H
+#include "internal.h"
+
+#define HC_INSTANCE(TARGET, suffix, dtype)                                                         \
+    static TARGET void dot_##suffix(const void *const *rows, const void *const *ahead, int64_t n,  \
+                                    const float *x, int64_t d, float *out) {                       \
+        dot_any(rows, ahead, n, x, d, out, dtype);                                                 \
+    }                                                                                              \
+    static TARGET void dot_batch_##suffix(const void *const *rows, int64_t n,                      \
+                                          const float *const *xs, int32_t n_x, int64_t d,          \
+                                          float *out) {                                            \
+        dot_batch_any(rows, n, xs, n_x, d, out, dtype);                                            \
+    }                                                                                              \
+    static TARGET void axpy_##suffix(const void *const *rows, const void *const *ahead,            \
+                                     const float *c, int64_t n, int64_t d, float *y) {             \
+        axpy_any(rows, ahead, c, n, d, y, dtype);                                                  \
+    }
+#define HC_INSTANCES(TARGET)                                                                       \
+    HC_INSTANCE(TARGET, f32, HC_F32)                                                               \
+    HC_INSTANCE(TARGET, f16, HC_F16)                                                               \
+    HC_INSTANCE(TARGET, bf16, HC_BF16)
+
+/* out[i] = sum over planes p of popcount(row i ^ plane p) << p, word by word. */
+static inline __attribute__((always_inline)) void count_signs(const uint64_t *rows, int64_t n,
+                                                              const uint64_t *planes,
+                                                              int32_t n_planes, int64_t words,
+                                                              int64_t *out) {
+    for (int64_t i = 0; i < n; i++, rows += words) {
+        int64_t sum = 0;
+        for (int32_t p = 0; p < n_planes; p++) {
+            int64_t count = 0;
+            for (int64_t w = 0; w < words; w++)
+                count += __builtin_popcountll(rows[w] ^ planes[p * words + w]);
+            sum += count << p;
+        }
+        out[i] = sum;
+    }
+}
+#endif
