@@ -146,7 +146,7 @@ class Engine:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
     ) -> Iterator[Token]:
-        """Continue a prompt; tokens come as they are computed, coalesced over at most 20 ms.
+        """Continue a prompt; tokens come as they are computed, coalesced over at most 100 ms.
 
         Leaving the iterator early ends the generation. `last` has its figures afterwards.
 

@@ -11,8 +11,8 @@ typedef struct {
     pthread_cond_t changed;
     hc_request request; /* a copy; its pointers belong to prompt and eos below, or to the caller */
     int32_t *prompt, *eos;
-    hc_token *tokens; /* max_tokens of them */
-    int64_t n_tokens;
+    hc_token *tokens;         /* max_tokens of them */
+    int64_t n_tokens, wanted; /* wanted: what the reader waits for */
     int32_t posted, running, done, cancelled;
     hc_request_state state;
 } hc_inbox;

@@ -320,12 +320,17 @@ class NativeExecutor:
         check(lib.hc_executor_post(self._c, c))
         self._request = request
 
-    def tokens(self, index: int, timeout_ms: int, limit: int = 64) -> tuple[NDArray[Any], bool]:
-        """Tokens from index on (TOKEN records, at most limit), and whether that is all of them."""
+    def tokens(
+        self, index: int, timeout_ms: int, at_least: int = 1, limit: int = 64
+    ) -> tuple[NDArray[Any], bool]:
+        """Tokens from index on (TOKEN records, at most limit), and whether that is all of them.
+
+        Waits until at_least are there, the request is done, or the time is over.
+        """
         out = np.zeros(limit, dtype=TOKEN)
         done = ffi.new("int32_t *")
         n = lib.hc_executor_tokens(
-            self._c, index, pointer(out, "hc_token *"), limit, timeout_ms, done
+            self._c, index, at_least, pointer(out, "hc_token *"), limit, timeout_ms, done
         )
         return out[:n], bool(done[0]) and n < limit
 

@@ -365,10 +365,11 @@ typedef struct {
 } hc_token;
 hc_status hc_executor_post(hc_executor *executor, const hc_request *request);
 void hc_executor_cancel(hc_executor *executor);
-/* Copy up to max tokens of the posted request from index on; wait timeout_ms for the first. done: 0
- * running, 1 finished (all tokens were ever delivered once this returns fewer than max). */
-int32_t hc_executor_tokens(hc_executor *executor, int64_t index, hc_token *out, int32_t max,
-                           int32_t timeout_ms, int32_t *done);
+/* Copy up to max tokens of the posted request from index on; wait timeout_ms until at_least of them
+ * are there. done: 0 running, 1 finished (all tokens were ever delivered once this returns fewer
+ * than max). One reader at a time. */
+int32_t hc_executor_tokens(hc_executor *executor, int64_t index, int32_t at_least, hc_token *out,
+                           int32_t max, int32_t timeout_ms, int32_t *done);
 typedef struct {
     hc_status status;
     char error[160];                      /* text of a status that is not HC_OK */

@@ -101,12 +101,13 @@ void hc_executor_cancel(hc_executor *e) {
     pthread_mutex_unlock(&e->inbox.lock);
 }
 
-int32_t hc_executor_tokens(hc_executor *e, int64_t index, hc_token *out, int32_t max,
-                           int32_t timeout_ms, int32_t *done) {
+int32_t hc_executor_tokens(hc_executor *e, int64_t index, int32_t at_least, hc_token *out,
+                           int32_t max, int32_t timeout_ms, int32_t *done) {
     hc_inbox *inbox = &e->inbox;
     uint64_t until = hc_now_ns() + (uint64_t)timeout_ms * 1000000u;
     pthread_mutex_lock(&inbox->lock);
-    while (inbox->n_tokens <= index && !inbox->done) {
+    inbox->wanted = index > INT64_MAX - at_least ? INT64_MAX : index + at_least;
+    while (inbox->n_tokens < inbox->wanted && !inbox->done) {
         uint64_t now = hc_now_ns();
         if (now >= until)
             break;
@@ -132,7 +133,8 @@ void hc_executor_request_state(const hc_executor *executor, hc_request_state *ou
 static int push_token(hc_inbox *inbox, hc_token token) {
     pthread_mutex_lock(&inbox->lock);
     inbox->tokens[inbox->n_tokens++] = token;
-    pthread_cond_broadcast(&inbox->changed);
+    if (inbox->n_tokens >= inbox->wanted)
+        pthread_cond_broadcast(&inbox->changed);
     int cancelled = inbox->cancelled;
     pthread_mutex_unlock(&inbox->lock);
     return cancelled;
