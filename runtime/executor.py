@@ -39,7 +39,7 @@ from hotcold.runtime.weights import WeightStore
 
 _NUMBERS = ("relu", "input_bits", "window", "probe_every")  # of a predictor's layer, by form
 # Tokens are handed on this often. Each time costs about 1.4 ms of processor time in three processes
-# (actor, driver, their Ray threads): on two cores that both compute, a token of 33 ms lost 2 % to it.
+# (actor, driver, Ray): on two cores that both compute, 2 % of a token of 33 ms.
 COALESCE_MS = 100
 AT_ONCE = 64  # or as soon as so many are there
 
