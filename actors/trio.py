@@ -99,7 +99,6 @@ class Trio:
         self.facts.update(zip(names, ray.get(refs, timeout=START_S), strict=True))
 
     def _create(self, actor: str) -> Any:
-        passed_on = {key: value for key, value in os.environ.items() if key.startswith("HOTCOLD_")}
         made = remote_class(actor).options(
             name=f"{self.name}-{actor}",
             namespace=cluster.NAMESPACE,
@@ -107,7 +106,7 @@ class Trio:
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=0
             ),
-            runtime_env={"env_vars": {**cluster.WORKER_ENV, **passed_on}},
+            **cluster.worker_options(),
         )
         deadline = time.monotonic() + END_S
         while True:
