@@ -275,6 +275,11 @@ class Client:
         refs = [self._actor(actor).facts.remote() for actor in ACTORS]
         return dict(zip(ACTORS, ray.get(refs), strict=True))
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of the actors, by name."""
+        return {actor: facts.pid for actor, facts in self._retried(self._current_facts).items()}
+
     def _states(self) -> dict[str, Any]:
         if self.deployment.transport == "native":
             states: dict[str, Any] = ray.get(self._actor("gpu").states.remote())

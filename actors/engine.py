@@ -137,6 +137,16 @@ class Engine:
         """Ray handles of "gpu", "cpu" and "predictor"."""
         return dict(self._client.actors)
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of the actors, by name."""
+        return self._client.pids
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether the GPU executor computes on a GPU, and not on its CPU device."""
+        return self._client.deployment.gpu is not None
+
     def generate(
         self,
         prompt: str | Sequence[int],

@@ -341,6 +341,7 @@ class Trio:
             self._group = None
             if self._kv is not None:
                 self._kv.close()
+            self._kv = None  # its arrays would keep the memory for as long as the engine is held
 
 
 def _check_name(name: str) -> None:
