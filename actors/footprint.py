@@ -25,6 +25,7 @@ GPU_SLACK_MIB = 16  # what the driver keeps or gives back by itself
 WAIT_S = 10.0
 _SOCKETS = {"tcp": "tcp", "tcp6": "tcp", "udp": "udp", "udp6": "udp", "unix": "unix"}
 _LISTEN = "0A"
+_NOT_OURS = ("/dev/", "/proc/", "/sys/", "/memfd:")  # and Ray's logs, in its session folder
 
 
 def take(gpu: bool = True) -> Counter[str]:
@@ -36,7 +37,7 @@ def take(gpu: bool = True) -> Counter[str]:
     here = os.getpid()
     found = Counter(f"thread {t.name}" for t in threading.enumerate() if t.name.startswith(OURS))
     for pid in [here, *descendants(here)]:
-        command = _text(f"/proc/{pid}/cmdline").partition("\0")[0]
+        command = read_text(f"/proc/{pid}/cmdline").partition("\0")[0]
         actor = next((name for name in ACTORS if command.startswith(name)), "")
         if actor:
             found[f"process {actor}"] += 1
@@ -84,7 +85,9 @@ def descendants(of: int) -> set[int]:
     """Living processes below one, zombies left out."""
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
-        fields = _text(f"/proc/{entry}/stat").rpartition(")")[2].split() if entry.isdigit() else []
+        fields = (
+            read_text(f"/proc/{entry}/stat").rpartition(")")[2].split() if entry.isdigit() else []
+        )
         if fields and fields[0] not in ("Z", "X"):
             parents[int(entry)] = int(fields[1])
     found = {of}
@@ -94,18 +97,21 @@ def descendants(of: int) -> set[int]:
 
 
 def _held(pid: int) -> Iterator[str]:
-    """Our memory without a name, open or mapped, and descriptors of processes."""
-    for link in _links(pid):
-        if f"memfd:{OURS}" in link:
-            yield f"descriptor {link.partition(' ')[0]}"
-        elif link == "anon_inode:[pidfd]":
-            yield "descriptor pidfd"
-    for line in _text(f"/proc/{pid}/maps").splitlines():
+    """Our memory without a name, open or mapped; descriptors of processes, events and files."""
+    for link in links(pid):
+        path = link.partition(" ")[0]
+        event = link == "anon_inode:[eventfd]" and pid == os.getpid()  # CUDA makes its own
+        if path.startswith(f"/memfd:{OURS}") or link == "anon_inode:[pidfd]" or event:
+            yield f"descriptor {path}"
+        elif path.startswith("/") and not path.startswith(_NOT_OURS) and "/session_" not in path:
+            yield f"descriptor {path}"
+    for line in read_text(f"/proc/{pid}/maps").splitlines():
         if match := re.search(rf"memfd:{OURS}\S*", line):
             yield f"mapping {match[0]}"
 
 
-def _links(pid: int) -> Iterator[str]:
+def links(pid: int) -> Iterator[str]:
+    """What the descriptors of a process point to; none where it is gone."""
     folder = f"/proc/{pid}/fd"
     try:
         names = os.listdir(folder)
@@ -144,7 +150,7 @@ class _Row(NamedTuple):
 def _socket_rows() -> list[_Row]:
     rows = []
     for table, family in _SOCKETS.items():
-        for line in _text(f"/proc/self/net/{table}").splitlines()[1:]:
+        for line in read_text(f"/proc/self/net/{table}").splitlines()[1:]:
             fields = line.split()
             if family == "unix":
                 rows.append(_Row(family, fields[6]))
@@ -156,15 +162,15 @@ def _socket_rows() -> list[_Row]:
 
 def _inodes(pids: Iterable[int]) -> set[str]:
     """Of all sockets of these processes."""
-    links = (link for pid in pids for link in _links(pid))
-    return {link[8:-1] for link in links if link.startswith("socket:[")}
+    found = (link for pid in pids for link in links(pid))
+    return {link[8:-1] for link in found if link.startswith("socket:[")}
 
 
 def _ray_servers() -> list[int]:
     """Processes of Ray that are no actors of ours."""
     found = []
     for entry in os.listdir("/proc"):
-        command = _text(f"/proc/{entry}/cmdline") if entry.isdigit() else ""
+        command = read_text(f"/proc/{entry}/cmdline") if entry.isdigit() else ""
         program = command.partition("\0")[0]
         if program.endswith(("/raylet", "/gcs_server")) or program.startswith("ray::"):
             if not program.startswith(ACTORS):
@@ -178,7 +184,8 @@ def _files() -> Iterator[str]:
             yield str(path)
 
 
-def _text(path: str) -> str:
+def read_text(path: str) -> str:
+    """A file of /proc; empty where it is gone, or not ours to read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
