@@ -1,8 +1,9 @@
 """Chaos: kill and stop actors at random steps, and check that nobody can tell from the tokens.
 
-Called by `hotcold chaos`. Every run is one generation on one engine; faults are drawn from the
-seed. Faults strike inside a step (native/loop.c raises the signal in its own process), so the peers
-are parked on whatever flag that step would have set.
+Called by `hotcold chaos`. A run is one generation, all on one engine; its faults are drawn from the
+seed before it begins. Most strike inside a step (native/loop.c raises the signal in its own
+process), so the peers are parked on whatever flag that step would have set; the others strike from
+outside at any moment. After every run the engine must be whole again and hold what it held before.
 """
 
 import contextlib
@@ -12,24 +13,48 @@ import signal
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-
+from hotcold.actors import footprint
 from hotcold.actors.engine import Engine
-from hotcold.actors.processes import is_gone
-from hotcold.runtime.errors import ActorLostError
+from hotcold.actors.processes import is_gone, is_stopped
 
 OPS = {
     "gpu": ("embed", "attention", "hot", "merge", "head"),
     "cpu": ("cold",),
     "predictor": ("predict",),
 }
-PROMPTS = ("Once upon a time", "The old man looked at the sea", "There was a little girl who")
+PROMPTS = (
+    "Once upon a time",
+    "The old man looked at the sea",
+    "There was a little girl who lived near the forest. " * 5,  # several passes
+)
 TOKENS = 240  # a quarter of a second on two cores: what is armed early strikes midway
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP)
+STRIKES = (1, 1, 1, 2, 2, 3)
+FROM_OUTSIDE = 0.25  # share of the faults
 HANG_S = 90.0
+WHOLE_S = 15.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Args:
+        at: strikes once more tokens than this have come; -1: in the prompt.
+        actor: the victim.
+        op: the step it strikes in; None: from outside, at once.
+        number: the signal.
+    """
+
+    at: int
+    actor: str
+    op: str | None
+    number: int
 
 
 @dataclass
@@ -37,26 +62,42 @@ class Tally:
     """What happened.
 
     Attributes:
-        runs, recoveries, hangs, leaks, wrong_tokens: counts.
-        faults: strikes; some meet an actor that is already gone.
+        runs, recoveries, hangs, errors, wrong_tokens, leaks: counts.
+        faults: those sent; some meet an actor that is already gone.
         recovery_s: seconds of every recovery.
+        run_s: seconds of every run.
+        complaints: what went wrong, in words.
     """
 
     runs: int = 0
     faults: int = 0
     recoveries: int = 0
     hangs: int = 0
-    leaks: int = 0
+    errors: int = 0
     wrong_tokens: int = 0
+    leaks: int = 0
     recovery_s: list[float] = field(default_factory=list)
+    run_s: list[float] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data with the median recovery time."""
+        """Plain data with the median and the longest times."""
         data = {**self.__dict__}
-        times = data.pop("recovery_s")
-        data["recovery_median_s"] = statistics.median(times) if times else None
-        data["recovery_max_s"] = max(times, default=None)
+        for name in ("recovery_s", "run_s"):
+            times, stem = data.pop(name), name.removesuffix("_s")
+            data[f"{stem}_median_s"] = statistics.median(times) if times else None
+            data[f"{stem}_max_s"] = max(times, default=None)
         return data
+
+    def complain(self, kind: str, text: str, count: int = 1) -> None:
+        """Count something that must not happen."""
+        setattr(self, kind, getattr(self, kind) + count)
+        self.complaints.append(f"run {self.runs}: {text}")
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing went wrong."""
+        return not self.complaints
 
 
 def run(
@@ -65,7 +106,7 @@ def run(
     seed: int,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Tally:
-    """Run chaos.
+    """Run chaos. The caller has joined a Ray cluster.
 
     Args:
         launch: makes an engine; called again after a hang.
@@ -74,89 +115,117 @@ def run(
         progress: told how far it is.
     """
     rng, tally = random.Random(seed), Tally()
+    nothing = footprint.take()
     engine = launch()
     try:
-        expected = {prompt: _generate(engine, prompt, seed) for prompt in PROMPTS}
-        before = _held()
-        for number in range(runs):
-            known = len(engine.recoveries)
-            if not _one(engine, rng, seed, expected, tally):
-                tally.hangs += 1
-                engine.close()
-                engine = launch()
-                known = 0
+        expected = {prompt: list(_stream(engine, prompt, seed)) for prompt in PROMPTS}
+        whole = footprint.take()
+        for _ in range(runs):
             tally.runs += 1
+            known, begin = len(engine.recoveries), time.monotonic()
+            prompt = rng.choice(PROMPTS)
+            if _disturbed(engine, prompt, seed, draw(rng), expected[prompt], tally):
+                _check_whole(engine, whole, tally)
+            else:
+                engine.close()
+                engine, known = launch(), 0
+            tally.run_s.append(time.monotonic() - begin)
             recovered = engine.recoveries[known:]
             tally.recoveries += len(recovered)
             tally.recovery_s += [recovery.total_s for recovery in recovered]
-            progress(f"run {number + 1} of {runs}: {tally.faults} faults, {tally.hangs} hangs")
-        tally.leaks += max(0, _held() - before)
-        pids = [actor.pid for actor in engine.stats().actors.values()]
+            wrong = len(tally.complaints)
+            progress(f"run {tally.runs} of {runs}: {tally.faults} faults, {wrong} complaints")
     finally:
         engine.close()
-    tally.leaks += sum(not is_gone(pid) for pid in pids)
+    for what, count in footprint.settled(nothing).items():
+        tally.complain("leaks", f"{what}: {count} more than before the engine", count)
     return tally
 
 
-def _generate(engine: Engine, prompt: str, seed: int) -> list[int]:
+def draw(rng: random.Random) -> list[Fault]:
+    """The faults of one run, in the order they strike."""
+    moments = sorted(rng.sample(range(-1, TOKENS // 2), rng.choice(STRIKES)))
+    return [_draw_one(rng, at) for at in moments]
+
+
+def _draw_one(rng: random.Random, at: int) -> Fault:
+    actor = rng.choice(list(OPS))
+    op = None if rng.random() < FROM_OUTSIDE else rng.choice(OPS[actor])
+    return Fault(at, actor, op, int(rng.choice(SIGNALS)))
+
+
+def _stream(engine: Engine, prompt: str, seed: int) -> Any:
     stream = engine.generate(
         prompt, max_tokens=TOKENS, temperature=0.9, top_p=0.95, seed=seed, ignore_eos=True
     )
-    return [token.id for token in stream]
+    return (token.id for token in stream)
 
 
-def _one(
+def _disturbed(
     engine: Engine,
-    rng: random.Random,
+    prompt: str,
     seed: int,
-    expected: dict[str, list[int]],
+    faults: list[Fault],
+    expected: list[int],
     tally: Tally,
 ) -> bool:
     """One disturbed generation; False where it hung."""
-    prompt = rng.choice(PROMPTS)
-    strikes = sorted(rng.sample(range(TOKENS // 2), rng.randint(1, 3)))
     got: list[int] = []
+    failures: list[BaseException] = []
 
     def work() -> None:
-        left = list(strikes)
-        stream = engine.generate(
-            prompt, max_tokens=TOKENS, temperature=0.9, top_p=0.95, seed=seed, ignore_eos=True
-        )
+        left = list(faults)
+
+        def strike_due() -> None:
+            while left and len(got) > left[0].at:
+                tally.faults += strike(engine, left.pop(0))
+
         try:
-            for token in stream:
-                got.append(token.id)
-                if left and len(got) > left[0]:
-                    left.pop(0)
-                    _strike(engine, rng)
-                    tally.faults += 1
-        except ActorLostError:
-            return
+            strike_due()
+            for id_ in _stream(engine, prompt, seed):
+                got.append(id_)
+                strike_due()
+        except BaseException as error:  # noqa: BLE001 - counted, whatever it is
+            failures.append(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(HANG_S)
     if thread.is_alive():
+        tally.complain("hangs", f"no end after {HANG_S:.0f} s and {len(got)} tokens of {faults}")
         return False
-    tally.wrong_tokens += got != expected[prompt]
+    for failure in failures:
+        tally.complain("errors", f"{type(failure).__name__}: {failure} after {faults}")
+    if got != expected[: len(got)] or (not failures and len(got) != len(expected)):
+        tally.complain("wrong_tokens", f"{len(got)} tokens, not those expected, after {faults}")
     return True
 
 
-def _strike(engine: Engine, rng: random.Random) -> None:
-    """Arm one fault. No answer says nothing: the actor was gone, or died before it replied."""
-    actor = rng.choice(list(OPS))
-    number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP])
-    with contextlib.suppress(ray.exceptions.RayError):
-        ray.get(engine.actors[actor].arm.remote(rng.choice(OPS[actor]), 0, int(number)), timeout=5)
+def strike(engine: Engine, fault: Fault) -> bool:
+    """Send a fault; False where its victim was not there to take it.
+
+    Where a GPU does the prediction, the predictor stands by and has no steps to strike in.
+    """
+    pid = engine.pids[fault.actor]
+    if is_gone(pid) or is_stopped(pid):
+        return False
+    idle = fault.actor == "predictor" and engine.uses_gpu
+    if fault.op is not None and not idle:
+        # Not waited for: an actor may die before it answers.
+        engine.actors[fault.actor].arm.remote(fault.op, 0, fault.number)
+        return True
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, fault.number)
+    return True
 
 
-def _held() -> int:
-    """Memory without a name and child processes this driver holds, for leak counts."""
-    time.sleep(0.2)
-    folder = "/proc/self/fd"
-    links = []
-    for name in os.listdir(folder):
-        try:
-            links.append(os.readlink(f"{folder}/{name}"))
-        except OSError:
-            continue
-    return sum("hotcold" in link for link in links)
+def _check_whole(engine: Engine, whole: Counter[str], tally: Tally) -> None:
+    """Wait for three living actors again, and for everything else they held to be gone."""
+    deadline = time.monotonic() + WHOLE_S
+    while any(is_gone(pid) or is_stopped(pid) for pid in engine.pids.values()):
+        if time.monotonic() > deadline:
+            tally.complain("errors", "an actor was not replaced")
+            return
+        time.sleep(0.02)
+    for what, count in footprint.settled(whole, WHOLE_S, slack_mib=64).items():
+        tally.complain("leaks", f"{what}: {count} more than before", count)

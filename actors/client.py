@@ -5,13 +5,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from hotcold.actors import cluster, requests
 from hotcold.actors.executors import Facts
@@ -19,9 +18,9 @@ from hotcold.actors.stats import ActorStats, EngineStats
 from hotcold.actors.stepwise import StepDriver
 from hotcold.actors.trio import Trio
 from hotcold.native.executor import Request, RequestTimes
-from hotcold.runtime.config import Sampling
+from hotcold.runtime.config import DEFAULT_RESTARTS, Sampling
 from hotcold.runtime.deployment import Deployment
-from hotcold.runtime.errors import ActorLostError, ConfigError
+from hotcold.runtime.errors import ActorLostError, ConfigError, HotcoldError
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.executor import Sampled, make_request
 from hotcold.runtime.generation import GenerationStats, TextSide, Token, TokenStream
@@ -33,6 +32,9 @@ class Lookup:
     def __init__(self, name: str, actors: dict[str, Any]) -> None:
         self._name, self._actors = name, actors
         self.epoch = 0
+
+    def replayed(self, seconds: float) -> None:
+        """Nobody here keeps the times of recoveries; the owner does."""
 
     def await_epoch(self, after: int, timeout_s: float) -> None:
         """Wait until all actors answer to their names again."""
@@ -71,7 +73,7 @@ class Client:
         deployment: Deployment,
         trio: Trio | None = None,
         recovers: requests.Recovers | None = None,
-        restarts: int = 0,
+        restarts: int = DEFAULT_RESTARTS,
     ) -> None:
         self.name, self.actors, self.deployment = name, actors, deployment
         self.restarts = restarts
@@ -151,19 +153,31 @@ class Client:
 
     def _sampled(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         """The raw stream of either transport, Ray's errors made typed."""
-        if self.deployment.transport == "native":
-            gpu = partial(self._actor, "gpu")
-            yield from requests.run(
-                *(request, gpu, self._typed, self._recovers, self.restarts),
-                kv_survives=self.deployment.gpu is None and not self.deployment.remembers,
-            )
-            return
+        native = self.deployment.transport == "native"
+        kv_survives = native and self.deployment.gpu is None and not self.deployment.remembers
+        attempt = self._on_gpu if native else self._stepwise
+        yield from requests.run(request, attempt, self._recovers, self.restarts, kv_survives)
+
+    def _on_gpu(self, request: Request) -> Iterator[Sampled | RequestTimes]:
+        """One attempt by the native transport: the GPU executor leads."""
+        stream = self._actor("gpu").generate.options(num_returns="streaming")
         try:
-            yield from self._stepwise(request)
+            for ref in stream.remote(request):
+                item = ray.get(ref)
+                if isinstance(item, Exception):
+                    raise item
+                yield item
         except RayError as error:
             raise self._typed(error) from None
 
     def _stepwise(self, request: Request) -> Iterator[Sampled | RequestTimes]:
+        """One attempt by the Ray transport: this process leads."""
+        try:
+            yield from self._led_here(request)
+        except RayError as error:
+            raise self._typed(error) from None
+
+    def _led_here(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         begin = prompt_done = time.monotonic_ns()
         passes = 0
         before = after = sum(state.bytes for state in self._states().values())
@@ -191,8 +205,12 @@ class Client:
         raise AssertionError  # count() does not end
 
     def _typed(self, error: BaseException) -> BaseException:
+        if isinstance(error, GetTimeoutError):
+            return ActorLostError("gpu", f"an actor of {self.name!r} did not answer ({error})")
         if self._trio is not None:
             return self._trio.lost(error)
+        if isinstance(error, RayTaskError) and isinstance(error.cause, HotcoldError):
+            return error.cause
         return ActorLostError("gpu", f"the engine {self.name!r} is gone ({error})")
 
     def _cancel(self) -> None:
@@ -240,10 +258,7 @@ class Client:
                 if masks:
                     raise ConfigError("masks are recorded by the native transport only")
                 driver = StepDriver(self.actors, self.deployment)
-                try:
-                    return driver.score(np.array(ids, np.int32)), None
-                except RayError as error:
-                    raise self._typed(error) from None
+                return self._retried(lambda: driver.score(np.array(ids, np.int32))), None
             shape = (len(ids), spec.n_layers, -(-spec.n_neurons // 8)) if masks else None
             request = make_request(ids, 0, context)
             logits, bits = self._retried(
@@ -259,6 +274,11 @@ class Client:
             return self._trio.facts
         refs = [self._actor(actor).facts.remote() for actor in ACTORS]
         return dict(zip(ACTORS, ray.get(refs), strict=True))
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of the actors, by name."""
+        return {actor: facts.pid for actor, facts in self._retried(self._current_facts).items()}
 
     def _states(self) -> dict[str, Any]:
         if self.deployment.transport == "native":

@@ -25,6 +25,20 @@ NAMESPACE = "hotcold"
 READY_S = 30.0
 TRIO_CPUS = 1.25  # of a small node: the driver keeps the rest
 WORKER_ENV = {"RAY_worker_niceness": "0"}
+OURS = "HOTCOLD_"  # variables that actors must see as their driver does
+_inherited: dict[str, str] | None = None  # what workers have of these anyway; None: nothing
+
+
+def worker_options() -> dict[str, Any]:
+    """Ray options that give an actor our variables and niceness 0.
+
+    None are needed where the Ray that this process started hands them down itself: a runtime
+    environment costs 0.3 s a start (Ray 2.60), and Ray's idle workers cannot be used for it.
+    """
+    now = {name: value for name, value in os.environ.items() if name.startswith(OURS)}
+    wanted = {**WORKER_ENV, **now}
+    missing = {k: v for k, v in wanted.items() if (_inherited or {}).get(k) != v}
+    return {"runtime_env": {"env_vars": missing}} if missing else {}
 
 
 def join(address: str | None) -> bool:
@@ -77,11 +91,27 @@ def _init(address: str | None) -> bool:
                 return False
             except ConnectionError:
                 pass
-        ray.init(address="local", include_dashboard=False, **common)
+        _start(common)
         return True
     except (ConnectionError, RayError, RuntimeError, ValueError, OSError) as error:
         where = f"join the Ray cluster at {wanted!r}" if wanted else "start Ray on this machine"
         raise LaunchError(f"cannot {where}: {_first_line(error)}; check --address") from error
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Start Ray here; its workers inherit this process's environment."""
+    global _inherited  # noqa: PLW0603 - there is one Ray in a process
+    given = {name: os.environ.get(name) for name in WORKER_ENV}
+    os.environ.update(WORKER_ENV)
+    try:
+        ray.init(address="local", include_dashboard=False, **options)
+        _inherited = {k: v for k, v in os.environ.items() if k in WORKER_ENV or k.startswith(OURS)}
+    finally:
+        for name, value in given.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 _started_here = 0  # users of the Ray this process started
@@ -103,11 +133,12 @@ def enter(address: str | None) -> bool:
 
 def leave() -> None:
     """Shut down the Ray that was started here once its last user is gone."""
-    global _started_here  # noqa: PLW0603
+    global _started_here, _inherited  # noqa: PLW0603
     with _lock:
         _started_here -= 1
         if _started_here == 0:
             ray.shutdown()
+            _inherited = None
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from hotcold.actors.client import Client
 from hotcold.actors.stats import EngineStats
 from hotcold.actors.supervisor import Recovery, Supervisor
 from hotcold.actors.trio import Trio
-from hotcold.runtime.config import EngineConfig, Sampling
+from hotcold.runtime.config import DEFAULT_RESTARTS, EngineConfig, Sampling
 from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import ACTORS
@@ -90,7 +90,7 @@ class Engine:
         started_ray = cluster.enter(address)
         try:
             engine_name = name or f"hotcold-{os.getpid()}-{next(_numbers)}"
-            trio = Trio(deployment, engine_name, placement_group, started_ray)
+            trio = Trio(deployment, engine_name, placement_group, started_ray, config.stuck_s)
         except BaseException:
             if started_ray:
                 cluster.leave()
@@ -102,7 +102,9 @@ class Engine:
         return engine
 
     @classmethod
-    def connect(cls, name: str, address: str | None = None, restarts: int = 0) -> "Engine":
+    def connect(
+        cls, name: str, address: str | None = None, restarts: int = DEFAULT_RESTARTS
+    ) -> "Engine":
         """Reach an engine that another driver, task or notebook of the cluster launched.
 
         Args:
@@ -134,6 +136,16 @@ class Engine:
     def actors(self) -> dict[str, Any]:
         """Ray handles of "gpu", "cpu" and "predictor"."""
         return dict(self._client.actors)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of the actors, by name."""
+        return self._client.pids
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether the GPU executor computes on a GPU, and not on its CPU device."""
+        return self._client.deployment.gpu is not None
 
     def generate(
         self,

@@ -51,9 +51,7 @@ def measure(rounds: int) -> dict[str, Any]:
     """
     options: dict[str, Any] = {"max_restarts": 0, "concurrency_groups": {"loop": 1, "control": 1}}
     actors: list[Any] = [
-        ray.remote(**options)(HopActor)
-        .options(num_cpus=0.25, runtime_env={"env_vars": cluster.WORKER_ENV})
-        .remote()
+        ray.remote(**options)(HopActor).options(num_cpus=0.25, **cluster.worker_options()).remote()
         for _ in range(3)
     ]
     try:

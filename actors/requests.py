@@ -1,4 +1,4 @@
-"""Running a request to its end, whatever happens to the actors meanwhile (native transport).
+"""Running a request to its end, whatever happens to the actors meanwhile.
 
 A request that lost an actor waits for the supervisor's new epoch and goes on: the prompt is now
 what was asked plus what was generated, all but its last position is in the KV memory, and the next
@@ -8,11 +8,9 @@ draw depends on (seed, position) alone, so the tokens are those of an undisturbe
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import ray
-from ray.exceptions import RayError
 
 from hotcold.native.executor import Request, RequestTimes
 from hotcold.runtime.errors import ActorLostError
@@ -33,11 +31,14 @@ class Recovers(Protocol):
         """Wait until a later epoch runs, or raise ActorLostError."""
         ...
 
+    def replayed(self, seconds: float) -> None:
+        """Told how long a resumed request took from the new epoch to its next token."""
+        ...
+
 
 def run(
     request: Request,
-    gpu: Callable[[], Any],
-    typed: Callable[[BaseException], BaseException],
+    attempt: Callable[[Request], Iterator[Sampled | RequestTimes]],
     recovers: Recovers,
     restarts: int,
     kv_survives: bool = True,
@@ -46,8 +47,7 @@ def run(
 
     Args:
         request: what to generate.
-        gpu: handle of the GPU executor that runs now.
-        typed: turns Ray's errors into ours.
+        attempt: runs a request on the actors there are now; raises ActorLostError.
         recovers: waits for rebuilt actors.
         restarts: losses to survive.
         kv_survives: keys and values outlive the GPU executor, as in the driver's KV memory; on a
@@ -62,7 +62,14 @@ def run(
     while True:
         epoch = recovers.epoch
         try:
-            for item in _attempt(_rest(request, received, kv_survives), gpu(), typed):
+            if _is_over(request, received):  # all had come before the loss
+                yield RequestTimes(began, began, time.monotonic_ns(), 0, 0, 0)
+                return
+            resumed = time.monotonic() if losses else None
+            for item in attempt(_rest(request, received, kv_survives)):
+                if resumed is not None:
+                    recovers.replayed(time.monotonic() - resumed)
+                    resumed = None
                 if isinstance(item, RequestTimes):
                     yield _whole(item, began) if losses else item
                     return
@@ -81,6 +88,12 @@ def run(
                 raise given_up from error
 
 
+def _is_over(request: Request, received: list[int]) -> bool:
+    """Whether these are all tokens of a request: their number, or the last one, says so."""
+    ended = bool(received) and received[-1] in request.eos
+    return ended or 0 < request.max_tokens == len(received)
+
+
 def _rest(request: Request, received: list[int], kv_survives: bool) -> Request:
     """What is left of a request after some tokens."""
     if not received:
@@ -94,18 +107,3 @@ def _rest(request: Request, received: list[int], kv_survives: bool) -> Request:
 def _whole(times: RequestTimes, began_ns: int) -> RequestTimes:
     """Times of a request that was resumed: of its last part, begun when the first one was."""
     return replace(times, begin_ns=began_ns, prompt_ns=began_ns)
-
-
-def _attempt(
-    request: Request, gpu: Any, typed: Callable[[BaseException], BaseException]
-) -> Iterator[Sampled | RequestTimes]:
-    if request.max_tokens == 0:  # everything had come before the loss
-        return
-    try:
-        for ref in gpu.generate.options(num_returns="streaming").remote(request):
-            item = ray.get(ref)
-            if isinstance(item, Exception):
-                raise item
-            yield item
-    except RayError as error:
-        raise typed(error) from None

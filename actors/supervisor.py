@@ -2,22 +2,27 @@
 
 One thread in the driver that launched the engine. It sleeps on the exchange: a death poisons it
 within milliseconds (pidfd watchers in every process), an actor that makes no progress while a pass
-runs is found by its counter. Either way the lost actors are replaced, the others keep their
-processes and weights, and a new epoch begins on a new segment. A generation then goes on by itself:
-its keys and values are in the driver's KV memory, its draws depend on (seed, position) alone.
+runs is found by its counter, one that is stopped by its state. Then the lost actors are replaced,
+the others keep their processes and weights, and a new epoch begins on a new segment. A generation
+then goes on by itself: its keys and values are in the driver's KV memory, or are computed again,
+and its draws depend on (seed, position) alone.
 
-Bounded: a generation survives `restarts` losses; a trio that cannot be rebuilt is given up.
+Bounded: a generation survives `restarts` losses; a trio that cannot be rebuilt in a few tries is
+given up.
 """
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from hotcold.actors.answers import Stops
 from hotcold.actors.trio import Trio
 from hotcold.runtime.errors import ActorLostError
 from hotcold.runtime.exchange import PoisonCode
 
 LOOK_S = 0.1
+TRIES = 4  # of one recovery: actors may be lost again while it lasts
+PAUSE_S = 0.2  # between them, longer each time
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,12 @@ class Recovery:
     Args:
         actor: the one that was lost first.
         cause: "died", "failed" or "stuck".
-        end_s: until every other loop had returned.
+        end_s: until every other loop had returned, once the loss was known.
         start_s: until the new actors answered.
         load_s: until everyone had the plan and the loops ran.
+        notice_s: until the loss was known, from the beginning of the pass it struck, or from the
+            last progress of an actor that was stuck; 0 between passes.
+        replay_s: from there to the next token of the generation it struck; 0 without one.
     """
 
     actor: str
@@ -37,11 +45,21 @@ class Recovery:
     end_s: float
     start_s: float
     load_s: float
+    notice_s: float = 0.0
+    replay_s: float = 0.0
 
     @property
     def total_s(self) -> float:
         """All phases."""
-        return self.end_s + self.start_s + self.load_s
+        return self.notice_s + self.end_s + self.start_s + self.load_s + self.replay_s
+
+    def __str__(self) -> str:
+        return (
+            f"recovered from the loss of the {self.actor} actor ({self.cause}) in "
+            f"{self.total_s:.2f} s: {self.notice_s:.2f} s to notice, {self.end_s:.2f} s until the "
+            f"others had stopped, {self.start_s:.2f} s to start, {self.load_s:.2f} s to load, "
+            f"{self.replay_s:.2f} s to the next token"
+        )
 
 
 class Supervisor:
@@ -62,34 +80,51 @@ class Supervisor:
         self._thread.start()
 
     def _run(self) -> None:
-        progress, since = -1, time.monotonic()
+        watch = _Watch(self._trio, self._stuck_s)
         while not self._closing:
             poison = self._trio.poison_within(LOOK_S)
             if poison is None:
-                now = self._trio.running_progress()
-                if now is None or now != progress:
-                    progress, since = -1 if now is None else now, time.monotonic()
-                elif time.monotonic() - since > self._stuck_s:
-                    self._trio.poison_stuck()
-                continue
-            if poison.code is PoisonCode.CLOSED or self._closing:
+                stuck = watch.stuck()
+                if stuck is not None:
+                    self._recover("stuck", stuck, watch.quiet_s)
+                    watch = _Watch(self._trio, self._stuck_s)
+            elif poison.code is PoisonCode.CLOSED or self._closing:
                 time.sleep(LOOK_S)  # a new plan is being loaded, or the engine closes
-                continue
-            self._recover(poison.code.name.lower(), poison.actor)
-            progress, since = -1, time.monotonic()
+            else:
+                self._recover(poison.code.name.lower(), poison.actor, self._trio.pass_age_s())
+                watch = _Watch(self._trio, self._stuck_s)
 
-    def _recover(self, cause: str, actor: str) -> None:
-        try:
-            end_s, start_s, load_s = self._trio.rebuild(actor if cause == "stuck" else None)
-        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
-            with self._changed:
-                self._given_up = error
-                self._closing = True
-                self._changed.notify_all()
-            return
+    def _recover(self, cause: str, actor: str, notice_s: float) -> None:
+        """Rebuild the trio; give it up where that fails again and again."""
+        must_go = None if cause == "died" else actor
+        begin = time.monotonic()
+        for attempt in range(1, TRIES + 1):
+            tried_s = time.monotonic() - begin
+            try:
+                end_s, start_s, load_s = self._trio.rebuild(must_go)
+                break
+            except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+                if attempt == TRIES or self._closing:
+                    self._give_up(error)
+                    return
+                time.sleep(PAUSE_S * attempt)
+                must_go = None
         with self._changed:
-            self.recoveries.append(Recovery(actor, cause, end_s, start_s, load_s))
+            recovery = Recovery(actor, cause, end_s + tried_s, start_s, load_s, notice_s)
+            self.recoveries.append(recovery)
             self._changed.notify_all()
+
+    def _give_up(self, error: BaseException) -> None:
+        with self._changed:
+            self._given_up = error
+            self._closing = True
+            self._changed.notify_all()
+
+    def replayed(self, seconds: float) -> None:
+        """A generation got its next token so long after the new epoch had begun."""
+        with self._changed:
+            if self.recoveries:
+                self.recoveries[-1] = replace(self.recoveries[-1], replay_s=seconds)
 
     @property
     def epoch(self) -> int:
@@ -116,6 +151,35 @@ class Supervisor:
 
     def close(self) -> None:
         """End the thread; idempotent, also from the thread itself."""
-        self._closing = True
+        self._closing = self._trio.closing = True
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+
+class _Watch:
+    """Looks for actors that are alive but stuck, since some moment.
+
+    Args:
+        trio: whose.
+        limit_s: a running pass without progress, or a stop, may last so long.
+    """
+
+    def __init__(self, trio: Trio, limit_s: float) -> None:
+        self._trio, self._limit_s = trio, limit_s
+        self._stops = Stops(limit_s)
+        self._progress: int | None = None
+        self._since = time.monotonic()
+
+    @property
+    def quiet_s(self) -> float:
+        """How long nothing has moved."""
+        return time.monotonic() - self._since
+
+    def stuck(self) -> str | None:
+        """The actor that is stuck, the exchange poisoned for it; None: all is well."""
+        progress, stopped = self._trio.running_progress(), self._trio.stopped(self._stops)
+        if progress is None or progress != self._progress:
+            self._progress, self._since = progress, time.monotonic()
+        elif self.quiet_s > self._limit_s:
+            return self._trio.poison_stuck()
+        return None if stopped is None else self._trio.poison_stuck(stopped)

@@ -19,7 +19,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from hotcold.actors import cluster
+from hotcold.actors import answers, cluster
 from hotcold.actors.executors import Facts, remote_class
 from hotcold.actors.processes import is_gone, is_stopped, ray_agents
 from hotcold.native.segment import Watcher
@@ -48,6 +48,7 @@ class Trio:
         name: prefix of the actors' names.
         group: the caller's placement group, or None to make one.
         private_ray: this process started the Ray it is in, which must end with it.
+        stuck_s: an actor that is stopped for longer counts as dead.
 
     Raises:
         ConfigError: the name is taken.
@@ -60,6 +61,7 @@ class Trio:
         name: str,
         group: PlacementGroup | None = None,
         private_ray: bool = False,
+        stuck_s: float = 10.0,
     ) -> None:
         self.name, self.deployment = name, deployment
         self.actors: dict[str, Any] = {}
@@ -72,8 +74,9 @@ class Trio:
         self._kv: KvCache | None = None
         self._loops: dict[str, Any] = {}
         self._epoch = 0
-        self._closed = False
-        self._private_ray = private_ray
+        self.closing = self._closed = False
+        self._private_ray, self._stuck_s = private_ray, stuck_s
+        self._starting: set[str] = set()  # their facts are of the ones they replace
         _check_name(name)
         self._own_group = group is None
         self._group: Any = group
@@ -93,13 +96,19 @@ class Trio:
 
     def _start(self, names: Iterable[str]) -> None:
         """Create actors and wait until they answer."""
+        self._starting |= set(names)
         for actor in names:
             self.actors[actor] = self._create(actor)
         refs = [self.actors[actor].facts.remote() for actor in names]
-        self.facts.update(zip(names, ray.get(refs, timeout=START_S), strict=True))
+        self.facts.update(zip(names, self._answers(refs, START_S), strict=True))
+        self._starting -= set(names)
+
+    def _answers(self, refs: list[Any], timeout_s: float) -> list[Any]:
+        """Results of actor calls; whoever is stopped meanwhile for too long is ended."""
+        pids = [f.pid for actor, f in self.facts.items() if actor not in self._starting]
+        return answers.gather(refs, pids, self._stuck_s, timeout_s, lambda: self.closing)
 
     def _create(self, actor: str) -> Any:
-        passed_on = {key: value for key, value in os.environ.items() if key.startswith("HOTCOLD_")}
         made = remote_class(actor).options(
             name=f"{self.name}-{actor}",
             namespace=cluster.NAMESPACE,
@@ -107,7 +116,7 @@ class Trio:
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=0
             ),
-            runtime_env={"env_vars": {**cluster.WORKER_ENV, **passed_on}},
+            **cluster.worker_options(),
         )
         deadline = time.monotonic() + END_S
         while True:
@@ -151,7 +160,7 @@ class Trio:
             own_kv = kv if actor == "gpu" else None
             refs.append(self.actors[actor].load.remote(data, handle, own_kv, peers, agents))
         try:
-            ray.get(refs, timeout=START_S + layout(deployment.spec)[1] / SLOW_DISK)
+            self._answers(refs, START_S + layout(deployment.spec)[1] / SLOW_DISK)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, HotcoldError):
                 raise error.cause from None
@@ -172,11 +181,13 @@ class Trio:
         self._segment.close()
         self._segment, self._watcher, self._loops = None, None, {}
 
-    def rebuild(self, stuck: str | None = None) -> tuple[float, float, float]:
+    def rebuild(self, must_go: str | None = None) -> tuple[float, float, float]:
         """Replace the actors that are gone, and begin a new epoch with the same deployment.
 
+        May be called again where it failed.
+
         Args:
-            stuck: an actor that is alive but must go.
+            must_go: an actor that is alive but cannot go on.
 
         Returns:
             seconds until all loops had ended, until the new actors answered, and until all ran.
@@ -186,30 +197,45 @@ class Trio:
             HotcoldError, RayError: it cannot be rebuilt.
         """
         with self._lock:
-            if self._closed:
-                raise LaunchError("the engine is closed")
+            self._check_open()
             begin = time.monotonic()
-            if stuck is not None:
-                ray.kill(self.actors[stuck], no_restart=True)
-            loops = dict(self._loops)
-            done, _ = ray.wait(list(loops.values()), num_returns=len(loops), timeout=END_S)
-            lost = [
-                actor
-                for actor in ACTORS
-                if actor == stuck or is_gone(self.facts[actor].pid) or loops[actor] not in done
-            ]
+            lost = self._lost_now(must_go)
             self._kill(lost)
             self._end_epoch()
             ended = time.monotonic()
-            self._start(lost)
-            started = time.monotonic()
-            self._begin_epoch()
+            try:
+                self._start(lost)
+                started = time.monotonic()
+                self._begin_epoch()
+                self._check_open()
+            except BaseException:
+                if self._closed:  # meanwhile, from this very thread: by a signal, by collection
+                    self._kill(ACTORS)
+                raise
             return ended - begin, started - ended, time.monotonic() - started
+
+    def _check_open(self) -> None:
+        if self.closing:
+            raise LaunchError("the engine is closed")
+
+    def _lost_now(self, must_go: str | None) -> list[str]:
+        """The actors that cannot go on: gone, stopped, or not out of their loops in time."""
+        gone = {must_go} | self._starting
+        for actor, facts in self.facts.items():
+            if is_gone(facts.pid) or is_stopped(facts.pid):
+                gone.add(actor)
+        loops = {actor: ref for actor, ref in self._loops.items() if actor not in gone}
+        if loops:
+            _, running = ray.wait(list(loops.values()), num_returns=len(loops), timeout=END_S)
+            gone |= {actor for actor, ref in loops.items() if ref in running}
+        return [actor for actor in ACTORS if actor in gone]
 
     def _kill(self, names: Iterable[str]) -> None:
         """End actors and wait until their processes are gone."""
         names = [actor for actor in names if actor in self.actors]
         for actor in names:
+            if actor in self.facts and is_stopped(self.facts[actor].pid):
+                os.kill(self.facts[actor].pid, signal.SIGKILL)  # it would not hear of it
             ray.kill(self.actors[actor], no_restart=True)
         deadline = time.monotonic() + END_S
         for actor in names:
@@ -224,13 +250,33 @@ class Trio:
         segment = self._segment
         if segment is None:
             time.sleep(timeout_s)
-            return None
+            return self._gone()
         try:
             never = self.deployment.layout.spare_flag(0)
             segment.native.wait(never, 1, segment.epoch, int(timeout_s * 1e9))
             return segment.poisoned
         except KernelError:  # closed meanwhile, by a new plan
             return None
+
+    def _gone(self) -> Poison | None:
+        """Where no segment can be poisoned (Ray transport): an actor whose process has ended."""
+        gone = [actor for actor, facts in list(self.facts.items()) if is_gone(facts.pid)]
+        return Poison(PoisonCode.DIED, gone[0]) if gone and not self.closing else None
+
+    def stopped(self, stops: answers.Stops) -> str | None:
+        """An actor that has been stopped for too long, whether or not a pass runs."""
+        pids = {facts.pid: actor for actor, facts in list(self.facts.items())}
+        return next((pids[pid] for pid in stops.too_long(pids)), None)
+
+    def pass_age_s(self) -> float:
+        """Seconds since the running pass began; 0 between passes."""
+        segment = self._segment
+        try:
+            if segment is None or self.running_progress() is None:
+                return 0.0
+            return max(0.0, (time.monotonic_ns() - segment.native.pass_begin_ns) / 1e9)
+        except KernelError:
+            return 0.0
 
     def running_progress(self) -> int | None:
         """Steps all actors have done, while a pass runs; None between passes."""
@@ -245,12 +291,15 @@ class Trio:
         except KernelError:
             return None
 
-    def poison_stuck(self) -> None:
-        """Poison the exchange for the actor that holds up the running pass."""
+    def poison_stuck(self, actor: str | None = None) -> str:
+        """Poison the exchange for an actor, or else for the one that holds up the running pass."""
         segment = self._segment
-        if segment is not None:
-            stopped = [a for a, facts in self.facts.items() if is_stopped(facts.pid)]
-            segment.poison(PoisonCode.STUCK, (stopped or [self._holding_up(segment)])[0])
+        if segment is None:
+            return actor or "gpu"
+        stopped = [a for a, facts in self.facts.items() if is_stopped(facts.pid)]
+        actor = actor or (stopped or [self._holding_up(segment)])[0]
+        segment.poison(PoisonCode.STUCK, actor)
+        return actor
 
     def _holding_up(self, segment: Segment) -> str:
         """The actor whose next step has all it waits for, and yet does not go on."""
@@ -281,6 +330,7 @@ class Trio:
 
     def close(self) -> None:
         """Take everything down; idempotent, and safe after any failure of the constructor."""
+        self.closing = True
         with self._lock:
             self._closed = True
             self._end_epoch()
@@ -291,6 +341,7 @@ class Trio:
             self._group = None
             if self._kv is not None:
                 self._kv.close()
+            self._kv = None  # its arrays would keep the memory for as long as the engine is held
 
 
 def _check_name(name: str) -> None:

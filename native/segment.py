@@ -189,6 +189,11 @@ class NativeSegment:
     def pass_header(self, value: tuple[int, int]) -> None:
         self.pointer.pass_batch, self.pointer.pass_seq = value
 
+    @property
+    def pass_begin_ns(self) -> int:
+        """When it began, on CLOCK_MONOTONIC."""
+        return int(self.pointer.pass_begin_ns)
+
     def _words(self, flag: int) -> tuple[int, int]:
         self._check_flag(flag)
         base = ffi.cast("char *", self.pointer) + self.pointer.flags_offset

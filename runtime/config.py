@@ -16,6 +16,7 @@ from hotcold.runtime.weights import choose_store
 TRANSPORTS = ("native", "ray")
 MAX_BATCH = 32
 DEFAULT_CONTEXT = 512
+DEFAULT_RESTARTS = 3
 DEFAULT_AUDIT = 256  # see audit.c for what it costs and how sure it makes
 
 
@@ -79,7 +80,7 @@ class EngineConfig:
     predictor_dtype: str | None = None
     bus_share: float = 0.0
     seed: int = 0
-    restarts: int = 0
+    restarts: int = DEFAULT_RESTARTS
     stuck_s: float = 10.0
     kernels: str | None = None
     audit: int = DEFAULT_AUDIT

@@ -1,15 +1,12 @@
 """What every test shares: the built kernels, a cache of their own, marks, and the leak check."""
 
+import gc
 import importlib.util
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.processes import leftovers
-
-LEAK_WAIT_S = 5.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,12 +37,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def no_leaks() -> Iterator[None]:
-    """Fail the test if it leaves a process or a file in /dev/shm behind."""
-    before = leftovers()
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that starts actors if it leaves anything of theirs behind."""
+    if request.node.get_closest_marker("ray") is None:
+        yield
+        return
+    from support import leaks
+
+    before = leaks.left_behind()
     yield
-    deadline = time.monotonic() + LEAK_WAIT_S
-    while (left := leftovers() - before) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left, f"left behind: {', '.join(sorted(left))}"
+    gc.collect()
+    leaks.assert_nothing_left(before)

@@ -16,7 +16,8 @@ RESTARTS = 100
 def command(options: EngineOptions, runs: int, as_json: bool) -> None:
     """Disturb RUNS generations by faults drawn from --seed, and count what went wrong.
 
-    Exit code 1 where a generation hung, its tokens were wrong, or something leaked.
+    Exit code 1 where a generation hung, failed or had wrong tokens, or where something leaked:
+    processes, threads, memory, descriptors, sockets, files, GPU memory.
     """
     from hotcold.actors import chaos, cluster
     from hotcold.actors.engine import Engine
@@ -25,9 +26,15 @@ def command(options: EngineOptions, runs: int, as_json: bool) -> None:
     with cluster.joined(options.address):
         tally = chaos.run(lambda: Engine.launch(**arguments), runs, options.seed, output.note)
     result = tally.to_json()
-    rows = [(name, "" if value is None else f"{value:g}") for name, value in result.items()]
+    rows = [
+        (name, "" if value is None else f"{value:.4g}")
+        for name, value in result.items()
+        if name != "complaints"
+    ]
     click.echo(output.table(("chaos", "count"), rows))
     if as_json:
         output.emit_json(result)
-    if tally.hangs or tally.wrong_tokens or tally.leaks:
+    for complaint in tally.complaints:
+        output.note(complaint)
+    if not tally.is_clean:
         raise click.exceptions.Exit(1)

@@ -75,11 +75,7 @@ def command(
         recoveries = engine.recoveries
     _print_actors(result)
     for lost in recoveries:
-        output.note(
-            f"recovered from the loss of the {lost.actor} actor ({lost.cause}) in "
-            f"{lost.total_s:.2f} s: {lost.end_s:.2f} s until the others had stopped, "
-            f"{lost.start_s:.2f} s to start, {lost.load_s:.2f} s to load"
-        )
+        output.note(str(lost))
     if as_json:
         output.emit_json(result)
 

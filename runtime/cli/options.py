@@ -244,7 +244,7 @@ def _group(policy: bool, predictor: bool) -> list[Callable[[Any], Any]]:
         click.option(
             "--restarts",
             type=click.IntRange(min=0),
-            help="Losses of actors a generation survives; 0: the first ends it.  [default: 0]",
+            help="Losses of actors a generation survives; 0: the first ends it.  [default: 3]",
         ),
         debug_option,
     ]

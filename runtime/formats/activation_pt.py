@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hotcold.runtime.errors import CheckpointError
@@ -60,6 +59,8 @@ def read_counts(files: list[Path]) -> NDArray[np.int64]:
 
 def _counts(path: Path) -> NDArray[np.int64]:
     """One layer's counts."""
+    import torch  # here: it takes a second, which an actor that starts anew does not have
+
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(info.file_size for info in archive.infolist())

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from hotcold.runtime.errors import CheckpointError
-from hotcold.runtime.formats.powerinfer_predictors import is_powerinfer, load_powerinfer
+from hotcold.runtime.formats.dtypes import RAW_TYPES, to_float32
+from hotcold.runtime.formats.safetensors_file import read_header
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.predictor import INPUTS, Matrix, PredictorLayer
 
@@ -100,15 +100,19 @@ def load_predictors(path: str | Path, spec: ModelSpec) -> PredictorFile:
     path = Path(path)
     if path.is_dir():
         folder, path = path, path / FILE_NAME
-        if not path.exists() and is_powerinfer(folder):
-            return PredictorFile(load_powerinfer(folder, spec), (None,) * spec.n_layers)
+        if not path.exists():
+            # Here, because it imports torch, which takes an actor a second to start with.
+            from hotcold.runtime.formats.powerinfer_predictors import is_powerinfer, load_powerinfer
+
+            if is_powerinfer(folder):
+                return PredictorFile(load_powerinfer(folder, spec), (None,) * spec.n_layers)
     if not path.is_file():
         raise CheckpointError(
             f"no predictors at {path}; expected a file {FILE_NAME}, or PowerInfer's model_0.pt "
             "and so on in a folder"
         )
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:
             return _read(file, path, spec)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
@@ -124,7 +128,7 @@ def predictor_costs(path: str | Path, spec: ModelSpec) -> tuple[int, tuple[float
     """
     path = Path(path)
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:
             names = set(file.keys())
             _check_names(names, path, spec)
             notes = dict(file.metadata() or {})
@@ -269,16 +273,21 @@ def _tensor(file: SafeFile, name: str, shape: tuple[int | None, ...], path: Path
         raise CheckpointError(
             f"{path}: tensor '{name}' has shape {found}, expected [{', '.join(map(str, wanted))}]"
         )
-    tensor = file.get_tensor(name)
-    if dtype == "BF16":  # numpy has no bfloat16; float32 holds it exactly
-        tensor = tensor.to(torch.float32)
-    array: Matrix = np.ascontiguousarray(tensor.numpy())
+    array = _bfloat16(path, name) if dtype == "BF16" else file.get_tensor(name)
+    array = np.ascontiguousarray(array).reshape(found)
     bad = int(array.size - np.count_nonzero(np.isfinite(array)))
     if bad:
         raise CheckpointError(
             f"{path}: tensor '{name}' holds {bad} values that are not finite; train it again"
         )
     return array
+
+
+def _bfloat16(path: Path, name: str) -> Matrix:
+    """A tensor's values as float32, which holds bfloat16 exactly; numpy has no such type."""
+    entry = read_header(path)[name]
+    bits = np.fromfile(path, RAW_TYPES["bfloat16"], entry.size // 2, offset=entry.begin)
+    return to_float32(bits, "bfloat16")
 
 
 def _number(notes: Mapping[str, str], keys: Sequence[str], path: Path) -> float | None:

@@ -1,12 +1,10 @@
 """One Ray for all tests of a run, as a user's notebook would have; engines join it."""
 
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.leaks import assert_nothing_left, left_behind
 from support.models import TinyLlama, write_llama
 
 
@@ -26,15 +24,3 @@ def one_ray() -> Iterator[None]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = TinyLlama(d=35, layers=3, neurons=51, heads=5, kv_heads=1, head_dim=6, context=96)
     return write_llama(tmp_path_factory.mktemp("models") / "tiny", model)
-
-
-@pytest.fixture
-def no_actor_left() -> Iterator[None]:
-    """Fail the test if it leaves an actor, a process, memory, a descriptor, a thread or a file."""
-    from ray.util import list_named_actors
-
-    before = left_behind()
-    yield
-    gc.collect()
-    assert list_named_actors(all_namespaces=True) == []
-    assert_nothing_left(before)

@@ -10,7 +10,6 @@ import pytest
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_leaks")
 def test_chaos_finds_nothing() -> None:
     command = [sys.executable, "-m", "hotcold.runtime.cli.main", "chaos", "--runs", "6"]
     done = subprocess.run(

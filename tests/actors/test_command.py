@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from support.processes import children
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("no_leaks")]
+from hotcold.actors.footprint import descendants
+
+pytestmark = [pytest.mark.ray]
 COMMAND = [sys.executable, "-m", "hotcold.runtime.cli.main", "generate", "Once upon a time"]
 # plain C kernels are slow enough that there is time to kill something
 SLOW = {**os.environ, "RAY_ADDRESS": "local", "HOTCOLD_CPU": "ref"}
@@ -26,7 +27,7 @@ def start(*more: str) -> "subprocess.Popen[str]":
 
 def actor_pid(command: int, name: str) -> int:
     """Pid of the actor of a class among a command's descendants."""
-    for pid in children(command):
+    for pid in descendants(command):
         try:
             line = Path(f"/proc/{pid}/cmdline").read_text()
         except OSError:
@@ -114,7 +115,7 @@ def test_nothing_outlives_a_killed_driver() -> None:
     process = start()
     try:
         wait_for_text(process)
-        mine = children(process.pid)
+        mine = descendants(process.pid)
         assert len(mine) > 3
     finally:
         process.kill()

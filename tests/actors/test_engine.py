@@ -19,7 +19,7 @@ from hotcold.runtime.deployment import deploy, prepare_model, solve
 from hotcold.runtime.errors import ConfigError, PolicyError
 from hotcold.runtime.session import LocalSession
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray", "no_actor_left")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 PROMPT = "Once upon a time"
 
 

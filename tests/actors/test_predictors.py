@@ -12,7 +12,7 @@ from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.deployment import deploy, prepare_model, solve
 from hotcold.runtime.session import LocalSession
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray", "no_actor_left")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 PROMPT = [7, 9, 11, 7, 20, 33, 4, 5]
 KINDS: dict[str, Any] = {"sign": "sign", "window": Window(k=3, probe_every=3)}
 

@@ -58,7 +58,6 @@ def test_what_cannot_be_continued_is_refused_and_the_engine_goes_on(
     assert len(list(engine.generate("Once", max_tokens=3, ignore_eos=True))) == 3
 
 
-@pytest.mark.usefixtures("no_leaks")
 def test_a_hundred_thousand_characters_on_the_command_line() -> None:
     command = [sys.executable, "-m", "hotcold.runtime.cli.main", "generate"]
     done = subprocess.run(

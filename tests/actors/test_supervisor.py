@@ -14,7 +14,7 @@ from hotcold.actors.processes import is_gone
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.usefixtures("one_ray", "no_actor_left"),
+    pytest.mark.usefixtures("one_ray"),
 ]
 PROMPT = "Once upon a time"
 SAMPLING: dict[str, Any] = {"max_tokens": 60, "temperature": 0.8, "seed": 5, "ignore_eos": True}

@@ -1,72 +1,69 @@
-"""What a test that starts actors could leave behind, and the check that it did not.
+"""The check that a test left nothing behind, for every test that starts actors.
 
-Seen from outside the engine: processes, unnamed memory, descriptors of the exchange, threads, files
-in /dev/shm and the temp folder. Ray's own processes and log folder are not counted: a test run
-keeps one Ray for all its tests.
+What is counted is `hotcold.actors.footprint`: processes of actors, threads, unnamed memory (open or
+mapped), descriptors, sockets, files in /dev/shm and the temp folder, GPU memory. Added here is what
+a test run can say and an engine cannot: any other process that this run started, found by the cache
+folder in its environment even where its parent is gone. While the run keeps one Ray for all its
+tests, Ray's own processes, which come and go, are left out.
 """
 
 import os
-import tempfile
-import threading
-import time
+import sys
+from collections import Counter
 from pathlib import Path
 
-from support.processes import children
+from hotcold.actors import footprint
 
-ACTORS = ("ray::GpuExecutor", "ray::CpuExecutor", "ray::Predictor", "ray::HopActor")
 WAIT_S = 10.0
+CONTEXT = "CUDA context of this process"
 
 
-def left_behind() -> list[str]:
-    """Names of everything of ours that exists now."""
-    here = os.getpid()
-    found = [f"thread {t.name}" for t in threading.enumerate() if t.name.startswith("hotcold-")]
-    for pid in [here, *children()]:
-        command = _read(Path(f"/proc/{pid}/cmdline"))
-        if command.startswith(ACTORS):
-            found.append(f"process {pid} {command[:40]}")
-        found += [f"descriptor of {pid}: {link}" for link in _links(pid, pid == here)]
-    for folder in ("/dev/shm", tempfile.gettempdir()):
-        found += [str(path) for path in Path(folder).glob("hotcold*") if _is_ours(path)]
+def left_behind() -> Counter[str]:
+    """Everything of ours that exists now, by kind."""
+    ray_is_up = _ray_is_up()
+    found = footprint.take()
+    for name in [name for name in found if name.startswith("file ") and _is_pytests(name)]:
+        del found[name]
+    if any("nvidia-uvm" in link for link in footprint.links(os.getpid())):
+        found[CONTEXT] = 1
+    for pid, command in _of_this_run().items():
+        if not ray_is_up or command.startswith(footprint.ACTORS):
+            found[f"process {pid} {command[:60]}"] += 1
+    if ray_is_up:
+        from ray.util import list_named_actors
+
+        found.update(f"actor {actor['name']}" for actor in list_named_actors(all_namespaces=True))
     return found
 
 
-def _is_ours(path: Path) -> bool:
-    """Not pytest's own temp folders, and not those the test run made for itself."""
-    return "hotcold-cache" not in path.name
-
-
-def _links(pid: int, mine: bool) -> list[str]:
-    """Descriptors of the exchange, weights and KV memory; in this process also pidfds."""
-    found = []
-    try:
-        names = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return []
-    for name in names:
-        try:
-            link = os.readlink(f"/proc/{pid}/fd/{name}")
-        except OSError:
-            continue
-        if "memfd:hotcold" in link or (mine and link == "anon_inode:[pidfd]"):
-            found.append(link)
-    return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def assert_nothing_left(before: list[str]) -> None:
+def assert_nothing_left(before: Counter[str], wait_s: float = WAIT_S) -> None:
     """Fail where something is left that was not there before; what is ending gets a while."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        left = [name for name in left_behind() if name not in before]
-        if not left:
-            return
-        if time.monotonic() > deadline:
-            raise AssertionError("left behind: " + "; ".join(left))
-        time.sleep(0.05)
+    left = footprint.settled(before, wait_s, left_behind)
+    if left.pop(CONTEXT, 0):  # a test may compute on the GPU itself; its context stays
+        left.pop(footprint.GPU, None)
+    assert not left, "left behind: " + "; ".join(f"{n} x {what}" for what, n in left.items())
+
+
+def _ray_is_up() -> bool:
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def _is_pytests(name: str) -> bool:
+    """Folders that pytest and this run's own fixtures keep to the end."""
+    return "hotcold-cache" in name or "pytest-of-" in name
+
+
+def _of_this_run() -> dict[int, str]:
+    """Living processes below this one, or with this run's cache in their environment."""
+    here, found = os.getpid(), footprint.descendants(os.getpid())
+    marker = f"HOTCOLD_CACHE={os.environ.get('HOTCOLD_CACHE')}\0"
+    commands = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == here:
+            continue
+        pid, environment = int(entry.name), footprint.read_text(f"{entry}/environ")
+        if pid in found or marker in environment:
+            command = footprint.read_text(f"{entry}/cmdline").replace("\0", " ").strip()
+            if command:  # a zombie has none
+                commands[pid] = command
+    return commands
