@@ -9,9 +9,9 @@ budget, last. With --model, a bundle and its own predictor, as `hotcold plant` w
     hotcold plant opt-30b --hidden 512 --out /dev/shm/opt-30b
     python -m hotcold.runtime.bench.gpu_decode --model /dev/shm/opt-30b --vram 24GiB
 
-How the 13B's firing is planted: residual channel 0 is constant, so a gate row's weight on it is a bias;
-the rest of a gate row is low-rank, so that a predictor of width 2 * rank + 1 is exact; the bias of
-neuron i is the normal quantile of its firing probability, a clipped power law.
+How the 13B's firing is planted: residual channel 0 is constant, so a gate row's weight on it is a
+bias; the rest of a gate row is low-rank, so that a predictor of width 2 * rank + 1 is exact; the
+bias of neuron i is the normal quantile of its firing probability, a clipped power law.
 
 One H100, 16 cores, 13B, context 512, fp16 KV, prompt 40, 64 decoded, temperature 1, 2026-11-22;
 tokens/s of three runs:
@@ -286,8 +286,8 @@ def main(arguments: list[str] | None = None) -> None:
         predictor = planted_13b(options.folder, spec_13b(options.layers), options.overfire)
     for vram, bus_share in itertools.product(options.vram, options.bus_share):
         config = EngineConfig(
-            model=options.folder or options.model, vram=None if vram == "all" else vram, predictor=predictor,
-            kv_dtype="float16", predictor_dtype=options.predictor_dtype, context=512,
+            model=options.folder or options.model, vram=None if vram == "all" else vram,
+            predictor=predictor, kv_dtype="float16", predictor_dtype=options.predictor_dtype, context=512,
             threads=options.threads, bus_share=bus_share,
         )  # fmt: skip
         result = {"vram": vram, "predictor": options.predictor_dtype or "float16",
