@@ -4,22 +4,29 @@ Every call copies its arrays to the device and back, so the time to look at is t
 repeat, which is of the kernel alone. Passes do not come through here.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native._ffi import check, ffi, lib, pointer
 
+if TYPE_CHECKING:
+    from hotcold.runtime.predictor_forms import SignLayer
+
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
 F32 = NDArray[np.float32]
+KINDS = {
+    name: getattr(lib, f"HC_DEVICE_{name.upper()}")
+    for name in ("gemv", "ffn", "split", "attention", "norm", "sign")
+}
 
 
 def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> float:
     """Run hc_device_operate; median seconds of the repeats, 0 without any."""
     op = ffi.new("hc_device_op *")
-    op.kind, op.repeat = ("gemv", "ffn", "split", "attention").index(kind), repeat
-    setattr(op, kind, args)
+    op.kind, op.repeat = KINDS[kind], repeat
+    setattr(op, "gemv" if kind == "norm" else kind, args)
     seconds = ffi.new("float *")
     op.seconds = seconds
     for name, value in more.items():
@@ -36,6 +43,7 @@ def gemv(
     x_BD: F32,
     *,
     scale_R: F32 | None = None,
+    bias_R: F32 | None = None,
     norm_D: F32 | None = None,
     eps: float = 1e-5,
     add_to: F32 | None = None,
@@ -44,7 +52,8 @@ def gemv(
 ) -> tuple[F32, float]:
     """y_BR = W x (W with a row stride of its own allowed), and seconds a launch.
 
-    bfloat16 weights come as uint16. scale_R belongs to int8 weights; norm_D norms x on the way in.
+    bfloat16 weights come as uint16. scale_R belongs to int8 weights, bias_R to all others; norm_D
+    norms x on the way in.
     """
     batch, d = x_BD.shape
     rows = w_RD.shape[0]
@@ -54,7 +63,8 @@ def gemv(
     a.rows, a.d, a.dtype, a.batch = rows, d, DTYPES[dtype], batch
     a.x_BD, a.x_stride = pointer(x_BD, "float *"), d
     a.y_BR, a.y_stride = pointer(y_BR, "float *"), rows
-    a.bias_R, a.relu = pointer(scale_R, "float *"), relu
+    a.bias_R = pointer(scale_R if dtype == "int8" else bias_R, "float *")
+    a.relu = relu
     a.accumulate = add_to is not None
     more = {} if norm_D is None else {"norm_D": norm_D, "eps": eps}
     return y_BR, _operate(plugin, "gemv", a, repeat, **more)
@@ -69,8 +79,12 @@ def ffn(
     ids: NDArray[np.int32] | None = None,
     members: NDArray[np.uint32] | None = None,
     repeat: int = 0,
+    gated: bool = True,
+    bias_offset: int = 0,
 ) -> tuple[F32, int, float]:
     """Sparse FFN over rows of a table [rows, record_bytes] with gate, up, down side by side.
+
+    Not gated: gate and down side by side, and at bias_offset (bytes, 0: none) the gate's bias.
 
     Returns:
         y_BD, neurons times tokens that fired, seconds of the three kernels.
@@ -81,6 +95,8 @@ def ffn(
     a = ffi.new("hc_ffn_args *")
     a.records, a.record_bytes = ffi.cast("void *", records.ctypes.data), records.strides[0]
     a.gate_offset, a.up_offset, a.down_offset = 0, d * size, 2 * d * size
+    if not gated:
+        a.up_offset, a.down_offset, a.bias_offset = -1, d * size, bias_offset
     a.d, a.dtype, a.batch = d, DTYPES[dtype], batch
     if ids is not None:
         a.ids, a.n_ids = pointer(ids, "int32_t *"), len(ids)
@@ -120,11 +136,11 @@ def attention(
     v_cache: F32,
     heads: int,
     position_B: NDArray[np.int32],
-    cos_PE: F32,
-    sin_PE: F32,
+    cos_PE: F32 | None,
+    sin_PE: F32 | None,
     repeat: int = 0,
 ) -> tuple[F32, float]:
-    """Rotate, append to the caches [kv_heads, context, head_dim] in place, attend.
+    """Rotate (with tables), append to the caches [kv_heads, context, head_dim] in place, attend.
 
     Returns:
         out [B, H * E], and seconds a launch.
@@ -137,5 +153,40 @@ def attention(
     a.heads, a.kv_heads, a.head_dim = heads, kv_heads, head_dim
     a.batch, a.context = len(qkv_BQ), context
     a.position_B, a.out = pointer(position_B, "int32_t *"), pointer(out, "float *")
-    seconds = _operate(plugin, "attention", a, repeat, cos_PE=cos_PE, sin_PE=sin_PE)
+    tables = {} if cos_PE is None else {"cos_PE": cos_PE, "sin_PE": sin_PE}
+    seconds = _operate(plugin, "attention", a, repeat, **tables)
     return out, seconds
+
+
+def norm(
+    plugin: Any,
+    x_BD: F32,
+    weight_D: F32,
+    bias_D: F32 | None = None,
+    kind: str = "layer",
+    eps: float = 1e-5,
+) -> F32:
+    """A norm of the kind "rms" or "layer"; a bias belongs to the latter. y_BD."""
+    y_BD = np.full_like(x_BD, np.nan)
+    a = ffi.new("hc_gemv_args *")
+    a.batch, a.d = x_BD.shape
+    a.x_BD, a.y_BR = pointer(x_BD, "float *"), pointer(y_BD, "float *")
+    more = {} if bias_D is None else {"norm_bias_D": bias_D}
+    code = {"rms": lib.HC_NORM_RMS, "layer": lib.HC_NORM_LAYER}[kind]
+    _operate(plugin, "norm", a, 0, norm_D=weight_D, eps=eps, norm_kind=code, **more)
+    return y_BD
+
+
+def sign(
+    plugin: Any, layer: "SignLayer", x_BD: F32, threshold: float, repeat: int = 0
+) -> tuple[NDArray[np.bool_], float]:
+    """Which neurons a layer of the form "sign" proposes, [B, N], and seconds of both kernels."""
+    n = len(layer.signs_NW)
+    scores_BN = np.zeros((len(x_BD), n), np.float32)
+    a = ffi.new("hc_sign_args *")
+    a.signs_NW, a.scale_N = pointer(layer.signs_NW, "uint64_t *"), pointer(layer.scale_N, "float *")
+    a.bias_N, a.column_D = pointer(layer.bias_N, "float *"), pointer(layer.column_D, "float *")
+    a.n, a.d, a.batch, a.input_bits = n, x_BD.shape[1], len(x_BD), layer.input_bits
+    a.x_BD, a.scores_BN = pointer(x_BD, "float *"), pointer(scores_BN, "float *")
+    seconds = _operate(plugin, "sign", a, repeat, threshold=threshold)
+    return scores_BN > 0, seconds

@@ -34,19 +34,25 @@ typedef enum {
     HC_DEVICE_GEMV = 0,
     HC_DEVICE_FFN = 1,
     HC_DEVICE_SPLIT = 2,
-    HC_DEVICE_ATTENTION = 3
+    HC_DEVICE_ATTENTION = 3,
+    HC_DEVICE_NORM = 8,
+    HC_DEVICE_SIGN = 9
 } hc_device_op_kind;
 typedef struct { /* tests and benches: one operator on host arrays, copied in and out */
     int32_t kind, index;
-    hc_gemv_args *gemv;  /* dtype 3: int8 weights, bias_R their scales */
-    const float *norm_D; /* gemv: x is normed first; NULL: not */
+    hc_gemv_args *gemv;  /* dtype 3: int8 weights, bias_R their scales; norm: x and y alone */
+    const float *norm_D; /* gemv: x is normed first; NULL: not; norm: the weight */
     float eps;
+    const float *norm_bias_D; /* norm: NULL: none */
+    int32_t norm_kind;        /* norm: hc_norm */
+    hc_sign_args *sign;       /* scores become 1 where proposed, else 0 */
+    float threshold;          /* sign */
     hc_ffn_args *ffn;
     hc_split_args *split;
     hc_attention_args *attention; /* q: whole qkv rows, not yet rotated; caches are in and out */
-    const float *cos_PE, *sin_PE;
-    int32_t repeat; /* timed launches after the first */
-    float *seconds; /* NULL, or the median time of one launch */
+    const float *cos_PE, *sin_PE; /* NULL: no rotary embedding */
+    int32_t repeat;               /* timed launches after the first */
+    float *seconds;               /* NULL, or the median time of one launch */
 } hc_device_op;
 
 typedef struct hc_device hc_device;

@@ -380,7 +380,8 @@ typedef struct {
 void hc_executor_request_state(const hc_executor *executor, hc_request_state *out);
 
 /* cffi: end */
-#include "gpu.h"
 #include "predict.h"
+
+#include "gpu.h" /* names what predict.h declares */
 
 #endif

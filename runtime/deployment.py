@@ -208,11 +208,13 @@ def _on_gpu(layers: tuple[NativeLayer, ...], name: object) -> tuple[NativeLayer,
     """
     from hotcold.policies.run import policy_name
 
-    foreign = sorted({layer.form for layer in layers} - {"gate", "matrices"})
-    if foreign:
+    if any(layer.form == "window" for layer in layers):
+        # The device would have to learn, every layer, which of the host's neurons fired: one word
+        # more in the exchange, on the way that the device waits for anyway.
         raise ConfigError(
-            f"predictor '{policy_name(name)}' is of the form '{foreign[0]}', which the GPU kernels "
-            "do not run; choose exact, learned, low-rank or frequency, or set HOTCOLD_CUDA=off"
+            f"predictor '{policy_name(name)}' remembers which neurons fired, and a GPU is not told "
+            "which of the host's did; choose exact, learned, low-rank, sign or frequency, or set "
+            "HOTCOLD_CUDA=off"
         )
     if any(layer.form == "gate" for layer in layers):
         return ()  # gate rows are what the executors evaluate anyway, each those it holds
@@ -221,6 +223,8 @@ def _on_gpu(layers: tuple[NativeLayer, ...], name: object) -> tuple[NativeLayer,
 
 def _int8_bytes(layer: Any, spec: ModelSpec) -> int:
     """Bytes of a predictor layer quantised by row: weights, scales, bias."""
+    if layer.form == "sign":
+        return int(layer.bytes)  # a bit a weight already
     width = int(layer.fc1.shape[0])
     bias = 0 if layer.bias_N is None else int(layer.bias_N.nbytes)
     return width * (spec.d_model + spec.n_neurons) + 4 * (width + spec.n_neurons) + bias

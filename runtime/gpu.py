@@ -96,13 +96,6 @@ def choose_gpu(
 def unsupported(spec: ModelSpec) -> str:
     """What of a model the GPU kernels have no code for; empty: nothing."""
     found = {
-        "plain ReLU layers": spec.ffn != "reglu",
-        "layer norms": spec.norm != "rms",
-        "learned positions": spec.positions != "rotary",
-        "biases": spec.biases,
-        "norms behind the residual": spec.post_norm,
-        "heads without a norm before them": not spec.final_norm,
-        "projected embeddings": spec.embed_dim not in (None, spec.d_model),
         f"heads of more than {MAX_HEAD_DIM} elements": spec.head_dim > MAX_HEAD_DIM,
         f"layers of more than {MAX_NEURONS} neurons": spec.n_neurons > MAX_NEURONS,
     }
@@ -138,7 +131,8 @@ def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
     """Device memory of a pass beside weights and KV, rounded up; cuda/model.cu lays it out."""
     B = 1 << (max_batch - 1).bit_length()
     L, N, D = spec.n_layers, spec.n_neurons, spec.d_model
-    per_token = HOT_CHUNKS * D + 4 * D + 2 * (spec.q_dim + spec.kv_dim) + spec.vocab_size + 2 * N
+    per_token = HOT_CHUNKS * D + 5 * D + 2 * (spec.q_dim + spec.kv_dim) + spec.vocab_size + 2 * N
+    per_token += spec.embed_width
     tables = 2 * L * N + 8 * N + context * spec.head_dim + L * HOT_CHUNKS * 8
     return 4 * (B * per_token + tables) + (L * 24 + 64) * 256
 

@@ -29,6 +29,17 @@ template <class T>
 __device__ __forceinline__ void append(const Attention &a, int kv_head, int tokens, T *k_cache,
                                        T *v_cache) {
     const int hd = a.head_dim, half = hd / 2, q_dim = a.heads * hd, kv_dim = a.kv_heads * hd;
+    if (!a.cos_PE) { // positions came with the embeddings; head_dim may be odd
+        for (int i = threadIdx.x; i < tokens * hd; i += THREADS) {
+            const int t = i / hd, e = i % hd;
+            const float *k =
+                a.qkv + static_cast<int64_t>(t) * (q_dim + 2 * kv_dim) + q_dim + kv_head * hd;
+            const int64_t to = static_cast<int64_t>(a.pass->position_B[t]) * hd + e;
+            k_cache[to] = static_cast<T>(k[e]);
+            v_cache[to] = static_cast<T>(k[kv_dim + e]);
+        }
+        return;
+    }
     for (int i = threadIdx.x; i < tokens * half; i += THREADS) {
         const int t = i / half, e = i % half, position = a.pass->position_B[t];
         const float *k =
@@ -133,7 +144,9 @@ template <class T> __global__ void __launch_bounds__(THREADS) attention_kernel(c
     append<T>(a, kv_head, b + 1, k_cache, v_cache);
     const float *q_in =
         a.qkv + static_cast<int64_t>(b) * (a.heads + 2 * a.kv_heads) * hd + head * hd;
-    for (int e = threadIdx.x; e < half; e += THREADS) {
+    for (int e = threadIdx.x; !a.cos_PE && e < hd; e += THREADS)
+        q[e] = q_in[e];
+    for (int e = threadIdx.x; a.cos_PE && e < half; e += THREADS) {
         const float cos = a.cos_PE[position * half + e], sin = a.sin_PE[position * half + e];
         const float low = q_in[e], high = q_in[e + half];
         q[e] = low * cos - high * sin;

@@ -122,7 +122,7 @@ void Executor::watch(uint32_t seq) {
 
 void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     const hc_model &m = *args_.model;
-    const int64_t e = bytes_of(m.dtype), row = m.d * e;
+    const int64_t e = bytes_of(m.dtype), row = m.d * e, rest = m.up_offset < 0 ? 1 : 2;
     const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
     std::memset(&report, 0, sizeof report);
     report.gate_rows = host_->counters[0];
@@ -134,13 +134,15 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     report.bytes = m.n_layers * (2 * q_dim + 2 * kv_dim) * row;
     report.bytes +=
         (in.position_B[in.batch - 1] + 1) * kv_dim * m.n_layers * (device_.kv_f16 ? 4 : 8);
-    report.bytes += in.head_rows ? m.vocab * row : 0;
+    report.bytes += in.head_rows ? m.vocab * m.embed_dim * e : 0;
     for (int l = 0; l < m.n_layers; l++)
-        if (plan_[l].predicted_at >= 0)
+        if (plan_[l].predicted_at >= 0 && device_.predictors_L[l].form == HC_PREDICT_SIGN)
+            report.bytes += m.n * ((m.d + 63) / 64 * 8 + 8) + 4 * m.d;
+        else if (plan_[l].predicted_at >= 0)
             report.bytes +=
                 (m.d + m.n) * device_.predictors_L[l].hidden * bytes_of(model_->dtype_of(l));
     /* a batch reads a row once for all its tokens: tokens that share a neuron are not told apart */
-    report.bytes += (report.gate_rows + 2 * report.up_down_rows) * row;
+    report.bytes += (report.gate_rows + rest * report.up_down_rows) * row;
     report.allocated_bytes = model_->bytes;
 }
 

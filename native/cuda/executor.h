@@ -24,7 +24,10 @@ class Executor {
     void capture(int index);
     void record(int32_t bucket);
     void record_attention(int layer, int32_t bucket);
-    void record_prediction(int layer, int at, bool carries_norm, int32_t bucket);
+    void record_norm(const Norm &args, int32_t bucket);
+    bool hand_over(int layer, int32_t bucket);
+    void record_prediction(int layer, int at, bool carries_norm, const float *normed,
+                           int32_t bucket);
     void record_ffn(int layer, int32_t bucket);
     void record_head(int32_t bucket);
     Exchange exchange(int layer) const;

@@ -1,10 +1,12 @@
-// ffn.cu - the neuron-aware operator: sparse ReGLU over the device's own active neurons.
+// ffn.cu - the neuron-aware operator: sparse ReGLU or ReLU over the device's own active neurons.
 //
 //   record: | gate row | up row | down column |, rows of the table in ascending order of neuron id
 //   c_k = relu(g_k . x) * (u_k . x);  y = sum over k of c_k * d_k
+//   record: | gate row | down column | bias |  without up rows (OPT): c_k = relu(g_k . x + bias_k)
 //
-// Bytes: 3 d e a fired neuron, d e a proposed one that stays shut (gate first), 6 d FLOPs: 1 FLOP a
-// byte in fp16, bound by memory. 13B, 12 % of 13824 fire: 34 MB + 17 MB a layer, 10 us + 5 us.
+// Bytes: 3 d e a fired neuron (2 d e without up rows), d e a proposed one that stays shut (gate
+// first), 6 d FLOPs: 1 FLOP a byte in fp16, bound by memory. 13B, 12 % of 13824 fire: 34 MB + 17 MB a
+// layer, 10 us + 5 us.
 //
 // No gather pass and no format conversion: the kernels read whole records where they lie.
 // Predicted neurons: a block each, gate and up row in flight together (gate_up; for one token with x
@@ -58,6 +60,11 @@ __device__ __forceinline__ void dot_row(const Ffn1 &a, const float *x, const cha
         sum[b] = warp_sum(sum[b]);
 }
 
+__device__ __forceinline__ float bias_of(const Ffn1 &a, const char *record) {
+    return a.bias_offset && record ? *reinterpret_cast<const float *>(record + a.bias_offset)
+                                   : 0.0f;
+}
+
 // Every neuron of the table is looked at: a warp a neuron, the up row only where the gate fires.
 template <class W, int B>
 __global__ void __launch_bounds__(THREADS) gate_first_kernel(const Ffn1 a) {
@@ -71,31 +78,37 @@ __global__ void __launch_bounds__(THREADS) gate_first_kernel(const Ffn1 a) {
     for (int k = blockIdx.x * WARPS + threadIdx.x / WARP; k < a.n_rows; k += gridDim.x * WARPS) {
         const char *record = a.record_R[k];
         float gate[B] = {}, up[B] = {};
+        const float bias = bias_of(a, record);
         dot_row<W, B, U>(a, x, record + a.gate_offset, gate);
         bool fires = false;
 #pragma unroll
-        for (int b = 0; b < B; b++)
+        for (int b = 0; b < B; b++) {
+            gate[b] += bias;
             fires |= gate[b] > 0 && (members >> b & 1);
-        if (fires)
+        }
+        if (fires && a.up_offset >= 0)
             dot_row<W, B, U>(a, x, record + a.up_offset, up);
         float mine = 0;
 #pragma unroll
         for (int b = 0; b < B; b++)
             if (lane == b && fires && gate[b] > 0 && (members >> b & 1))
-                mine = gate[b] * up[b];
+                mine = a.up_offset >= 0 ? gate[b] * up[b] : gate[b];
         if (lane < B)
             a.hot.c_KB[static_cast<int64_t>(k) * a.bucket + 8 * group + lane] = mine;
     }
 }
 
 // Sums of gate and up over the block, in warp order; thread b of the first warp writes c of token b.
-template <int B>
+template <int B, bool UP>
 __device__ __forceinline__ void write_c(const Ffn1 &a, int k, int group, unsigned members,
-                                        float (&gate)[B], float (&up)[B], float (*shared)[2][B]) {
+                                        float bias, float (&gate)[B], float (&up)[B],
+                                        float (*shared)[2][B]) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
 #pragma unroll
     for (int b = 0; b < B; b++) {
-        gate[b] = warp_sum(gate[b]), up[b] = warp_sum(up[b]);
+        gate[b] = warp_sum(gate[b]);
+        if (UP)
+            up[b] = warp_sum(up[b]);
         if (lane == 0)
             shared[warp][0][b] = gate[b], shared[warp][1][b] = up[b];
     }
@@ -107,12 +120,14 @@ __device__ __forceinline__ void write_c(const Ffn1 &a, int k, int group, unsigne
 #pragma unroll
     for (int w = 0; w < WARPS; w++)
         g += shared[w][0][b], u += shared[w][1][b];
+    g += bias;
     const bool on = g > 0 && (members >> b & 1);
-    a.hot.c_KB[static_cast<int64_t>(k) * a.bucket + 8 * group + b] = on ? g * u : 0.0f;
+    a.hot.c_KB[static_cast<int64_t>(k) * a.bucket + 8 * group + b] = on ? (UP ? g * u : g) : 0.0f;
 }
 
 // Predicted neurons, a block each, any batch: x from L1.
-template <class W, int B> __global__ void __launch_bounds__(THREADS) gate_up_kernel(const Ffn1 a) {
+template <class W, int B, bool UP>
+__global__ void __launch_bounds__(THREADS) gate_up_kernel(const Ffn1 a) {
     __shared__ float shared[2][WARPS][2][B];
     launch_next();
     wait_prior();
@@ -127,28 +142,33 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) gate_up_ker
         float gate[B] = {}, up[B] = {};
         for (int at = threadIdx.x * W::E; at < a.d; at += step) {
             const uint4 g = load_pack<W>(record + a.gate_offset, at, a.d, a.vec);
-            const uint4 u = load_pack<W>(record + a.up_offset, at, a.d, a.vec);
-            dot<W, B>(a, x, at, g, gate);
-            dot<W, B>(a, x, at, u, up);
+            if (UP) {
+                const uint4 u = load_pack<W>(record + a.up_offset, at, a.d, a.vec);
+                dot<W, B>(a, x, at, g, gate);
+                dot<W, B>(a, x, at, u, up);
+            } else {
+                dot<W, B>(a, x, at, g, gate);
+            }
         }
-        write_c<B>(a, k, group, members, gate, up, shared[turn]);
+        write_c<B, UP>(a, k, group, members, bias_of(a, record), gate, up, shared[turn]);
     }
 }
 
-template <class W, int P>
+template <class W, int P, bool UP>
 __device__ __forceinline__ void request(const Ffn1 &a, const char *record, uint4 (&g)[P],
                                         uint4 (&u)[P]) {
 #pragma unroll
     for (int p = 0; p < P; p++) {
         const int at = (threadIdx.x + p * THREADS) * W::E;
         g[p] = load_pack<W>(record + a.gate_offset, at, a.d, true);
-        u[p] = load_pack<W>(record + a.up_offset, at, a.d, true);
+        if (UP)
+            u[p] = load_pack<W>(record + a.up_offset, at, a.d, true);
     }
 }
 
 // One token: x in registers, the rows of the block's next neuron requested ahead.
-template <class W, int P>
-__global__ void __launch_bounds__(THREADS, P > 5 ? 3 : ONE_BLOCKS)
+template <class W, int P, bool UP>
+__global__ void __launch_bounds__(THREADS, P > 5 && UP ? 3 : ONE_BLOCKS)
     gate_up_one_kernel(const Ffn1 a) {
     __shared__ float shared[2][WARPS][2][1];
     launch_next();
@@ -160,7 +180,8 @@ __global__ void __launch_bounds__(THREADS, P > 5 ? 3 : ONE_BLOCKS)
     float x[P][W::E];
     const char *next = record(blockIdx.x);
     if (next)
-        request<W, P>(a, next, g, u);
+        request<W, P, UP>(a, next, g, u);
+    float bias = bias_of(a, next);
     next = record(blockIdx.x + stride); // two list lookups away: fetched a neuron ahead
 #pragma unroll
     for (int p = 0; p < P; p++) {
@@ -175,6 +196,7 @@ __global__ void __launch_bounds__(THREADS, P > 5 ? 3 : ONE_BLOCKS)
     int turn = 0;
     for (int k = blockIdx.x; k < count; k += stride, turn ^= 1) {
         float gate[1] = {}, up[1] = {};
+        const float own_bias = bias;
 #pragma unroll
         for (int p = 0; p < P; p++) {
             float weight[W::E];
@@ -182,15 +204,18 @@ __global__ void __launch_bounds__(THREADS, P > 5 ? 3 : ONE_BLOCKS)
 #pragma unroll
             for (int i = 0; i < W::E; i++)
                 gate[0] = fmaf(weight[i], x[p][i], gate[0]);
+            if (!UP)
+                continue;
             W::unpack(u[p], weight);
 #pragma unroll
             for (int i = 0; i < W::E; i++)
                 up[0] = fmaf(weight[i], x[p][i], up[0]);
         }
         if (next)
-            request<W, P>(a, next, g, u);
+            request<W, P, UP>(a, next, g, u);
+        bias = bias_of(a, next);
         next = record(k + 2 * stride);
-        write_c<1>(a, k, 0, 1, gate, up, shared[turn]);
+        write_c<1, UP>(a, k, 0, 1, own_bias, gate, up, shared[turn]);
     }
 }
 
@@ -280,7 +305,8 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel
 template <class W, int B> void launch_gate_up(const Ffn1 &a, const Launch &launch) {
     if (a.hot.rows) {
         const int blocks = min(a.n_rows, launch.sms * 8);
-        enqueue<Ffn1>(gate_up_kernel<W, B>, dim3(blocks, a.groups), THREADS, 0, launch, a);
+        enqueue<Ffn1>(a.up_offset < 0 ? gate_up_kernel<W, B, false> : gate_up_kernel<W, B, true>,
+                      dim3(blocks, a.groups), THREADS, 0, launch, a);
         return;
     }
     const int blocks = min((a.n_rows + WARPS - 1) / WARPS, launch.sms * 16);
@@ -288,8 +314,10 @@ template <class W, int B> void launch_gate_up(const Ffn1 &a, const Launch &launc
 }
 
 template <class W, int P> bool launch_one(const Ffn1 &a, const Launch &launch) {
-    const int blocks = min(a.n_rows, launch.sms * (P > 5 ? 3 : ONE_BLOCKS));
-    enqueue<Ffn1>(gate_up_one_kernel<W, P>, dim3(blocks), THREADS, 0, launch, a);
+    const bool up = a.up_offset >= 0;
+    const int blocks = min(a.n_rows, launch.sms * (P > 5 && up ? 3 : ONE_BLOCKS));
+    enqueue<Ffn1>(up ? gate_up_one_kernel<W, P, true> : gate_up_one_kernel<W, P, false>,
+                  dim3(blocks), THREADS, 0, launch, a);
     return true;
 }
 
@@ -338,7 +366,7 @@ void start(const Ffn &args, int bucket, bool is_down, const Launch &launch) {
     static_cast<Ffn &>(a) = args;
     const int size = args.dtype == HC_F32 ? 4 : 2, pack = 16 / size;
     a.vec = args.d % pack == 0 && args.record_bytes % 16 == 0 && args.gate_offset % 16 == 0 &&
-            args.up_offset % 16 == 0 && args.down_offset % 16 == 0;
+            (args.up_offset < 0 || args.up_offset % 16 == 0) && args.down_offset % 16 == 0;
     a.bucket = bucket;
     a.groups = (bucket + 7) / 8;
     if (args.dtype == HC_F32)

@@ -8,12 +8,12 @@ namespace hotcold {
 // Results of one row for B tokens of a group of eight.
 template <int B>
 __device__ __forceinline__ void write_out(const Gemv &a, int row, int group, const float (&y)[B]) {
+    const float bias = a.bias_R ? a.bias_R[row] : 0.0f;
     if (a.epilogue == MEMBERS) {
         unsigned bits = 0;
 #pragma unroll
         for (int b = 0; b < B; b++)
-            bits |= static_cast<unsigned>(y[b] + (a.bias_R ? a.bias_R[row] : 0.0f) >= a.threshold)
-                    << b;
+            bits |= static_cast<unsigned>(y[b] + bias >= a.threshold) << b;
         a.members[4 * static_cast<int64_t>(row) + group] = static_cast<uint8_t>(bits);
         return;
     }
@@ -21,9 +21,9 @@ __device__ __forceinline__ void write_out(const Gemv &a, int row, int group, con
     for (int b = 0; b < B; b++) {
         float *to = a.y + (group * 8 + b) * a.y_stride + row;
         if (a.epilogue == ADD)
-            *to += y[b];
+            *to += y[b] + bias;
         else
-            *to = a.epilogue == RELU ? fmaxf(y[b], 0.0f) : y[b];
+            *to = a.epilogue == RELU ? fmaxf(y[b] + bias, 0.0f) : y[b] + bias;
     }
 }
 

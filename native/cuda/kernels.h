@@ -43,7 +43,7 @@ struct Gemv {
     float eps;
     float *y;
     int64_t y_stride;
-    const float *bias_R; // MEMBERS
+    const float *bias_R; // added to the product; NULL: none
     float threshold;     // MEMBERS: bit b of members[row] = y[b] >= threshold
     uint8_t *members;    // 4 bytes a row, one for each eight tokens
     Epilogue epilogue;
@@ -57,20 +57,36 @@ struct Gemv {
 void gemv(const Gemv &args, int bucket, const Launch &launch);
 
 struct Norm {
-    const float *x, *weight_D;
-    float *y, *y_host, *residual_host;
+    const float *x, *weight_D, *bias_D; // bias NULL: none
+    float *y, *y_host;                  // y may be x; y_host NULL: none
     int64_t d;
     float eps;
+    int32_t kind; // hc_norm
     const PassState *pass;
     uint64_t *stamps;
+    int32_t stamp;
 };
 void norm(const Norm &args, int bucket, const Launch &launch);
 
+struct Sign { // the predictor that reads one bit a weight; see ../ops/sign.c
+    const uint64_t *signs_NW;
+    const float *scale_N, *bias_N, *column_D; // bias, column NULL: none, ones
+    const float *x;                           // [B][D]
+    int32_t n, d, input_bits;
+    float threshold;
+    uint64_t *planes_BPW; // scratch
+    float *step_B;        // scratch
+    uint32_t *members_N;  // out
+    const PassState *pass;
+    uint64_t *stamps;
+};
+void sign(const Sign &args, int bucket, const Launch &launch);
+
 struct Attention {
-    const float *qkv;        // [B][(heads + 2 kv_heads) * head_dim], not yet rotated
-    void *k_cache, *v_cache; // one layer: [kv_heads][context][head_dim]
-    const float *cos_PE, *sin_PE;
-    float *out; // [B][heads * head_dim]
+    const float *qkv;             // [B][(heads + 2 kv_heads) * head_dim], not yet rotated
+    void *k_cache, *v_cache;      // one layer: [kv_heads][context][head_dim]
+    const float *cos_PE, *sin_PE; // NULL: no rotary embedding
+    float *out;                   // [B][heads * head_dim]
     int32_t heads, kv_heads, head_dim, context, kv_f16;
     const PassState *pass;
 };
@@ -81,7 +97,7 @@ struct HotList {       // active hot neurons of one layer, ascending
     uint32_t *members; // NULL: all tokens
     int32_t *count;
     int32_t *starts; // n_chunks + 1 positions in the list
-    float *c_KB;     // relu(gate) * up, entry [k * bucket + b]
+    float *c_KB;     // relu(gate) * up, or relu(gate); entry [k * bucket + b]
 };
 struct Exchange { // one layer's part of the shared segment, mapped; NULL where there is none
     uint32_t *x_flag, *active_flag, *y_flag;
@@ -113,7 +129,7 @@ void signal_x(const Exchange &to, const PassState *pass, const Launch &launch);
 struct Ffn {
     const char *const
         *record_R; // where each row of the table lies: on the device or in host memory
-    int64_t record_bytes, gate_offset, up_offset, down_offset;
+    int64_t record_bytes, gate_offset, up_offset, down_offset; // up_offset -1: no up rows
     int32_t d, dtype, n_rows, n_chunks;
     const float *x;
     HotList hot;
@@ -121,6 +137,7 @@ struct Ffn {
     int32_t *fired_C; // [4][n_chunks]: neurons * tokens whose gate fired
     const PassState *pass;
     uint64_t *stamps;
+    int64_t bias_offset; // of the gate's bias (fp32) in a record; 0: none
 };
 void gate_up(const Ffn &args, int bucket, const Launch &launch);
 void down(const Ffn &args, int bucket, const Launch &launch);
@@ -135,6 +152,7 @@ struct Merge {
     int32_t *skipped; // += 1 where the exchange was skipped
     PassState *pass;
     uint64_t *stamps;
+    const float *bias_D; // of the down matrix, added once; NULL: none
 };
 void merge(const Merge &args, const Launch &launch);
 

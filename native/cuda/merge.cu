@@ -134,6 +134,12 @@ template <int V> __global__ void __launch_bounds__(THREADS) merge_kernel(const M
         for (int v = 0; v < V; v++)
             h.v[v] += y.v[v];
     }
+    if (a.bias_D) {
+        const Pack<V> bias = load<V>(a.bias_D + i);
+#pragma unroll
+        for (int v = 0; v < V; v++)
+            h.v[v] += bias.v[v];
+    }
 #pragma unroll
     for (int v = 0; v < V; v++)
         a.h[at + v] = h.v[v];

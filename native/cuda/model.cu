@@ -59,6 +59,10 @@ class Uploader {
                 flush();
         }
     }
+    void copy_if(void *to, const void *from, int64_t bytes) { // NULL: there is no such tensor
+        if (from)
+            copy(to, from, bytes);
+    }
     void flush() {
         check(cudaEventRecord(free_[turn_], stream_), "upload");
         turn_ = 1 - turn_;
@@ -77,6 +81,11 @@ class Uploader {
     int turn_ = 0;
     int64_t filled_ = 0;
 };
+
+// Room for a tensor that the model may not have.
+float *like(Arena &arena, const float *from, int64_t count) {
+    return from ? arena.take<float>(count) : nullptr;
+}
 
 float half_to_float(uint16_t bits) {
     return __half2float(__half(__half_raw{bits}));
@@ -165,6 +174,10 @@ void Model::reserve_bus() {
     bus_end_ = bus_;
 }
 
+bool Model::signs(int layer) const {
+    return plan_[layer].predicted_at >= 0 && device_.predictors_L[layer].form == HC_PREDICT_SIGN;
+}
+
 void Model::lay_out(Arena &arena) {
     const hc_model &m = *args_.model;
     const int64_t B = bucket, D = m.d, S = device_.n_chunks, head_dim = m.head_dim;
@@ -187,10 +200,22 @@ void Model::lay_out(Arena &arena) {
     b.hidden = arena.take<float>(B * max_hidden);
     b.partial_CBD = arena.take<float>(S * B * D);
     b.logits = arena.take<float>(B * m.vocab);
-    b.final_norm_D = arena.take<float>(D);
-    b.cos_PE = arena.take<float>(m.context * head_dim / 2);
-    b.sin_PE = arena.take<float>(m.context * head_dim / 2);
-    b.head = arena.take<char>(m.vocab * D * bytes_of(m.dtype));
+    b.final_norm_D = like(arena, m.final_norm_D, D);
+    b.final_norm_bias_D = like(arena, m.final_norm_bias_D, D);
+    b.cos_PE = like(arena, m.cos_PE, m.context * head_dim / 2);
+    b.sin_PE = like(arena, m.sin_PE, m.context * head_dim / 2);
+    b.head = arena.take<char>(m.vocab * m.embed_dim * bytes_of(m.dtype));
+    b.project_out = nullptr;
+    if (m.project_out) {
+        b.project_out = arena.take<char>(m.embed_dim * D * bytes_of(m.dtype));
+        b.projected = arena.take<float>(B * m.embed_dim);
+    }
+    for (int i = 0; i < m.n_layers; i++)
+        if (signs(i)) {
+            b.planes_BPW = arena.take<uint64_t>(B * 8 * ((D + 63) / 64));
+            b.step_B = arena.take<float>(B);
+            break;
+        }
     b.hot.rows = arena.take<int32_t>(max_hot);
     b.hot.members = arena.take<uint32_t>(max_hot);
     b.hot.count = arena.take<int32_t>(1);
@@ -211,6 +236,12 @@ void Model::lay_out_layer(Arena &arena, int index) {
     Layer &layer = layers[index];
     layer.attention_norm_D = arena.take<float>(D);
     layer.ffn_norm_D = arena.take<float>(D);
+    const hc_layer &given = m.layers[index];
+    layer.attention_norm_bias_D = like(arena, given.attention_norm_bias_D, D);
+    layer.ffn_norm_bias_D = like(arena, given.ffn_norm_bias_D, D);
+    layer.qkv_bias = like(arena, given.qkv_bias, q_dim + 2 * kv_dim);
+    layer.o_bias_D = like(arena, given.o_bias_D, D);
+    layer.ffn_bias_D = like(arena, given.ffn_bias_D, D);
     layer.qkv = arena.take<char>((q_dim + 2 * kv_dim) * D * e);
     layer.o = arena.take<char>(D * q_dim * e);
     layer.records = arena.take<char>(rows_on_device(index) * m.record_bytes);
@@ -222,10 +253,22 @@ void Model::lay_out_layer(Arena &arena, int index) {
     layer.relay = arena.take<uint32_t>(1);
     layer.bounds_C = arena.take<int32_t>(S + 1);
     layer.starts_C = arena.take<int32_t>(S + 1);
-    if (plan_[index].predicted_at < 0)
-        return;
+    if (plan_[index].predicted_at >= 0)
+        lay_out_predictor(arena, index);
+}
+
+void Model::lay_out_predictor(Arena &arena, int index) {
+    const hc_model &m = *args_.model;
+    const int64_t D = m.d;
     const hc_predictor_layer &from = device_.predictors_L[index];
-    Predictor &to = layer.predictor;
+    Predictor &to = layers[index].predictor;
+    to.bias_N = like(arena, from.bias_N, m.n);
+    if (signs(index)) {
+        to.signs_NW = arena.take<uint64_t>(m.n * ((D + 63) / 64));
+        to.scale2_N = arena.take<float>(m.n);
+        to.column_D = like(arena, from.column_D, D);
+        return;
+    }
     to.dtype = device_.predictor_i8 ? HC_I8 : from.dtype;
     to.fc1 = arena.take<char>(from.hidden * D * bytes_of(to.dtype));
     to.fc2 = arena.take<char>(m.n * from.hidden * bytes_of(to.dtype));
@@ -233,18 +276,18 @@ void Model::lay_out_layer(Arena &arena, int index) {
         to.scale1_H = arena.take<float>(from.hidden);
         to.scale2_N = arena.take<float>(m.n);
     }
-    if (from.bias_N)
-        to.bias_N = arena.take<float>(m.n);
 }
 
 void Model::upload() {
     const hc_model &m = *args_.model;
     const int64_t half_table = m.context * m.head_dim / 2 * 4;
     Uploader up;
-    up.copy(buffers.final_norm_D, m.final_norm_D, m.d * 4);
-    up.copy(buffers.cos_PE, m.cos_PE, half_table);
-    up.copy(buffers.sin_PE, m.sin_PE, half_table);
-    up.copy(buffers.head, m.head, m.vocab * m.d * bytes_of(m.dtype));
+    up.copy_if(buffers.final_norm_D, m.final_norm_D, m.d * 4);
+    up.copy_if(buffers.final_norm_bias_D, m.final_norm_bias_D, m.d * 4);
+    up.copy_if(buffers.cos_PE, m.cos_PE, half_table);
+    up.copy_if(buffers.sin_PE, m.sin_PE, half_table);
+    up.copy(buffers.head, m.head, m.vocab * m.embed_dim * bytes_of(m.dtype));
+    up.copy_if(buffers.project_out, m.project_out, m.embed_dim * m.d * bytes_of(m.dtype));
     std::vector<int32_t> n_hot(m.n_layers);
     for (int i = 0; i < m.n_layers; i++)
         n_hot[i] = static_cast<int32_t>(args_.shares_L[i].n_ids);
@@ -267,6 +310,11 @@ void Model::upload_layer(int index) {
     Uploader up;
     up.copy(to.attention_norm_D, from.attention_norm_D, D * 4);
     up.copy(to.ffn_norm_D, from.ffn_norm_D, D * 4);
+    up.copy_if(to.attention_norm_bias_D, from.attention_norm_bias_D, D * 4);
+    up.copy_if(to.ffn_norm_bias_D, from.ffn_norm_bias_D, D * 4);
+    up.copy_if(to.qkv_bias, from.qkv_bias, (q_dim + 2 * kv_dim) * 4);
+    up.copy_if(to.o_bias_D, from.o_bias_D, D * 4);
+    up.copy_if(to.ffn_bias_D, from.ffn_bias_D, D * 4);
     up.copy(to.qkv, from.qkv, (q_dim + 2 * kv_dim) * D * e);
     up.copy(to.o, from.o, D * q_dim * e);
     std::vector<int32_t> rows((m.n + 31) / 32), starts(S + 1);
@@ -306,8 +354,14 @@ void Model::upload_predictor(int index) {
     const hc_predictor_layer &from = device_.predictors_L[index];
     Predictor &to = layers[index].predictor;
     Uploader up;
-    if (from.bias_N)
-        up.copy(to.bias_N, from.bias_N, m.n * 4);
+    up.copy_if(to.bias_N, from.bias_N, m.n * 4);
+    if (signs(index)) {
+        up.copy(to.signs_NW, from.signs_NW, m.n * ((m.d + 63) / 64) * 8);
+        up.copy(to.scale2_N, from.scale_N, m.n * 4);
+        up.copy_if(to.column_D, from.column_D, m.d * 4);
+        up.finish();
+        return;
+    }
     if (!device_.predictor_i8) {
         up.copy(to.fc1, from.fc1, from.hidden * m.d * bytes_of(from.dtype));
         up.copy(to.fc2, from.fc2, m.n * from.hidden * bytes_of(from.dtype));

@@ -12,10 +12,14 @@ struct Predictor {
     void *fc1 = nullptr, *fc2 = nullptr;
     float *scale1_H = nullptr, *scale2_N = nullptr, *bias_N = nullptr;
     int32_t dtype = 0;
+    uint64_t *signs_NW = nullptr; // of the form sign, with a scale a row in scale2_N
+    float *column_D = nullptr;
 };
 
 struct Layer {
     float *attention_norm_D, *ffn_norm_D;
+    float *attention_norm_bias_D, *ffn_norm_bias_D; // NULL: none, as all biases
+    float *qkv_bias, *o_bias_D, *ffn_bias_D;
     char *qkv, *o, *records; // records: of the neurons that are on the device
     const char **record_R;   // of all owned neurons
     void *k_cache, *v_cache;
@@ -47,8 +51,11 @@ class Arena {
 struct Buffers { // of one pass
     PassState *pass;
     float *h, *normed, *qkv, *attended, *hidden, *partial_CBD, *logits;
-    float *final_norm_D, *cos_PE, *sin_PE;
-    char *head;
+    float *final_norm_D, *final_norm_bias_D, *cos_PE, *sin_PE; // NULL: the model has none
+    char *head, *project_out;
+    float *projected;     // [B][embed_dim]
+    uint64_t *planes_BPW; // of the form sign
+    float *step_B;
     HotList hot;
     int32_t *cold_ids, *skipped, *n_hot_L;
     uint32_t *cold_members;
@@ -75,9 +82,11 @@ class Model {
   private:
     void lay_out(Arena &arena);
     void lay_out_layer(Arena &arena, int index);
+    void lay_out_predictor(Arena &arena, int index);
     void upload();
     void upload_layer(int index);
     void upload_predictor(int index);
+    bool signs(int layer) const; // its proposals come from one bit a weight
     const hc_executor_args &args_;
     const hc_device_args &device_;
     const hc_device_layer *plan_;

@@ -77,6 +77,8 @@ void operate_gemv(const hc_device_op &op) {
     g.d = static_cast<int32_t>(a.d);
     g.dtype = a.dtype;
     g.scale_R = a.dtype == HC_I8 ? scratch.make<float>(a.rows, a.bias_R) : nullptr;
+    if (a.dtype != HC_I8 && a.bias_R)
+        g.bias_R = scratch.make<float>(a.rows, a.bias_R);
     float *x = scratch.make<float>(bucket * a.d);
     float *y = scratch.make<float>(bucket * a.rows);
     for (int b = 0; b < a.batch; b++) {
@@ -108,8 +110,10 @@ void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotate
     t.qkv = qkv;
     t.k_cache = scratch.make<float>(cache, a.k_cache);
     t.v_cache = scratch.make<float>(cache, a.v_cache);
-    t.cos_PE = scratch.make<float>(a.context * a.head_dim / 2, op.cos_PE);
-    t.sin_PE = scratch.make<float>(a.context * a.head_dim / 2, op.sin_PE);
+    if (op.cos_PE) {
+        t.cos_PE = scratch.make<float>(a.context * a.head_dim / 2, op.cos_PE);
+        t.sin_PE = scratch.make<float>(a.context * a.head_dim / 2, op.sin_PE);
+    }
     t.out = scratch.make<float>(bucket * static_cast<int64_t>(a.heads) * a.head_dim);
     t.heads = a.heads, t.kv_heads = a.kv_heads, t.head_dim = a.head_dim;
     t.context = static_cast<int32_t>(a.context);
@@ -134,6 +138,7 @@ void operate_ffn(const hc_device_op &op) {
         record_R[r] = records + r * a.record_bytes;
     f.record_R = scratch.make<const char *>(n_rows, record_R.data());
     f.record_bytes = a.record_bytes, f.gate_offset = a.gate_offset, f.up_offset = a.up_offset;
+    f.bias_offset = a.bias_offset;
     f.down_offset = a.down_offset, f.d = static_cast<int32_t>(a.d), f.dtype = a.dtype;
     f.n_rows = n_rows, f.n_chunks = S;
     float *x = scratch.make<float>(bucket * a.d), *h = scratch.make<float>(bucket * a.d);
@@ -167,6 +172,47 @@ void operate_ffn(const hc_device_op &op) {
     a.up_down_rows = 0;
     for (int i = 0; i < (bucket + 7) / 8 * S; i++)
         a.up_down_rows += fired[i];
+}
+
+void operate_norm(const hc_device_op &op) { // y: [B][D]
+    const hc_gemv_args &a = *op.gemv;
+    const int32_t bucket = bucket_of(a.batch);
+    Scratch scratch;
+    Launch launch = {};
+    float *x = scratch.make<float>(bucket * a.d), *y = scratch.make<float>(bucket * a.d);
+    check(cudaMemcpy(x, a.x_BD, a.batch * a.d * 4, cudaMemcpyHostToDevice), "copy in");
+    Norm n = {x, scratch.make<float>(a.d, op.norm_D), nullptr, y, nullptr, a.d, op.eps};
+    n.bias_D = op.norm_bias_D ? scratch.make<float>(a.d, op.norm_bias_D) : nullptr;
+    n.kind = op.norm_kind, n.pass = scratch.pass(a.batch, nullptr, 0);
+    run(op, launch, [&] { norm(n, bucket, launch); });
+    fetch(a.y_BR, y, a.batch * a.d * 4);
+}
+
+void operate_sign(const hc_device_op &op) {
+    const hc_sign_args &a = *op.sign;
+    const int32_t bucket = bucket_of(a.batch);
+    const int64_t words = (a.d + 63) / 64;
+    Scratch scratch;
+    Launch launch = {};
+    float *x = scratch.make<float>(bucket * a.d);
+    check(cudaMemcpy(x, a.x_BD, a.batch * a.d * 4, cudaMemcpyHostToDevice), "copy in");
+    Sign s = {};
+    s.signs_NW = scratch.make<uint64_t>(a.n * words, a.signs_NW);
+    s.scale_N = scratch.make<float>(a.n, a.scale_N);
+    s.bias_N = a.bias_N ? scratch.make<float>(a.n, a.bias_N) : nullptr;
+    s.column_D = a.column_D ? scratch.make<float>(a.d, a.column_D) : nullptr;
+    s.x = x, s.n = static_cast<int32_t>(a.n), s.d = static_cast<int32_t>(a.d);
+    s.input_bits = a.input_bits, s.threshold = op.threshold;
+    s.planes_BPW = scratch.make<uint64_t>(bucket * 8 * words);
+    s.step_B = scratch.make<float>(bucket);
+    s.members_N = scratch.make<uint32_t>(a.n);
+    s.pass = scratch.pass(a.batch, nullptr, 0);
+    run(op, launch, [&] { sign(s, bucket, launch); });
+    std::vector<uint32_t> members(a.n);
+    fetch(members.data(), s.members_N, a.n * 4);
+    for (int64_t b = 0; b < a.batch; b++)
+        for (int64_t i = 0; i < a.n; i++)
+            a.scores_BN[b * a.n + i] = static_cast<float>(members[i] >> b & 1);
 }
 
 void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; out[1]: cold ids
@@ -230,6 +276,12 @@ hc_status operate(const hc_device_op &op) {
         break;
     case HC_DEVICE_ATTENTION:
         operate_attention(op);
+        break;
+    case HC_DEVICE_NORM:
+        operate_norm(op);
+        break;
+    case HC_DEVICE_SIGN:
+        operate_sign(op);
         break;
     default:
         throw std::runtime_error("unknown operator " + std::to_string(op.kind));

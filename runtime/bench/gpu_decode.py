@@ -1,13 +1,17 @@
-"""Decode speed on a GPU: a planted model of the 13B ReGLU shape, by memory budget.
+"""Decode speed on a GPU by memory budget: a planted 13B ReGLU model, or any bundle.
 
 `python -m hotcold.runtime.bench.gpu_decode --folder /dev/shm/planted --vram 10GiB` makes the model
 where it is not there yet (random weights whose gates fire as planned, an exact predictor) and runs
-the three loops in one process, without Ray: tokens/s, time by phase, GB/s on both sides. One JSON
-line a budget, last.
+the three loops in one process, without Ray: tokens/s, time by phase, GB/s on both sides, and the
+roofline's bound with this machine's rates (`hotcold hardware` measures them). One JSON line a
+budget, last. With --model, a bundle and its own predictor, as `hotcold plant` writes them:
 
-How the firing is planted: residual channel 0 is constant, so a gate row's weight on it is a bias;
-the rest of a gate row is low-rank, so that a predictor of width 2 * rank + 1 is exact; the bias of
-neuron i is the normal quantile of its firing probability, a clipped power law.
+    hotcold plant opt-30b --hidden 512 --out /dev/shm/opt-30b
+    python -m hotcold.runtime.bench.gpu_decode --model /dev/shm/opt-30b --vram 24GiB
+
+How the 13B's firing is planted: residual channel 0 is constant, so a gate row's weight on it is a
+bias; the rest of a gate row is low-rank, so that a predictor of width 2 * rank + 1 is exact; the
+bias of neuron i is the normal quantile of its firing probability, a clipped power law.
 
 One H100, 16 cores, 13B, context 512, fp16 KV, prompt 40, 64 decoded, temperature 1, 2026-11-22;
 tokens/s of three runs:
@@ -48,6 +52,7 @@ from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.neurons import NeuronRecord
 from hotcold.runtime.predictor import PredictorLayer
 from hotcold.runtime.profile import ActivationProfile
+from hotcold.runtime.roofline import roofline
 from hotcold.runtime.session import LocalSession
 
 CONSTANT = 20.0  # residual channel 0
@@ -209,13 +214,14 @@ def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
     began = time.monotonic()
     prepared = prepare_model(config)
     plan = solve(prepared)
+    bound, vocabulary = roofline(prepared.problem, plan), prepared.bundle.spec.vocab_size
     with LocalSession(deploy(prepared, plan)) as local:
         launched = time.monotonic() - began
         used = (nvml.used_bytes() or 0) - before
         gpu, row = local.executors["gpu"], []
         rng = np.random.default_rng(0)
         for repeat in range(3):
-            ids = rng.integers(3, 32000, prompt).tolist()
+            ids = rng.integers(3, vocabulary, prompt).tolist()
             states = {a: local.segment.actor_state(a) for a in ("gpu", "cpu")}
             request = make_request(ids, tokens, prepared.context, temperature=1.0, seed=repeat)
             for _ in gpu.generate(request):
@@ -231,6 +237,9 @@ def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
         cpu_gb = (after["cpu"].bytes - states["cpu"].bytes) * 1e-9
         return {
             "tokens_per_s": [round(value, 1) for value in row],
+            "bound_tokens_per_s": round(bound.tokens_per_s, 1),
+            "of_the_bound": round(sorted(row)[1] * bound.token_s, 3),
+            "hardware": prepared.problem.hardware.name,
             "prompt_tokens_per_s": round(prompt / ((times.prompt_ns - times.begin_ns) * 1e-9), 1),
             "pass_ms": round(report.pass_ns * 1e-6, 3),
             "phase_ms": {name: round(ns * 1e-6, 3) for name, ns in report.phase_ns.items()},
@@ -246,10 +255,23 @@ def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
         }
 
 
+def planted_13b(folder: Path, spec: ModelSpec, overfire: float) -> Planted:
+    """The predictor of the planted model, which is made where it is not there yet."""
+    if not (folder / "bundle.json").exists():
+        began = time.monotonic()
+        plant(folder, spec)
+        torch.cuda.empty_cache()
+        print(f"planted in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return Planted(str(folder), spec, overfire)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse, plant where needed, measure every budget."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--folder", type=Path)
+    which.add_argument("--model", type=Path)
+    parser.add_argument("--predictor", default="learned", help="of --model")
     parser.add_argument("--layers", type=int, default=40)
     parser.add_argument("--vram", nargs="+", default=["10GiB"])
     parser.add_argument("--tokens", type=int, default=64)
@@ -259,17 +281,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--bus-share", type=float, nargs="+", default=[0.0])
     options = parser.parse_args(arguments)
-    spec = spec_13b(options.layers)
-    if not (options.folder / "bundle.json").exists():
-        began = time.monotonic()
-        plant(options.folder, spec)
-        torch.cuda.empty_cache()
-        print(f"planted in {time.monotonic() - began:.0f} s", file=sys.stderr)
-    predictor = Planted(str(options.folder), spec, options.overfire)
+    predictor: Any = options.predictor
+    if options.folder is not None:
+        predictor = planted_13b(options.folder, spec_13b(options.layers), options.overfire)
     for vram, bus_share in itertools.product(options.vram, options.bus_share):
         config = EngineConfig(
-            model=options.folder, vram=None if vram == "all" else vram, predictor=predictor,
-            kv_dtype="float16", predictor_dtype=options.predictor_dtype, context=512,
+            model=options.folder or options.model, vram=None if vram == "all" else vram,
+            predictor=predictor, kv_dtype="float16", predictor_dtype=options.predictor_dtype, context=512,
             threads=options.threads, bus_share=bus_share,
         )  # fmt: skip
         result = {"vram": vram, "predictor": options.predictor_dtype or "float16",

@@ -1,5 +1,10 @@
-"""Every CUDA kernel against numpy in float64: odd sizes, all dtypes, batches of 1 to 32."""
+"""Every CUDA kernel against numpy in float64: odd sizes, all dtypes, batches of 1 to 32.
 
+HOTCOLD_TEST_SMALL=1 leaves a small case of every kernel, for tools under which all of it takes an
+hour (`make sanitize-gpu`).
+"""
+
+import os
 from typing import Any
 
 import numpy as np
@@ -7,11 +12,21 @@ import pytest
 from numpy.typing import NDArray
 
 from hotcold.native import device_kernels as kernels
+from hotcold.policies.predictor.sign import pack_signs
+from hotcold.runtime.predictor_forms import SignLayer
 
 pytestmark = pytest.mark.gpu
 
-DTYPES = ["float32", "float16", "bfloat16"]
-BATCHES = [1, 2, 3, 8, 17, 32]
+SMALL = os.environ.get("HOTCOLD_TEST_SMALL") == "1"
+
+
+def some(cases: list[Any], *kept: int) -> list[Any]:
+    """All cases, or those few that a tool as slow as a sanitizer has time for."""
+    return [cases[i] for i in kept] if SMALL else cases
+
+
+DTYPES = some(["float32", "float16", "bfloat16"], 1)
+BATCHES = some([1, 2, 3, 8, 17, 32], 0, 4)
 
 
 def stored(values: NDArray[Any], dtype: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -36,7 +51,9 @@ def rms_normed(x: NDArray[Any], weight: NDArray[Any], eps: float = 1e-5) -> NDAr
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize(("rows", "d"), [(5, 7), (96, 256), (301, 1000), (4100, 520), (37, 5120)])
+@pytest.mark.parametrize(
+    ("rows", "d"), some([(5, 7), (96, 256), (301, 1000), (4100, 520), (37, 5120)], 0, 1)
+)
 def test_gemv(plugin: Any, dtype: str, batch: int, rows: int, d: int) -> None:
     rng = np.random.default_rng(rows + batch)
     raw, w = stored(rng.standard_normal((rows, d)), dtype)
@@ -48,12 +65,34 @@ def test_gemv(plugin: Any, dtype: str, batch: int, rows: int, d: int) -> None:
     before = rng.standard_normal((batch, rows)).astype(np.float32)
     close(kernels.gemv(plugin, raw, dtype, x, add_to=before)[0], before + x @ w.T)
     close(kernels.gemv(plugin, raw, dtype, x, relu=True)[0], np.maximum(x @ w.T, 0))
+    bias = rng.standard_normal(rows).astype(np.float32)
+    close(kernels.gemv(plugin, raw, dtype, x, bias_R=bias)[0], x @ w.T + bias)
+    added, _ = kernels.gemv(plugin, raw, dtype, x, bias_R=bias, add_to=before)
+    close(added, before + x @ w.T + bias)
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("d", some([1, 7, 1000, 7168], 1, 2))
+def test_norm(plugin: Any, kind: str, batch: int, d: int) -> None:
+    rng = np.random.default_rng(d + batch)
+    x = (5 + 3 * rng.standard_normal((batch, d))).astype(np.float32)
+    weight, bias = rng.standard_normal((2, d)).astype(np.float32)
+    x64 = x.astype(np.float64)
+    if kind == "rms":
+        close(kernels.norm(plugin, x, weight, kind=kind), rms_normed(x, weight))
+        return
+    centred = x64 - x64.mean(axis=1, keepdims=True)
+    plain = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5) * weight
+    close(kernels.norm(plugin, x, weight, bias), plain + bias)
+    if d > 1:  # of a single element nothing is left without a bias
+        close(kernels.norm(plugin, x, weight), plain)
 
 
 @pytest.mark.parametrize("batch", [1, 5, 32])
 def test_gemv_of_int8_rows_with_scales(plugin: Any, batch: int) -> None:
     rng = np.random.default_rng(batch)
-    for rows, d in [(33, 960), (5000, 64), (7, 13)]:
+    for rows, d in some([(33, 960), (5000, 64), (7, 13)], 0, 2):
         w = rng.integers(-127, 128, (rows, d)).astype(np.int8)
         scale = rng.uniform(0.001, 0.1, rows).astype(np.float32)
         x = rng.standard_normal((batch, d)).astype(np.float32)
@@ -61,7 +100,7 @@ def test_gemv_of_int8_rows_with_scales(plugin: Any, batch: int) -> None:
         close(found, (x.astype(np.float64) @ w.T.astype(np.float64)) * scale)
 
 
-@pytest.mark.parametrize(("rows", "d"), [(301, 1000), (4100, 520)])
+@pytest.mark.parametrize(("rows", "d"), some([(301, 1000), (4100, 520)], 0))
 def test_a_token_gets_the_same_bits_in_any_batch(plugin: Any, rows: int, d: int) -> None:
     rng = np.random.default_rng(5)
     raw, _ = stored(rng.standard_normal((rows, d)), "float16")
@@ -90,7 +129,7 @@ def reglu(x: Any, parts: Any, ids: Any, on_KB: Any) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize(("rows", "d"), [(51, 35), (700, 256), (1500, 1024)])
+@pytest.mark.parametrize(("rows", "d"), some([(51, 35), (700, 256), (1500, 1024)], 0, 1))
 def test_ffn(plugin: Any, dtype: str, batch: int, rows: int, d: int) -> None:
     rng = np.random.default_rng(rows * batch)
     records, parts = table(rng, rows, d, dtype)
@@ -111,6 +150,66 @@ def test_ffn(plugin: Any, dtype: str, batch: int, rows: int, d: int) -> None:
     np.testing.assert_array_equal(none, 0)
 
 
+def relu_table(rng: Any, rows: int, d: int, dtype: str) -> tuple[Any, int, list[NDArray[Any]]]:
+    """Records of gate, down and bias; the bias's offset; gate, down, bias as float64."""
+    raw, values = stored(rng.standard_normal((rows, 2, d)) / np.sqrt(d), dtype)
+    row = raw.dtype.itemsize * d
+    records = np.zeros((rows, -(-(2 * row + 4) // 64) * 64), np.uint8)
+    records[:, : 2 * row] = raw.reshape(rows, -1).view(np.uint8)
+    bias = (0.3 * rng.standard_normal(rows)).astype(np.float32)
+    records[:, 2 * row : 2 * row + 4] = bias.view(np.uint8).reshape(rows, 4)
+    return records, 2 * row, [values[:, 0], values[:, 1], bias.astype(np.float64)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    ("rows", "d"), some([(51, 35), (700, 256), (900, 2048), (300, 7168)], 0, 1)
+)
+def test_ffn_without_up_rows(plugin: Any, dtype: str, batch: int, rows: int, d: int) -> None:
+    rng = np.random.default_rng(rows + batch)
+    records, at, (gate, down, bias) = relu_table(rng, rows, d, dtype)
+    x = rng.standard_normal((batch, d)).astype(np.float32)
+    bounds = np.linspace(0, rows, 9).astype(np.int32)
+    ids = np.flatnonzero(rng.random(rows) < 0.3).astype(np.int32)
+    members = rng.integers(1, 2**batch, len(ids), dtype=np.uint64).astype(np.uint32)
+    on_BK = ((members[:, None] >> np.arange(batch, dtype=np.uint32)) & 1).T
+    c_BN = np.maximum(x @ gate.T + bias, 0)
+    kind: dict[str, Any] = {"gated": False, "bias_offset": at}
+    y, fired, _ = kernels.ffn(plugin, records, dtype, x, bounds, ids, members, **kind)
+    close(y, (c_BN[:, ids] * on_BK) @ down[ids])
+    unsure = (np.abs(x @ gate[ids].T + bias[ids]) < 1e-5).sum()
+    assert abs(fired - ((c_BN[:, ids] > 0) & (on_BK > 0)).sum()) <= unsure
+    y, _, _ = kernels.ffn(plugin, records, dtype, x, bounds, **kind)
+    close(y, c_BN @ down)
+    y, _, _ = kernels.ffn(plugin, records, dtype, x, bounds, gated=False)
+    close(y, np.maximum(x @ gate.T, 0) @ down)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("d", some([1, 63, 64, 577, 5120, 9216], 1, 3))
+def test_sign_proposes_what_the_reference_does(plugin: Any, batch: int, d: int) -> None:
+    rng = np.random.default_rng(d + batch)
+    x = rng.standard_normal((batch, d)).astype(np.float32)
+    x[-1, 0] = 0
+    if batch > 2:
+        x[1], x[2] = 0, 1e-42  # nothing to divide by, and next to nothing
+    for bits in some([1, 3, 6, 8], 2):
+        layer = SignLayer(
+            pack_signs(rng.random((523, d)) < 0.5),
+            rng.random(523, np.float32),
+            rng.standard_normal(523).astype(np.float32) if bits % 2 == 0 else None,
+            rng.random(d, np.float32),
+            bits,
+            threshold=0.0,
+        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores = layer.scores(x)
+        for threshold in (0.0, float(np.median(scores))):
+            found, _ = kernels.sign(plugin, layer, x, threshold)
+            np.testing.assert_array_equal(found, scores >= np.float32(threshold))
+
+
 def test_a_token_of_the_ffn_gets_the_same_bits_in_any_batch(plugin: Any) -> None:
     rng = np.random.default_rng(1)
     records, _ = table(rng, 600, 512, "float16")
@@ -129,7 +228,7 @@ def test_a_token_of_the_ffn_gets_the_same_bits_in_any_batch(plugin: Any) -> None
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("n", [1, 31, 51, 1000, 13824, 32768])
+@pytest.mark.parametrize("n", some([1, 31, 51, 1000, 13824, 32768], 2, 3))
 def test_split(plugin: Any, batch: int, n: int) -> None:
     rng = np.random.default_rng(n + batch)
     scores = rng.standard_normal((batch, n)).astype(np.float32)
@@ -146,11 +245,15 @@ def test_split(plugin: Any, batch: int, n: int) -> None:
     np.testing.assert_array_equal(cold[1], words[cold_ids])
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5, 32])
-@pytest.mark.parametrize("shape", [(5, 1, 6), (4, 4, 64), (8, 2, 128), (2, 1, 256)])
-@pytest.mark.parametrize("before", [0, 3, 200])
-def test_attention(plugin: Any, batch: int, shape: tuple[int, int, int], before: int) -> None:
+@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("batch", some([1, 2, 5, 32], 0, 2))
+@pytest.mark.parametrize("shape", some([(5, 1, 6), (4, 4, 64), (8, 2, 128), (2, 1, 256)], 0, 2))
+@pytest.mark.parametrize("before", some([0, 3, 200], 1))
+def test_attention(
+    plugin: Any, batch: int, shape: tuple[int, int, int], before: int, rotary: bool
+) -> None:
     heads, kv_heads, hd = shape
+    hd -= not rotary  # an odd length, where nothing turns in pairs
     rng = np.random.default_rng(before + hd)
     context, half = before + batch + 3, hd // 2
     qkv = rng.standard_normal((batch, (heads + 2 * kv_heads) * hd)).astype(np.float32)
@@ -162,6 +265,8 @@ def test_attention(plugin: Any, batch: int, shape: tuple[int, int, int], before:
     positions = np.arange(before, before + batch, dtype=np.int32)
 
     def turn(x: Any) -> NDArray[np.float64]:
+        if not rotary:
+            return np.asarray(x)
         c, s = cos[positions, None].astype(float), sin[positions, None].astype(float)
         low, high = x[..., :half], x[..., half:]
         return np.concatenate([low * c - high * s, high * c + low * s], axis=-1)
@@ -178,7 +283,8 @@ def test_attention(plugin: Any, batch: int, shape: tuple[int, int, int], before:
             scores = keys[at, :n] @ turn(q)[b, head] / np.sqrt(hd)
             p = np.exp(scores - scores.max())
             expected[b, head] = p / p.sum() @ values[at, :n]
-    out, _ = kernels.attention(plugin, qkv, *caches, heads, positions, cos, sin)
+    tables = (cos, sin) if rotary else (None, None)
+    out, _ = kernels.attention(plugin, qkv, *caches, heads, positions, *tables)
     close(out, expected.reshape(batch, -1))
     close(caches[0], keys)
     close(caches[1], values)
