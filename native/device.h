@@ -44,7 +44,7 @@ typedef struct {
     hc_status (*operate)(const hc_device_op *op);
 } hc_device_api;
 
-#define HC_DEVICE_ABI (HC_ABI_VERSION * 1000u + 1u)
+#define HC_DEVICE_ABI (HC_ABI_VERSION * 1000u + 2u)
 const hc_device_api *hc_device_table(void);
 
 #ifdef __cplusplus
