@@ -14,6 +14,12 @@ from numpy.typing import NDArray
 from hotcold.native._ffi import ffi, last_error, lib, pointer
 from hotcold.runtime.errors import BackendError, BudgetError
 
+PART_BITS = {
+    "attention": lib.HC_PART_ATTENTION,
+    "kv": lib.HC_PART_KV,
+    "predictor": lib.HC_PART_PREDICTOR,
+    "head": lib.HC_PART_HEAD,
+}
 PHASES = ("attention", "predict", "hot", "wait", "merge", "head")
 
 
@@ -31,6 +37,8 @@ class DeviceArrays:
         predictor_dtype: None: as given; "int8": quantised by row.
         vram_bytes: what may be allocated beside the context; 0: no limit.
         bus_LN: uint8 [L, N], 1 for owned neurons that stay in host memory, or None.
+        host_parts_L: uint8 [L + 1], PART_BITS of the modules that stay there, or None; the last
+            entry is the head's.
         launch_overlap: let a kernel start while the one before it ends.
     """
 
@@ -43,6 +51,7 @@ class DeviceArrays:
     predictor_dtype: str | None = None
     vram_bytes: int = 0
     bus_LN: NDArray[np.uint8] | None = None
+    host_parts_L: NDArray[np.uint8] | None = None
     launch_overlap: bool = True
 
 
@@ -58,6 +67,7 @@ class DeviceReport:
     pass_ns: int
     phase_ns: dict[str, int]
     allocated_bytes: int
+    pinned_bytes: int
 
 
 def open_plugin(path: Path) -> Any:
@@ -84,14 +94,15 @@ class NativeDevice:
         c.vram_bytes, c.launch_overlap = arrays.vram_bytes, arrays.launch_overlap
         c.predictors_L = predictors
         c.bus_LN = pointer(arrays.bus_LN, "uint8_t *")
+        c.host_parts_L = pointer(arrays.host_parts_L, "uint8_t *")
         steps = arrays.predict_steps
         if steps is not None and len(steps):
             c.predict_steps, c.n_predict_steps = pointer(steps, "hc_step *"), len(steps)
-        keep += [c, bounds, steps]
+        keep += [c, bounds, steps, arrays]
         self.c = lib.hc_device_create(open_plugin(arrays.plugin), args, c)
         if self.c == ffi.NULL:
             text = last_error()
-            raise BudgetError(text) if "raise --vram" in text else BackendError(text)
+            raise BudgetError(text) if "--vram" in text else BackendError(text)
 
     def report(self) -> DeviceReport:
         """Counts and times of the last pass."""
@@ -101,6 +112,7 @@ class NativeDevice:
             *(c.gate_rows, c.up_down_rows, c.bytes, c.skipped_exchanges, c.cold_neurons, c.pass_ns),
             phase_ns=dict(zip(PHASES, list(c.phase_ns), strict=True)),
             allocated_bytes=c.allocated_bytes,
+            pinned_bytes=c.pinned_bytes,
         )
 
     def close(self) -> None:

@@ -22,6 +22,14 @@ KINDS = {
 }
 
 
+def hold_graphs(plugin: Any, nodes: int, graphs: int) -> None:
+    """Take the device memory of graphs of so many kernels each until this process ends."""
+    op = ffi.new("hc_device_op *")
+    op.kind, op.repeat = lib.HC_DEVICE_HOLD, nodes
+    for _ in range(graphs):
+        check(lib.hc_device_operate(plugin, op))
+
+
 def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> float:
     """Run hc_device_operate; median seconds of the repeats, 0 without any."""
     op = ffi.new("hc_device_op *")

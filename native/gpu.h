@@ -20,7 +20,12 @@ typedef struct {
     int32_t launch_overlap; /* programmatic dependent launch */
     const uint8_t
         *bus_LN; /* NULL, or 1: an owned neuron that stays in host memory, read over the bus */
+    const uint8_t *host_parts_L; /* NULL, or [L + 1] of HC_PART_*: modules that stay there too */
 } hc_device_args;
+#define HC_PART_ATTENTION 1
+#define HC_PART_KV        2
+#define HC_PART_PREDICTOR 4
+#define HC_PART_HEAD      8 /* of entry L */
 
 #define HC_PHASES 6
 typedef struct { /* of the last pass */
@@ -28,6 +33,7 @@ typedef struct { /* of the last pass */
     int64_t phase_ns[HC_PHASES]; /* attention, predict, hot, wait, merge, head; sums over layers */
     int64_t pass_ns;             /* on the device */
     int64_t allocated_bytes;     /* device memory this executor asked for */
+    int64_t pinned_bytes;        /* host memory that the device reads weights and KV from */
 } hc_device_report;
 
 typedef enum {
@@ -35,6 +41,7 @@ typedef enum {
     HC_DEVICE_FFN = 1,
     HC_DEVICE_SPLIT = 2,
     HC_DEVICE_ATTENTION = 3,
+    HC_DEVICE_HOLD = 4, /* a graph of `repeat` kernels, kept until the process ends: a probe */
     HC_DEVICE_NORM = 8,
     HC_DEVICE_SIGN = 9
 } hc_device_op_kind;

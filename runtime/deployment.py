@@ -18,7 +18,7 @@ from hotcold.runtime.dag import build_dag
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import SegmentLayout
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
-from hotcold.runtime.gpu import GpuChoice, check_room, choose_gpu
+from hotcold.runtime.gpu import GpuChoice, choose_gpu
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan, make_plan
 from hotcold.runtime.predictor import (
@@ -145,6 +145,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
 
     Raises:
         CheckpointError, ConfigError, PolicyError: input that cannot be used.
+        BudgetError: too little GPU memory.
     """
     kernels = prepare_kernels(config.kernels)
     bundle = resolve_model(None if config.model is None else Path(config.model), config.dtype)
@@ -177,8 +178,6 @@ def prepare_model(config: EngineConfig) -> Prepared:
         kv_bytes=2 if gpu is not None and gpu.kv_dtype == "float16" else 4,
         embed_on_host=gpu is not None,
     )
-    if gpu is not None:
-        check_room(gpu, sum(module.bytes for module in problem.modules))
     return Prepared(
         config=config,
         bundle=bundle,

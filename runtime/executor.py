@@ -28,7 +28,13 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import KernelError
 from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
-from hotcold.runtime.gpu import COLD_CHUNKS, GpuChoice, device_arrays, shared_plan
+from hotcold.runtime.gpu import (
+    COLD_CHUNKS,
+    GpuChoice,
+    check_promise,
+    device_arrays,
+    shared_plan,
+)
 from hotcold.runtime.kv import KvCache
 from hotcold.runtime.pages import packed
 from hotcold.runtime.plan import Plan
@@ -103,6 +109,8 @@ class Executor:
             kv = kv or KvCache.private(self.bundle.spec, deployment.context)
             arrays.kv = (kv.keys, kv.values)
         self.native = NativeExecutor(arrays)
+        if actor == "gpu" and deployment.gpu is not None:
+            check_promise(deployment.gpu, "after the launch")
 
     def _use_gpu(self, arrays: ExecutorArrays, gpu: GpuChoice) -> None:
         """The GPU runs the prediction too, so the predictor's loop stands by."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native import cuda_plugin, cuda_probe, nvml
-from hotcold.native.device import DeviceArrays
+from hotcold.native.device import PART_BITS, DeviceArrays
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.errors import BackendError, BudgetError
 from hotcold.runtime.model import ModelSpec
@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 HOT_CHUNKS = 64  # partial sums of the hot FFN; enough blocks to fill a large GPU
 COLD_CHUNKS = 28  # pieces of the CPU executor's work; see native/ops/ffn.c
 MAX_HEAD_DIM, MAX_NEURONS = 256, 32768
-CONTEXT_BYTES = 560 << 20  # a CUDA context with these kernels loaded, where it was not measured
+CONTEXT_BYTES = 600 << 20  # context, kernels and graphs, where they could not be measured
+KERNELS_A_LAYER = 12  # of a graph, at most; see native/cuda/graph.cu
 KEEP_FREE = 256 << 20  # of a GPU used without a budget
 
 
@@ -40,7 +41,8 @@ class GpuChoice:
         predictor_dtype: None, or "int8".
         vram_bytes: memory all our processes may take on the device, contexts included.
         reserve_bytes: part of it that weights and KV cannot have: context and scratch.
-        context_bytes: the context's part of that.
+        context_bytes: the part of context, kernels and graphs, as measured on this GPU.
+        used_before: bytes in use on the device before the launch, by whomever.
         bus_share: part of the host's neurons that the GPU reads over the bus and computes.
         visible: CUDA_VISIBLE_DEVICES of the driver.
     """
@@ -50,6 +52,7 @@ class GpuChoice:
     vram_bytes: int
     reserve_bytes: int
     context_bytes: int
+    used_before: int = 0
     bus_share: float = 0.0
     visible: str | None = None
 
@@ -66,6 +69,7 @@ def choose_gpu(
 
     Raises:
         BackendError: HOTCOLD_CUDA=require and it cannot be had.
+        BudgetError: the budget is less than every plan needs, or more than the GPU has free.
     """
     if config.transport == "ray":
         if cuda_plugin.mode() == "require":
@@ -80,17 +84,27 @@ def choose_gpu(
         logger.warning("running on the CPU device: the GPU kernels do not serve %s", missing)
         return None
     gpu = nvml.gpus()[nvml.visible_index()]
-    budget = vram_bytes or gpu.total_bytes - gpu.used_bytes - KEEP_FREE
-    context_bytes = cuda_probe.context_bytes(plugin.path) or CONTEXT_BYTES
-    return GpuChoice(
+    free = gpu.total_bytes - gpu.used_bytes
+    budget = free - KEEP_FREE if vram_bytes is None else vram_bytes
+    graphs = graph_shape(spec.n_layers, config.max_batch)
+    context_bytes = cuda_probe.context_bytes(plugin.path, *graphs) or CONTEXT_BYTES
+    choice = GpuChoice(
         kv_dtype=config.kv_dtype,
         predictor_dtype=config.predictor_dtype,
         vram_bytes=budget,
         reserve_bytes=context_bytes + scratch_bytes(spec, context, config.max_batch),
         context_bytes=context_bytes,
+        used_before=gpu.used_bytes,
         bus_share=config.bus_share,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
+    check_budget(choice, free)
+    return choice
+
+
+def graph_shape(n_layers: int, max_batch: int) -> tuple[int, int]:
+    """Kernels of a pass's graph, at most, and how many graphs there are: one a power of two."""
+    return KERNELS_A_LAYER * n_layers + 8, (max_batch - 1).bit_length() + 1
 
 
 def unsupported(spec: ModelSpec) -> str:
@@ -102,21 +116,55 @@ def unsupported(spec: ModelSpec) -> str:
     return ", ".join(name for name, there in found.items() if there)
 
 
-def check_room(choice: GpuChoice, module_bytes: int) -> None:
-    """Refuse a budget that cannot hold what must be on the GPU.
+def check_budget(choice: GpuChoice, free_bytes: int) -> None:
+    """Refuse a budget below the minimum: what is left when everything that can move is on the host.
 
     Raises:
-        BudgetError: with the minimum.
+        BudgetError: with the minimum; or the GPU has not as much free as the budget promises.
     """
-    if module_bytes > choice.room:
-        need = module_bytes + choice.reserve_bytes
+    if choice.room < 0:
         raise BudgetError(
-            f"this model needs at least {format_bytes(need)} of GPU memory "
-            f"({format_bytes(choice.context_bytes)} of it the CUDA context, "
-            f"{format_bytes(module_bytes)} attention, head, predictors and KV), the budget is "
-            f"{format_bytes(choice.vram_bytes)}; raise --vram, lower --context, use a float16 KV "
-            "cache or int8 predictors, or set HOTCOLD_CUDA=off"
+            f"this model needs at least {choice.reserve_bytes} bytes of GPU memory "
+            f"({format_bytes(choice.context_bytes)} of it the CUDA context, the rest norms, tables "
+            f"and the scratch of a pass), the budget is {choice.vram_bytes}; raise --vram, lower "
+            "--context, or set HOTCOLD_CUDA=off"
         )
+    if choice.vram_bytes > free_bytes:
+        raise BudgetError(
+            f"the budget is {format_bytes(choice.vram_bytes)} of GPU memory, of which "
+            f"{format_bytes(free_bytes)} are free; lower --vram, or end what else holds the GPU's "
+            "memory"
+        )
+
+
+def check_promise(choice: GpuChoice, when: str) -> int:
+    """Bytes in use on the device beyond those before the launch; a warning where they are too many.
+
+    Only a warning, because the count is of all processes: another may have come since.
+    """
+    used = (nvml.used_bytes() or 0) - choice.used_before
+    if used > choice.vram_bytes:
+        logger.warning(
+            "GPU memory in use %s is %s more than before the launch, the budget is %s; if no other "
+            "program took it, lower --vram by the difference",
+            *(when, format_bytes(used), format_bytes(choice.vram_bytes)),
+        )
+    return used
+
+
+def host_parts(plan: Plan) -> NDArray[np.uint8] | None:
+    """Modules that the plan leaves in host memory, where the GPU reads them over the bus.
+
+    Returns:
+        uint8 [L + 1] of PART_BITS, the head's in the last entry; None where there are none.
+    """
+    layers, _ = plan.shape
+    parts_L = np.zeros(layers + 1, np.uint8)
+    for name, home in plan.modules.items():
+        kind, _, layer = name.partition(".")
+        if home != plan.devices[0] and kind in PART_BITS:
+            parts_L[int(layer) if layer else layers] |= PART_BITS[kind]
+    return parts_L if parts_L.any() else None
 
 
 def show_gpu(choice: GpuChoice) -> None:
@@ -134,7 +182,8 @@ def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
     per_token = HOT_CHUNKS * D + 5 * D + 2 * (spec.q_dim + spec.kv_dim) + spec.vocab_size + 2 * N
     per_token += spec.embed_width
     tables = 2 * L * N + 8 * N + context * spec.head_dim + L * HOT_CHUNKS * 8
-    return 4 * (B * per_token + tables) + (L * 24 + 64) * 256
+    norms = (2 * L + 1) * D
+    return 4 * (B * per_token + tables + norms) + (L * 24 + 64) * 256
 
 
 def bus_mask(choice: GpuChoice, plan: Plan) -> NDArray[np.bool_]:
@@ -181,4 +230,5 @@ def device_arrays(
         predictor_dtype=choice.predictor_dtype if predictors else None,
         vram_bytes=choice.vram_bytes - choice.context_bytes,
         bus_LN=bus_mask(choice, plan).astype(np.uint8) if choice.bus_share else None,
+        host_parts_L=host_parts(plan),
     )

@@ -23,30 +23,61 @@ int64_t now_ns() {
 }
 
 template <class T> void pin(T **host, T **mapped, size_t count) {
-    check(cudaHostAlloc(reinterpret_cast<void **>(host), count * sizeof(T), cudaHostAllocMapped),
-          "pinned memory");
+    const size_t size = count * sizeof(T);
+    check_host(cudaHostAlloc(reinterpret_cast<void **>(host), size, cudaHostAllocMapped), size);
     std::memset(static_cast<void *>(*host), 0, count * sizeof(T));
     check(cudaHostGetDevicePointer(reinterpret_cast<void **>(mapped), *host, 0), "pinned memory");
 }
 
 } // namespace
 
+void fail(cudaError_t error, const std::string &what) {
+    std::string text = what + ": " + cudaGetErrorString(error);
+    if (error == cudaErrorMemoryAllocation) {
+        cudaGetLastError(); // not sticky: the next call starts clean
+        size_t free = 0, total = 0;
+        if (cudaMemGetInfo(&free, &total) == cudaSuccess)
+            text += ", " + std::to_string(free >> 20) + " of " + std::to_string(total >> 20) +
+                    " MiB of the GPU are free";
+        text += "; lower --vram, or end what else holds its memory";
+    }
+    throw std::runtime_error(text);
+}
+
+void check_host(cudaError_t error, int64_t bytes) {
+    if (error == cudaSuccess)
+        return;
+    cudaGetLastError();
+    throw std::runtime_error("the system refused to pin " + std::to_string(bytes >> 20) +
+                             " MiB of host memory (" + cudaGetErrorString(error) +
+                             "); raise --vram so that less is read over the bus, or free memory");
+}
+
 Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
                    const hc_device_layer *layers_L)
     : args_(args), device_(device), plan_(layers_L, layers_L + args.model->n_layers) {
-    check(cudaSetDevice(device.index), "CUDA device");
+    try {
+        start();
+    } catch (...) {
+        release();
+        throw;
+    }
+}
+
+void Executor::start() {
+    check(cudaSetDevice(device_.index), "CUDA device");
     model_ = std::make_unique<Model>(args_, device_, plan_.data());
     check(cudaStreamCreateWithFlags(&launch_.stream, cudaStreamNonBlocking), "stream");
-    launch_.overlap = device.launch_overlap != 0;
-    check(cudaDeviceGetAttribute(&launch_.sms, cudaDevAttrMultiProcessorCount, device.index),
+    launch_.overlap = device_.launch_overlap != 0;
+    check(cudaDeviceGetAttribute(&launch_.sms, cudaDevAttrMultiProcessorCount, device_.index),
           "CUDA device");
     for (size_t i = 0; i < plan_.size(); i++) {
         predicted_ |= plan_[i].predicted_at >= 0;
         plan_[i].has_hot = args_.shares_L[i].n_ids > 0; // those read over the bus too
     }
     pin(&host_, &host_mapped_, 1);
-    pin(&embedded_, &embedded_mapped_, model_->bucket * args.model->d);
-    pin(&logits_host_, &logits_mapped_, model_->bucket * args.model->vocab);
+    pin(&embedded_, &embedded_mapped_, model_->bucket * args_.model->d);
+    pin(&logits_host_, &logits_mapped_, model_->bucket * args_.model->vocab);
     register_segment();
     for (int i = 0; 1 << i <= model_->bucket; i++)
         capture(i);
@@ -54,6 +85,10 @@ Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
 }
 
 Executor::~Executor() {
+    release();
+}
+
+void Executor::release() {
     if (launch_.stream)
         cudaStreamSynchronize(launch_.stream);
     for (cudaGraphExec_t graph : graph_)
@@ -144,6 +179,7 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     /* a batch reads a row once for all its tokens: tokens that share a neuron are not told apart */
     report.bytes += (report.gate_rows + rest * report.up_down_rows) * row;
     report.allocated_bytes = model_->bytes;
+    report.pinned_bytes = model_->pinned;
 }
 
 hc_status Executor::pass(const hc_device_pass &in, hc_device_report &report) {

@@ -20,6 +20,8 @@ class Executor {
     }
 
   private:
+    void start();
+    void release();
     void register_segment();
     void capture(int index);
     void record(int32_t bucket);

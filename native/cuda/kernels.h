@@ -186,10 +186,18 @@ struct Finish {
 };
 void finish(const Finish &args, const Launch &launch);
 
-inline void check(cudaError_t error, const char *what) {
+// Throws with the figures where the device has no memory left; the text names --vram, by which the
+// Python side knows it for a budget's error.
+[[noreturn]] void fail(cudaError_t error, const std::string &what); // executor.cu
+inline void check(cudaError_t error, const std::string &what) {
     if (error != cudaSuccess)
-        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+        fail(error, what);
 }
+inline void check(cudaError_t error, const char *what) { // no string is made where all is well
+    if (error != cudaSuccess)
+        fail(error, what);
+}
+void check_host(cudaError_t error, int64_t bytes); // of an allocation of pinned host memory
 
 template <class Args>
 void enqueue(void (*kernel)(Args), dim3 grid, int threads, size_t shared, const Launch &launch,

@@ -52,7 +52,7 @@ class Uploader {
                 check(cudaEventSynchronize(free_[turn_]), "upload");
             char *at = static_cast<char *>(pinned_[turn_]) + filled_;
             std::memcpy(at, source, part);
-            check(cudaMemcpyAsync(target, at, part, cudaMemcpyHostToDevice, stream_), "upload");
+            check(cudaMemcpyAsync(target, at, part, cudaMemcpyDefault, stream_), "upload");
             filled_ += (part + 255) / 256 * 256;
             source += part, target += part, bytes -= part;
             if (filled_ >= SIZE)
@@ -123,23 +123,20 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
         if (plan_[i].predicted_at >= 0)
             max_hidden = std::max(max_hidden, device.predictors_L[i].hidden);
     }
-    Arena count;
-    lay_out(count);
-    bytes = count.used();
+    Arena count, count_host;
+    lay_out(count, count_host);
+    bytes = count.used(), pinned = count_host.used();
     if (device.vram_bytes > 0 && bytes > device.vram_bytes)
-        throw std::runtime_error("the plan needs " + std::to_string(bytes >> 20) +
-                                 " MiB of GPU memory beside the context, the budget leaves " +
-                                 std::to_string(device.vram_bytes >> 20) +
-                                 " MiB; raise --vram or use a smaller context");
-    check(cudaMalloc(&memory_, bytes), "GPU memory");
+        throw std::runtime_error("the plan needs " + std::to_string(bytes) +
+                                 " bytes of GPU memory beside the context, the budget leaves " +
+                                 std::to_string(device.vram_bytes) +
+                                 "; raise --vram or use a smaller context");
     try {
-        check(cudaMemset(memory_, 0, bytes), "GPU memory");
-        reserve_bus();
-        Arena hand_out(memory_);
-        lay_out(hand_out);
+        allocate();
         upload();
     } catch (...) {
         cudaFree(memory_);
+        cudaFreeHost(parts_);
         cudaFreeHost(bus_);
         throw;
     }
@@ -147,7 +144,27 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
 
 Model::~Model() {
     cudaFree(memory_);
+    cudaFreeHost(parts_);
     cudaFreeHost(bus_);
+}
+
+void Model::allocate() {
+    check(cudaMalloc(&memory_, bytes), "allocating " + std::to_string(bytes) + " bytes");
+    check(cudaMemset(memory_, 0, bytes), "GPU memory");
+    void *mapped = nullptr;
+    if (pinned) {
+        check_host(cudaHostAlloc(reinterpret_cast<void **>(&parts_), pinned, cudaHostAllocMapped),
+                   pinned);
+        std::memset(parts_, 0, pinned);
+        check(cudaHostGetDevicePointer(&mapped, parts_, 0), "pinned memory");
+    }
+    reserve_bus();
+    Arena hand_out(memory_), hand_out_host(static_cast<char *>(mapped));
+    lay_out(hand_out, hand_out_host);
+}
+
+bool Model::stays(int index, int part) const {
+    return device_.host_parts_L && (device_.host_parts_L[index] & part);
 }
 
 bool Model::on_bus(int layer, int32_t id) const {
@@ -167,9 +184,8 @@ void Model::reserve_bus() {
         rows += args_.shares_L[i].n_ids - rows_on_device(i);
     if (!rows)
         return;
-    check(cudaHostAlloc(reinterpret_cast<void **>(&bus_), rows * args_.model->record_bytes,
-                        cudaHostAllocMapped),
-          "pinned memory for neurons read over the bus");
+    const int64_t size = rows * args_.model->record_bytes;
+    check_host(cudaHostAlloc(reinterpret_cast<void **>(&bus_), size, cudaHostAllocMapped), size);
     check(cudaHostGetDevicePointer(reinterpret_cast<void **>(&bus_mapped_), bus_, 0), "bus");
     bus_end_ = bus_;
 }
@@ -178,7 +194,7 @@ bool Model::signs(int layer) const {
     return plan_[layer].predicted_at >= 0 && device_.predictors_L[layer].form == HC_PREDICT_SIGN;
 }
 
-void Model::lay_out(Arena &arena) {
+void Model::lay_out(Arena &arena, Arena &host) {
     const hc_model &m = *args_.model;
     const int64_t B = bucket, D = m.d, S = device_.n_chunks, head_dim = m.head_dim;
     const int64_t q_dim = m.heads * head_dim, kv_dim = m.kv_heads * head_dim;
@@ -190,7 +206,7 @@ void Model::lay_out(Arena &arena) {
         layers[i].members_N = members ? members + i * m.n : nullptr;
         layers[i].counts_2 = counts ? counts + 2 * i : nullptr;
         layers[i].fired_4C = fired ? fired + 4 * S * i : nullptr;
-        lay_out_layer(arena, i);
+        lay_out_layer(arena, host, i);
     }
     b.pass = arena.take<PassState>(1);
     b.h = arena.take<float>(B * D);
@@ -204,7 +220,8 @@ void Model::lay_out(Arena &arena) {
     b.final_norm_bias_D = like(arena, m.final_norm_bias_D, D);
     b.cos_PE = like(arena, m.cos_PE, m.context * head_dim / 2);
     b.sin_PE = like(arena, m.sin_PE, m.context * head_dim / 2);
-    b.head = arena.take<char>(m.vocab * m.embed_dim * bytes_of(m.dtype));
+    Arena &head = stays(m.n_layers, HC_PART_HEAD) ? host : arena;
+    b.head = head.take<char>(m.vocab * m.embed_dim * bytes_of(m.dtype));
     b.project_out = nullptr;
     if (m.project_out) {
         b.project_out = arena.take<char>(m.embed_dim * D * bytes_of(m.dtype));
@@ -228,12 +245,13 @@ void Model::lay_out(Arena &arena) {
     b.stamps = arena.take<uint64_t>((m.n_layers + 1) * STAMPS);
 }
 
-void Model::lay_out_layer(Arena &arena, int index) {
+void Model::lay_out_layer(Arena &arena, Arena &host, int index) {
     const hc_model &m = *args_.model;
     const int64_t D = m.d, e = bytes_of(m.dtype), S = device_.n_chunks;
     const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
     const int64_t kv_bytes = kv_dim * m.context * (device_.kv_f16 ? 2 : 4);
     Layer &layer = layers[index];
+    const auto home = [&](int part) -> Arena & { return stays(index, part) ? host : arena; };
     layer.attention_norm_D = arena.take<float>(D);
     layer.ffn_norm_D = arena.take<float>(D);
     const hc_layer &given = m.layers[index];
@@ -242,36 +260,37 @@ void Model::lay_out_layer(Arena &arena, int index) {
     layer.qkv_bias = like(arena, given.qkv_bias, q_dim + 2 * kv_dim);
     layer.o_bias_D = like(arena, given.o_bias_D, D);
     layer.ffn_bias_D = like(arena, given.ffn_bias_D, D);
-    layer.qkv = arena.take<char>((q_dim + 2 * kv_dim) * D * e);
-    layer.o = arena.take<char>(D * q_dim * e);
+    layer.qkv = home(HC_PART_ATTENTION).take<char>((q_dim + 2 * kv_dim) * D * e);
+    layer.o = home(HC_PART_ATTENTION).take<char>(D * q_dim * e);
     layer.records = arena.take<char>(rows_on_device(index) * m.record_bytes);
     layer.record_R = arena.take<const char *>(args_.shares_L[index].n_ids);
-    layer.k_cache = arena.take<char>(kv_bytes);
-    layer.v_cache = arena.take<char>(kv_bytes);
+    layer.k_cache = home(HC_PART_KV).take<char>(kv_bytes);
+    layer.v_cache = home(HC_PART_KV).take<char>(kv_bytes);
     layer.owned_G = arena.take<uint32_t>((m.n + 31) / 32);
     layer.row_G = arena.take<int32_t>((m.n + 31) / 32);
     layer.relay = arena.take<uint32_t>(1);
     layer.bounds_C = arena.take<int32_t>(S + 1);
     layer.starts_C = arena.take<int32_t>(S + 1);
     if (plan_[index].predicted_at >= 0)
-        lay_out_predictor(arena, index);
+        lay_out_predictor(arena, host, index);
 }
 
-void Model::lay_out_predictor(Arena &arena, int index) {
+void Model::lay_out_predictor(Arena &arena, Arena &host, int index) {
     const hc_model &m = *args_.model;
     const int64_t D = m.d;
     const hc_predictor_layer &from = device_.predictors_L[index];
     Predictor &to = layers[index].predictor;
+    Arena &at = stays(index, HC_PART_PREDICTOR) ? host : arena;
     to.bias_N = like(arena, from.bias_N, m.n);
     if (signs(index)) {
-        to.signs_NW = arena.take<uint64_t>(m.n * ((D + 63) / 64));
+        to.signs_NW = at.take<uint64_t>(m.n * ((D + 63) / 64));
         to.scale2_N = arena.take<float>(m.n);
         to.column_D = like(arena, from.column_D, D);
         return;
     }
     to.dtype = device_.predictor_i8 ? HC_I8 : from.dtype;
-    to.fc1 = arena.take<char>(from.hidden * D * bytes_of(to.dtype));
-    to.fc2 = arena.take<char>(m.n * from.hidden * bytes_of(to.dtype));
+    to.fc1 = at.take<char>(from.hidden * D * bytes_of(to.dtype));
+    to.fc2 = at.take<char>(m.n * from.hidden * bytes_of(to.dtype));
     if (device_.predictor_i8) {
         to.scale1_H = arena.take<float>(from.hidden);
         to.scale2_N = arena.take<float>(m.n);

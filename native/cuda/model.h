@@ -72,6 +72,7 @@ class Model {
     std::vector<Layer> layers;
     Buffers buffers = {};
     int64_t bytes = 0;   // allocated on the device
+    int64_t pinned = 0;  // in host memory, read over the bus
     int64_t max_hot = 1; // longest table of hot neurons
     int64_t max_hidden = 1;
     int32_t bucket; // largest batch, rounded up to a graph's
@@ -80,9 +81,9 @@ class Model {
     }
 
   private:
-    void lay_out(Arena &arena);
-    void lay_out_layer(Arena &arena, int index);
-    void lay_out_predictor(Arena &arena, int index);
+    void lay_out(Arena &arena, Arena &host);
+    void lay_out_layer(Arena &arena, Arena &host, int index);
+    void lay_out_predictor(Arena &arena, Arena &host, int index);
     void upload();
     void upload_layer(int index);
     void upload_predictor(int index);
@@ -92,9 +93,12 @@ class Model {
     const hc_device_layer *plan_;
     bool on_bus(int layer, int32_t id) const;
     int64_t rows_on_device(int layer) const;
+    bool stays(int index, int part) const; // of a layer, or the head: in host memory
+    void allocate();
     void reserve_bus();
     char *memory_ = nullptr;
-    char *bus_ = nullptr; // pinned copies of the neurons that stay in host memory
+    char *parts_ = nullptr; // pinned: modules that stay in host memory
+    char *bus_ = nullptr;   // pinned copies of the neurons that stay in host memory
     char *bus_end_ = nullptr, *bus_mapped_ = nullptr;
 };
 

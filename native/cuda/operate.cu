@@ -260,6 +260,28 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
     }
 }
 
+// What the graphs of a model will take: as many kernels in one graph, never destroyed.
+void hold(const hc_device_op &op) {
+    static Scratch scratch;
+    Launch launch = {};
+    launch.overlap = true;
+    Gemv g = {};
+    g.w = scratch.make<float>(64), g.x = scratch.make<float>(64), g.y = scratch.make<float>(64);
+    g.stride = 32, g.rows = 8, g.d = 8, g.dtype = HC_F32, g.x_stride = 8, g.y_stride = 8;
+    g.pass = scratch.pass(1, nullptr, 0);
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t made = nullptr;
+    check(cudaStreamCreateWithFlags(&launch.stream, cudaStreamNonBlocking), "stream");
+    check(cudaStreamBeginCapture(launch.stream, cudaStreamCaptureModeThreadLocal), "capture");
+    for (int i = 0; i < op.repeat; i++)
+        gemv(g, 1, launch);
+    check(cudaStreamEndCapture(launch.stream, &graph), "capture");
+    check(cudaGraphInstantiate(&made, graph, 0), "instantiating the graph");
+    check(cudaGraphDestroy(graph), "graph");
+    check(cudaGraphUpload(made, launch.stream), "uploading the graph");
+    check(cudaStreamSynchronize(launch.stream), "graph");
+}
+
 } // namespace
 
 hc_status operate(const hc_device_op &op) {
@@ -282,6 +304,9 @@ hc_status operate(const hc_device_op &op) {
         break;
     case HC_DEVICE_SIGN:
         operate_sign(op);
+        break;
+    case HC_DEVICE_HOLD:
+        hold(op);
         break;
     default:
         throw std::runtime_error("unknown operator " + std::to_string(op.kind));

@@ -19,8 +19,9 @@ import numpy as np
 
 from hotcold.native import cuda_plugin, cuda_probe, device_kernels, nvml
 from hotcold.native.device import open_plugin
+from hotcold.runtime.config import MAX_BATCH
 from hotcold.runtime.errors import BackendError
-from hotcold.runtime.gpu import CONTEXT_BYTES
+from hotcold.runtime.gpu import CONTEXT_BYTES, graph_shape
 from hotcold.runtime.gpu_probe import LIBCUDA
 from hotcold.runtime.machine_file import Figure
 
@@ -31,6 +32,7 @@ BUS_BYTES = 256 << 20
 NODES = 7  # graph nodes a layer without predictor; 3 more in every pass (native/cuda/graph.cu)
 NODES_ONCE = 3
 PASSES, TOKENS = 5, 24
+GRAPH_LAYERS = 40  # whose graphs are counted with the context
 Row = dict[str, Any]
 
 
@@ -65,7 +67,7 @@ def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
     to_gpu, to_host = _bus()
     progress("captured exchange on the GPU")
     sync_s, gap_s = _passes(bandwidth)
-    context = cuda_probe.context_bytes(found.path)
+    context = cuda_probe.context_bytes(found.path, *graph_shape(GRAPH_LAYERS, MAX_BATCH))
     matrix = f"float16 matrix of {ROWS} x {WIDTH}"
     pinned = f"copies of {BUS_BYTES >> 20} MiB of pinned memory, median"
     less = "pass of the embedded model"
@@ -79,7 +81,7 @@ def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
         "context_bytes": Figure(
             context or CONTEXT_BYTES,
             "measured" if context else "estimated",
-            "used memory by NVML before and after, with the kernels loaded"
+            "used memory by NVML before and after, kernels and graphs of 40 layers loaded"
             if context
             else "as on one H100; NVML did not tell",
         ),

@@ -1,0 +1,68 @@
+"""What a budget of GPU memory refuses and where modules go, on machines without a GPU too."""
+
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hotcold.native import nvml
+from hotcold.native.device import PART_BITS
+from hotcold.runtime import gpu
+from hotcold.runtime.errors import BudgetError
+from hotcold.runtime.gpu import GpuChoice, check_budget, check_promise, graph_shape, host_parts
+
+CHOICE = GpuChoice("float16", None, 1000 << 20, 600 << 20, 500 << 20, used_before=7 << 20)
+
+
+def plan_of(**homes: str) -> Any:
+    modules = {"norms": "gpu0", "head": "gpu0"}
+    modules |= {f"{kind}.{i}": "gpu0" for kind in ("attention", "kv", "predictor") for i in (0, 1)}
+    modules |= {name.replace("_", "."): home for name, home in homes.items()}
+    return SimpleNamespace(shape=(2, 8), modules=modules, devices=("gpu0", "cpu0"))
+
+
+def test_the_minimum_is_exact() -> None:
+    check_budget(replace(CHOICE, vram_bytes=CHOICE.reserve_bytes), 2 << 30)
+    with pytest.raises(BudgetError, match=f"at least {CHOICE.reserve_bytes} bytes") as caught:
+        check_budget(replace(CHOICE, vram_bytes=CHOICE.reserve_bytes - 1), 2 << 30)
+    assert f"the budget is {CHOICE.reserve_bytes - 1}" in str(caught.value)
+    assert "raise --vram" in str(caught.value)
+
+
+def test_a_budget_is_not_more_than_what_is_free() -> None:
+    check_budget(CHOICE, CHOICE.vram_bytes)
+    with pytest.raises(BudgetError, match=r"1000.0 MiB of GPU memory, of which 999.0 MiB are free"):
+        check_budget(CHOICE, 999 << 20)
+
+
+def test_modules_on_the_host_are_bits() -> None:
+    assert host_parts(plan_of()) is None
+    assert host_parts(plan_of(norms="cpu0")) is None  # they always lie on the device
+    parts_L = host_parts(plan_of(attention_1="cpu0", kv_1="cpu0", predictor_0="cpu0", head="cpu0"))
+    assert parts_L is not None
+    wanted = [
+        PART_BITS["predictor"],
+        PART_BITS["attention"] | PART_BITS["kv"],
+        PART_BITS["head"],
+    ]
+    np.testing.assert_array_equal(parts_L, np.array(wanted, np.uint8))
+
+
+def test_a_broken_promise_is_said_with_the_figures(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(nvml, "used_bytes", lambda: (1000 + 7) << 20)
+    assert check_promise(CHOICE, "after the launch") == 1000 << 20
+    assert not caplog.records
+    monkeypatch.setattr(nvml, "used_bytes", lambda: (1001 + 7) << 20)
+    check_promise(CHOICE, "after the launch")
+    assert "1001.0 MiB more than before the launch, the budget is 1000.0 MiB" in caplog.text
+
+
+def test_graphs_are_one_a_power_of_two() -> None:
+    assert [graph_shape(1, batch)[1] for batch in (1, 2, 3, 32)] == [1, 2, 3, 6]
+    assert graph_shape(40, 1)[0] == 40 * gpu.KERNELS_A_LAYER + 8
