@@ -29,6 +29,8 @@ from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve, w
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.generation import GenerationStats, Token
+from hotcold.runtime.program import Program
+from hotcold.runtime.spans import Span
 
 _numbers = itertools.count()
 
@@ -204,6 +206,18 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters of the actors since the current plan was loaded."""
         return self._client.stats()
+
+    def spans(self) -> dict[str, list[Span]]:
+        """The last steps of every actor with their times, some hundred tokens of them.
+
+        `hotcold.runtime.timeline` makes passes, a Perfetto file and sums of them.
+        """
+        return self._client.spans()
+
+    @property
+    def programs(self) -> dict[str, Program]:
+        """The steps that each actor runs for a token, with the flags they wait for and set."""
+        return dict(self._client.deployment.programs)
 
     def replan(
         self, policy: Any = None, schedule: Any = None, vram: str | int | None = None

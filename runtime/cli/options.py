@@ -142,18 +142,21 @@ def dtype_option(command: Command) -> Command:
     return option(command)
 
 
-def hardware_option(use: str) -> Callable[[Command], Command]:
+def hardware_option(
+    use: str, default: str = "this one, as `hotcold hardware` measured it"
+) -> Callable[[Command], Command]:
     """Add --hardware.
 
     Args:
         use: what the machine is for, "solve for".
+        default: which machine it is without the option.
     """
     names = ", ".join(reference_machines())
     return click.option(
         "--hardware",
         metavar="NAME",
         help=f"Machine to {use}: {names}, or a file that `hotcold hardware` wrote."
-        "  [default: this one, as `hotcold hardware` measured it]",
+        f"  [default: {default}]",
     )
 
 
@@ -280,7 +283,9 @@ def engine_options(
 
     Args:
         policy: with --plan and --policy; False where the command defines --policy itself.
-        predictor, schedule, vram: with that option; False where the command defines it itself.
+        predictor: with --predictor; False likewise.
+        schedule: with --schedule; False likewise.
+        vram: with --vram; False likewise.
     """
     has = {"policy": policy, "predictor": predictor, "schedule": schedule, "vram": vram}
     without = {name for name, there in has.items() if not there}
