@@ -24,6 +24,7 @@ from hotcold.runtime.errors import ActorLostError, ConfigError, HotcoldError
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.executor import Sampled, make_request
 from hotcold.runtime.generation import GenerationStats, TextSide, Token, TokenStream
+from hotcold.runtime.spans import Span, as_spans
 
 
 class Lookup:
@@ -286,6 +287,15 @@ class Client:
             return states
         refs = [self._actor(actor).state.remote() for actor in ACTORS]
         return dict(zip(ACTORS, ray.get(refs), strict=True))
+
+    def spans(self) -> dict[str, list[Span]]:
+        """What every actor did lately, step by step; oldest first."""
+        if self.deployment.transport == "native":
+            arrays = self._retried(lambda: ray.get(self._actor("gpu").spans.remote(ACTORS)))
+        else:
+            refs = [self._actor(actor).spans.remote((actor,)) for actor in ACTORS]
+            arrays = {actor: own for found in ray.get(refs) for actor, own in found.items()}
+        return {actor: as_spans(actor, array) for actor, array in arrays.items()}
 
     def stats(self) -> EngineStats:
         """Counters of all actors, and what they run."""

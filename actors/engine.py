@@ -25,10 +25,12 @@ from hotcold.actors.stats import EngineStats
 from hotcold.actors.supervisor import Recovery, Supervisor
 from hotcold.actors.trio import Trio
 from hotcold.runtime.config import DEFAULT_RESTARTS, EngineConfig, Sampling
-from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve
+from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve, with_budget
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.generation import GenerationStats, Token
+from hotcold.runtime.program import Program
+from hotcold.runtime.spans import Span
 
 _numbers = itertools.count()
 
@@ -52,6 +54,7 @@ class Engine:
         self.last: GenerationStats | None = None
         self._client, self._trio, self._prepared = client, trio, prepared
         self._supervisor = supervisor
+        self._schedule: Any = None if prepared is None else prepared.config.schedule
         self._finalizer: Any = None
 
     @classmethod
@@ -216,21 +219,47 @@ class Engine:
         """Counters of the actors since the current plan was loaded."""
         return self._client.stats()
 
-    def replan(self, policy: Any = None, schedule: Any = None) -> None:
+    def spans(self) -> dict[str, list[Span]]:
+        """The last steps of every actor with their times, some hundred tokens of them.
+
+        `hotcold.runtime.timeline` makes passes, a Perfetto file and sums of them.
+        """
+        return self._client.spans()
+
+    @property
+    def programs(self) -> dict[str, Program]:
+        """The steps that each actor runs for a token, with the flags they wait for and set."""
+        return dict(self._client.deployment.programs)
+
+    def replan(
+        self, policy: Any = None, schedule: Any = None, vram: str | int | None = None
+    ) -> None:
         """Place and schedule anew; the actors and their weights stay. Not during a generation.
 
+        Args:
+            policy: placement policy; None: the plan stays as it is.
+            schedule: schedule policy; None: that of the last plan.
+            vram: another budget of the GPU executor, from here on; takes a policy that places
+                under it.
+
         Raises:
-            ConfigError: this engine was connected, not launched, or is generating.
+            ConfigError: this engine was connected, not launched, or is generating; a budget
+                without a policy.
             PolicyError: the policy failed; the old plan stays.
+            BudgetError: the budget cannot hold what must be on the GPU; the old plan stays.
         """
         if self._trio is None or self._prepared is None:
             raise ConfigError("only the driver that launched an engine can replan it")
-        plan = self._trio.deployment.plan if policy is None else solve(self._prepared, policy)
-        wanted = self._trio.deployment.schedule if schedule is None else schedule
-        deployment = deploy(self._prepared, plan, wanted)
+        if vram is not None and policy is None:
+            raise ConfigError("replan(vram=...) needs a policy that places under the new budget")
+        prepared = self._prepared if vram is None else with_budget(self._prepared, vram)
+        plan = self._trio.deployment.plan if policy is None else solve(prepared, policy)
+        wanted = self._schedule if schedule is None else schedule
+        deployment = deploy(prepared, plan, wanted)
         with self._client.idle():
             self._trio.load(deployment)
             self._client.deployment = deployment
+            self._prepared, self._schedule = prepared, wanted
 
     def close(self) -> None:
         """End the actors this engine launched and free everything; idempotent."""

@@ -26,6 +26,7 @@ from hotcold.runtime.executor import Executor, Sampled
 from hotcold.runtime.formats.bundle import open_bundle
 from hotcold.runtime.kv import KvCache, KvHandle
 from hotcold.runtime.program import OP_CODES
+from hotcold.runtime.spans import read_array
 from hotcold.runtime.weights import WeightStore
 
 GROUPS = {"loop": 1, "control": 4, "request": 1}
@@ -140,6 +141,11 @@ class Shell:
     def state(self) -> ActorState:
         """This actor's counters."""
         return self._loaded.segment.actor_state(self.actor)
+
+    @ray.method(concurrency_group="control")
+    def spans(self, actors: tuple[str, ...]) -> dict[str, NDArray[np.void]]:
+        """Spans of the last steps by actor, as this actor's segment has them."""
+        return {actor: read_array(self._loaded.segment, actor)[0] for actor in actors}
 
     @ray.method(concurrency_group="control")
     def begin(

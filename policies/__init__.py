@@ -10,7 +10,7 @@ from hotcold.runtime.hardware import HardwareProfile
 from hotcold.runtime.placement import check_placement
 from hotcold.runtime.plan import Plan
 from hotcold.runtime.problem import Module, Placement, Problem
-from hotcold.runtime.schedule import Schedule, check_schedule, in_order
+from hotcold.runtime.schedule import Schedule, check_schedule, fetching, in_order
 
 __all__ = [
     "Dag",
@@ -26,5 +26,6 @@ __all__ = [
     "check_predictor",
     "check_schedule",
     "check_schedule_policy",
+    "fetching",
     "in_order",
 ]

@@ -44,6 +44,7 @@ BUILT_IN: dict[PluginKind, dict[str, str]] = {
         "selective": "hotcold.policies.schedule.selective:Selective",
         "serial": "hotcold.policies.schedule.serial:Serial",
         "lookahead": "hotcold.policies.schedule.lookahead:Lookahead",
+        "fetch": "hotcold.policies.schedule.fetch:Fetch",
     },
     "online": {},
     "predictor": {

@@ -10,6 +10,9 @@ not here. One layer, with what the token reads in bytes and a rate for each devi
     exchange  T_sync * P(some cold neuron is proposed)
     layer     dense + max(hot, cold) + exchange
 
+A schedule may have some of the cold neurons fetched, which then cost the bus's rate on the hot
+side, may pay every exchange, or may let hot wait for cold (their sum instead of the longer).
+
 p is the probability that a neuron fires and q that the predictor proposes it. A predictor that
 proposes a share d of a layer in which f fires is taken to over-fire evenly,
 q = p + (1 - p) * (d - f) / (1 - f), and one that proposes less to miss evenly, q = p * d / f; d = 1
@@ -25,32 +28,47 @@ Shape suffixes: L layers, N neurons of a layer.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.runtime.fetch import fetched
 from hotcold.runtime.model import DTYPE_BYTES
 from hotcold.runtime.plan import Plan
 from hotcold.runtime.problem import Module, Placement, Problem
+from hotcold.runtime.schedule import Schedule
 
 F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """Seconds that one layer takes for a token."""
+    """Seconds that one layer takes for a token.
+
+    Args:
+        dense_s: its modules.
+        hot_s: the neurons in GPU memory.
+        cold_s: the neurons that the CPU executor computes.
+        exchange_s: the exchange.
+        fetched_s: the neurons that the GPU executor reads over the bus.
+        overlap: whether the executors compute at the same time.
+    """
 
     dense_s: float
     hot_s: float
     cold_s: float
     exchange_s: float
+    fetched_s: float = 0.0
+    overlap: bool = True
 
     @property
     def total_s(self) -> float:
-        """The layer's time: hot and cold overlap, the rest does not."""
-        return self.dense_s + max(self.hot_s, self.cold_s) + self.exchange_s
+        """The layer's time: what the two executors do overlaps, the rest does not."""
+        gpu_s = self.hot_s + self.fetched_s
+        both_s = max(gpu_s, self.cold_s) if self.overlap else gpu_s + self.cold_s
+        return self.dense_s + both_s + self.exchange_s
 
 
 @dataclass(frozen=True)
@@ -152,6 +170,33 @@ class CostModel:
 def predict(problem: Problem, placed: Placement | Plan, selective: bool = True) -> TokenTime:
     """Seconds of one token under a placement or plan of this problem."""
     return CostModel(problem, selective).token(placed.device_LN, placed.modules)
+
+
+def predict_schedule(problem: Problem, placed: Placement | Plan, schedule: Schedule) -> TokenTime:
+    """Seconds of one token under a placement and a schedule.
+
+    What of the schedule counts: where it synchronises always, what it fetches over the bus, and in
+    which layers one executor waits for the other. An early prediction costs the same bytes.
+    """
+    model = CostModel(problem)
+    fetched_LN = fetched(placed.device_LN, schedule.fetch)
+    on_gpu_LN = (placed.device_LN == 0) | fetched_LN
+    plain = model.token(placed.device_LN, placed.modules)
+    always_L = CostModel(problem, selective=False).exchange(on_gpu_LN)
+    selective_L = model.exchange(on_gpu_LN)
+    bytes_L = np.where(fetched_LN, model.bytes_LN, 0.0).sum(axis=1)
+    after = {(source, target) for source, target in schedule.after}
+    layers = tuple(
+        replace(
+            layer,
+            cold_s=layer.cold_s - float(bytes_L[i]) * model.cold_s_per_byte,
+            exchange_s=float((selective_L if sync == "selective" else always_L)[i]),
+            fetched_s=float(bytes_L[i]) * model.fetched_s_per_byte,
+            overlap=(f"cold.{i}", f"hot.{i}") not in after,
+        )
+        for i, (layer, sync) in enumerate(zip(plain.layers, schedule.sync, strict=True))
+    )
+    return TokenTime(layers, plain.rest_s)
 
 
 def _proposed(p_LN: F64, density_L: F64) -> F64:

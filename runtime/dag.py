@@ -2,10 +2,11 @@
 
 Built from a plan, read by schedule policies and by the compiler of programs. A node says where it
 may run and what it costs on average; the order is the schedule's business. hot(l) and cold(l) exist
-only where that device owns neurons of layer l.
+only where that device owns neurons of layer l, and fetch(l) where cold(l) does; a schedule need not
+use it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -23,11 +24,13 @@ class Node:
     Args:
         id: kind and layer, such as "attention.3".
         kind: attention (norm, projections, residual), predict (the active set), hot and cold
-            (neurons of the GPU and of the CPU executor, each computed whole by its owner), merge
-            (the sum of both). fetch, missed cold neurons computed on the GPU, is not built yet.
+            (neurons of the GPU and of the CPU executor, each computed whole by its owner), fetch
+            (the share of the cold ones, set by the schedule, that the GPU executor reads over the
+            bus and computes instead), merge (the sum of all).
         layer: of the model.
         device_choices: lanes it may be put on, the usual one first.
-        bytes: weights and KV read for one token, on average by the plan's firing probabilities.
+        bytes: weights and KV read for one token, on average by the plan's firing probabilities; of
+            a fetch, if all cold neurons were fetched.
         flops: floating-point operations for one token, likewise.
     """
 
@@ -69,6 +72,7 @@ def build_dag(spec: ModelSpec, plan: Plan, predicts: bool) -> Dag:
     """
     nodes: list[Node] = []
     edges: list[tuple[str, str]] = []
+    gpu = plan.devices[0]
     for layer in range(spec.n_layers):
         if layer:
             edges.append((f"merge.{layer - 1}", f"attention.{layer}"))
@@ -83,8 +87,12 @@ def build_dag(spec: ModelSpec, plan: Plan, predicts: bool) -> Dag:
             if predicts:
                 edges.append((f"predict.{layer}", share.id))
             edges.append((share.id, f"merge.{layer}"))
+            if share.kind == "cold":
+                fetch = replace(share, id=f"fetch.{layer}", kind="fetch", device_choices=(gpu,))
+                nodes.append(fetch)
+                edges += [(a, fetch.id) for a, b in edges if b == share.id]
+                edges.append((fetch.id, f"merge.{layer}"))
         d = spec.d_model
-        gpu = plan.devices[0]
         nodes.append(Node(f"merge.{layer}", "merge", layer, (gpu,), 8 * d, len(shares) * d))
         edges.append((f"attention.{layer}", f"merge.{layer}"))  # the residual stream
     return Dag(tuple(nodes), tuple(edges), spec.n_layers)

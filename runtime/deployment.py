@@ -6,7 +6,7 @@ to the actors; they open the bundle themselves (weights are never sent).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hotcold.runtime.cores import CoreShare, share_cores
 from hotcold.runtime.dag import build_dag
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import SegmentLayout
+from hotcold.runtime.fetch import computed_plan, fetched, idle_nodes
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
 from hotcold.runtime.gpu import GpuChoice, choose_gpu
 from hotcold.runtime.model import ModelSpec
@@ -37,6 +38,7 @@ from hotcold.runtime.predictor_choice import choose_auto
 from hotcold.runtime.problem import Problem, make_problem
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.program import Program, compile_programs
+from hotcold.runtime.schedule import fetching
 from hotcold.runtime.this_machine import chosen_hardware
 from hotcold.runtime.units import parse_bytes
 from hotcold.runtime.variant import Variant, prepare_kernels
@@ -70,6 +72,7 @@ class Deployment:
         predictor_note: why this predictor, in words.
         gpu: how the GPU executor uses a GPU; None: it computes on its CPU device.
         remembers: what the predictor proposes depends on tokens before, which die with its process.
+        fetch_L: by layer, the share of its cold neurons that the GPU executor computes (fetch.py).
     """
 
     bundle_path: Path
@@ -92,17 +95,25 @@ class Deployment:
     predictor_note: str = ""
     gpu: GpuChoice | None = None
     remembers: bool = False
+    fetch_L: tuple[float, ...] = ()
+
+    @property
+    def computed_plan(self) -> Plan:
+        """The plan as the executors compute it: what the schedule fetches is the GPU executor's."""
+        return computed_plan(self.plan, self.fetch_L)
 
     @property
     def roles(self) -> dict[str, str]:
         """What each actor does under this plan, in words."""
         hot = int(np.count_nonzero(self.plan.device_LN == 0))
         total = self.plan.device_LN.size
+        over_bus = int(np.count_nonzero(fetched(self.plan.device_LN, self.fetch_L)))
+        fetches = f", {over_bus} fetched over the bus" if over_bus else ""
         kernels = self.kernels.name if isinstance(self.kernels, Variant) else self.kernels
         by = f", kernels {kernels}" if kernels else ""
         return {
-            "gpu": f"attention, head, {hot} of {total} neurons{by}",
-            "cpu": f"{total - hot} of {total} neurons{by}",
+            "gpu": f"attention, head, {hot} of {total} neurons{fetches}{by}",
+            "cpu": f"{total - hot - over_bus} of {total} neurons{by}",
             "predictor": self._predictor_role(),
         }
 
@@ -195,6 +206,27 @@ def prepare_model(config: EngineConfig) -> Prepared:
         predictor_bytes_L=tuple(bytes_L) if layers else (),
         predictor_parameters=predictor_parameters(layers),
         lookahead=int(getattr(predictor, "lookahead", 0)) if layers else 0,
+        gpu=gpu,
+    )
+
+
+def with_budget(prepared: Prepared, vram: str | int) -> Prepared:
+    """The same model under another memory budget; nothing of it is read again.
+
+    Raises:
+        ConfigError: not a size.
+        BudgetError: less than what must be on the GPU.
+    """
+    size = parse_bytes(vram)
+    gpu, problem = prepared.gpu, prepared.problem
+    if gpu is not None:
+        gpu = replace(gpu, vram_bytes=size)
+        check_room(gpu, sum(module.bytes for module in problem.modules))
+    budgets = {**problem.budgets, problem.devices[0]: size if gpu is None else gpu.room}
+    return replace(
+        prepared,
+        config=replace(prepared.config, vram=vram),
+        problem=replace(problem, budgets=budgets),
         gpu=gpu,
     )
 
@@ -300,6 +332,8 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     settings = split_settings(config.settings)
     own = settings["schedule"] if isinstance(schedule, str) else {}
     result = make_schedule(schedule, dag, plan, prepared.problem.hardware, own)
+    if prepared.gpu is not None and config.bus_share and not any(result.fetch):
+        result = fetching(dag, result, (config.bus_share,) * spec.n_layers)
     check_lookahead(prepared.lookahead, result.lookahead, policy_name(schedule))
     if prepared.with_gate and any(result.lookahead):
         raise ConfigError(
@@ -320,7 +354,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         bundle_path=prepared.bundle.path,
         spec=spec,
         plan=plan,
-        programs=compile_programs(dag, result, layout),
+        programs=compile_programs(dag, result, layout, idle_nodes(plan, result.fetch)),
         layout=layout,
         context=prepared.context,
         predictor=prepared.predictor,
@@ -337,4 +371,5 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         audit_seed=config.seed,
         predictor_note=prepared.note,
         gpu=prepared.gpu,
+        fetch_L=tuple(float(share) for share in result.fetch),
     )

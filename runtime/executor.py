@@ -28,13 +28,7 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import KernelError
 from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
-from hotcold.runtime.gpu import (
-    COLD_CHUNKS,
-    GpuChoice,
-    check_promise,
-    device_arrays,
-    shared_plan,
-)
+from hotcold.runtime.gpu import COLD_CHUNKS, GpuChoice, check_promise, device_arrays
 from hotcold.runtime.kv import KvCache
 from hotcold.runtime.pages import packed
 from hotcold.runtime.plan import Plan
@@ -80,7 +74,7 @@ class Executor:
         self.actor, self.deployment, self.segment = actor, deployment, segment
         use_kernels(deployment.kernels)
         self.bundle = open_bundle(deployment.bundle_path)
-        plan, layers = deployment.plan, range(self.bundle.spec.n_layers)
+        plan, layers = deployment.computed_plan, range(self.bundle.spec.n_layers)
         own_ids = [plan.ids(layer, 1) for layer in layers] if actor == "cpu" else None
         self.store = WeightStore.open(self.bundle, deployment.store, own_ids)
         arrays = ExecutorArrays(
@@ -90,7 +84,7 @@ class Executor:
             epoch=segment.epoch,
             steps=deployment.programs[actor],
             max_batch=deployment.layout.max_batch,
-            n_chunks=deployment.plan.n_chunks,
+            n_chunks=plan.n_chunks,
             threads=deployment.cores[actor].threads,
             cores=deployment.cores[actor].cores,
             fired_LN=fired_LN,
@@ -100,11 +94,11 @@ class Executor:
         if deployment.gpu is not None:
             self._use_gpu(arrays, deployment.gpu)
         elif actor == "predictor":
-            arrays.device_LN = np.ascontiguousarray(deployment.plan.device_LN)
+            arrays.device_LN = np.ascontiguousarray(plan.device_LN)
             arrays.predictors = self._predictor_arrays()
         else:
             device = 0 if actor == "gpu" else 1
-            arrays.shares = _shares(deployment.plan, device)
+            arrays.shares = _shares(plan, device)
         if actor == "gpu" and deployment.gpu is None:
             kv = kv or KvCache.private(self.bundle.spec, deployment.context)
             arrays.kv = (kv.keys, kv.values)
@@ -118,14 +112,16 @@ class Executor:
         if self.actor == "predictor":
             arrays.steps = arrays.steps[:0]
             return
-        plan, device = shared_plan(gpu, deployment.plan), 0 if self.actor == "gpu" else 1
+        plan, device = deployment.computed_plan, 0 if self.actor == "gpu" else 1
         if self.actor == "cpu":
             plan = replace(plan, n_chunks=COLD_CHUNKS)
             arrays.n_chunks = COLD_CHUNKS
         arrays.shares = _shares(plan, device)
         if self.actor == "gpu":
-            steps = deployment.programs["predictor"]
-            arrays.device = device_arrays(gpu, deployment.plan, self._predictor_arrays(), steps)
+            steps, predictors = deployment.programs["predictor"], self._predictor_arrays()
+            arrays.device = device_arrays(
+                gpu, deployment.plan, deployment.fetch_L, predictors, steps
+            )
 
     def _predictor_arrays(self) -> list[PredictorArrays]:
         """Prepare the predictor and put it in the native form; nothing where it stands by."""

@@ -18,6 +18,7 @@ from hotcold.native import cuda_plugin, cuda_probe, nvml
 from hotcold.native.device import PART_BITS, DeviceArrays
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.errors import BackendError, BudgetError
+from hotcold.runtime.fetch import computed_plan, fetched
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan
 from hotcold.runtime.units import format_bytes
@@ -43,7 +44,6 @@ class GpuChoice:
         reserve_bytes: part of it that weights and KV cannot have: context and scratch.
         context_bytes: the part of context, kernels and graphs, as measured on this GPU.
         used_before: bytes in use on the device before the launch, by whomever.
-        bus_share: part of the host's neurons that the GPU reads over the bus and computes.
         visible: CUDA_VISIBLE_DEVICES of the driver.
     """
 
@@ -53,7 +53,6 @@ class GpuChoice:
     reserve_bytes: int
     context_bytes: int
     used_before: int = 0
-    bus_share: float = 0.0
     visible: str | None = None
 
     @property
@@ -95,7 +94,6 @@ def choose_gpu(
         reserve_bytes=context_bytes + scratch_bytes(spec, context, config.max_batch),
         context_bytes=context_bytes,
         used_before=gpu.used_bytes,
-        bus_share=config.bus_share,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
     )
     check_budget(choice, free)
@@ -186,27 +184,21 @@ def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
     return 4 * (B * per_token + tables + norms) + (L * 24 + 64) * 256
 
 
-def bus_mask(choice: GpuChoice, plan: Plan) -> NDArray[np.bool_]:
-    """Which of the host's neurons the GPU computes, [L, N]: evenly spread, the same everywhere."""
-    on_host_LN = plan.device_LN != 0
-    rank_LN = np.cumsum(on_host_LN, axis=1)
-    steps_LN = np.floor(rank_LN * choice.bus_share)
-    chosen_LN: NDArray[np.bool_] = steps_LN > np.floor((rank_LN - 1) * choice.bus_share)
-    chosen_LN &= on_host_LN
-    return chosen_LN
-
-
-def shared_plan(choice: GpuChoice, plan: Plan) -> Plan:
-    """The plan as the executors compute it: neurons read over the bus are the GPU's."""
-    if not choice.bus_share:
-        return plan
-    return replace(plan, device_LN=np.where(bus_mask(choice, plan), 0, plan.device_LN))
-
-
 def device_arrays(
-    choice: GpuChoice, plan: Plan, predictors: Sequence[Any], predict_steps: NDArray[Any]
+    choice: GpuChoice,
+    plan: Plan,
+    fetch_L: Sequence[float],
+    predictors: Sequence[Any],
+    predict_steps: NDArray[Any],
 ) -> DeviceArrays:
     """What the native side needs; compiles the plug-in where no one has yet.
+
+    Args:
+        choice: how the GPU is used.
+        plan: who owns what.
+        fetch_L: shares of the cold neurons that the GPU reads over the bus (fetch.py).
+        predictors: of every layer, or none.
+        predict_steps: the predictor's program.
 
     Raises:
         BackendError: there is no plug-in on this machine.
@@ -216,7 +208,7 @@ def device_arrays(
     if plugin is None:
         raise BackendError("this deployment was made for a GPU, and none can be used here")
     layers, neurons = plan.shape
-    finer = replace(shared_plan(choice, plan), n_chunks=HOT_CHUNKS)
+    finer = replace(computed_plan(plan, fetch_L), n_chunks=HOT_CHUNKS)
     bounds_LC = np.stack([finer.bounds(layer, 0) for layer in range(layers)])
     if neurons >= 32 * HOT_CHUNKS:  # whole words of proposals: the split need not count inside one
         bounds_LC = np.minimum((bounds_LC + 16) // 32 * 32, neurons)
@@ -229,6 +221,6 @@ def device_arrays(
         kv_dtype=choice.kv_dtype,
         predictor_dtype=choice.predictor_dtype if predictors else None,
         vram_bytes=choice.vram_bytes - choice.context_bytes,
-        bus_LN=bus_mask(choice, plan).astype(np.uint8) if choice.bus_share else None,
+        bus_LN=fetched(plan.device_LN, fetch_L).astype(np.uint8) if any(fetch_L) else None,
         host_parts_L=host_parts(plan),
     )

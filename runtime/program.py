@@ -8,7 +8,7 @@ Why the last merge with cold neurons is never selective: it is the barrier that 
 reuse every flag and payload of this one (exchange.py, and the checker in the tests).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,22 @@ Program = NDArray[Any]  # of dtype STEP
 Slot = tuple[int, int]  # offset in the segment, bytes
 
 
-def compile_programs(dag: Dag, schedule: Schedule, layout: SegmentLayout) -> dict[str, Program]:
-    """One program an actor; an actor without work gets an empty one and stands by."""
+def compile_programs(
+    dag: Dag, schedule: Schedule, layout: SegmentLayout, idle: Collection[str] = ()
+) -> dict[str, Program]:
+    """One program an actor; an actor without work gets an empty one and stands by.
+
+    Args:
+        dag: the graph.
+        schedule: checked against it.
+        layout: of the segment.
+        idle: nodes that the schedule leaves nothing to compute (fetch.py); they become no steps.
+    """
     programs: dict[str, list[np.void]] = {actor: [] for actor in ACTORS}
-    builder = _Compiler(dag, schedule, layout)
+    builder = _Compiler(dag, schedule, layout, idle)
     for lane, order in schedule.order.items():
-        programs[LANE_ACTORS[lane]] = [builder.step(dag.node[id_]) for id_ in order]
+        steps = [dag.node[id_] for id_ in order if builder.is_step(dag.node[id_])]
+        programs[LANE_ACTORS[lane]] = [builder.step(node) for node in steps]
     programs["gpu"] = [_bare("embed"), *programs["gpu"], _bare("head")]
     return {actor: np.array(steps, dtype=STEP) for actor, steps in programs.items()}
 
@@ -50,15 +60,23 @@ def _bare(op: str) -> Any:
 class _Compiler:
     """Turns one node into one step."""
 
-    def __init__(self, dag: Dag, schedule: Schedule, layout: SegmentLayout) -> None:
+    def __init__(
+        self, dag: Dag, schedule: Schedule, layout: SegmentLayout, idle: Collection[str]
+    ) -> None:
         self.dag, self.schedule, self.layout = dag, schedule, layout
-        self.kinds = {(node.kind, node.layer) for node in dag.nodes}
-        cold = [node.layer for node in dag.nodes if node.kind == "cold"]
-        self.barrier = max(cold, default=-1)
+        unused = {n.id for n in dag.nodes if n.kind == "fetch" and n.id not in schedule.lane}
+        self.idle = unused | set(idle)
+        self.kinds = {(node.kind, node.layer) for node in dag.nodes if node.id not in self.idle}
+        self.barrier = max((layer for kind, layer in self.kinds if kind == "cold"), default=-1)
+
+    def is_step(self, node: Node) -> bool:
+        """Whether a node is a step of its own: it has work, and no hot node that does it along."""
+        along = node.kind == "fetch" and ("hot", node.layer) in self.kinds
+        return node.id not in self.idle and not along
 
     def step(self, node: Node) -> Any:
         """The step of a node: flags from its edges, offsets from the layout."""
-        step, layer = _bare(node.kind), node.layer
+        step, layer = _bare("hot" if node.kind == "fetch" else node.kind), node.layer
         slots = self.layout.layers[layer]
         predicted = ("predict", layer) in self.kinds
         step["layer"], step["x"], step["y"] = layer, slots.x, slots.y
@@ -79,11 +97,12 @@ class _Compiler:
         layer = node.layer
         if node.kind == "attention":
             return RESIDUAL if self.layout.with_residual else 0
-        if node.kind in ("hot", "cold"):
+        if node.kind in ("hot", "cold", "fetch"):
             return 0 if predicted else ALL
         if node.kind != "merge":
             return 0
-        flags = HOT * (("hot", layer) in self.kinds) | COLD * (("cold", layer) in self.kinds)
+        on_gpu = bool({("hot", layer), ("fetch", layer)} & self.kinds)
+        flags = HOT * on_gpu | COLD * (("cold", layer) in self.kinds)
         selective = self.schedule.sync[layer] == "selective" and layer != self.barrier
         return flags | (SELECTIVE if selective and predicted and flags & COLD else 0)
 
@@ -91,7 +110,7 @@ class _Compiler:
         """Flags of the producers on other lanes; a merge also reads the active lists."""
         lane = self.schedule.lane[node.id]
         edges = all_edges(self.dag, self.schedule)
-        producers = [self.dag.node[a] for a, b in edges if b == node.id]
+        producers = [self.dag.node[a] for a, b in edges if b == node.id and a not in self.idle]
         kinds = {
             (p.kind, p.layer)
             for p in producers

@@ -3,15 +3,15 @@
 A schedule policy makes one from a graph and a plan; `check_schedule` refuses what cannot run, by
 the edge that offends; the compiler of programs turns it into flat steps. It is static: the same
 steps for every token, nothing is stolen or decided at run time but the skip of an exchange in which
-no cold neuron fired.
+no cold neuron fired. Which neurons a share of `fetch` means is fetch.py's.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from numbers import Integral
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from hotcold.runtime.dag import Dag
+from hotcold.runtime.dag import Dag, Node
 from hotcold.runtime.errors import PolicyError
 
 Sync = Literal["always", "selective"]
@@ -42,6 +42,9 @@ class Schedule:
         lookahead: by layer, how many layers early its prediction is made.
         merge_on: the device that merges.
         threads: by lane, threads that compute there; a lane that is not named keeps the engine's.
+        fetch: by layer, the share of its cold neurons that the GPU executor computes, reading them
+            over the bus, 0 to 1; empty: none. Where it is above 0, fetch.l is run, right after
+            hot.l (both are one step); elsewhere there is no need to list it. `fetching` does that.
         after: further pairs (a, b): b does not start before a is done, though it reads nothing of
             it. Across lanes only an attention, predict or cold node can be waited for, since only
             these set a flag, and no node waits for more than two flags.
@@ -54,6 +57,7 @@ class Schedule:
     merge_on: str = "gpu0"
     threads: Mapping[str, int] = field(default_factory=dict)
     after: Sequence[tuple[str, str]] = ()
+    fetch: Sequence[float] = ()
 
 
 def in_order(dag: Dag, sync: Sync = "always", lookahead: Sequence[int] | None = None) -> Schedule:
@@ -64,9 +68,10 @@ def in_order(dag: Dag, sync: Sync = "always", lookahead: Sequence[int] | None = 
         sync: "selective" applies to the layers that have cold neurons, the others keep "always".
         lookahead: by layer; None: 0 everywhere.
     """
-    lane = {node.id: node.device_choices[0] for node in dag.nodes}
+    used = [node for node in dag.nodes if node.kind != "fetch"]
+    lane = {node.id: node.device_choices[0] for node in used}
     order: dict[str, list[str]] = {}
-    for node in dag.nodes:
+    for node in used:
         order.setdefault(lane[node.id], []).append(node.id)
     cold = {node.layer for node in dag.nodes if node.kind == "cold"}
     return Schedule(
@@ -78,11 +83,48 @@ def in_order(dag: Dag, sync: Sync = "always", lookahead: Sequence[int] | None = 
     )
 
 
-def data_edges(dag: Dag, lookahead: Sequence[int]) -> list[tuple[str, str]]:
-    """The graph's edges under a lookahead: predict(l) reads attention(l - lookahead[l])."""
+def fetching(dag: Dag, schedule: Schedule, share_L: Sequence[float]) -> Schedule:
+    """The schedule with shares of the cold neurons fetched, fetch(l) right after hot(l).
+
+    Args:
+        dag: the graph.
+        schedule: one that fetches nothing yet.
+        share_L: by layer, 0 to 1; of no effect in layers without cold neurons.
+    """
+    share_L = tuple(
+        float(share) if f"fetch.{layer}" in dag.node else 0.0 for layer, share in enumerate(share_L)
+    )
+    order = {name: list(ids) for name, ids in schedule.order.items()}
+    lane = dict(schedule.lane)
+    for layer, share in enumerate(share_L):
+        if not share:
+            continue
+        lane[f"fetch.{layer}"] = home = dag.node[f"fetch.{layer}"].device_choices[0]
+        ids = order[home]
+        ids.insert(ids.index(f"merge.{layer}"), f"fetch.{layer}")
+        if f"hot.{layer}" in ids:
+            ids.remove(f"fetch.{layer}")
+            ids.insert(ids.index(f"hot.{layer}") + 1, f"fetch.{layer}")
+    return replace(
+        schedule,
+        lane=lane,
+        order={name: tuple(ids) for name, ids in order.items()},
+        fetch=share_L,
+    )
+
+
+def data_edges(
+    dag: Dag, lookahead: Sequence[int], fetch: Sequence[float] = ()
+) -> list[tuple[str, str]]:
+    """The graph's edges under a lookahead: predict(l) reads attention(l - lookahead[l]).
+
+    Edges of fetch(l) exist where something is fetched.
+    """
     edges = []
     for source, target in dag.edges:
         node = dag.node[target]
+        if any(_unused(dag.node[id_], fetch) for id_ in (source, target)):
+            continue
         if node.kind == "predict":
             edges.append((f"attention.{node.layer - lookahead[node.layer]}", target))
         else:
@@ -92,7 +134,14 @@ def data_edges(dag: Dag, lookahead: Sequence[int]) -> list[tuple[str, str]]:
 
 def all_edges(dag: Dag, schedule: Schedule) -> list[tuple[str, str]]:
     """Everything a node waits for: the data it reads, and what the schedule puts before it."""
-    return data_edges(dag, schedule.lookahead) + [(a, b) for a, b in schedule.after]
+    edges = data_edges(dag, schedule.lookahead, schedule.fetch)
+    unused = {node.id for node in dag.nodes if _unused(node, schedule.fetch)}
+    return edges + [(a, b) for a, b in schedule.after if not {a, b} & unused]
+
+
+def _unused(node: Node, fetch: Sequence[float]) -> bool:
+    """Whether a node stands for a fetch that the schedule does not ask for."""
+    return node.kind == "fetch" and not (fetch and fetch[node.layer])
 
 
 def check_schedule(dag: Dag, schedule: Any, blame: str = "schedule") -> None:
@@ -128,7 +177,7 @@ def _type_fault(schedule: Schedule) -> str | None:
         if not isinstance(getattr(schedule, name), Mapping):
             return f"returned {name} of type {type(getattr(schedule, name)).__name__}, not a dict"
     lists: dict[str, object] = {"sync": schedule.sync, "lookahead": schedule.lookahead}
-    lists["after"] = schedule.after
+    lists |= {"after": schedule.after, "fetch": schedule.fetch}
     lists |= {f"order[{lane!r}]": ids for lane, ids in schedule.order.items()}
     for name, value in lists.items():
         if not isinstance(value, (list, tuple)):
@@ -144,7 +193,9 @@ def _type_fault(schedule: Schedule) -> str | None:
 
 def _layer_fault(dag: Dag, schedule: Schedule) -> str | None:
     """Sync and lookahead: one valid entry a layer."""
-    for name, values in (("sync", schedule.sync), ("lookahead", schedule.lookahead)):
+    lists: dict[str, Sequence[Any]] = {"sync": schedule.sync, "lookahead": schedule.lookahead}
+    lists |= {"fetch": schedule.fetch} if schedule.fetch else {}
+    for name, values in lists.items():
         if len(values) != dag.n_layers:
             return f"returned {len(values)} entries of {name} for {dag.n_layers} layers"
     for layer, sync in enumerate(schedule.sync):
@@ -153,6 +204,11 @@ def _layer_fault(dag: Dag, schedule: Schedule) -> str | None:
     for layer, ahead in enumerate(schedule.lookahead):
         if not _is_count(ahead) or not 0 <= ahead <= layer:
             return f"has lookahead {ahead!r} for layer {layer}; it must be from 0 to {layer}"
+    for layer, share in enumerate(schedule.fetch):
+        if not isinstance(share, Real) or isinstance(share, bool) or not 0 <= share <= 1:
+            return f"has fetch {share!r} for layer {layer}; it must be a share from 0 to 1"
+        if share and f"fetch.{layer}" not in dag.node:
+            return f"fetches in layer {layer}, which has no cold neurons"
     return None
 
 
@@ -163,6 +219,8 @@ def _lane_fault(dag: Dag, schedule: Schedule) -> str | None:
         return f"puts {unknown[0]!r} on a lane, but the graph has no such node"
     for node in dag.nodes:
         lane = schedule.lane.get(node.id)
+        if lane is None and _unused(node, schedule.fetch):
+            continue
         if lane is None:
             return f"gives {node.id!r} no lane" + (
                 ": the layer would never be merged" if node.kind == "merge" else ""
@@ -183,17 +241,30 @@ def _order_fault(dag: Dag, schedule: Schedule) -> str | None:
         for node in ids:
             if node not in dag.node:
                 return f"orders {node!r} on lane {lane!r}, but the graph has no such node"
-            if schedule.lane[node] != lane:
-                return f"orders {node!r} on lane {lane!r}, its lane is {schedule.lane[node]!r}"
+            if schedule.lane.get(node) != lane:
+                return f"orders {node!r} on lane {lane!r}, its lane is {schedule.lane.get(node)!r}"
             if node in seen:
                 return f"orders {node!r} twice"
             seen.add(node)
-    missing = [node for node in dag.nodes if node.id not in seen]
+    unused = {node.id for node in dag.nodes if _unused(node, schedule.fetch)}
+    missing = [node for node in dag.nodes if node.id not in seen | unused]
     if not missing:
-        return None
+        return _fetch_fault(dag, schedule)
     # The one that is a merge is the one to name: without it the layer has no output at all.
     first = next((node for node in missing if node.kind == "merge"), missing[0])
     return f"never runs {first.id!r}; add it to order[{schedule.lane[first.id]!r}]"
+
+
+def _fetch_fault(dag: Dag, schedule: Schedule) -> str | None:
+    """Fetched neurons that are not computed together with the hot ones of their layer."""
+    for layer, share in enumerate(schedule.fetch):
+        hot, fetch = f"hot.{layer}", f"fetch.{layer}"
+        if not share or hot not in dag.node:
+            continue
+        ids = list(schedule.order[schedule.lane[hot]])
+        if ids[ids.index(hot) + 1 : ids.index(hot) + 2] != [fetch]:
+            return f"runs {fetch} apart from {hot}; they are one step, order it right after {hot}"
+    return None
 
 
 def _after_fault(dag: Dag, schedule: Schedule) -> str | None:
@@ -206,6 +277,8 @@ def _after_fault(dag: Dag, schedule: Schedule) -> str | None:
             if not isinstance(id_, str) or id_ not in dag.node:
                 return f"orders {pair[0]!r} -> {pair[1]!r}, but the graph has no node {id_!r}"
         source, target = (dag.node[id_] for id_ in pair)
+        if _unused(source, schedule.fetch) or _unused(target, schedule.fetch):
+            continue
         if schedule.lane[source.id] == schedule.lane[target.id]:
             continue
         edge = f"{source.id} -> {target.id}"
@@ -215,7 +288,8 @@ def _after_fault(dag: Dag, schedule: Schedule) -> str | None:
         if target.kind == "merge":
             return f"orders {edge}; a merge waits for its own layer only, put it before the next"
         waits.setdefault(target.id, set()).add(source.id)
-    for source_id, target_id in data_edges(dag, schedule.lookahead) if waits else ():
+    edges = data_edges(dag, schedule.lookahead, schedule.fetch) if waits else []
+    for source_id, target_id in edges:
         if target_id in waits and schedule.lane[source_id] != schedule.lane[target_id]:
             waits[target_id].add(source_id)
     for target_id, sources in waits.items():

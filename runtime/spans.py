@@ -88,7 +88,11 @@ def read_array(segment: Segment, actor: str, since: int = 0) -> tuple[NDArray[np
 
 def read(segment: Segment, actor: str, since: int = 0) -> list[Span]:
     """The same as a list of Span."""
-    spans, _ = read_array(segment, actor, since)
+    return as_spans(actor, read_array(segment, actor, since)[0])
+
+
+def as_spans(actor: str, spans: NDArray[np.void]) -> list[Span]:
+    """Spans of an actor out of an array of SPAN_DTYPE."""
     return [
         Span(
             actor=actor,

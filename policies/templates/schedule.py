@@ -23,7 +23,7 @@ class Mine:
     def schedule(self, dag: Dag, plan: Plan, hardware: HardwareProfile) -> Schedule:
         """Decide; an order that cannot run is refused with the edge that offends.
 
-        dag.nodes  id, kind (attention predict hot cold merge), layer, bytes, flops
+        dag.nodes  id, kind (attention predict hot cold fetch merge), layer, bytes, flops
         dag.edges  (a, b): b reads what a wrote
         Schedule   lane and order of the nodes, sync and lookahead by layer, after: further order
         """

@@ -1,18 +1,27 @@
-"""`hotcold compare`: several placement policies, one engine, the same prompt.
+"""`hotcold compare`: placements and schedules, one engine a model, the same prompt.
 
 Every placement is solved before the first token is generated, so a policy that cannot be used ends
-the command before it has cost anything. The runs then come in an order drawn from the seed, so
-that a machine which warms up or gets busy does not favour one policy.
+the command before it has cost anything. Cases are cases.py's, runs comparison.py's, models
+subjects.py's, the page compare_page.py's; here are the options and the table.
 """
 
-import random
-import statistics
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import click
 
 from hotcold.runtime.cli import output
+from hotcold.runtime.cli.cases import (
+    DEFAULT_POLICIES,
+    DEFAULT_SCHEDULE,
+    make_cases,
+    solve_all,
+    without_schedules,
+)
+from hotcold.runtime.cli.compare_page import check_page, write_page
+from hotcold.runtime.cli.comparison import Manner, Row, add_speedups, measure_all, summarise
 from hotcold.runtime.cli.options import (
     EngineOptions,
     choose_model,
@@ -20,26 +29,12 @@ from hotcold.runtime.cli.options import (
     hardware_option,
     json_option,
 )
-from hotcold.runtime.cli.running import figures, running_engine
+from hotcold.runtime.cli.running import running_engine
+from hotcold.runtime.cli.subjects import Subject, make_subjects
 from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.units import format_bytes
 
-if TYPE_CHECKING:
-    from hotcold.actors import Engine
-    from hotcold.runtime.problem import Placement, Problem
-
-DEFAULT_POLICIES = ("greedy", "random", "all-cpu")
-WARM_UP_TOKENS = 8
-
-
-@dataclass
-class Measured:
-    """What the runs of one policy gave; one entry a run."""
-
-    tokens_per_s: list[float] = field(default_factory=list)
-    gpu_neuron_load: list[float] = field(default_factory=list)
-    wait_s: list[float] = field(default_factory=list)
-    wait_share: list[float] = field(default_factory=list)
-    token_ids: list[list[int]] = field(default_factory=list)
+MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
 
 
 @click.command("compare")
@@ -49,149 +44,198 @@ class Measured:
     "policies",
     multiple=True,
     metavar="NAME",
-    help="A placement policy; give it once for each to compare."
+    help="A placement policy, or 'all' built-in ones; give it once for each to compare."
     f"  [default: {', '.join(DEFAULT_POLICIES)}]",
+)
+@click.option(
+    "--schedule",
+    "schedules",
+    multiple=True,
+    metavar="NAME",
+    help=f"A schedule policy; give it once for each to compare.  [default: {DEFAULT_SCHEDULE}]",
+)
+@click.option(
+    "--vram",
+    "budgets",
+    multiple=True,
+    metavar="SIZE",
+    help="Memory budget of the GPU executor's device, 24MiB for example; give it once for each to"
+    " compare.",
+)
+@click.option(
+    "--ablation",
+    is_flag=True,
+    help="The steps of the paper's Figure 15: +PO, +Engine, +Policy, and ours.",
+)
+@click.option(
+    "--planted/--no-planted",
+    default=None,
+    help="Also on a planted model with the paper's skew.  [default: where no MODEL is given]",
 )
 @click.option(
     "--prompt", default="Once upon a time", show_default=True, help="What every run continues."
 )
 @click.option("--max-tokens", type=click.IntRange(min=2), default=64, show_default=True)
 @click.option(
-    "--repeat", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs a policy."
+    "--repeat",
+    type=click.IntRange(1, 1000),
+    default=3,
+    show_default=True,
+    help="Turns of each case, in an order drawn from the seed.",
 )
-@hardware_option("place neurons for")
+@click.option(
+    "--each",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Runs a turn, after its warm-up.",
+)
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder for a page with pictures (needs hotcold[pictures]); made if it is not there.",
+)
+@hardware_option("place neurons and predict speeds for", "this one, if it has a GPU; else pc-low")
 @json_option
-@engine_options(policy=False)
+@engine_options(policy=False, schedule=False, vram=False)
 def command(
     options: EngineOptions,
     folder: str | None,
     policies: tuple[str, ...],
+    schedules: tuple[str, ...],
+    budgets: tuple[str, ...],
+    ablation: bool,
+    planted: bool | None,
     prompt: str,
     max_tokens: int,
     repeat: int,
+    each: int,
+    out: Path | None,
     hardware: str | None,
     as_json: bool,
 ) -> None:
-    """Run several placement policies on the same prompt and print a table.
+    """Run placement policies and schedules on the same prompt and print a table.
 
-    Tokens are chosen greedily, so "same tokens" says whether a policy changed the output.
+    Tokens are chosen greedily, so "same tokens" says whether a policy changed the output. Without a
+    GPU the loads and tokens are measured, and a column says what the cost model predicts for a
+    machine with one. MODEL is a folder; without one, the embedded model and a planted one.
     """
-    model = choose_model(folder, options.model)
-    options = replace(options, model=model, hardware=hardware)
-    chosen = policies or DEFAULT_POLICIES
-    if len(set(chosen)) < len(chosen):
-        raise ConfigError(f"--policy names one policy twice ({', '.join(chosen)}); give it once")
+    options = replace(options, model=choose_model(folder, options.model))
+    cases = make_cases(policies, schedules, budgets, ablation)
     if not prompt.strip():
         raise ConfigError("the prompt is empty; give at least one word")
-    solved = solve_all(options, chosen)
-    with running_engine(options, policy=solved[chosen[0]]) as engine:
-        measured = measure_all(engine, solved, prompt, max_tokens, repeat, options.seed)
-        schedule = engine.stats().schedule
-    runs = summarise(measured, schedule)
-    click.echo(_table(runs))
+    if out is not None:
+        check_page(out)
+    if hardware is None and not _gpu_here(options):
+        hardware = MODELLED
+    options = replace(options, hardware=hardware)
+    manner = Manner(prompt, max_tokens, repeat, each, options.seed, out is not None)
+    rows: list[Row] = []
+    for subject in make_subjects(options, cases, planted):
+        rows += compare(options, subject, manner)
+    runs = [row.run for row in rows]
+    add_speedups(runs)
+    notes = explain(rows)
+    click.echo(output.table(*table(runs)))
+    click.echo(f"\n{notes}")
+    report = None
+    if out is not None:
+        report = str(write_page(out, rows, manner, table, notes))
+        output.note(f"page: {report}")
     if as_json:
-        output.emit_json({"runs": runs, "report": None})
+        output.emit_json({"runs": runs, "report": report})
 
 
-@dataclass(frozen=True)
-class Solved:
-    """A placement that is there already, in the place of the policy that made it."""
+def _gpu_here(options: EngineOptions) -> bool:
+    from hotcold.native import cuda_plugin
 
-    placement: "Placement"
-
-    def place(self, problem: "Problem") -> "Placement":
-        """The placement, whatever the problem; the engine checks it like any other."""
-        return self.placement
+    return options.transport == "native" and cuda_plugin.find() is not None
 
 
-def solve_all(options: EngineOptions, policies: tuple[str, ...]) -> dict[str, Solved]:
-    """Let every policy place the model once.
+def compare(options: EngineOptions, subject: Subject, manner: Manner) -> list[Row]:
+    """Solve and run every case on one model.
 
     Raises:
-        PolicyError: a policy that cannot be used.
-        HotcoldError: a model or option that cannot be used.
+        HotcoldError: what solving or the engine raises.
     """
-    from hotcold.runtime.config import EngineConfig
-    from hotcold.runtime.deployment import prepare_model, solve
-    from hotcold.runtime.problem import Placement
-
-    arguments = options.launch_arguments()
-    arguments.pop("address", None)
-    prepared = prepare_model(EngineConfig(**arguments))
-    plans = {policy: solve(prepared, policy) for policy in policies}
-    return {
-        policy: Solved(Placement(plan.device_LN, plan.modules)) for policy, plan in plans.items()
-    }
-
-
-def measure_all(
-    engine: "Engine",
-    solved: dict[str, Solved],
-    prompt: str,
-    max_tokens: int,
-    repeat: int,
-    seed: int,
-) -> dict[str, Measured]:
-    """Generate with every placement, repeat times each, in an order drawn from the seed."""
-    order = [policy for policy in solved for _ in range(repeat)]
-    random.Random(seed).shuffle(order)
-    measured = {policy: Measured() for policy in solved}
-    progress = output.Progress("comparing", "runs")
-    for done, policy in enumerate(order):
-        progress(done, done / len(order))
-        engine.replan(policy=solved[policy])
-        _run_once(engine, prompt, WARM_UP_TOKENS)
-        before = engine.stats().actors["gpu"]
-        ids = _run_once(engine, prompt, max_tokens)
-        stats = engine.stats()
-        after, record = stats.actors["gpu"], measured[policy]
-        wait_s, busy_s = after.wait_s - before.wait_s, after.busy_s - before.busy_s
-        record.tokens_per_s.append(figures(engine).decode_tokens_per_s)
-        record.gpu_neuron_load.append(stats.gpu_neuron_load)
-        record.wait_s.append(wait_s)
-        record.wait_share.append(wait_s / (wait_s + busy_s) if wait_s + busy_s > 0 else 0.0)
-        record.token_ids.append(ids)
-    progress.close()
-    return measured
+    options = replace(options, model=subject.model)
+    ready = solve_all(options, subject.cases)
+    first = ready[0]
+    launch = {} if first.case.vram is None else {"vram": first.case.vram}
+    options = replace(options, settings=without_schedules(options.settings))
+    with running_engine(
+        options, policy=first.placement, schedule=first.schedule, **launch
+    ) as engine:
+        measured = measure_all(engine, ready, manner, f"comparing on {subject.name}")
+    runs = summarise(subject.name, ready, measured)
+    return [Row(run, one, measured[one.case]) for run, one in zip(runs, ready, strict=True)]
 
 
-def _run_once(engine: "Engine", prompt: str, max_tokens: int) -> list[int]:
-    """Ids of a greedy continuation; past the end of text, so that every run is as long."""
-    tokens = engine.generate(prompt, max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
-    return [token.id for token in tokens]
+def table(runs: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows for people; columns in which all are alike are left out."""
+
+    def varies(key: str) -> bool:
+        return len({run[key] for run in runs}) > 1
+
+    names: dict[str, Callable[[dict[str, Any]], str]] = {}
+    if varies("model"):
+        names["model"] = lambda run: run["model"]
+    if varies("vram"):
+        names["vram"] = lambda run: _budget(run["vram"])
+    if varies("step"):
+        names["step"] = lambda run: run["step"]
+    names["policy"] = lambda run: run["policy"]
+    if varies("schedule"):
+        names["schedule"] = lambda run: run["schedule"]
+    names["tokens/s"] = lambda run: _number(run["decode_tokens_per_s"])
+    names["min..max"] = _spread
+    names[f"{runs[0]['predicted_for']}*"] = lambda run: _number(run["predicted_tokens_per_s"])
+    if any("speedup" in run for run in runs):
+        names["speedup"] = lambda run: f"{run['speedup']:.2f} x" if "speedup" in run else "-"
+    names["neurons on gpu"] = lambda run: _share(run["gpu_neuron_load"])
+    names["gpu waits"] = lambda run: _share(run["wait_share"])
+    names["same tokens"] = _same
+    return list(names), [[show(run) for show in names.values()] for run in runs]
 
 
-def summarise(measured: dict[str, Measured], schedule: str) -> list[dict[str, Any]]:
-    """One entry a policy: medians over its runs, and whether its tokens are the first policy's."""
-    reference = next(iter(measured.values())).token_ids[0]
-    return [
-        {
-            "policy": policy,
-            "schedule": schedule,
-            "decode_tokens_per_s": statistics.median(record.tokens_per_s),
-            "decode_tokens_per_s_min": min(record.tokens_per_s),
-            "decode_tokens_per_s_max": max(record.tokens_per_s),
-            "gpu_neuron_load": statistics.median(record.gpu_neuron_load),
-            "wait_s": statistics.median(record.wait_s),
-            "wait_share": statistics.median(record.wait_share),
-            "same_tokens": all(ids == reference for ids in record.token_ids),
-            "repeat": len(record.tokens_per_s),
-        }
-        for policy, record in measured.items()
+def _same(run: dict[str, Any]) -> str:
+    if run["refused"]:
+        return "does not run here"
+    return "yes" if run["same_tokens"] else "NO"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else output.percent(value)
+
+
+def _spread(run: dict[str, Any]) -> str:
+    low, high = run["decode_tokens_per_s_min"], run["decode_tokens_per_s_max"]
+    return "-" if low is None else f"{low:.1f}..{high:.1f}"
+
+
+def _budget(vram: str | int | None) -> str:
+    return format_bytes(vram) if isinstance(vram, int) else vram or "default"
+
+
+def explain(rows: Sequence[Row]) -> str:
+    """What the columns are, below the table: which is measured and which is not."""
+    hardware, on_gpu = rows[0].ready.hardware, rows[0].ready.on_gpu
+    rates = "its measured rates" if hardware.measured else "its rates, none measured here"
+    where = (
+        "tokens/s: measured here."
+        if on_gpu
+        else "tokens/s: measured here, without a GPU: both executors share this CPU."
+    )
+    lines = [
+        where,
+        f"{hardware.name}*: tokens/s by the cost model from {rates}; computed, not measured.",
     ]
-
-
-def _table(runs: list[dict[str, Any]]) -> str:
-    headers = ("policy", "tokens/s", "min..max", "neurons on gpu", "gpu waits", "same tokens")
-    rows = [
-        (
-            run["policy"],
-            f"{run['decode_tokens_per_s']:.1f}",
-            f"{run['decode_tokens_per_s_min']:.1f}..{run['decode_tokens_per_s_max']:.1f}",
-            output.percent(run["gpu_neuron_load"]),
-            output.percent(run["wait_share"]),
-            "yes" if run["same_tokens"] else "NO",
-        )
-        for run in runs
-    ]
-    return output.table(headers, rows)
+    if any("speedup" in row.run for row in rows):
+        by = "measured" if on_gpu else "by the cost model"
+        lines.append(f"speedup: over the step +PO, {by} (paper, Figure 15).")
+    return "\n".join(lines)

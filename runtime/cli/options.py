@@ -5,7 +5,7 @@ what they mean (sizes, names, files) is checked where they are used, so that a l
 the same errors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -142,18 +142,21 @@ def dtype_option(command: Command) -> Command:
     return option(command)
 
 
-def hardware_option(use: str) -> Callable[[Command], Command]:
+def hardware_option(
+    use: str, default: str = "this one, as `hotcold hardware` measured it"
+) -> Callable[[Command], Command]:
     """Add --hardware.
 
     Args:
         use: what the machine is for, "solve for".
+        default: which machine it is without the option.
     """
     names = ", ".join(reference_machines())
     return click.option(
         "--hardware",
         metavar="NAME",
         help=f"Machine to {use}: {names}, or a file that `hotcold hardware` wrote."
-        "  [default: this one, as `hotcold hardware` measured it]",
+        f"  [default: {default}]",
     )
 
 
@@ -169,8 +172,16 @@ def seed_option(command: Command) -> Command:
     return option(command)
 
 
-def _group(policy: bool, predictor: bool) -> list[Callable[[Any], Any]]:
-    """The options in the order --help shows them."""
+def _group(without: Collection[str]) -> list[Callable[[Any], Any]]:
+    """The options in the order --help shows them, but for those of the given fields."""
+    vram = click.option(
+        "--vram",
+        metavar="SIZE",
+        help="Memory budget of the GPU executor's device, 24MiB for example.",
+    )
+    schedule = click.option(
+        "--schedule", metavar="NAME", help="Schedule policy.  [default: selective]"
+    )
     placement = [
         click.option(
             "--policy",
@@ -196,13 +207,9 @@ def _group(policy: bool, predictor: bool) -> list[Callable[[Any], Any]]:
     ]
     return [
         model_option,
-        click.option(
-            "--vram",
-            metavar="SIZE",
-            help="Memory budget of the GPU executor's device, 24MiB for example.",
-        ),
-        *(placement if policy else []),
-        click.option("--schedule", metavar="NAME", help="Schedule policy.  [default: selective]"),
+        *([] if "vram" in without else [vram]),
+        *([] if "policy" in without else placement),
+        *([] if "schedule" in without else [schedule]),
         click.option(
             "--set",
             "settings",
@@ -210,7 +217,7 @@ def _group(policy: bool, predictor: bool) -> list[Callable[[Any], Any]]:
             multiple=True,
             help="A parameter of a plug-in (share=0.8, schedule.depth=1); may be repeated.",
         ),
-        *(prediction if predictor else []),
+        *([] if "predictor" in without else prediction),
         dtype_option,
         click.option("--threads", type=click.IntRange(min=1), help="Worker threads an executor."),
         click.option(
@@ -270,28 +277,31 @@ FIELDS = (
 
 
 def engine_options(
-    *, policy: bool = True, predictor: bool = True
+    *, policy: bool = True, predictor: bool = True, schedule: bool = True, vram: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the engine's option group; it receives `options: EngineOptions`.
 
     Args:
         policy: with --plan and --policy; False where the command defines --policy itself.
-        predictor: with --predictor; False where the command defines it itself.
+        predictor: with --predictor; False likewise.
+        schedule: with --schedule; False likewise.
+        vram: with --vram; False likewise.
     """
+    has = {"policy": policy, "predictor": predictor, "schedule": schedule, "vram": vram}
+    without = {name for name, there in has.items() if not there}
+    without |= set() if policy else {"plan"}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def call(**values: Any) -> Any:  # noqa: ANN401 - whatever click parsed
-            own = set() if policy else {"plan", "policy"}
-            own |= set() if predictor else {"predictor"}
-            taken = {name: values.pop(name) for name in FIELDS if name not in own}
+            taken = {name: values.pop(name) for name in FIELDS if name not in without}
             settings = parse_settings(values.pop("settings"))
             if taken.get("plan") is not None and taken.get("policy") is not None:
                 raise click.UsageError("--plan and --policy exclude each other; give one of them")
             return function(options=EngineOptions(settings=settings, **taken), **values)
 
         command: Callable[..., Any] = call
-        for option in reversed(_group(policy, predictor)):
+        for option in reversed(_group(without)):
             command = option(command)
         return command
 

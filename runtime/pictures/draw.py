@@ -41,18 +41,30 @@ def check_matplotlib() -> None:
 
 def png(draw: Callable[[Scene], "Figure"], scene: Scene) -> bytes:
     """One picture as a PNG file; the same scene and matplotlib give the same bytes."""
-    figure = draw(scene)
+    return figure_png(draw(scene))
+
+
+def figure_png(figure: "Figure") -> bytes:
+    """A figure as a PNG file."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
     return out.getvalue()
 
 
-def _axes(title: str, caption: str) -> tuple["Figure", "Axes"]:
+def empty_axes(
+    title: str, caption: str, size_in: tuple[float, float] = _SIZE_IN
+) -> tuple["Figure", "Axes"]:
     """An empty picture with its titles."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_SIZE_IN, layout="constrained")
+    figure = Figure(figsize=size_in, layout="constrained")
     axes = figure.add_subplot()
+    titled(axes, title, caption)
+    return figure, axes
+
+
+def titled(axes: "Axes", title: str, caption: str) -> None:
+    """Give axes a title, a caption below it and a quiet frame."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#e3e3e3", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -62,7 +74,6 @@ def _axes(title: str, caption: str) -> tuple["Figure", "Axes"]:
         caption, (0, 1), (0, 8), "axes fraction", "offset points", fontsize=8.5, color=GREY
     )
     text.set_in_layout(False)  # a long one would push the axes together
-    return figure, axes
 
 
 def _layer_colours(figure: "Figure", axes: "Axes", layers: int) -> list[tuple[float, ...]]:
@@ -97,7 +108,7 @@ def _percent_axes(axes: "Axes", x: str, y: str) -> None:
 
 def draw_activation_share(scene: Scene) -> "Figure":
     """Figure 5: cumulative share of activations by share of neurons, per layer and model."""
-    figure, axes = _axes("Share of activations by share of neurons", scene.caption)
+    figure, axes = empty_axes("Share of activations by share of neurons", scene.caption)
     counts_LN = scene.profile.counts_LN
     colours = _layer_colours(figure, axes, len(counts_LN))
     silent = []
@@ -139,7 +150,7 @@ def draw_sparsity(scene: Scene) -> "Figure":
     """Sparsity of each layer, and how much it varies from token to token."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _axes("Sparsity of each layer", scene.caption)
+    figure, axes = empty_axes("Sparsity of each layer", scene.caption)
     profile = scene.profile
     sparsity_L, layers = profile.sparsity_L, np.arange(len(profile.counts_LN))
     low_L, high_L = profile.density_quantile(0.05), profile.density_quantile(0.95)
@@ -170,7 +181,9 @@ def draw_sparsity(scene: Scene) -> "Figure":
 
 def draw_predictor_size(scene: Scene) -> "Figure":
     """Figure 9: size of each layer's predictor against the layer's sparsity."""
-    figure, axes = _axes("Size of each layer's predictor by the layer's sparsity", scene.caption)
+    figure, axes = empty_axes(
+        "Size of each layer's predictor by the layer's sparsity", scene.caption
+    )
     sparsity_L = scene.profile.sparsity_L
     bytes_L = np.array([facts.nbytes for facts in scene.predictors])
     unit, scale = ("MiB", 2**20) if bytes_L.max() >= 2**21 else ("KiB", 2**10)
@@ -192,7 +205,7 @@ def draw_predictor_size(scene: Scene) -> "Figure":
 
 def draw_recall_density(scene: Scene) -> "Figure":
     """Recall of each predictor by the share of neurons it proposes for it."""
-    figure, axes = _axes(
+    figure, axes = empty_axes(
         "Recall by share of neurons proposed", f"{scene.model}; predictors: {scene.trained_on}"
     )
     colours = _layer_colours(figure, axes, len(scene.predictors))

@@ -43,34 +43,48 @@ class Picture:
 
 
 def page(scene: Scene, pictures: Sequence[Picture]) -> str:
-    """The whole page."""
-    model = html.escape(scene.model)
-    figures = "\n".join(_figure(picture) for picture in pictures)
+    """The whole page of a profile and its predictors."""
     text = html.escape(scene.profile.source or "text not recorded")
     trained = f"<p>Predictors: {html.escape(scene.trained_on)}.</p>" if scene.trained_on else ""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Activations of {model}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>Activations of {model}</h1>
-<p>Counted over {scene.profile.tokens:,} tokens: {text}.</p>
+    figures = "\n".join(figure(picture) for picture in pictures)
+    return document(
+        f"Activations of {scene.model}",
+        f"""<p>Counted over {scene.profile.tokens:,} tokens: {text}.</p>
 {trained}
 {figures}
 <h2>Layer by layer</h2>
 <div class="wide">{_table(scene)}</div>
 <p class="small">Hot for 80 %: the smallest share of the layer's neurons that holds 80 % of its
-activations. Dead: neurons that never fired on this text.</p>
+activations. Dead: neurons that never fired on this text.</p>""",
+    )
+
+
+def document(title: str, body: str) -> str:
+    """A page with everything in it.
+
+    Args:
+        title: plain text.
+        body: HTML below the title.
+    """
+    title = html.escape(title)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
 </body>
 </html>
 """
 
 
-def _figure(picture: Picture) -> str:
+def figure(picture: Picture) -> str:
+    """A picture with its title and text, as HTML."""
     data = base64.b64encode(picture.png).decode("ascii")
     title, text = html.escape(picture.title), html.escape(picture.text)
     return (
@@ -101,9 +115,14 @@ def _table(scene: Scene) -> str:
         whole = len(densities) == len(predictors)
         total += ["", format_bytes(sum(facts.nbytes for facts in predictors))]
         total.append(f"{sum(densities) / len(densities):.1%}" if whole else "")
+    return html_table(heads, [*rows, total])
+
+
+def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Plain texts as a table."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heads)
     body = "\n".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-        for cells in [*rows, total]
+        for cells in rows
     )
     return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"

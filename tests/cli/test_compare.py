@@ -1,51 +1,136 @@
 """`hotcold compare`: all placements solved first, runs in a drawn order, honest about tokens."""
 
+import base64
 import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from support.command import Run, only_line
 from support.fake_engine import FakeEngine
+from support.problems import tiny_plan
 
-from hotcold.runtime.cli import compare
+from hotcold.runtime.cli import cases, compare, subjects
+from hotcold.runtime.cli.cases import Case, Ready, make_cases, solve_all
 from hotcold.runtime.cli.options import EngineOptions
-from hotcold.runtime.errors import PolicyError
+from hotcold.runtime.cost import LayerTime, TokenTime
+from hotcold.runtime.errors import ConfigError, PolicyError
+from hotcold.runtime.hardware import load_hardware
 
 
 @pytest.fixture(autouse=True)
-def solved(monkeypatch: pytest.MonkeyPatch) -> None:
+def solved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Placements by name: the fake engine knows nothing else of them."""
 
-    def solve_all(_options: EngineOptions, policies: tuple[str, ...]) -> dict[str, str]:
-        if "broken" in policies:
+    def fake(options: EngineOptions, wanted: Sequence[Case]) -> list[Ready]:
+        if any(case.policy == "broken" for case in wanted):
             raise PolicyError("broken.py:7: RuntimeError: boom")
-        return {policy: policy for policy in policies}
+        plan = tiny_plan((np.arange(80).reshape(2, 40) % 2).astype(np.int8))
+        hardware = load_hardware(options.hardware or "pc-high")
+        return [
+            Ready(
+                *(case, case.policy, case.schedule, plan, 0.6),  # type: ignore[arg-type]
+                TokenTime((LayerTime(0.0, 0.0, 1e-3 * (1 + i), 0.0),), 0.0),
+                *(hardware, False),
+            )
+            for i, case in enumerate(wanted)
+        ]
 
-    monkeypatch.setattr(compare, "solve_all", solve_all)
+    monkeypatch.setattr(compare, "solve_all", fake)
+    monkeypatch.setattr(subjects, "planted_model", lambda: tmp_path / "planted")
 
 
 def test_the_table_has_a_row_a_policy(run: Run) -> None:
-    ended = run("compare", "--policy", "greedy", "--policy", "odd", "--repeat", "2")
+    ended = run("compare", "--policy", "greedy", "--policy", "odd", "--repeat", "2", "--no-planted")
     assert ended.code == 0
-    header, greedy, odd = ended.out.splitlines()
+    header, greedy, odd, *notes = ended.out.splitlines()
     assert header.split()[:2] == ["policy", "tokens/s"]
-    assert greedy.startswith("greedy")
-    assert "62.0 %" in greedy
+    assert greedy.startswith("greedy") and "62.0 %" in greedy
     assert "25.0 %" in greedy  # waits of 0.25 s beside 0.75 s of work
     assert greedy.endswith("yes")
     assert odd.endswith("NO")
+    assert "1000.0" in greedy and "500.0" in odd
+    assert any("both executors share this CPU" in line for line in notes)
+    assert any(line.startswith("pc-low*") and "not measured" in line for line in notes)
 
 
 def test_json_keys(run: Run) -> None:
-    ended = run("compare", "--policy", "greedy", "--policy", "random", "--json")
+    ended = run("compare", "--policy", "greedy", "--policy", "random", "--no-planted", "--json")
     result = json.loads(ended.out.splitlines()[-1])
     assert result["report"] is None
     assert [entry["policy"] for entry in result["runs"]] == ["greedy", "random"]
-    for entry in result["runs"]:
+    for entry, predicted in zip(result["runs"], (1000.0, 500.0), strict=True):
         assert entry["schedule"] == "selective"
         assert entry["decode_tokens_per_s"] == 250.0
-        assert entry["gpu_neuron_load"] == 0.62
+        assert entry["predicted_tokens_per_s"] == pytest.approx(predicted)
+        assert (entry["predicted_for"], entry["on_gpu"]) == ("pc-low", False)
+        assert (entry["gpu_neuron_load"], entry["predicted_gpu_neuron_load"]) == (0.62, 0.6)
         assert entry["wait_s"] == pytest.approx(0.25)
-        assert entry["same_tokens"] is True
+        assert (entry["same_tokens"], entry["refused"], entry["repeat"]) == (True, "", 3)
+
+
+def test_the_embedded_and_a_planted_model_where_none_is_named(
+    run: Run, engines: list[FakeEngine], tmp_path: Path
+) -> None:
+    ended = run("compare", "--policy", "greedy", "--repeat", "1")
+    assert ended.code == 0
+    assert [line.split()[:2] for line in ended.out.splitlines()[:3]] == [
+        *(["model", "policy"], ["embedded", "greedy"], ["planted", "greedy"])
+    ]
+    assert [engine.arguments.get("model") for engine in engines] == [
+        None,
+        str(tmp_path / "planted"),
+    ]
+    engines.clear()
+    assert run("compare", "here", "--policy", "greedy", "--repeat", "1").code == 0
+    assert [engine.arguments["model"] for engine in engines] == ["here"]
+
+
+def test_every_schedule_with_every_policy_under_every_budget(
+    run: Run, engines: list[FakeEngine]
+) -> None:
+    options = "--policy a --policy b --schedule serial --schedule fetch --vram 1MiB --vram 2MiB"
+    assert run("compare", "here", *options.split(), "--repeat", "2").code == 0
+    expected = [(p, s, v) for v in ("1MiB", "2MiB") for p in "ab" for s in ("serial", "fetch")]
+    assert sorted(engines[0].under) == sorted(expected * 2)
+    assert len(engines) == 1, "the model is loaded once"
+
+
+def test_the_ablation_is_a_list_of_steps(run: Run) -> None:
+    ended = run("compare", "here", "--ablation", "--policy", "latency", "--repeat", "1", "--json")
+    result = json.loads(ended.out.splitlines()[-1])["runs"]
+    assert [entry["step"] for entry in result] == ["+PO", "+Engine", "+Policy", "ours"]
+    assert [entry["schedule"] for entry in result] == ["serial", "paper", "paper", "selective"]
+    # Without a GPU both executors share a CPU, so the steps are the cost model's: 1, 2, 3, 4 ms.
+    assert [entry["speedup"] for entry in result] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    assert "0.25 x" in ended.out
+
+
+def test_all_means_the_built_in_ones_that_need_no_setting() -> None:
+    made = make_cases(("all", "mine.py:Mine", "ilp"), (), (), False)
+    names = [case.policy for case in made]
+    assert len(names) == len(set(names)) and names[-1] == "mine.py:Mine"
+    assert {"ilp", "latency", "greedy", "random", "ffn-split"} < set(names)
+    assert "oracle" not in names
+
+
+def test_a_case_that_does_not_fit_is_left_out_and_the_others_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEngine, "refuses", "big")
+    ended = run(
+        "compare", "here", "--policy", "big", "--policy", "small", "--repeat", "2", "--json"
+    )
+    assert ended.code == 0
+    assert ended.err.count("is left out: the plan needs 9 MiB") == 1
+    big, small = json.loads(ended.out.splitlines()[-1])["runs"]
+    assert "raise --vram" in big["refused"] and big["decode_tokens_per_s"] is None
+    assert small["same_tokens"] is True and big["same_tokens"] is None
+    assert ended.out.splitlines()[1].endswith("does not run here")
 
 
 def test_a_policy_error_ends_it_before_a_token(run: Run, engines: list[FakeEngine]) -> None:
@@ -60,7 +145,7 @@ def test_the_order_of_runs_is_drawn_from_the_seed(run: Run, engines: list[FakeEn
     orders = []
     for seed in ("1", "1", "2", "3", "4"):
         engines.clear()
-        assert run("compare", "--repeat", "4", "--seed", seed).code == 0
+        assert run("compare", "here", "--repeat", "4", "--seed", seed).code == 0
         orders.append([request["plan"] for request in engines[0].requests])
     assert orders[0] == orders[1]
     assert len({tuple(order) for order in orders}) > 1
@@ -71,8 +156,9 @@ def test_the_order_of_runs_is_drawn_from_the_seed(run: Run, engines: list[FakeEn
 
 
 def test_every_run_has_the_same_length(run: Run, engines: list[FakeEngine]) -> None:
-    assert run("compare", "--policy", "greedy", "--repeat", "1", "--max-tokens", "20").code == 0
-    assert [request["max_tokens"] for request in engines[0].requests] == [8, 20]
+    options = "--policy greedy --repeat 1 --each 2 --max-tokens 20"
+    assert run("compare", "here", *options.split()).code == 0
+    assert [request["max_tokens"] for request in engines[0].requests] == [8, 20, 20]
     assert all(request["ignore_eos"] for request in engines[0].requests)
     assert all(request["temperature"] == 0.0 for request in engines[0].requests)
 
@@ -81,9 +167,12 @@ def test_every_run_has_the_same_length(run: Run, engines: list[FakeEngine]) -> N
     ("argv", "expected"),
     [
         (["--policy", "greedy", "--policy", "greedy"], "twice"),
+        (["--schedule", "paper", "--schedule", "paper"], "twice"),
+        (["--vram", "1MiB", "--vram", "1MiB"], "twice"),
         (["--prompt", " "], "empty"),
         (["here", "--model", "there"], "two models"),
         (["--plan", "x"], "--plan"),
+        (["--out", "/dev/null"], "is a file"),
     ],
 )
 def test_refused(run: Run, engines: list[FakeEngine], argv: list[str], expected: str) -> None:
@@ -99,3 +188,104 @@ def test_the_model_comes_first_or_by_name(
 ) -> None:
     assert run("compare", *argv, "--policy", "greedy", "--repeat", "1").code == 0
     assert engines[0].arguments["model"] == "here"
+
+
+class Images(HTMLParser):
+    """Sources of all images, and all that would be fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag == "img":
+            self.images.append(dict(attrs)["src"] or "")
+
+
+def test_the_page_holds_every_picture_and_fetches_nothing(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--policy", "<b>", "--policy", "odd", "--repeat", "2", "--out", str(out)]
+    ended = run("compare", "here", *options, "--max-tokens", "4", "--json")
+    assert ended.code == 0, ended.err
+    page = Path(json.loads(ended.out.splitlines()[-1])["report"])
+    text = page.read_text()
+    parser = Images()
+    parser.feed(text)
+    assert len(parser.images) == 5 and not parser.tags & {"script", "link", "iframe"}
+    for image in parser.images:
+        kind, _, data = image.partition(",")
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
+    assert "&lt;b&gt;" in text and "<b>" not in text
+    assert not re.search(r"https?://", re.sub(r"base64,[^\"]*", "", text))
+    assert "not measured" in text
+    names = sorted(path.name for path in out.iterdir())
+    kinds = ("hot_maps", "load", "speeds", "tokens", "waits")
+    assert names == ["compare.html", *(f"here-default-budget-{kind}.png" for kind in kinds)]
+
+
+def test_without_matplotlib_the_page_is_refused_first(
+    run: Run, engines: list[FakeEngine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    ended = run("compare", "--out", str(tmp_path / "out"))
+    assert ended.code == 2 and "hotcold[pictures]" in only_line(ended.err)
+    assert engines == [] and not (tmp_path / "out").exists()
+
+
+def options(**more: Any) -> EngineOptions:
+    return EngineOptions(**{"predictor": "exact", "hardware": "pc-low", **more})
+
+
+def test_solving_places_once_and_schedules_each() -> None:
+    made = solve_all(
+        options(settings={"schedule.share": "0.5"}),
+        make_cases(("greedy", "random"), ("selective", "fetch"), ("26MiB", "28MiB"), False),
+    )
+    by_case = {(one.case.policy, one.case.schedule, one.case.vram): one for one in made}
+    assert len(by_case) == 8
+    for policy in ("greedy", "random"):
+        for vram in ("26MiB", "28MiB"):
+            plain, fetch = (by_case[policy, s, vram] for s in ("selective", "fetch"))
+            assert plain.plan is fetch.plan and plain.hardware.name == "pc-low"
+            assert plain.load == plain.plan.gpu_activation_share
+            assert fetch.load == pytest.approx((1 + plain.load) / 2, abs=0.02)
+            assert plain.plan.bytes_by_device["gpu0"] <= plain.plan.budgets["gpu0"]
+    more, less = (by_case["greedy", "selective", vram] for vram in ("28MiB", "26MiB"))
+    assert more.load > less.load and more.predicted.tokens_per_s > less.predicted.tokens_per_s
+
+
+def test_a_setting_that_no_schedule_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match="schedule.share: none of paper, serial has such"):
+        solve_all(
+            options(settings={"schedule.share": "0.5"}),
+            [Case("greedy", "paper"), Case("greedy", "serial")],
+        )
+
+
+def test_the_planted_model_is_drawn_once_and_has_the_papers_skew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("HOTCOLD_CACHE", str(tmp_path))
+    folder = subjects.planted_model()
+    before = (folder / "bundle.json").stat().st_mtime_ns
+    assert subjects.planted_model() == folder
+    assert (folder / "bundle.json").stat().st_mtime_ns == before
+    (folder / "bundle.json").write_text("{")  # damaged: drawn again
+    assert subjects.planted_model() == folder
+    made = solve_all(options(model=str(folder)), [cases.Case("greedy", "selective")])
+    p_LN = np.sort(made[0].plan.activations_LN, axis=1)[:, ::-1]
+    shares_L = (np.cumsum(p_LN, axis=1) < 0.8 * p_LN.sum(axis=1, keepdims=True)).mean(axis=1)
+    assert shares_L == pytest.approx(0.26, abs=0.02)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    given = [Case("greedy", "selective", "30MiB")]
+    embedded, planted = subjects.make_subjects(EngineOptions(predictor="exact"), given, True)
+    assert embedded.cases == tuple(given) and isinstance(planted.cases[0].vram, int)
+    shares = [
+        float((solve_all(options(model=one.model), one.cases)[0].plan.device_LN == 0).mean())
+        for one in (embedded, planted)
+    ]
+    assert shares[0] == pytest.approx(shares[1], abs=0.01) and 0.1 < shares[0] < 0.9

@@ -16,7 +16,7 @@ from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.deployment import deploy, prepare_model, solve
 from hotcold.runtime.errors import ActorLostError, HotcoldError
 from hotcold.runtime.exchange import PoisonCode
-from hotcold.runtime.gpu import bus_mask
+from hotcold.runtime.fetch import fetched
 from hotcold.runtime.session import LocalSession
 
 pytestmark = pytest.mark.gpu
@@ -94,17 +94,31 @@ def test_logits_are_the_masked_oracles(tiny: Path, share: float, batch: int) -> 
 
 @pytest.mark.parametrize("predictor", ["exact", "low-rank"])
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_neurons_read_over_the_bus_change_nothing(tiny: Path, predictor: str, share: float) -> None:
+@pytest.mark.parametrize("fetch", [0.4, 1.0])
+def test_neurons_read_over_the_bus_change_nothing(
+    tiny: Path, predictor: str, share: float, fetch: float
+) -> None:
     ids = ids_of(tiny, 40)
-    with session(tiny, share, predictor=predictor, bus_share=0.4) as local:
+    settings = {"schedule.share": str(fetch)}
+    with session(tiny, share, predictor=predictor, schedule="fetch", settings=settings) as local:
         logits, masks_TLN = local.logits(ids)
-        gpu, plan = local.deployment.gpu, local.deployment.plan
-    assert gpu is not None
-    bus_L, host_L = bus_mask(gpu, plan).sum(axis=1), (plan.device_LN == 1).sum(axis=1)
-    assert (bus_L == np.floor(0.4 * host_L)).all()
-    assert bus_L.sum() > 0
+        deployment = local.deployment
+        cpu = local.segment.actor_state("cpu")
+    on_host_LN = deployment.plan.device_LN == 1
+    taken_LN = fetched(deployment.plan.device_LN, deployment.fetch_L)
+    assert deployment.gpu is not None
+    assert (taken_LN.sum(axis=1) == np.floor(fetch * on_host_LN.sum(axis=1))).all()
+    assert taken_LN.any() and (cpu.passes == 0) == (fetch == 1.0)
     expected = Oracle.load(tiny).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
     np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
+
+
+def test_bus_share_fetches_beside_any_schedule(tiny: Path) -> None:
+    ids = ids_of(tiny, 40)
+    with session(tiny, 0.5, schedule="paper", bus_share=0.4) as local:
+        logits, _ = local.logits(ids)
+        assert set(local.deployment.fetch_L) == {0.4}
+    np.testing.assert_allclose(logits, Oracle.load(tiny).forward(ids).logits_TV, atol=1e-3, rtol=0)
 
 
 def test_batch_changes_no_bit(tiny: Path) -> None:

@@ -2,10 +2,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.problems import tiny_plan, tiny_problem
+from support.problems import tiny_plan, tiny_problem, tiny_spec
 
-from hotcold.runtime.cost import CostModel, predict
+from hotcold.policies.schedule.fetch import Fetch
+from hotcold.policies.schedule.paper import Paper
+from hotcold.policies.schedule.selective import Selective
+from hotcold.policies.schedule.serial import Serial
+from hotcold.runtime.cost import CostModel, predict, predict_schedule
+from hotcold.runtime.dag import build_dag
 from hotcold.runtime.hardware import HardwareProfile
+from hotcold.runtime.plan import make_plan
 from hotcold.runtime.problem import Placement, Problem
 
 HARDWARE = HardwareProfile("table", False, 10.0, 100.0, 5.0, 1e6, 1e6, 1e-6)
@@ -83,3 +89,28 @@ def test_plans_and_placements_are_told_alike() -> None:
     case = tiny_problem(2, 2, vram=2**40)
     placement = Placement(np.array(plan.device_LN), dict(plan.modules))
     assert predict(case, plan) == predict(case, placement)
+
+
+def test_a_schedule_changes_what_is_awaited_and_what_comes_over_the_bus() -> None:
+    case = problem()
+    modules = homes(case)
+    plan = make_plan(case, Placement(SPLIT, modules), "test", "model")
+    dag = build_dag(tiny_spec(2, 4), plan, predicts=True)
+    chosen = {"selective": Selective(), "paper": Paper(), "serial": Serial(), "half": Fetch(0.5)}
+    chosen["all"] = Fetch(1.0)
+    times = {
+        name: predict_schedule(case, plan, policy.schedule(dag, plan, HARDWARE))
+        for name, policy in chosen.items()
+    }
+    assert times["selective"] == predict(case, plan)
+    assert times["paper"] == predict(case, plan, selective=False)
+    first = times["paper"].layers[0]
+    late = times["serial"].layers[0]
+    assert late.total_s - first.total_s == pytest.approx(min(first.hot_s, first.cold_s))
+    half, everything = times["half"].layers[0], times["all"].layers[0]
+    # Neuron 3 of the cold 2 and 3 is fetched: it fires half the time, its peer never.
+    assert half.fetched_s == pytest.approx(0.5 * RECORD / 5e9)
+    assert half.cold_s == pytest.approx(0, abs=1e-15) and half.exchange_s == 0
+    assert half.total_s == pytest.approx(half.dense_s + half.hot_s + half.fetched_s)
+    assert everything.fetched_s == half.fetched_s and everything.exchange_s == 0
+    assert times["half"].layers[1] == times["selective"].layers[1]

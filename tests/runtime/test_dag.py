@@ -17,11 +17,13 @@ def test_nodes_exist_only_where_a_device_owns_neurons() -> None:
     dag = build_dag(tiny_spec(), tiny_plan(mixed_plan()), predicts=True)
     assert [node.id for node in dag.nodes] == [
         *("attention.0", "predict.0", "hot.0", "merge.0"),
-        *("attention.1", "predict.1", "cold.1", "merge.1"),
-        *("attention.2", "predict.2", "hot.2", "cold.2", "merge.2"),
+        *("attention.1", "predict.1", "cold.1", "fetch.1", "merge.1"),
+        *("attention.2", "predict.2", "hot.2", "cold.2", "fetch.2", "merge.2"),
     ]
     assert dag.lanes == ("gpu0", "predictor", "cpu0")
     assert dag.node["cold.2"].device_choices == ("cpu0",)
+    assert dag.node["fetch.2"].device_choices == ("gpu0",)
+    assert dag.node["fetch.2"].bytes == dag.node["cold.2"].bytes
 
 
 def test_edges_follow_the_data() -> None:
@@ -34,6 +36,8 @@ def test_edges_follow_the_data() -> None:
         *(("attention.2", "predict.2"), ("attention.2", "hot.2"), ("attention.2", "cold.2")),
         *(("attention.2", "merge.2"), ("predict.2", "hot.2"), ("predict.2", "cold.2")),
         *(("hot.2", "merge.2"), ("cold.2", "merge.2")),
+        *(("attention.1", "fetch.1"), ("predict.1", "fetch.1"), ("fetch.1", "merge.1")),
+        *(("attention.2", "fetch.2"), ("predict.2", "fetch.2"), ("fetch.2", "merge.2")),
     }
     assert len(dag.edges) == len(set(dag.edges))
     position = {node.id: i for i, node in enumerate(dag.nodes)}
@@ -42,7 +46,7 @@ def test_edges_follow_the_data() -> None:
 
 def test_without_a_predictor_there_is_nothing_to_predict() -> None:
     dag = build_dag(tiny_spec(), tiny_plan(mixed_plan()), predicts=False)
-    assert {node.kind for node in dag.nodes} == {"attention", "hot", "cold", "merge"}
+    assert {node.kind for node in dag.nodes} == {"attention", "hot", "cold", "fetch", "merge"}
     assert "predictor" not in dag.lanes
 
 

@@ -15,6 +15,7 @@ from hotcold.runtime.schedule import (
     all_edges,
     check_schedule,
     data_edges,
+    fetching,
     find_cycle,
     in_order,
 )
@@ -126,6 +127,58 @@ def test_illegal_schedules_are_refused_by_the_offending_edge(
         check_schedule(tiny_dag(), replace(PLAIN, **changes), "mine")
 
 
+FETCH = fetching(tiny_dag(), PLAIN, (0.0, 0.5, 1.0))
+WITH = FETCH.order["gpu0"]
+
+
+def test_fetching_puts_a_node_behind_the_hot_one() -> None:
+    assert WITH[4:8] == ("hot.1", "fetch.1", "merge.1", "attention.2")
+    assert FETCH.fetch == (0.0, 0.5, 1.0) and "fetch.0" not in FETCH.lane
+    for dag in (tiny_dag(), tiny_dag(predicts=False)):
+        check_schedule(dag, fetching(dag, in_order(dag), (0.5,) * 3))
+    assert ("fetch.1", "merge.1") in all_edges(tiny_dag(), FETCH)
+    assert ("fetch.1", "merge.1") not in all_edges(tiny_dag(), PLAIN)
+    unused = {**PLAIN.order, "gpu0": (*GPU, "fetch.1")}
+    check_schedule(tiny_dag(), replace(PLAIN, lane={**PLAIN.lane, "fetch.1": "gpu0"}, order=unused))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fetch": (0.5,)}, "1 entries of fetch for 3 layers"),
+        ({"fetch": (0, 1.5, 0)}, "fetch 1.5 for layer 1; it must be a share from 0 to 1"),
+        ({"fetch": (0, float("nan"), 0)}, "fetch nan for layer 1"),
+        ({"fetch": (0, True, 0)}, "fetch True for layer 1"),
+        ({"fetch": (0.5, 0.5, 1.0)}, "fetches in layer 0, which has no cold neurons"),
+        ({"fetch": 0.5}, "fetch of type float"),
+        ({"lane": PLAIN.lane}, "gives 'fetch.1' no lane"),
+        ({"lane": {**FETCH.lane, "fetch.1": "cpu0"}}, "puts 'fetch.1' on lane 'cpu0'"),
+        (with_order(gpu0=GPU), "never runs 'fetch.1'; add it to order..gpu0"),
+        (
+            with_order(gpu0=swapped(WITH, "fetch.1", "merge.1")),
+            "apart from hot.1; they are one step, order it right after hot.1",
+        ),
+        (
+            with_order(gpu0=swapped(WITH, "fetch.2", "attention.2")),
+            "runs fetch.2 apart from hot.2",
+        ),
+    ],
+)
+def test_fetches_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PolicyError, match=f"^policy 'mine' .*{message}"):
+        check_schedule(tiny_dag(), replace(FETCH, **changes), "mine")
+
+
+def test_a_fetch_without_hot_neurons_obeys_its_edges() -> None:
+    dag = build_dag(tiny_spec(1), tiny_plan(np.ones((1, 40), dtype=np.int8)), True)
+    plain = fetching(dag, in_order(dag), (0.5,))
+    late = {**plain.order, "gpu0": ("attention.0", "merge.0", "fetch.0")}
+    early = {**plain.order, "gpu0": ("fetch.0", "attention.0", "merge.0")}
+    for order, edge in ((late, "fetch.0 -> merge.0"), (early, "attention.0 -> fetch.0")):
+        with pytest.raises(PolicyError, match=f"on lane gpu0, against {edge}"):
+            check_schedule(dag, replace(plain, order=order))
+
+
 @pytest.mark.parametrize("result", [None, {}, Schedule, "schedule"])
 def test_not_a_schedule(result: object) -> None:
     with pytest.raises(PolicyError, match="must return a Schedule"):
@@ -145,12 +198,13 @@ def test_any_order_is_accepted_exactly_when_it_can_be_executed(random: Any) -> N
             ids[i], ids[j] = ids[j], ids[i]
     schedule = replace(plain, order=order)
     done: set[str] = set()
+    edges = all_edges(dag, schedule)
     queues = {lane: list(ids) for lane, ids in order.items()}
     moved = True
     while moved:  # executes: a lane runs its next node once all that it reads is there
         moved = False
         for ids in queues.values():
-            while ids and all(a in done for a, b in dag.edges if b == ids[0]):
+            while ids and all(a in done for a, b in edges if b == ids[0]):
                 done.add(ids.pop(0))
                 moved = True
     if any(queues.values()):

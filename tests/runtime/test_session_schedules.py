@@ -11,6 +11,7 @@ from support.oracle import Oracle
 
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.deployment import Deployment, deploy, prepare_model, solve
+from hotcold.runtime.fetch import fetched
 from hotcold.runtime.session import LocalSession
 
 
@@ -78,3 +79,48 @@ def test_lookahead_without_a_predictor_is_selective(deployed: Callable[..., Depl
     one, other = deployed(schedule="lookahead", settings=by), deployed(settings=by)
     for actor, program in one.programs.items():
         np.testing.assert_array_equal(program, other.programs[actor])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("by", ["predictor", "executors"])
+@pytest.mark.parametrize("policy", ["random", "all-cpu", "layer-split"])
+def test_fetched_neurons_are_computed_on_the_other_side_and_nothing_else_changes(
+    model: Path, deployed: Callable[..., Deployment], share: float, by: str, policy: str
+) -> None:
+    settings = {"predictor.by": by, "schedule.share": str(share)}
+    vram = 60_000 if policy == "layer-split" else None
+    made = deployed(policy=policy, schedule="fetch", settings=settings, vram=vram)
+    cold, taken = made.plan.device_LN == 1, fetched(made.plan.device_LN, made.fetch_L)
+    assert cold.any() and not (taken & ~cold).any()
+    assert taken.sum(axis=1).tolist() == [int(n * share) for n in cold.sum(axis=1)]
+    ids = np.random.default_rng(2).integers(3, 100, 40).tolist()
+    with LocalSession(made) as local:
+        logits = local.logits(ids)[0]
+        states = {actor: local.segment.actor_state(actor) for actor in ("gpu", "cpu")}
+    oracle = Oracle.load(model).forward(ids)
+    np.testing.assert_allclose(logits, oracle.logits_TV, atol=1e-3, rtol=0)
+    on_gpu = taken | ~cold
+    # A gate within rounding of zero may fall either way.
+    assert states["gpu"].up_down_rows == pytest.approx(oracle.counts_LN[on_gpu].sum(), abs=3)
+    assert states["cpu"].up_down_rows == pytest.approx(oracle.counts_LN[~on_gpu].sum(), abs=3)
+    assert (states["cpu"].passes == 0) == (share == 1.0), "an executor without work stands by"
+
+
+def test_fetching_nothing_is_selective(deployed: Callable[..., Deployment]) -> None:
+    one, other = deployed(schedule="fetch", settings={"schedule.share": "0"}), deployed()
+    assert one.computed_plan is one.plan
+    for actor, program in one.programs.items():
+        np.testing.assert_array_equal(program, other.programs[actor])
+
+
+def test_fetch_goes_with_what_a_predictor_proposes(
+    model: Path, deployed: Callable[..., Deployment]
+) -> None:
+    settings = {"predictor.rank": "12", "schedule.share": "0.5"}
+    made = deployed(predictor="low-rank", schedule="fetch", settings=settings, policy="random")
+    ids = np.random.default_rng(3).integers(3, 100, 40).tolist()
+    with LocalSession(made) as local:
+        logits, masks_TLN = local.logits(ids)
+    assert not masks_TLN.all()
+    expected = Oracle.load(model).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
+    np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)

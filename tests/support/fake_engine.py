@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from hotcold.runtime.audit import RecallEstimate
+from hotcold.runtime.errors import BudgetError
+from hotcold.runtime.spans import Span
 
 STORY = ["There", " was", " a", " caf\u00e9", "."]
 
@@ -63,6 +65,7 @@ class FakeEngine:
 
     Args:
         arguments: of launch.
+        refuses: replan refuses a policy of that name for want of memory.
         failure: raised by generate after its first token.
         launch_failure: raised by launch.
         token_s: time between tokens.
@@ -74,7 +77,9 @@ class FakeEngine:
     last: GenerationStats | None = field(default_factory=GenerationStats)
     closed: int = 0
     requests: list[dict[str, Any]] = field(default_factory=list)
+    under: list[tuple[str, str, str | int | None]] = field(default_factory=list)
 
+    refuses: ClassVar[str | None] = None
     failure: ClassVar[BaseException | None] = None
     launch_failure: ClassVar[BaseException | None] = None
     gpu_neuron_load: ClassVar[float] = 0.62
@@ -87,12 +92,44 @@ class FakeEngine:
         if cls.launch_failure is not None:
             raise cls.launch_failure
         engine = cls(arguments)
-        engine.replan(policy=arguments.get("policy", "greedy"))
+        engine.plan = f"plan of {arguments.get('policy', 'greedy')}"
         LAUNCHED.append(engine)
         return engine
 
-    def replan(self, policy: str) -> None:
+    def replan(
+        self, policy: object, schedule: object = None, vram: str | int | None = None
+    ) -> None:
+        if self.refuses is not None and self.refuses in str(policy):
+            raise BudgetError("the plan needs 9 MiB, the budget leaves 1 MiB; raise --vram")
         self.plan = f"plan of {policy}"
+        self.under.append((str(policy), str(schedule), vram))
+
+    def spans(self) -> dict[str, list[Span]]:
+        """Three passes of the least program: 100 us each, the CPU executor awaited in them."""
+        return {
+            "gpu": [
+                span
+                for seq in (1, 2, 3)
+                for span in (
+                    Span(
+                        "gpu", "attention", 0, seq, *(seq * 100_000 + ns for ns in (0, 0, 40_000))
+                    ),
+                    Span(
+                        "gpu",
+                        "merge",
+                        0,
+                        seq,
+                        *(seq * 100_000 + ns for ns in (40_000, 90_000, 99_000)),
+                    ),  # fmt: skip
+                )
+            ],
+            "cpu": [
+                Span(
+                    "cpu", "cold", 0, seq, *(seq * 100_000 + ns for ns in (-5_000, 41_000, 80_000))
+                )
+                for seq in (1, 2, 3)
+            ],
+        }
 
     @property
     def recoveries(self) -> list[Any]:

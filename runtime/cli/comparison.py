@@ -1,0 +1,179 @@
+"""How `hotcold compare` runs its cases on one engine, and what becomes of the figures.
+
+Every placement is solved before (cases.py). The runs come in an order drawn from the seed, each
+with a warm-up before it, so that a machine which warms up or gets busy does not favour one case.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hotcold.runtime.cli import output
+from hotcold.runtime.cli.cases import Case, Ready
+from hotcold.runtime.cli.running import figures
+from hotcold.runtime.errors import BackendError, BudgetError
+
+if TYPE_CHECKING:
+    from hotcold.actors import Engine
+    from hotcold.runtime.spans import Span
+
+WARM_UP_TOKENS = 8
+Spans = Mapping[str, "Sequence[Span]"]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the runs are made.
+
+    Args:
+        prompt: what every run continues.
+        max_tokens: tokens of a run.
+        repeat: times that a case's turn comes.
+        each: measured runs a turn.
+        seed: of the order of turns.
+        spans: whether the last run's spans are kept.
+    """
+
+    prompt: str
+    max_tokens: int
+    repeat: int = 3
+    each: int = 1
+    seed: int = 0
+    spans: bool = False
+
+
+@dataclass
+class Measured:
+    """What the runs of one case gave; one entry a run.
+
+    Args:
+        refused: why it cannot run on this machine, "" if it can.
+        spans: of its last run, by actor.
+    """
+
+    tokens_per_s: list[float] = field(default_factory=list)
+    gpu_neuron_load: list[float] = field(default_factory=list)
+    waits_s: dict[str, list[float]] = field(default_factory=lambda: {"gpu": [], "cpu": []})
+    wait_share: list[float] = field(default_factory=list)
+    token_ids: list[list[int]] = field(default_factory=list)
+    replan_s: list[float] = field(default_factory=list)
+    refused: str = ""
+    spans: "Spans" = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case after its runs: the entry for tables, and what it is made of."""
+
+    run: dict[str, Any]
+    ready: Ready
+    measured: Measured
+
+
+def measure_all(
+    engine: "Engine", ready: Sequence[Ready], manner: Manner, what: str = "comparing"
+) -> dict[Case, Measured]:
+    """Generate with every case, in an order drawn from the seed; the model is loaded once."""
+    order = [one for one in ready for _ in range(manner.repeat)]
+    random.Random(manner.seed).shuffle(order)
+    measured = {one.case: Measured() for one in ready}
+    progress = output.Progress(what, "turns")
+    for done, one in enumerate(order):
+        progress(done, done / len(order))
+        record = measured[one.case]
+        if not record.refused:
+            _take_turn(engine, one, manner, record)
+    progress.close()
+    return measured
+
+
+def _take_turn(engine: "Engine", one: Ready, manner: Manner, record: Measured) -> None:
+    begin = time.monotonic()
+    try:
+        budget = {} if one.case.vram is None else {"vram": one.case.vram}
+        engine.replan(policy=one.placement, schedule=one.schedule, **budget)
+    except (BudgetError, BackendError) as error:  # of this machine's memory; the others may fit
+        record.refused = str(error)
+        output.note(f"hotcold: {one.case.label} is left out: {error}")
+        return
+    record.replan_s.append(time.monotonic() - begin)
+    _run_once(engine, manner.prompt, WARM_UP_TOKENS)
+    for _ in range(manner.each):
+        before = engine.stats().actors
+        ids = _run_once(engine, manner.prompt, manner.max_tokens)
+        stats = engine.stats()
+        waits = {name: stats.actors[name].wait_s - before[name].wait_s for name in record.waits_s}
+        busy_s = stats.actors["gpu"].busy_s - before["gpu"].busy_s
+        for name, wait_s in waits.items():
+            record.waits_s[name].append(wait_s)
+        whole_s = waits["gpu"] + busy_s
+        record.tokens_per_s.append(figures(engine).decode_tokens_per_s)
+        record.gpu_neuron_load.append(stats.gpu_neuron_load)
+        record.wait_share.append(waits["gpu"] / whole_s if whole_s > 0 else 0.0)
+        record.token_ids.append(ids)
+    if manner.spans:
+        record.spans = engine.spans()
+
+
+def _run_once(engine: "Engine", prompt: str, max_tokens: int) -> list[int]:
+    """Ids of a greedy continuation; past the end of text, so that every run is as long."""
+    tokens = engine.generate(prompt, max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+    return [token.id for token in tokens]
+
+
+def summarise(
+    model: str, ready: Sequence[Ready], measured: Mapping[Case, Measured]
+) -> list[dict[str, Any]]:
+    """One entry a case: medians over its runs, the cost model's figures, equality of tokens.
+
+    A case that could not run has None where a measurement would stand, and says why in `refused`.
+    """
+    ran = [measured[one.case] for one in ready if measured[one.case].token_ids]
+    reference = ran[0].token_ids[0] if ran else []
+    return [_entry(model, one, measured[one.case], reference) for one in ready]
+
+
+def _entry(model: str, one: Ready, record: Measured, reference: list[int]) -> dict[str, Any]:
+    def middle(values: Sequence[float]) -> float | None:
+        return statistics.median(values) if values else None
+
+    case, speeds = one.case, record.tokens_per_s
+    waits = {f"wait_{name}_s": middle(values) for name, values in record.waits_s.items()}
+    return {
+        "model": model,
+        "vram": case.vram,
+        "step": case.step,
+        "policy": case.policy,
+        "schedule": case.schedule,
+        "decode_tokens_per_s": middle(speeds),
+        "decode_tokens_per_s_min": min(speeds, default=None),
+        "decode_tokens_per_s_max": max(speeds, default=None),
+        "predicted_tokens_per_s": one.predicted.tokens_per_s,
+        "predicted_for": one.hardware.name,
+        "on_gpu": one.on_gpu,
+        "gpu_neuron_load": middle(record.gpu_neuron_load),
+        "predicted_gpu_neuron_load": one.load,
+        "wait_s": waits["wait_gpu_s"],
+        **waits,
+        "wait_share": middle(record.wait_share),
+        "same_tokens": all(ids == reference for ids in record.token_ids) if speeds else None,
+        "repeat": len(speeds),
+        "replan_s": middle(record.replan_s),
+        "refused": record.refused,
+    }
+
+
+def add_speedups(runs: list[dict[str, Any]]) -> None:
+    """In an ablation: speed relative to its first step of the same model and budget, in place.
+
+    Measured speeds where there is a GPU; else the cost model's, since both executors share a CPU.
+    """
+    base: dict[Any, float] = {}
+    for run in runs:
+        key = "decode_tokens_per_s" if run["on_gpu"] else "predicted_tokens_per_s"
+        if run["step"] and run[key]:
+            first = base.setdefault((run["model"], run["vram"]), run[key])
+            run["speedup"] = run[key] / first
