@@ -38,6 +38,7 @@ from hotcold.runtime.kv import KvCache
 START_S = 120.0
 SLOW_DISK = 50e6  # bytes a second: weights may have to be read before the actors are ready
 END_S = 3.0
+NOT_INSTALLED = "No module named 'hotcold'"  # how Ray words that a worker cannot load an actor
 
 
 class Trio:
@@ -86,6 +87,11 @@ class Trio:
         except RayError as error:
             lost = self.lost(error)
             self.close()
+            if NOT_INSTALLED in str(error):
+                raise LaunchError(
+                    "the Ray cluster's Python has no hotcold; send it along with `hotcold submit "
+                    "-- COMMAND`, or install it on every node"
+                ) from error
             raise LaunchError(f"the actors could not be started: {lost}") from error
         except BaseException:
             self.close()
