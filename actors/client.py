@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from hotcold.actors import cluster, requests
 from hotcold.actors.executors import Facts
+from hotcold.actors.replanning import across_plans
 from hotcold.actors.stats import ActorStats, EngineStats
 from hotcold.actors.stepwise import StepDriver
 from hotcold.actors.trio import Trio
 from hotcold.native.executor import Request, RequestTimes
 from hotcold.runtime.config import Sampling
 from hotcold.runtime.deployment import Deployment
-from hotcold.runtime.errors import ActorLostError, ConfigError
+from hotcold.runtime.errors import ActorLostError, ConfigError, HotcoldError, PlanReplaced
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.executor import Sampled, make_request
 from hotcold.runtime.generation import GenerationStats, TextSide, Token, TokenStream
@@ -104,6 +105,15 @@ class Client:
         finally:
             self._busy.release()
 
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Hold the engine where a plan can be replaced: the native transport finds that itself."""
+        if self.deployment.transport == "native":
+            yield
+        else:
+            with self.idle():
+                yield
+
     def generate(
         self, prompt: str | Sequence[int], sampling: Sampling
     ) -> Iterator[Token | GenerationStats]:
@@ -152,11 +162,15 @@ class Client:
     def _sampled(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         """The raw stream of either transport, Ray's errors made typed."""
         if self.deployment.transport == "native":
-            gpu = partial(self._actor, "gpu")
-            yield from requests.run(
-                *(request, gpu, self._typed, self._recovers, self.restarts),
-                kv_survives=self.deployment.gpu is None and not self.deployment.remembers,
-            )
+            survives = self.deployment.gpu is None and not self.deployment.remembers
+
+            def run(rest: Request) -> Iterator[Sampled | RequestTimes]:
+                gpu = partial(self._actor, "gpu")
+                return requests.run(
+                    *(rest, gpu, self._typed, self._recovers, self.restarts), kv_survives=survives
+                )
+
+            yield from across_plans(request, run, self._recovers, survives)
             return
         try:
             yield from self._stepwise(request)
@@ -185,7 +199,9 @@ class Client:
                 return call()
             except RayError as error:
                 lost = self._typed(error)
-                if not isinstance(lost, ActorLostError) or losses > self.restarts:
+                replaced = isinstance(lost, PlanReplaced)
+                lasting = not isinstance(lost, ActorLostError) or losses > self.restarts
+                if lasting and not replaced:
                     raise lost from None
                 self._recovers.await_epoch(epoch, requests.RECOVER_S)
         raise AssertionError  # count() does not end
@@ -193,6 +209,8 @@ class Client:
     def _typed(self, error: BaseException) -> BaseException:
         if self._trio is not None:
             return self._trio.lost(error)
+        if isinstance(error, RayTaskError) and isinstance(error.cause, HotcoldError):
+            return error.cause
         return ActorLostError("gpu", f"the engine {self.name!r} is gone ({error})")
 
     def _cancel(self) -> None:
@@ -260,6 +278,14 @@ class Client:
         refs = [self._actor(actor).facts.remote() for actor in ACTORS]
         return dict(zip(ACTORS, ray.get(refs), strict=True))
 
+    def _current_deployment(self) -> Deployment:
+        """What runs now; the owner may have replaced what was there when this one connected."""
+        if self._trio is None:
+            self.deployment, _ = self._retried(
+                lambda: ray.get(self._actor("gpu").describe.remote())
+            )
+        return self.deployment
+
     def _states(self) -> dict[str, Any]:
         if self.deployment.transport == "native":
             states: dict[str, Any] = ray.get(self._actor("gpu").states.remote())
@@ -271,7 +297,7 @@ class Client:
         """Counters of all actors, and what they run."""
         states = self._retried(self._states)
         facts = self._retried(self._current_facts)
-        deployment = self.deployment
+        deployment = self._current_deployment()
         plan, roles = deployment.plan, deployment.roles
         return EngineStats(
             actors={

@@ -24,8 +24,9 @@ from hotcold.actors.client import Client
 from hotcold.actors.stats import EngineStats
 from hotcold.actors.supervisor import Recovery, Supervisor
 from hotcold.actors.trio import Trio
+from hotcold.policies.child import TIMEOUT_S
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve
+from hotcold.runtime.deployment import Prepared, deploy, load_plan, prepare_model, solve
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.generation import GenerationStats, Token
@@ -204,19 +205,42 @@ class Engine:
         """Counters of the actors since the current plan was loaded."""
         return self._client.stats()
 
-    def replan(self, policy: Any = None, schedule: Any = None) -> None:
-        """Place and schedule anew; the actors and their weights stay. Not during a generation.
+    def replan(
+        self,
+        policy: Any = None,
+        schedule: Any = None,
+        *,
+        plan: str | os.PathLike[str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        """Place and schedule anew; the actors and their weights stay.
+
+        A running generation goes on with the new plan from its next token on, whoever asked for
+        it (over the Ray transport it must have ended). What fails here leaves the old plan running.
+
+        Args:
+            policy: placement policy, or None to keep the plan.
+            schedule: schedule policy, or None to keep the schedule.
+            plan: folder of a saved plan, instead of a policy.
+            timeout_s: seconds a policy given by name or file may take.
 
         Raises:
-            ConfigError: this engine was connected, not launched, or is generating.
-            PolicyError: the policy failed; the old plan stays.
+            ConfigError: this engine was connected, not launched; a plan for another model or a
+                larger budget; a generation over the Ray transport.
+            PolicyError: the policy failed; names it.
         """
         if self._trio is None or self._prepared is None:
             raise ConfigError("only the driver that launched an engine can replan it")
-        plan = self._trio.deployment.plan if policy is None else solve(self._prepared, policy)
+        if policy is not None and plan is not None:
+            raise ConfigError("replan takes a policy or a plan, not both")
+        chosen = self._trio.deployment.plan
+        if plan is not None:
+            chosen = load_plan(self._prepared, plan)
+        elif policy is not None:
+            chosen = solve(self._prepared, policy, timeout_s)
         wanted = self._trio.deployment.schedule if schedule is None else schedule
-        deployment = deploy(self._prepared, plan, wanted)
-        with self._client.idle():
+        deployment = deploy(self._prepared, chosen, wanted)
+        with self._client.between_steps():
             self._trio.load(deployment)
             self._client.deployment = deployment
 
