@@ -14,13 +14,14 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from hotcold.actors import cluster, requests
 from hotcold.actors.executors import Facts
+from hotcold.actors.replanning import across_plans
 from hotcold.actors.stats import ActorStats, EngineStats
 from hotcold.actors.stepwise import StepDriver
 from hotcold.actors.trio import Trio
 from hotcold.native.executor import Request, RequestTimes
 from hotcold.runtime.config import DEFAULT_RESTARTS, Sampling
 from hotcold.runtime.deployment import Deployment
-from hotcold.runtime.errors import ActorLostError, ConfigError, HotcoldError
+from hotcold.runtime.errors import ActorLostError, ConfigError, HotcoldError, PlanReplaced
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.executor import Sampled, make_request
 from hotcold.runtime.generation import GenerationStats, TextSide, Token, TokenStream
@@ -107,6 +108,15 @@ class Client:
         finally:
             self._busy.release()
 
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Hold the engine where a plan can be replaced: the native transport finds that itself."""
+        if self.deployment.transport == "native":
+            yield
+        else:
+            with self.idle():
+                yield
+
     def generate(
         self, prompt: str | Sequence[int], sampling: Sampling
     ) -> Iterator[Token | GenerationStats]:
@@ -157,7 +167,11 @@ class Client:
         native = self.deployment.transport == "native"
         kv_survives = native and self.deployment.gpu is None and not self.deployment.remembers
         attempt = self._on_gpu if native else self._stepwise
-        yield from requests.run(request, attempt, self._recovers, self.restarts, kv_survives)
+
+        def run(rest: Request) -> Iterator[Sampled | RequestTimes]:
+            return requests.run(rest, attempt, self._recovers, self.restarts, kv_survives)
+
+        yield from across_plans(request, run, self._recovers, kv_survives)
 
     def _on_gpu(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         """One attempt by the native transport: the GPU executor leads."""
@@ -200,7 +214,9 @@ class Client:
                 return call()
             except RayError as error:
                 lost = self._typed(error)
-                if not isinstance(lost, ActorLostError) or losses > self.restarts:
+                replaced = isinstance(lost, PlanReplaced)
+                lasting = not isinstance(lost, ActorLostError) or losses > self.restarts
+                if lasting and not replaced:
                     raise lost from None
                 self._recovers.await_epoch(epoch, requests.RECOVER_S)
         raise AssertionError  # count() does not end
@@ -276,6 +292,14 @@ class Client:
         refs = [self._actor(actor).facts.remote() for actor in ACTORS]
         return dict(zip(ACTORS, ray.get(refs), strict=True))
 
+    def _current_deployment(self) -> Deployment:
+        """What runs now; the owner may have replaced what was there when this one connected."""
+        if self._trio is None:
+            self.deployment, _ = self._retried(
+                lambda: ray.get(self._actor("gpu").describe.remote())
+            )
+        return self.deployment
+
     @property
     def pids(self) -> dict[str, int]:
         """Process ids of the actors, by name."""
@@ -301,7 +325,7 @@ class Client:
         """Counters of all actors, and what they run."""
         states = self._retried(self._states)
         facts = self._retried(self._current_facts)
-        deployment = self.deployment
+        deployment = self._current_deployment()
         plan, roles = deployment.plan, deployment.roles
         return EngineStats(
             actors={

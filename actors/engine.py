@@ -24,8 +24,16 @@ from hotcold.actors.client import Client
 from hotcold.actors.stats import EngineStats
 from hotcold.actors.supervisor import Recovery, Supervisor
 from hotcold.actors.trio import Trio
+from hotcold.policies.child import TIMEOUT_S
 from hotcold.runtime.config import DEFAULT_RESTARTS, EngineConfig, Sampling
-from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve, with_budget
+from hotcold.runtime.deployment import (
+    Prepared,
+    deploy,
+    load_plan,
+    prepare_model,
+    solve,
+    with_budget,
+)
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.generation import GenerationStats, Token
@@ -232,31 +240,48 @@ class Engine:
         return dict(self._client.deployment.programs)
 
     def replan(
-        self, policy: Any = None, schedule: Any = None, vram: str | int | None = None
+        self,
+        policy: Any = None,
+        schedule: Any = None,
+        *,
+        plan: str | os.PathLike[str] | None = None,
+        vram: str | int | None = None,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """Place and schedule anew; the actors and their weights stay. Not during a generation.
+        """Place and schedule anew; the actors and their weights stay.
+
+        A running generation goes on with the new plan from its next token on, whoever asked for
+        it (over the Ray transport it must have ended). What fails here leaves the old plan running.
 
         Args:
             policy: placement policy; None: the plan stays as it is.
             schedule: schedule policy; None: that of the last plan.
+            plan: folder of a saved plan, instead of a policy.
+            timeout_s: seconds a policy given by name or file may take.
             vram: another budget of the GPU executor, from here on; takes a policy that places
                 under it.
 
         Raises:
-            ConfigError: this engine was connected, not launched, or is generating; a budget
-                without a policy.
-            PolicyError: the policy failed; the old plan stays.
-            BudgetError: the budget cannot hold what must be on the GPU; the old plan stays.
+            ConfigError: this engine was connected, not launched; a plan for another model or a
+                larger budget; a budget without a policy; a generation over the Ray transport.
+            PolicyError: the policy failed; names it.
+            BudgetError: the budget cannot hold what must be on the GPU.
         """
         if self._trio is None or self._prepared is None:
             raise ConfigError("only the driver that launched an engine can replan it")
+        if policy is not None and plan is not None:
+            raise ConfigError("replan takes a policy or a plan, not both")
         if vram is not None and policy is None:
             raise ConfigError("replan(vram=...) needs a policy that places under the new budget")
         prepared = self._prepared if vram is None else with_budget(self._prepared, vram)
-        plan = self._trio.deployment.plan if policy is None else solve(prepared, policy)
+        chosen = self._trio.deployment.plan
+        if plan is not None:
+            chosen = load_plan(prepared, plan)
+        elif policy is not None:
+            chosen = solve(prepared, policy, timeout_s)
         wanted = self._schedule if schedule is None else schedule
-        deployment = deploy(prepared, plan, wanted)
-        with self._client.idle():
+        deployment = deploy(prepared, chosen, wanted)
+        with self._client.between_steps():
             self._trio.load(deployment)
             self._client.deployment = deployment
             self._prepared, self._schedule = prepared, wanted

@@ -7,6 +7,7 @@ instead of 1.2 s, and the engine has to rebuild the trio anyway.
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class Shell:
         self._executor: Executor | None = None
         self._segment: Segment | None = None
         self._watcher: Watcher | None = None
+        self._serving = threading.Lock()  # a request; a new plan waits until it has heard of it
+        self._loading = threading.Lock()  # a new plan; control calls wait until it is there
         self._agents: tuple[int, ...] = ()
 
     @ray.method(concurrency_group="control")
@@ -92,8 +95,19 @@ class Shell:
         if deployment.store == "memfd":
             # Held over the change, or the machine's only copy could go with its last user.
             with WeightStore.open(open_bundle(deployment.bundle_path), deployment.store):
-                self._build(deployment, handle, kv, pids)
+                self._replace(deployment, handle, kv, pids)
         else:
+            self._replace(deployment, handle, kv, pids)
+
+    def _replace(
+        self,
+        deployment: Deployment,
+        handle: SegmentHandle | None,
+        kv: KvHandle | None,
+        pids: dict[int, str],
+    ) -> None:
+        """Build anew while nobody uses what is there."""
+        with self._serving, self._loading:
             self._build(deployment, handle, kv, pids)
 
     def _build(
@@ -140,7 +154,8 @@ class Shell:
     @ray.method(concurrency_group="control")
     def state(self) -> ActorState:
         """This actor's counters."""
-        return self._loaded.segment.actor_state(self.actor)
+        with self._loading:
+            return self._loaded.segment.actor_state(self.actor)
 
     @ray.method(concurrency_group="control")
     def spans(self, actors: tuple[str, ...]) -> dict[str, NDArray[np.void]]:
@@ -190,15 +205,16 @@ class GpuExecutor(Shell):
     @ray.method(concurrency_group="control")
     def describe(self) -> tuple[Deployment, Facts]:
         """What runs here, for drivers that connect to it."""
-        return self._loaded.deployment, Facts(
-            os.getpid(), ray.get_runtime_context().get_node_id(), os.nice(0)
-        )
+        with self._loading:
+            deployment = self._loaded.deployment
+        return deployment, Facts(os.getpid(), ray.get_runtime_context().get_node_id(), os.nice(0))
 
     @ray.method(concurrency_group="control")
     def states(self) -> dict[str, ActorState]:
         """Counters of all three actors, read from the shared segment."""
-        segment = self._loaded.segment
-        return {actor: segment.actor_state(actor) for actor in ("gpu", "cpu", "predictor")}
+        with self._loading:
+            segment = self._loaded.segment
+            return {actor: segment.actor_state(actor) for actor in ("gpu", "cpu", "predictor")}
 
     @ray.method(concurrency_group="request")
     def generate(self, request: Request) -> Iterator[Sampled | RequestTimes | HotcoldError]:
@@ -207,8 +223,9 @@ class GpuExecutor(Shell):
         A typed error is yielded, not raised, so that it reaches the driver as it is.
         """
         try:
-            yield from self._loaded.generate(request)
-            yield self._loaded.request_times()
+            with self._serving:
+                yield from self._loaded.generate(request)
+                yield self._loaded.request_times()
         except HotcoldError as error:
             yield error
 
@@ -220,14 +237,16 @@ class GpuExecutor(Shell):
         logits = np.zeros((len(request.prompt), vocab), np.float32)
         bits = None if masks is None else np.zeros(masks, np.uint8)
         fields = {**request.__dict__, "logits_PV": logits, "masks_PLN": bits, "max_tokens": 0}
-        for _ in self._loaded.generate(Request(**fields)):
-            pass
+        with self._serving:
+            for _ in self._loaded.generate(Request(**fields)):
+                pass
         return logits, bits
 
     @ray.method(concurrency_group="control")
     def cancel(self) -> None:
         """End the running request after its current token."""
-        self._loaded.native.cancel()
+        with self._loading:
+            self._loaded.native.cancel()
 
     @ray.method(concurrency_group="control")
     def logits(self, rows: int, vocab: int) -> NDArray[np.float32]:

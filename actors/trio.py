@@ -38,6 +38,7 @@ from hotcold.runtime.kv import KvCache
 START_S = 120.0
 SLOW_DISK = 50e6  # bytes a second: weights may have to be read before the actors are ready
 END_S = 3.0
+NOT_INSTALLED = "No module named 'hotcold'"  # how Ray words that a worker cannot load an actor
 
 
 class Trio:
@@ -89,6 +90,11 @@ class Trio:
         except RayError as error:
             lost = self.lost(error)
             self.close()
+            if NOT_INSTALLED in str(error):
+                raise LaunchError(
+                    "the Ray cluster's Python has no hotcold; send it along with `hotcold submit "
+                    "-- COMMAND`, or install it on every node"
+                ) from error
             raise LaunchError(f"the actors could not be started: {lost}") from error
         except BaseException:
             self.close()
@@ -132,13 +138,23 @@ class Trio:
     def load(self, deployment: Deployment) -> None:
         """Begin a new epoch with this deployment; the actors stay up.
 
+        What is being generated goes on with it, at the token it had come to.
+
         Raises:
-            HotcoldError: an actor refused it.
+            HotcoldError: an actor refused it; the one before runs again.
         """
         with self._lock:
-            self._end_epoch()
+            before = self.deployment if self.epoch_running else None
+            self._end_epoch("gpu")
             self.deployment = deployment
-            self._begin_epoch()
+            try:
+                self._begin_epoch()
+            except BaseException:
+                if before is not None and not self._closed:
+                    self._end_epoch("gpu")
+                    self.deployment = before
+                    self._begin_epoch()
+                raise
 
     def _begin_epoch(self) -> None:
         self._epoch += 1
@@ -169,11 +185,14 @@ class Trio:
             self._loops = {actor: self.actors[actor].loop.remote() for actor in ACTORS}
         self.epoch_running = self._epoch
 
-    def _end_epoch(self) -> None:
-        """Poison the running epoch and wait until every loop has returned."""
+    def _end_epoch(self, on_behalf_of: str = "driver") -> None:
+        """Poison the running epoch and wait until every loop has returned.
+
+        Closed in an actor's name it means that another plan follows (`PlanReplaced`).
+        """
         if self._segment is None:
             return
-        self._segment.poison(PoisonCode.CLOSED)
+        self._segment.poison(PoisonCode.CLOSED, on_behalf_of)
         if self._loops:
             ray.wait(list(self._loops.values()), num_returns=len(self._loops), timeout=END_S)
         if self._watcher is not None:

@@ -19,7 +19,7 @@ from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import SegmentLayout
 from hotcold.runtime.fetch import computed_plan, fetched, idle_nodes
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
-from hotcold.runtime.gpu import GpuChoice, choose_gpu
+from hotcold.runtime.gpu import GpuChoice, choose_gpu, with_vram
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan, make_plan
 from hotcold.runtime.predictor import (
@@ -220,8 +220,7 @@ def with_budget(prepared: Prepared, vram: str | int) -> Prepared:
     size = parse_bytes(vram)
     gpu, problem = prepared.gpu, prepared.problem
     if gpu is not None:
-        gpu = replace(gpu, vram_bytes=size)
-        check_room(gpu, sum(module.bytes for module in problem.modules))
+        gpu = with_vram(gpu, size)
     budgets = {**problem.budgets, problem.devices[0]: size if gpu is None else gpu.room}
     return replace(
         prepared,
@@ -303,17 +302,34 @@ def solve(prepared: Prepared, policy: Any = None, timeout_s: float = 60.0) -> Pl
 
     config, bundle = prepared.config, prepared.bundle
     if policy is None and config.plan is not None:
-        plan = Plan.load(Path(config.plan))
-        if plan.model != bundle.checksum or plan.device_LN.shape != prepared.problem.shape:
-            raise ConfigError(
-                f"plan {config.plan} was made for another model ({plan.model[:12]}, this one is "
-                f"{bundle.checksum[:12]}); solve again"
-            )
-        return plan
+        return load_plan(prepared, config.plan)
     policy = config.policy if policy is None else policy
     settings = split_settings(config.settings)["placement"] if isinstance(policy, str) else {}
     placement = place(policy, prepared.problem, settings, timeout_s)
     return make_plan(prepared.problem, placement, policy_name(policy), bundle.checksum)
+
+
+def load_plan(prepared: Prepared, folder: Any) -> Plan:
+    """A saved plan, if it goes with this model and its budgets.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        ConfigError: made for another model, or for a larger budget.
+    """
+    plan, bundle = Plan.load(Path(folder)), prepared.bundle
+    if plan.model != bundle.checksum or plan.device_LN.shape != prepared.problem.shape:
+        raise ConfigError(
+            f"plan {folder} was made for another model ({plan.model[:12]}, this one is "
+            f"{bundle.checksum[:12]}); solve again"
+        )
+    for device, used in plan.bytes_by_device.items():
+        budget = prepared.problem.budgets.get(device)
+        if budget is not None and used > budget:
+            raise ConfigError(
+                f"plan {folder} puts {used:,} bytes on {device}, {used - budget:,} over its budget "
+                f"of {budget:,}; solve again for this budget"
+            )
+    return plan
 
 
 def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:

@@ -46,6 +46,10 @@ class KernelError(HotcoldError, RuntimeError):
     """A native call failed."""
 
 
+class PlanReplaced(KernelError):
+    """A plan was replaced while something ran on it; what was running begins again on the new."""
+
+
 class LaunchError(HotcoldError, RuntimeError):
     """The actors could not be started."""
 

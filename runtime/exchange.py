@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from hotcold.native import segment as native
 from hotcold.native.segment import NativeSegment, PoisonCode, WaitStatus, Watcher
-from hotcold.runtime.errors import ActorLostError, ConfigError, KernelError, LaunchError
+from hotcold.runtime.errors import (
+    ActorLostError,
+    ConfigError,
+    KernelError,
+    LaunchError,
+    PlanReplaced,
+)
 from hotcold.runtime.layout import SegmentLayout
 from hotcold.runtime.memfd import check_sealed, create_sealed, open_sealed
 
@@ -224,10 +230,18 @@ class Segment:
         return Poison(PoisonCode(code), name)
 
     def raise_if_poisoned(self) -> None:
-        """Raise what the poison stands for: ActorLostError, or KernelError after an orderly end."""
+        """Raise what the poison stands for.
+
+        Raises:
+            ActorLostError: an actor died, failed or got stuck.
+            PlanReplaced: orderly ended for a new plan, in the name of an actor.
+            KernelError: orderly ended for good, in the name of the driver.
+        """
         found = self.poisoned
         if found is None:
             return
+        if found.code is PoisonCode.CLOSED and found.actor != "driver":
+            raise PlanReplaced("the plan was replaced; ask again")
         if found.code is PoisonCode.CLOSED or found.actor == "driver":
             raise KernelError(
                 f"the exchange was ended ({found.code.name.lower()} by {found.actor})"

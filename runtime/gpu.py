@@ -135,6 +135,18 @@ def check_budget(choice: GpuChoice, free_bytes: int) -> None:
         )
 
 
+def with_vram(choice: GpuChoice, vram_bytes: int) -> GpuChoice:
+    """The same choice under another budget.
+
+    Raises:
+        BudgetError: as `check_budget`.
+    """
+    changed = replace(choice, vram_bytes=vram_bytes)
+    gpu = nvml.gpus()[nvml.visible_index()]
+    check_budget(changed, gpu.total_bytes - choice.used_before)
+    return changed
+
+
 def check_promise(choice: GpuChoice, when: str) -> int:
     """Bytes in use on the device beyond those before the launch; a warning where they are too many.
 

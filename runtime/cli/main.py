@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "roofline": ("roofline", "Compute the bound of a plan on a machine"),
     "policies": ("policies", "List the installed policies and predictors"),
     "doctor": ("doctor", "Say what this machine offers and what to mend"),
+    "submit": ("submit", "Run a command as a job of a Ray cluster, which may lack hotcold"),
     "chaos": ("chaos", "Kill and stop actors at random; the tokens must not change"),
     "bench": ("bench", "Measure kernels, exchange, weight stores and decoding"),
 }
