@@ -139,7 +139,7 @@ def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
     B = 1 << (max_batch - 1).bit_length()
     L, N, D = spec.n_layers, spec.n_neurons, spec.d_model
     per_token = HOT_CHUNKS * D + 4 * D + 2 * (spec.q_dim + spec.kv_dim) + spec.vocab_size + 2 * N
-    tables = 2 * L * N + 8 * N + context * spec.head_dim + L * HOT_CHUNKS * 8
+    tables = 2 * L * N + 12 * N + context * spec.head_dim + L * HOT_CHUNKS * 8
     return 4 * (B * per_token + tables) + (L * 24 + 64) * 256
 
 

@@ -3,6 +3,9 @@
 // A layer (predicted, with cold neurons):
 //   qkv (norm folded in) | attention | o + residual | fc1 (+ x to both devices) | fc2 and threshold
 //   | split, cold list and flags to the host | gate and up | down | wait for the cold sum, merge
+// A layer that is predicted early has its fc1, fc2 and split before the merge of an earlier one: they
+// run while that one's cold sum is awaited, and the list is with the host long before x is. Its own x
+// then leaves with a norm of its own.
 #include "executor.h"
 
 namespace hotcold {
@@ -63,8 +66,9 @@ void Executor::record_attention(int layer, int32_t bucket) {
     gemv(o, bucket, launch_);
 }
 
-// The proposals of `layer`, from the input of layer `at`; carries_norm: x of `at` goes out with it.
-void Executor::record_prediction(int layer, int at, bool carries_norm, int32_t bucket) {
+// The proposals of `layer` from the feed-forward input of layer `at`. Its own: the norm goes with it,
+// and x leaves for the host. An earlier layer's: that one has been normed, and is not merged yet.
+void Executor::record_prediction(int layer, int at, int32_t bucket) {
     const hc_model &m = *args_.model;
     const Buffers &b = model_->buffers;
     const Predictor &p = model_->layers[layer].predictor;
@@ -72,14 +76,12 @@ void Executor::record_prediction(int layer, int at, bool carries_norm, int32_t b
     Gemv fc1 = dense(p.fc1, shape.hidden, m.d, b.h, b.hidden);
     fc1.dtype = p.dtype, fc1.stride = m.d * bytes_of(p.dtype), fc1.scale_R = p.scale1_H;
     fc1.epilogue = shape.relu ? RELU : STORE;
-    fc1.stamps = b.stamps + (at + 1) * STAMPS, fc1.stamp = AT_PREDICT;
-    if (!shape.input) {
+    fc1.stamps = b.stamps + (layer + 1) * STAMPS, fc1.stamp = AT_PREDICT;
+    if (!shape.input && at < layer) {
+        fc1.x = b.normed;
+    } else if (!shape.input) {
         fc1.norm_D = model_->layers[at].ffn_norm_D;
-        if (carries_norm) {
-            const hc_device_layer &plan = plan_[at];
-            float *slot = plan.has_cold ? reinterpret_cast<float *>(segment_ + plan.x) : nullptr;
-            fc1.normed = b.normed, fc1.normed_host = slot;
-        }
+        fc1.normed = b.normed, fc1.normed_host = x_slot(at);
     }
     gemv(fc1, bucket, launch_);
     Gemv fc2 = dense(p.fc2, m.n, shape.hidden, b.hidden, nullptr);
@@ -89,60 +91,94 @@ void Executor::record_prediction(int layer, int at, bool carries_norm, int32_t b
     gemv(fc2, bucket, launch_);
 }
 
-void Executor::record_ffn(int layer, int32_t bucket) {
+float *Executor::x_slot(int layer) const {
+    return plan_[layer].has_cold ? reinterpret_cast<float *>(segment_ + plan_[layer].x) : nullptr;
+}
+
+// Lists of a layer out of its proposals; with_x: x is out too, tell the host of both.
+void Executor::record_split(int layer, bool with_x) {
+    const Layer &from = model_->layers[layer];
+    const Buffers &b = model_->buffers;
+    Split s = {};
+    s.members_N = from.members_N, s.owned_G = from.owned_G, s.row_G = from.row_G;
+    s.n = static_cast<int32_t>(args_.model->n), s.n_chunks = device_.n_chunks;
+    s.bounds_C = from.bounds_C, s.hot = model_->hot_of(layer);
+    s.cold_ids = b.cold_ids, s.cold_members = b.cold_members, s.counts = from.counts;
+    s.layer = layer, s.audit_every = audit_of(layer), s.audit_seed = args_.audit_seed;
+    s.to = exchange(layer), s.pass = b.pass;
+    if (!with_x)
+        s.to.x_flag = nullptr;
+    split(s, launch_);
+}
+
+int32_t Executor::audit_of(int layer) const {
+    return plan_[layer].predicted_at >= 0 && plan_[layer].has_hot ? args_.audit_every : 0;
+}
+
+// The feed-forward input of a layer, in device memory and with the host, and the layer's lists.
+void Executor::record_input(int layer, int32_t bucket) {
     const hc_model &m = *args_.model;
+    const hc_device_layer &plan = plan_[layer];
+    const Buffers &b = model_->buffers;
+    const bool own = plan.predicted_at == layer;
+    const bool carried = own && !device_.predictors_L[layer].input;
+    if (!carried) {
+        Exchange to = exchange(layer);
+        to.active_flag = nullptr;
+        if (own)
+            to.x_flag = nullptr; // with the lists
+        norm(Norm{b.h, model_->layers[layer].ffn_norm_D, b.normed, x_slot(layer), m.d, m.norm_eps,
+                  to, b.pass},
+             bucket, launch_);
+    }
+    if (!own)
+        return;
+    record_prediction(layer, layer, bucket);
+    record_split(layer, true);
+}
+
+void Executor::record_hot(int layer, int32_t bucket) {
+    const hc_model &m = *args_.model;
+    const Layer &from = model_->layers[layer];
+    const Buffers &b = model_->buffers;
+    if (!plan_[layer].has_hot)
+        return;
+    HotList hot = model_->hot_of(layer);
+    if (plan_[layer].predicted_at < 0)
+        hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
+    const Ffn ffn = {from.record_R,
+                     m.record_bytes,
+                     m.gate_offset,
+                     m.up_offset,
+                     m.down_offset,
+                     static_cast<int32_t>(m.d),
+                     m.dtype,
+                     static_cast<int32_t>(args_.shares_L[layer].n_ids),
+                     device_.n_chunks,
+                     b.normed,
+                     hot,
+                     b.partial_CBD,
+                     from.fired_4C,
+                     b.pass,
+                     b.stamps + (layer + 1) * STAMPS};
+    gate_up(ffn, bucket, launch_);
+    down(ffn, bucket, launch_);
+}
+
+void Executor::record_merge(int layer, int32_t bucket) {
     const hc_device_layer &plan = plan_[layer];
     const Layer &from = model_->layers[layer];
     const Buffers &b = model_->buffers;
-    const Exchange to = exchange(layer);
-    uint64_t *stamps = b.stamps + (layer + 1) * STAMPS;
-    bool normed = false;
-    for (int later = layer; later < m.n_layers; later++)
-        if (plan_[later].predicted_at == layer) {
-            const bool carries = !normed && !device_.predictors_L[later].input;
-            record_prediction(later, layer, carries, bucket);
-            normed |= carries;
-        }
-    if (!normed) {
-        float *slot = plan.has_cold ? reinterpret_cast<float *>(segment_ + plan.x) : nullptr;
-        norm(Norm{b.h, from.ffn_norm_D, b.normed, slot, nullptr, m.d, m.norm_eps, b.pass, stamps},
-             bucket, launch_);
-    }
-    HotList hot = b.hot;
-    if (plan.predicted_at >= 0) {
-        split(Split{from.members_N, from.owned_G, from.row_G, static_cast<int32_t>(m.n),
-                    device_.n_chunks, from.bounds_C, hot, b.cold_ids, b.cold_members, false,
-                    from.counts_2, to, b.pass, stamps},
-              launch_);
-    } else {
-        hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
-        if (to.x_flag)
-            signal_x(to, b.pass, launch_);
-    }
-    if (plan.has_hot) {
-        const Ffn ffn = {from.record_R,
-                         m.record_bytes,
-                         m.gate_offset,
-                         m.up_offset,
-                         m.down_offset,
-                         static_cast<int32_t>(m.d),
-                         m.dtype,
-                         static_cast<int32_t>(args_.shares_L[layer].n_ids),
-                         device_.n_chunks,
-                         b.normed,
-                         hot,
-                         b.partial_CBD,
-                         from.fired_4C,
-                         b.pass,
-                         stamps};
-        gate_up(ffn, bucket, launch_);
-        down(ffn, bucket, launch_);
-    }
-    merge(Merge{b.h, plan.has_hot ? b.partial_CBD : nullptr, device_.n_chunks,
-                static_cast<int32_t>(m.d), bucket, to,
-                plan.predicted_at >= 0 ? from.counts_2 : nullptr, plan.selective, b.skipped, b.pass,
-                stamps},
-          launch_);
+    const HotList &hot = model_->hot_of(layer);
+    Merge m = {};
+    m.h = b.h, m.partial_CBD = plan.has_hot ? b.partial_CBD : nullptr;
+    m.n_chunks = device_.n_chunks, m.d = static_cast<int32_t>(args_.model->d), m.bucket = bucket;
+    m.from = exchange(layer), m.selective = plan.selective, m.skipped = b.skipped;
+    m.cold_count = plan.predicted_at >= 0 ? from.counts + COUNT_COLD : nullptr;
+    m.pass = b.pass, m.stamps = b.stamps + (layer + 1) * STAMPS;
+    if (audit_of(layer))
+        m.audit = hot.audit, m.c_KB = hot.c_KB, m.missed = from.counts + COUNT_MISSED;
+    merge(m, launch_);
 }
 
 void Executor::record_head(int32_t bucket) {
@@ -151,7 +187,7 @@ void Executor::record_head(int32_t bucket) {
     Gemv head = dense(b.head, m.vocab, m.d, b.h, b.logits);
     head.norm_D = b.final_norm_D;
     head.when = ONE_ROW;
-    head.stamps = b.stamps, head.stamp = 1;
+    head.stamps = b.stamps, head.stamp = AT_HEAD;
     gemv(head, bucket, launch_);
     head.when = ALL_ROWS;
     head.stamps = nullptr;
@@ -166,13 +202,20 @@ void Executor::record(int32_t bucket) {
           launch_);
     for (int layer = 0; layer < m.n_layers; layer++) {
         record_attention(layer, bucket);
-        record_ffn(layer, bucket);
+        record_input(layer, bucket);
+        record_hot(layer, bucket);
+        for (int later = layer + 1; later < m.n_layers; later++)
+            if (plan_[later].predicted_at == layer) {
+                record_prediction(later, layer, bucket);
+                record_split(later, false);
+            }
+        record_merge(layer, bucket);
     }
     record_head(bucket);
     const Layer &first = model_->layers[0];
-    finish(Finish{b.logits, logits_mapped_, m.vocab, b.pass, host_mapped_, first.counts_2,
+    finish(Finish{b.logits, logits_mapped_, m.vocab, b.pass, host_mapped_, first.counts,
                   first.fired_4C, b.skipped, b.n_hot_L, m.n_layers, device_.n_chunks,
-                  (bucket + 7) / 8, predicted_, b.stamps},
+                  (bucket + 7) / 8, predicted_, b.stamps, stamps_mapped_},
            launch_);
 }
 

@@ -253,6 +253,8 @@ def decode(
         f"{result['native']['gb_per_s']:.1f} GB/s of {result['read_gb_per_s']:.1f} GB/s that "
         f"memory gives: {output.percent(result['bytes_bound_fraction'])} of the bytes bound"
     )
+    phases = ", ".join(f"{name} {ms:.3f}" for name, ms in result["phase_ms"].items())
+    click.echo(f"ms a token by phase: {phases}")
     if as_json:
         output.emit_json(result)
 
@@ -275,6 +277,9 @@ def decode_rates(
             result = compare(
                 rate, rivals, repeat, lambda text: output.note(f"bench decode: {text}")
             )
+            stats = engine.stats()
+            result["phase_ms"] = {name: 1e3 * s for name, s in stats.phase_s.items()}
+            result["clock_error_us"] = 1e6 * stats.clock_error_s
     output.note("bench decode: read bandwidth, transport ray")
     read = read_bandwidth(bundle.record.record_bytes, cores)
     result["read_gb_per_s"] = read
