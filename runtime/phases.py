@@ -54,3 +54,21 @@ def _sum_s(spans: NDArray[np.void], begin: str, end: str) -> float:
 
 def _length_s(spans: NDArray[np.void]) -> float:
     return (int(spans["end_ns"].max()) - int(spans["begin_ns"].min())) / 1e9
+
+
+def pass_lengths(segment: Segment, since_ns: int = 0) -> NDArray[np.float64]:
+    """Seconds of each whole pass on the GPU executor that its ring holds, oldest first.
+
+    Args:
+        segment: the exchange of a native engine.
+        since_ns: only passes that began at this time of the host's clock or later.
+    """
+    spans, _ = read_array(segment, "gpu")
+    begun, ended = (spans[spans["op"] == OP_NAMES.index(op)] for op in ("embed", "head"))
+    begin_by_seq = {int(span["seq"]): int(span["begin_ns"]) for span in begun}
+    lengths = [
+        int(span["end_ns"]) - begin_by_seq[int(span["seq"])]
+        for span in ended
+        if begin_by_seq.get(int(span["seq"]), -1) >= since_ns
+    ]
+    return np.array(lengths, np.float64) / 1e9
