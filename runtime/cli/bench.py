@@ -47,24 +47,40 @@ command.add_command(bench_sync.command)
     help="Round trips of each case.",
 )
 @click.option("--address", default=None, help="Ray cluster to join; none starts one here.")
+@click.option(
+    "--model",
+    default=None,
+    type=click.Path(),
+    help="Whose passes are measured on a GPU.  [default: the embedded model]",
+)
 @json_option
 @debug_option
-def hop(rounds: int, address: str | None, as_json: bool) -> None:
+def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> None:
     """One way between Ray actors: their resident C loops through shared memory, and a Ray call.
 
     pinned: two loops, a core each. unpinned: two loops, wherever the system puts them. loaded: all
-    three loops take turns and the driver is alive.
+    three loops take turns and the driver is alive. On a machine with a GPU also what the exchange
+    of a layer, there and back, adds to a pass captured in its graph.
     """
     from hotcold.actors.cluster import joined
     from hotcold.actors.hop import measure
+    from hotcold.runtime.bench.gpu_exchange import exchange
 
     with joined(address):
         result = measure(rounds)
+    in_graph = exchange(model)
     rows = [
         (case, f"{times['p50_us']:.2f}", f"{times['p99_us']:.2f}")
         for case, times in hop_cases(result)
     ]
     click.echo(output.table(("one way", "p50 us", "p99 us"), rows))
+    if in_graph is not None:
+        result["gpu_graph"] = in_graph
+        click.echo(
+            f"an exchange in a GPU's graph adds {in_graph['p50_us']:.2f} us a layer (99 %: "
+            f"{in_graph['p99_us']:.2f}; width {in_graph['width']}); by a Ray call there and back "
+            f"{2 * result['ray']['p50_us']:.0f} us"
+        )
     if as_json:
         output.emit_json(result)
 
