@@ -320,12 +320,17 @@ class Client:
             refs = [self._actor(actor).spans.remote((actor,)) for actor in ACTORS]
             arrays = {actor: own for found in ray.get(refs) for actor, own in found.items()}
         return {actor: as_spans(actor, array) for actor, array in arrays.items()}
+    def _phases(self) -> dict[str, float]:
+        found: dict[str, float] = ray.get(self._actor("gpu").phases.remote())
+        return found
 
     def stats(self) -> EngineStats:
         """Counters of all actors, and what they run."""
         states = self._retried(self._states)
         facts = self._retried(self._current_facts)
         deployment = self._current_deployment()
+        native = deployment.transport == "native"
+        phases = self._retried(self._phases) if native else {}
         plan, roles = deployment.plan, deployment.roles
         return EngineStats(
             actors={
@@ -340,4 +345,6 @@ class Client:
             transport=deployment.transport,
             bytes_by_device=dict(plan.bytes_by_device),
             audit_every=deployment.audit_every,
+            phase_s=phases,
+            clock_error_s=states["gpu"].clock_error_ns / 1e9,
         )

@@ -26,6 +26,7 @@ from hotcold.runtime.exchange import ActorState, PoisonCode, Segment, SegmentHan
 from hotcold.runtime.executor import Executor, Sampled
 from hotcold.runtime.formats.bundle import open_bundle
 from hotcold.runtime.kv import KvCache, KvHandle
+from hotcold.runtime.phases import phase_times
 from hotcold.runtime.program import OP_CODES
 from hotcold.runtime.spans import read_array
 from hotcold.runtime.weights import WeightStore
@@ -215,6 +216,11 @@ class GpuExecutor(Shell):
         with self._loading:
             segment = self._loaded.segment
             return {actor: segment.actor_state(actor) for actor in ("gpu", "cpu", "predictor")}
+
+    @ray.method(concurrency_group="control")
+    def phases(self) -> dict[str, float]:
+        """Seconds a pass by phase, over the newest passes; native transport only."""
+        return phase_times(self._loaded.segment)
 
     @ray.method(concurrency_group="request")
     def generate(self, request: Request) -> Iterator[Sampled | RequestTimes | HotcoldError]:

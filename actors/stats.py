@@ -1,6 +1,6 @@
 """What an engine reports of its actors: typed, plain, with units."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hotcold.runtime.audit import RecallEstimate
 from hotcold.runtime.exchange import ActorState
@@ -69,6 +69,9 @@ class EngineStats:
         transport: "native" or "ray".
         bytes_by_device: what the plan puts on each device.
         audit_every: one in so many neurons is audited; 0: none, as where nothing is guessed.
+        phase_s: seconds of a pass by phase (`hotcold.runtime.phases`), means over the newest 32
+            passes; empty over the Ray transport.
+        clock_error_s: a GPU's times are within so much of this machine's clock; 0 without one.
     """
 
     actors: dict[str, ActorStats]
@@ -78,6 +81,8 @@ class EngineStats:
     transport: str
     bytes_by_device: dict[str, int]
     audit_every: int = 0
+    phase_s: dict[str, float] = field(default_factory=dict)
+    clock_error_s: float = 0.0
 
     @property
     def gpu_neuron_load(self) -> float:

@@ -15,6 +15,7 @@ struct hc_device {
     const hc_device_api *api;
     void *self;
     hc_device_report report;
+    hc_span *spans; /* of the last pass */
 };
 
 const void *hc_device_open(const char *path) {
@@ -87,7 +88,10 @@ hc_device *hc_device_create(const void *plugin, const hc_executor_args *args,
     const hc_device_api *api = plugin;
     hc_device *made = calloc(1, sizeof *made);
     hc_device_layer *layers = made ? read_programs(args, device) : NULL;
-    if (!layers) {
+    if (layers)
+        made->spans = calloc((size_t)HC_DEVICE_SPANS(args->model->n_layers), sizeof *made->spans);
+    if (!layers || !made->spans) {
+        free(layers);
         free(made);
         hc_fail(HC_ERR_MEMORY, "no memory for the plan of %d layers", args->model->n_layers);
         return NULL;
@@ -98,6 +102,7 @@ hc_device *hc_device_create(const void *plugin, const hc_executor_args *args,
     if (made->self)
         return made;
     hc_fail(HC_ERR_SYSTEM, "%s", api->error());
+    free(made->spans);
     free(made);
     return NULL;
 }
@@ -106,6 +111,7 @@ void hc_device_destroy(hc_device *device) {
     if (!device)
         return;
     device->api->destroy(device->self);
+    free(device->spans);
     free(device);
 }
 
@@ -150,12 +156,34 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
                                  .head_rows = e->head_rows,
                                  .position_B = e->position_B,
                                  .embedded_BD = e->residual_BD,
-                                 .members_LN = members_LN};
+                                 .members_LN = members_LN,
+                                 .spans = device->spans};
     s = device->api->pass(device->self, &pass, &device->report);
     if (s == HC_ERR_POISONED)
         return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
                        (unsigned long long)hc_segment_poisoned(segment));
     return s ? hc_fail(s, "%s", device->api->error()) : HC_OK;
+}
+
+/* What a pass leaves behind: its counts, and its spans in the ring. */
+static void account(hc_executor *e) {
+    const hc_device *device = e->args.device;
+    const hc_device_report *report = &device->report;
+    hc_actor_state *state = hc_state_of(e);
+    const int64_t wait = report->phase_ns[3];
+    hc_count(&state->gate_rows, report->gate_rows);
+    hc_count(&state->up_down_rows, report->up_down_rows);
+    hc_count(&state->bytes, report->bytes);
+    hc_count(&state->skipped_exchanges, report->skipped_exchanges);
+    hc_count(&state->audit_rows, report->audit_rows);
+    hc_count(&state->audit_missed, report->audit_missed);
+    hc_count(&state->busy_ns, report->pass_ns - wait);
+    hc_count(&state->wait_ns, wait);
+    __atomic_store_n(&state->clock_error_ns, report->clock_error_ns, __ATOMIC_RELAXED);
+    for (int32_t i = 0; i < report->n_spans; i++)
+        hc_put_span(e, device->spans[i]);
+    hc_count(&state->passes, 1);
+    __atomic_store_n(&state->progress, state->progress + 1, __ATOMIC_RELAXED);
 }
 
 hc_status hc_device_run_pass(hc_executor *e) {
@@ -171,18 +199,7 @@ hc_status hc_device_run_pass(hc_executor *e) {
     if (!s && members)
         write_masks(e, members);
     free(members);
-    if (s)
-        return s;
-    const hc_device_report *report = &e->args.device->report;
-    hc_actor_state *state = hc_state_of(e);
-    const int64_t wait = report->phase_ns[3];
-    hc_count(&state->gate_rows, report->gate_rows);
-    hc_count(&state->up_down_rows, report->up_down_rows);
-    hc_count(&state->bytes, report->bytes);
-    hc_count(&state->skipped_exchanges, report->skipped_exchanges);
-    hc_count(&state->busy_ns, report->pass_ns - wait);
-    hc_count(&state->wait_ns, wait);
-    hc_count(&state->passes, 1);
-    __atomic_store_n(&state->progress, state->progress + 1, __ATOMIC_RELAXED);
-    return HC_OK;
+    if (!s)
+        account(e);
+    return s;
 }

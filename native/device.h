@@ -28,7 +28,9 @@ typedef struct { /* one pass, called by the loop thread */
     const int32_t *position_B;
     const float *embedded_BD; /* rows of the embedding, gathered by the host */
     uint32_t *members_LN;     /* NULL, or receives the proposals of every layer */
+    hc_span *spans; /* receives what the pass did when, HC_DEVICE_SPANS(L) at most, in order */
 } hc_device_pass;
+#define HC_DEVICE_SPANS(n_layers) (6 * (n_layers) + 2)
 
 typedef struct {
     uint32_t abi;

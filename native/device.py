@@ -57,7 +57,10 @@ class DeviceArrays:
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """The last pass on the device: counts, times in nanoseconds by phase, memory in bytes."""
+    """The last pass on the device: counts, times in nanoseconds by phase, memory in bytes.
+
+    clock_error_ns bounds the error of the times of its spans, which are on the host's clock.
+    """
 
     gate_rows: int
     up_down_rows: int
@@ -68,6 +71,9 @@ class DeviceReport:
     phase_ns: dict[str, int]
     allocated_bytes: int
     pinned_bytes: int
+    audit_rows: int = 0
+    audit_missed: int = 0
+    clock_error_ns: int = 0
 
 
 def open_plugin(path: Path) -> Any:
@@ -113,6 +119,9 @@ class NativeDevice:
             phase_ns=dict(zip(PHASES, list(c.phase_ns), strict=True)),
             allocated_bytes=c.allocated_bytes,
             pinned_bytes=c.pinned_bytes,
+            audit_rows=c.audit_rows,
+            audit_missed=c.audit_missed,
+            clock_error_ns=c.clock_error_ns,
         )
 
     def close(self) -> None:

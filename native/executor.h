@@ -60,6 +60,8 @@ hc_status hc_window_scores(hc_executor *executor, const hc_step *step,
 void hc_after_step(hc_executor *executor, const hc_step *step, uint32_t seq);
 /* audit.c: count fired neurons among a sample of those a layer's list leaves out. */
 void hc_audit(hc_executor *executor, const hc_step *step, uint32_t seq);
+/* loop.c: append to the actor's span ring. */
+void hc_put_span(hc_executor *executor, hc_span span);
 /* loop.c: one pass of the whole program with its waits and signals. */
 hc_status hc_run_pass(hc_executor *executor);
 /* request.c */

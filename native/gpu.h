@@ -34,6 +34,9 @@ typedef struct { /* of the last pass */
     int64_t pass_ns;             /* on the device */
     int64_t allocated_bytes;     /* device memory this executor asked for */
     int64_t pinned_bytes;        /* host memory that the device reads weights and KV from */
+    int64_t audit_rows, audit_missed; /* neurons not proposed but evaluated; those that fired */
+    int64_t clock_error_ns;           /* bound on the error of the spans' times */
+    int32_t n_spans;                  /* steps of the pass, in the executor's span ring */
 } hc_device_report;
 
 typedef enum {

@@ -192,7 +192,8 @@ typedef struct {       /* written by its actor alone, read by anyone at any time
     uint64_t span_count; /* spans ever written; the ring keeps the last span_capacity */
     int64_t pid;
     int64_t audit_rows, audit_missed; /* neurons not proposed but evaluated; those that fired */
-    int64_t reserved[4];
+    int64_t clock_error_ns; /* spans of a GPU: by how much their times may be off at most */
+    int64_t reserved[3];
 } hc_actor_state; /* 128 bytes */
 
 typedef struct {

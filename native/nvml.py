@@ -74,3 +74,17 @@ def used_bytes(index: int | None = None) -> int | None:
     found = gpus()
     at = visible_index() if index is None else index
     return found[at].used_bytes if at < len(found) else None
+
+
+def busy_percent(index: int | None = None) -> int | None:
+    """Per cent of the last moments (up to a second) in which a kernel ran; None without a GPU."""
+    with _library() as library:
+        handle, rates = ctypes.c_void_p(), (ctypes.c_uint * 2)()
+        at = visible_index() if index is None else index
+        if (
+            library is None
+            or library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(at), ctypes.byref(handle)) != 0
+            or library.nvmlDeviceGetUtilizationRates(handle, rates) != 0
+        ):
+            return None
+        return int(rates[0])

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.segment import OP_NAMES
 from hotcold.runtime.audit import PredictionAudit
 from hotcold.runtime.config import EngineConfig, Sampling
 from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve
@@ -264,12 +265,14 @@ def predict_share(segment: Segment, begin_ns: int, end_ns: int) -> float:
 
     Only whole passes still in the ring count. On the CPU device prediction is on the critical path
     (without lookahead everybody waits for it), so this is what it costs a token; where the
-    executors evaluate the gates themselves it is 0. On a GPU there are no spans: nan.
+    executors evaluate the gates themselves it is 0. On a GPU prediction is part of its pass.
     """
     spans, _ = read_array(segment, "predictor")
     gpu, _ = read_array(segment, "gpu")
     if not len(gpu):
         return math.nan
+    if not len(spans):
+        spans = gpu[gpu["op"] == OP_NAMES.index("predict")]
     begin_ns = max(begin_ns, *(int(part["begin_ns"][0]) for part in (gpu, spans) if len(part)))
     inside = spans[(spans["begin_ns"] >= begin_ns) & (spans["end_ns"] <= end_ns)]
     busy_ns = int((inside["end_ns"] - inside["ready_ns"]).sum())

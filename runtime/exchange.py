@@ -58,7 +58,10 @@ class PassHeader(NamedTuple):
 
 @dataclass(frozen=True)
 class ActorState:
-    """An actor's counters since the segment was made; times in nanoseconds."""
+    """An actor's counters since the segment was made; times in nanoseconds.
+
+    clock_error_ns: by how much the times of a GPU's spans may be off at most; 0 without a GPU.
+    """
 
     progress: int
     gate_rows: int
@@ -72,6 +75,7 @@ class ActorState:
     pid: int
     audit_rows: int = 0
     audit_missed: int = 0
+    clock_error_ns: int = 0
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
     L, N, D = spec.n_layers, spec.n_neurons, spec.d_model
     per_token = HOT_CHUNKS * D + 5 * D + 2 * (spec.q_dim + spec.kv_dim) + spec.vocab_size + 2 * N
     per_token += spec.embed_width
-    tables = 2 * L * N + 8 * N + context * spec.head_dim + L * HOT_CHUNKS * 8
+    tables = 2 * L * N + 12 * N + context * spec.head_dim + L * HOT_CHUNKS * 8
     norms = (2 * L + 1) * D
     return 4 * (B * per_token + tables + norms) + (L * 24 + 64) * 256
 

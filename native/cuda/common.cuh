@@ -161,6 +161,14 @@ __device__ __forceinline__ uint32_t load_relay(const uint32_t *at) { // device m
 __device__ __forceinline__ void store_relay(uint32_t *at, uint32_t v) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
 }
+// Tell the host that what was written is there; by one thread, behind a barrier of its block.
+__device__ __forceinline__ void signal(const Exchange &to, uint32_t seq) {
+    __threadfence_system();
+    if (to.x_flag)
+        store_flag(to.x_flag, seq);
+    if (to.active_flag)
+        store_flag(to.active_flag, seq);
+}
 __device__ __forceinline__ float load_host(const float *at) {
     float v;
     asm volatile("ld.relaxed.sys.global.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory");

@@ -1,26 +1,19 @@
 // executor.cu - one pass of the whole model as one CUDA graph launch.
 //
-// The graphs are made in graph.cu. The host thread that launched it watches: it ends the pass's waits when the exchange is poisoned
-// and wakes peers that fell asleep on a flag, which the device cannot.
+// The graphs are made in graph.cu. The host thread that launched it watches: it ends the pass's waits
+// when the exchange is poisoned and wakes peers that fell asleep on a flag, which the device cannot.
 #include "executor.h"
 
 #include <algorithm>
 #include <cstring>
 #include <linux/futex.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 namespace hotcold {
 namespace {
 
 constexpr int64_t LOOK_NS = 50000, QUERY_NS = 2000000, DRAIN_NS = 1500000000;
-
-int64_t now_ns() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ll + t.tv_nsec;
-}
 
 template <class T> void pin(T **host, T **mapped, size_t count) {
     const size_t size = count * sizeof(T);
@@ -78,6 +71,8 @@ void Executor::start() {
     pin(&host_, &host_mapped_, 1);
     pin(&embedded_, &embedded_mapped_, model_->bucket * args_.model->d);
     pin(&logits_host_, &logits_mapped_, model_->bucket * args_.model->vocab);
+    pin(&stamps_host_, &stamps_mapped_, (plan_.size() + 1) * STAMPS);
+    clock_.calibrate(launch_.stream);
     register_segment();
     for (int i = 0; 1 << i <= model_->bucket; i++)
         capture(i);
@@ -99,6 +94,7 @@ void Executor::release() {
     cudaFreeHost(host_);
     cudaFreeHost(embedded_);
     cudaFreeHost(logits_host_);
+    cudaFreeHost(stamps_host_);
     if (launch_.stream)
         cudaStreamDestroy(launch_.stream);
 }
@@ -128,8 +124,9 @@ void Executor::ring(uint32_t seq) {
         }
 }
 
-// Until the pass is done; throws when the device fails or does not drain after poison.
-void Executor::watch(uint32_t seq) {
+// Until the pass is done; returns when that was seen. Throws when the device fails or does not drain
+// after poison.
+int64_t Executor::watch(uint32_t seq) {
     int64_t look = now_ns(), query = look, poisoned = 0;
     while (__atomic_load_n(&host_->done, __ATOMIC_ACQUIRE) != seq) {
         for (int i = 0; i < 20; i++)
@@ -153,6 +150,7 @@ void Executor::watch(uint32_t seq) {
             throw std::runtime_error("the device did not end its pass after the exchange was "
                                      "poisoned");
     }
+    return now_ns();
 }
 
 void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
@@ -164,8 +162,11 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     report.up_down_rows = host_->counters[1];
     report.skipped_exchanges = host_->counters[2];
     report.cold_neurons = host_->counters[3];
-    report.pass_ns = host_->counters[5];
-    std::copy(host_->phase_ns, host_->phase_ns + HC_PHASES, report.phase_ns);
+    report.audit_rows = host_->counters[4];
+    report.audit_missed = host_->counters[5];
+    report.pass_ns = stamps_host_[AT_END] - stamps_host_[AT_BEGIN];
+    report.clock_error_ns = clock_.error_ns();
+    report.n_spans = read_timeline(stamps_host_, plan_, clock_, in.seq, in.spans, report.phase_ns);
     report.bytes = m.n_layers * (2 * q_dim + 2 * kv_dim) * row;
     report.bytes +=
         (in.position_B[in.batch - 1] + 1) * kv_dim * m.n_layers * (device_.kv_f16 ? 4 : 8);
@@ -177,7 +178,7 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
             report.bytes +=
                 (m.d + m.n) * device_.predictors_L[l].hidden * bytes_of(model_->dtype_of(l));
     /* a batch reads a row once for all its tokens: tokens that share a neuron are not told apart */
-    report.bytes += (report.gate_rows + rest * report.up_down_rows) * row;
+    report.bytes += (report.gate_rows + rest * (report.up_down_rows + report.audit_rows)) * row;
     report.allocated_bytes = model_->bytes;
     report.pinned_bytes = model_->pinned;
 }
@@ -191,10 +192,12 @@ hc_status Executor::pass(const hc_device_pass &in, hc_device_report &report) {
     int index = 0;
     while (1 << index < in.batch)
         index++;
+    const int64_t launched_ns = now_ns();
     check(cudaGraphLaunch(graph_[index], launch_.stream), "launching a pass");
-    watch(in.seq);
+    const int64_t done_ns = watch(in.seq);
     if (host_->failed)
         return HC_ERR_POISONED;
+    clock_.narrow(launched_ns, stamps_host_[AT_BEGIN], stamps_host_[AT_END], done_ns);
     fill(in, report);
     if (in.members_LN)
         check(cudaMemcpy(in.members_LN, model_->layers[0].members_N, m.n_layers * m.n * 4,

@@ -2,6 +2,7 @@
 #ifndef HOTCOLD_CUDA_EXECUTOR_H
 #define HOTCOLD_CUDA_EXECUTOR_H
 #include "model.h"
+#include "timeline.h"
 
 #include <memory>
 
@@ -27,14 +28,19 @@ class Executor {
     void record(int32_t bucket);
     void record_attention(int layer, int32_t bucket);
     void record_norm(const Norm &args, int32_t bucket);
-    bool hand_over(int layer, int32_t bucket);
-    void record_prediction(int layer, int at, bool carries_norm, const float *normed,
-                           int32_t bucket);
-    void record_ffn(int layer, int32_t bucket);
+    bool carries_norm(int layer, int at) const;
+    float *ffn_input() const;
+    float *x_slot(int layer) const;
+    int32_t audit_of(int layer) const;
+    void record_prediction(int layer, int at, int32_t bucket);
+    void record_split(int layer, bool with_x);
+    void record_input(int layer, int32_t bucket);
+    void record_hot(int layer, int32_t bucket);
+    void record_merge(int layer, int32_t bucket);
     void record_head(int32_t bucket);
     Exchange exchange(int layer) const;
     uint32_t *flag(int32_t index) const;
-    void watch(uint32_t seq);
+    int64_t watch(uint32_t seq);
     void ring(uint32_t seq);
     void fill(const hc_device_pass &in, hc_device_report &report);
     Gemv dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const;
@@ -47,6 +53,8 @@ class Executor {
     PassHost *host_ = nullptr, *host_mapped_ = nullptr;
     float *embedded_ = nullptr, *embedded_mapped_ = nullptr;
     float *logits_host_ = nullptr, *logits_mapped_ = nullptr;
+    uint64_t *stamps_host_ = nullptr, *stamps_mapped_ = nullptr;
+    Clock clock_;
     char *segment_ = nullptr; // as the device sees it
     bool predicted_ = false;
     cudaGraphExec_t graph_[BUCKETS] = {};

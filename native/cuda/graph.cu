@@ -3,8 +3,11 @@
 // A layer (predicted, with cold neurons):
 //   qkv (norm folded in) | attention | o + residual | fc1 (+ x to both devices) | fc2 and threshold
 //   | split, cold list and flags to the host | gate and up | down | wait for the cold sum, merge
-// Layer norms are kernels of their own, before qkv and before fc1; where norms follow the residual
-// additions (opt-350m) they work in place on the stream, which is then the next block's input.
+// A layer that is predicted early has its fc1, fc2 and split before the merge of an earlier one: they
+// run while that one's cold sum is awaited, and the list is with the host long before x is. Its own x
+// then leaves with a norm of its own. Layer norms are kernels of their own always, before qkv and
+// before fc1; where norms follow the residual additions (opt-350m) they work in place on the stream,
+// which is then the next block's input.
 #include "executor.h"
 
 namespace hotcold {
@@ -59,9 +62,10 @@ void Executor::record_attention(int layer, int32_t bucket) {
     if (m.norm == HC_NORM_RMS && !m.post_norm) {
         qkv.norm_D = from.attention_norm_D;
     } else if (!m.post_norm) {
-        record_norm(Norm{b.h, from.attention_norm_D, from.attention_norm_bias_D, b.normed, nullptr,
-                         0, 0, 0, nullptr, stamps, AT_QKV},
-                    bucket);
+        Norm n = {};
+        n.x = b.h, n.weight_D = from.attention_norm_D, n.bias_D = from.attention_norm_bias_D;
+        n.y = b.normed, n.stamps = stamps, n.stamp = AT_QKV;
+        record_norm(n, bucket);
         qkv.x = b.normed, qkv.stamps = nullptr;
     }
     gemv(qkv, bucket, launch_);
@@ -83,54 +87,30 @@ void Executor::record_norm(const Norm &args, int32_t bucket) {
     norm(n, bucket, launch_);
 }
 
-// x of a layer's feed-forward block, to both devices, where no gemv can carry the norm; was it done?
-bool Executor::hand_over(int layer, int32_t bucket) {
-    const hc_model &m = *args_.model;
-    const hc_device_layer &plan = plan_[layer];
-    const Layer &from = model_->layers[layer];
-    const Buffers &b = model_->buffers;
-    bool whole = m.norm != HC_NORM_RMS || m.post_norm;
-    for (int later = layer; later < m.n_layers; later++)
-        whole |= plan_[later].predicted_at == layer &&
-                 device_.predictors_L[later].form == HC_PREDICT_SIGN;
-    if (!whole)
-        return false;
-    float *slot = plan.has_cold ? reinterpret_cast<float *>(segment_ + plan.x) : nullptr;
-    Norm n = {b.h, from.ffn_norm_D, from.ffn_norm_bias_D, b.normed, slot};
-    if (m.post_norm)
-        n.weight_D = from.attention_norm_D, n.bias_D = from.attention_norm_bias_D, n.y = b.h;
-    n.stamps = b.stamps + (layer + 1) * STAMPS, n.stamp = AT_PREDICT;
-    record_norm(n, bucket);
-    return true;
-}
-
-// The proposals of `layer`, from the input of layer `at`: normed, or NULL where fc1 folds the norm in;
-// carries_norm: x of `at` goes out with it.
-void Executor::record_prediction(int layer, int at, bool carries_norm, const float *normed,
-                                 int32_t bucket) {
+// The proposals of `layer` from the feed-forward input of layer `at`. Its own: the norm goes with it,
+// and x leaves for the host. An earlier layer's: that one has been normed, and is not merged yet.
+void Executor::record_prediction(int layer, int at, int32_t bucket) {
     const hc_model &m = *args_.model;
     const Buffers &b = model_->buffers;
     const Predictor &p = model_->layers[layer].predictor;
     const hc_predictor_layer &shape = device_.predictors_L[layer];
-    const float *input = shape.input || !normed ? b.h : normed;
+    const float *input = shape.input ? b.h : ffn_input();
+    uint64_t *stamps = b.stamps + (layer + 1) * STAMPS;
     if (shape.form == HC_PREDICT_SIGN) {
         sign(Sign{p.signs_NW, p.scale2_N, p.bias_N, p.column_D, input, static_cast<int32_t>(m.n),
                   static_cast<int32_t>(m.d), shape.input_bits, shape.threshold, b.planes_BPW,
-                  b.step_B, model_->layers[layer].members_N, b.pass, nullptr},
+                  b.step_B, model_->layers[layer].members_N, b.pass, stamps},
              bucket, launch_);
         return;
     }
     Gemv fc1 = dense(p.fc1, shape.hidden, m.d, input, b.hidden);
     fc1.dtype = p.dtype, fc1.stride = m.d * bytes_of(p.dtype), fc1.scale_R = p.scale1_H;
     fc1.epilogue = shape.relu ? RELU : STORE;
-    fc1.stamps = normed ? nullptr : b.stamps + (at + 1) * STAMPS, fc1.stamp = AT_PREDICT;
-    if (!shape.input && !normed) {
+    fc1.stamps = stamps, fc1.stamp = AT_PREDICT;
+    if (carries_norm(layer, at)) {
+        fc1.x = b.h;
         fc1.norm_D = model_->layers[at].ffn_norm_D;
-        if (carries_norm) {
-            const hc_device_layer &plan = plan_[at];
-            float *slot = plan.has_cold ? reinterpret_cast<float *>(segment_ + plan.x) : nullptr;
-            fc1.normed = b.normed, fc1.normed_host = slot;
-        }
+        fc1.normed = b.normed, fc1.normed_host = x_slot(at);
     }
     gemv(fc1, bucket, launch_);
     Gemv fc2 = dense(p.fc2, m.n, shape.hidden, b.hidden, nullptr);
@@ -140,66 +120,113 @@ void Executor::record_prediction(int layer, int at, bool carries_norm, const flo
     gemv(fc2, bucket, launch_);
 }
 
-void Executor::record_ffn(int layer, int32_t bucket) {
+// Whether the prediction's first product folds the norm of its input in and sends x out.
+bool Executor::carries_norm(int layer, int at) const {
+    const hc_predictor_layer &shape = device_.predictors_L[layer];
     const hc_model &m = *args_.model;
+    return at == layer && !shape.input && shape.form != HC_PREDICT_SIGN && m.norm == HC_NORM_RMS &&
+           !m.post_norm;
+}
+
+// Where the normed input of a feed-forward block lies on the device.
+float *Executor::ffn_input() const {
+    return args_.model->post_norm ? model_->buffers.h : model_->buffers.normed;
+}
+
+float *Executor::x_slot(int layer) const {
+    return plan_[layer].has_cold ? reinterpret_cast<float *>(segment_ + plan_[layer].x) : nullptr;
+}
+
+// Lists of a layer out of its proposals; with_x: x is out too, tell the host of both.
+void Executor::record_split(int layer, bool with_x) {
+    const Layer &from = model_->layers[layer];
+    const Buffers &b = model_->buffers;
+    Split s = {};
+    s.members_N = from.members_N, s.owned_G = from.owned_G, s.row_G = from.row_G;
+    s.n = static_cast<int32_t>(args_.model->n), s.n_chunks = device_.n_chunks;
+    s.bounds_C = from.bounds_C, s.hot = model_->hot_of(layer);
+    s.cold_ids = b.cold_ids, s.cold_members = b.cold_members, s.counts = from.counts;
+    s.layer = layer, s.audit_every = audit_of(layer), s.audit_seed = args_.audit_seed;
+    s.to = exchange(layer), s.pass = b.pass;
+    if (!with_x)
+        s.to.x_flag = nullptr;
+    split(s, launch_);
+}
+
+int32_t Executor::audit_of(int layer) const {
+    return plan_[layer].predicted_at >= 0 && plan_[layer].has_hot ? args_.audit_every : 0;
+}
+
+// The feed-forward input of a layer, in device memory and with the host, and the layer's lists.
+void Executor::record_input(int layer, int32_t bucket) {
+    const Layer &from = model_->layers[layer];
+    const bool own = plan_[layer].predicted_at == layer, after = args_.model->post_norm;
+    if (!own || !carries_norm(layer, layer)) {
+        Exchange to = exchange(layer);
+        to.active_flag = nullptr;
+        if (own)
+            to.x_flag = nullptr; // with the lists
+        Norm n = {};
+        n.x = model_->buffers.h, n.y = ffn_input(), n.y_host = x_slot(layer), n.to = to;
+        n.weight_D = after ? from.attention_norm_D : from.ffn_norm_D;
+        n.bias_D = after ? from.attention_norm_bias_D : from.ffn_norm_bias_D;
+        record_norm(n, bucket);
+    }
+    if (!own)
+        return;
+    record_prediction(layer, layer, bucket);
+    record_split(layer, true);
+}
+
+void Executor::record_hot(int layer, int32_t bucket) {
+    const hc_model &m = *args_.model;
+    const Layer &from = model_->layers[layer];
+    const Buffers &b = model_->buffers;
+    if (!plan_[layer].has_hot)
+        return;
+    HotList hot = model_->hot_of(layer);
+    if (plan_[layer].predicted_at < 0)
+        hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
+    const Ffn ffn = {from.record_R,
+                     m.record_bytes,
+                     m.gate_offset,
+                     m.up_offset,
+                     m.down_offset,
+                     static_cast<int32_t>(m.d),
+                     m.dtype,
+                     static_cast<int32_t>(args_.shares_L[layer].n_ids),
+                     device_.n_chunks,
+                     ffn_input(),
+                     hot,
+                     b.partial_CBD,
+                     from.fired_4C,
+                     b.pass,
+                     b.stamps + (layer + 1) * STAMPS,
+                     m.bias_offset};
+    gate_up(ffn, bucket, launch_);
+    down(ffn, bucket, launch_);
+}
+
+void Executor::record_merge(int layer, int32_t bucket) {
     const hc_device_layer &plan = plan_[layer];
     const Layer &from = model_->layers[layer];
     const Buffers &b = model_->buffers;
-    const Exchange to = exchange(layer);
-    uint64_t *stamps = b.stamps + (layer + 1) * STAMPS;
-    const float *x = m.post_norm ? b.h : b.normed;
-    const bool handed_over = hand_over(layer, bucket);
-    bool normed = handed_over;
-    for (int later = layer; later < m.n_layers; later++)
-        if (plan_[later].predicted_at == layer) {
-            const bool carries = !normed && !device_.predictors_L[later].input;
-            record_prediction(later, layer, carries, handed_over ? x : nullptr, bucket);
-            normed |= carries;
-        }
-    if (!normed) {
-        float *slot = plan.has_cold ? reinterpret_cast<float *>(segment_ + plan.x) : nullptr;
-        record_norm(Norm{b.h, from.ffn_norm_D, nullptr, b.normed, slot, 0, 0, 0, nullptr, stamps,
-                         AT_PREDICT},
-                    bucket);
+    const HotList &hot = model_->hot_of(layer);
+    Merge m = {};
+    m.h = b.h, m.partial_CBD = plan.has_hot ? b.partial_CBD : nullptr;
+    m.n_chunks = device_.n_chunks, m.d = static_cast<int32_t>(args_.model->d), m.bucket = bucket;
+    m.from = exchange(layer), m.selective = plan.selective, m.skipped = b.skipped;
+    m.cold_count = plan.predicted_at >= 0 ? from.counts + COUNT_COLD : nullptr;
+    m.pass = b.pass, m.stamps = b.stamps + (layer + 1) * STAMPS;
+    if (audit_of(layer))
+        m.audit = hot.audit, m.c_KB = hot.c_KB, m.missed = from.counts + COUNT_MISSED;
+    m.bias_D = from.ffn_bias_D;
+    merge(m, launch_);
+    if (args_.model->post_norm) {
+        Norm n = {};
+        n.x = n.y = b.h, n.weight_D = from.ffn_norm_D, n.bias_D = from.ffn_norm_bias_D;
+        record_norm(n, bucket);
     }
-    HotList hot = b.hot;
-    if (plan.predicted_at >= 0) {
-        split(Split{from.members_N, from.owned_G, from.row_G, static_cast<int32_t>(m.n),
-                    device_.n_chunks, from.bounds_C, hot, b.cold_ids, b.cold_members, false,
-                    from.counts_2, to, b.pass, stamps},
-              launch_);
-    } else {
-        hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
-        if (to.x_flag)
-            signal_x(to, b.pass, launch_);
-    }
-    if (plan.has_hot) {
-        const Ffn ffn = {from.record_R,
-                         m.record_bytes,
-                         m.gate_offset,
-                         m.up_offset,
-                         m.down_offset,
-                         static_cast<int32_t>(m.d),
-                         m.dtype,
-                         static_cast<int32_t>(args_.shares_L[layer].n_ids),
-                         device_.n_chunks,
-                         x,
-                         hot,
-                         b.partial_CBD,
-                         from.fired_4C,
-                         b.pass,
-                         stamps,
-                         m.bias_offset};
-        gate_up(ffn, bucket, launch_);
-        down(ffn, bucket, launch_);
-    }
-    merge(Merge{b.h, plan.has_hot ? b.partial_CBD : nullptr, device_.n_chunks,
-                static_cast<int32_t>(m.d), bucket, to,
-                plan.predicted_at >= 0 ? from.counts_2 : nullptr, plan.selective, b.skipped, b.pass,
-                stamps, from.ffn_bias_D},
-          launch_);
-    if (m.post_norm)
-        record_norm(Norm{b.h, from.ffn_norm_D, from.ffn_norm_bias_D, b.h}, bucket);
 }
 
 void Executor::record_head(int32_t bucket) {
@@ -208,13 +235,14 @@ void Executor::record_head(int32_t bucket) {
     Gemv head = dense(b.head, m.vocab, m.embed_dim, b.h, b.logits);
     Gemv project = dense(b.project_out, m.embed_dim, m.d, b.h, b.projected);
     Gemv &first = m.project_out ? project : head; // every row is projected: the head picks its own
-    first.stamps = b.stamps, first.stamp = 1;
+    first.stamps = b.stamps, first.stamp = AT_HEAD;
     if (m.norm == HC_NORM_RMS) {
         first.norm_D = b.final_norm_D;
     } else if (b.final_norm_D) {
-        record_norm(Norm{b.h, b.final_norm_D, b.final_norm_bias_D, b.normed, nullptr, 0, 0, 0,
-                         nullptr, b.stamps, 1},
-                    bucket);
+        Norm n = {};
+        n.x = b.h, n.weight_D = b.final_norm_D, n.bias_D = b.final_norm_bias_D, n.y = b.normed;
+        n.stamps = b.stamps, n.stamp = AT_HEAD;
+        record_norm(n, bucket);
         first.x = b.normed, first.stamps = nullptr;
     }
     if (m.project_out) {
@@ -236,13 +264,20 @@ void Executor::record(int32_t bucket) {
           launch_);
     for (int layer = 0; layer < m.n_layers; layer++) {
         record_attention(layer, bucket);
-        record_ffn(layer, bucket);
+        record_input(layer, bucket);
+        record_hot(layer, bucket);
+        for (int later = layer + 1; later < m.n_layers; later++)
+            if (plan_[later].predicted_at == layer) {
+                record_prediction(later, layer, bucket);
+                record_split(later, false);
+            }
+        record_merge(layer, bucket);
     }
     record_head(bucket);
     const Layer &first = model_->layers[0];
-    finish(Finish{b.logits, logits_mapped_, m.vocab, b.pass, host_mapped_, first.counts_2,
+    finish(Finish{b.logits, logits_mapped_, m.vocab, b.pass, host_mapped_, first.counts,
                   first.fired_4C, b.skipped, b.n_hot_L, m.n_layers, device_.n_chunks,
-                  (bucket + 7) / 8, predicted_, b.stamps},
+                  (bucket + 7) / 8, predicted_, b.stamps, stamps_mapped_},
            launch_);
 }
 

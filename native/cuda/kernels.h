@@ -13,9 +13,16 @@
 
 namespace hotcold {
 
-constexpr int HC_I8 = 3;  // dtype of predictor matrices quantised by row, beside hc_dtype
-constexpr int STAMPS = 8; // per layer: see enum below
-enum { AT_QKV, AT_PREDICT, AT_SPLIT, AT_HOT, AT_MERGE, AT_WAITED, AT_MERGED };
+constexpr int HC_I8 = 3; // dtype of predictor matrices quantised by row, beside hc_dtype
+// Stamps of the device's clock, a row of them a layer, each written by the kernel that begins (or,
+// SUMMED and WAITED, gets so far) then; timeline.cu reads them. The row before those of the layers
+// is of the whole pass.
+constexpr int STAMPS = 8;
+enum { AT_QKV, AT_PREDICT, AT_HOT, AT_MERGE, AT_SUMMED, AT_WAITED };
+enum { AT_BEGIN, AT_HEAD, AT_END };
+// Counts of a pass, a row of them a layer.
+constexpr int COUNTS = 4;
+enum { COUNT_COLD, COUNT_HOT, COUNT_AUDITED, COUNT_MISSED }; // neurons; the others * tokens
 
 struct PassState { // the running pass, in device memory; written by begin
     uint32_t seq;
@@ -56,18 +63,6 @@ struct Gemv {
 };
 void gemv(const Gemv &args, int bucket, const Launch &launch);
 
-struct Norm {
-    const float *x, *weight_D, *bias_D; // bias NULL: none
-    float *y, *y_host;                  // y may be x; y_host NULL: none
-    int64_t d;
-    float eps;
-    int32_t kind; // hc_norm
-    const PassState *pass;
-    uint64_t *stamps;
-    int32_t stamp;
-};
-void norm(const Norm &args, int bucket, const Launch &launch);
-
 struct Sign { // the predictor that reads one bit a weight; see ../ops/sign.c
     const uint64_t *signs_NW;
     const float *scale_N, *bias_N, *column_D; // bias, column NULL: none, ones
@@ -98,6 +93,7 @@ struct HotList {       // active hot neurons of one layer, ascending
     int32_t *count;
     int32_t *starts; // n_chunks + 1 positions in the list
     float *c_KB;     // relu(gate) * up, or relu(gate); entry [k * bucket + b]
+    int32_t *audit;  // entries from audit[0] to audit[1] are looked at and not summed
 };
 struct Exchange { // one layer's part of the shared segment, mapped; NULL where there is none
     uint32_t *x_flag, *active_flag, *y_flag;
@@ -108,6 +104,18 @@ struct Exchange { // one layer's part of the shared segment, mapped; NULL where 
     const uint32_t *abort; // host word: not 0: end every wait
     uint32_t *relay;       // device word: seq once the wait of this layer is over
 };
+struct Norm {
+    const float *x, *weight_D, *bias_D; // bias NULL: none
+    float *y, *y_host;                  // y may be x; y_host NULL: none
+    int64_t d;
+    float eps;
+    int32_t kind; // hc_norm
+    Exchange to;  // flags to set once y is out
+    const PassState *pass;
+    uint64_t *stamps;
+    int32_t stamp;
+};
+void norm(const Norm &args, int bucket, const Launch &launch);
 struct Split {
     const uint32_t *members_N;
     const uint32_t *owned_G; // bit i of word g: neuron 32 g + i is hot
@@ -117,11 +125,12 @@ struct Split {
     HotList hot;
     int32_t *cold_ids; // the cold list, where it is too long for shared memory
     uint32_t *cold_members;
-    bool in_shared;  // set by split()
-    int32_t *counts; // out: cold count, hot rows * tokens
+    bool in_shared;             // set by split()
+    int32_t *counts;            // out: COUNT_COLD, COUNT_HOT, COUNT_AUDITED
+    int32_t layer, audit_every; // one in so many neurons that are left out is looked at; 0: none
+    uint64_t audit_seed;
     Exchange to;
     const PassState *pass;
-    uint64_t *stamps;
 };
 void split(const Split &args, const Launch &launch);
 void signal_x(const Exchange &to, const PassState *pass, const Launch &launch);
@@ -152,7 +161,10 @@ struct Merge {
     int32_t *skipped; // += 1 where the exchange was skipped
     PassState *pass;
     uint64_t *stamps;
-    const float *bias_D; // of the down matrix, added once; NULL: none
+    const float *bias_D;  // of the down matrix, added once; NULL: none
+    const int32_t *audit; // of the hot list; NULL: no audit
+    const float *c_KB;
+    int32_t *missed; // out: audited neurons * tokens whose gate fired
 };
 void merge(const Merge &args, const Launch &launch);
 
@@ -161,8 +173,7 @@ struct PassHost { // pinned and mapped: how a pass goes in and its report out
     int32_t position_B[HC_MAX_BATCH];
     uint32_t abort, done; // done: seq of the last finished pass
     uint32_t failed;
-    int64_t counters[6]; // gate_rows, up_down_rows, skipped, cold, hot, pass_ns
-    int64_t phase_ns[HC_PHASES];
+    int64_t counters[6]; // gate_rows, up_down_rows, skipped, cold, audited, missed
 };
 struct Begin {
     const PassHost *host;
@@ -180,9 +191,9 @@ struct Finish {
     int64_t vocab;
     const PassState *pass;
     PassHost *host;
-    const int32_t *counts_L2, *fired_LC, *skipped, *n_hot_L;
+    const int32_t *counts_LC, *fired_LC, *skipped, *n_hot_L; // counts: [L][COUNTS]
     int32_t n_layers, n_chunks, groups, predicted;
-    const uint64_t *stamps; // [L + 1][STAMPS]
+    uint64_t *stamps, *stamps_host; // [L + 1][STAMPS]
 };
 void finish(const Finish &args, const Launch &launch);
 

@@ -8,6 +8,8 @@
 // 4-byte loads of y 25.5; 10 blocks polling, 16-byte loads 16.9; one block polling, the others on its
 // relay in device memory 9.3 (in use); a wait kernel of one thread 9.0; form B, memory operations 12.1.
 //
+// The last block also counts which of the audited neurons fired (split.cu), while others wait.
+//
 // v1: a thread V elements (4, or 1 where a row is not a multiple of 16 bytes). Partial sums in order:
 // those of a quarter of the chunks in turn, then the four quarters.
 #include "common.cuh"
@@ -107,6 +109,18 @@ template <int V> __device__ __forceinline__ Pack<V> hot_sum(const Merge &a, int 
     return sum;
 }
 
+__device__ __forceinline__ void count_missed(const Merge &a) {
+    __shared__ float scratch[33];
+    const int n = (a.audit[1] - a.audit[0]) * a.bucket;
+    const float *c = a.c_KB + static_cast<int64_t>(a.audit[0]) * a.bucket;
+    int fired = 0;
+    for (int i = threadIdx.x; i < n; i += THREADS)
+        fired += c[i] != 0;
+    const float sum = block_sum(static_cast<float>(fired), scratch); // exact below 2^24
+    if (threadIdx.x == 0)
+        *a.missed = static_cast<int32_t>(sum);
+}
+
 template <int V> __global__ void __launch_bounds__(THREADS) merge_kernel(const Merge a) {
     launch_next();
     wait_prior();
@@ -125,6 +139,9 @@ template <int V> __global__ void __launch_bounds__(THREADS) merge_kernel(const M
         for (int v = 0; v < V; v++)
             h.v[v] += sum.v[v];
     }
+    stamp(a.stamps, AT_SUMMED);
+    if (a.audit && blockIdx.x == gridDim.x - 1 && b == 0)
+        count_missed(a);
     const bool cold = a.from.y_flag && cold_arrives(a);
     if (!mine)
         return;

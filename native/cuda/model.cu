@@ -118,11 +118,15 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
     : bucket(bucket_of(args.max_batch)), args_(args), device_(device), plan_(layers_L) {
     const hc_model &m = *args.model;
     layers.resize(m.n_layers);
+    size_t ahead = 0; // layers by which a prediction is early, at most
     for (int i = 0; i < m.n_layers; i++) {
         max_hot = std::max(max_hot, args.shares_L[i].n_ids);
-        if (plan_[i].predicted_at >= 0)
-            max_hidden = std::max(max_hidden, device.predictors_L[i].hidden);
+        if (plan_[i].predicted_at < 0)
+            continue;
+        max_hidden = std::max(max_hidden, device.predictors_L[i].hidden);
+        ahead = std::max(ahead, static_cast<size_t>(i - plan_[i].predicted_at));
     }
+    hot_.resize(ahead + 1);
     Arena count, count_host;
     lay_out(count, count_host);
     bytes = count.used(), pinned = count_host.used();
@@ -200,11 +204,11 @@ void Model::lay_out(Arena &arena, Arena &host) {
     const int64_t q_dim = m.heads * head_dim, kv_dim = m.kv_heads * head_dim;
     Buffers &b = buffers;
     uint32_t *members = arena.take<uint32_t>(m.n_layers * m.n); // one block: masks leave it whole
-    int32_t *counts = arena.take<int32_t>(2 * m.n_layers);
+    int32_t *counts = arena.take<int32_t>(COUNTS * m.n_layers);
     int32_t *fired = arena.take<int32_t>(4 * S * m.n_layers);
     for (int i = 0; i < m.n_layers; i++) {
         layers[i].members_N = members ? members + i * m.n : nullptr;
-        layers[i].counts_2 = counts ? counts + 2 * i : nullptr;
+        layers[i].counts = counts ? counts + COUNTS * i : nullptr;
         layers[i].fired_4C = fired ? fired + 4 * S * i : nullptr;
         lay_out_layer(arena, host, i);
     }
@@ -233,11 +237,16 @@ void Model::lay_out(Arena &arena, Arena &host) {
             b.step_B = arena.take<float>(B);
             break;
         }
-    b.hot.rows = arena.take<int32_t>(max_hot);
-    b.hot.members = arena.take<uint32_t>(max_hot);
-    b.hot.count = arena.take<int32_t>(1);
-    b.hot.starts = arena.take<int32_t>(S + 1);
-    b.hot.c_KB = arena.take<float>(max_hot * B);
+    const int64_t every = args_.audit_every, entries = max_hot + (every ? m.n / every + 1 : 0);
+    float *c_KB = arena.take<float>(entries * B);
+    for (HotList &hot : hot_) {
+        hot.rows = arena.take<int32_t>(entries);
+        hot.members = arena.take<uint32_t>(entries);
+        hot.count = arena.take<int32_t>(1);
+        hot.starts = arena.take<int32_t>(S + 1);
+        hot.audit = arena.take<int32_t>(2);
+        hot.c_KB = c_KB;
+    }
     b.cold_ids = arena.take<int32_t>(m.n);
     b.cold_members = arena.take<uint32_t>(m.n);
     b.skipped = arena.take<int32_t>(1);

@@ -26,7 +26,7 @@ struct Layer {
     uint32_t *owned_G;
     int32_t *row_G, *bounds_C, *starts_C; // starts: of the whole table, where all are proposed
     uint32_t *members_N, *relay;
-    int32_t *counts_2, *fired_4C;
+    int32_t *counts, *fired_4C;
     Predictor predictor;
 };
 
@@ -56,7 +56,6 @@ struct Buffers { // of one pass
     float *projected;     // [B][embed_dim]
     uint64_t *planes_BPW; // of the form sign
     float *step_B;
-    HotList hot;
     int32_t *cold_ids, *skipped, *n_hot_L;
     uint32_t *cold_members;
     uint64_t *stamps;
@@ -76,6 +75,9 @@ class Model {
     int64_t max_hot = 1; // longest table of hot neurons
     int64_t max_hidden = 1;
     int32_t bucket; // largest batch, rounded up to a graph's
+    const HotList &hot_of(int layer) const {
+        return hot_[layer % hot_.size()];
+    }
     int32_t dtype_of(int layer) const {
         return layers[layer].predictor.dtype;
     }
@@ -96,6 +98,7 @@ class Model {
     bool stays(int index, int part) const; // of a layer, or the head: in host memory
     void allocate();
     void reserve_bus();
+    std::vector<HotList> hot_; // as many as layers may be predicted before they are computed
     char *memory_ = nullptr;
     char *parts_ = nullptr; // pinned: modules that stay in host memory
     char *bus_ = nullptr;   // pinned copies of the neurons that stay in host memory

@@ -1,7 +1,7 @@
 // pass.cu - how a pass begins and ends: header and embedding in, logits and report out.
 //
 // Both ends read and write pinned host memory directly, so a pass is one graph launch and nothing
-// else: 4 B d bytes in, 4 rows V bytes out (128 KB for 32000 logits, 4 us).
+// else: 4 B d bytes in, 4 rows V bytes out (128 KB for 32000 logits, 4 us), and 64 a layer of stamps.
 #include "common.cuh"
 
 namespace hotcold {
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(256) begin_kernel(const Begin a) {
             a.pass->failed = 0;
             *a.skipped = 0;
         }
-        stamp(a.stamps, 0);
+        stamp(a.stamps, AT_BEGIN);
     }
 }
 
@@ -36,49 +36,36 @@ __global__ void __launch_bounds__(256) logits_kernel(const Finish a) {
         a.logits_host[i] = a.logits[i];
 }
 
-// Nanoseconds of one layer's phases; a stamp of 0: the layer has no such kernel.
-__device__ __forceinline__ void layer_phases(const Finish &a, int layer, float (&ns)[HC_PHASES]) {
-    const uint64_t *s = a.stamps + (layer + 1) * STAMPS;
-    const uint64_t next = layer + 1 < a.n_layers ? s[STAMPS + AT_QKV] : a.stamps[1];
-    const uint64_t merge = s[AT_MERGE], hot = s[AT_HOT] ? s[AT_HOT] : merge;
-    const uint64_t predict = s[AT_PREDICT] ? s[AT_PREDICT] : hot;
-    const uint64_t waited = s[AT_WAITED] ? s[AT_WAITED] : merge;
-    ns[0] += static_cast<float>(predict - s[AT_QKV]);
-    ns[1] += static_cast<float>(hot - predict);
-    ns[2] += static_cast<float>(merge - hot);
-    ns[3] += static_cast<float>(waited - merge);
-    ns[4] += static_cast<float>(next - waited);
-}
-
 __global__ void __launch_bounds__(256) done_kernel(const Finish a) {
     __shared__ float scratch[33];
     launch_next();
     wait_prior();
-    float fired = 0, cold = 0, work = 0, ns[HC_PHASES] = {};
+    float fired = 0, counts[COUNTS] = {};
     for (int i = threadIdx.x; i < a.n_layers * a.groups * a.n_chunks; i += 256)
         fired +=
             a.fired_LC[i / (a.groups * a.n_chunks) * 4 * a.n_chunks + i % (a.groups * a.n_chunks)];
     for (int l = threadIdx.x; l < a.n_layers; l += 256) {
-        cold += a.predicted ? a.counts_L2[2 * l] : 0;
-        work += a.predicted ? a.counts_L2[2 * l + 1] : a.n_hot_L[l] * a.pass->batch;
-        layer_phases(a, l, ns);
+        if (a.predicted)
+            for (int i = 0; i < COUNTS; i++)
+                counts[i] += static_cast<float>(a.counts_LC[l * COUNTS + i]);
+        else
+            counts[COUNT_HOT] += static_cast<float>(a.n_hot_L[l] * a.pass->batch);
     }
-    for (int i = 0; i < HC_PHASES; i++)
-        ns[i] = block_sum(ns[i], scratch);
+    for (int i = threadIdx.x; i < (a.n_layers + 1) * STAMPS; i += 256)
+        if (i != AT_END)
+            a.stamps_host[i] = a.stamps[i];
     fired = block_sum(fired, scratch);
-    cold = block_sum(cold, scratch);
-    work = block_sum(work, scratch);
+    for (int i = 0; i < COUNTS; i++)
+        counts[i] = block_sum(counts[i], scratch);
     if (threadIdx.x != 0)
         return;
-    a.host->counters[0] = static_cast<int64_t>(work);
+    a.host->counters[0] = static_cast<int64_t>(counts[COUNT_HOT]);
     a.host->counters[1] = static_cast<int64_t>(fired);
     a.host->counters[2] = *a.skipped;
-    a.host->counters[3] = static_cast<int64_t>(cold);
-    const uint64_t end = now();
-    ns[5] = static_cast<float>(end - a.stamps[1]);
-    for (int i = 0; i < HC_PHASES; i++)
-        a.host->phase_ns[i] = static_cast<int64_t>(ns[i]);
-    a.host->counters[5] = end - a.stamps[0];
+    a.host->counters[3] = static_cast<int64_t>(counts[COUNT_COLD]);
+    a.host->counters[4] = static_cast<int64_t>(counts[COUNT_AUDITED]);
+    a.host->counters[5] = static_cast<int64_t>(counts[COUNT_MISSED]);
+    a.stamps_host[AT_END] = now();
     a.host->failed = a.pass->failed;
     __threadfence_system();
     store_flag(&a.host->done, a.pass->seq);

@@ -77,14 +77,6 @@ __device__ __forceinline__ void send(const Split &a, const Scratch &s, int cold)
     }
 }
 
-__device__ __forceinline__ void signal(const Exchange &to, uint32_t seq) {
-    __threadfence_system();
-    if (to.x_flag)
-        store_flag(to.x_flag, seq);
-    if (to.active_flag)
-        store_flag(to.active_flag, seq);
-}
-
 // The entries of one group; at: entries before it. Returns what it adds.
 __device__ __forceinline__ Counts write_group(const Split &a, const Scratch &s, int group,
                                               unsigned m, unsigned owned, int row0, Counts at,
@@ -107,6 +99,49 @@ __device__ __forceinline__ Counts write_group(const Split &a, const Scratch &s, 
     return {__popc(hot), __popc(cold)};
 }
 
+__device__ __forceinline__ uint64_t mix(uint64_t z) { // splitmix64's finaliser
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+// Neurons that were left out and are looked at anyway: of each audit_every ids one, drawn by a hash of
+// (seed, pass, layer, stratum), where it is ours and a token lacks it. Every neuron is drawn with
+// probability 1 / audit_every as in native/audit.c, but for all tokens of a pass alike: in a prompt
+// the draws of tokens are not independent. The entries follow the list's `hot` ones: gate and up are
+// computed with the others', down stops before them, merge counts which fired. Returns their number.
+__device__ __forceinline__ int append_audit(const Split &a, unsigned tokens, int hot, int &pairs) {
+    const uint64_t golden = 0x9e3779b97f4a7c15u;
+    const uint64_t pass = static_cast<uint64_t>(a.pass->seq) << 32 | static_cast<uint64_t>(a.layer);
+    const uint64_t key = mix(mix(a.audit_seed + golden) ^ pass);
+    const int strata = (a.n + a.audit_every - 1) / a.audit_every;
+    const unsigned below = (1u << (threadIdx.x % WARP)) - 1;
+    int entries = 0;
+    for (int first = 0; first < strata; first += THREADS) {
+        const int stratum = first + static_cast<int>(threadIdx.x);
+        const uint64_t draw = mix(key + static_cast<uint64_t>(stratum) * golden);
+        const int64_t id = static_cast<int64_t>(stratum) * a.audit_every +
+                           draw % static_cast<unsigned>(a.audit_every);
+        unsigned lacks = 0, bit = 0, owned = 0;
+        if (stratum < strata && id < a.n) {
+            owned = a.owned_G[id / WARP], bit = 1u << (id % WARP);
+            lacks = owned & bit ? tokens & ~a.members_N[id] : 0;
+        }
+        const unsigned ballot = __ballot_sync(FULL, lacks != 0);
+        __syncthreads(); // nobody reads the last round's totals any more
+        Counts total;
+        const Counts at = before_warp({__popc(ballot), 0}, total);
+        if (lacks) {
+            const int k = hot + entries + at.hot + __popc(ballot & below);
+            a.hot.rows[k] = a.row_G[id / WARP] + __popc(owned & (bit - 1));
+            a.hot.members[k] = lacks;
+            pairs += __popc(lacks);
+        }
+        entries += total.hot;
+    }
+    return entries;
+}
+
 template <int ITER> __global__ void __launch_bounds__(THREADS) split_kernel(const Split a) {
     extern __shared__ char shared[];
     __shared__ float scratch[33];
@@ -118,7 +153,6 @@ template <int ITER> __global__ void __launch_bounds__(THREADS) split_kernel(cons
     const unsigned owned_lane = own ? a.owned_G[first + lane] : 0;
     const int row_lane = own ? a.row_G[first + lane] : 0;
     wait_prior();
-    stamp(a.stamps, AT_SPLIT);
     const int batch = a.pass->batch;
     const unsigned tokens = batch == 32 ? FULL : (1u << batch) - 1;
     unsigned m[ITER];
@@ -155,13 +189,24 @@ template <int ITER> __global__ void __launch_bounds__(THREADS) split_kernel(cons
         a.hot.starts[c] = s.before[g] + __popc(s.hot[g] & ((1u << (id % WARP)) - 1));
     }
     const float sum = block_sum(static_cast<float>(work), scratch); // exact below 2^24
+    if (threadIdx.x == 0) {
+        a.counts[COUNT_COLD] = total.cold;
+        a.counts[COUNT_HOT] = static_cast<int32_t>(sum);
+        if (a.to.cold) // block_sum's barriers are behind every thread's part of the list
+            signal(a.to, a.pass->seq);
+    }
+    int pairs = 0, entries = 0;
+    if (a.audit_every > 0) {
+        entries = append_audit(a, tokens, total.hot, pairs);
+        pairs = static_cast<int>(block_sum(static_cast<float>(pairs), scratch));
+    }
     if (threadIdx.x != 0)
         return;
-    *a.hot.count = total.hot;
-    a.counts[0] = total.cold;
-    a.counts[1] = static_cast<int32_t>(sum);
-    if (a.to.cold) // block_sum's barriers are behind every thread's part of the list
-        signal(a.to, a.pass->seq);
+    *a.hot.count = total.hot + entries;
+    if (a.audit_every > 0) {
+        a.hot.audit[0] = total.hot, a.hot.audit[1] = total.hot + entries;
+        a.counts[COUNT_AUDITED] = pairs;
+    }
 }
 
 struct Signal {

@@ -19,6 +19,7 @@ import numpy as np
 
 from hotcold.native import cuda_plugin, cuda_probe, device_kernels, nvml
 from hotcold.native.device import open_plugin
+from hotcold.runtime.bench.gpu_exchange import passes
 from hotcold.runtime.config import MAX_BATCH
 from hotcold.runtime.errors import BackendError
 from hotcold.runtime.gpu import CONTEXT_BYTES, graph_shape
@@ -31,7 +32,6 @@ REPEAT = 20
 BUS_BYTES = 256 << 20
 NODES = 7  # graph nodes a layer without predictor; 3 more in every pass (native/cuda/graph.cu)
 NODES_ONCE = 3
-PASSES, TOKENS = 5, 24
 GRAPH_LAYERS = 40  # whose graphs are counted with the context
 Row = dict[str, Any]
 
@@ -159,55 +159,10 @@ def _bus() -> tuple[float, float]:
     return rates[0], rates[1]
 
 
-@dataclass(frozen=True)
-class _AllBut:
-    """A placement policy: everything on the GPU but the hottest `cold` neurons of each layer."""
-
-    cold: int
-
-    def place(self, problem: Any) -> Any:
-        """Modules as ever, the neurons that always fire to the host."""
-        score_LN = np.ones(problem.shape)
-        placement = problem.fill(score_LN)
-        hottest_LN = np.argsort(-problem.activations_LN, axis=1)[:, : self.cold]
-        device_LN = np.zeros(problem.shape, np.int8)
-        np.put_along_axis(device_LN, hottest_LN, 1, axis=1)
-        return type(placement)(device_LN, placement.modules)
-
-
 def _passes(gpu_gb_per_s: float) -> tuple[float, float]:
     """Seconds of one captured exchange, and of the gap between two graph nodes."""
-    without, nbytes, layers = _pass_s(0)
-    with_one, _, _ = _pass_s(1)
-    nodes = NODES * layers + NODES_ONCE
-    sync_s = max((with_one - without) / layers, 1e-7)
-    gap_s = max((without - nbytes / gpu_gb_per_s / 1e9) / nodes, 0.0)
+    without, with_one = passes(0), passes(1)
+    nodes = NODES * without.layers + NODES_ONCE
+    sync_s = max((with_one.median_s - without.median_s) / without.layers, 1e-7)
+    gap_s = max((without.median_s - without.bytes / gpu_gb_per_s / 1e9) / nodes, 0.0)
     return float(f"{sync_s:.4g}"), float(f"{gap_s:.4g}")
-
-
-def _pass_s(cold: int) -> tuple[float, int, int]:
-    """Seconds and bytes of a decoding pass of the embedded model, and its layers.
-
-    Raises:
-        BackendError: the model does not run on the GPU.
-    """
-    from hotcold.runtime.config import EngineConfig
-    from hotcold.runtime.deployment import deploy, prepare_model, solve
-    from hotcold.runtime.executor import make_request
-    from hotcold.runtime.session import LocalSession
-
-    prepared = prepare_model(EngineConfig(predictor="exact"))
-    plan = solve(prepared, _AllBut(cold))
-    passes, nbytes = [], 0
-    with LocalSession(deploy(prepared, plan)) as local:
-        device = local.executors["gpu"].native.device
-        if device is None:
-            raise BackendError("the embedded model did not run on the GPU")
-        for seed in range(PASSES):
-            request = make_request([1, 2, 3], TOKENS, prepared.context, seed=seed)
-            for _ in local.executors["gpu"].generate(request):
-                pass
-            report = device.report()
-            passes.append(report.pass_ns * 1e-9)
-            nbytes = report.bytes
-    return statistics.median(passes), nbytes, plan.shape[0]

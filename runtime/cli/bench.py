@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hotcold.runtime.cli import output
+from hotcold.runtime.cli import bench_sync, output
 from hotcold.runtime.cli.options import (
     DTYPES,
     EngineOptions,
@@ -35,6 +35,9 @@ def command() -> None:
     """Measure kernels, the exchange between actors, weight stores and the decode speed."""
 
 
+command.add_command(bench_sync.command)
+
+
 @command.command("hop")
 @click.option(
     "--rounds",
@@ -44,24 +47,40 @@ def command() -> None:
     help="Round trips of each case.",
 )
 @click.option("--address", default=None, help="Ray cluster to join; none starts one here.")
+@click.option(
+    "--model",
+    default=None,
+    type=click.Path(),
+    help="Whose passes are measured on a GPU.  [default: the embedded model]",
+)
 @json_option
 @debug_option
-def hop(rounds: int, address: str | None, as_json: bool) -> None:
+def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> None:
     """One way between Ray actors: their resident C loops through shared memory, and a Ray call.
 
     pinned: two loops, a core each. unpinned: two loops, wherever the system puts them. loaded: all
-    three loops take turns and the driver is alive.
+    three loops take turns and the driver is alive. On a machine with a GPU also what the exchange
+    of a layer, there and back, adds to a pass captured in its graph.
     """
     from hotcold.actors.cluster import joined
     from hotcold.actors.hop import measure
+    from hotcold.runtime.bench.gpu_exchange import exchange
 
     with joined(address):
         result = measure(rounds)
+    in_graph = exchange(model)
     rows = [
         (case, f"{times['p50_us']:.2f}", f"{times['p99_us']:.2f}")
         for case, times in hop_cases(result)
     ]
     click.echo(output.table(("one way", "p50 us", "p99 us"), rows))
+    if in_graph is not None:
+        result["gpu_graph"] = in_graph
+        click.echo(
+            f"an exchange in a GPU's graph adds {in_graph['p50_us']:.2f} us a layer (99 %: "
+            f"{in_graph['p99_us']:.2f}; width {in_graph['width']}); by a Ray call there and back "
+            f"{2 * result['ray']['p50_us']:.0f} us"
+        )
     if as_json:
         output.emit_json(result)
 
@@ -253,6 +272,8 @@ def decode(
         f"{result['native']['gb_per_s']:.1f} GB/s of {result['read_gb_per_s']:.1f} GB/s that "
         f"memory gives: {output.percent(result['bytes_bound_fraction'])} of the bytes bound"
     )
+    phases = ", ".join(f"{name} {ms:.3f}" for name, ms in result["phase_ms"].items())
+    click.echo(f"ms a token by phase: {phases}")
     if as_json:
         output.emit_json(result)
 
@@ -275,6 +296,9 @@ def decode_rates(
             result = compare(
                 rate, rivals, repeat, lambda text: output.note(f"bench decode: {text}")
             )
+            stats = engine.stats()
+            result["phase_ms"] = {name: 1e3 * s for name, s in stats.phase_s.items()}
+            result["clock_error_us"] = 1e6 * stats.clock_error_s
     output.note("bench decode: read bandwidth, transport ray")
     read = read_bandwidth(bundle.record.record_bytes, cores)
     result["read_gb_per_s"] = read

@@ -79,6 +79,10 @@ def test_auto_predicts_and_says_why_and_how_well() -> None:
     assert stats.recall is not None
     assert 0.7 < stats.recall.recall <= 1 and stats.recall.standard_error > 0
     assert sum(actor.audit_rows for actor in stats.actors.values()) > 0
+    phases = {"embed", "attention", "predict", "hot", "cold", "wait", "merge", "head", "pass"}
+    assert set(stats.phase_s) == phases
+    own = phases - {"predict", "cold", "pass"}  # of the lane that leads
+    assert 0.5 < sum(stats.phase_s[name] for name in own) / stats.phase_s["pass"] <= 1
 
 
 def test_logits_are_the_oracles(tiny_model: Path) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from hotcold.runtime.bench.gpu_exchange import exchange
 from hotcold.runtime.bench.gpu_rates import gpu_rates
 from hotcold.runtime.bench.hardware import Effort, measure
 from hotcold.runtime.errors import BackendError
@@ -24,6 +25,19 @@ def test_a_gpu_is_measured(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None
         "float16",
         "bfloat16",
     }
+
+
+@pytest.mark.gpu
+def test_an_exchange_in_a_graph_is_measured(plugin: Any) -> None:
+    found = exchange()
+    assert found is not None
+    assert 0 < found["p50_us"] <= found["p99_us"] < 1e4
+    assert found["passes"] > 100
+
+
+def test_without_a_gpu_there_is_no_exchange_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTCOLD_CUDA", "off")
+    assert exchange() is None
 
 
 def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.gpu import Share, ids_of, session
 from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
@@ -29,38 +30,11 @@ TINY = {
 }
 
 
-class Share:
-    """Put a random share of each layer's neurons on the GPU."""
-
-    def __init__(self, share: float, seed: int = 0) -> None:
-        self.share, self.seed = share, seed
-
-    def place(self, problem: Any) -> Any:
-        filled = problem.fill(np.ones(problem.shape))
-        rng = np.random.default_rng(self.seed)
-        device_LN = (rng.random(problem.shape) >= self.share).astype(np.int8)
-        return type(filled)(device_LN, dict.fromkeys(filled.modules, "gpu0"))
-
-
-def session(model: Path, share: float | None = 0.5, **options: Any) -> LocalSession:
-    options.setdefault("vram", "2GiB")
-    if share is not None:
-        options["policy"] = Share(share)
-    prepared = prepare_model(EngineConfig(model=model, **options))
-    assert prepared.gpu is not None
-    return LocalSession(deploy(prepared, solve(prepared)))
-
-
 @pytest.fixture(params=list(TINY), scope="module")
 def tiny(request: pytest.FixtureRequest, plugin: Any, tmp_path_factory: Any) -> Path:
     folder: Path = tmp_path_factory.mktemp("models") / request.param
     write_llama(folder, TINY[request.param])
     return folder
-
-
-def ids_of(model: Path, count: int) -> list[int]:
-    vocab = Oracle.load(model).tensors["model.embed_tokens.weight"].shape[0]
-    return np.random.default_rng(0).integers(3, vocab, count).tolist()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95, 1.0])

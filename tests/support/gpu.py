@@ -1,0 +1,38 @@
+"""Sessions with the GPU executor on a GPU, for the tests in tests/cuda."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from support.oracle import Oracle
+
+from hotcold.runtime.config import EngineConfig
+from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.session import LocalSession
+
+
+class Share:
+    """Put a random share of each layer's neurons on the GPU."""
+
+    def __init__(self, share: float, seed: int = 0) -> None:
+        self.share, self.seed = share, seed
+
+    def place(self, problem: Any) -> Any:
+        filled = problem.fill(np.ones(problem.shape))
+        rng = np.random.default_rng(self.seed)
+        device_LN = (rng.random(problem.shape) >= self.share).astype(np.int8)
+        return type(filled)(device_LN, dict.fromkeys(filled.modules, "gpu0"))
+
+
+def session(model: Path, share: float | None = 0.5, **options: Any) -> LocalSession:
+    options.setdefault("vram", "2GiB")
+    if share is not None:
+        options["policy"] = Share(share)
+    prepared = prepare_model(EngineConfig(model=model, **options))
+    assert prepared.gpu is not None
+    return LocalSession(deploy(prepared, solve(prepared)))
+
+
+def ids_of(model: Path, count: int) -> list[int]:
+    vocab = Oracle.load(model).tensors["model.embed_tokens.weight"].shape[0]
+    return np.random.default_rng(0).integers(3, vocab, count).tolist()
