@@ -123,8 +123,8 @@ def test_the_fourth_loss_ends_the_command_with_its_text_so_far() -> None:
         assert process.stdout is not None
         shown = b""
         for _ in range(4):
+            shown += os.read(process.stdout.fileno(), 200)  # it runs, again
             victim = actor_pid(process.pid, "CpuExecutor")
-            shown += os.read(process.stdout.fileno(), 200)
             os.kill(victim, signal.SIGKILL)
             shown += b"".join(until(process, lambda: replaced(process.pid, victim)))  # noqa: B023
         rest, errors = process.communicate(timeout=60)
