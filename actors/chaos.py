@@ -66,6 +66,7 @@ class Tally:
         faults: those sent; some meet an actor that is already gone.
         recovery_s: seconds of every recovery.
         run_s: seconds of every run.
+        slowest: the longest recovery by phase.
         complaints: what went wrong, in words.
     """
 
@@ -78,6 +79,7 @@ class Tally:
     leaks: int = 0
     recovery_s: list[float] = field(default_factory=list)
     run_s: list[float] = field(default_factory=list)
+    slowest: str = ""
     complaints: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -123,8 +125,8 @@ def run(
         for _ in range(runs):
             tally.runs += 1
             known, begin = len(engine.recoveries), time.monotonic()
-            prompt = rng.choice(PROMPTS)
-            if _disturbed(engine, prompt, seed, draw(rng), expected[prompt], tally):
+            prompt, faults = rng.choice(PROMPTS), draw(rng)
+            if _disturbed(engine, prompt, seed, faults, expected[prompt], tally):
                 _check_whole(engine, whole, tally)
             else:
                 engine.close()
@@ -132,9 +134,14 @@ def run(
             tally.run_s.append(time.monotonic() - begin)
             recovered = engine.recoveries[known:]
             tally.recoveries += len(recovered)
-            tally.recovery_s += [recovery.total_s for recovery in recovered]
-            wrong = len(tally.complaints)
-            progress(f"run {tally.runs} of {runs}: {tally.faults} faults, {wrong} complaints")
+            for recovery in recovered:
+                if recovery.total_s > max(tally.recovery_s, default=0.0):
+                    tally.slowest = str(recovery)
+                tally.recovery_s.append(recovery.total_s)
+            progress(
+                f"run {tally.runs} of {runs}: {tally.run_s[-1]:.1f} s, {len(faults)} faults, "
+                f"{len(recovered)} recoveries, {len(tally.complaints)} complaints so far"
+            )
     finally:
         engine.close()
     for what, count in footprint.settled(nothing).items():

@@ -29,11 +29,13 @@ def command(options: EngineOptions, runs: int, as_json: bool) -> None:
     rows = [
         (name, "" if value is None else f"{value:.4g}")
         for name, value in result.items()
-        if name != "complaints"
+        if name not in ("slowest", "complaints")
     ]
     click.echo(output.table(("chaos", "count"), rows))
     if as_json:
         output.emit_json(result)
+    if tally.slowest:
+        output.note(f"slowest: {tally.slowest}")
     for complaint in tally.complaints:
         output.note(complaint)
     if not tally.is_clean:

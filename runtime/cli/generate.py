@@ -72,10 +72,7 @@ def command(
     with running_engine(options) as engine:
         ids, pieces = _stream(engine, text, sampling, shown)
         result = _result(engine, "".join(pieces), ids)
-        recoveries = engine.recoveries
     _print_actors(result)
-    for lost in recoveries:
-        output.note(str(lost))
     if as_json:
         output.emit_json(result)
 

@@ -72,7 +72,7 @@ class StopSignals:
 
 @contextmanager
 def running_engine(options: EngineOptions, **more: object) -> Iterator["Engine"]:
-    """Launch an engine, hand it out, and close it whatever happens.
+    """Launch an engine, hand it out, and close it whatever happens; say what it recovered from.
 
     Args:
         options: what the user asked for.
@@ -103,6 +103,8 @@ def running_engine(options: EngineOptions, **more: object) -> Iterator["Engine"]
             try:
                 signals.install()
                 yield engine
+                for recovery in engine.recoveries:
+                    output.note(str(recovery))
             finally:
                 signals.close()
                 engine.close()

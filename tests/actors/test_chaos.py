@@ -1,11 +1,92 @@
-"""A short chaos run as a user starts it: nothing hangs, leaks, or changes a token."""
+"""Chaos finds what goes wrong, and in a short run as a user starts it, nothing does."""
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+from hotcold.actors import chaos
+
+
+class Fake:
+    """An engine of nobody: what it gets wrong is said by name."""
+
+    uses_gpu = False
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault, self.requests, self.left = fault, 0, -1
+        self.recoveries: list[Any] = []
+        self.actors: dict[str, Any] = {}
+        self.hang = threading.Event()
+        self.pids = dict.fromkeys(chaos.OPS, 0)
+
+    def generate(self, prompt: str, max_tokens: int, **sampling: Any) -> Iterator[Any]:
+        self.requests += 1
+        disturbed = self.requests > len(chaos.PROMPTS)
+        if disturbed and self.fault == "leaks":
+            self.left = os.memfd_create("hotcold-left")
+        for number in range(max_tokens):
+            if disturbed and number == max_tokens // 2:
+                if self.fault == "hangs":
+                    self.hang.wait()
+                if self.fault == "errors":
+                    raise RuntimeError("lost")
+            wrong = disturbed and self.fault == "wrong_tokens" and number == max_tokens // 2
+            yield type("Token", (), {"id": -1 if wrong else number})
+        if not disturbed:
+            self.pids = dict.fromkeys(chaos.OPS, os.getpid())
+
+    def close(self) -> None:
+        self.hang.set()
+        if self.left >= 0:
+            os.close(self.left)
+
+
+@pytest.mark.parametrize("fault", ["", "hangs", "errors", "wrong_tokens", "leaks"])
+def test_what_goes_wrong_is_counted(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos, "HANG_S", 0.3)
+    monkeypatch.setattr(chaos, "WHOLE_S", 0.1)
+    monkeypatch.setattr(chaos, "strike", lambda engine, fault: True)
+    engines = iter([Fake(fault), Fake()])
+    tally = chaos.run(lambda: next(engines), runs=1, seed=1)  # type: ignore[arg-type, return-value]
+    found = tally.to_json()
+    wrong = [name for name in ("hangs", "errors", "wrong_tokens", "leaks") if found[name]]
+    assert wrong == ([fault] if fault else [])
+    assert tally.is_clean is not bool(fault)
+    assert found["runs"] == 1 and found["faults"] >= 1
+
+
+def test_an_actor_that_is_not_replaced_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos, "WHOLE_S", 0.1)
+    engine = Fake()
+    with subprocess.Popen(["true"]) as ended:
+        pass
+
+    def strike(_engine: Any, _fault: chaos.Fault) -> bool:
+        engine.pids["cpu"] = ended.pid
+        return True
+
+    monkeypatch.setattr(chaos, "strike", strike)
+    tally = chaos.run(lambda: engine, runs=1, seed=1)  # type: ignore[arg-type, return-value]
+    assert tally.errors == 1
+    assert "was not replaced" in tally.complaints[0]
+
+
+def test_faults_come_from_the_seed_alone_and_of_every_kind() -> None:
+    faults = [fault for _ in range(200) for fault in chaos.draw(random.Random(_))]
+    assert faults == [fault for _ in range(200) for fault in chaos.draw(random.Random(_))]
+    assert {fault.actor for fault in faults} == set(chaos.OPS)
+    assert {fault.number for fault in faults} == {signal.SIGKILL, signal.SIGSTOP}
+    ops = {fault.op for fault in faults}
+    assert ops == {None, *(op for group in chaos.OPS.values() for op in group)}
+    assert min(fault.at for fault in faults) == -1
 
 
 @pytest.mark.ray
@@ -22,7 +103,11 @@ def test_chaos_finds_nothing() -> None:
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert (result["hangs"], result["leaks"], result["wrong_tokens"]) == (0, 0, 0)
+    wrong = ("hangs", "errors", "wrong_tokens", "leaks")
+    assert [result[name] for name in wrong] == [0, 0, 0, 0]
+    assert result["complaints"] == []
     assert result["runs"] == 6
     assert result["faults"] >= 6
-    assert result["recoveries"] >= 5
+    assert 3 <= result["recoveries"] <= result["faults"]
+    assert 0 < result["recovery_median_s"] <= result["recovery_max_s"]
+    assert "to the next token" in result["slowest"]

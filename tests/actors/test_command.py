@@ -2,10 +2,12 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,7 +79,7 @@ def test_json_is_the_last_line_and_every_actor_worked() -> None:
     ("actor", "name"), [("gpu", "GpuExecutor"), ("cpu", "CpuExecutor"), ("predictor", "Predictor")]
 )
 def test_a_killed_actor_ends_the_command_with_its_name(actor: str, name: str) -> None:
-    process = start()
+    process = start("--restarts", "0")
     try:
         wait_for_text(process)
         os.kill(actor_pid(process.pid, name), signal.SIGKILL)
@@ -95,7 +97,7 @@ def test_a_killed_actor_ends_the_command_with_its_name(actor: str, name: str) ->
 
 @pytest.mark.slow
 def test_a_killed_actor_does_not_show_in_the_text() -> None:
-    more = ["--context", "512", "--max-tokens", "300", "--restarts", "3"]
+    more = ["--context", "512", "--max-tokens", "300"]
     undisturbed = start(*more)
     expected, _ = undisturbed.communicate(timeout=120)
     process = start(*more)
@@ -109,6 +111,49 @@ def test_a_killed_actor_does_not_show_in_the_text() -> None:
     assert process.returncode == 0, errors
     assert first + rest == expected
     assert "recovered from the loss of the cpu actor (died) in" in errors
+    assert "s to notice" in errors and "s to the next token" in errors
+
+
+@pytest.mark.slow
+def test_the_fourth_loss_ends_the_command_with_its_text_so_far() -> None:
+    undisturbed = start()
+    expected, _ = undisturbed.communicate(timeout=120)
+    process = start()
+    try:
+        assert process.stdout is not None
+        shown = b""
+        for _ in range(4):
+            shown += os.read(process.stdout.fileno(), 200)  # it runs, again
+            victim = actor_pid(process.pid, "CpuExecutor")
+            os.kill(victim, signal.SIGKILL)
+            shown += b"".join(until(process, lambda: replaced(process.pid, victim)))  # noqa: B023
+        rest, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    text = shown.decode() + rest
+    assert process.returncode == 1
+    assert text.endswith("\n") and len(text) > 100
+    assert expected.startswith(text[:-1])
+    assert errors.strip().splitlines()[-1].startswith("hotcold: error: the cpu actor died")
+    assert "Traceback" not in errors
+
+
+def replaced(command: int, pid: int) -> bool:
+    """Whether another CPU executor runs, or none is awaited any more."""
+    try:
+        return actor_pid(command, "CpuExecutor") != pid
+    except AssertionError:
+        return False
+
+
+def until(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> Iterator[bytes]:
+    """What the command prints until something is reached, or it ends."""
+    assert process.stdout is not None
+    deadline = time.monotonic() + 30
+    while not reached() and process.poll() is None:
+        assert time.monotonic() < deadline
+        if select.select([process.stdout], [], [], 0.02)[0]:
+            yield os.read(process.stdout.fileno(), 200)
 
 
 def test_nothing_outlives_a_killed_driver() -> None:
@@ -157,6 +202,35 @@ def test_a_signal_ends_the_command(number: signal.Signals, code: int) -> None:
         process.kill()
     assert process.returncode == code
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("moment", ["generating", "closing"])
+def test_closed_by_a_signal_handler(moment: str) -> None:
+    script = (
+        "import signal, sys\n"
+        "from hotcold.actors import Engine\n"
+        "engine = Engine.launch(context=1024)\n"
+        "def stop(*_):\n"
+        "    engine.close()\n"
+        "    engine.close()\n"
+        "    print('closed', flush=True)\n"
+        "    raise SystemExit(7)\n"
+        "signal.signal(signal.SIGALRM, stop)\n"
+        "for token in engine.generate('Once upon a time', max_tokens=1000, ignore_eos=True):\n"
+        "    if not signal.getitimer(signal.ITIMER_REAL)[0]:\n"
+        "        signal.setitimer(signal.ITIMER_REAL, 0.02)\n"
+        f"        if {moment == 'closing'}: break\n"
+        "engine.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=SLOW,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (7, "closed\n"), done.stderr
 
 
 def test_input_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_logits_are_the_oracles(tiny_model: Path) -> None:
 @pytest.mark.parametrize("victim", ["gpu", "cpu", "predictor"])
 @pytest.mark.parametrize("transport", ["native", "ray"])
 def test_a_killed_actor_is_named_within_two_seconds(victim: str, transport: str) -> None:
-    with Engine.launch(context=1024, transport=transport) as engine:
+    with Engine.launch(context=1024, transport=transport, restarts=0) as engine:
         pids = {name: actor.pid for name, actor in engine.stats().actors.items()}
         began = 0.0
         with pytest.raises(ActorLostError, match=f"the {victim} actor died") as caught:
@@ -222,9 +222,20 @@ def test_close_is_idempotent_and_final() -> None:
         list(engine.generate(PROMPT))
 
 
-def test_a_forgotten_engine_is_taken_down() -> None:
+@pytest.mark.parametrize("in_a_cycle", [False, True])
+def test_a_forgotten_engine_is_taken_down(in_a_cycle: bool) -> None:
     engine = Engine.launch()
-    pid = engine.stats().actors["gpu"].pid
+    pid = engine.pids["gpu"]
+    if in_a_cycle:
+        engine.itself = engine  # type: ignore[attr-defined]
     del engine
     gc.collect()
     assert not alive(pid)
+
+
+def test_an_exception_ends_the_actors() -> None:
+    with pytest.raises(ZeroDivisionError), Engine.launch() as engine:
+        pids = engine.pids
+        for _ in engine.generate(PROMPT):
+            raise ZeroDivisionError
+    assert not any(alive(pid) for pid in pids.values())

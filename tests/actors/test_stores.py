@@ -66,7 +66,7 @@ def inodes(engine: Engine) -> set[str]:
 
 
 def test_the_memfd_goes_with_killed_actors(bundle: Bundle, expected: list[int]) -> None:
-    with Engine.launch(store="memfd", restarts=1) as engine:
+    with Engine.launch(store="memfd") as engine:
         assert ids(engine) == expected
         before = inodes(engine)
         for actor in engine.stats().actors.values():
