@@ -216,7 +216,8 @@ class Engine:
         """Place and schedule anew; the actors and their weights stay.
 
         A running generation goes on with the new plan from its next token on, whoever asked for
-        it (over the Ray transport it must have ended). What fails here leaves the old plan running.
+        it (over the Ray transport it must have ended), and any driver may ask. What fails here
+        leaves the old plan running.
 
         Args:
             policy: placement policy, or None to keep the plan.
@@ -225,24 +226,22 @@ class Engine:
             timeout_s: seconds a policy given by name or file may take.
 
         Raises:
-            ConfigError: this engine was connected, not launched; a plan for another model or a
-                larger budget; a generation over the Ray transport.
+            ConfigError: a plan for another model or a larger budget; over the Ray transport, a
+                generation that runs or an engine that was connected.
             PolicyError: the policy failed; names it.
         """
-        if self._trio is None or self._prepared is None:
-            raise ConfigError("only the driver that launched an engine can replan it")
+        now = self._client.current_deployment()
+        if self._prepared is None:  # connected: what the owner asked for, prepared once more
+            self._prepared = prepare_model(now.config or EngineConfig())
         if policy is not None and plan is not None:
             raise ConfigError("replan takes a policy or a plan, not both")
-        chosen = self._trio.deployment.plan
+        chosen = now.plan
         if plan is not None:
             chosen = load_plan(self._prepared, plan)
         elif policy is not None:
             chosen = solve(self._prepared, policy, timeout_s)
-        wanted = self._trio.deployment.schedule if schedule is None else schedule
-        deployment = deploy(self._prepared, chosen, wanted)
-        with self._client.between_steps():
-            self._trio.load(deployment)
-            self._client.deployment = deployment
+        wanted = now.schedule if schedule is None else schedule
+        self._client.load(deploy(self._prepared, chosen, wanted))
 
     def close(self) -> None:
         """End the actors this engine launched and free everything; idempotent."""

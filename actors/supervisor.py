@@ -73,7 +73,8 @@ class Supervisor:
                     self._trio.poison_stuck()
                 continue
             if poison.code is PoisonCode.CLOSED or self._closing:
-                time.sleep(LOOK_S)  # a new plan is being loaded, or the engine closes
+                if not self._trio.load_asked():
+                    time.sleep(LOOK_S)  # a new plan is being loaded, or the engine closes
                 continue
             self._recover(poison.code.name.lower(), poison.actor)
             progress, since = -1, time.monotonic()

@@ -147,6 +147,31 @@ class Trio:
                     self._begin_epoch()
                 raise
 
+    def load_asked(self) -> bool:
+        """Load the plan another driver asked for, where the epoch was ended for that.
+
+        Returns:
+            whether it was.
+        """
+        with self._lock:
+            segment = self._segment
+            if self._closed or segment is None or segment.poisoned != (PoisonCode.CLOSED, "gpu"):
+                return False
+            try:
+                gpu = self.actors["gpu"]
+                asked = ray.get(gpu.asked.remote(), timeout=END_S)
+                if asked is None:
+                    return False
+                error: HotcoldError | None = None
+                try:
+                    self.load(asked)
+                except HotcoldError as refused:
+                    error = refused
+                gpu.answer.remote(error)
+            except RayError:  # an actor was lost meanwhile, and the poison cannot say so
+                self.rebuild()
+            return True
+
     def _begin_epoch(self) -> None:
         self._epoch += 1
         deployment = self.deployment
@@ -310,6 +335,7 @@ class Trio:
             self._group = None
             if self._kv is not None:
                 self._kv.close()
+            self._kv = None  # its arrays would keep the memory for as long as the engine is held
 
 
 def _check_name(name: str) -> None:

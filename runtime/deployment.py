@@ -6,7 +6,7 @@ to the actors; they open the bundle themselves (weights are never sent).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Deployment:
         audit_seed: seed of that choice.
         predictor_note: why this predictor, in words.
         gpu: how the GPU executor uses a GPU; None: it computes on its CPU device.
+        config: what was asked for, from which other drivers prepare other plans; without objects.
         remembers: what the predictor proposes depends on tokens before, which die with its process.
     """
 
@@ -92,6 +93,7 @@ class Deployment:
     predictor_note: str = ""
     gpu: GpuChoice | None = None
     remembers: bool = False
+    config: EngineConfig | None = None
 
     @property
     def roles(self) -> dict[str, str]:
@@ -298,6 +300,13 @@ def load_plan(prepared: Prepared, folder: Any) -> Plan:
     return plan
 
 
+def _without_objects(config: EngineConfig) -> EngineConfig:
+    """What others can be told; policies given as objects stay with the driver that has them."""
+    policy = config.policy if isinstance(config.policy, str) else "greedy"
+    schedule = config.schedule if isinstance(config.schedule, str) else "selective"
+    return replace(config, policy=policy, schedule=schedule, plan=None)
+
+
 def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     """Build the DAG, schedule it and compile the programs.
 
@@ -350,5 +359,6 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         remembers=prepared.remembers,
         audit_seed=config.seed,
         predictor_note=prepared.note,
+        config=_without_objects(config),
         gpu=prepared.gpu,
     )
