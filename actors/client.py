@@ -109,7 +109,7 @@ class Client:
             self._busy.release()
 
     @contextmanager
-    def between_steps(self) -> Iterator[None]:
+    def _between_steps(self) -> Iterator[None]:
         """Hold the engine where a plan can be replaced: the native transport finds that itself."""
         if self.deployment.transport == "native":
             yield
@@ -292,9 +292,11 @@ class Client:
         refs = [self._actor(actor).facts.remote() for actor in ACTORS]
         return dict(zip(ACTORS, ray.get(refs), strict=True))
 
-    def _current_deployment(self) -> Deployment:
+    def current_deployment(self) -> Deployment:
         """What runs now; the owner may have replaced what was there when this one connected."""
-        if self._trio is None:
+        if self._trio is not None:
+            self.deployment = self._trio.deployment
+        else:
             self.deployment, _ = self._retried(
                 lambda: ray.get(self._actor("gpu").describe.remote())
             )
@@ -304,6 +306,34 @@ class Client:
     def pids(self) -> dict[str, int]:
         """Process ids of the actors, by name."""
         return {actor: facts.pid for actor, facts in self._retried(self._current_facts).items()}
+
+    def load(self, deployment: Deployment) -> None:
+        """Have other plans than now run, whoever owns the actors.
+
+        Raises:
+            ConfigError: a generation over the Ray transport; made for another machine.
+            HotcoldError: the actors refused it; the one before runs.
+        """
+        with self._between_steps():
+            if self._trio is not None:
+                self._trio.load(deployment)
+            else:
+                self._ask(deployment)
+            self.deployment = deployment
+
+    def _ask(self, deployment: Deployment) -> None:
+        now = self.deployment
+        if deployment.transport != "native":
+            raise ConfigError("over the Ray transport only the driver that launched can replan")
+        if (deployment.gpu is None, deployment.bundle_path) != (now.gpu is None, now.bundle_path):
+            raise ConfigError(
+                f"this driver sees the model at {deployment.bundle_path}, the engine at "
+                f"{now.bundle_path}, or another GPU; replan from a driver on the engine's node"
+            )
+        try:
+            ray.get(self._actor("gpu").ask.remote(deployment))
+        except RayError as error:
+            raise self._typed(error) from None
 
     def _states(self) -> dict[str, Any]:
         if self.deployment.transport == "native":
@@ -328,7 +358,7 @@ class Client:
         """Counters of all actors, and what they run."""
         states = self._retried(self._states)
         facts = self._retried(self._current_facts)
-        deployment = self._current_deployment()
+        deployment = self.current_deployment()
         native = deployment.transport == "native"
         phases = self._retried(self._phases) if native else {}
         plan, roles = deployment.plan, deployment.roles

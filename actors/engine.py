@@ -25,6 +25,7 @@ from hotcold.actors.stats import EngineStats
 from hotcold.actors.supervisor import Recovery, Supervisor
 from hotcold.actors.trio import Trio
 from hotcold.policies.child import TIMEOUT_S
+from hotcold.policies.run import policy_name
 from hotcold.runtime.config import DEFAULT_RESTARTS, EngineConfig, Sampling
 from hotcold.runtime.deployment import (
     Prepared,
@@ -251,7 +252,8 @@ class Engine:
         """Place and schedule anew; the actors and their weights stay.
 
         A running generation goes on with the new plan from its next token on, whoever asked for
-        it (over the Ray transport it must have ended). What fails here leaves the old plan running.
+        it (over the Ray transport it must have ended), and any driver may ask. What fails here
+        leaves the old plan running.
 
         Args:
             policy: placement policy; None: the plan stays as it is.
@@ -262,29 +264,28 @@ class Engine:
                 under it.
 
         Raises:
-            ConfigError: this engine was connected, not launched; a plan for another model or a
-                larger budget; a budget without a policy; a generation over the Ray transport.
+            ConfigError: a plan for another model or a larger budget; a budget without a policy;
+                over the Ray transport, a generation that runs or an engine that was connected.
             PolicyError: the policy failed; names it.
             BudgetError: the budget cannot hold what must be on the GPU.
         """
-        if self._trio is None or self._prepared is None:
-            raise ConfigError("only the driver that launched an engine can replan it")
+        now = self._client.current_deployment()
+        if self._prepared is None:  # connected: what the owner asked for, prepared once more
+            self._prepared = prepare_model(now.config or EngineConfig())
         if policy is not None and plan is not None:
             raise ConfigError("replan takes a policy or a plan, not both")
         if vram is not None and policy is None:
             raise ConfigError("replan(vram=...) needs a policy that places under the new budget")
         prepared = self._prepared if vram is None else with_budget(self._prepared, vram)
-        chosen = self._trio.deployment.plan
+        chosen = now.plan
         if plan is not None:
             chosen = load_plan(prepared, plan)
         elif policy is not None:
             chosen = solve(prepared, policy, timeout_s)
-        wanted = self._schedule if schedule is None else schedule
-        deployment = deploy(prepared, chosen, wanted)
-        with self._client.between_steps():
-            self._trio.load(deployment)
-            self._client.deployment = deployment
-            self._prepared, self._schedule = prepared, wanted
+        kept = self._schedule if policy_name(self._schedule) == now.schedule else now.schedule
+        wanted = kept if schedule is None else schedule
+        self._client.load(deploy(prepared, chosen, wanted))
+        self._prepared, self._schedule = prepared, wanted
 
     def close(self) -> None:
         """End the actors this engine launched and free everything; idempotent."""

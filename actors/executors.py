@@ -7,6 +7,7 @@ instead of 1.2 s, and the engine has to rebuild the trio anyway.
 """
 
 import os
+import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from hotcold.actors.processes import end_processes
 from hotcold.native.executor import Request, RequestTimes
 from hotcold.native.segment import Watcher
 from hotcold.runtime.deployment import Deployment
-from hotcold.runtime.errors import HotcoldError, LaunchError
+from hotcold.runtime.errors import ConfigError, HotcoldError, LaunchError
 from hotcold.runtime.exchange import ActorState, PoisonCode, Segment, SegmentHandle
 from hotcold.runtime.executor import Executor, Sampled
 from hotcold.runtime.formats.bundle import open_bundle
@@ -31,6 +32,7 @@ from hotcold.runtime.program import OP_CODES
 from hotcold.runtime.spans import read_array
 from hotcold.runtime.weights import WeightStore
 
+ASKED_S = 150.0
 GROUPS = {"loop": 1, "control": 4, "request": 1}
 
 
@@ -202,6 +204,47 @@ class GpuExecutor(Shell):
     """Attention, head, hot neurons, merge, sampling; here on its CPU device."""
 
     actor = "gpu"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asking = threading.Lock()
+        self._asked: Deployment | None = None
+        self._answer: queue.Queue[HotcoldError | None] = queue.Queue()
+
+    @ray.method(concurrency_group="control")
+    def ask(self, deployment: Deployment) -> None:
+        """Have the owner load a deployment that another driver made; returns once it runs.
+
+        Ends the epoch, by which the owner learns of it.
+
+        Raises:
+            HotcoldError: why it could not be loaded; the one before runs again.
+        """
+        if not self._asking.acquire(blocking=False):
+            raise ConfigError("another driver is replanning this engine; try again when it is done")
+        try:
+            self._answer = queue.Queue()
+            self._asked = deployment
+            with self._loading:
+                self._loaded.segment.poison(PoisonCode.CLOSED, self.actor)
+            error = self._answer.get(timeout=ASKED_S)
+        except queue.Empty:
+            raise LaunchError("the driver that owns the engine did not load the plan") from None
+        finally:
+            self._asked = None
+            self._asking.release()
+        if error is not None:
+            raise error
+
+    @ray.method(concurrency_group="control")
+    def asked(self) -> Deployment | None:
+        """For the owner: what another driver wants loaded."""
+        return self._asked
+
+    @ray.method(concurrency_group="control")
+    def answer(self, error: HotcoldError | None) -> None:
+        """From the owner: it runs, or why it does not."""
+        self._answer.put(error)
 
     @ray.method(concurrency_group="control")
     def describe(self) -> tuple[Deployment, Facts]:

@@ -89,7 +89,8 @@ class Supervisor:
                     self._recover("stuck", stuck, watch.quiet_s)
                     watch = _Watch(self._trio, self._stuck_s)
             elif poison.code is PoisonCode.CLOSED or self._closing:
-                time.sleep(LOOK_S)  # a new plan is being loaded, or the engine closes
+                if not self._trio.load_asked():
+                    time.sleep(LOOK_S)  # a new plan is being loaded, or the engine closes
             else:
                 self._recover(poison.code.name.lower(), poison.actor, self._trio.pass_age_s())
                 watch = _Watch(self._trio, self._stuck_s)

@@ -156,6 +156,31 @@ class Trio:
                     self._begin_epoch()
                 raise
 
+    def load_asked(self) -> bool:
+        """Load the plan another driver asked for, where the epoch was ended for that.
+
+        Returns:
+            whether it was.
+        """
+        with self._lock:
+            segment = self._segment
+            if self._closed or segment is None or segment.poisoned != (PoisonCode.CLOSED, "gpu"):
+                return False
+            try:
+                gpu = self.actors["gpu"]
+                asked = ray.get(gpu.asked.remote(), timeout=END_S)
+                if asked is None:
+                    return False
+                error: HotcoldError | None = None
+                try:
+                    self.load(asked)
+                except HotcoldError as refused:
+                    error = refused
+                gpu.answer.remote(error)
+            except RayError:  # an actor was lost meanwhile, and the poison cannot say so
+                self.rebuild()
+            return True
+
     def _begin_epoch(self) -> None:
         self._epoch += 1
         deployment = self.deployment

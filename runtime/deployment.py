@@ -71,6 +71,7 @@ class Deployment:
         audit_seed: seed of that choice.
         predictor_note: why this predictor, in words.
         gpu: how the GPU executor uses a GPU; None: it computes on its CPU device.
+        config: what was asked for, from which other drivers prepare other plans; without objects.
         remembers: what the predictor proposes depends on tokens before, which die with its process.
         fetch_L: by layer, the share of its cold neurons that the GPU executor computes (fetch.py).
     """
@@ -96,6 +97,7 @@ class Deployment:
     gpu: GpuChoice | None = None
     remembers: bool = False
     fetch_L: tuple[float, ...] = ()
+    config: EngineConfig | None = None
 
     @property
     def computed_plan(self) -> Plan:
@@ -332,6 +334,13 @@ def load_plan(prepared: Prepared, folder: Any) -> Plan:
     return plan
 
 
+def _without_objects(config: EngineConfig) -> EngineConfig:
+    """What others can be told; policies given as objects stay with the driver that has them."""
+    policy = config.policy if isinstance(config.policy, str) else "greedy"
+    schedule = config.schedule if isinstance(config.schedule, str) else "selective"
+    return replace(config, policy=policy, schedule=schedule, plan=None)
+
+
 def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     """Build the DAG, schedule it and compile the programs.
 
@@ -386,6 +395,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         remembers=prepared.remembers,
         audit_seed=config.seed,
         predictor_note=prepared.note,
+        config=_without_objects(config),
         gpu=prepared.gpu,
         fetch_L=tuple(float(share) for share in result.fetch),
     )

@@ -7,6 +7,8 @@ import this file, the job's before it is known whether anything else can be impo
 library only. Needs no port but the one that jobs are submitted through.
 """
 
+from __future__ import annotations
+
 import base64
 import io
 import zipfile

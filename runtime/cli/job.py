@@ -6,6 +6,8 @@ Standard library only, for it runs before anything is known about the cluster's 
 of the command line.
 """
 
+from __future__ import annotations
+
 import argparse
 import codecs
 import importlib.metadata
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def lacking(machine: str) -> str | None:
     """What this Python lacks to run hotcold, as a sentence; None where nothing is missing."""
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - the cluster's Python, not ours
         return f"the cluster runs Python {platform.python_version()}, hotcold needs 3.10 or newer"
     if platform.machine() != machine:
         return (
@@ -90,7 +92,7 @@ def run(words: list[str]) -> int:
     return child.wait()
 
 
-def _relay(child: "subprocess.Popen[bytes]", pipe: int) -> None:
+def _relay(child: subprocess.Popen[bytes], pipe: int) -> None:
     """Hand on what the child says until it has ended; who inherited the pipe may live longer."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     ended = False

@@ -107,7 +107,6 @@ def command(
 ) -> int:
     """Run COMMAND, a command of hotcold or `python FILE`, as a job of a Ray cluster.
 
-    \b
     hotcold submit --fetch out -- solve --policy mine.py:Mine --vram 24MiB --out out
 
     The cluster needs: Linux of this machine's architecture, ray[default] with its dashboard

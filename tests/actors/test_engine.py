@@ -119,8 +119,6 @@ def test_control_calls_are_answered_while_tokens_run() -> None:
         time.sleep(0.05)
         assert engine.stats().actors["gpu"].passes > before
         assert engine.last is None
-        with pytest.raises(ConfigError, match="a generation is running"):
-            engine.replan(policy="all-cpu")
         stream.close()
         assert len(list(engine.generate(PROMPT, max_tokens=7))) == 7
 
@@ -137,8 +135,6 @@ def test_connect_and_pass_to_a_task() -> None:
         assert "".join(token.text for token in other.generate(PROMPT, max_tokens=8)) == text
         assert other.stats().plan_hash == engine.stats().plan_hash
         assert set(other.actors) == {"gpu", "cpu", "predictor"}
-        with pytest.raises(ConfigError, match="only the driver that launched"):
-            other.replan(policy="all-cpu")
         other.close()
         assert len(list(engine.generate(PROMPT, max_tokens=3))) == 3
         with pytest.raises(ConfigError, match="'lab' is running"):
