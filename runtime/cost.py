@@ -126,7 +126,11 @@ class CostModel:
         cold_L = np.where(hot_LN, 0.0, self.bytes_LN).sum(axis=1) * self.cold_s_per_byte
         exchange_L = self.exchange(hot_LN)
         rows = zip(dense_L, hot_L, cold_L, exchange_L, strict=True)
-        return TokenTime(tuple(LayerTime(*map(float, row)) for row in rows), rest_s)
+        layers = tuple(
+            LayerTime(float(dense), float(hot), float(cold), float(exchange))
+            for dense, hot, cold, exchange in rows
+        )
+        return TokenTime(layers, rest_s)
 
     def dense(self, modules: Mapping[str, str]) -> tuple[F64, float]:
         """Seconds of each layer's modules, and of those that belong to no layer."""

@@ -33,7 +33,8 @@ def fetched(device_LN: NDArray[np.int8], share_L: Sequence[float]) -> NDArray[np
     on_host_LN = device_LN != 0
     rank_LN = np.cumsum(on_host_LN, axis=1)
     chosen_LN: NDArray[np.bool_] = np.floor(rank_LN * share_L1) > np.floor((rank_LN - 1) * share_L1)
-    return chosen_LN & on_host_LN
+    chosen_LN &= on_host_LN
+    return chosen_LN
 
 
 def computed_plan(plan: Plan, share_L: Sequence[float]) -> Plan:

@@ -18,6 +18,7 @@ from hotcold.runtime.spans import Span
 
 Spans = Mapping[str, Sequence[Span]]
 Step = tuple[str, int]  # operation and layer
+CLOCKS_NS = 2000  # how far a device's clock, matched to the host's, may be off
 LABELS = {"gpu": "GPU executor", "cpu": "CPU executor", "predictor": "predictor"}
 
 
@@ -47,7 +48,7 @@ def passes(spans: Spans, since_ns: int = 0) -> list[Pass]:
     """The complete passes among the spans, oldest first.
 
     A ring forgets its oldest spans, so the first pass it holds may be cut: a pass with fewer steps
-    of an actor than others have is left out.
+    of an actor than most have is left out.
 
     Args:
         spans: by actor.
@@ -57,17 +58,21 @@ def passes(spans: Spans, since_ns: int = 0) -> list[Pass]:
     for actor, own in spans.items():
         for span in own:
             grouped.setdefault(span.seq, {}).setdefault(actor, []).append(span)
-    most = {
-        actor: max((len(found.get(actor, [])) for found in grouped.values()), default=0)
-        for actor in spans
+    usual = {
+        actor: _usual([len(found.get(actor, ())) for found in grouped.values()]) for actor in spans
     }
     made = []
     for seq in sorted(grouped):
         found = grouped[seq]
-        whole = all(len(found.get(actor, [])) == count for actor, count in most.items())
+        whole = all(len(found.get(actor, ())) >= count for actor, count in usual.items())
         if whole and found.get("gpu"):
             made.append(_make_pass(seq, found))
     return [one for one in made if one.end_ns >= since_ns]
+
+
+def _usual(counts: Sequence[int]) -> int:
+    """The most frequent count, the larger of equally frequent ones."""
+    return max(set(counts), key=lambda count: (counts.count(count), count), default=0)
 
 
 def _make_pass(seq: int, found: Mapping[str, Sequence[Span]]) -> Pass:
@@ -218,7 +223,10 @@ def _flows(one: Pass, waits: Mapping[Step, Sequence[Step]]) -> list[tuple[Span, 
     pairs = []
     for step, target in by_step.items():
         for source in (by_step[other] for other in waits.get(step, ()) if other in by_step):
-            if source.actor != target.actor and source.end_ns <= target.ready_ns:
+            # A GPU sets its flags inside of a step; all others at its end.
+            done_ns = source.end_ns if source.op == "cold" else source.ready_ns
+            early = source.ready_ns <= target.ready_ns and done_ns <= target.ready_ns + CLOCKS_NS
+            if source.actor != target.actor and early:
                 pairs.append((source, target))
     return pairs
 
@@ -229,7 +237,7 @@ def _arrow(
     """A flow's two ends, each inside its slice: Perfetto binds them by time."""
     carried = {"attention": "x", "predict": "active set", "cold": "y"}.get(source.op, source.op)
     shared = {"name": carried, "cat": "exchange", "id": number, "tid": 1}
-    start = max(source.begin_ns, source.end_ns - 1)
+    start = min(max(source.begin_ns, source.end_ns - 1), target.ready_ns)
     finish = min(target.ready_ns, max(target.begin_ns, target.end_ns - 1))
     return [
         {**shared, "ph": "s", "pid": actors.index(source.actor) + 1, "ts": (start - base) / 1000},

@@ -1,11 +1,11 @@
 """`hotcold compare`: placements and schedules, one engine a model, the same prompt.
 
 Every placement is solved before the first token is generated, so a policy that cannot be used ends
-the command before it has cost anything. Cases are cases.py's, runs comparison.py's, models
-subjects.py's, the page compare_page.py's; here are the options and the table.
+the command before it has cost anything. Cases are cases.py's, solving.py solves and comparison.py
+runs them, models are subjects.py's, the page compare_page.py's; here are options and table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from typing import Any
 import click
 
 from hotcold.runtime.cli import output
-from hotcold.runtime.cli.cases import (
-    DEFAULT_POLICIES,
-    DEFAULT_SCHEDULE,
-    make_cases,
-    solve_all,
-    without_schedules,
-)
+from hotcold.runtime.cli.cases import DEFAULT_POLICIES, DEFAULT_SCHEDULE, Case, make_cases
 from hotcold.runtime.cli.compare_page import check_page, write_page
-from hotcold.runtime.cli.comparison import Manner, Row, add_speedups, measure_all, summarise
+from hotcold.runtime.cli.comparison import (
+    Manner,
+    Measured,
+    Row,
+    add_speedups,
+    measure_all,
+    summarise,
+)
 from hotcold.runtime.cli.options import (
     EngineOptions,
     choose_model,
@@ -30,6 +31,7 @@ from hotcold.runtime.cli.options import (
     json_option,
 )
 from hotcold.runtime.cli.running import running_engine
+from hotcold.runtime.cli.solving import Ready, solve_all, solve_shape, without_schedules
 from hotcold.runtime.cli.subjects import Subject, make_subjects
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.units import format_bytes
@@ -73,6 +75,12 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
     help="Also on a planted model with the paper's skew.  [default: where no MODEL is given]",
 )
 @click.option(
+    "--shape",
+    metavar="SHAPE",
+    help="A published shape with synthetic statistics, instead of MODEL: opt-30b, for example."
+    " Nothing is run; speeds are the cost model's.",
+)
+@click.option(
     "--prompt", default="Once upon a time", show_default=True, help="What every run continues."
 )
 @click.option("--max-tokens", type=click.IntRange(min=2), default=64, show_default=True)
@@ -107,6 +115,7 @@ def command(
     budgets: tuple[str, ...],
     ablation: bool,
     planted: bool | None,
+    shape: str | None,
     prompt: str,
     max_tokens: int,
     repeat: int,
@@ -127,13 +136,17 @@ def command(
         raise ConfigError("the prompt is empty; give at least one word")
     if out is not None:
         check_page(out)
-    if hardware is None and not _gpu_here(options):
+    if shape is not None and (options.model is not None or planted):
+        raise click.UsageError("--shape is run on nothing; leave out MODEL and --planted")
+    if hardware is None and (shape is not None or not _gpu_here(options)):
         hardware = MODELLED
     options = replace(options, hardware=hardware)
     manner = Manner(prompt, max_tokens, repeat, each, options.seed, out is not None)
-    rows: list[Row] = []
-    for subject in make_subjects(options, cases, planted):
-        rows += compare(options, subject, manner)
+    if shape is not None:
+        rows = _rows(shape, solve_shape(shape, options, cases), {})
+    else:
+        subjects = make_subjects(options, cases, planted)
+        rows = [row for subject in subjects for row in compare(options, subject, manner)]
     runs = [row.run for row in rows]
     add_speedups(runs)
     notes = explain(rows)
@@ -168,8 +181,14 @@ def compare(options: EngineOptions, subject: Subject, manner: Manner) -> list[Ro
         options, policy=first.placement, schedule=first.schedule, **launch
     ) as engine:
         measured = measure_all(engine, ready, manner, f"comparing on {subject.name}")
-    runs = summarise(subject.name, ready, measured)
-    return [Row(run, one, measured[one.case]) for run, one in zip(runs, ready, strict=True)]
+    return _rows(subject.name, ready, measured)
+
+
+def _rows(name: str, ready: Sequence[Ready], measured: Mapping[Case, Measured]) -> list[Row]:
+    """Cases with their entries; where nothing was run, nothing is measured."""
+    found = [measured.get(one.case, Measured()) for one in ready]
+    runs = summarise(name, ready, found)
+    return [Row(*parts) for parts in zip(runs, ready, found, strict=True)]
 
 
 def table(runs: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -188,14 +207,19 @@ def table(runs: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     names["policy"] = lambda run: run["policy"]
     if varies("schedule"):
         names["schedule"] = lambda run: run["schedule"]
-    names["tokens/s"] = lambda run: _number(run["decode_tokens_per_s"])
-    names["min..max"] = _spread
+    ran = any(run["decode_tokens_per_s"] is not None or run["refused"] for run in runs)
+    if ran:
+        names["tokens/s"] = lambda run: _number(run["decode_tokens_per_s"])
+        names["min..max"] = _spread
     names[f"{runs[0]['predicted_for']}*"] = lambda run: _number(run["predicted_tokens_per_s"])
     if any("speedup" in run for run in runs):
         names["speedup"] = lambda run: f"{run['speedup']:.2f} x" if "speedup" in run else "-"
-    names["neurons on gpu"] = lambda run: _share(run["gpu_neuron_load"])
-    names["gpu waits"] = lambda run: _share(run["wait_share"])
-    names["same tokens"] = _same
+    if not ran:
+        names["expected on gpu"] = lambda run: _share(run["predicted_gpu_neuron_load"])
+    else:
+        names["neurons on gpu"] = lambda run: _share(run["gpu_neuron_load"])
+        names["gpu waits"] = lambda run: _share(run["wait_share"])
+        names["same tokens"] = _same
     return list(names), [[show(run) for show in names.values()] for run in runs]
 
 
@@ -226,11 +250,11 @@ def explain(rows: Sequence[Row]) -> str:
     """What the columns are, below the table: which is measured and which is not."""
     hardware, on_gpu = rows[0].ready.hardware, rows[0].ready.on_gpu
     rates = "its measured rates" if hardware.measured else "its rates, none measured here"
-    where = (
-        "tokens/s: measured here."
-        if on_gpu
-        else "tokens/s: measured here, without a GPU: both executors share this CPU."
-    )
+    where = "tokens/s: measured here."
+    if not any(row.measured.tokens_per_s for row in rows):
+        where = "Nothing was run here; the statistics are those published for the shape."
+    elif not on_gpu:
+        where = "tokens/s: measured here, without a GPU: both executors share this CPU."
     lines = [
         where,
         f"{hardware.name}*: tokens/s by the cost model from {rates}; computed, not measured.",

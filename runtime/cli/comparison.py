@@ -1,6 +1,6 @@
 """How `hotcold compare` runs its cases on one engine, and what becomes of the figures.
 
-Every placement is solved before (cases.py). The runs come in an order drawn from the seed, each
+Every placement is solved before (solving.py). The runs come in an order drawn from the seed, each
 with a warm-up before it, so that a machine which warms up or gets busy does not favour one case.
 """
 
@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hotcold.runtime.cli import output
-from hotcold.runtime.cli.cases import Case, Ready
+from hotcold.runtime.cli.cases import Case
 from hotcold.runtime.cli.running import figures
+from hotcold.runtime.cli.solving import Ready
 from hotcold.runtime.errors import BackendError, BudgetError
 
 if TYPE_CHECKING:
@@ -125,15 +126,18 @@ def _run_once(engine: "Engine", prompt: str, max_tokens: int) -> list[int]:
 
 
 def summarise(
-    model: str, ready: Sequence[Ready], measured: Mapping[Case, Measured]
+    model: str, ready: Sequence[Ready], measured: Sequence[Measured]
 ) -> list[dict[str, Any]]:
     """One entry a case: medians over its runs, the cost model's figures, equality of tokens.
 
-    A case that could not run has None where a measurement would stand, and says why in `refused`.
+    A case that did not run has None where a measurement would stand; one that could not says why
+    in `refused`.
     """
-    ran = [measured[one.case] for one in ready if measured[one.case].token_ids]
+    ran = [record for record in measured if record.token_ids]
     reference = ran[0].token_ids[0] if ran else []
-    return [_entry(model, one, measured[one.case], reference) for one in ready]
+    return [
+        _entry(model, one, record, reference) for one, record in zip(ready, measured, strict=True)
+    ]
 
 
 def _entry(model: str, one: Ready, record: Measured, reference: list[int]) -> dict[str, Any]:

@@ -70,14 +70,15 @@ def command(
             write_atomically(out / PICTURE, picture)
     except OSError as error:
         raise ConfigError(f"cannot write the trace to {out}: {error.strerror}") from error
-    result = {
+    actors = {actor: vars(total) | counters[actor] for actor, total in totals(found).items()}
+    result: dict[str, Any] = {
         "trace": str(out / TRACE),
         "picture": None if picture is None else str(out / PICTURE),
         "passes": len(found),
         "token_us": None if token is None else token.total_ns / 1e3,
-        "actors": {actor: vars(total) | counters[actor] for actor, total in totals(found).items()},
+        "actors": actors,
     }
-    click.echo(_table(result["actors"], len(found)))
+    click.echo(_table(actors, len(found)))
     click.echo(result["trace"])
     if picture is not None:
         click.echo(result["picture"])

@@ -106,7 +106,7 @@ def draw_speeds(group: Group) -> "Figure":
         axes.set_xlabel("tokens/s")
     for row, entry in zip(rows, group.entries, strict=True):
         if not entry.speeds:
-            here.annotate("does not run here", (0, row), (6, -3), textcoords="offset points")
+            here.annotate("not run here", (0, row), (6, -3), textcoords="offset points")
             continue
         middle, low, high = float(np.median(entry.speeds)), min(entry.speeds), max(entry.speeds)
         here.barh(row, middle, 0.6, color=VERMILLION, alpha=0.85)

@@ -15,8 +15,9 @@ from support.fake_engine import FakeEngine
 from support.problems import tiny_plan
 
 from hotcold.runtime.cli import cases, compare, subjects
-from hotcold.runtime.cli.cases import Case, Ready, make_cases, solve_all
+from hotcold.runtime.cli.cases import Case, make_cases
 from hotcold.runtime.cli.options import EngineOptions
+from hotcold.runtime.cli.solving import Ready, solve_all
 from hotcold.runtime.cost import LayerTime, TokenTime
 from hotcold.runtime.errors import ConfigError, PolicyError
 from hotcold.runtime.hardware import load_hardware
@@ -190,6 +191,25 @@ def test_the_model_comes_first_or_by_name(
     assert engines[0].arguments["model"] == "here"
 
 
+def test_a_shape_is_judged_by_the_cost_model_and_nothing_is_run(
+    run: Run, engines: list[FakeEngine], tmp_path: Path
+) -> None:
+    options = "--shape opt-1.3b --ablation --policy all-cpu --vram 2GiB --json"
+    ended = run("compare", *options.split(), "--out", str(tmp_path))
+    assert ended.code == 0, ended.err
+    assert engines == [] and "Nothing was run here" in ended.out
+    runs = json.loads(ended.out.splitlines()[-1])["runs"]
+    assert [entry["step"] for entry in runs] == ["+PO", "+Engine", "+Policy", "ours", ""]
+    speeds = {entry["step"]: entry["predicted_tokens_per_s"] for entry in runs}
+    assert (
+        speeds["+Engine"] < speeds["+Policy"] <= speeds["ours"] and speeds["+PO"] < speeds["ours"]
+    )
+    assert all(entry["decode_tokens_per_s"] is None for entry in runs)
+    assert "data:image/png" in (tmp_path / "compare.html").read_text()
+    assert run("compare", "here", "--shape", "opt-1.3b").code == 2
+    assert "unknown" in only_line(run("compare", "--shape", "opt-1.4b").err)
+
+
 class Images(HTMLParser):
     """Sources of all images, and all that would be fetched."""
 
@@ -258,11 +278,32 @@ def test_solving_places_once_and_schedules_each() -> None:
 
 
 def test_a_setting_that_no_schedule_has_is_refused() -> None:
-    with pytest.raises(ConfigError, match="schedule.share: none of paper, serial has such"):
+    with pytest.raises(ConfigError, match="--set share: no schedule of paper, serial has such"):
         solve_all(
             options(settings={"schedule.share": "0.5"}),
             [Case("greedy", "paper"), Case("greedy", "serial")],
         )
+
+
+def test_settings_go_to_the_policies_that_have_them(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\n\n\n@dataclass(frozen=True)\nclass Mine:\n"
+        "    share: float = 1.0\n\n    def place(self, problem):\n"
+        "        return problem.fill(problem.activations_LN, share=self.share)\n"
+    )
+    mine = f"{file}:Mine"
+    given = make_cases((mine, "greedy", "random"), (), ("28MiB",), False)
+    used = [
+        {
+            one.case.policy: one.plan.bytes_by_device["gpu0"]
+            for one in solve_all(options(settings=settings), given)
+        }
+        for settings in ({}, {"share": "0.5"})
+    ]
+    assert used[1][mine] < used[0][mine] and used[1]["random"] == used[0]["random"]
+    with pytest.raises(ConfigError, match="--set share: no placement of random has such"):
+        solve_all(options(settings={"share": "0.5"}), make_cases(("random",), (), (), False))
 
 
 def test_the_planted_model_is_drawn_once_and_has_the_papers_skew(

@@ -43,7 +43,9 @@ class EngineStats:
     actors: dict[str, ActorStats]
     gpu_neuron_load: float
     plan_hash: str = "abc123"
+    policy: str = "greedy"
     schedule: str = "selective"
+    transport: str = "native"
     recall: RecallEstimate | None = None
 
 
@@ -130,6 +132,10 @@ class FakeEngine:
                 for seq in (1, 2, 3)
             ],
         }
+
+    @property
+    def programs(self) -> dict[str, Any]:
+        return {}
 
     @property
     def recoveries(self) -> list[Any]:

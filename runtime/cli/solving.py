@@ -1,0 +1,241 @@
+"""Solving the cases of `hotcold compare` before any of them is run.
+
+Every placement and schedule is made, checked and judged by the cost model here, so that a policy
+that cannot be used ends the command before it has cost anything. Runs nothing.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from hotcold.runtime.cli.cases import Case
+from hotcold.runtime.cli.options import EngineOptions
+from hotcold.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hotcold.policies.settings import Setting
+    from hotcold.runtime.cost import TokenTime
+    from hotcold.runtime.deployment import Prepared
+    from hotcold.runtime.hardware import HardwareProfile
+    from hotcold.runtime.model import DType, ModelSpec
+    from hotcold.runtime.plan import Plan
+    from hotcold.runtime.problem import Placement, Problem
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A placement that is there already, in the place of the policy that made it."""
+
+    placement: "Placement"
+
+    def place(self, problem: "Problem") -> "Placement":
+        """The placement, whatever the problem; the engine checks it like any other."""
+        return self.placement
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A case that can be run.
+
+    Args:
+        case: which.
+        placement: its placement, as a policy.
+        schedule: its schedule policy, settings in it.
+        plan: what the placement becomes.
+        load: share of the expected activations that the GPU executor computes.
+        predicted: the cost model's times.
+        hardware: the machine they are for.
+        on_gpu: whether it will run on a GPU here.
+    """
+
+    case: Case
+    placement: Solved
+    schedule: Any
+    plan: "Plan"
+    load: float
+    predicted: "TokenTime"
+    hardware: "HardwareProfile"
+    on_gpu: bool
+
+
+def solve_all(options: EngineOptions, cases: Sequence[Case]) -> list[Ready]:
+    """Place and schedule every case, each placement once, several at a time.
+
+    Raises:
+        PolicyError: a policy that cannot be used.
+        HotcoldError: a model or option that cannot be used.
+    """
+    from hotcold.policies.settings import split_settings
+    from hotcold.runtime.config import EngineConfig
+    from hotcold.runtime.deployment import prepare_model, solve, with_budget
+
+    arguments = options.launch_arguments()
+    arguments.pop("address", None)
+    settings = split_settings(options.settings)
+    schedules = _schedules(settings["schedule"], [case.schedule for case in cases])
+    own = _placement_settings(settings["placement"], [case.policy for case in cases])
+    # A schedule's settings are in the objects; one that another schedule lacks is no error.
+    arguments["settings"] = without_schedules(options.settings)
+    prepared = prepare_model(EngineConfig(**arguments))
+    by_budget = {case.vram: prepared for case in cases}
+    for vram in by_budget:
+        if vram is not None:
+            by_budget[vram] = with_budget(prepared, vram)
+    wanted = list(dict.fromkeys((case.vram, case.policy) for case in cases))
+
+    def solved(key: "tuple[str | int | None, str]") -> "Plan":
+        prepared = by_budget[key[0]]
+        config = replace(prepared.config, settings=own[key[1]])
+        return solve(replace(prepared, config=config), key[1])
+
+    made = _several(solved, wanted)
+    plans = dict(zip(wanted, made, strict=True))
+    return [
+        _ready(by_budget[case.vram], case, schedules[case.schedule], plans[case.vram, case.policy])
+        for case in cases
+    ]
+
+
+def _ready(prepared: "Prepared", case: Case, schedule: Any, plan: "Plan") -> Ready:
+    from hotcold.runtime.deployment import deploy
+
+    deploy(prepared, plan, schedule)  # refuses what could not run, before anything does
+    spec, predicts = prepared.bundle.spec, prepared.predicts
+    return _judged(prepared.problem, spec, predicts, case, schedule, plan, prepared.gpu is not None)
+
+
+def _judged(
+    problem: "Problem",
+    spec: "ModelSpec",
+    predicts: bool,
+    case: Case,
+    schedule: Any,
+    plan: "Plan",
+    on_gpu: bool = False,
+) -> Ready:
+    """A case with what the cost model says of it."""
+    from hotcold.policies.run import make_schedule
+    from hotcold.runtime.cost import predict_schedule
+    from hotcold.runtime.dag import build_dag
+    from hotcold.runtime.fetch import computed_plan
+    from hotcold.runtime.problem import Placement
+
+    dag = build_dag(spec, plan, predicts)
+    made = make_schedule(schedule, dag, plan, problem.hardware)
+    return Ready(
+        case,
+        Solved(Placement(plan.device_LN, plan.modules)),
+        schedule,
+        plan,
+        computed_plan(plan, made.fetch).gpu_activation_share,
+        predict_schedule(problem, plan, made),
+        problem.hardware,
+        on_gpu,
+    )
+
+
+def solve_shape(shape: str, options: EngineOptions, cases: Sequence[Case]) -> list[Ready]:
+    """The same for a published shape with synthetic statistics: nothing of it can be run.
+
+    Raises:
+        PolicyError: a policy that cannot be used.
+        ConfigError: no such shape, or an option that cannot be used.
+    """
+    from hotcold.policies.run import place
+    from hotcold.policies.settings import split_settings
+    from hotcold.runtime.config import DEFAULT_CONTEXT
+    from hotcold.runtime.plan import make_plan
+    from hotcold.runtime.plant.shapes import find_shape
+    from hotcold.runtime.shaped import shaped_problem
+    from hotcold.runtime.this_machine import chosen_hardware
+    from hotcold.runtime.units import parse_bytes
+
+    machine, dtype = chosen_hardware(options.hardware), cast("DType", options.dtype or "float16")
+    settings = split_settings(options.settings)
+    schedules = _schedules(settings["schedule"], [case.schedule for case in cases])
+    own = _placement_settings(settings["placement"], [case.policy for case in cases])
+    context, spec = options.context or DEFAULT_CONTEXT, find_shape(shape).spec(None, dtype)
+
+    def solved(key: "tuple[str | int | None, str]") -> "tuple[Problem, Plan]":
+        vram = None if key[0] is None else parse_bytes(key[0], "--vram")
+        problem = shaped_problem(shape, vram, context, dtype, machine)
+        placement = place(key[1], problem, own[key[1]])
+        return problem, make_plan(problem, placement, key[1], f"shape {shape}")
+
+    wanted = list(dict.fromkeys((case.vram, case.policy) for case in cases))
+    made = dict(zip(wanted, _several(solved, wanted), strict=True))
+    ready = []
+    for case in cases:
+        problem, plan = made[case.vram, case.policy]
+        ready.append(_judged(problem, spec, True, case, schedules[case.schedule], plan))
+    return ready
+
+
+def _several(call: Callable[[Key], Result], keys: Sequence[Key]) -> list[Result]:
+    """Results in order; policies run in processes of their own, several at a time."""
+    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+        return list(pool.map(call, keys))
+
+
+def without_schedules(settings: dict[str, str]) -> dict[str, str]:
+    """Settings but for those of schedules."""
+    return {key: value for key, value in settings.items() if not key.startswith("schedule.")}
+
+
+def fields_of(made: object) -> set[str]:
+    """Settings that a policy's class has."""
+    return {field.name for field in fields(made)} if is_dataclass(made) else set()
+
+
+def own_settings(
+    kind: str, settings: "Mapping[str, Setting]", known: Mapping[str, set[str] | None]
+) -> dict[str, dict[str, Any]]:
+    """For each policy those settings that it has; others are for the policies beside it.
+
+    Args:
+        kind: of the policies, "placement" or "schedule".
+        settings: of that kind.
+        known: by policy, the settings it has; None: not known, it gets all of them.
+
+    Raises:
+        ConfigError: a setting that no policy has.
+    """
+    for key in settings:
+        if not any(has is None or key in has for has in known.values()):
+            raise ConfigError(f"--set {key}: no {kind} of {', '.join(known)} has such a setting")
+    return {
+        name: {key: value for key, value in settings.items() if has is None or key in has}
+        for name, has in known.items()
+    }
+
+
+def _placement_settings(
+    settings: "Mapping[str, Setting]", names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Settings by placement policy. Files are imported in their own process only, never here."""
+    from hotcold.policies.registry import BUILT_IN, find
+
+    built_in = BUILT_IN["placement"]
+    known = {
+        name: fields_of(find("placement", name)) if name in built_in else None for name in names
+    }
+    return own_settings("placement", settings, known)
+
+
+def _schedules(settings: "Mapping[str, Setting]", names: Sequence[str]) -> dict[str, Any]:
+    """Schedule policies by name, each with the settings it knows.
+
+    Raises:
+        PolicyError: no such schedule.
+        ConfigError: a setting that none of them has, or that does not convert.
+    """
+    from hotcold.policies.registry import find, instantiate
+
+    classes = {name: find("schedule", name) for name in dict.fromkeys(names)}
+    own = own_settings("schedule", settings, {name: fields_of(c) for name, c in classes.items()})
+    return {name: instantiate(made, own[name], name) for name, made in classes.items()}
