@@ -13,6 +13,7 @@
 
 struct hc_device {
     const hc_device_api *api;
+    int32_t prompt_rows;
     void *self;
     hc_device_report report;
 };
@@ -93,6 +94,7 @@ hc_device *hc_device_create(const void *plugin, const hc_executor_args *args,
         return NULL;
     }
     made->api = api;
+    made->prompt_rows = (int32_t)device->prompt_rows;
     made->self = api->create(args, device, layers);
     free(layers);
     if (made->self)
@@ -107,6 +109,10 @@ void hc_device_destroy(hc_device *device) {
         return;
     device->api->destroy(device->self);
     free(device);
+}
+
+int32_t hc_device_prompt_rows(const hc_device *device) {
+    return device->prompt_rows;
 }
 
 void hc_device_report_last(const hc_device *device, hc_device_report *out) {
@@ -158,6 +164,20 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
     return s ? hc_fail(s, "%s", device->api->error()) : HC_OK;
 }
 
+static void count_pass(hc_executor *e) {
+    const hc_device_report *report = &e->args.device->report;
+    hc_actor_state *state = hc_state_of(e);
+    const int64_t wait = report->phase_ns[3];
+    hc_count(&state->gate_rows, report->gate_rows);
+    hc_count(&state->up_down_rows, report->up_down_rows);
+    hc_count(&state->bytes, report->bytes);
+    hc_count(&state->skipped_exchanges, report->skipped_exchanges);
+    hc_count(&state->busy_ns, report->pass_ns - wait);
+    hc_count(&state->wait_ns, wait);
+    hc_count(&state->passes, 1);
+    __atomic_store_n(&state->progress, state->progress + 1, __ATOMIC_RELAXED);
+}
+
 hc_status hc_device_run_pass(hc_executor *e) {
     const hc_model *m = e->args.model;
     uint32_t *members = NULL;
@@ -171,18 +191,20 @@ hc_status hc_device_run_pass(hc_executor *e) {
     if (!s && members)
         write_masks(e, members);
     free(members);
+    if (!s)
+        count_pass(e);
+    return s;
+}
+
+/* Spends no sequence number: the other actors take no part. */
+hc_status hc_device_run_prompt(hc_executor *e, const hc_device_prompt *prompt) {
+    hc_device *device = e->args.device;
+    hc_status s = device->api->prompt(device->self, prompt, &device->report);
+    if (s == HC_ERR_POISONED)
+        return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
+                       (unsigned long long)hc_segment_poisoned(e->args.segment));
     if (s)
-        return s;
-    const hc_device_report *report = &e->args.device->report;
-    hc_actor_state *state = hc_state_of(e);
-    const int64_t wait = report->phase_ns[3];
-    hc_count(&state->gate_rows, report->gate_rows);
-    hc_count(&state->up_down_rows, report->up_down_rows);
-    hc_count(&state->bytes, report->bytes);
-    hc_count(&state->skipped_exchanges, report->skipped_exchanges);
-    hc_count(&state->busy_ns, report->pass_ns - wait);
-    hc_count(&state->wait_ns, wait);
-    hc_count(&state->passes, 1);
-    __atomic_store_n(&state->progress, state->progress + 1, __ATOMIC_RELAXED);
+        return hc_fail(s, "%s", device->api->error());
+    count_pass(e);
     return HC_OK;
 }

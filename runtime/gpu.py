@@ -20,6 +20,7 @@ from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.errors import BackendError, BudgetError
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan
+from hotcold.runtime.prompt import PIECE_ROWS, choose_rows, id_bytes, prompt_bytes
 from hotcold.runtime.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class GpuChoice:
         used_before: bytes in use on the device before the launch, by whomever.
         bus_share: part of the host's neurons that the GPU reads over the bus and computes.
         visible: CUDA_VISIBLE_DEVICES of the driver.
+        prompt_form: "auto", "dense" or "sparse".
+        prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
     """
 
     kv_dtype: str
@@ -55,6 +58,8 @@ class GpuChoice:
     used_before: int = 0
     bus_share: float = 0.0
     visible: str | None = None
+    prompt_form: str = "auto"
+    prompt_rows: int = 0
 
     @property
     def room(self) -> int:
@@ -63,9 +68,22 @@ class GpuChoice:
 
 
 def choose_gpu(
-    config: EngineConfig, spec: ModelSpec, context: int, vram_bytes: int | None
+    config: EngineConfig,
+    spec: ModelSpec,
+    context: int,
+    vram_bytes: int | None,
+    hidden: int = 0,
+    lookahead: int = 0,
 ) -> GpuChoice | None:
     """The GPU to use, or None for the CPU device.
+
+    Args:
+        config: what the user asked for.
+        spec: the model.
+        context: positions of the KV cache.
+        vram_bytes: the budget, or None for what is free.
+        hidden: width of the widest predictor, 0 where nothing is predicted by matrices.
+        lookahead: layers that predictions are ahead, at most.
 
     Raises:
         BackendError: HOTCOLD_CUDA=require and it cannot be had.
@@ -88,15 +106,25 @@ def choose_gpu(
     budget = free - KEEP_FREE if vram_bytes is None else vram_bytes
     graphs = graph_shape(spec.n_layers, config.max_batch)
     context_bytes = cuda_probe.context_bytes(plugin.path, *graphs) or CONTEXT_BYTES
+    shared = pass_bytes(spec, config.max_batch)
+
+    def need(rows: int) -> int:
+        int8 = config.predictor_dtype == "int8"
+        return prompt_bytes(spec, rows, hidden, lookahead + 1, int8)
+
+    rows = choose_rows(config.prompt_form, context, budget, shared, need)
+    scratch = max(shared, need(rows)) + id_bytes(spec) if rows else shared
     choice = GpuChoice(
         kv_dtype=config.kv_dtype,
         predictor_dtype=config.predictor_dtype,
         vram_bytes=budget,
-        reserve_bytes=context_bytes + scratch_bytes(spec, context, config.max_batch),
+        reserve_bytes=context_bytes + scratch + table_bytes(spec, context, config.max_batch),
         context_bytes=context_bytes,
         used_before=gpu.used_bytes,
         bus_share=config.bus_share,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        prompt_form=config.prompt_form,
+        prompt_rows=rows,
     )
     check_budget(choice, free)
     return choice
@@ -182,14 +210,20 @@ def show_gpu(choice: GpuChoice) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = choice.visible
 
 
-def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
-    """Device memory of a pass beside weights and KV, rounded up; cuda/model.cu lays it out."""
+def pass_bytes(spec: ModelSpec, max_batch: int) -> int:
+    """Device memory of a sparse pass that a dense one may use too, rounded up."""
+    B = 1 << (max_batch - 1).bit_length()
+    D, N = spec.d_model, spec.n_neurons
+    return 4 * B * (HOT_CHUNKS * D + 4 * D + 2 * (spec.q_dim + spec.kv_dim) + 2 * N)
+
+
+def table_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
+    """Device memory beside weights, KV and passes, rounded up; cuda/model.cu lays it out."""
     B = 1 << (max_batch - 1).bit_length()
     L, N, D = spec.n_layers, spec.n_neurons, spec.d_model
-    per_token = HOT_CHUNKS * D + 4 * D + 2 * (spec.q_dim + spec.kv_dim) + spec.vocab_size + 2 * N
     tables = 2 * L * N + 8 * N + context * spec.head_dim + L * HOT_CHUNKS * 8
     norms = (2 * L + 1) * D
-    return 4 * (B * per_token + tables + norms) + (L * 24 + 64) * 256
+    return 4 * (B * spec.vocab_size + tables + norms) + (L * 24 + 64) * 256
 
 
 def bus_mask(choice: GpuChoice, plan: Plan) -> NDArray[np.bool_]:
@@ -237,4 +271,6 @@ def device_arrays(
         vram_bytes=choice.vram_bytes - choice.context_bytes,
         bus_LN=bus_mask(choice, plan).astype(np.uint8) if choice.bus_share else None,
         host_parts_L=host_parts(plan),
+        prompt_rows=choice.prompt_rows,
+        piece_rows=min(PIECE_ROWS, neurons),
     )

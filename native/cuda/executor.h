@@ -1,7 +1,7 @@
 // executor.h - one GPU executor: its memory, its graphs, its pinned words.
 #ifndef HOTCOLD_CUDA_EXECUTOR_H
 #define HOTCOLD_CUDA_EXECUTOR_H
-#include "model.h"
+#include "prompt.h"
 
 #include <memory>
 
@@ -15,6 +15,7 @@ class Executor {
              const hc_device_layer *layers_L);
     ~Executor();
     hc_status pass(const hc_device_pass &in, hc_device_report &report);
+    hc_status prompt(const hc_device_prompt &in, hc_device_report &report);
     float *logits() {
         return logits_host_;
     }
@@ -45,6 +46,7 @@ class Executor {
     float *embedded_ = nullptr, *embedded_mapped_ = nullptr;
     float *logits_host_ = nullptr, *logits_mapped_ = nullptr;
     char *segment_ = nullptr; // as the device sees it
+    std::unique_ptr<Prompt> prompt_;
     bool predicted_ = false;
     cudaGraphExec_t graph_[BUCKETS] = {};
 };

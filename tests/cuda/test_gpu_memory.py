@@ -200,7 +200,9 @@ def in_a_fresh_process(model: Path, vram: int) -> dict[str, int]:
 def wide(plugin: Any, tmp_path_factory: Any) -> Path:
     """Some 100 MB of neurons, so that a budget decides what is resident."""
     folder: Path = tmp_path_factory.mktemp("models") / "wide"
-    write_llama(folder, TinyLlama(d=1024, layers=4, neurons=4096, heads=8, dtype="float16"))
+    write_llama(
+        folder, TinyLlama(d=1024, layers=4, neurons=4096, heads=8, dtype="float16", context=512)
+    )
     return folder
 
 
