@@ -226,6 +226,11 @@ def table_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
     return 4 * (B * spec.vocab_size + tables + norms) + (L * 24 + 64) * 256
 
 
+def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
+    """Device memory beside weights and KV without a dense prompt form, rounded up."""
+    return pass_bytes(spec, max_batch) + table_bytes(spec, context, max_batch)
+
+
 def bus_mask(choice: GpuChoice, plan: Plan) -> NDArray[np.bool_]:
     """Which of the host's neurons the GPU computes, [L, N]: evenly spread, the same everywhere."""
     on_host_LN = plan.device_LN != 0

@@ -245,8 +245,7 @@ def _group(policy: bool, predictor: bool) -> list[Callable[[Any], Any]]:
             "  [default: HOTCOLD_CPU, or the best one]",
         ),
         click.option(
-            "--prompt",
-            "prompt_form",
+            "--prompt-form",
             type=click.Choice(PROMPT_FORMS),
             help="Prompts on a GPU: sparse in blocks of 32 tokens, dense in a pass over the model,"
             " or dense from a measured length on.  [default: auto]",
