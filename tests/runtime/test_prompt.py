@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from hotcold.actors.requests import _rest as rest
 from hotcold.native import nvml
 from hotcold.runtime.bench.gpu_decode import spec_13b
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.executor import make_request
 from hotcold.runtime.prompt import (
     NEVER,
     PromptForm,
@@ -126,3 +128,13 @@ def test_a_13b_model_in_10_gib_gets_whole_passes() -> None:
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(ConfigError, match="choose from auto, dense, sparse"):
         EngineConfig(prompt_form="thick")
+
+
+def test_what_was_generated_before_a_loss_is_not_given() -> None:
+    """A resumed request takes the dense form for what was asked, not for what it had generated."""
+    request = make_request([1, 2, 3], 9, 64)
+    resumed = rest(request, [4, 5], kv_survives=False)
+    assert resumed.prompt.tolist() == [1, 2, 3, 4, 5]
+    assert (resumed.n_given, resumed.n_past, resumed.max_tokens) == (3, 0, 7)
+    again = rest(resumed, [6], kv_survives=False)
+    assert (again.n_given, again.prompt.tolist()) == (3, [1, 2, 3, 4, 5, 6])
