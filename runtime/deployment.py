@@ -160,7 +160,8 @@ def prepare_model(config: EngineConfig) -> Prepared:
     vram = None if config.vram is None else parse_bytes(config.vram)
     hidden = max((fc1.shape[0] for fc1 in _first_matrices(layers)), default=0)
     ahead = int(getattr(predictor, "lookahead", 0))
-    gpu = choose_gpu(config, spec, context, vram, hidden, ahead)
+    forms = {layer.form for layer in layers if layer.form != "gate"}  # exact stands by on a GPU
+    gpu = choose_gpu(config, spec, context, vram, hidden, ahead, forms)
     if gpu is not None:
         layers = _on_gpu(layers, name)
     bytes_L = predictor_bytes_L(layers) if layers else (0,) * spec.n_layers

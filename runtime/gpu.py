@@ -7,7 +7,7 @@ the GPU executor computes on its CPU device.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from hotcold.native import cuda_plugin, cuda_probe, nvml
 from hotcold.native.device import PART_BITS, DeviceArrays
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.errors import BackendError, BudgetError
+from hotcold.runtime.errors import BackendError, BudgetError, ConfigError
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan
-from hotcold.runtime.prompt import PIECE_ROWS, choose_rows, id_bytes, prompt_bytes
+from hotcold.runtime.prompt import PIECE_ROWS, choose_rows, id_bytes, prompt_bytes, sparse_only
 from hotcold.runtime.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ def choose_gpu(
     vram_bytes: int | None,
     hidden: int = 0,
     lookahead: int = 0,
+    forms: Iterable[str] = (),
 ) -> GpuChoice | None:
     """The GPU to use, or None for the CPU device.
 
@@ -84,9 +85,11 @@ def choose_gpu(
         vram_bytes: the budget, or None for what is free.
         hidden: width of the widest predictor, 0 where nothing is predicted by matrices.
         lookahead: layers that predictions are ahead, at most.
+        forms: of the predictor's layers.
 
     Raises:
         BackendError: HOTCOLD_CUDA=require and it cannot be had.
+        ConfigError: dense prompts were asked for, which this model cannot have.
         BudgetError: the budget is less than every plan needs, or more than the GPU has free.
     """
     if config.transport == "ray":
@@ -112,7 +115,7 @@ def choose_gpu(
         int8 = config.predictor_dtype == "int8"
         return prompt_bytes(spec, rows, hidden, lookahead + 1, int8)
 
-    rows = choose_rows(config.prompt_form, context, budget, shared, need)
+    rows = choose_rows(_served_form(config.prompt_form, spec, forms), context, budget, shared, need)
     scratch = max(shared, need(rows)) + id_bytes(spec) if rows else shared
     choice = GpuChoice(
         kv_dtype=config.kv_dtype,
@@ -128,6 +131,16 @@ def choose_gpu(
     )
     check_budget(choice, free)
     return choice
+
+
+def _served_form(form: str, spec: ModelSpec, forms: Iterable[str]) -> str:
+    """The form of prompts that was asked for, or sparse where a model has no other."""
+    missing = sparse_only(spec, forms)
+    if missing and form == "dense":
+        raise ConfigError(
+            f"the dense prompt form does not serve {missing}; choose --prompt-form sparse"
+        )
+    return "sparse" if missing else form
 
 
 def graph_shape(n_layers: int, max_batch: int) -> tuple[int, int]:

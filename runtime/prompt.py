@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,26 @@ def prompt_bytes(spec: ModelSpec, rows: int, hidden: int, masks: int, int8: bool
     expanded = 2 * hidden * max(D, N) if int8 else 0
     slots = SLOTS * piece * NeuronRecord.for_spec(spec).record_bytes
     return 4 * T * floats + proposals + expanded + slots + 32 * 256
+
+
+def sparse_only(spec: ModelSpec, forms: Iterable[str] = ()) -> str:
+    """What of a model or its predictor the dense form has no code for; empty: nothing.
+
+    Args:
+        spec: the model.
+        forms: of the predictor's layers.
+    """
+    found = {
+        "plain ReLU layers": spec.ffn != "reglu",
+        "layer norms": spec.norm != "rms",
+        "learned positions": spec.positions != "rotary",
+        "biases": spec.biases,
+        "norms behind the residual": spec.post_norm,
+        "heads without a norm before them": not spec.final_norm,
+        "projected embeddings": spec.embed_dim not in (None, spec.d_model),
+        "predictors without matrices": any(form != "matrices" for form in forms),
+    }
+    return ", ".join(name for name, there in found.items() if there)
 
 
 def id_bytes(spec: ModelSpec) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hotcold.runtime.prompt import (
     choose_rows,
     dense_tokens,
     prompt_bytes,
+    sparse_only,
 )
 
 
@@ -123,6 +125,14 @@ def test_a_13b_model_in_10_gib_gets_whole_passes() -> None:
         256,
         512,
     )
+
+
+def test_what_only_the_sparse_form_serves() -> None:
+    spec = spec_13b(2)
+    assert not sparse_only(spec, ["matrices"])
+    assert sparse_only(spec, ["matrices", "sign"]) == "predictors without matrices"
+    other = replace(spec, ffn="relu", norm="layer", biases=True)
+    assert sparse_only(other) == "plain ReLU layers, layer norms, biases"
 
 
 def test_an_unknown_form_is_refused() -> None:
