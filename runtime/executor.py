@@ -34,6 +34,7 @@ from hotcold.runtime.gpu import (
     GpuChoice,
     check_promise,
     device_arrays,
+    say_parts,
     shared_plan,
 )
 from hotcold.runtime.kv import KvCache
@@ -111,6 +112,7 @@ class Executor:
         self.native = NativeExecutor(arrays)
         if actor == "gpu" and deployment.gpu is not None:
             check_promise(deployment.gpu, "after the launch")
+            say_parts(deployment.plan)
 
     def _use_gpu(self, arrays: ExecutorArrays, gpu: GpuChoice) -> None:
         """The GPU runs the prediction too, so the predictor's loop stands by."""

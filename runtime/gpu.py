@@ -215,6 +215,15 @@ def host_parts(plan: Plan) -> NDArray[np.uint8] | None:
     return parts_L if parts_L.any() else None
 
 
+def say_parts(plan: Plan) -> None:
+    """Tell the user which modules did not fit on the GPU, and what that means."""
+    if host_parts(plan) is not None:
+        logger.warning(
+            "these parts do not fit the GPU's budget and are read over the bus, token by token: %s",
+            plan.modules_on(plan.devices[-1]),
+        )
+
+
 def show_gpu(choice: GpuChoice) -> None:
     """Let this process see the driver's GPUs; Ray hides them from actors that reserve none."""
     if choice.visible is None:
