@@ -101,7 +101,8 @@ def _rest(request: Request, received: list[int], kv_survives: bool) -> Request:
     prompt = np.concatenate([request.prompt, np.array(received, np.int32)])
     left = request.max_tokens - len(received)
     n_past = len(prompt) - 1 if kv_survives else 0
-    return replace(request, prompt=prompt, max_tokens=left, n_past=n_past)
+    given = request.n_given or len(request.prompt)  # what was generated is decoded again, not dense
+    return replace(request, prompt=prompt, max_tokens=left, n_past=n_past, n_given=given)
 
 
 def _whole(times: RequestTimes, began_ns: int) -> RequestTimes:

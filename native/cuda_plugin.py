@@ -90,7 +90,7 @@ def _find(build: bool) -> Plugin:
         os.environ.get("HOTCOLD_CUDA_ARCH") or found[min(nvml.visible_index(), len(found) - 1)].arch
     )
     compiler = _compiler()
-    target = _cache() / f"libhotcold_cuda-{_key(compiler, arch)}.so"
+    target = cache_folder() / f"libhotcold_cuda-{_key(compiler, arch)}.so"
     if target.is_file():
         return Plugin(target, "cache")
     if compiler is None:
@@ -117,7 +117,8 @@ def _compiler() -> str | None:
     return at_home or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where this user's compiled kernels and measurements are kept."""
     root = os.environ.get("HOTCOLD_CACHE")
     if root:
         return Path(root)

@@ -13,6 +13,7 @@
 
 struct hc_device {
     const hc_device_api *api;
+    int32_t prompt_rows;
     void *self;
     hc_device_report report;
     hc_span *spans; /* of the last pass */
@@ -97,6 +98,7 @@ hc_device *hc_device_create(const void *plugin, const hc_executor_args *args,
         return NULL;
     }
     made->api = api;
+    made->prompt_rows = (int32_t)device->prompt_rows;
     made->self = api->create(args, device, layers);
     free(layers);
     if (made->self)
@@ -113,6 +115,10 @@ void hc_device_destroy(hc_device *device) {
     device->api->destroy(device->self);
     free(device->spans);
     free(device);
+}
+
+int32_t hc_device_prompt_rows(const hc_device *device) {
+    return device->prompt_rows;
 }
 
 void hc_device_report_last(const hc_device *device, hc_device_report *out) {
@@ -202,4 +208,17 @@ hc_status hc_device_run_pass(hc_executor *e) {
     if (!s)
         account(e);
     return s;
+}
+
+/* Spends no sequence number: the other actors take no part. */
+hc_status hc_device_run_prompt(hc_executor *e, const hc_device_prompt *prompt) {
+    hc_device *device = e->args.device;
+    hc_status s = device->api->prompt(device->self, prompt, &device->report);
+    if (s == HC_ERR_POISONED)
+        return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
+                       (unsigned long long)hc_segment_poisoned(e->args.segment));
+    if (s)
+        return hc_fail(s, "%s", device->api->error());
+    account(e);
+    return HC_OK;
 }

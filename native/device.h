@@ -32,6 +32,13 @@ typedef struct { /* one pass, called by the loop thread */
 } hc_device_pass;
 #define HC_DEVICE_SPANS(n_layers) (6 * (n_layers) + 2)
 
+typedef struct { /* prompt tokens in one dense pass, without the exchange */
+    const int32_t *tokens;
+    int32_t count, position, head; /* head: logits of the last one are wanted */
+    float *logits_PV;              /* NULL, or receives those of every token */
+    uint8_t *masks_PLN;            /* NULL, or receives proposals, as bits */
+} hc_device_prompt;
+
 typedef struct {
     uint32_t abi;
     const char *name;
@@ -40,6 +47,7 @@ typedef struct {
                     const hc_device_layer *layers_L);
     void (*destroy)(void *self);
     hc_status (*pass)(void *self, const hc_device_pass *pass, hc_device_report *report);
+    hc_status (*prompt)(void *self, const hc_device_prompt *prompt, hc_device_report *report);
     float *(*logits)(void *self); /* pinned, [max_batch][V]; filled by pass */
     const char *(*error)(void);   /* text of this thread's last failure */
     /* Bench and test door: run one operator on host arrays. */
@@ -54,6 +62,7 @@ const hc_device_api *hc_device_table(void);
 #else
 /* device.c, for request.c and loop.c */
 hc_status hc_device_run_pass(struct hc_executor *executor);
+hc_status hc_device_run_prompt(struct hc_executor *executor, const hc_device_prompt *prompt);
 float *hc_device_logits(hc_device *device);
 #endif
 #endif

@@ -39,6 +39,8 @@ class DeviceArrays:
         bus_LN: uint8 [L, N], 1 for owned neurons that stay in host memory, or None.
         host_parts_L: uint8 [L + 1], PART_BITS of the modules that stay there, or None; the last
             entry is the head's.
+        prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
+        piece_rows: neurons that a dense pass streams and computes at once.
         launch_overlap: let a kernel start while the one before it ends.
     """
 
@@ -52,6 +54,8 @@ class DeviceArrays:
     vram_bytes: int = 0
     bus_LN: NDArray[np.uint8] | None = None
     host_parts_L: NDArray[np.uint8] | None = None
+    prompt_rows: int = 0
+    piece_rows: int = 0
     launch_overlap: bool = True
 
 
@@ -99,6 +103,7 @@ class NativeDevice:
         c.n_chunks, c.bounds_LC = bounds.shape[1] - 1, pointer(bounds, "int32_t *")
         c.vram_bytes, c.launch_overlap = arrays.vram_bytes, arrays.launch_overlap
         c.predictors_L = predictors
+        c.prompt_rows, c.piece_rows = arrays.prompt_rows, arrays.piece_rows
         c.bus_LN = pointer(arrays.bus_LN, "uint8_t *")
         c.host_parts_L = pointer(arrays.host_parts_L, "uint8_t *")
         steps = arrays.predict_steps

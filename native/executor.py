@@ -122,7 +122,12 @@ class PredictorArrays:
 
 @dataclass(frozen=True)
 class Request:
-    """One generation: prompt ids, limits and sampling. logits and masks are written in place."""
+    """One generation: prompt ids, limits and sampling. logits and masks are written in place.
+
+    n_given: leading tokens of the prompt that were asked for, where the rest had been generated
+    before a loss; 0: all. n_dense: leading tokens that a GPU computes in dense passes; None: the
+    executor chooses.
+    """
 
     id: int
     prompt: NDArray[np.int32]
@@ -135,6 +140,8 @@ class Request:
     logits_PV: NDArray[np.float32] | None = None
     masks_PLN: NDArray[np.uint8] | None = None
     n_past: int = 0
+    n_given: int = 0
+    n_dense: int | None = None
 
 
 @dataclass(frozen=True)
@@ -311,7 +318,7 @@ class NativeExecutor:
         c = ffi.new("hc_request *")
         c.id, c.n_prompt, c.max_tokens = request.id, len(request.prompt), request.max_tokens
         c.prompt = pointer(request.prompt, "int32_t *")
-        c.n_past = request.n_past
+        c.n_past, c.n_dense = request.n_past, request.n_dense or 0
         c.n_eos, c.eos = len(request.eos), pointer(request.eos, "int32_t *")
         c.temperature, c.top_p, c.top_k = request.temperature, request.top_p, request.top_k
         c.seed = request.seed

@@ -21,6 +21,8 @@ typedef struct {
     const uint8_t
         *bus_LN; /* NULL, or 1: an owned neuron that stays in host memory, read over the bus */
     const uint8_t *host_parts_L; /* NULL, or [L + 1] of HC_PART_*: modules that stay there too */
+    int64_t prompt_rows;         /* tokens of a dense prompt pass; 0: prompts are always sparse */
+    int64_t piece_rows;          /* neurons that a dense pass streams and computes at once */
 } hc_device_args;
 #define HC_PART_ATTENTION 1
 #define HC_PART_KV        2
@@ -66,6 +68,7 @@ typedef struct { /* tests and benches: one operator on host arrays, copied in an
 } hc_device_op;
 
 typedef struct hc_device hc_device;
+int32_t hc_device_prompt_rows(const hc_device *device); /* 0: no dense prompts */
 /* Open a plug-in library; NULL after a failure. The library stays loaded. */
 const void *hc_device_open(const char *path);
 /* Compute on the device what args describe; the executor made from args with it owns nothing. */

@@ -351,7 +351,8 @@ typedef struct {
     int64_t id;
     const int32_t *prompt;
     int32_t n_prompt, max_tokens, n_eos;
-    int32_t n_past; /* leading positions whose keys and values the cache already holds */
+    int32_t n_past;  /* leading positions whose keys and values the cache already holds */
+    int32_t n_dense; /* leading tokens that a device computes in dense passes; 0: none */
     const int32_t *eos;
     float temperature, top_p;
     int32_t top_k;

@@ -5,6 +5,7 @@
  * decoded token in a pass of its own; sampling is part of the loop.
  */
 #define _GNU_SOURCE
+#include "device.h"
 #include "executor.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,6 +66,9 @@ hc_status hc_executor_post(hc_executor *e, const hc_request *request) {
     if (request->max_tokens < 0 || request->n_prompt + request->max_tokens > context + 1)
         return hc_fail(HC_ERR_ARGUMENT, "%d new tokens after %d do not fit the context of %lld",
                        request->max_tokens, request->n_prompt, (long long)context);
+    if (request->n_dense < 0 || request->n_dense > request->n_prompt)
+        return hc_fail(HC_ERR_ARGUMENT, "%d dense tokens of a prompt of %d", request->n_dense,
+                       request->n_prompt);
     for (int32_t i = 0; i < request->n_prompt; i++)
         if (request->prompt[i] < 0 || request->prompt[i] >= e->args.model->vocab)
             return hc_fail(HC_ERR_ARGUMENT, "token id %d is outside the vocabulary of %lld",
@@ -159,11 +163,41 @@ static hc_status forward(hc_executor *e, const int32_t *tokens, int32_t count, i
     return s;
 }
 
+/* Dense passes over the first n_dense tokens of the prompt; *done: how many there were. */
+static hc_status prefill_dense(hc_executor *e, int32_t *done) {
+    const hc_request *r = &e->inbox.request;
+    const hc_model *m = e->args.model;
+    const int64_t mask_row = m->n_layers * ((m->n + 7) / 8);
+    const int32_t step = e->args.device ? hc_device_prompt_rows(e->args.device) : 0;
+    const int32_t n = step ? r->n_dense : 0;
+    for (int32_t at = 0; at < n; at += step) {
+        const int32_t count = n - at < step ? n - at : step;
+        const hc_device_prompt prompt = {
+            .tokens = e->inbox.prompt + at,
+            .count = count,
+            .position = at,
+            .head = at + count == r->n_prompt,
+            .logits_PV = r->logits_PV ? r->logits_PV + at * m->vocab : NULL,
+            .masks_PLN = r->masks_PLN ? r->masks_PLN + at * mask_row : NULL};
+        hc_status s = hc_device_run_prompt(e, &prompt);
+        if (s)
+            return s;
+        *done = at + count;
+        if (__atomic_load_n(&e->inbox.cancelled, __ATOMIC_RELAXED))
+            return HC_OK;
+    }
+    e->head_rows = 1; /* of the last pass, should it have been the prompt's last */
+    return HC_OK;
+}
+
 static hc_status prefill(hc_executor *e) {
     const hc_inbox *inbox = &e->inbox;
     int32_t n = inbox->request.n_prompt, step = e->args.max_batch;
     /* a device's cache went with its process: what was computed before is computed again */
-    const int32_t past = e->args.device ? 0 : inbox->request.n_past;
+    int32_t past = e->args.device ? 0 : inbox->request.n_past;
+    hc_status dense = prefill_dense(e, &past);
+    if (dense || __atomic_load_n(&inbox->cancelled, __ATOMIC_RELAXED))
+        return dense;
     for (int32_t at = past; at < n; at += step) {
         int32_t count = n - at < step ? n - at : step;
         hc_status s = forward(e, inbox->prompt + at, count, at, at + count == n);

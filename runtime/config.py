@@ -14,6 +14,7 @@ from hotcold.runtime.model import DTYPE_BYTES
 from hotcold.runtime.weights import choose_store
 
 TRANSPORTS = ("native", "ray")
+PROMPT_FORMS = ("auto", "dense", "sparse")
 MAX_BATCH = 32
 DEFAULT_CONTEXT = 512
 DEFAULT_RESTARTS = 3
@@ -42,6 +43,8 @@ class EngineConfig:
         store: how weights are held in memory: "file", "memfd" or "private"
             (`hotcold.runtime.stores`); None: $HOTCOLD_STORE, else by the model's size.
         max_batch: tokens of one pass of a prompt, 1 to 32.
+        prompt_form: on a GPU, "sparse" (blocks of max_batch), "dense" (passes over the whole model,
+            what is not resident streamed through) or "auto": dense from a measured length on.
         kv_dtype: of the KV cache on a GPU, "float32" or "float16" (half the bytes; moves logits by
             about 0.02). The CPU device keeps float32.
         bus_share: part of the neurons beside a GPU that the GPU itself reads from pinned host
@@ -76,6 +79,7 @@ class EngineConfig:
     pin: bool | None = None
     store: str | None = None
     max_batch: int = MAX_BATCH
+    prompt_form: str = "auto"
     kv_dtype: str = "float32"
     predictor_dtype: str | None = None
     bus_share: float = 0.0
@@ -98,6 +102,9 @@ class EngineConfig:
             raise ConfigError(
                 f"dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPE_BYTES)}"
             )
+        if self.prompt_form not in PROMPT_FORMS:
+            forms = ", ".join(PROMPT_FORMS)
+            raise ConfigError(f"prompt_form {self.prompt_form!r} is unknown; choose from {forms}")
         if self.kv_dtype not in ("float32", "float16"):
             raise ConfigError(f"kv_dtype {self.kv_dtype!r} is unknown; choose float32 or float16")
         if not 0 <= self.bus_share <= 0.9:

@@ -171,7 +171,10 @@ def prepare_model(config: EngineConfig) -> Prepared:
         name, note = choice.kind, choice.why
     predictor, layers = _predictor(config, name, bundle, profile)
     vram = None if config.vram is None else parse_bytes(config.vram)
-    gpu = choose_gpu(config, spec, context, vram)
+    hidden = max((fc1.shape[0] for fc1 in _first_matrices(layers)), default=0)
+    ahead = int(getattr(predictor, "lookahead", 0))
+    forms = {layer.form for layer in layers if layer.form != "gate"}  # exact stands by on a GPU
+    gpu = choose_gpu(config, spec, context, vram, hidden, ahead, forms)
     if gpu is not None:
         layers = _on_gpu(layers, name)
     bytes_L = predictor_bytes_L(layers) if layers else (0,) * spec.n_layers
@@ -207,7 +210,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         note=note,
         predictor_bytes_L=tuple(bytes_L) if layers else (),
         predictor_parameters=predictor_parameters(layers),
-        lookahead=int(getattr(predictor, "lookahead", 0)) if layers else 0,
+        lookahead=ahead if layers else 0,
         gpu=gpu,
     )
 
@@ -251,6 +254,12 @@ def _on_gpu(layers: tuple[NativeLayer, ...], name: object) -> tuple[NativeLayer,
     if any(layer.form == "gate" for layer in layers):
         return ()  # gate rows are what the executors evaluate anyway, each those it holds
     return layers
+
+
+def _first_matrices(layers: tuple[NativeLayer, ...]) -> list[Any]:
+    """fc1 of the layers that have one."""
+    found = (getattr(layer, "fc1", None) for layer in layers)
+    return [matrix for matrix in found if matrix is not None]
 
 
 def _int8_bytes(layer: Any, spec: ModelSpec) -> int:

@@ -9,6 +9,7 @@ of them as threads.
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,12 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import KernelError
 from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
-from hotcold.runtime.gpu import COLD_CHUNKS, GpuChoice, check_promise, device_arrays
+from hotcold.runtime.gpu import COLD_CHUNKS, GpuChoice, check_promise, device_arrays, say_parts
 from hotcold.runtime.kv import KvCache
 from hotcold.runtime.pages import packed
 from hotcold.runtime.plan import Plan
 from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
+from hotcold.runtime.prompt import PromptForm
 from hotcold.runtime.rotary import rotary_tables
 from hotcold.runtime.variant import use_kernels
 from hotcold.runtime.weights import WeightStore
@@ -102,9 +104,11 @@ class Executor:
         if actor == "gpu" and deployment.gpu is None:
             kv = kv or KvCache.private(self.bundle.spec, deployment.context)
             arrays.kv = (kv.keys, kv.values)
+        self.prompts = self._prompt_form(arrays)
         self.native = NativeExecutor(arrays)
         if actor == "gpu" and deployment.gpu is not None:
             check_promise(deployment.gpu, "after the launch")
+            say_parts(deployment.plan)
 
     def _use_gpu(self, arrays: ExecutorArrays, gpu: GpuChoice) -> None:
         """The GPU runs the prediction too, so the predictor's loop stands by."""
@@ -122,6 +126,13 @@ class Executor:
             arrays.device = device_arrays(
                 gpu, deployment.plan, deployment.fetch_L, predictors, steps
             )
+
+    def _prompt_form(self, arrays: ExecutorArrays) -> PromptForm:
+        gpu, deployment = self.deployment.gpu, self.deployment
+        if gpu is None:
+            return PromptForm("sparse", 0, arrays.max_batch, "")
+        identity = f"{deployment.plan.hash} {deployment.cores} {deployment.predictor_settings}"
+        return PromptForm(gpu.prompt_form, gpu.prompt_rows, arrays.max_batch, identity)
 
     def _predictor_arrays(self) -> list[PredictorArrays]:
         """Prepare the predictor and put it in the native form; nothing where it stands by."""
@@ -162,6 +173,10 @@ class Executor:
             ConfigError: the request does not fit.
             ActorLostError: the exchange was poisoned meanwhile; names the actor at fault.
         """
+        if request.n_dense is None:
+            given = request.n_given or len(request.prompt)
+            measure = partial(self.prompt_seconds, request)
+            request = replace(request, n_dense=self.prompts.dense_tokens(given, measure))
         self.native.post(request)
         index, wanted = 0, 1
         try:
@@ -177,6 +192,17 @@ class Executor:
         finally:
             self.native.cancel()
         self.native.request_times()
+
+    def prompt_seconds(self, request: Request, tokens: int, dense: int) -> float:
+        """Time the first tokens of a prompt, and throw the result away."""
+        trial = replace(
+            request, prompt=request.prompt[:tokens], max_tokens=0, n_past=0, n_dense=dense,
+            logits_PV=None, masks_PLN=None,
+        )  # fmt: skip
+        for _ in self.generate(trial):
+            pass
+        times = self.native.request_times()
+        return (times.prompt_ns - times.begin_ns) * 1e-9
 
     def request_times(self) -> RequestTimes:
         """Times of the last finished request."""

@@ -7,7 +7,7 @@ the GPU executor computes on its CPU device.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from hotcold.native import cuda_plugin, cuda_probe, nvml
 from hotcold.native.device import PART_BITS, DeviceArrays
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.errors import BackendError, BudgetError
+from hotcold.runtime.errors import BackendError, BudgetError, ConfigError
 from hotcold.runtime.fetch import computed_plan, fetched
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan
+from hotcold.runtime.prompt import PIECE_ROWS, choose_rows, id_bytes, prompt_bytes, sparse_only
 from hotcold.runtime.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class GpuChoice:
         context_bytes: the part of context, kernels and graphs, as measured on this GPU.
         used_before: bytes in use on the device before the launch, by whomever.
         visible: CUDA_VISIBLE_DEVICES of the driver.
+        prompt_form: "auto", "dense" or "sparse".
+        prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
     """
 
     kv_dtype: str
@@ -54,6 +57,8 @@ class GpuChoice:
     context_bytes: int
     used_before: int = 0
     visible: str | None = None
+    prompt_form: str = "auto"
+    prompt_rows: int = 0
 
     @property
     def room(self) -> int:
@@ -62,12 +67,28 @@ class GpuChoice:
 
 
 def choose_gpu(
-    config: EngineConfig, spec: ModelSpec, context: int, vram_bytes: int | None
+    config: EngineConfig,
+    spec: ModelSpec,
+    context: int,
+    vram_bytes: int | None,
+    hidden: int = 0,
+    lookahead: int = 0,
+    forms: Iterable[str] = (),
 ) -> GpuChoice | None:
     """The GPU to use, or None for the CPU device.
 
+    Args:
+        config: what the user asked for.
+        spec: the model.
+        context: positions of the KV cache.
+        vram_bytes: the budget, or None for what is free.
+        hidden: width of the widest predictor, 0 where nothing is predicted by matrices.
+        lookahead: layers that predictions are ahead, at most.
+        forms: of the predictor's layers.
+
     Raises:
         BackendError: HOTCOLD_CUDA=require and it cannot be had.
+        ConfigError: dense prompts were asked for, which this model cannot have.
         BudgetError: the budget is less than every plan needs, or more than the GPU has free.
     """
     if config.transport == "ray":
@@ -87,17 +108,37 @@ def choose_gpu(
     budget = free - KEEP_FREE if vram_bytes is None else vram_bytes
     graphs = graph_shape(spec.n_layers, config.max_batch)
     context_bytes = cuda_probe.context_bytes(plugin.path, *graphs) or CONTEXT_BYTES
+    shared = pass_bytes(spec, config.max_batch)
+
+    def need(rows: int) -> int:
+        int8 = config.predictor_dtype == "int8"
+        return prompt_bytes(spec, rows, hidden, lookahead + 1, int8)
+
+    rows = choose_rows(_served_form(config.prompt_form, spec, forms), context, budget, shared, need)
+    scratch = max(shared, need(rows)) + id_bytes(spec) if rows else shared
     choice = GpuChoice(
         kv_dtype=config.kv_dtype,
         predictor_dtype=config.predictor_dtype,
         vram_bytes=budget,
-        reserve_bytes=context_bytes + scratch_bytes(spec, context, config.max_batch),
+        reserve_bytes=context_bytes + scratch + table_bytes(spec, context, config.max_batch),
         context_bytes=context_bytes,
         used_before=gpu.used_bytes,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        prompt_form=config.prompt_form,
+        prompt_rows=rows,
     )
     check_budget(choice, free)
     return choice
+
+
+def _served_form(form: str, spec: ModelSpec, forms: Iterable[str]) -> str:
+    """The form of prompts that was asked for, or sparse where a model has no other."""
+    missing = sparse_only(spec, forms)
+    if missing and form == "dense":
+        raise ConfigError(
+            f"the dense prompt form does not serve {missing}; choose --prompt-form sparse"
+        )
+    return "sparse" if missing else form
 
 
 def graph_shape(n_layers: int, max_batch: int) -> tuple[int, int]:
@@ -177,6 +218,15 @@ def host_parts(plan: Plan) -> NDArray[np.uint8] | None:
     return parts_L if parts_L.any() else None
 
 
+def say_parts(plan: Plan) -> None:
+    """Tell the user which modules did not fit on the GPU, and what that means."""
+    if host_parts(plan) is not None:
+        logger.warning(
+            "these parts do not fit the GPU's budget and are read over the bus, token by token: %s",
+            plan.modules_on(plan.devices[-1]),
+        )
+
+
 def show_gpu(choice: GpuChoice) -> None:
     """Let this process see the driver's GPUs; Ray hides them from actors that reserve none."""
     if choice.visible is None:
@@ -185,15 +235,26 @@ def show_gpu(choice: GpuChoice) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = choice.visible
 
 
-def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
-    """Device memory of a pass beside weights and KV, rounded up; cuda/model.cu lays it out."""
+def pass_bytes(spec: ModelSpec, max_batch: int) -> int:
+    """Device memory of a sparse pass that a dense one may use too, rounded up."""
+    B = 1 << (max_batch - 1).bit_length()
+    D, N = spec.d_model, spec.n_neurons
+    per_token = HOT_CHUNKS * D + 5 * D + 2 * (spec.q_dim + spec.kv_dim) + 2 * N + spec.embed_width
+    return 4 * B * per_token
+
+
+def table_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
+    """Device memory beside weights, KV and passes, rounded up; cuda/model.cu lays it out."""
     B = 1 << (max_batch - 1).bit_length()
     L, N, D = spec.n_layers, spec.n_neurons, spec.d_model
-    per_token = HOT_CHUNKS * D + 5 * D + 2 * (spec.q_dim + spec.kv_dim) + spec.vocab_size + 2 * N
-    per_token += spec.embed_width
     tables = 2 * L * N + 12 * N + context * spec.head_dim + L * HOT_CHUNKS * 8
     norms = (2 * L + 1) * D
-    return 4 * (B * per_token + tables + norms) + (L * 24 + 64) * 256
+    return 4 * (B * spec.vocab_size + tables + norms) + (L * 24 + 64) * 256
+
+
+def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
+    """Device memory beside weights and KV without a dense prompt form, rounded up."""
+    return pass_bytes(spec, max_batch) + table_bytes(spec, context, max_batch)
 
 
 def device_arrays(
@@ -235,4 +296,6 @@ def device_arrays(
         vram_bytes=choice.vram_bytes - choice.context_bytes,
         bus_LN=fetched(plan.device_LN, fetch_L).astype(np.uint8) if any(fetch_L) else None,
         host_parts_L=host_parts(plan),
+        prompt_rows=choice.prompt_rows,
+        piece_rows=min(PIECE_ROWS, neurons),
     )

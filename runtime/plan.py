@@ -184,13 +184,16 @@ class Plan:
 
         return load_plan(Path(path))
 
+    def modules_on(self, device: str) -> str:
+        """The modules of one device, runs of layers folded: "attention.0-7, kv.0-3"."""
+        return _compact([name for name, home in self.modules.items() if home == device])
+
     def describe(self) -> str:
         """A few lines for people: bytes and modules by device, the share of the work on the GPU."""
         lines = [f"plan {self.hash[:12]} by policy {self.policy!r}"]
         for device, used in self.bytes_by_device.items():
-            names = [name for name, home in self.modules.items() if home == device]
             room = f"{format_bytes(used)} of {format_bytes(self.budgets[device])}"
-            lines.append(f"  {device}: {room}: {_compact(names) or 'no modules'}")
+            lines.append(f"  {device}: {room}: {self.modules_on(device) or 'no modules'}")
         lines.append(
             f"  {int((self.device_LN == 0).sum())} of {self.device_LN.size} neurons on "
             f"{self.devices[0]}, {100 * self.gpu_activation_share:.1f} % of activations"

@@ -76,6 +76,8 @@ void Executor::start() {
     register_segment();
     for (int i = 0; 1 << i <= model_->bucket; i++)
         capture(i);
+    if (device_.prompt_rows)
+        prompt_ = std::make_unique<Prompt>(args_, device_, plan_, *model_, launch_);
     check(cudaStreamSynchronize(launch_.stream), "graphs");
 }
 
@@ -86,6 +88,7 @@ Executor::~Executor() {
 void Executor::release() {
     if (launch_.stream)
         cudaStreamSynchronize(launch_.stream);
+    prompt_.reset();
     for (cudaGraphExec_t graph : graph_)
         if (graph)
             cudaGraphExecDestroy(graph);
@@ -206,6 +209,13 @@ hc_status Executor::pass(const hc_device_pass &in, hc_device_report &report) {
     return HC_OK;
 }
 
+hc_status Executor::prompt(const hc_device_prompt &in, hc_device_report &report) {
+    if (!prompt_)
+        throw std::runtime_error("this executor was made without a dense prompt form");
+    check(cudaSetDevice(device_.index), "CUDA device");
+    return prompt_->run(in, logits_host_, report);
+}
+
 namespace {
 
 thread_local std::string last_error;
@@ -237,6 +247,10 @@ hc_status pass(void *self, const hc_device_pass *in, hc_device_report *report) {
     return guarded([&] { return static_cast<Executor *>(self)->pass(*in, *report); });
 }
 
+hc_status prompt(void *self, const hc_device_prompt *in, hc_device_report *report) {
+    return guarded([&] { return static_cast<Executor *>(self)->prompt(*in, *report); });
+}
+
 float *logits(void *self) {
     return static_cast<Executor *>(self)->logits();
 }
@@ -258,8 +272,8 @@ hc_status operate_guarded(const hc_device_op *op) {
 } // namespace hotcold
 
 extern "C" const hc_device_api *hc_device_table(void) {
-    static const hc_device_api table = {
-        HC_DEVICE_ABI, "cuda",          hotcold::create, hotcold::destroy,
-        hotcold::pass, hotcold::logits, hotcold::error,  hotcold::operate_guarded};
+    static const hc_device_api table = {HC_DEVICE_ABI,    "cuda",         hotcold::create,
+                                        hotcold::destroy, hotcold::pass,  hotcold::prompt,
+                                        hotcold::logits,  hotcold::error, hotcold::operate_guarded};
     return &table;
 }

@@ -1,7 +1,7 @@
 // executor.h - one GPU executor: its memory, its graphs, its pinned words.
 #ifndef HOTCOLD_CUDA_EXECUTOR_H
 #define HOTCOLD_CUDA_EXECUTOR_H
-#include "model.h"
+#include "prompt.h"
 #include "timeline.h"
 
 #include <memory>
@@ -16,6 +16,7 @@ class Executor {
              const hc_device_layer *layers_L);
     ~Executor();
     hc_status pass(const hc_device_pass &in, hc_device_report &report);
+    hc_status prompt(const hc_device_prompt &in, hc_device_report &report);
     float *logits() {
         return logits_host_;
     }
@@ -56,6 +57,7 @@ class Executor {
     uint64_t *stamps_host_ = nullptr, *stamps_mapped_ = nullptr;
     Clock clock_;
     char *segment_ = nullptr; // as the device sees it
+    std::unique_ptr<Prompt> prompt_;
     bool predicted_ = false;
     cudaGraphExec_t graph_[BUCKETS] = {};
 };

@@ -121,6 +121,9 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
     size_t ahead = 0; // layers by which a prediction is early, at most
     for (int i = 0; i < m.n_layers; i++) {
         max_hot = std::max(max_hot, args.shares_L[i].n_ids);
+        layers[i].n_resident = rows_on_device(i);
+        if (device.prompt_rows)
+            layers[i].streamed = streamed(i);
         if (plan_[i].predicted_at < 0)
             continue;
         max_hidden = std::max(max_hidden, device.predictors_L[i].hidden);
@@ -213,12 +216,6 @@ void Model::lay_out(Arena &arena, Arena &host) {
         lay_out_layer(arena, host, i);
     }
     b.pass = arena.take<PassState>(1);
-    b.h = arena.take<float>(B * D);
-    b.normed = arena.take<float>(B * D);
-    b.qkv = arena.take<float>(B * (q_dim + 2 * kv_dim));
-    b.attended = arena.take<float>(B * q_dim);
-    b.hidden = arena.take<float>(B * max_hidden);
-    b.partial_CBD = arena.take<float>(S * B * D);
     b.logits = arena.take<float>(B * m.vocab);
     b.final_norm_D = like(arena, m.final_norm_D, D);
     b.final_norm_bias_D = like(arena, m.final_norm_bias_D, D);
@@ -226,11 +223,19 @@ void Model::lay_out(Arena &arena, Arena &host) {
     b.sin_PE = like(arena, m.sin_PE, m.context * head_dim / 2);
     Arena &head = stays(m.n_layers, HC_PART_HEAD) ? host : arena;
     b.head = head.take<char>(m.vocab * m.embed_dim * bytes_of(m.dtype));
-    b.project_out = nullptr;
-    if (m.project_out) {
-        b.project_out = arena.take<char>(m.embed_dim * D * bytes_of(m.dtype));
+    b.project_out = m.project_out ? arena.take<char>(m.embed_dim * D * bytes_of(m.dtype)) : nullptr;
+    b.skipped = arena.take<int32_t>(1);
+    b.n_hot_L = arena.take<int32_t>(m.n_layers);
+    b.stamps = arena.take<uint64_t>((m.n_layers + 1) * STAMPS);
+    const int64_t scratch = arena.used();
+    b.h = arena.take<float>(B * D);
+    b.normed = arena.take<float>(B * D);
+    b.qkv = arena.take<float>(B * (q_dim + 2 * kv_dim));
+    b.attended = arena.take<float>(B * q_dim);
+    b.hidden = arena.take<float>(B * max_hidden);
+    b.partial_CBD = arena.take<float>(S * B * D);
+    if (m.project_out)
         b.projected = arena.take<float>(B * m.embed_dim);
-    }
     for (int i = 0; i < m.n_layers; i++)
         if (signs(i)) {
             b.planes_BPW = arena.take<uint64_t>(B * 8 * ((D + 63) / 64));
@@ -249,9 +254,10 @@ void Model::lay_out(Arena &arena, Arena &host) {
     }
     b.cold_ids = arena.take<int32_t>(m.n);
     b.cold_members = arena.take<uint32_t>(m.n);
-    b.skipped = arena.take<int32_t>(1);
-    b.n_hot_L = arena.take<int32_t>(m.n_layers);
-    b.stamps = arena.take<uint64_t>((m.n_layers + 1) * STAMPS);
+    const int64_t end = arena.used();
+    arena.go_to(scratch);
+    lay_out_prompt(arena);
+    arena.go_to(std::max(end, arena.used()));
 }
 
 void Model::lay_out_layer(Arena &arena, Arena &host, int index) {
@@ -273,6 +279,7 @@ void Model::lay_out_layer(Arena &arena, Arena &host, int index) {
     layer.o = home(HC_PART_ATTENTION).take<char>(D * q_dim * e);
     layer.records = arena.take<char>(rows_on_device(index) * m.record_bytes);
     layer.record_R = arena.take<const char *>(args_.shares_L[index].n_ids);
+    layer.ids_N = device_.prompt_rows ? arena.take<int32_t>(m.n) : nullptr;
     layer.k_cache = home(HC_PART_KV).take<char>(kv_bytes);
     layer.v_cache = home(HC_PART_KV).take<char>(kv_bytes);
     layer.owned_G = arena.take<uint32_t>((m.n + 31) / 32);
@@ -350,6 +357,7 @@ void Model::upload_layer(int index) {
     const char *records = static_cast<const char *>(from.records);
     std::vector<const char *> record_R(share.n_ids);
     int64_t on_device = 0;
+    std::vector<int32_t> ids;
     for (int64_t k = 0; k < share.n_ids; k++) {
         const char *record = records + share.ids[k] * m.record_bytes;
         owned[share.ids[k] / 32] |= 1u << share.ids[k] % 32;
@@ -361,9 +369,13 @@ void Model::upload_layer(int index) {
             char *target = to.records + on_device++ * m.record_bytes;
             up.copy(target, record, m.record_bytes);
             record_R[k] = target;
+            ids.push_back(share.ids[k]);
         }
     }
     up.copy(to.record_R, record_R.data(), share.n_ids * sizeof(char *));
+    ids.insert(ids.end(), to.streamed.begin(), to.streamed.end());
+    if (to.ids_N)
+        up.copy(to.ids_N, ids.data(), ids.size() * 4);
     for (size_t g = 1; g < rows.size(); g++)
         rows[g] = rows[g - 1] + __builtin_popcount(owned[g - 1]);
     const int32_t *bounds = device_.bounds_LC + index * (S + 1);

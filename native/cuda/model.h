@@ -16,6 +16,8 @@ struct Predictor {
     float *column_D = nullptr;
 };
 
+constexpr int STREAM_SLOTS = 3; // buffers on the device for streamed neurons
+
 struct Layer {
     float *attention_norm_D, *ffn_norm_D;
     float *attention_norm_bias_D, *ffn_norm_bias_D; // NULL: none, as all biases
@@ -28,6 +30,10 @@ struct Layer {
     uint32_t *members_N, *relay;
     int32_t *counts, *fired_4C;
     Predictor predictor;
+    // dense prompts: ids of the neurons whose records are on the device, then of the streamed ones
+    int32_t *ids_N;
+    int64_t n_resident;
+    std::vector<int32_t> streamed;
 };
 
 // Hands out parts of one allocation; with no base it only counts.
@@ -43,9 +49,25 @@ class Arena {
         return used_;
     }
 
+    void go_to(int64_t at) { // what is taken from here on shares memory with what was behind
+        used_ = at;
+    }
+
   private:
     char *base_;
     int64_t used_ = 0;
+};
+
+struct PromptBuffers { // of a dense pass; they share memory with a sparse pass's scratch
+    int64_t tokens = 0, piece_rows = 0; // 0 tokens: there is no dense form
+    int64_t masks = 1;                  // proposals of so many layers are alive at once
+    float *h, *attended, *scale_T, *spare_scale_T;
+    float *wide;           // qkv, then the predictor's hidden layer, then relu(gate) * up
+    char *operand, *spare; // activations as products want them
+    uint8_t *mask, *bits;
+    char *expanded; // int8 predictor matrices as float16
+    unsigned long long *fired;
+    char *slots[STREAM_SLOTS];
 };
 
 struct Buffers { // of one pass
@@ -70,6 +92,7 @@ class Model {
 
     std::vector<Layer> layers;
     Buffers buffers = {};
+    PromptBuffers prompt = {};
     int64_t bytes = 0;   // allocated on the device
     int64_t pinned = 0;  // in host memory, read over the bus
     int64_t max_hot = 1; // longest table of hot neurons
@@ -84,6 +107,7 @@ class Model {
 
   private:
     void lay_out(Arena &arena, Arena &host);
+    void lay_out_prompt(Arena &arena);
     void lay_out_layer(Arena &arena, Arena &host, int index);
     void lay_out_predictor(Arena &arena, Arena &host, int index);
     void upload();
@@ -97,6 +121,7 @@ class Model {
     int64_t rows_on_device(int layer) const;
     bool stays(int index, int part) const; // of a layer, or the head: in host memory
     void allocate();
+    std::vector<int32_t> streamed(int layer) const;
     void reserve_bus();
     std::vector<HotList> hot_; // as many as layers may be predicted before they are computed
     char *memory_ = nullptr;

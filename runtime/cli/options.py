@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from hotcold.runtime.config import PROMPT_FORMS
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.hardware import reference_machines
 
@@ -53,6 +54,7 @@ class EngineOptions:
         seed: seed of sampling and of policies that draw.
         restarts: losses of actors that a generation survives.
         kernels: CPU kernels, a built-in variant or a C file.
+        prompt_form: on a GPU, "auto", "dense" or "sparse" prompts.
         hardware: machine that policies decide for; set by commands that have --hardware.
     """
 
@@ -72,6 +74,7 @@ class EngineOptions:
     seed: int = 0
     restarts: int | None = None
     kernels: str | None = None
+    prompt_form: str | None = None
     hardware: str | None = None
 
     def launch_arguments(self) -> dict[str, Any]:
@@ -90,6 +93,7 @@ class EngineOptions:
             "address": self.address,
             "restarts": self.restarts,
             "kernels": self.kernels,
+            "prompt_form": self.prompt_form,
             "hardware": self.hardware,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -247,6 +251,12 @@ def _group(without: Collection[str]) -> list[Callable[[Any], Any]]:
             help="CPU kernels: a built-in variant (avx2) or your own file.c."
             "  [default: HOTCOLD_CPU, or the best one]",
         ),
+        click.option(
+            "--prompt-form",
+            type=click.Choice(PROMPT_FORMS),
+            help="Prompts on a GPU: sparse in blocks of 32 tokens, dense in a pass over the model,"
+            " or dense from a measured length on.  [default: auto]",
+        ),
         seed_option,
         click.option(
             "--restarts",
@@ -273,6 +283,7 @@ FIELDS = (
     "seed",
     "restarts",
     "kernels",
+    "prompt_form",
 )
 
 

@@ -54,6 +54,16 @@ def tiny(plugin: Any, tmp_path_factory: Any) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def wide(plugin: Any, tmp_path_factory: Any) -> Path:
+    """Some 100 MB of neurons, so that a budget decides what is resident."""
+    folder: Path = tmp_path_factory.mktemp("models") / "wide"
+    write_llama(
+        folder, TinyLlama(d=1024, layers=4, neurons=4096, heads=8, dtype="float16", context=512)
+    )
+    return folder
+
+
 def deployment(model: Path, **options: Any) -> Deployment:
     prepared = prepare_model(EngineConfig(model=model, **options))
     assert prepared.gpu is not None
@@ -88,7 +98,8 @@ def test_parts_on_the_host_change_nothing(
         moved = [name for name, home in made.plan.modules.items() if home == "cpu0"]
         if moved:
             wanted = sum(made.plan.module_bytes[name] for name in moved)
-            assert wanted <= device.report().pinned_bytes <= wanted + 4096 * len(moved)
+            pinned = device.report().pinned_bytes  # biases of predictors stay on the device
+            assert 0.8 * wanted <= pinned <= wanted + 512 * len(moved)
 
 
 def test_the_minimum_launches_and_one_byte_less_is_refused(tiny: Path) -> None:
@@ -131,8 +142,8 @@ def full_gpu() -> Iterator[None]:
         cuda.cuDevicePrimaryCtxRelease_v2(0)
 
 
-def test_a_full_gpu_is_a_typed_error_and_leaves_nothing(tiny: Path) -> None:
-    made = deployment(tiny, vram="2GiB")
+def test_a_full_gpu_is_a_typed_error_and_leaves_nothing(wide: Path) -> None:
+    made = deployment(wide, vram="2GiB")
     with LocalSession(made):
         pass
     before = nvml.used_bytes()
@@ -142,7 +153,7 @@ def test_a_full_gpu_is_a_typed_error_and_leaves_nothing(tiny: Path) -> None:
     assert before is not None and after is not None
     assert after - before <= 4 << 20
     with LocalSession(made) as local:  # and it can be had again
-        assert_oracle(tiny, local)
+        assert_oracle(wide, local)
 
 
 def test_too_little_beside_the_context_is_refused_by_the_device(tiny: Path) -> None:
@@ -194,14 +205,6 @@ def in_a_fresh_process(model: Path, vram: int) -> dict[str, int]:
     assert done.returncode == 0, done.stderr
     result: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return result
-
-
-@pytest.fixture(scope="module")
-def wide(plugin: Any, tmp_path_factory: Any) -> Path:
-    """Some 100 MB of neurons, so that a budget decides what is resident."""
-    folder: Path = tmp_path_factory.mktemp("models") / "wide"
-    write_llama(folder, TinyLlama(d=1024, layers=4, neurons=4096, heads=8, dtype="float16"))
-    return folder
 
 
 @pytest.mark.parametrize("more", [4 << 20, 40 << 20, 90 << 20])

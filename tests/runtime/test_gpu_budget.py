@@ -12,7 +12,14 @@ from hotcold.native import nvml
 from hotcold.native.device import PART_BITS
 from hotcold.runtime import gpu
 from hotcold.runtime.errors import BudgetError
-from hotcold.runtime.gpu import GpuChoice, check_budget, check_promise, graph_shape, host_parts
+from hotcold.runtime.gpu import (
+    GpuChoice,
+    check_budget,
+    check_promise,
+    graph_shape,
+    host_parts,
+    say_parts,
+)
 
 CHOICE = GpuChoice("float16", None, 1000 << 20, 600 << 20, 500 << 20, used_before=7 << 20)
 
@@ -49,6 +56,15 @@ def test_modules_on_the_host_are_bits() -> None:
         PART_BITS["head"],
     ]
     np.testing.assert_array_equal(parts_L, np.array(wanted, np.uint8))
+
+
+def test_parts_on_the_host_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    say_parts(plan_of())
+    assert not caplog.records
+    plan = plan_of(kv_0="cpu0")
+    plan.modules_on = lambda device: f"kv.0 on {device}"
+    say_parts(plan)
+    assert "read over the bus, token by token: kv.0 on cpu0" in caplog.text
 
 
 def test_a_broken_promise_is_said_with_the_figures(

@@ -1,0 +1,56 @@
+// prompt.h - the dense prompt phase of one GPU executor.
+#ifndef HOTCOLD_CUDA_PROMPT_H
+#define HOTCOLD_CUDA_PROMPT_H
+#include "dense.h"
+#include "model.h"
+#include "stream.h"
+
+#include <memory>
+
+namespace hotcold {
+
+class Prompt {
+  public:
+    // All references outlive it; launch has the stream of the passes.
+    Prompt(const hc_executor_args &args, const hc_device_args &device,
+           const std::vector<hc_device_layer> &plan, Model &model, const Launch &launch);
+    ~Prompt();
+    Prompt(const Prompt &) = delete;
+    hc_status run(const hc_device_prompt &in, float *logits_host, hc_device_report &report);
+
+  private:
+    struct Piece { // neurons that are streamed together
+        int32_t layer;
+        int64_t begin, n; // of the layer's streamed ids
+    };
+    void release();
+    void embed(const hc_device_prompt &in);
+    void attend(int layer, const hc_device_prompt &in);
+    void predict(int layer, int at, const hc_device_prompt &in);
+    void feed_forward(int layer, const hc_device_prompt &in);
+    void neurons(const char *records, int64_t n, const int32_t *ids, const uint8_t *mask,
+                 const Operand &x, int tokens);
+    void head(const hc_device_prompt &in, float *logits_host);
+    void feed(int64_t piece);
+    bool poisoned() const;
+    Operand operand(bool spare, const float *x, int64_t stride, const float *norm_D, int64_t k,
+                    int32_t dtype, int tokens);
+    Gemm product(const Operand &x, const void *w, int64_t stride, int64_t rows, int32_t dtype,
+                 int tokens) const;
+    uint8_t *mask(int layer) const;
+
+    const hc_executor_args &args_;
+    const hc_device_args &device_;
+    const std::vector<hc_device_layer> &plan_;
+    Model &model_;
+    Launch launch_;
+    std::vector<Piece> pieces_;
+    std::unique_ptr<Streamer> streamer_;
+    cudaEvent_t free_[STREAM_SLOTS] = {}, ready_[STREAM_SLOTS] = {};
+    int64_t at_ = 0; // the piece to compute next
+    char *rows_ = nullptr;
+    void *rows_mapped_ = nullptr; // embedding rows of the prompt, pinned
+};
+
+} // namespace hotcold
+#endif
