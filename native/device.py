@@ -32,6 +32,7 @@ class DeviceArrays:
         vram_bytes: what may be allocated beside the context; 0: no limit.
         bus_LN: uint8 [L, N], 1 for owned neurons that stay in host memory, or None.
         launch_overlap: let a kernel start while the one before it ends.
+        variant: a compiled CUDA variant whose kernels are asked first, or None.
     """
 
     plugin: Path
@@ -44,6 +45,7 @@ class DeviceArrays:
     vram_bytes: int = 0
     bus_LN: NDArray[np.uint8] | None = None
     launch_overlap: bool = True
+    variant: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ class NativeDevice:
         c.vram_bytes, c.launch_overlap = arrays.vram_bytes, arrays.launch_overlap
         c.predictors_L = predictors
         c.bus_LN = pointer(arrays.bus_LN, "uint8_t *")
+        if arrays.variant is not None:
+            c.variant = name = ffi.new("char[]", str(arrays.variant).encode())
+            keep.append(name)
         steps = arrays.predict_steps
         if steps is not None and len(steps):
             c.predict_steps, c.n_predict_steps = pointer(steps, "hc_step *"), len(steps)

@@ -20,6 +20,7 @@ typedef struct {
     int32_t launch_overlap; /* programmatic dependent launch */
     const uint8_t
         *bus_LN; /* NULL, or 1: an owned neuron that stays in host memory, read over the bus */
+    const char *variant; /* NULL, or a compiled CUDA variant (cuda/variant.cuh) */
 } hc_device_args;
 
 #define HC_PHASES 6
@@ -51,8 +52,10 @@ typedef struct { /* tests and benches: one operator on host arrays, copied in an
     hc_split_args *split;
     hc_attention_args *attention; /* q: whole qkv rows, not yet rotated; caches are in and out */
     const float *cos_PE, *sin_PE; /* NULL: no rotary embedding */
-    int32_t repeat;               /* timed launches after the first */
-    float *seconds;               /* NULL, or the median time of one launch */
+    int32_t repeat;               /* timed rounds after the first launch */
+    int32_t copies;      /* gemv, ffn, attention: of weights or caches; a round visits each once */
+    float *seconds;      /* NULL, or the median over the rounds of a launch's time */
+    const char *variant; /* as in hc_device_args */
 } hc_device_op;
 
 typedef struct hc_device hc_device;

@@ -100,9 +100,10 @@ class Deployment:
         total = self.plan.device_LN.size
         kernels = self.kernels.name if isinstance(self.kernels, Variant) else self.kernels
         by = f", kernels {kernels}" if kernels else ""
+        on_gpu = isinstance(self.kernels, Variant) and self.kernels.on_gpu
         return {
             "gpu": f"attention, head, {hot} of {total} neurons{by}",
-            "cpu": f"{total - hot} of {total} neurons{by}",
+            "cpu": f"{total - hot} of {total} neurons{'' if on_gpu else by}",
             "predictor": self._predictor_role(),
         }
 
@@ -158,6 +159,11 @@ def prepare_model(config: EngineConfig) -> Prepared:
     predictor, layers = _predictor(config, name, bundle, profile)
     vram = None if config.vram is None else parse_bytes(config.vram)
     gpu = choose_gpu(config, spec, context, vram)
+    if gpu is None and isinstance(kernels, Variant) and kernels.on_gpu:
+        raise ConfigError(
+            f"{kernels.name} holds CUDA kernels and this deployment computes without a GPU; leave "
+            "--kernels out, or use the native transport with HOTCOLD_CUDA=auto"
+        )
     if gpu is not None:
         layers = _on_gpu(layers, name)
     bytes_L = predictor_bytes_L(layers) if layers else (0,) * spec.n_layers

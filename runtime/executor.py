@@ -114,7 +114,9 @@ class Executor:
         arrays.shares = _shares(plan, device)
         if self.actor == "gpu":
             steps = deployment.programs["predictor"]
-            arrays.device = device_arrays(gpu, deployment.plan, self._predictor_arrays(), steps)
+            arrays.device = device_arrays(
+                gpu, deployment.plan, self._predictor_arrays(), steps, deployment.kernels
+            )
 
     def _predictor_arrays(self) -> list[PredictorArrays]:
         """Prepare the predictor and put it in the native form; nothing where it stands by."""

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from hotcold.native import cuda_plugin, cuda_probe, nvml
 from hotcold.native.device import DeviceArrays
 from hotcold.runtime.config import EngineConfig
+from hotcold.runtime.cuda_variant import variant_library
 from hotcold.runtime.errors import BackendError, BudgetError
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan
 from hotcold.runtime.units import format_bytes
+from hotcold.runtime.variant import Variant
 
 logger = logging.getLogger(__name__)
 
@@ -155,9 +157,13 @@ def shared_plan(choice: GpuChoice, plan: Plan) -> Plan:
 
 
 def device_arrays(
-    choice: GpuChoice, plan: Plan, predictors: Sequence[Any], predict_steps: NDArray[Any]
+    choice: GpuChoice,
+    plan: Plan,
+    predictors: Sequence[Any],
+    predict_steps: NDArray[Any],
+    kernels: Variant | str | None = None,
 ) -> DeviceArrays:
-    """What the native side needs; compiles the plug-in where no one has yet.
+    """What the native side needs; compiles plug-in and CUDA variant where no one has yet.
 
     Raises:
         BackendError: there is no plug-in on this machine.
@@ -181,4 +187,7 @@ def device_arrays(
         predictor_dtype=choice.predictor_dtype if predictors else None,
         vram_bytes=choice.vram_bytes - choice.context_bytes,
         bus_LN=bus_mask(choice, plan).astype(np.uint8) if choice.bus_share else None,
+        variant=variant_library(kernels)
+        if isinstance(kernels, Variant) and kernels.on_gpu
+        else None,
     )

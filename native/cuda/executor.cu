@@ -38,6 +38,7 @@ Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
     model_ = std::make_unique<Model>(args_, device_, plan_.data());
     check(cudaStreamCreateWithFlags(&launch_.stream, cudaStreamNonBlocking), "stream");
     launch_.overlap = device.launch_overlap != 0;
+    launch_.variant = open_variant(device.variant);
     check(cudaDeviceGetAttribute(&launch_.sms, cudaDevAttrMultiProcessorCount, device.index),
           "CUDA device");
     for (size_t i = 0; i < plan_.size(); i++) {

@@ -24,10 +24,12 @@ struct PassState { // the running pass, in device memory; written by begin
     int32_t position_B[HC_MAX_BATCH];
 };
 
+struct Operators;
 struct Launch { // how to enqueue
     cudaStream_t stream;
     bool overlap; // programmatic dependent launch
     int sms;
+    const Operators *variant; // NULL, or a user's launchers, asked before the built-in ones
 };
 
 enum Epilogue { STORE, ADD, RELU, MEMBERS };
@@ -185,6 +187,24 @@ struct Finish {
     const uint64_t *stamps; // [L + 1][STAMPS]
 };
 void finish(const Finish &args, const Launch &launch);
+
+// What a variant (variant.cuh) may replace. A launcher enqueues and returns true, or returns false
+// where it has no kernel for this shape; NULL: never asked.
+struct Operators {
+    bool (*gemv)(const Gemv &args, int bucket, const Launch &launch);
+    bool (*norm)(const Norm &args, int bucket, const Launch &launch);
+    bool (*attention)(const Attention &args, int bucket, const Launch &launch);
+    bool (*gate_up)(const Ffn &args, int bucket, const Launch &launch);
+    bool (*down)(const Ffn &args, int bucket, const Launch &launch);
+};
+const Operators *open_variant(const char *path); // variant.cu; NULL: none; throws
+
+template <class Args>
+bool by_variant(bool (*Operators::*op)(const Args &, int, const Launch &), const Args &args,
+                int bucket, const Launch &launch) {
+    const Operators *variant = launch.variant;
+    return variant && variant->*op && (variant->*op)(args, bucket, launch);
+}
 
 inline void check(cudaError_t error, const char *what) {
     if (error != cudaSuccess)

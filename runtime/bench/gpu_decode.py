@@ -287,8 +287,8 @@ def main(arguments: list[str] | None = None) -> None:
     for vram, bus_share in itertools.product(options.vram, options.bus_share):
         config = EngineConfig(
             model=options.folder or options.model, vram=None if vram == "all" else vram,
-            predictor=predictor, kv_dtype="float16", predictor_dtype=options.predictor_dtype, context=512,
-            threads=options.threads, bus_share=bus_share,
+            predictor=predictor, predictor_dtype=options.predictor_dtype, kv_dtype="float16",
+            context=512, threads=options.threads, bus_share=bus_share,
         )  # fmt: skip
         result = {"vram": vram, "predictor": options.predictor_dtype or "float16",
                   "bus_share": bus_share}  # fmt: skip
