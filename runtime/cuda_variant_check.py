@@ -135,13 +135,13 @@ def check_attention(plugin: Any, heads: int, kv_heads: int, head_dim: int, batch
     rng, before = np.random.default_rng(head_dim + batch), 40
     shape = (kv_heads, before + batch + 2, head_dim)
     qkv = rng.standard_normal((batch, (heads + 2 * kv_heads) * head_dim)).astype(np.float32)
-    caches = [rng.standard_normal(shape).astype(np.float32) for _ in range(2)]
+    k_cache, v_cache = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
     q, k, v = np.split(qkv.reshape(batch, -1, head_dim), [heads, heads + kv_heads], axis=1)
-    keys, values = (cache.astype(np.float64) for cache in caches)
+    keys, values = (cache.astype(np.float64) for cache in (k_cache, v_cache))
     keys[:, before : before + batch] = k.swapaxes(0, 1)
     values[:, before : before + batch] = v.swapaxes(0, 1)
     positions = np.arange(before, before + batch, dtype=np.int32)
-    got, _ = kernels.attention(plugin, qkv, *caches, heads, positions, None, None)
+    got, _ = kernels.attention(plugin, qkv, k_cache, v_cache, heads, positions, None, None)
     exact = np.zeros((batch, heads, head_dim))
     for b, head in itertools.product(range(batch), range(heads)):
         at, n = head // (heads // kv_heads), before + b + 1
@@ -149,8 +149,8 @@ def check_attention(plugin: Any, heads: int, kv_heads: int, head_dim: int, batch
         share = np.exp(scores - scores.max())
         exact[b, head] = share / share.sum() @ values[at, :n]
     compare(case, got, exact.reshape(batch, -1), 1e-4)
-    compare(f"{case}, keys", caches[0], keys, 0.0)
-    compare(f"{case}, values", caches[1], values, 0.0)
+    compare(f"{case}, keys", k_cache, keys, 0.0)
+    compare(f"{case}, values", v_cache, values, 0.0)
 
 
 def check_all(plugin: Any) -> None:

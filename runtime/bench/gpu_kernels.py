@@ -161,13 +161,14 @@ def _ffn(dtype: str, d: int, density: int, listed: bool) -> GpuCase:
     row, fired = d * BYTES[dtype], int(fires_N.sum())
     size = fired * 3 * row if listed else n * row + fired * 2 * row
     ids = np.flatnonzero(fires_N).astype(np.int32)
-    given = (ids, np.ones(len(ids), np.uint32)) if listed else ()
+    members = np.ones(len(ids), np.uint32)
     bounds_C = np.linspace(0, n, HOT_CHUNKS + 1).astype(np.int32)
     copies = _copies(data.nbytes, size)
 
     def time(plugin: Any, repeat: int) -> float:
+        a_list: dict[str, Any] = {"ids": ids, "members": members} if listed else {}
         return device_kernels.ffn(
-            plugin, data, dtype, x_BD, bounds_C, *given, repeat=repeat, copies=copies
+            plugin, data, dtype, x_BD, bounds_C, repeat=repeat, copies=copies, **a_list
         )[2]
 
     return GpuCase(time, size)
@@ -177,14 +178,23 @@ def _attention(d: int) -> GpuCase:
     """One token after CONTEXT - 1 others, float32 caches."""
     heads = max(1, d // HEAD_DIM)
     qkv_BQ = np.random.default_rng(3).standard_normal((1, 3 * heads * HEAD_DIM)).astype(np.float32)
-    caches = [_weights((heads, CONTEXT, HEAD_DIM), "float32") for _ in range(2)]
+    k_cache, v_cache = (_weights((heads, CONTEXT, HEAD_DIM), "float32") for _ in range(2))
     position_B = np.array([CONTEXT - 1], np.int32)
-    size = 2 * caches[0].nbytes
+    size = 2 * k_cache.nbytes
     copies = _copies(size, size)
 
     def time(plugin: Any, repeat: int) -> float:
         return device_kernels.attention(
-            plugin, qkv_BQ, *caches, heads, position_B, None, None, repeat=repeat, copies=copies
+            plugin,
+            qkv_BQ,
+            k_cache,
+            v_cache,
+            heads,
+            position_B,
+            None,
+            None,
+            repeat=repeat,
+            copies=copies,
         )[1]
 
     return GpuCase(time, size)
