@@ -25,7 +25,7 @@ from hotcold.runtime.models import Source, Sources, find
 from hotcold.runtime.neurons import NeuronRecord
 from hotcold.runtime.plant.drawing import ROWS, Guess
 from hotcold.runtime.plant.families import hf_config
-from hotcold.runtime.plant.streams import BlockWriter, TensorStream, raw_bytes
+from hotcold.runtime.plant.streams import BlockWriter, TensorStream
 
 RECORD_CHUNK_BYTES = 64 << 20
 Tensors = Mapping[str, torch.Tensor]
@@ -93,7 +93,7 @@ class BundleSink(_WithCompanions):
                 self._neurons(tensors)
             else:
                 tensor = tensors[name.removeprefix(stem)]
-                self._out.write(raw_bytes(tensor.to(getattr(torch, entry.dtype))))
+                self._out.tensor(tensor.to(getattr(torch, entry.dtype)))
 
     def layer(self, index: int, tensors: Tensors) -> None:
         """See Sink."""
@@ -115,7 +115,7 @@ class BundleSink(_WithCompanions):
                     records[:, offsets[name] // itemsize :][:, :d] = tensors[name][part]
             if "bias" in tensors:
                 records.view(torch.float32)[:, record.bias_offset // 4] = tensors["bias"][part]
-            self._out.write(raw_bytes(records))
+            self._out.tensor(records)
 
     def ends(self, tensors: Tensors) -> str:
         """See Sink."""
