@@ -279,6 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--predictor-dtype")
     parser.add_argument("--overfire", type=float, default=0.0)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--hardware", help="rates of the bound; default: as measured here")
     parser.add_argument("--bus-share", type=float, nargs="+", default=[0.0])
     options = parser.parse_args(arguments)
     predictor: Any = options.predictor
@@ -288,7 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = EngineConfig(
             model=options.folder or options.model, vram=None if vram == "all" else vram,
             predictor=predictor, predictor_dtype=options.predictor_dtype, kv_dtype="float16",
-            context=512, threads=options.threads, bus_share=bus_share,
+            context=512, threads=options.threads, bus_share=bus_share, hardware=options.hardware,
         )  # fmt: skip
         result = {"vram": vram, "predictor": options.predictor_dtype or "float16",
                   "bus_share": bus_share}  # fmt: skip
