@@ -10,13 +10,15 @@ C_FILES := $(filter %.c %.h,$(NATIVE))
 PROMPT ?= Once upon a time
 SAMPLING ?= --temperature 0.7 --top-p 0.9 --seed 1
 
-.PHONY: run test test-slow setup check fix types native bench wheel clean help sanitize test-neon
+.PHONY: run test test-slow setup check fix types native bench wheel clean help sanitize test-neon \
+  sanitize-gpu
 
 help:
 	@echo "make run      install into $(VENV) if needed, generate a story with three actors"
 	@echo "make test     lint, types and the test suite"
 	@echo "make test-slow  the tests that lose actors on purpose, minutes of them"
 	@echo "make sanitize the native tests on kernels built with ASan and UBSan"
+	@echo "make sanitize-gpu a small case of every CUDA kernel under compute-sanitizer's four tools"
 	@echo "make test-neon the NEON kernels under qemu (gcc-aarch64-linux-gnu, qemu-user-static)"
 	@echo "make setup    install into $(VENV) with what tests and linters need"
 	@echo "make check    ruff, clang-format, mypy"
@@ -100,6 +102,15 @@ sanitize: setup
 	  LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" && \
 	  $(BIN)/python -c 'from hotcold.native import _kernels; exit("sanitize" not in _kernels.__file__)' && \
 	  $(BIN)/python -m pytest -p no:cacheprovider -m "not ray and not neon" tests/native
+
+# Needs an NVIDIA GPU and the CUDA toolkit; the plug-in is compiled before, not under the tools.
+GPU_TOOLS := memcheck racecheck synccheck initcheck
+
+sanitize-gpu: setup
+	$(BIN)/python -c 'from hotcold.native import cuda_plugin; exit(cuda_plugin.find() is None)'
+	set -e; for tool in $(GPU_TOOLS); do echo "== $$tool"; \
+	  HOTCOLD_TEST_SMALL=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/cuda/test_kernels.py; done
 
 test-neon: setup
 	$(BIN)/python -m pytest -m neon tests/native

@@ -86,10 +86,7 @@ def _find(build: bool) -> Plugin:
         return Plugin(Path(named).resolve(), "path")
     if (HERE / NAME).is_file():
         return Plugin(HERE / NAME, "wheel")
-    arch = (
-        os.environ.get("HOTCOLD_CUDA_ARCH") or found[min(nvml.visible_index(), len(found) - 1)].arch
-    )
-    compiler = _compiler()
+    arch, compiler = architecture(), find_compiler()
     target = cache_folder() / f"libhotcold_cuda-{_key(compiler, arch)}.so"
     if target.is_file():
         return Plugin(target, "cache")
@@ -111,7 +108,20 @@ def sources() -> list[Path]:
     return [*own, *(HERE / name for name in ("device.h", "gpu.h", "hotcold.h", "predict.h"))]
 
 
-def _compiler() -> str | None:
+def architecture() -> str:
+    """What to compile for: HOTCOLD_CUDA_ARCH, else the visible GPU's compute capability ("90").
+
+    Raises:
+        BackendError: neither is there.
+    """
+    found, named = nvml.gpus(), os.environ.get("HOTCOLD_CUDA_ARCH")
+    if not named and not found:
+        raise BackendError("no NVIDIA GPU is visible to compile for; set HOTCOLD_CUDA_ARCH")
+    return named or found[min(nvml.visible_index(), len(found) - 1)].arch
+
+
+def find_compiler() -> str | None:
+    """Path of nvcc, or None."""
     home = os.environ.get("CUDA_HOME")
     at_home = shutil.which("nvcc", path=f"{home}/bin") if home else None
     return at_home or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")

@@ -42,6 +42,7 @@ class DeviceArrays:
         prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
         piece_rows: neurons that a dense pass streams and computes at once.
         launch_overlap: let a kernel start while the one before it ends.
+        variant: a compiled CUDA variant whose kernels are asked first, or None.
     """
 
     plugin: Path
@@ -57,6 +58,7 @@ class DeviceArrays:
     prompt_rows: int = 0
     piece_rows: int = 0
     launch_overlap: bool = True
+    variant: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,9 @@ class NativeDevice:
         c.prompt_rows, c.piece_rows = arrays.prompt_rows, arrays.piece_rows
         c.bus_LN = pointer(arrays.bus_LN, "uint8_t *")
         c.host_parts_L = pointer(arrays.host_parts_L, "uint8_t *")
+        if arrays.variant is not None:
+            c.variant = name = ffi.new("char[]", str(arrays.variant).encode())
+            keep.append(name)
         steps = arrays.predict_steps
         if steps is not None and len(steps):
             c.predict_steps, c.n_predict_steps = pointer(steps, "hc_step *"), len(steps)

@@ -1,9 +1,12 @@
 """The GPU plug-in's operators one by one, on numpy arrays: for tests and `bench kernels`.
 
 Every call copies its arrays to the device and back, so the time to look at is the one returned with
-repeat, which is of the kernel alone. Passes do not come through here.
+repeat, which is of the kernel alone. A plug-in is what open_plugin() returns, or a WithVariant.
+Passes do not come through here.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +33,14 @@ def hold_graphs(plugin: Any, nodes: int, graphs: int) -> None:
         check(lib.hc_device_operate(plugin, op))
 
 
+@dataclass(frozen=True)
+class WithVariant:
+    """A plug-in and a compiled CUDA variant, whose kernels are asked first."""
+
+    plugin: Any
+    variant: Path
+
+
 def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> float:
     """Run hc_device_operate; median seconds of the repeats, 0 without any."""
     op = ffi.new("hc_device_op *")
@@ -37,6 +48,10 @@ def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> flo
     setattr(op, "gemv" if kind == "norm" else kind, args)
     seconds = ffi.new("float *")
     op.seconds = seconds
+    name = None
+    if isinstance(plugin, WithVariant):
+        op.variant = name = ffi.new("char[]", str(plugin.variant).encode())
+        plugin = plugin.plugin
     for name, value in more.items():
         is_array = isinstance(value, np.ndarray)
         setattr(op, name, pointer(value, "float *") if is_array else value)
@@ -57,8 +72,11 @@ def gemv(
     add_to: F32 | None = None,
     relu: bool = False,
     repeat: int = 0,
+    copies: int = 1,
 ) -> tuple[F32, float]:
     """y_BR = W x (W with a row stride of its own allowed), and seconds a launch.
+
+    Timed launches go round over copies of W, so that none is in a cache.
 
     bfloat16 weights come as uint16. scale_R belongs to int8 weights, bias_R to all others; norm_D
     norms x on the way in.
@@ -75,7 +93,7 @@ def gemv(
     a.relu = relu
     a.accumulate = add_to is not None
     more = {} if norm_D is None else {"norm_D": norm_D, "eps": eps}
-    return y_BR, _operate(plugin, "gemv", a, repeat, **more)
+    return y_BR, _operate(plugin, "gemv", a, repeat, copies=copies, **more)
 
 
 def ffn(
@@ -89,6 +107,7 @@ def ffn(
     repeat: int = 0,
     gated: bool = True,
     bias_offset: int = 0,
+    copies: int = 1,
 ) -> tuple[F32, int, float]:
     """Sparse FFN over rows of a table [rows, record_bytes] with gate, up, down side by side.
 
@@ -111,7 +130,7 @@ def ffn(
         a.members = pointer(members, "uint32_t *")
     a.bounds, a.n_chunks = pointer(bounds_C, "int32_t *"), len(bounds_C) - 1
     a.x_BD, a.y_BD = pointer(x_BD, "float *"), pointer(y_BD, "float *")
-    seconds = _operate(plugin, "ffn", a, repeat)
+    seconds = _operate(plugin, "ffn", a, repeat, copies=copies)
     return y_BD, int(a.up_down_rows), seconds
 
 
@@ -147,6 +166,7 @@ def attention(
     cos_PE: F32 | None,
     sin_PE: F32 | None,
     repeat: int = 0,
+    copies: int = 1,
 ) -> tuple[F32, float]:
     """Rotate (with tables), append to the caches [kv_heads, context, head_dim] in place, attend.
 
@@ -162,7 +182,7 @@ def attention(
     a.batch, a.context = len(qkv_BQ), context
     a.position_B, a.out = pointer(position_B, "int32_t *"), pointer(out, "float *")
     tables = {} if cos_PE is None else {"cos_PE": cos_PE, "sin_PE": sin_PE}
-    seconds = _operate(plugin, "attention", a, repeat, **tables)
+    seconds = _operate(plugin, "attention", a, repeat, copies=copies, **tables)
     return out, seconds
 
 

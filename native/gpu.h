@@ -23,6 +23,7 @@ typedef struct {
     const uint8_t *host_parts_L; /* NULL, or [L + 1] of HC_PART_*: modules that stay there too */
     int64_t prompt_rows;         /* tokens of a dense prompt pass; 0: prompts are always sparse */
     int64_t piece_rows;          /* neurons that a dense pass streams and computes at once */
+    const char *variant; /* NULL, or a compiled CUDA variant (cuda/variant.cuh) */
 } hc_device_args;
 #define HC_PART_ATTENTION 1
 #define HC_PART_KV        2
@@ -63,8 +64,10 @@ typedef struct { /* tests and benches: one operator on host arrays, copied in an
     hc_split_args *split;
     hc_attention_args *attention; /* q: whole qkv rows, not yet rotated; caches are in and out */
     const float *cos_PE, *sin_PE; /* NULL: no rotary embedding */
-    int32_t repeat;               /* timed launches after the first */
-    float *seconds;               /* NULL, or the median time of one launch */
+    int32_t repeat;               /* timed rounds after the first launch */
+    int32_t copies;      /* gemv, ffn, attention: of weights or caches; a round visits each once */
+    float *seconds;      /* NULL, or the median over the rounds of a launch's time */
+    const char *variant; /* as in hc_device_args */
 } hc_device_op;
 
 typedef struct hc_device hc_device;

@@ -113,9 +113,10 @@ class Deployment:
         fetches = f", {over_bus} fetched over the bus" if over_bus else ""
         kernels = self.kernels.name if isinstance(self.kernels, Variant) else self.kernels
         by = f", kernels {kernels}" if kernels else ""
+        on_gpu = isinstance(self.kernels, Variant) and self.kernels.on_gpu
         return {
             "gpu": f"attention, head, {hot} of {total} neurons{fetches}{by}",
-            "cpu": f"{total - hot - over_bus} of {total} neurons{by}",
+            "cpu": f"{total - hot - over_bus} of {total} neurons{'' if on_gpu else by}",
             "predictor": self._predictor_role(),
         }
 
@@ -175,6 +176,11 @@ def prepare_model(config: EngineConfig) -> Prepared:
     ahead = int(getattr(predictor, "lookahead", 0))
     forms = {layer.form for layer in layers if layer.form != "gate"}  # exact stands by on a GPU
     gpu = choose_gpu(config, spec, context, vram, hidden, ahead, forms)
+    if gpu is None and isinstance(kernels, Variant) and kernels.on_gpu:
+        raise ConfigError(
+            f"{kernels.name} holds CUDA kernels and this deployment computes without a GPU; leave "
+            "--kernels out, or use the native transport with HOTCOLD_CUDA=auto"
+        )
     if gpu is not None:
         layers = _on_gpu(layers, name)
     bytes_L = predictor_bytes_L(layers) if layers else (0,) * spec.n_layers

@@ -124,7 +124,7 @@ class Executor:
         if self.actor == "gpu":
             steps, predictors = deployment.programs["predictor"], self._predictor_arrays()
             arrays.device = device_arrays(
-                gpu, deployment.plan, deployment.fetch_L, predictors, steps
+                *(gpu, deployment.plan, deployment.fetch_L, predictors, steps), deployment.kernels
             )
 
     def _prompt_form(self, arrays: ExecutorArrays) -> PromptForm:

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from hotcold.native import cuda_plugin, cuda_probe, nvml
 from hotcold.native.device import PART_BITS, DeviceArrays
 from hotcold.runtime.config import EngineConfig
+from hotcold.runtime.cuda_variant import variant_library
 from hotcold.runtime.errors import BackendError, BudgetError, ConfigError
 from hotcold.runtime.fetch import computed_plan, fetched
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan
 from hotcold.runtime.prompt import PIECE_ROWS, choose_rows, id_bytes, prompt_bytes, sparse_only
 from hotcold.runtime.units import format_bytes
+from hotcold.runtime.variant import Variant
 
 logger = logging.getLogger(__name__)
 
@@ -263,8 +265,9 @@ def device_arrays(
     fetch_L: Sequence[float],
     predictors: Sequence[Any],
     predict_steps: NDArray[Any],
+    kernels: Variant | str | None = None,
 ) -> DeviceArrays:
-    """What the native side needs; compiles the plug-in where no one has yet.
+    """What the native side needs; compiles plug-in and CUDA variant where no one has yet.
 
     Args:
         choice: how the GPU is used.
@@ -272,6 +275,7 @@ def device_arrays(
         fetch_L: shares of the cold neurons that the GPU reads over the bus (fetch.py).
         predictors: of every layer, or none.
         predict_steps: the predictor's program.
+        kernels: a CUDA variant of one's own, if any.
 
     Raises:
         BackendError: there is no plug-in on this machine.
@@ -298,4 +302,7 @@ def device_arrays(
         host_parts_L=host_parts(plan),
         prompt_rows=choice.prompt_rows,
         piece_rows=min(PIECE_ROWS, neurons),
+        variant=variant_library(kernels)
+        if isinstance(kernels, Variant) and kernels.on_gpu
+        else None,
     )

@@ -4,6 +4,7 @@
 the guide. The file is compiled into the user's cache under a key of its text, the compiler and the
 CPU, then compared with float64 in a process of its own (`variant_check`), which may crash or hang
 alone. Every executor compiles and loads it itself; nothing falls back to the built-in kernels.
+Files in CUDA (.cu) are handed on to cuda_variant.py.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +31,8 @@ FLAGS = (
 ).split()
 COMPILE_S, CHECK_S = 120, 120
 _CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from hotcold.runtime.variant_check import main; main(sys.argv[2], sys.argv[3])"
+    "import json, sys, importlib; sys.path[:] = json.loads(sys.argv[1]); "
+    "importlib.import_module(sys.argv[2]).main(*sys.argv[3:])"
 )
 
 
@@ -45,6 +47,11 @@ class Variant:
 
     path: str
     digest: str
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether these are CUDA kernels, for the GPU executor's GPU alone."""
+        return self.path.endswith(".cu")
 
     @property
     def name(self) -> str:
@@ -68,12 +75,16 @@ def prepare_kernels(kernels: str | None) -> "Variant | str | None":
         ConfigError, BackendError: a file that cannot be used, or an unknown name.
     """
     name = kernels or os.environ.get("HOTCOLD_CPU") or None
+    if name is not None and name.endswith(".cu"):
+        from hotcold.runtime.cuda_variant import prepare_cuda_variant
+
+        return prepare_cuda_variant(name)
     if name is not None and is_variant_file(name):
         return prepare_variant(name)
     if kernels is not None and kernels not in cpu_variants():
         raise BackendError(
             f"CPU kernels {kernels!r} are not supported here; available: "
-            f"{', '.join(cpu_variants())}, or a C file"
+            f"{', '.join(cpu_variants())}, or a C or CUDA file"
         )
     return kernels
 
@@ -90,7 +101,7 @@ def prepare_variant(path: str | os.PathLike[str]) -> Variant:
     library = _compile(variant)
     stamp = library.with_suffix(".tested")
     if not stamp.exists():
-        _check_in_child(variant, library)
+        check_in_child("hotcold.runtime.variant_check", source.name, [str(library), variant.name])
         stamp.touch()
     return variant
 
@@ -112,6 +123,8 @@ def use_kernels(kernels: "Variant | str | None") -> None:
         return
     if isinstance(kernels, str):
         force_cpu_variant(kernels)
+    elif kernels.on_gpu:
+        return  # the device loads it, with its plug-in
     else:
         load_variant(kernels)
         force_cpu_variant(kernels.name)
@@ -138,8 +151,8 @@ def _compiler() -> list[str]:
     return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
-def _run(command: list[str], source: Path) -> str:
-    """Run the compiler; its standard output.
+def run_compiler(command: list[str], source: Path, way_out: str = "install gcc or set CC") -> str:
+    """Run a compiler; its standard output.
 
     Raises:
         BackendError: there is none.
@@ -151,8 +164,7 @@ def _run(command: list[str], source: Path) -> str:
         )
     except (FileNotFoundError, PermissionError) as error:
         raise BackendError(
-            f"{source.name} needs a C compiler and {command[0]!r} cannot be run; install gcc or "
-            "set CC"
+            f"{source.name} needs a compiler and {command[0]!r} cannot be run; {way_out}"
         ) from error
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"{source.name} did not compile in {COMPILE_S} s") from error
@@ -171,28 +183,43 @@ def _digest(source: Path) -> str:
     """Hash of what the compiler sees, headers included."""
     if not source.is_file():
         raise ConfigError(f"there is no kernel file {str(source)!r}; give a C file")
-    text = _run([*_command(), "-E", "-P", str(source)], source)
+    text = run_compiler([*_command(), "-E", "-P", str(source)], source)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _compile(variant: Variant) -> Path:
     """The shared object of a variant on this machine, compiled unless the cache has it."""
     source = Path(variant.path)
-    key = hashlib.sha256(
-        "\0".join(
-            [variant.digest, *_command(), _run([*_compiler(), "--version"], source), _cpu()]
-        ).encode()
-    ).hexdigest()[:20]
+    version = run_compiler([*_compiler(), "--version"], source)
+    return cached_library(
+        source,
+        [variant.digest, *_command(), version, _cpu()],
+        lambda to: run_compiler([*_command(), str(source), "-o", str(to), "-lm"], source),
+    )
+
+
+def cached_library(source: Path, key: list[str], build: Callable[[Path], object]) -> Path:
+    """A library in the user's cache, built unless it is there.
+
+    Args:
+        source: the file it is made of, for its name.
+        key: all that it depends on.
+        build: called with the path to write; raises what it likes.
+
+    Raises:
+        KernelError: the cache cannot be written.
+    """
+    digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:20]
     folder = cache_folder() / "kernels"
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.stem)[:40].strip("-")
-    library = folder / f"{name or 'variant'}-{key}.so"
+    library = folder / f"{name or 'variant'}-{digest}.so"
     if library.exists():
         return library
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
             fresh = Path(temporary) / "variant.so"
-            _run([*_command(), str(source), "-o", str(fresh), "-lm"], source)
+            build(fresh)
             fresh.replace(library)
     except OSError as error:
         raise KernelError(
@@ -212,8 +239,13 @@ def _cpu() -> str:
     return platform.machine() + "\n".join(sorted(set(kept)))
 
 
-def _check_in_child(variant: Variant, library: Path) -> None:
+def check_in_child(module: str, file: str, arguments: list[str]) -> None:
     """Compare with float64 in a fresh process.
+
+    Args:
+        module: whose main(*arguments) does it.
+        file: name of the kernel file, for messages.
+        arguments: for it.
 
     Raises:
         ConfigError: wrong results, a crash or a hang, with the case.
@@ -221,9 +253,8 @@ def _check_in_child(variant: Variant, library: Path) -> None:
     """
     import json
 
-    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(library), variant.name]
+    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), module, *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "HOTCOLD_CPU"}
-    file = Path(variant.path).name
     with tempfile.TemporaryFile("w+") as said:
         try:
             code = subprocess.run(
@@ -255,9 +286,12 @@ def _check_in_child(variant: Variant, library: Path) -> None:
 __all__ = [
     "Variant",
     "active_cpu_variant",
+    "cached_library",
+    "check_in_child",
     "is_variant_file",
     "load_variant",
     "prepare_kernels",
     "prepare_variant",
+    "run_compiler",
     "use_kernels",
 ]

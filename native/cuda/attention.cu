@@ -179,6 +179,8 @@ template <class T> void launch_t(const Attention &args, int bucket, const Launch
 } // namespace v1
 
 void attention(const Attention &args, int bucket, const Launch &launch) {
+    if (by_variant(&Operators::attention, args, bucket, launch))
+        return;
     if (args.kv_f16)
         v1::launch_t<__half>(args, bucket, launch);
     else

@@ -62,6 +62,7 @@ void Executor::start() {
     model_ = std::make_unique<Model>(args_, device_, plan_.data());
     check(cudaStreamCreateWithFlags(&launch_.stream, cudaStreamNonBlocking), "stream");
     launch_.overlap = device_.launch_overlap != 0;
+    launch_.variant = open_variant(device_.variant);
     check(cudaDeviceGetAttribute(&launch_.sms, cudaDevAttrMultiProcessorCount, device_.index),
           "CUDA device");
     for (size_t i = 0; i < plan_.size(); i++) {

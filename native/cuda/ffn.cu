@@ -380,10 +380,14 @@ void start(const Ffn &args, int bucket, bool is_down, const Launch &launch) {
 } // namespace v1
 
 void gate_up(const Ffn &args, int bucket, const Launch &launch) {
+    if (by_variant(&Operators::gate_up, args, bucket, launch))
+        return;
     v1::start(args, bucket, false, launch);
 }
 
 void down(const Ffn &args, int bucket, const Launch &launch) {
+    if (by_variant(&Operators::down, args, bucket, launch))
+        return;
     v1::start(args, bucket, true, launch);
 }
 

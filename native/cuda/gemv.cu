@@ -176,6 +176,8 @@ template <class W> void launch_w(Gemv1 &a, int bucket, const Launch &launch) {
 } // namespace v1
 
 void gemv(const Gemv &args, int bucket, const Launch &launch) {
+    if (by_variant(&Operators::gemv, args, bucket, launch))
+        return;
     v1::Gemv1 a;
     static_cast<Gemv &>(a) = args;
     const int pack = args.dtype == HC_I8 ? 16 : args.dtype == HC_F32 ? 4 : 8;

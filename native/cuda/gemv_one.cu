@@ -152,7 +152,7 @@ template <class W, int P> void start_rows(Gemv2 &a, const Launch &launch) {
     if (P == 1)
         start_norm<W, P, 8, 5>(a, launch);
     else if (a.rows >= launch.sms * 8)
-        start_norm<W, P, P == 2 ? 6 : 4, 3>(a, launch);
+        start_norm<W, P, P == 2 ? 6 : P == 7 ? 3 : 4, 3>(a, launch); // P 7: 4 rows would spill
     else
         start_norm<W, P, 1, 4>(a, launch);
 }

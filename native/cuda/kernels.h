@@ -31,10 +31,12 @@ struct PassState { // the running pass, in device memory; written by begin
     int32_t position_B[HC_MAX_BATCH];
 };
 
+struct Operators;
 struct Launch { // how to enqueue
     cudaStream_t stream;
     bool overlap; // programmatic dependent launch
     int sms;
+    const Operators *variant; // NULL, or a user's launchers, asked before the built-in ones
 };
 
 enum Epilogue { STORE, ADD, RELU, MEMBERS };
@@ -196,6 +198,24 @@ struct Finish {
     uint64_t *stamps, *stamps_host; // [L + 1][STAMPS]
 };
 void finish(const Finish &args, const Launch &launch);
+
+// What a variant (variant.cuh) may replace. A launcher enqueues and returns true, or returns false
+// where it has no kernel for this shape; NULL: never asked.
+struct Operators {
+    bool (*gemv)(const Gemv &args, int bucket, const Launch &launch);
+    bool (*norm)(const Norm &args, int bucket, const Launch &launch);
+    bool (*attention)(const Attention &args, int bucket, const Launch &launch);
+    bool (*gate_up)(const Ffn &args, int bucket, const Launch &launch);
+    bool (*down)(const Ffn &args, int bucket, const Launch &launch);
+};
+const Operators *open_variant(const char *path); // variant.cu; NULL: none; throws
+
+template <class Args>
+bool by_variant(bool (*Operators::*op)(const Args &, int, const Launch &), const Args &args,
+                int bucket, const Launch &launch) {
+    const Operators *variant = launch.variant;
+    return variant && variant->*op && (variant->*op)(args, bucket, launch);
+}
 
 // Throws with the figures where the device has no memory left; the text names --vram, by which the
 // Python side knows it for a budget's error.

@@ -31,6 +31,8 @@ __global__ void __launch_bounds__(512) norm_kernel(const Norm a) {
 } // namespace v1
 
 void norm(const Norm &args, int bucket, const Launch &launch) {
+    if (by_variant(&Operators::norm, args, bucket, launch))
+        return;
     enqueue<Norm>(v1::norm_kernel, dim3(bucket), 512, 0, launch, args);
     if (bucket > 1 && args.to.x_flag)
         signal_x(args.to, args.pass, launch); // when all blocks are done

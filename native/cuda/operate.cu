@@ -7,21 +7,37 @@
 namespace hotcold {
 namespace {
 
+constexpr int64_t BEHIND = 256;
+
+int copies_of(const hc_device_op &op) {
+    return std::max(op.copies, 1);
+}
+
 class Scratch { // device memory that goes with the scope
   public:
     ~Scratch() {
         for (void *block : blocks_)
             cudaFree(block);
     }
+    // What lies behind it is no number of any dtype, so that a kernel that reads too far shows.
     template <class T> T *make(int64_t count, const void *from = nullptr) {
         void *block = nullptr;
         const size_t bytes = std::max<int64_t>(count, 1) * sizeof(T);
-        check(cudaMalloc(&block, bytes), "GPU memory");
+        check(cudaMalloc(&block, bytes + BEHIND), "GPU memory");
         blocks_.push_back(block);
         check(cudaMemset(block, 0, bytes), "GPU memory");
+        check(cudaMemset(static_cast<char *>(block) + bytes, 0xff, BEHIND), "GPU memory");
         if (from)
             check(cudaMemcpy(block, from, count * sizeof(T), cudaMemcpyHostToDevice), "copy in");
         return static_cast<T *>(block);
+    }
+    // Copies of count bytes, one behind the other.
+    char *repeated(int64_t count, const void *from, int copies) {
+        char *first = make<char>(count * copies);
+        check(cudaMemcpy(first, from, count, cudaMemcpyHostToDevice), "copy in");
+        for (int i = 1; i < copies; i++)
+            check(cudaMemcpy(first + i * count, first, count, cudaMemcpyDeviceToDevice), "copy");
+        return first;
     }
     PassState *pass(int32_t batch, const int32_t *position_B, int32_t head_rows) {
         PassState state = {};
@@ -39,24 +55,29 @@ void fetch(void *to, const void *from, int64_t bytes) {
     check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "copy out");
 }
 
-// Run body once, then `repeat` times; the median time goes to seconds.
-template <class Body> void run(const hc_device_op &op, Launch &launch, Body body) {
+// Run body once and take what came out, then `repeat` rounds over all copies; seconds gets the median
+// time of a launch in a round.
+template <class Body, class Take>
+void run(const hc_device_op &op, Launch &launch, Body body, Take take) {
     check(cudaStreamCreateWithFlags(&launch.stream, cudaStreamNonBlocking), "stream");
     check(cudaDeviceGetAttribute(&launch.sms, cudaDevAttrMultiProcessorCount, op.index), "device");
-    body();
+    launch.variant = open_variant(op.variant);
+    body(0);
     check(cudaStreamSynchronize(launch.stream), "kernel");
+    take();
     std::vector<float> times;
     cudaEvent_t begin, end;
     check(cudaEventCreate(&begin), "event");
     check(cudaEventCreate(&end), "event");
     for (int i = 0; i < op.repeat; i++) {
         check(cudaEventRecord(begin, launch.stream), "event");
-        body();
+        for (int copy = 0; copy < copies_of(op); copy++)
+            body(copy);
         check(cudaEventRecord(end, launch.stream), "event");
         check(cudaEventSynchronize(end), "kernel");
         float milliseconds = 0;
         check(cudaEventElapsedTime(&milliseconds, begin, end), "event");
-        times.push_back(milliseconds * 1e-3f);
+        times.push_back(milliseconds * 1e-3f / static_cast<float>(copies_of(op)));
     }
     cudaEventDestroy(begin);
     cudaEventDestroy(end);
@@ -72,7 +93,8 @@ void operate_gemv(const hc_device_op &op) {
     Scratch scratch;
     Launch launch = {};
     Gemv g = {};
-    g.w = scratch.make<char>(a.rows * a.stride_bytes, a.w);
+    const int64_t size = a.rows * a.stride_bytes;
+    const char *w = scratch.repeated(size, a.w, copies_of(op));
     g.stride = a.stride_bytes, g.rows = static_cast<int32_t>(a.rows),
     g.d = static_cast<int32_t>(a.d);
     g.dtype = a.dtype;
@@ -92,9 +114,14 @@ void operate_gemv(const hc_device_op &op) {
     g.norm_D = op.norm_D ? scratch.make<float>(a.d, op.norm_D) : nullptr;
     g.epilogue = a.accumulate ? ADD : a.relu ? RELU : STORE;
     g.pass = scratch.pass(a.batch, nullptr, 0);
-    run(op, launch, [&] { gemv(g, bucket, launch); });
-    for (int b = 0; b < a.batch; b++)
-        fetch(a.y_BR + b * a.y_stride, y + b * a.rows, a.rows * 4);
+    const auto body = [&](int copy) {
+        g.w = w + copy * size;
+        gemv(g, bucket, launch);
+    };
+    run(op, launch, body, [&] {
+        for (int b = 0; b < a.batch; b++)
+            fetch(a.y_BR + b * a.y_stride, y + b * a.rows, a.rows * 4);
+    });
 }
 
 void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotated
@@ -108,8 +135,8 @@ void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotate
     check(cudaMemcpy(qkv, a.q, a.batch * row * 4, cudaMemcpyHostToDevice), "copy in");
     Attention t = {};
     t.qkv = qkv;
-    t.k_cache = scratch.make<float>(cache, a.k_cache);
-    t.v_cache = scratch.make<float>(cache, a.v_cache);
+    char *k_cache = scratch.repeated(cache * 4, a.k_cache, copies_of(op));
+    char *v_cache = scratch.repeated(cache * 4, a.v_cache, copies_of(op));
     if (op.cos_PE) {
         t.cos_PE = scratch.make<float>(a.context * a.head_dim / 2, op.cos_PE);
         t.sin_PE = scratch.make<float>(a.context * a.head_dim / 2, op.sin_PE);
@@ -118,10 +145,15 @@ void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotate
     t.heads = a.heads, t.kv_heads = a.kv_heads, t.head_dim = a.head_dim;
     t.context = static_cast<int32_t>(a.context);
     t.pass = scratch.pass(a.batch, a.position_B, 0);
-    run(op, launch, [&] { attention(t, bucket, launch); });
-    fetch(a.out, t.out, static_cast<int64_t>(a.batch) * a.heads * a.head_dim * 4);
-    fetch(const_cast<float *>(a.k_cache), t.k_cache, cache * 4);
-    fetch(const_cast<float *>(a.v_cache), t.v_cache, cache * 4);
+    const auto body = [&](int copy) {
+        t.k_cache = k_cache + copy * cache * 4, t.v_cache = v_cache + copy * cache * 4;
+        attention(t, bucket, launch);
+    };
+    run(op, launch, body, [&] {
+        fetch(a.out, t.out, static_cast<int64_t>(a.batch) * a.heads * a.head_dim * 4);
+        fetch(const_cast<float *>(a.k_cache), k_cache, cache * 4);
+        fetch(const_cast<float *>(a.v_cache), v_cache, cache * 4);
+    });
 }
 
 // ids are rows of a table of n_rows = bounds' last; NULL ids: all rows, gate first.
@@ -132,11 +164,13 @@ void operate_ffn(const hc_device_op &op) {
     Scratch scratch;
     Launch launch = {};
     Ffn f = {};
-    const char *records = scratch.make<char>(n_rows * a.record_bytes, a.records);
-    std::vector<const char *> record_R(n_rows);
-    for (int32_t r = 0; r < n_rows; r++)
+    const int copies = copies_of(op);
+    const char *records = scratch.repeated(n_rows * a.record_bytes, a.records, copies);
+    std::vector<const char *> record_R(static_cast<size_t>(n_rows) * copies);
+    for (size_t r = 0; r < record_R.size(); r++)
         record_R[r] = records + r * a.record_bytes;
-    f.record_R = scratch.make<const char *>(n_rows, record_R.data());
+    const char **tables =
+        scratch.make<const char *>(static_cast<int64_t>(record_R.size()), record_R.data());
     f.record_bytes = a.record_bytes, f.gate_offset = a.gate_offset, f.up_offset = a.up_offset;
     f.bias_offset = a.bias_offset;
     f.down_offset = a.down_offset, f.d = static_cast<int32_t>(a.d), f.dtype = a.dtype;
@@ -160,18 +194,20 @@ void operate_ffn(const hc_device_op &op) {
     PassState *pass = scratch.pass(a.batch, nullptr, 0);
     f.pass = pass;
     Merge m = {h, f.partial_CBD, S, f.d, bucket, {}, nullptr, 0, nullptr, pass, nullptr};
-    run(op, launch, [&] {
-        check(cudaMemsetAsync(h, 0, bucket * a.d * 4, launch.stream), "memset");
+    const auto body = [&](int copy) { // h grows by y each time; only the first is looked at
+        f.record_R = tables + static_cast<int64_t>(copy) * n_rows;
         gate_up(f, bucket, launch);
         down(f, bucket, launch);
         merge(m, launch);
+    };
+    run(op, launch, body, [&] {
+        fetch(a.y_BD, h, a.batch * a.d * 4);
+        std::vector<int32_t> fired(4 * S);
+        fetch(fired.data(), f.fired_C, fired.size() * 4);
+        a.up_down_rows = 0;
+        for (int i = 0; i < (bucket + 7) / 8 * S; i++)
+            a.up_down_rows += fired[i];
     });
-    fetch(a.y_BD, h, a.batch * a.d * 4);
-    std::vector<int32_t> fired(4 * S);
-    fetch(fired.data(), f.fired_C, fired.size() * 4);
-    a.up_down_rows = 0;
-    for (int i = 0; i < (bucket + 7) / 8 * S; i++)
-        a.up_down_rows += fired[i];
 }
 
 void operate_norm(const hc_device_op &op) { // y: [B][D]
@@ -184,8 +220,9 @@ void operate_norm(const hc_device_op &op) { // y: [B][D]
     Norm n = {x, scratch.make<float>(a.d, op.norm_D), nullptr, y, nullptr, a.d, op.eps};
     n.bias_D = op.norm_bias_D ? scratch.make<float>(a.d, op.norm_bias_D) : nullptr;
     n.kind = op.norm_kind, n.pass = scratch.pass(a.batch, nullptr, 0);
-    run(op, launch, [&] { norm(n, bucket, launch); });
-    fetch(a.y_BR, y, a.batch * a.d * 4);
+    run(
+        op, launch, [&](int) { norm(n, bucket, launch); },
+        [&] { fetch(a.y_BR, y, a.batch * a.d * 4); });
 }
 
 void operate_sign(const hc_device_op &op) {
@@ -207,9 +244,10 @@ void operate_sign(const hc_device_op &op) {
     s.step_B = scratch.make<float>(bucket);
     s.members_N = scratch.make<uint32_t>(a.n);
     s.pass = scratch.pass(a.batch, nullptr, 0);
-    run(op, launch, [&] { sign(s, bucket, launch); });
     std::vector<uint32_t> members(a.n);
-    fetch(members.data(), s.members_N, a.n * 4);
+    run(
+        op, launch, [&](int) { sign(s, bucket, launch); },
+        [&] { fetch(members.data(), s.members_N, a.n * 4); });
     for (int64_t b = 0; b < a.batch; b++)
         for (int64_t i = 0; i < a.n; i++)
             a.scores_BN[b * a.n + i] = static_cast<float>(members[i] >> b & 1);
@@ -246,7 +284,7 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
     s.to.cold = reinterpret_cast<hc_active *>(scratch.make<char>(64 + 2 * part));
     s.to.capacity = a.n;
     s.pass = scratch.pass(a.batch, nullptr, 0);
-    run(op, launch, [&] { split(s, launch); });
+    run(op, launch, [&](int) { split(s, launch); }, [] {});
     const char *sent = reinterpret_cast<const char *>(s.to.cold + 1);
     const void *ids[2] = {s.hot.rows, sent}, *words[2] = {s.hot.members, sent + part};
     int32_t counts[2];

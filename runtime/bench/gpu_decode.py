@@ -287,6 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--predictor-dtype")
     parser.add_argument("--overfire", type=float, default=0.0)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--hardware", help="rates of the bound; default: as measured here")
     parser.add_argument("--bus-share", type=float, nargs="+", default=[0.0])
     options = parser.parse_args(arguments)
     predictor: Any = options.predictor
@@ -296,8 +297,8 @@ def main(arguments: list[str] | None = None) -> None:
         config = EngineConfig(
             model=options.folder or options.model, vram=None if vram == "all" else vram,
             predictor=predictor, kv_dtype="float16", predictor_dtype=options.predictor_dtype,
-            context=options.context, prompt_form=options.prompt_form,
-            threads=options.threads, bus_share=bus_share,
+            context=options.context, prompt_form=options.prompt_form, threads=options.threads,
+            bus_share=bus_share, hardware=options.hardware,
         )  # fmt: skip
         result = {"vram": vram, "predictor": options.predictor_dtype or "float16",
                   "bus_share": bus_share}  # fmt: skip

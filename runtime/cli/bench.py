@@ -27,6 +27,7 @@ from hotcold.runtime.units import parse_bytes
 
 if TYPE_CHECKING:
     from hotcold.actors import Engine
+    from hotcold.runtime.bench.kernels import Settings
     from hotcold.runtime.formats.bundle import Bundle
 
 
@@ -160,10 +161,8 @@ def weight_stores(size: str, rounds: int, as_json: bool) -> None:
 )
 @click.option(
     "--buffer",
-    default="2GiB",
-    show_default=True,
     metavar="SIZE",
-    help="Memory to walk through; several times the caches.",
+    help="Memory to walk through; several times the caches.  [default: 2GiB]",
 )
 @click.option(
     "--samples",
@@ -174,33 +173,61 @@ def weight_stores(size: str, rounds: int, as_json: bool) -> None:
 )
 @click.option(
     "--variant",
-    metavar="FILE.c",
-    help=("Kernels of your own to test and to time beside the built-in ones."),
+    metavar="FILE",
+    help=("Kernels of your own to test and to time beside the built-in ones: C, or CUDA (.cu)."),
 )
+@click.option("--gpu", is_flag=True, help="The GPU's kernels; goes without saying with a .cu file.")
 @json_option
 @debug_option
 def kernels(
-    buffer: str,
+    buffer: str | None,
     variant: str | None,
+    gpu: bool,
     as_json: bool,
     **chosen: Any,  # noqa: ANN401 - as click parsed them
 ) -> None:
     """Bytes a second of every operator on one token, beside those of reading alone, cold memory.
 
     fraction: of the cold read bandwidth of rows of the same length, measured in the same run,
-    medians; best: the same of the fastest calls, which tells more on a machine that is busy.
+    medians; best: the same of the fastest calls, which tells more on a machine that is busy. On a
+    GPU: of the rate of a large dense product.
     """
     from hotcold.runtime.bench.kernels import Settings, doubts, measure
 
     given = {name: value for name, value in chosen.items() if value}
+    if gpu or (variant is not None and variant.endswith(".cu")):
+        if buffer is not None or "threads" in given:
+            raise click.UsageError("--buffer and --threads belong to the CPU's kernels")
+        _gpu_kernels(Settings(**given), variant, as_json)
+        return
     given.setdefault("threads", sorted({1, len(os.sched_getaffinity(0))}))
     settings = Settings(
-        **given, buffer_bytes=parse_bytes(buffer, "--buffer"), variant=_tested(variant)
+        **given,
+        buffer_bytes=parse_bytes(buffer or "2GiB", "--buffer"),
+        variant=_tested(variant),
     )
     result = measure(settings, lambda text: output.note(f"bench kernels: {text}"))
     click.echo(output.table(KERNEL_COLUMNS, kernel_rows(result)))
     for doubt in doubts(result):
         output.note(f"bench kernels: {doubt}")
+    if as_json:
+        output.emit_json(result)
+
+
+def _gpu_kernels(settings: "Settings", variant: str | None, as_json: bool) -> None:
+    """The GPU's part of bench kernels."""
+    from hotcold.runtime.bench.gpu_kernels import measure, rows
+    from hotcold.runtime.cuda_variant import prepare_cuda_variant, variant_library
+
+    library = None
+    if variant is not None:
+        prepared = prepare_cuda_variant(variant)
+        library = variant_library(prepared)
+        output.note(f"bench kernels: {prepared.name} computes what float64 does")
+    result = measure(settings, library, lambda text: output.note(f"bench kernels: {text}"))
+    columns = ("case", "kernels", "us", "GB/s", "fraction")
+    click.echo(output.table(columns, list(rows(result))))
+    click.echo(f"a dense product reads {result['read_gb_per_s']:.0f} GB/s")
     if as_json:
         output.emit_json(result)
 

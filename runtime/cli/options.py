@@ -248,7 +248,7 @@ def _group(without: Collection[str]) -> list[Callable[[Any], Any]]:
         click.option(
             "--kernels",
             metavar="NAME",
-            help="CPU kernels: a built-in variant (avx2) or your own file.c."
+            help="Kernels: a built-in variant (avx2), your own file.c, or file.cu for the GPU."
             "  [default: HOTCOLD_CPU, or the best one]",
         ),
         click.option(

@@ -9,6 +9,12 @@ from hotcold.runtime.cli.options import DTYPES, debug_option, json_option
 from hotcold.runtime.plant.shapes import NOTES, SHAPES
 
 DEVICES = ("auto", "cpu", "cuda")
+FORMS = (
+    "bundle",
+    "hf",
+    "gguf",
+    "powerinfer-gguf",
+)  # plant.making's; torch is not loaded for --help
 
 
 def _shapes() -> str:
@@ -38,7 +44,14 @@ def _shapes() -> str:
     type=click.Path(path_type=Path),
     help="Folder to make; must be empty or not there.",
 )
-@click.option("--hf", is_flag=True, help="Write a Hugging Face folder instead of a bundle.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMS),
+    help="What to write: a bundle, a Hugging Face folder, GGUF for llama.cpp, or PowerInfer's GGUF"
+    " and activation counts (both need the extra `rivals`).  [default: bundle]",
+)
+@click.option("--hf", is_flag=True, help="The same as --format hf.")
 @click.option("--layers", type=click.IntRange(min=1), help="Only so many layers.")
 @click.option(
     "--dtype",
@@ -125,6 +138,7 @@ def _shapes() -> str:
 def command(
     shape: str,
     out: Path,
+    form: str | None,
     hf: bool,
     layers: int | None,
     dtype: str,
@@ -153,6 +167,8 @@ def command(
     from hotcold.runtime.plant.making import plant
     from hotcold.runtime.plant.options import PlantOptions
 
+    if hf and form not in (None, "hf"):
+        raise click.UsageError(f"--hf and --format {form} exclude each other; give one of them")
     options = PlantOptions(
         shape=shape,
         layers=layers,
@@ -177,7 +193,7 @@ def command(
         report = plant(
             options,
             out,
-            hugging_face=hf,
+            form=form or ("hf" if hf else "bundle"),
             device=device,
             progress=lambda done, total: progress(done, done / total),
         )

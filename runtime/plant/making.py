@@ -17,10 +17,12 @@ import torch
 
 from hotcold.runtime.errors import BackendError, BudgetError, ConfigError
 from hotcold.runtime.formats.convert import PREDICTORS, PROFILE
+from hotcold.runtime.formats.gguf import check_gguf
 from hotcold.runtime.formats.layout import layout
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plant.drawing import Drawing
 from hotcold.runtime.plant.families import hf_config
+from hotcold.runtime.plant.gguf_sink import GgufSink
 from hotcold.runtime.plant.options import PlantOptions
 from hotcold.runtime.plant.planting import Planter
 from hotcold.runtime.plant.room import check_disk, check_memory, check_out
@@ -30,6 +32,7 @@ from hotcold.runtime.plant.writers import BundleSink, HuggingFaceSink, Sink
 from hotcold.runtime.profile import ActivationProfile
 
 Progress = Callable[[int, int], None]
+FORMS = ("bundle", "hf", "gguf", "powerinfer-gguf")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class PlantReport:
         recall, precision: of the predictor.
         tokens: calibration tokens.
         weights_bytes: of the matrices, predictors not counted.
-        checksum: of the bundle; "" for a Hugging Face folder.
+        checksum: of the bundle; "" for other formats.
         seconds: wall clock.
     """
 
@@ -80,7 +83,7 @@ def plant(
     options: PlantOptions,
     out: Path,
     *,
-    hugging_face: bool = False,
+    form: str = "bundle",
     device: str = "auto",
     progress: Progress | None = None,
 ) -> PlantReport:
@@ -89,7 +92,7 @@ def plant(
     Args:
         options: what.
         out: the folder to make; may exist if it is empty.
-        hugging_face: write safetensors for anyone, instead of a bundle.
+        form: of FORMS: a bundle, safetensors for anyone, GGUF for llama.cpp or for PowerInfer.
         device: "auto", "cpu" or "cuda".
         progress: called with layers done and layers in all.
 
@@ -103,8 +106,7 @@ def plant(
     check_out(out)
     where = find_device(device)
     drawing = options.drawing(where.type == "cuda")
-    if hugging_face:
-        hf_config(drawing.spec)
+    _check_form(form, drawing)
     if where.type == "cpu":
         check_memory(drawing)
     try:
@@ -117,7 +119,7 @@ def plant(
             f"cannot write beside {out} ({error.strerror}); give a folder you can write"
         ) from error
     try:
-        report = _write(options, drawing, folder, hugging_face, where, progress)
+        report = _write(options, drawing, folder, form, where, progress)
         os.replace(folder, out)  # onto an empty folder too
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
@@ -137,6 +139,28 @@ def plant(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return PlantReport(out, drawing.spec, *report, time.monotonic() - begin)
+
+
+def _check_form(form: str, drawing: Drawing) -> None:
+    """Refuse, before anything is drawn, a model that has no such form.
+
+    Raises:
+        ConfigError: which, and why.
+    """
+    if form not in FORMS:
+        raise ConfigError(f"format {form!r:.80} is unknown; choose one of {', '.join(FORMS)}")
+    if form == "hf":
+        hf_config(drawing.spec)
+    elif form != "bundle":
+        check_gguf(drawing.spec, form == "powerinfer-gguf")
+
+
+def _sink(form: str, drawing: Drawing, folder: Path) -> Sink:
+    if form == "bundle":
+        return BundleSink(folder, drawing.spec)
+    if form == "hf":
+        return HuggingFaceSink(folder, drawing.spec)
+    return GgufSink(folder, drawing.spec, drawing.hidden if form == "powerinfer-gguf" else None)
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -162,7 +186,7 @@ def _write(
     options: PlantOptions,
     drawing: Drawing,
     folder: Path,
-    hugging_face: bool,
+    form: str,
     device: torch.device,
     progress: Progress | None,
 ) -> tuple[float, float, float, float, int, int, str]:
@@ -172,14 +196,17 @@ def _write(
     counts_LN = np.zeros((spec.n_layers, spec.n_neurons), np.int64)
     proposed = hit = 0
     notes = {"input": "normed"}
-    sink: Sink = (HuggingFaceSink if hugging_face else BundleSink)(folder, spec)
-    predictors = _predictor_stream(drawing, folder)
+    sink = _sink(form, drawing, folder)
+    beside = not isinstance(sink, GgufSink)
+    predictors = _predictor_stream(drawing, folder) if beside else None
     try:
         for index, layer in enumerate(planter.layers()):
             guess = layer.guess
+            sink.predictor(index, guess)
             sink.layer(index, layer.tensors)
-            predictors.write(f"layers.{index}.fc1", guess.fc1)
-            predictors.write(f"layers.{index}.fc2", guess.fc2)
+            if predictors is not None:
+                predictors.write(f"layers.{index}.fc1", guess.fc1)
+                predictors.write(f"layers.{index}.fc2", guess.fc2)
             counts_LN[index] = layer.counts_N
             proposed, hit = proposed + guess.proposed, hit + guess.hit
             share = guess.proposed / (drawing.tokens * spec.n_neurons)
@@ -188,8 +215,10 @@ def _write(
             del layer, guess  # gigabytes, while the next is made
             if progress is not None:
                 progress(index + 1, spec.n_layers)
-        predictors.finish(notes)
+        if predictors is not None:
+            predictors.finish(notes)
         checksum = sink.ends(planter.ends())
+        sink.counts(counts_LN)
         source = options.describe()
         profile = ActivationProfile(counts_LN, drawing.tokens, checksum, source)
         profile.save(folder / PROFILE)
@@ -197,7 +226,8 @@ def _write(
         sink.finish(f"planted-{options.shape}", source)
     finally:
         sink.close()
-        predictors.close()
+        if predictors is not None:
+            predictors.close()
     fired = int(counts_LN.sum())
     return (
         fired / (counts_LN.size * drawing.tokens),

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hotcold.runtime.formats.convert import COMPANIONS, WEIGHTS, model_checksum, write_header
 from hotcold.runtime.formats.digest import RACY_NS, STAMP, file_digest, write_stamp
@@ -21,9 +23,9 @@ from hotcold.runtime.formats.safetensors_file import INDEX
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.models import Source, Sources, find
 from hotcold.runtime.neurons import NeuronRecord
-from hotcold.runtime.plant.drawing import ROWS
+from hotcold.runtime.plant.drawing import ROWS, Guess
 from hotcold.runtime.plant.families import hf_config
-from hotcold.runtime.plant.streams import BlockWriter, TensorStream, raw_bytes
+from hotcold.runtime.plant.streams import BlockWriter, TensorStream
 
 RECORD_CHUNK_BYTES = 64 << 20
 Tensors = Mapping[str, torch.Tensor]
@@ -32,12 +34,20 @@ Tensors = Mapping[str, torch.Tensor]
 class Sink(Protocol):
     """A format being written."""
 
+    def predictor(self, index: int, guess: Guess) -> None:
+        """Take the predictor of the layer that comes next, where the format has a place for it."""
+        ...
+
     def layer(self, index: int, tensors: Tensors) -> None:
         """Take the next layer, as PlantedLayer names its tensors."""
         ...
 
     def ends(self, tensors: Tensors) -> str:
         """Take what is not part of a layer; the model's checksum, "" where it has none."""
+        ...
+
+    def counts(self, counts_LN: NDArray[np.int64]) -> None:
+        """Take how often each neuron fired, where the format has a place for it."""
         ...
 
     def finish(self, name: str, source: str) -> None:
@@ -49,7 +59,17 @@ class Sink(Protocol):
         ...
 
 
-class BundleSink:
+class _WithCompanions:
+    """Formats whose predictors and counts are files of their own, beside them."""
+
+    def predictor(self, index: int, guess: Guess) -> None:
+        """See Sink."""
+
+    def counts(self, counts_LN: NDArray[np.int64]) -> None:
+        """See Sink."""
+
+
+class BundleSink(_WithCompanions):
     """weights.bin and bundle.json.
 
     Args:
@@ -73,7 +93,7 @@ class BundleSink:
                 self._neurons(tensors)
             else:
                 tensor = tensors[name.removeprefix(stem)]
-                self._out.write(raw_bytes(tensor.to(getattr(torch, entry.dtype))))
+                self._out.tensor(tensor.to(getattr(torch, entry.dtype)))
 
     def layer(self, index: int, tensors: Tensors) -> None:
         """See Sink."""
@@ -95,7 +115,7 @@ class BundleSink:
                     records[:, offsets[name] // itemsize :][:, :d] = tensors[name][part]
             if "bias" in tensors:
                 records.view(torch.float32)[:, record.bias_offset // 4] = tensors["bias"][part]
-            self._out.write(raw_bytes(records))
+            self._out.tensor(records)
 
     def ends(self, tensors: Tensors) -> str:
         """See Sink."""
@@ -127,7 +147,7 @@ class BundleSink:
         self._out.close()
 
 
-class HuggingFaceSink:
+class HuggingFaceSink(_WithCompanions):
     """Sharded safetensors, one shard a layer, with config.json.
 
     Args:

@@ -34,6 +34,13 @@ def test_plants_a_hugging_face_folder(run: Run, tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 1
 
 
+def test_two_formats_at_once_are_refused(run: Run, tmp_path: Path) -> None:
+    ended = run("plant", "tiny", "--out", str(tmp_path / "model"), "--hf", "--format", "gguf")
+    assert ended.code == 2
+    assert "exclude each other" in ended.err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("shape", ["tiny-opt", "small-falcon"])
 def test_plants_other_kinds(run: Run, tmp_path: Path, shape: str) -> None:
     out = tmp_path / "model"

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def noisy(folder: Path) -> PlantReport:
     """A model with a predictor that misses and over-fires, as a Hugging Face folder."""
     asked = options(recall=0.95, precision=0.6)
-    return plant(asked, folder / "noisy", hugging_face=True, device="cpu")
+    return plant(asked, folder / "noisy", form="hf", device="cpu")
 
 
 # ---- statistics ----------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_unseen_tokens_show_what_was_asked_for(noisy: PlantReport) -> None:
 
 
 def test_the_exact_predictor_is_exact(folder: Path) -> None:
-    exact = plant(options("tiny"), folder / "exact", hugging_face=True, device="cpu")
+    exact = plant(options("tiny"), folder / "exact", form="hf", device="cpu")
     seen = measure(Oracle.load(exact.path), exact, 500)
     assert seen.hit == seen.fired_LN.sum()
     assert seen.precision > 0.97
@@ -131,7 +131,7 @@ def test_the_exact_predictor_is_exact(folder: Path) -> None:
 
 def test_correlation_makes_neighbours_alike(folder: Path, noisy: PlantReport) -> None:
     asked = options(correlation=0.9, dtype="bfloat16")
-    alike = plant(asked, folder / "alike", hugging_face=True, device="cpu")
+    alike = plant(asked, folder / "alike", form="hf", device="cpu")
     assert alike.density == pytest.approx(0.12, rel=0.02)
     [near] = traces(Oracle.load(alike.path), 250)
     [far] = traces(Oracle.load(noisy.path), 250)
@@ -139,6 +139,6 @@ def test_correlation_makes_neighbours_alike(folder: Path, noisy: PlantReport) ->
 
 
 def test_drift_moves_the_hot_neurons(folder: Path, noisy: PlantReport) -> None:
-    drifting = plant(options(drift=0.5), folder / "drift", hugging_face=True, device="cpu")
+    drifting = plant(options(drift=0.5), folder / "drift", form="hf", device="cpu")
     drifted, steady = (likeness(Oracle.load(made.path)) for made in (drifting, noisy))
     assert drifted < steady - 0.1

@@ -27,7 +27,7 @@ from hotcold.runtime.tokenizer import Tokenizer
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory: pytest.TempPathFactory) -> PlantReport:
     path = tmp_path_factory.mktemp("planted") / "exact"
-    return plant(options("tiny"), path, hugging_face=True, device="cpu")
+    return plant(options("tiny"), path, form="hf", device="cpu")
 
 
 # ---- valid checkpoints ---------------------------------------------------------------------------

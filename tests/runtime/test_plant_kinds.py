@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(shape: str, path: Path, **more: Any) -> PlantReport:
     """A model as whatever its oracle reads."""
     asked = options(shape, **more)
-    return plant(asked, path, hugging_face="falcon" not in shape, device="cpu")
+    return plant(asked, path, form="bundle" if "falcon" in shape else "hf", device="cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -141,7 +141,7 @@ def test_transformers_computes_the_same(exact: dict[str, PlantReport], kind: str
 def test_bundle_and_checkpoint_are_the_same_model(kind: str, dtype: str, tmp_path: Path) -> None:
     asked = options(kind, dtype=dtype, layers=1, tokens=128)
     made = plant(asked, tmp_path / "bundle", device="cpu")
-    other = plant(asked, tmp_path / "hf", hugging_face=True, device="cpu")
+    other = plant(asked, tmp_path / "hf", form="hf", device="cpu")
     converted = resolve_model(other.path, cache=tmp_path / "cache")
     assert open_bundle(made.path).checksum == made.checksum == converted.checksum
     assert converted.spec == made.spec
@@ -158,5 +158,5 @@ def test_decoding_walks_on_without_a_loop(exact: dict[str, PlantReport], kind: s
 
 def test_a_falcon_has_no_hugging_face_form(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no Hugging Face form.*llama or opt"):
-        plant(options("small-falcon"), tmp_path / "out", hugging_face=True, device="cpu")
+        plant(options("small-falcon"), tmp_path / "out", form="hf", device="cpu")
     assert not list(tmp_path.iterdir())

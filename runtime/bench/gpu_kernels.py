@@ -1,0 +1,200 @@
+"""bench kernels on a GPU: bytes a second of every operator on one token, beside a dense product's.
+
+The yardstick is a matrix of 1/3 GB times one token, the fastest way this plug-in reads. Weights lie
+in rotating copies that together are several times the GPU's cache, and a timed round visits each
+once; the figure is the median round. With a variant (cuda_variant.py) the same with its kernels.
+A sparse operator's bytes are those of the rows it must read; its time includes the merge.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native import cuda_plugin, device_kernels
+from hotcold.native.device import open_plugin
+from hotcold.native.timing import BYTES
+from hotcold.runtime.bench.kernels import CONTEXT, HEAD_DIM, Settings
+from hotcold.runtime.errors import BackendError, ConfigError
+from hotcold.runtime.gpu import HOT_CHUNKS
+
+COLD_BYTES = 256 << 20  # what a round touches at least: five caches of an H100
+MOST_BYTES = 4 << 30  # and what all copies may take
+READ_ROWS, READ_WIDTH = 32768, 5120
+Time = Callable[[Any, int], float]  # (plug-in, repeats) -> seconds of a launch
+
+
+@dataclass(frozen=True)
+class GpuCase:
+    """One operator on one shape: how to time it, and the bytes it must read."""
+
+    time: Time
+    bytes: int
+
+
+def measure(
+    settings: Settings,
+    variant: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure every case on the first GPU; nested plain data, units in the names.
+
+    Args:
+        settings: cases, widths, densities, dtype and samples; the rest is the host's.
+        variant: library of a tested CUDA variant, timed beside the built-in kernels.
+        progress: called with a line for each case before it is measured.
+
+    Raises:
+        BackendError: there is no GPU, or no plug-in for it.
+        ConfigError: a width whose layer is too large.
+    """
+    found = cuda_plugin.find()
+    if found is None:
+        raise BackendError("there is no GPU that can be used here; `hotcold doctor` says why")
+    plugin = open_plugin(found.path)
+    progress("a dense product")
+    read = _dense(settings.dtype, READ_WIDTH, READ_ROWS)
+    rate = read.bytes / read.time(plugin, settings.samples) / 1e9
+    result: dict[str, Any] = {"device": "gpu", "dtype": settings.dtype, "read_gb_per_s": rate}
+    for name, path, case in _cases(settings):
+        progress(f"{name} {' '.join(path)}")
+        place = result.setdefault(name, {})
+        for key in path[:-1]:
+            place = place.setdefault(key, {})
+        figures = _figures(case, case.time(plugin, settings.samples), rate)
+        if variant is not None:
+            mine = device_kernels.WithVariant(plugin, variant)
+            figures["variant"] = _figures(case, case.time(mine, settings.samples), rate)
+            figures["variant_speedup"] = figures["time_s"] / figures["variant"]["time_s"]
+        place[path[-1]] = figures
+    return result
+
+
+def _figures(case: GpuCase, seconds: float, rate: float) -> dict[str, Any]:
+    speed = case.bytes / seconds / 1e9
+    return {
+        "time_s": seconds,
+        "bytes": case.bytes,
+        "gb_per_s": speed,
+        "bandwidth_fraction": speed / rate,
+    }
+
+
+def rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Table rows: case, kernels, microseconds, GB/s, fraction."""
+    for name, value in result.items():
+        if not isinstance(value, dict) or name == "variant":
+            continue
+        if "time_s" not in value:
+            yield from rows(value, (*path, name))
+            continue
+        for kind, one in (("built-in", value), ("variant", value.get("variant"))):
+            if one is not None:
+                numbers = f"{one['time_s'] * 1e6:.1f}", f"{one['gb_per_s']:.0f}"
+                case = " ".join((*path, name))
+                yield (case, kind, *numbers, f"{one['bandwidth_fraction']:.2f}")
+
+
+def _cases(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], GpuCase]]:
+    for d in settings.widths:
+        for name in settings.cases:
+            if name in ("sparse_ffn", "gate_first"):
+                for density in settings.densities:
+                    case = _ffn(settings.dtype, d, density, name == "sparse_ffn")
+                    yield name, (f"d{d}", f"density{density}"), case
+            elif name == "gemv":
+                yield name, (f"d{d}",), _dense(settings.dtype, d, d)
+            else:
+                yield name, (f"d{d}",), _attention(d)
+
+
+def _weights(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """Small positive numbers; bfloat16 as its bits."""
+    values = np.resize(
+        np.random.default_rng(1).uniform(0.01, 0.03, 1 << 16).astype(np.float32), shape
+    )
+    if dtype == "bfloat16":
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(dtype)
+
+
+def _copies(whole: int, touched: int) -> int:
+    """How many copies of `whole` bytes make a round that touches enough.
+
+    Raises:
+        ConfigError: two copies are already too much.
+    """
+    if 2 * whole > MOST_BYTES:
+        raise ConfigError(
+            f"a layer of {whole} bytes is too large to keep copies of on the GPU; give a smaller "
+            "--d"
+        )
+    return max(2, min(-(-COLD_BYTES // max(1, touched)), MOST_BYTES // whole))
+
+
+def _x(d: int) -> NDArray[np.float32]:
+    return np.random.default_rng(2).uniform(0.005, 0.015, (1, d)).astype(np.float32)
+
+
+def _dense(dtype: str, d: int, n_rows: int) -> GpuCase:
+    w_RD, x_BD = _weights((n_rows, d), dtype), _x(d)
+    copies = _copies(w_RD.nbytes, w_RD.nbytes)
+
+    def time(plugin: Any, repeat: int) -> float:
+        return device_kernels.gemv(plugin, w_RD, dtype, x_BD, repeat=repeat, copies=copies)[1]
+
+    return GpuCase(time, w_RD.nbytes)
+
+
+def _ffn(dtype: str, d: int, density: int, listed: bool) -> GpuCase:
+    """A list of neurons that all fire, or all neurons looked at and a share of the gates firing."""
+    n = min(4 * d, 16384)
+    rng = np.random.default_rng(d + density)
+    fires_N = rng.permutation(n) < max(1, round(n * density / 100))
+    records = _weights((n, 3 * d), dtype)
+    if not listed:
+        records[~fires_N, 0] = 0xC61C if dtype == "bfloat16" else -1e4
+    data, x_BD = records.view(np.uint8), _x(d)
+    row, fired = d * BYTES[dtype], int(fires_N.sum())
+    size = fired * 3 * row if listed else n * row + fired * 2 * row
+    ids = np.flatnonzero(fires_N).astype(np.int32)
+    members = np.ones(len(ids), np.uint32)
+    bounds_C = np.linspace(0, n, HOT_CHUNKS + 1).astype(np.int32)
+    copies = _copies(data.nbytes, size)
+
+    def time(plugin: Any, repeat: int) -> float:
+        a_list: dict[str, Any] = {"ids": ids, "members": members} if listed else {}
+        return device_kernels.ffn(
+            plugin, data, dtype, x_BD, bounds_C, repeat=repeat, copies=copies, **a_list
+        )[2]
+
+    return GpuCase(time, size)
+
+
+def _attention(d: int) -> GpuCase:
+    """One token after CONTEXT - 1 others, float32 caches."""
+    heads = max(1, d // HEAD_DIM)
+    qkv_BQ = np.random.default_rng(3).standard_normal((1, 3 * heads * HEAD_DIM)).astype(np.float32)
+    k_cache, v_cache = (_weights((heads, CONTEXT, HEAD_DIM), "float32") for _ in range(2))
+    position_B = np.array([CONTEXT - 1], np.int32)
+    size = 2 * k_cache.nbytes
+    copies = _copies(size, size)
+
+    def time(plugin: Any, repeat: int) -> float:
+        return device_kernels.attention(
+            plugin,
+            qkv_BQ,
+            k_cache,
+            v_cache,
+            heads,
+            position_B,
+            None,
+            None,
+            repeat=repeat,
+            copies=copies,
+        )[1]
+
+    return GpuCase(time, size)
