@@ -159,6 +159,8 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
                                  .members_LN = members_LN,
                                  .spans = device->spans};
     s = device->api->pass(device->self, &pass, &device->report);
+    if (s == HC_ERR_POISONED && !hc_segment_poisoned(segment))
+        return hc_fail(HC_ERR_TIMEOUT, "the GPU waited for the CPU executor longer than it may");
     if (s == HC_ERR_POISONED)
         return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
                        (unsigned long long)hc_segment_poisoned(segment));
