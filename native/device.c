@@ -181,7 +181,8 @@ static void account(hc_executor *e) {
     hc_count(&state->audit_missed, report->audit_missed);
     hc_count(&state->busy_ns, report->pass_ns - wait);
     hc_count(&state->wait_ns, wait);
-    __atomic_store_n(&state->clock_error_ns, report->clock_error_ns, __ATOMIC_RELAXED);
+    if (report->n_spans)
+        __atomic_store_n(&state->clock_error_ns, report->clock_error_ns, __ATOMIC_RELAXED);
     for (int32_t i = 0; i < report->n_spans; i++)
         hc_put_span(e, device->spans[i]);
     hc_count(&state->passes, 1);
