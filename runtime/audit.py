@@ -1,8 +1,8 @@
 """How good a prediction was: counted exactly from masks, or estimated from a running engine.
 
 PredictionAudit compares masks with what fired and is used wherever a predictor is judged.
-RecallEstimate turns the counters of native/audit.c (on a GPU native/cuda/split.cu), which looks at a
-sample of the neurons that were left out, into a recall with its standard error.
+RecallEstimate turns the counters of native/audit.c (native/cuda/split.cu on a GPU), which looks at
+a sample of the neurons that were left out, into a recall with its standard error.
 """
 
 import math
