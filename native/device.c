@@ -165,6 +165,8 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
                                  .members_LN = members_LN,
                                  .spans = device->spans};
     s = device->api->pass(device->self, &pass, &device->report);
+    if (s == HC_ERR_POISONED && !hc_segment_poisoned(segment))
+        return hc_fail(HC_ERR_TIMEOUT, "the GPU waited for the CPU executor longer than it may");
     if (s == HC_ERR_POISONED)
         return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
                        (unsigned long long)hc_segment_poisoned(segment));
@@ -185,7 +187,8 @@ static void account(hc_executor *e) {
     hc_count(&state->audit_missed, report->audit_missed);
     hc_count(&state->busy_ns, report->pass_ns - wait);
     hc_count(&state->wait_ns, wait);
-    __atomic_store_n(&state->clock_error_ns, report->clock_error_ns, __ATOMIC_RELAXED);
+    if (report->n_spans)
+        __atomic_store_n(&state->clock_error_ns, report->clock_error_ns, __ATOMIC_RELAXED);
     for (int32_t i = 0; i < report->n_spans; i++)
         hc_put_span(e, device->spans[i]);
     hc_count(&state->passes, 1);

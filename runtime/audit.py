@@ -1,8 +1,8 @@
 """How good a prediction was: counted exactly from masks, or estimated from a running engine.
 
 PredictionAudit compares masks with what fired and is used wherever a predictor is judged.
-RecallEstimate turns the counters of native/audit.c, which looks at a sample of the neurons that
-were left out, into a recall with its standard error.
+RecallEstimate turns the counters of native/audit.c (native/cuda/split.cu on a GPU), which looks at
+a sample of the neurons that were left out, into a recall with its standard error.
 """
 
 import math
@@ -78,7 +78,8 @@ class RecallEstimate:
         """Of the recall of this very run, by the delta method; 0 where nothing was left to chance.
 
         The number missed has the variance every * (every - 1) * missed, draws being independent
-        (nearly: native/audit.c says what is left out).
+        (nearly: native/audit.c says what is left out; on a GPU the tokens of a prompt's block share
+        their draws, decoded ones do not).
         Without a single miss in the sample, that of one miss is taken.
         """
         total = self.fired + self.every * self.missed

@@ -3,8 +3,11 @@
 Deja Vu's asynchronous predictors (Liu et al., ICML'23): the residual stream changes slowly from
 layer to layer, so the active set of layer l can be guessed from what layer l - 1 read, while that
 layer is still being computed. The prediction is off the critical path, and less accurate: the gate
-still decides, so what is missed is missing in the sum and the tokens may change. It ignores whether
-a layer's prediction takes long enough to be worth that. Without a predictor it is `selective`.
+still decides, so what is missed is missing in the sum and the tokens may change. On a GPU the
+prediction and the lists come before the merge of the layer it reads: they are computed while that
+layer's cold sum is awaited (native/cuda/graph.cu), as `Engine.stats().phase_s` and the spans show.
+It ignores whether a layer's prediction takes long enough to be worth that. Without a predictor it
+is `selective`.
 """
 
 from dataclasses import dataclass

@@ -280,17 +280,29 @@ def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tupl
     type=click.Choice(("transformers", "llama.cpp", "none")),
     help="Whom to take turns with; may be repeated.  [default: transformers]",
 )
+@click.option(
+    "--ray/--no-ray",
+    "with_ray",
+    default=True,
+    help="Also the transport ray, which computes without a GPU.  [default: yes]",
+)
 @json_option
 @engine_options()
-def decode(
-    options: EngineOptions, max_tokens: int, repeat: int, rivals: tuple[str, ...], as_json: bool
+def decode(  # noqa: PLR0917 - as click passes them
+    options: EngineOptions,
+    max_tokens: int,
+    repeat: int,
+    rivals: tuple[str, ...],
+    with_ray: bool,
+    as_json: bool,
 ) -> None:
     """Decode tokens/s of both transports, beside rivals on the same weights.
 
     The engine and its rivals (transformers in float32 and bfloat16, llama.cpp) take turns; medians
-    over the rounds. bytes bound: bytes a token over the read bandwidth measured in the same run.
+    over the rounds. bytes bound: bytes a token over the read bandwidth measured in the same run. By
+    phase: of the newest tokens; cold, and predict where it is not on a GPU, run beside the others.
     """
-    result = decode_rates(options, max_tokens, repeat, rivals or ("transformers",))
+    result = decode_rates(options, max_tokens, repeat, rivals or ("transformers",), with_ray)
     rows = [(name, f"{speed:.1f}") for name, speed in decode_speeds(result)]
     click.echo(output.table(("what", "tokens/s"), rows))
     if "speedup" in result:
@@ -300,13 +312,20 @@ def decode(
         f"memory gives: {output.percent(result['bytes_bound_fraction'])} of the bytes bound"
     )
     phases = ", ".join(f"{name} {ms:.3f}" for name, ms in result["phase_ms"].items())
-    click.echo(f"ms a token by phase: {phases}")
+    error = result["clock_error_us"]
+    click.echo(
+        f"ms a token by phase: {phases}" + (f"; GPU's clock within {error:.1f} us" if error else "")
+    )
     if as_json:
         output.emit_json(result)
 
 
 def decode_rates(
-    options: EngineOptions, max_tokens: int, repeat: int, names: tuple[str, ...]
+    options: EngineOptions,
+    max_tokens: int,
+    repeat: int,
+    names: tuple[str, ...],
+    with_ray: bool = True,
 ) -> dict[str, Any]:
     """Measure the engine with its two transports, and the rivals between the native runs."""
     from hotcold.runtime.bench.decode import PROMPT, compare, read_bandwidth
@@ -326,10 +345,12 @@ def decode_rates(
             stats = engine.stats()
             result["phase_ms"] = {name: 1e3 * s for name, s in stats.phase_s.items()}
             result["clock_error_us"] = 1e6 * stats.clock_error_s
-    output.note("bench decode: read bandwidth, transport ray")
+    output.note(f"bench decode: read bandwidth{', transport ray' if with_ray else ''}")
     read = read_bandwidth(bundle.record.record_bytes, cores)
     result["read_gb_per_s"] = read
     result["bytes_bound_fraction"] = result["native"]["gb_per_s"] / read
+    if not with_ray:
+        return result
     with running_engine(options, transport="ray") as engine:
         rates = [_engine_rate(engine, ids, max_tokens)[0] for _ in range(3)]
     result["ray"] = {"decode_tokens_per_s": statistics.median(rates)}
