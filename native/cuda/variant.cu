@@ -20,8 +20,7 @@ const Operators *open_variant(const char *path) {
     if (!library)
         throw std::runtime_error(std::string("the CUDA variant does not open: ") + dlerror());
     const auto *abi = static_cast<const uint32_t *>(dlsym(library, "hc_cuda_variant_abi"));
-    void (*fill)(Operators *) = nullptr;
-    *reinterpret_cast<void **>(&fill) = dlsym(library, "hc_cuda_variant");
+    const auto fill = reinterpret_cast<void (*)(Operators *)>(dlsym(library, "hc_cuda_variant"));
     std::string why;
     if (!abi || !fill)
         why = "exports no table; end the file with HC_CUDA_VARIANT(table) { ... }";
