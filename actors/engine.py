@@ -318,6 +318,9 @@ def _take_down(trio: Trio, supervisor: Supervisor, started_ray: bool) -> None:
     try:
         supervisor.close()
         trio.close()
+    except BaseException:
+        trio.close()  # a signal's exception cut it short; every part of it may be done again
+        raise
     finally:
         if started_ray:
             cluster.leave()

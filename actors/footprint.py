@@ -125,12 +125,12 @@ def links(pid: int) -> Iterator[str]:
 
 
 def _sockets(pid: int) -> Iterator[str]:
-    """Family of every socket of a process and whether it listens; not those to Ray's servers.
+    """Family of every socket of a process and whether it listens; not those to Ray's processes.
 
-    Ray opens such connections when it first needs them and keeps them to its end.
+    Ray opens such connections when it first needs them and keeps them to the end of either side.
     """
     rows = _socket_rows()
-    mine, servers = _inodes([pid]), _inodes(_ray_servers())
+    mine, servers = _inodes([pid]), _inodes(_ray_processes())
     ports = {row.local for row in rows if row.inode in servers}
     for row in rows:
         if row.inode in mine and not (row.family == "tcp" and row.remote in ports):
@@ -166,15 +166,14 @@ def _inodes(pids: Iterable[int]) -> set[str]:
     return {link[8:-1] for link in found if link.startswith("socket:[")}
 
 
-def _ray_servers() -> list[int]:
-    """Processes of Ray that are no actors of ours."""
+def _ray_processes() -> list[int]:
+    """Servers and workers of Ray."""
     found = []
     for entry in os.listdir("/proc"):
         command = read_text(f"/proc/{entry}/cmdline") if entry.isdigit() else ""
         program = command.partition("\0")[0]
         if program.endswith(("/raylet", "/gcs_server")) or program.startswith("ray::"):
-            if not program.startswith(ACTORS):
-                found.append(int(entry))
+            found.append(int(entry))
     return found
 
 

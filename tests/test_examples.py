@@ -28,7 +28,7 @@ def test_there_are_examples_and_they_are_numbered() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("path", examples())
-def test_an_example_runs(path: Path, tmp_path: Path, no_leaks: None) -> None:
+def test_an_example_runs(path: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / path)],
         cwd=tmp_path,

@@ -88,7 +88,7 @@ def workplace(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("block", runnable())
-def test_a_block_runs(block: Block, workplace: Path, no_leaks: None) -> None:
+def test_a_block_runs(block: Block, workplace: Path) -> None:
     if block.language == "python":
         (workplace / "block.py").write_text(block.code)
         command = [sys.executable, "block.py"]

@@ -116,7 +116,7 @@ def test_a_killed_actor_does_not_show_in_the_text() -> None:
 
 @pytest.mark.slow
 def test_the_fourth_loss_ends_the_command_with_its_text_so_far() -> None:
-    undisturbed = start()
+    undisturbed = start("--max-tokens", "100")
     expected, _ = undisturbed.communicate(timeout=120)
     process = start()
     try:
@@ -132,8 +132,9 @@ def test_the_fourth_loss_ends_the_command_with_its_text_so_far() -> None:
         process.kill()
     text = shown.decode() + rest
     assert process.returncode == 1
-    assert text.endswith("\n") and len(text) > 100
-    assert expected.startswith(text[:-1])
+    both = min(len(text), len(expected)) - 1  # without the line end
+    assert text.endswith("\n") and both > 10
+    assert text[:both] == expected[:both]
     assert errors.strip().splitlines()[-1].startswith("hotcold: error: the cpu actor died")
     assert "Traceback" not in errors
 
@@ -216,11 +217,13 @@ def test_closed_by_a_signal_handler(moment: str) -> None:
         "    print('closed', flush=True)\n"
         "    raise SystemExit(7)\n"
         "signal.signal(signal.SIGALRM, stop)\n"
-        "for token in engine.generate('Once upon a time', max_tokens=1000, ignore_eos=True):\n"
-        "    if not signal.getitimer(signal.ITIMER_REAL)[0]:\n"
-        "        signal.setitimer(signal.ITIMER_REAL, 0.02)\n"
-        f"        if {moment == 'closing'}: break\n"
-        "engine.close()\n"
+        "tokens = engine.generate('Once upon a time', max_tokens=1000, ignore_eos=True)\n"
+        "next(tokens)\n"
+        f"if {moment == 'closing'}: tokens.close()\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.01)\n"
+        f"if {moment == 'closing'}: engine.close()\n"
+        "for token in tokens: pass\n"
+        "signal.pause()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -27,7 +27,9 @@ def left_behind() -> Counter[str]:
     if any("nvidia-uvm" in link for link in footprint.links(os.getpid())):
         found[CONTEXT] = 1
     for pid, command in _of_this_run().items():
-        if not ray_is_up or command.startswith(footprint.ACTORS):
+        if command.startswith(footprint.ACTORS):
+            found[f"process {pid} of an actor"] += 1
+        elif not ray_is_up or not _is_rays(command):
             found[f"process {pid} {command[:60]}"] += 1
     if ray_is_up:
         from ray.util import list_named_actors
@@ -46,6 +48,11 @@ def assert_nothing_left(before: Counter[str], wait_s: float = WAIT_S) -> None:
 
 def _ray_is_up() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def _is_rays(command: str) -> bool:
+    """A server or worker of Ray."""
+    return command.startswith("ray::") or "/ray/" in command
 
 
 def _is_pytests(name: str) -> bool:
