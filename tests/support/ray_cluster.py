@@ -4,6 +4,7 @@ Its Python has everything but hotcold, as a foreign cluster's would. It is ended
 own processes; other Rays of the machine are left alone.
 """
 
+import json
 import os
 import random
 import shutil
@@ -117,7 +118,12 @@ def _await_dashboard(address: str, head: "subprocess.Popen[bytes]", log: Path) -
     deadline = time.monotonic() + START_S
     while True:
         try:
-            with urllib.request.urlopen(f"{address}/api/version", timeout=2):
+            # A job that does nothing: taken once the node's agent has registered, seconds later.
+            job = json.dumps({"entrypoint": "true"}).encode()
+            post = urllib.request.Request(
+                f"{address}/api/jobs/", job, {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(post, timeout=10):
                 return
         except OSError:
             if head.poll() is not None or time.monotonic() > deadline:
