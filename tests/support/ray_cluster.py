@@ -98,7 +98,7 @@ def running_cluster() -> Iterator[Cluster]:
     command = [str(python), "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     command += [f"--min-worker-port={first + 10}", f"--max-worker-port={first + WORKER_PORTS}"]
-    command += ["--num-cpus=8", "--object-store-memory=100000000", f"--temp-dir={folder / 'r'}"]
+    command += ["--num-cpus=32", "--object-store-memory=100000000", f"--temp-dir={folder / 'r'}"]
     command += ["--disable-usage-stats", "--node-ip-address=127.0.0.1"]
     log = folder / "head.log"
     with log.open("wb") as sink:
