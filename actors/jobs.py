@@ -17,6 +17,8 @@ from typing import Any
 from hotcold.runtime.errors import LaunchError
 
 RETRY_S = 1.0
+READY_S = 30.0
+NOT_YET = "No available agent"  # how Ray words that a cluster has only just been started
 LOST_S = 60.0
 STOP_S = 10.0  # Ray gives a stopped job 3 s and notices its end within 2
 LOOK_S = 0.2
@@ -58,14 +60,19 @@ class Jobs:
         for name in logging.root.manager.loggerDict:  # they tell of every package uploaded
             if name.startswith("ray."):
                 logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            self._client.submit_job(
-                submission_id=job, entrypoint=entrypoint, runtime_env=runtime_env, **given
-            )
-        except (RuntimeError, ConnectionError, ValueError) as error:
-            raise LaunchError(
-                f"{self.address} did not take the job: {_last_line(error)}"
-            ) from error
+        deadline = time.monotonic() + READY_S
+        while True:
+            try:
+                self._client.submit_job(
+                    submission_id=job, entrypoint=entrypoint, runtime_env=runtime_env, **given
+                )
+                return
+            except (RuntimeError, ConnectionError, ValueError) as error:
+                if NOT_YET not in str(error) or time.monotonic() > deadline:
+                    raise LaunchError(
+                        f"{self.address} did not take the job: {_last_line(error)}"
+                    ) from error
+            time.sleep(RETRY_S)
 
     def follow(self, job: str) -> Iterator[str]:
         """The job's log as it comes; ends when the job has, or when the caller stops asking.

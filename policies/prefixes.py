@@ -92,6 +92,14 @@ class Items:
         """Bytes that whole items can fill."""
         return self.room // self.uniform * self.uniform if self.uniform else self.room
 
+    @cached_property
+    def possible_L(self) -> NDArray[np.bool_]:
+        """Which layers may have items at all: their least number is there, and fits the room."""
+        most = self.value_LK1.shape[1] - 1
+        least_bytes_L = self.at(self.bytes_LK1, np.minimum(self.least_L, most))
+        possible_L: NDArray[np.bool_] = (self.least_L <= most) & (least_bytes_L <= self.usable)
+        return possible_L
+
     def worth(self, price: float) -> I64:
         """How many items of each layer are worth more than the price per byte."""
         density_LK = self.density_LK
@@ -135,7 +143,7 @@ def relax(items: Items, fixed_L: NDArray[np.int8]) -> Priced | None:
     Returns:
         None where what is fixed does not fit.
     """
-    possible_L = items.least_L <= items.value_LK1.shape[1] - 1
+    possible_L = items.possible_L
     fixed_L = np.where(possible_L, fixed_L, 0).astype(np.int8)
     least_L = np.where(possible_L, items.least_L, 0)
     forced = int(items.at(items.bytes_LK1, np.where(fixed_L == 1, least_L, 0)).sum())
@@ -188,7 +196,7 @@ def complete(items: Items, open_L: NDArray[np.bool_]) -> I64 | None:
     # What is left goes item by item: ties at the price, or smaller items behind ones too large.
     sizes_LK = np.diff(items.bytes_LK1, axis=1)
     size = items.value_LK1.shape[1] - 1
-    layers = np.flatnonzero(open_L & (items.least_L <= size))
+    layers = np.flatnonzero(open_L & items.possible_L)
     while left > 0 and len(layers):
         at = layers[count_L[layers] < size]
         at = at[sizes_LK[at, count_L[at]] <= left]

@@ -200,8 +200,7 @@ def branch(items: Items, fixed_L: NDArray[np.int8], gap: float, nodes: int) -> t
 
 def _undecided(items: Items, natural_L: I64, gain_L: np.ndarray, fixed_L: np.ndarray) -> int:
     """The free layer that the relaxation leaves least clear; -1 where all are clear."""
-    possible_L = items.least_L < items.value_LK1.shape[1]
-    unclear_L = (fixed_L == -1) & possible_L & (natural_L < items.least_L)
+    unclear_L = (fixed_L == -1) & items.possible_L & (natural_L < items.least_L)
     if not unclear_L.any():
         return -1
     return int(np.argmin(np.where(unclear_L, np.abs(gain_L), math.inf)))

@@ -129,6 +129,14 @@ def test_a_gpu_no_faster_than_the_host_drops_the_constraint_and_says_so() -> Non
     np.testing.assert_array_equal(placement.device_LN, Greedy().place(problem).device_LN)
 
 
+def test_room_for_less_than_any_layer_needs_is_no_gap() -> None:
+    """Greedy would spread a few neurons over the layers; equation 5 allows none of them."""
+    p_LN = np.random.default_rng(0).random((5, 1000))
+    placement = Ilp().place(problem_with(p_LN, 40, least=50))
+    assert (placement.device_LN != 0).all()
+    assert placement.figures == {"objective": 0.0, "bound": 0.0, "gap": 0.0}
+
+
 @pytest.mark.parametrize("settings", [{"batch": 0}, {"gap": -0.1}, {"gap": float("inf")}])
 def test_settings_out_of_range(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError):

@@ -4,6 +4,7 @@ Its Python has everything but hotcold, as a foreign cluster's would. It is ended
 own processes; other Rays of the machine are left alone.
 """
 
+import json
 import os
 import random
 import shutil
@@ -97,7 +98,7 @@ def running_cluster() -> Iterator[Cluster]:
     command = [str(python), "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += [f"--{name}={port}" for name, port in ports.items()]
     command += [f"--min-worker-port={first + 10}", f"--max-worker-port={first + WORKER_PORTS}"]
-    command += ["--num-cpus=8", "--object-store-memory=100000000", f"--temp-dir={folder / 'r'}"]
+    command += ["--num-cpus=32", "--object-store-memory=100000000", f"--temp-dir={folder / 'r'}"]
     command += ["--disable-usage-stats", "--node-ip-address=127.0.0.1"]
     log = folder / "head.log"
     with log.open("wb") as sink:
@@ -117,7 +118,12 @@ def _await_dashboard(address: str, head: "subprocess.Popen[bytes]", log: Path) -
     deadline = time.monotonic() + START_S
     while True:
         try:
-            with urllib.request.urlopen(f"{address}/api/version", timeout=2):
+            # A job that does nothing: taken once the node's agent has registered, seconds later.
+            job = json.dumps({"entrypoint": "true"}).encode()
+            post = urllib.request.Request(
+                f"{address}/api/jobs/", job, {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(post, timeout=10):
                 return
         except OSError:
             if head.poll() is not None or time.monotonic() > deadline:
