@@ -111,6 +111,14 @@ def test_the_ablation_is_a_list_of_steps(run: Run) -> None:
     assert "0.25 x" in ended.out
 
 
+def test_who_compares_schedules_gets_one_placement() -> None:
+    assert len(make_cases((), (), (), False)) == 3
+    made = make_cases((), ("paper", "fetch"), (), False)
+    assert [(case.policy, case.schedule) for case in made] == [
+        *(("greedy", "paper"), ("greedy", "fetch"))
+    ]
+
+
 def test_all_means_the_built_in_ones_that_need_no_setting() -> None:
     made = make_cases(("all", "mine.py:Mine", "ilp"), (), (), False)
     names = [case.policy for case in made]
