@@ -213,7 +213,9 @@ def test_a_shape_is_judged_by_the_cost_model_and_nothing_is_run(
         speeds["+Engine"] < speeds["+Policy"] <= speeds["ours"] and speeds["+PO"] < speeds["ours"]
     )
     assert all(entry["decode_tokens_per_s"] is None for entry in runs)
-    assert "data:image/png" in (tmp_path / "compare.html").read_text()
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count("data:image/png") == 2 and "Nothing was run" in page
+    assert "continued the same prompt" not in page
     assert run("compare", "here", "--shape", "opt-1.3b").code == 2
     assert "unknown" in only_line(run("compare", "--shape", "opt-1.4b").err)
 
