@@ -14,7 +14,7 @@ import numpy as np
 
 from hotcold.runtime.config import DEFAULT_CONTEXT, EngineConfig
 from hotcold.runtime.cores import CoreShare, share_cores
-from hotcold.runtime.dag import build_dag
+from hotcold.runtime.dag import Dag, build_dag
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import SegmentLayout
 from hotcold.runtime.fetch import computed_plan, fetched, idle_nodes
@@ -38,7 +38,7 @@ from hotcold.runtime.predictor_choice import choose_auto
 from hotcold.runtime.problem import Problem, make_problem
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.program import Program, compile_programs
-from hotcold.runtime.schedule import fetching
+from hotcold.runtime.schedule import Schedule, fetching
 from hotcold.runtime.this_machine import chosen_hardware
 from hotcold.runtime.units import parse_bytes
 from hotcold.runtime.variant import Variant, prepare_kernels
@@ -241,6 +241,22 @@ def with_budget(prepared: Prepared, vram: str | int) -> Prepared:
     )
 
 
+def _check_on_gpu(dag: Dag, schedule: Schedule, name: str) -> None:
+    """Refuse an order that the GPU's graph does not keep, rather than run another one.
+
+    Raises:
+        ConfigError: a step of the GPU executor that waits for a cold sum before its merge.
+    """
+    for source, target in schedule.after:
+        apart = schedule.lane.get(source) != schedule.lane.get(target) == schedule.merge_on
+        if apart and dag.node[source].kind == "cold":
+            raise ConfigError(
+                f"schedule '{name}' lets {target} wait for {source}; a GPU waits for the CPU "
+                "executor at merges only; choose another schedule, a placement without layers on "
+                "both sides (ffn-split), or set HOTCOLD_CUDA=off"
+            )
+
+
 def _on_gpu(layers: tuple[NativeLayer, ...], name: object) -> tuple[NativeLayer, ...]:
     """The layers a GPU executor predicts with; none where the executors go gate-first instead.
 
@@ -374,6 +390,8 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     result = make_schedule(schedule, dag, plan, prepared.problem.hardware, own)
     if prepared.gpu is not None and config.bus_share and not any(result.fetch):
         result = fetching(dag, result, (config.bus_share,) * spec.n_layers)
+    if prepared.gpu is not None:
+        _check_on_gpu(dag, result, policy_name(schedule))
     check_lookahead(prepared.lookahead, result.lookahead, policy_name(schedule))
     if prepared.with_gate and any(result.lookahead):
         raise ConfigError(

@@ -2,7 +2,8 @@
 
 A layer's cold neurons first, then its hot ones, then the merge: what PowerInfer's released code
 does since its concurrent executor is compiled out, and what llama.cpp does with a split layer. What
-`paper` gains over it is what the overlap is worth.
+`paper` gains over it is what the overlap is worth. The graph of a GPU waits for the CPU executor at
+merges only: there it is refused for layers that have neurons on both sides.
 """
 
 from dataclasses import dataclass, replace

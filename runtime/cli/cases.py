@@ -56,7 +56,8 @@ def make_cases(
     """Every policy with every schedule under every budget, the ablation's steps first.
 
     Args:
-        policies: as typed; empty: the default ones, or none beside an ablation.
+        policies: as typed; empty: the default ones, the first of them where schedules are what is
+            compared, none beside an ablation.
         schedules: as typed; empty: selective.
         budgets: as typed; empty: the default one.
         ablation: with the steps of Figure 15.
@@ -71,7 +72,7 @@ def make_cases(
             )
     chosen = [name for policy in policies for name in _expanded(policy)]
     if not chosen and not ablation:
-        chosen = list(DEFAULT_POLICIES)
+        chosen = list(DEFAULT_POLICIES[: 1 if len(schedules) > 1 else None])
     plain = [
         Case(policy, schedule)
         for policy in dict.fromkeys(chosen)

@@ -47,7 +47,7 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
     multiple=True,
     metavar="NAME",
     help="A placement policy, or 'all' built-in ones; give it once for each to compare."
-    f"  [default: {', '.join(DEFAULT_POLICIES)}]",
+    f"  [default: {', '.join(DEFAULT_POLICIES)}; {DEFAULT_POLICIES[0]} to compare schedules]",
 )
 @click.option(
     "--schedule",

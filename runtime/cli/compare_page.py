@@ -55,11 +55,7 @@ def write_page(out: Path, rows: Sequence[Row], manner: Manner, table: Table, not
     from hotcold.runtime.pictures.draw import figure_png
     from hotcold.runtime.pictures.page import Picture, document, figure, html_table
 
-    parts = [
-        f"<p>Each case continued the same prompt by {manner.max_tokens} tokens, greedily; "
-        f"{manner.repeat * manner.each} runs in an order drawn from seed {manner.seed}, a warm-up "
-        "before each turn.</p>"
-    ]
+    parts = [f"<p>{_how(rows, manner)}</p>"]
     pictures: list[Picture] = []
     for group_rows in _groups(rows):
         group = _group(group_rows, manner.max_tokens)
@@ -81,6 +77,17 @@ def write_page(out: Path, rows: Sequence[Row], manner: Manner, table: Table, not
     return out / PAGE
 
 
+def _how(rows: Sequence[Row], manner: Manner) -> str:
+    """How the figures came about, in a sentence."""
+    if not any(row.measured.tokens_per_s for row in rows):
+        return "Nothing was run: placements of a published shape, judged by the cost model."
+    runs = manner.repeat * manner.each
+    return (
+        f"Each case continued the same prompt by {manner.max_tokens} tokens, greedily; {runs} "
+        f"runs, turns in an order drawn from seed {manner.seed}, a warm-up before each."
+    )
+
+
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows of one model and budget together."""
     groups: dict[tuple[str, Any], list[Row]] = {}
@@ -97,6 +104,8 @@ def _group(rows: Sequence[Row], max_tokens: int) -> "Group":
     vram = first.run["vram"]
     size = format_bytes(vram) if isinstance(vram, int) else vram or "default budget"
     where = "on the GPU" if first.ready.on_gpu else "without a GPU"
+    if not any(row.measured.tokens_per_s for row in rows):
+        where = "not run"
     caption = f"{first.run['model']}, {size}, {where}"
     entries = tuple(_entry(row, max_tokens) for row in rows)
     return Group(caption, first.ready.hardware.name, entries)

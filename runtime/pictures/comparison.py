@@ -64,6 +64,11 @@ class Group:
     entries: tuple[Entry, ...]
 
     @property
+    def ran(self) -> bool:
+        """Whether anything was measured."""
+        return any(entry.speeds for entry in self.entries)
+
+    @property
     def labels(self) -> list[str]:
         """Of the cases."""
         return [entry.label for entry in self.entries]
@@ -115,6 +120,19 @@ def draw_speeds(group: Group) -> "Figure":
     model.barh(rows, [entry.predicted for entry in group.entries], 0.6, color=GREY, alpha=0.6)
     here.set_xlim(left=0)
     model.tick_params(labelleft=False)
+    return figure
+
+
+def draw_predicted(group: Group) -> "Figure":
+    """Tokens/s by the cost model, where nothing was run."""
+    figure, axes = empty_axes(
+        f"Cost model, {group.hardware}: computed, not measured",
+        group.caption,
+        (10.0, _height(group)),
+    )
+    rows = _rows(axes, group)
+    axes.barh(rows, [entry.predicted for entry in group.entries], 0.6, color=GREY, alpha=0.6)
+    axes.set_xlabel("tokens/s")
     return figure
 
 
@@ -231,6 +249,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "slowest run to the fastest, a tick a run. Right: what the cost model computes for the "
         "machine named; that is no measurement.",
     ),
+    "predicted": (
+        "Tokens a second",
+        "What the cost model computes for the machine named; that is no measurement.",
+    ),
     "load": (
         "GPU neuron load",
         "Which executor computed the neurons that were active, counted while the runs went on "
@@ -256,6 +278,8 @@ TEXTS: dict[str, tuple[str, str]] = {
 
 def draw_all(group: Group) -> "list[tuple[str, Figure]]":
     """The pictures of a group there is something to draw for, by name."""
+    if not group.ran:
+        return [("predicted", draw_predicted(group)), ("hot_maps", draw_hot_maps(group))]
     drawn: list[tuple[str, Figure | None]] = [
         ("speeds", draw_speeds(group)),
         ("load", draw_load(group)),

@@ -20,7 +20,7 @@ figcaption, .small { color: #555; font-size: .9rem; }
 table { border-collapse: collapse; font-size: .9rem; width: 100%; }
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #ddd;
          font-variant-numeric: tabular-nums; }
-th { font-weight: 600; } tr:last-child td { font-weight: 600; }
+th { font-weight: 600; } table.total tr:last-child td { font-weight: 600; }
 .wide { overflow-x: auto; }
 """
 
@@ -115,14 +115,15 @@ def _table(scene: Scene) -> str:
         whole = len(densities) == len(predictors)
         total += ["", format_bytes(sum(facts.nbytes for facts in predictors))]
         total.append(f"{sum(densities) / len(densities):.1%}" if whole else "")
-    return html_table(heads, [*rows, total])
+    return html_table(heads, [*rows, total], total=True)
 
 
-def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Plain texts as a table."""
+def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], total: bool = False) -> str:
+    """Plain texts as a table; total: the last row sums the others up."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heads)
     body = "\n".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
         for cells in rows
     )
-    return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"
+    kind = ' class="total"' if total else ""
+    return f"<table{kind}>\n<tr>{head}</tr>\n{body}\n</table>"

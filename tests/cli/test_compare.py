@@ -111,6 +111,14 @@ def test_the_ablation_is_a_list_of_steps(run: Run) -> None:
     assert "0.25 x" in ended.out
 
 
+def test_who_compares_schedules_gets_one_placement() -> None:
+    assert len(make_cases((), (), (), False)) == 3
+    made = make_cases((), ("paper", "fetch"), (), False)
+    assert [(case.policy, case.schedule) for case in made] == [
+        *(("greedy", "paper"), ("greedy", "fetch"))
+    ]
+
+
 def test_all_means_the_built_in_ones_that_need_no_setting() -> None:
     made = make_cases(("all", "mine.py:Mine", "ilp"), (), (), False)
     names = [case.policy for case in made]
@@ -205,7 +213,9 @@ def test_a_shape_is_judged_by_the_cost_model_and_nothing_is_run(
         speeds["+Engine"] < speeds["+Policy"] <= speeds["ours"] and speeds["+PO"] < speeds["ours"]
     )
     assert all(entry["decode_tokens_per_s"] is None for entry in runs)
-    assert "data:image/png" in (tmp_path / "compare.html").read_text()
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count("data:image/png") == 2 and "Nothing was run" in page
+    assert "continued the same prompt" not in page
     assert run("compare", "here", "--shape", "opt-1.3b").code == 2
     assert "unknown" in only_line(run("compare", "--shape", "opt-1.4b").err)
 

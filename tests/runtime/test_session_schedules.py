@@ -1,6 +1,7 @@
 """Built-in schedules, run: what they promise about order, and the right tokens."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from support.oracle import Oracle
 
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.deployment import Deployment, deploy, prepare_model, solve
+from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.fetch import fetched
+from hotcold.runtime.gpu import GpuChoice
 from hotcold.runtime.session import LocalSession
 
 
@@ -49,6 +52,18 @@ def test_serial_never_computes_hot_and_cold_at_once(
     ids = np.random.default_rng(0).integers(3, 100, 40).tolist()
     with LocalSession(serial) as one, LocalSession(overlapping) as other:
         np.testing.assert_array_equal(one.logits(ids)[0], other.logits(ids)[0])
+
+
+def test_a_gpu_refuses_an_order_that_its_graph_does_not_keep(model: Path) -> None:
+    prepared = prepare_model(EngineConfig(model=model, policy="random", hardware="pc-low"))
+    on_gpu = replace(prepared, gpu=GpuChoice("float32", None, 1 << 30, 1 << 20, 1 << 20))
+    plan = solve(prepared)
+    with pytest.raises(ConfigError, match="'serial' lets hot.0 wait for cold.0"):
+        deploy(on_gpu, plan, "serial")
+    for schedule in ("paper", "selective", "fetch"):
+        assert deploy(on_gpu, plan, schedule).gpu is not None
+    whole = solve(prepared, "ffn-split")  # no layer on both sides: nothing is put in turn
+    assert deploy(on_gpu, whole, "serial").schedule == "serial"
 
 
 @pytest.mark.parametrize("depth", [1, 2])

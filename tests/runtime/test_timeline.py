@@ -174,6 +174,32 @@ def test_flows_are_the_exchanges_of_the_program() -> None:
     assert len([e for e in starts if e["name"] == "y"]) <= layers  # skipped where no cold fired
 
 
+def test_a_gpus_passes_have_predictions_among_the_gpu_executors_steps() -> None:
+    """No predictor's loop; flags leave inside of a step; clocks agree to a microsecond or so."""
+    prepared = prepare_model(EngineConfig(predictor="exact", policy="random"))
+    programs = deploy(prepared, solve(prepared)).programs
+    spans = {
+        "gpu": [
+            span("gpu", "embed", 1, 0, 0, 1_000, layer=-1),
+            span("gpu", "attention", 1, 1_000, 1_000, 11_000),
+            span("gpu", "predict", 1, 11_000, 11_000, 21_000),
+            span("gpu", "hot", 1, 21_000, 21_000, 31_000),
+            span("gpu", "merge", 1, 31_000, 40_000, 42_000),
+        ],
+        "cpu": [span("cpu", "cold", 1, -9_000, 20_000, 41_000)],
+        "predictor": [],
+    }
+    found = passes(spans)
+    events = check_format(json.dumps(perfetto(found, programs, {})))
+    assert {event["pid"] for event in events} == {1, 2}
+    flows = {(e["name"], e["pid"], e["ts"]) for e in events if e["ph"] in "sf"}
+    assert flows == {
+        *(("x", 1, 10.999), ("x", 2, 20.0)),
+        *(("active set", 1, 20.0), ("active set", 2, 20.0)),  # before the step that sent it ended
+        *(("y", 2, 40.0), ("y", 1, 40.0)),  # 1 us after the GPU had it, says the clock
+    }
+
+
 def test_the_checker_of_the_format_notices() -> None:
     found, programs, _ = recorded()
     good = perfetto(found, programs, {})
