@@ -36,9 +36,11 @@ def test_planted_models_compute_what_the_cpu_device_does(
         with session(made.path, predictor=predictor, vram="2GiB") as local:
             assert (local.deployment.gpu is not None) == (mode == "require")
             found.append(local.logits(ids))
-    same = (found[0][1] == found[1][1]).all(axis=(1, 2))  # near a threshold, they may differ
-    assert same.mean() > 0.9
-    alike = np.cumprod(same).astype(bool)
+    alike = np.ones(len(ids), bool)
+    if predictor != "exact":  # which proposes what fires here, and everything there
+        same = (found[0][1] == found[1][1]).all(axis=(1, 2))  # near a threshold, they may differ
+        assert same.mean() > 0.9
+        alike = np.cumprod(same).astype(bool)
     np.testing.assert_allclose(found[0][0][alike], found[1][0][alike], atol=2e-3, rtol=0)
 
 
