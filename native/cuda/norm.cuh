@@ -1,4 +1,4 @@
-// norm.cuh - norms of rows by one block: y = x / sqrt(mean(x^2) + eps) * weight, or a layer norm.
+// norm.cuh - rms norm of rows by one block: y = x / sqrt(mean(x^2) + eps) * weight.
 #ifndef HOTCOLD_NORM_CUH
 #define HOTCOLD_NORM_CUH
 #include "common.cuh"
@@ -25,26 +25,6 @@ __device__ __forceinline__ void norm_rows(const float *x_BD, const float *weight
             if (residual_BD)
                 residual_BD[b * d + i] = x[i];
         }
-    }
-}
-
-// y = (x - mean) / sqrt(variance + eps) * weight + bias of one row by the whole block; y may be x.
-__device__ __forceinline__ void layer_norm_row(const float *x, const float *weight_D,
-                                               const float *bias_D, int64_t d, float eps, float *y,
-                                               float *host) {
-    __shared__ float scratch[33];
-    float sum = 0, squares = 0;
-    for (int64_t i = threadIdx.x; i < d; i += blockDim.x)
-        sum += x[i];
-    const float mean = block_sum(sum, scratch) / static_cast<float>(d);
-    for (int64_t i = threadIdx.x; i < d; i += blockDim.x)
-        squares = fmaf(x[i] - mean, x[i] - mean, squares);
-    const float scale = rsqrtf(block_sum(squares, scratch) / static_cast<float>(d) + eps);
-    for (int64_t i = threadIdx.x; i < d; i += blockDim.x) {
-        const float value = (x[i] - mean) * scale * weight_D[i] + (bias_D ? bias_D[i] : 0.0f);
-        y[i] = value;
-        if (host)
-            host[i] = value;
     }
 }
 

@@ -7,6 +7,13 @@
 #define HOTCOLD_VARIANT_CUH
 #include "common.cuh"
 
+namespace hotcold {
+// How a launcher's check() ends where the device refuses; the plug-in has its own, a variant this.
+[[noreturn]] void fail(cudaError_t error, const std::string &what) {
+    throw std::runtime_error(what + ": " + cudaGetErrorString(error));
+}
+} // namespace hotcold
+
 #define HC_CUDA_VARIANT(table)                                                                     \
     static void hc_cuda_variant_fill(hotcold::Operators &table);                                   \
     extern "C" {                                                                                   \

@@ -73,7 +73,7 @@ def test_gemv(plugin: Any, dtype: str, batch: int, rows: int, d: int) -> None:
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("d", some([1, 7, 1000, 7168], 1, 2))
+@pytest.mark.parametrize("d", some([1, 7, 1000, 7168, 9217], 1, 2))
 def test_norm(plugin: Any, kind: str, batch: int, d: int) -> None:
     rng = np.random.default_rng(d + batch)
     x = (5 + 3 * rng.standard_normal((batch, d))).astype(np.float32)
