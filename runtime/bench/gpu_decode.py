@@ -27,7 +27,6 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ from numpy.typing import NDArray
 
 from hotcold.native import nvml
 from hotcold.runtime import embedded
-from hotcold.runtime.bench import prompt as prompts
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.deployment import deploy, prepare_model, solve
 from hotcold.runtime.executor import make_request
@@ -52,7 +50,6 @@ from hotcold.runtime.formats.digest import STAMP, write_stamp
 from hotcold.runtime.formats.layout import layout
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.neurons import NeuronRecord
-from hotcold.runtime.phases import phase_times
 from hotcold.runtime.predictor import PredictorLayer
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.roofline import roofline
@@ -211,10 +208,8 @@ def finish(folder: Path, spec: ModelSpec, size: int, counts_LN: NDArray[np.int64
         write_stamp(stamp, header["header_sha256"], {"weights.bin": folder / "weights.bin"})
 
 
-def measure(
-    config: EngineConfig, tokens: int, prompt: int, lengths: Sequence[int] = ()
-) -> dict[str, Any]:
-    """Tokens/s and what the time went into; prompt tokens/s of both forms at these lengths."""
+def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
+    """Tokens/s and what the time went into."""
     before = nvml.used_bytes() or 0
     began = time.monotonic()
     prepared = prepare_model(config)
@@ -236,7 +231,6 @@ def measure(
             decode_s = (times.end_ns - times.prompt_ns) * 1e-9
             row.append((tokens - 1) / decode_s)
         assert gpu.native.device is not None
-        phases = phase_times(local.segment)
         report = gpu.native.device.report()
         peak = (nvml.used_bytes() or 0) - before
         cpu_s = (after["cpu"].busy_ns - states["cpu"].busy_ns) * 1e-9
@@ -248,7 +242,7 @@ def measure(
             "hardware": prepared.problem.hardware.name,
             "prompt_tokens_per_s": round(prompt / ((times.prompt_ns - times.begin_ns) * 1e-9), 1),
             "pass_ms": round(report.pass_ns * 1e-6, 3),
-            "phase_ms": {name: round(s * 1e3, 3) for name, s in phases.items()},
+            "phase_ms": {name: round(ns * 1e-6, 3) for name, ns in report.phase_ns.items()},
             "gpu_gb_per_s": round(report.bytes / report.pass_ns, 1),
             "cpu_gb_per_s": round(cpu_gb / cpu_s, 1) if cpu_s else 0.0,
             "cold_neurons": report.cold_neurons,
@@ -258,7 +252,6 @@ def measure(
             "gpu_mib_by_nvml": [used >> 20, peak >> 20],
             "allocated_mib": report.allocated_bytes >> 20,
             "launch_s": round(launched, 1),
-            **({"prompts": prompts.measure(local, lengths)} if lengths else {}),
         }
 
 
@@ -283,13 +276,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--vram", nargs="+", default=["10GiB"])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=40)
-    parser.add_argument("--prompts", type=int, nargs="*", default=[])
-    parser.add_argument("--prompt-form", default="auto")
-    parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--predictor-dtype")
     parser.add_argument("--overfire", type=float, default=0.0)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--hardware", help="rates of the bound; default: as measured here")
     parser.add_argument("--bus-share", type=float, nargs="+", default=[0.0])
     options = parser.parse_args(arguments)
     predictor: Any = options.predictor
@@ -299,13 +288,11 @@ def main(arguments: list[str] | None = None) -> None:
         config = EngineConfig(
             model=options.folder or options.model, vram=None if vram == "all" else vram,
             predictor=predictor, kv_dtype="float16", predictor_dtype=options.predictor_dtype,
-            context=options.context, prompt_form=options.prompt_form, threads=options.threads,
-            bus_share=bus_share, hardware=options.hardware,
+            context=512, threads=options.threads, bus_share=bus_share,
         )  # fmt: skip
         result = {"vram": vram, "predictor": options.predictor_dtype or "float16",
                   "bus_share": bus_share}  # fmt: skip
-        found = measure(config, options.tokens, options.prompt, options.prompts)
-        print(json.dumps(result | found), flush=True)
+        print(json.dumps(result | measure(config, options.tokens, options.prompt)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Prompt speed on a GPU: both forms of a prompt by its length, and the measured switch point.
 
-`python -m hotcold.runtime.bench.gpu_decode --prompts 64 128 256 512 ...` runs it on the planted 13B
-shape. Forms are asked for by name here; an engine with `--prompt auto` chooses by the same times.
+`hotcold bench prompt --model DIR --vram 10GiB` runs it. Forms are asked for by name here; an engine
+with `--prompt-form auto` chooses by the same times.
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hotcold.runtime.cli import bench_sync, output
+from hotcold.runtime.cli import bench_prompt, bench_sync, output
 from hotcold.runtime.cli.options import (
     DTYPES,
     EngineOptions,
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 @click.group("bench")
 def command() -> None:
-    """Measure kernels, the exchange between actors, weight stores and the decode speed."""
+    """Measure kernels, the exchange between actors, weight stores, prompts and decoding."""
 
 
+command.add_command(bench_prompt.command)
 command.add_command(bench_sync.command)
 
 
