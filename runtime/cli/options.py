@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import click
 
-from hotcold.runtime.config import PROMPT_FORMS
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.hardware import reference_machines
 
@@ -21,6 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 DTYPES = ("float32", "float16", "bfloat16")
 TRANSPORTS = ("native", "ray")
 STORES = ("file", "memfd", "private")
+PROMPT_FORMS = ("auto", "dense", "sparse")
 PREDICTOR_HELP = (
     "auto, exact, learned, low-rank, sign, ... (hotcold policies), a folder, or file.py:Class."
 )
