@@ -72,8 +72,8 @@ inline float half_to_float(uint16_t bits) {
 }
 
 // Symmetric int8 with one scale a row.
-inline void quantise(const void *w, int32_t dtype, int64_t rows, int64_t d, std::vector<int8_t> &out,
-              std::vector<float> &scales) {
+inline void quantise(const void *w, int32_t dtype, int64_t rows, int64_t d,
+                     std::vector<int8_t> &out, std::vector<float> &scales) {
     out.resize(rows * d);
     scales.resize(rows);
     std::vector<float> row(d);
