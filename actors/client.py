@@ -350,6 +350,7 @@ class Client:
             refs = [self._actor(actor).spans.remote((actor,)) for actor in ACTORS]
             arrays = {actor: own for found in ray.get(refs) for actor, own in found.items()}
         return {actor: as_spans(actor, array) for actor, array in arrays.items()}
+
     def _phases(self) -> dict[str, float]:
         found: dict[str, float] = ray.get(self._actor("gpu").phases.remote())
         return found

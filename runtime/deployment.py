@@ -19,7 +19,7 @@ from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import SegmentLayout
 from hotcold.runtime.fetch import computed_plan, fetched, idle_nodes
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
-from hotcold.runtime.gpu import GpuChoice, choose_gpu, with_vram
+from hotcold.runtime.gpu import GpuChoice, choose_gpu, int8_bytes, with_vram
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan, make_plan
 from hotcold.runtime.predictor import (
@@ -172,10 +172,8 @@ def prepare_model(config: EngineConfig) -> Prepared:
         name, note = choice.kind, choice.why
     predictor, layers = _predictor(config, name, bundle, profile)
     vram = None if config.vram is None else parse_bytes(config.vram)
-    hidden = max((fc1.shape[0] for fc1 in _first_matrices(layers)), default=0)
     ahead = int(getattr(predictor, "lookahead", 0))
-    forms = {layer.form for layer in layers if layer.form != "gate"}  # exact stands by on a GPU
-    gpu = choose_gpu(config, spec, context, vram, hidden, ahead, forms)
+    gpu = choose_gpu(config, spec, context, vram, layers, ahead)
     if gpu is None and isinstance(kernels, Variant) and kernels.on_gpu:
         raise ConfigError(
             f"{kernels.name} holds CUDA kernels and this deployment computes without a GPU; leave "
@@ -185,7 +183,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         layers = _on_gpu(layers, name)
     bytes_L = predictor_bytes_L(layers) if layers else (0,) * spec.n_layers
     if gpu is not None and gpu.predictor_dtype == "int8":
-        bytes_L = tuple(_int8_bytes(layer, spec) for layer in layers) or bytes_L
+        bytes_L = tuple(int8_bytes(layer, spec) for layer in layers) or bytes_L
     problem = make_problem(
         spec,
         bundle.record.record_bytes,
@@ -276,21 +274,6 @@ def _on_gpu(layers: tuple[NativeLayer, ...], name: object) -> tuple[NativeLayer,
     if any(layer.form == "gate" for layer in layers):
         return ()  # gate rows are what the executors evaluate anyway, each those it holds
     return layers
-
-
-def _first_matrices(layers: tuple[NativeLayer, ...]) -> list[Any]:
-    """fc1 of the layers that have one."""
-    found = (getattr(layer, "fc1", None) for layer in layers)
-    return [matrix for matrix in found if matrix is not None]
-
-
-def _int8_bytes(layer: Any, spec: ModelSpec) -> int:
-    """Bytes of a predictor layer quantised by row: weights, scales, bias."""
-    if layer.form == "sign":
-        return int(layer.bytes)  # a bit a weight already
-    width = int(layer.fc1.shape[0])
-    bias = 0 if layer.bias_N is None else int(layer.bias_N.nbytes)
-    return width * (spec.d_model + spec.n_neurons) + 4 * (width + spec.n_neurons) + bias
 
 
 def _context(config: EngineConfig, spec: ModelSpec) -> int:

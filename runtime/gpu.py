@@ -73,9 +73,8 @@ def choose_gpu(
     spec: ModelSpec,
     context: int,
     vram_bytes: int | None,
-    hidden: int = 0,
+    layers: Sequence[Any] = (),
     lookahead: int = 0,
-    forms: Iterable[str] = (),
 ) -> GpuChoice | None:
     """The GPU to use, or None for the CPU device.
 
@@ -84,9 +83,8 @@ def choose_gpu(
         spec: the model.
         context: positions of the KV cache.
         vram_bytes: the budget, or None for what is free.
-        hidden: width of the widest predictor, 0 where nothing is predicted by matrices.
+        layers: of the predictor, in their native forms.
         lookahead: layers that predictions are ahead, at most.
-        forms: of the predictor's layers.
 
     Raises:
         BackendError: HOTCOLD_CUDA=require and it cannot be had.
@@ -111,6 +109,9 @@ def choose_gpu(
     graphs = graph_shape(spec.n_layers, config.max_batch)
     context_bytes = cuda_probe.context_bytes(plugin.path, *graphs) or CONTEXT_BYTES
     shared = pass_bytes(spec, config.max_batch)
+    forms = {layer.form for layer in layers} - {"gate"}  # which stands by on a GPU
+    widths = (layer.fc1.shape[0] for layer in layers if layer.form == "matrices")
+    hidden = max(widths, default=0)
 
     def need(rows: int) -> int:
         int8 = config.predictor_dtype == "int8"
@@ -227,6 +228,15 @@ def say_parts(plan: Plan) -> None:
             "these parts do not fit the GPU's budget and are read over the bus, token by token: %s",
             plan.modules_on(plan.devices[-1]),
         )
+
+
+def int8_bytes(layer: Any, spec: ModelSpec) -> int:
+    """Bytes of a predictor layer quantised by row: weights, scales, bias."""
+    if layer.form == "sign":
+        return int(layer.bytes)  # a bit a weight already
+    width = int(layer.fc1.shape[0])
+    bias = 0 if layer.bias_N is None else int(layer.bias_N.nbytes)
+    return width * (spec.d_model + spec.n_neurons) + 4 * (width + spec.n_neurons) + bias
 
 
 def show_gpu(choice: GpuChoice) -> None:

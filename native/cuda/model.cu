@@ -3,7 +3,7 @@
 // One allocation. The layout function runs twice, first to count and then to hand out, so what is
 // checked against the budget is what is used. Hot neurons become a compact table of whole records,
 // ascending by id; the host's copy of the weights stays where it is.
-#include "model.h"
+#include "upload.h"
 
 #include <algorithm>
 #include <cmath>
@@ -25,90 +25,9 @@ int64_t bytes_of(int32_t dtype) {
 
 namespace {
 
-// Host to device through two pinned buffers: pageable memory would be copied at a third of the rate.
-class Uploader {
-  public:
-    Uploader() {
-        check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "upload stream");
-        for (int i = 0; i < 2; i++) {
-            check(cudaHostAlloc(&pinned_[i], SIZE, cudaHostAllocDefault), "upload buffer");
-            check(cudaEventCreateWithFlags(&free_[i], cudaEventDisableTiming), "upload event");
-        }
-    }
-    ~Uploader() {
-        cudaStreamSynchronize(stream_);
-        for (int i = 0; i < 2; i++) {
-            cudaFreeHost(pinned_[i]);
-            cudaEventDestroy(free_[i]);
-        }
-        cudaStreamDestroy(stream_);
-    }
-    void copy(void *to, const void *from, int64_t bytes) {
-        const char *source = static_cast<const char *>(from);
-        char *target = static_cast<char *>(to);
-        while (bytes > 0) {
-            const int64_t part = std::min(bytes, SIZE - filled_);
-            if (filled_ == 0)
-                check(cudaEventSynchronize(free_[turn_]), "upload");
-            char *at = static_cast<char *>(pinned_[turn_]) + filled_;
-            std::memcpy(at, source, part);
-            check(cudaMemcpyAsync(target, at, part, cudaMemcpyDefault, stream_), "upload");
-            filled_ += (part + 255) / 256 * 256;
-            source += part, target += part, bytes -= part;
-            if (filled_ >= SIZE)
-                flush();
-        }
-    }
-    void copy_if(void *to, const void *from, int64_t bytes) { // NULL: there is no such tensor
-        if (from)
-            copy(to, from, bytes);
-    }
-    void flush() {
-        check(cudaEventRecord(free_[turn_], stream_), "upload");
-        turn_ = 1 - turn_;
-        filled_ = 0;
-    }
-    void finish() {
-        flush();
-        check(cudaStreamSynchronize(stream_), "upload");
-    }
-
-  private:
-    static constexpr int64_t SIZE = 16 << 20;
-    cudaStream_t stream_;
-    void *pinned_[2];
-    cudaEvent_t free_[2];
-    int turn_ = 0;
-    int64_t filled_ = 0;
-};
-
 // Room for a tensor that the model may not have.
 float *like(Arena &arena, const float *from, int64_t count) {
     return from ? arena.take<float>(count) : nullptr;
-}
-
-float half_to_float(uint16_t bits) {
-    return __half2float(__half(__half_raw{bits}));
-}
-
-// Symmetric int8 with one scale a row.
-void quantise(const void *w, int32_t dtype, int64_t rows, int64_t d, std::vector<int8_t> &out,
-              std::vector<float> &scales) {
-    out.resize(rows * d);
-    scales.resize(rows);
-    std::vector<float> row(d);
-    for (int64_t r = 0; r < rows; r++) {
-        float most = 0;
-        for (int64_t i = 0; i < d; i++) {
-            row[i] = dtype == HC_F32 ? static_cast<const float *>(w)[r * d + i]
-                                     : half_to_float(static_cast<const uint16_t *>(w)[r * d + i]);
-            most = std::max(most, std::fabs(row[i]));
-        }
-        scales[r] = most / 127.0f;
-        const float inverse = most > 0 ? 127.0f / most : 0;
-        for (int64_t i = 0; i < d; i++)
-            out[r * d + i] = static_cast<int8_t>(std::lrintf(row[i] * inverse));
-    }
 }
 
 } // namespace

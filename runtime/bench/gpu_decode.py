@@ -50,7 +50,6 @@ from hotcold.runtime.formats.digest import STAMP, write_stamp
 from hotcold.runtime.formats.layout import layout
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.neurons import NeuronRecord
-from hotcold.runtime.phases import phase_times
 from hotcold.runtime.predictor import PredictorLayer
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.roofline import roofline
@@ -232,7 +231,6 @@ def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
             decode_s = (times.end_ns - times.prompt_ns) * 1e-9
             row.append((tokens - 1) / decode_s)
         assert gpu.native.device is not None
-        phases = phase_times(local.segment)
         report = gpu.native.device.report()
         peak = (nvml.used_bytes() or 0) - before
         cpu_s = (after["cpu"].busy_ns - states["cpu"].busy_ns) * 1e-9
@@ -244,7 +242,7 @@ def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
             "hardware": prepared.problem.hardware.name,
             "prompt_tokens_per_s": round(prompt / ((times.prompt_ns - times.begin_ns) * 1e-9), 1),
             "pass_ms": round(report.pass_ns * 1e-6, 3),
-            "phase_ms": {name: round(s * 1e3, 3) for name, s in phases.items()},
+            "phase_ms": {name: round(ns * 1e-6, 3) for name, ns in report.phase_ns.items()},
             "gpu_gb_per_s": round(report.bytes / report.pass_ns, 1),
             "cpu_gb_per_s": round(cpu_gb / cpu_s, 1) if cpu_s else 0.0,
             "cold_neurons": report.cold_neurons,
@@ -281,7 +279,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--predictor-dtype")
     parser.add_argument("--overfire", type=float, default=0.0)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--hardware", help="rates of the bound; default: as measured here")
     parser.add_argument("--bus-share", type=float, nargs="+", default=[0.0])
     options = parser.parse_args(arguments)
     predictor: Any = options.predictor

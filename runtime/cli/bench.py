@@ -37,8 +37,6 @@ def command() -> None:
 
 
 command.add_command(bench_prompt.command)
-
-
 command.add_command(bench_sync.command)
 
 
