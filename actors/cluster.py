@@ -19,7 +19,7 @@ from ray.util import placement_group
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from hotcold.runtime.cores import CoreShare
-from hotcold.runtime.errors import LaunchError
+from hotcold.runtime.errors import ConfigError, LaunchError
 
 NAMESPACE = "hotcold"
 READY_S = 30.0
@@ -192,3 +192,16 @@ def cpu_fractions(shares: dict[str, CoreShare], node_cpus: float) -> dict[str, f
         return {actor: float(count) for actor, count in threads.items()}
     scale = min(TRIO_CPUS, max(0.3, node_cpus - 0.5)) / total
     return {actor: round(count * scale, 4) for actor, count in threads.items()}
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is empty, odd, or taken."""
+    if not name or not all(c.isalnum() or c in "-_." for c in name):
+        raise ConfigError(f"engine name {name!r} must be letters, digits, '-', '_' and '.'")
+    try:
+        ray.get_actor(f"{name}-gpu", namespace=NAMESPACE)
+    except ValueError:
+        return
+    raise ConfigError(
+        f"an engine named {name!r} is running in this cluster; connect to it or choose another name"
+    )

@@ -26,7 +26,6 @@ from hotcold.native.segment import Watcher
 from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import (
     ActorLostError,
-    ConfigError,
     HotcoldError,
     KernelError,
     LaunchError,
@@ -78,7 +77,7 @@ class Trio:
         self.closing = self._closed = False
         self._private_ray, self._stuck_s = private_ray, stuck_s
         self._starting: set[str] = set()  # their facts are of the ones they replace
-        _check_name(name)
+        cluster.check_name(name)
         self._own_group = group is None
         self._group: Any = group
         self._cpus = cluster.cpu_fractions(deployment.cores, 0.0)
@@ -349,10 +348,10 @@ class Trio:
         """The actor whose next step has all it waits for, and yet does not go on."""
         layout, seq = self.deployment.layout, segment.pass_header.seq
         flags = segment.view(layout.flags_offset, layout.n_flags * 64).view(np.uint32)[::16]
-        for actor, steps in self.deployment.programs.items():
-            if len(steps):
-                step = steps[segment.actor_state(actor).progress % len(steps)]
-                if all(flag < 0 or flags[flag] == seq for flag in step["wait"]):
+        for actor in ("cpu",) if self.deployment.gpu else ACTORS:  # a GPU's pass is one step
+            if len(steps := self.deployment.programs[actor]):
+                waits = steps[segment.actor_state(actor).progress % len(steps)]["wait"]
+                if all(flag < 0 or flags[flag] == seq for flag in waits):
                     return actor
         return "gpu"
 
@@ -386,16 +385,3 @@ class Trio:
             if self._kv is not None:
                 self._kv.close()
             self._kv = None  # its arrays would keep the memory for as long as the engine is held
-
-
-def _check_name(name: str) -> None:
-    """Refuse a name that is empty, odd, or taken."""
-    if not name or not all(c.isalnum() or c in "-_." for c in name):
-        raise ConfigError(f"engine name {name!r} must be letters, digits, '-', '_' and '.'")
-    try:
-        ray.get_actor(f"{name}-gpu", namespace=cluster.NAMESPACE)
-    except ValueError:
-        return
-    raise ConfigError(
-        f"an engine named {name!r} is running in this cluster; connect to it or choose another name"
-    )

@@ -191,7 +191,6 @@ static void account(hc_executor *e) {
         __atomic_store_n(&state->clock_error_ns, report->clock_error_ns, __ATOMIC_RELAXED);
     for (int32_t i = 0; i < report->n_spans; i++)
         hc_put_span(e, device->spans[i]);
-    hc_count(&state->passes, 1);
     __atomic_store_n(&state->progress, state->progress + 1, __ATOMIC_RELAXED);
 }
 
@@ -208,12 +207,15 @@ hc_status hc_device_run_pass(hc_executor *e) {
     if (!s && members)
         write_masks(e, members);
     free(members);
-    if (!s)
-        account(e);
-    return s;
+    if (s)
+        return s;
+    account(e);
+    hc_count(&hc_state_of(e)->passes, 1);
+    return HC_OK;
 }
 
-/* Spends no sequence number: the other actors take no part. */
+/* Spends no sequence number and counts as no pass: the other actors take no part, and the supervisor
+ * takes a number above the count of passes for one that runs. */
 hc_status hc_device_run_prompt(hc_executor *e, const hc_device_prompt *prompt) {
     hc_device *device = e->args.device;
     hc_status s = device->api->prompt(device->self, prompt, &device->report);

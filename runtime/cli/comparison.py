@@ -94,7 +94,7 @@ def measure_all(
 def _take_turn(engine: "Engine", one: Ready, manner: Manner, record: Measured) -> None:
     begin = time.monotonic()
     try:
-        budget = {} if one.case.vram is None else {"vram": one.case.vram}
+        budget: dict[str, Any] = {} if one.case.vram is None else {"vram": one.case.vram}
         engine.replan(policy=one.placement, schedule=one.schedule, **budget)
     except (BudgetError, BackendError) as error:  # of this machine's memory; the others may fit
         record.refused = str(error)
