@@ -229,7 +229,7 @@ def strike(engine: Engine, fault: Fault) -> bool:
 def _check_whole(engine: Engine, whole: Counter[str], tally: Tally) -> None:
     """Wait for three living actors again, and for everything else they held to be gone."""
     deadline = time.monotonic() + WHOLE_S
-    while any(is_gone(pid) or is_stopped(pid) for pid in engine.pids.values()):
+    while not engine.is_whole:
         if time.monotonic() > deadline:
             tally.complain("errors", "an actor was not replaced")
             return

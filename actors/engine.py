@@ -155,6 +155,11 @@ class Engine:
         return self._client.pids
 
     @property
+    def is_whole(self) -> bool:
+        """Whether no actor is being replaced or has to be; a connected engine cannot know."""
+        return self._trio is None or self._trio.is_whole
+
+    @property
     def uses_gpu(self) -> bool:
         """Whether the GPU executor computes on a GPU, and not on its CPU device."""
         return self._client.deployment.gpu is not None

@@ -311,6 +311,19 @@ class Trio:
         pids = {facts.pid: actor for actor, facts in list(self.facts.items())}
         return next((pids[pid] for pid in stops.too_long(pids)), None)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all actors live and run the latest epoch, and nothing has poisoned it."""
+        segment = self._segment
+        native = self.deployment.transport == "native"
+        try:
+            healthy = not native if segment is None else segment.poisoned is None
+        except KernelError:  # closed just now: another epoch begins
+            return False
+        pids = [facts.pid for facts in list(self.facts.values())]
+        living = not any(is_gone(pid) or is_stopped(pid) for pid in pids)
+        return healthy and living and self.epoch_running == self._epoch
+
     def pass_age_s(self) -> float:
         """Seconds since the running pass began; 0 between passes."""
         segment = self._segment

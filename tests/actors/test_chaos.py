@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hotcold.actors import chaos
+from hotcold.actors.processes import is_gone
 
 
 class Fake:
@@ -26,6 +27,10 @@ class Fake:
         self.actors: dict[str, Any] = {}
         self.hang = threading.Event()
         self.pids = dict.fromkeys(chaos.OPS, 0)
+
+    @property
+    def is_whole(self) -> bool:
+        return not any(is_gone(pid) for pid in self.pids.values())
 
     def generate(self, prompt: str, max_tokens: int, **sampling: Any) -> Iterator[Any]:
         self.requests += 1
