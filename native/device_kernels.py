@@ -48,14 +48,15 @@ def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> flo
     setattr(op, "gemv" if kind == "norm" else kind, args)
     seconds = ffi.new("float *")
     op.seconds = seconds
-    name = None
+    path = None
     if isinstance(plugin, WithVariant):
-        op.variant = name = ffi.new("char[]", str(plugin.variant).encode())
+        op.variant = path = ffi.new("char[]", str(plugin.variant).encode())
         plugin = plugin.plugin
     for name, value in more.items():
         is_array = isinstance(value, np.ndarray)
         setattr(op, name, pointer(value, "float *") if is_array else value)
     check(lib.hc_device_operate(plugin, op))
+    del path  # alive until here
     return float(seconds[0])
 
 

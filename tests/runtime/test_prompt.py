@@ -9,10 +9,10 @@ import pytest
 
 from hotcold.actors.requests import _rest as rest
 from hotcold.native import nvml
-from hotcold.runtime.bench.gpu_decode import spec_13b
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.executor import make_request
+from hotcold.runtime.plant.shapes import find_shape
 from hotcold.runtime.prompt import (
     NEVER,
     PromptForm,
@@ -118,7 +118,7 @@ def test_a_pass_is_as_long_as_memory_and_context_allow() -> None:
 
 
 def test_a_13b_model_in_10_gib_gets_whole_passes() -> None:
-    spec = spec_13b(40)
+    spec = find_shape("llama2-13b").spec(40, "float16")
     need = prompt_bytes(spec, 512, 960, 1, True)
     assert 150 << 20 < need < 256 << 20
     assert choose_rows("auto", 512, 10 << 30, 0, lambda n: prompt_bytes(spec, n, 960, 1, True)) in (
@@ -128,7 +128,7 @@ def test_a_13b_model_in_10_gib_gets_whole_passes() -> None:
 
 
 def test_what_only_the_sparse_form_serves() -> None:
-    spec = spec_13b(2)
+    spec = find_shape("llama2-13b").spec(2, "float16")
     assert not sparse_only(spec, ["matrices"])
     assert sparse_only(spec, ["matrices", "sign"]) == "predictors without matrices"
     other = replace(spec, ffn="relu", norm="layer", biases=True)
