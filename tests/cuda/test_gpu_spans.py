@@ -114,7 +114,7 @@ def test_auditing_every_neuron_counts_every_miss(model: Path, batch: int, share:
 
 @pytest.mark.parametrize("every", [7, 256])
 def test_an_audit_draws_each_neuron_with_the_same_probability(model: Path, every: int) -> None:
-    ids = ids_of(model, 120)
+    ids = ids_of(model, 60)
     with predicted(model, share=1.0, max_batch=1, audit=every) as local:
         _, masks_TLN = local.logits(ids)
         state = local.segment.actor_state("gpu")

@@ -197,7 +197,7 @@ def test_a_driver_is_told_that_the_cluster_has_no_hotcold(
 def test_the_sweep_of_the_examples_runs_as_a_job(
     under_way: Callable[[Path], UnderWay], tmp_path: Path
 ) -> None:
-    shutil.copy(ROOT / "examples" / "07_sweep.py", tmp_path)
-    done = ended(under_way(tmp_path).submit("--", "python", "07_sweep.py", "all-cpu"))
+    shutil.copy(ROOT / "examples" / "04_sweep.py", tmp_path)
+    done = ended(under_way(tmp_path).submit("--", "python", "04_sweep.py", "all-cpu"))
     assert done.code == 0, done.err
     assert done.out.splitlines()[-1] == "same tokens: yes"

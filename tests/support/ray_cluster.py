@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.processes import children
+from hotcold.actors.footprint import descendants
 
 START_S = 60.0
 NAMES = "port dashboard-port ray-client-server-port dashboard-agent-listen-port "
@@ -42,7 +42,7 @@ class Cluster:
 
     def processes(self) -> set[int]:
         """Everything that runs in it."""
-        return children(self.pid)
+        return descendants(self.pid)
 
     def actors(self) -> list[str]:
         """Command lines of hotcold's actors and jobs in it."""
@@ -132,7 +132,7 @@ def _await_dashboard(address: str, head: "subprocess.Popen[bytes]", log: Path) -
 
 
 def _end(head: "subprocess.Popen[bytes]") -> None:
-    everyone = children(head.pid)
+    everyone = descendants(head.pid)
     head.terminate()
     try:
         head.wait(10)

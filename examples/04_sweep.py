@@ -5,8 +5,8 @@ Ray finds a node for each and queues what has no room. Side by side the trios ta
 cores and memory bandwidth: read the shares and whether the tokens agree, not the speeds; for those
 there is `hotcold compare`.
 
-Run: python examples/07_sweep.py [POLICY...]
-On a cluster: hotcold submit --working-dir examples -- python 07_sweep.py
+Run: python examples/04_sweep.py [POLICY...]
+On a cluster: hotcold submit --working-dir examples -- python 04_sweep.py
 """
 
 import sys
