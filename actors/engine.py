@@ -39,6 +39,7 @@ from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.generation import GenerationStats, Token
 from hotcold.runtime.program import Program
+from hotcold.runtime.roofline import Roofline, roofline
 from hotcold.runtime.spans import Span
 
 _numbers = itertools.count()
@@ -239,6 +240,16 @@ class Engine:
         `hotcold.runtime.timeline` makes passes, a Perfetto file and sums of them.
         """
         return self._client.spans()
+
+    def roofline(self) -> Roofline:
+        """What bounds the running plan, by the rates it was placed with (`hotcold hardware`).
+
+        Raises:
+            ConfigError: this engine was connected: only who launched it knows the rates.
+        """
+        if self._prepared is None:
+            raise ConfigError("only the driver that launched an engine knows its machine's rates")
+        return roofline(self._prepared.problem, self._client.deployment.plan)
 
     @property
     def programs(self) -> dict[str, Program]:

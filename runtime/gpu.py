@@ -115,7 +115,8 @@ def choose_gpu(
 
     def need(rows: int) -> int:
         int8 = config.predictor_dtype == "int8"
-        return prompt_bytes(spec, rows, hidden, lookahead + 1, int8)
+        early = max(1, lookahead)  # the schedule lookahead goes with any predictor
+        return prompt_bytes(spec, rows, hidden, early + 1, int8)
 
     rows = choose_rows(_served_form(config.prompt_form, spec, forms), context, budget, shared, need)
     scratch = max(shared, need(rows)) + id_bytes(spec) if rows else shared

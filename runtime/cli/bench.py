@@ -300,8 +300,9 @@ def decode(  # noqa: PLR0917 - as click passes them
     """Decode tokens/s of both transports, beside rivals on the same weights.
 
     The engine and its rivals (transformers in float32 and bfloat16, llama.cpp) take turns; medians
-    over the rounds. bytes bound: bytes a token over the read bandwidth measured in the same run. By
-    phase: of the newest tokens; cold, and predict where it is not on a GPU, run beside the others.
+    over the rounds. bytes bound: bytes a token over the read bandwidth measured in the same run;
+    on a GPU that of `hotcold roofline` for the plan. By phase: of the newest tokens; cold, and
+    predict where it is not on a GPU, run beside the others.
     """
     result = decode_rates(options, max_tokens, repeat, rivals or ("transformers",), with_ray)
     rows = [(name, f"{speed:.1f}") for name, speed in decode_speeds(result)]
@@ -309,8 +310,8 @@ def decode(  # noqa: PLR0917 - as click passes them
     if "speedup" in result:
         click.echo(f"native over the best rival: {result['speedup']:.2f}x")
     click.echo(
-        f"{result['native']['gb_per_s']:.1f} GB/s of {result['read_gb_per_s']:.1f} GB/s that "
-        f"memory gives: {output.percent(result['bytes_bound_fraction'])} of the bytes bound"
+        f"{result['native']['gb_per_s']:.1f} GB/s, host memory gives {result['read_gb_per_s']:.1f}:"
+        f" {output.percent(result['bytes_bound_fraction'])} of the bytes bound"
     )
     phases = ", ".join(f"{name} {ms:.3f}" for name, ms in result["phase_ms"].items())
     error = result["clock_error_us"]
@@ -346,10 +347,14 @@ def decode_rates(
             stats = engine.stats()
             result["phase_ms"] = {name: 1e3 * s for name, s in stats.phase_s.items()}
             result["clock_error_us"] = 1e6 * stats.clock_error_s
+            bound_s = engine.roofline().token_s if engine.uses_gpu else None
     output.note(f"bench decode: read bandwidth{', transport ray' if with_ray else ''}")
     read = read_bandwidth(bundle.record.record_bytes, cores)
     result["read_gb_per_s"] = read
-    result["bytes_bound_fraction"] = result["native"]["gb_per_s"] / read
+    native = result["native"]
+    result["bytes_bound_fraction"] = (
+        native["decode_tokens_per_s"] * bound_s if bound_s else native["gb_per_s"] / read
+    )
     if not with_ray:
         return result
     with running_engine(options, transport="ray") as engine:

@@ -4,12 +4,15 @@ A neuron fires where b_i + u_i . z > 0, with z = V s of about a standard Gaussia
 (see `planting` for what s is and how the model computes it). The predictor is the same arithmetic
 through a hidden layer of width R + 1:
 
-    fc1 = V with SHIFT on channel 0, and a row that copies the constant;  fc2 = [u_i | b_i]
+    fc1 = V with SHIFT on channel 0, and a row with GAIN times the constant
+    fc2 = [u_i | b_i / GAIN]
 
 A ReLU between two linear maps would halve the signal; SHIFT (eight standard deviations) keeps its
 input positive, and rows u_i that sum to zero take SHIFT out again. (The other way, rows in pairs
-+v and -v, costs twice the width.) Noise turns u_i towards a random direction at right angles and
-moves b_i; see `overfire`. Called by `planting`.
++v and -v, costs twice the width.) GAIN makes b_i / GAIN no larger than u_i's elements: a row that
+is quantised to 8 bits would otherwise lose them, and SHIFT multiplies what it loses (measured: 25 %
+more proposed and recall 0.84; with GAIN 0.5 % more and 0.96). Noise turns u_i towards a random
+direction at right angles and moves b_i; see `overfire`. Called by `planting`.
 
 Axes: M calibration tokens, N neurons, D channels, R rank.
 """
@@ -26,6 +29,7 @@ from hotcold.runtime.plant.overfire import plan_noise, quantile
 from hotcold.runtime.plant.signal import randn
 
 SHIFT = 8.0  # standard deviations of z
+GAIN = 32.0  # a power of two, so that nothing is rounded
 F64 = NDArray[np.float64]
 
 
@@ -135,10 +139,10 @@ def guess(drawing: Drawing, index: int, firing: Firing, constant: float) -> Gues
     fc1 = torch.zeros((rank + 1, drawing.spec.d_model), dtype=torch.float16, device=device)
     fc1[:rank] = firing.v_RD.half()
     fc1[:rank, 0] = SHIFT / constant  # powers of two: exact
-    fc1[rank, 0] = 1 / constant
+    fc1[rank, 0] = GAIN / constant
     fc2 = torch.empty((n, rank + 1), dtype=torch.float16, device=device)
     fc2[:, :rank] = rows_NR.half()
-    fc2[:, rank] = (bias_N - SHIFT * rows_NR.sum(dim=1)).half()
+    fc2[:, rank] = ((bias_N - SHIFT * rows_NR.sum(dim=1)) / GAIN).half()
     return Guess(fc1, fc2, _threshold(drawing), proposed, hit)
 
 
