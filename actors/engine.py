@@ -27,17 +27,11 @@ from hotcold.actors.trio import Trio
 from hotcold.policies.child import TIMEOUT_S
 from hotcold.policies.run import policy_name
 from hotcold.runtime.config import DEFAULT_RESTARTS, EngineConfig, Sampling
-from hotcold.runtime.deployment import (
-    Prepared,
-    deploy,
-    load_plan,
-    prepare_model,
-    solve,
-    with_budget,
-)
+from hotcold.runtime.deployment import deploy, load_plan, solve
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import ACTORS
 from hotcold.runtime.generation import GenerationStats, Token
+from hotcold.runtime.prepare import Prepared, prepare_model, with_budget
 from hotcold.runtime.program import Program
 from hotcold.runtime.roofline import Roofline, roofline
 from hotcold.runtime.spans import Span

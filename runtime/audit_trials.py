@@ -18,10 +18,11 @@ import numpy as np
 from hotcold.native.segment import OP_NAMES
 from hotcold.runtime.audit import RecallEstimate
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import Deployment, deploy, prepare_model, solve
+from hotcold.runtime.deployment import Deployment, deploy, solve
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.evaluate import F32, Report
 from hotcold.runtime.exchange import Segment
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 from hotcold.runtime.spans import read_array
 

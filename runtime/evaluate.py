@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from hotcold.native.segment import OP_NAMES
 from hotcold.runtime.audit import PredictionAudit
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import ActorState, Segment
 from hotcold.runtime.predictor_choice import FeedForwardBytes
+from hotcold.runtime.prepare import Prepared, prepare_model
 from hotcold.runtime.session import LocalSession
 from hotcold.runtime.spans import read_array
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import prepare_model
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.evaluate import log_softmax, open_session
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 MAX_NEW = 256  # tokens generated where a task does not say

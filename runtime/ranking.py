@@ -8,8 +8,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import ConfigError, HotcoldError
+from hotcold.runtime.prepare import prepare_model
 
 ALL = "all"
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from hotcold.runtime.audit import PredictionAudit
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import Prepared, prepare_model
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.evaluate import (
     F32,
@@ -26,6 +25,7 @@ from hotcold.runtime.evaluate import (
     usable,
     watched,
 )
+from hotcold.runtime.prepare import Prepared, prepare_model
 
 # What the thresholds are calibrated for: the paper works near the upper end.
 RECALLS = (0.80, 0.85, 0.90, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)

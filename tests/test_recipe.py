@@ -21,7 +21,8 @@ from relu_recipe.sparsity import SparsityControl  # noqa: E402
 from relu_recipe.training import Trainer  # noqa: E402
 
 from hotcold.runtime.config import EngineConfig  # noqa: E402
-from hotcold.runtime.deployment import deploy, prepare_model, solve  # noqa: E402
+from hotcold.runtime.deployment import deploy, solve  # noqa: E402
+from hotcold.runtime.prepare import prepare_model  # noqa: E402
 from hotcold.runtime.profile import ActivationProfile  # noqa: E402
 from hotcold.runtime.session import LocalSession  # noqa: E402
 

@@ -19,9 +19,10 @@ import numpy as np
 
 from hotcold.native import nvml
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.executor import make_request
 from hotcold.runtime.phases import phase_times
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.roofline import roofline
 from hotcold.runtime.session import LocalSession
 

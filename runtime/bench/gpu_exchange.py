@@ -62,8 +62,9 @@ def passes(cold: int, model: str | os.PathLike[str] | None = None) -> Passes:
         BackendError: the model does not run on the GPU.
     """
     from hotcold.runtime.config import EngineConfig
-    from hotcold.runtime.deployment import deploy, prepare_model, solve
+    from hotcold.runtime.deployment import deploy, solve
     from hotcold.runtime.executor import make_request
+    from hotcold.runtime.prepare import prepare_model
     from hotcold.runtime.session import LocalSession
 
     prepared = prepare_model(EngineConfig(model=model, predictor="exact"))

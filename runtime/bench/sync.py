@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import Prepared, deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.executor import make_request
 from hotcold.runtime.phases import pass_lengths
 from hotcold.runtime.plan import Plan
+from hotcold.runtime.prepare import Prepared, prepare_model
 from hotcold.runtime.problem import Placement, Problem
 from hotcold.runtime.session import LocalSession
 from hotcold.runtime.shaped import Ask, shaped_problem

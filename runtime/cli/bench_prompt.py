@@ -39,8 +39,9 @@ def command(
 
     from hotcold.runtime.bench.prompt import measure
     from hotcold.runtime.cli.evaluate import engine_config
-    from hotcold.runtime.deployment import deploy, prepare_model, solve
+    from hotcold.runtime.deployment import deploy, solve
     from hotcold.runtime.errors import BackendError
+    from hotcold.runtime.prepare import prepare_model
     from hotcold.runtime.session import LocalSession
 
     config = replace(

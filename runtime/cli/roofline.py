@@ -206,7 +206,7 @@ def model_problem(
         HotcoldError: a model or option that cannot be used.
     """
     from hotcold.runtime.config import EngineConfig
-    from hotcold.runtime.deployment import prepare_model
+    from hotcold.runtime.prepare import prepare_model
     from hotcold.runtime.problem import make_problem
     from hotcold.runtime.roofline import for_gpu
     from hotcold.runtime.units import parse_bytes

@@ -155,7 +155,7 @@ def _of_model(
     machine: "HardwareProfile",
 ) -> tuple["Problem", str]:
     from hotcold.runtime.config import EngineConfig
-    from hotcold.runtime.deployment import prepare_model
+    from hotcold.runtime.prepare import prepare_model
 
     config = EngineConfig(model=model, vram=vram, context=context, dtype=dtype, predictor=predictor)
     prepared = prepare_model(config)

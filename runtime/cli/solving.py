@@ -17,10 +17,10 @@ from hotcold.runtime.errors import ConfigError
 if TYPE_CHECKING:
     from hotcold.policies.settings import Setting
     from hotcold.runtime.cost import TokenTime
-    from hotcold.runtime.deployment import Prepared
     from hotcold.runtime.hardware import HardwareProfile
     from hotcold.runtime.model import DType, ModelSpec
     from hotcold.runtime.plan import Plan
+    from hotcold.runtime.prepare import Prepared
     from hotcold.runtime.problem import Placement, Problem
 
 Key = TypeVar("Key")
@@ -72,7 +72,8 @@ def solve_all(options: EngineOptions, cases: Sequence[Case]) -> list[Ready]:
     """
     from hotcold.policies.settings import split_settings
     from hotcold.runtime.config import EngineConfig
-    from hotcold.runtime.deployment import prepare_model, solve, with_budget
+    from hotcold.runtime.deployment import solve
+    from hotcold.runtime.prepare import prepare_model, with_budget
 
     arguments = options.launch_arguments()
     arguments.pop("address", None)

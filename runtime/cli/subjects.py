@@ -17,7 +17,7 @@ from hotcold.runtime.cli.cases import Case
 from hotcold.runtime.cli.options import EngineOptions
 
 if TYPE_CHECKING:
-    from hotcold.runtime.deployment import Prepared
+    from hotcold.runtime.prepare import Prepared
 
 PAPER_SKEW = {"shape": "small", "density": 0.1, "share80": 0.26}
 
@@ -59,7 +59,7 @@ def _planted(options: EngineOptions, cases: Sequence[Case]) -> Subject:
     from dataclasses import replace
 
     from hotcold.runtime.config import EngineConfig
-    from hotcold.runtime.deployment import prepare_model
+    from hotcold.runtime.prepare import prepare_model
 
     folder = planted_model()
     if all(case.vram is None for case in cases):

@@ -81,7 +81,8 @@ def sample_text(
     if done >= wish.tokens:
         return 0
     from hotcold.policies.placement.greedy import Greedy
-    from hotcold.runtime.deployment import deploy, prepare_model, solve
+    from hotcold.runtime.deployment import deploy, solve
+    from hotcold.runtime.prepare import prepare_model
     from hotcold.runtime.session import LocalSession
 
     prepared, before = prepare_model(config), done

@@ -8,10 +8,10 @@ import math
 from typing import Any
 
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import prepare_model
 from hotcold.runtime.evaluate import decode_speed
 from hotcold.runtime.formats.bundle import Bundle
 from hotcold.runtime.predictor_choice import FeedForwardBytes
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.training.train import Trained
 

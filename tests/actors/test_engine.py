@@ -15,8 +15,9 @@ from hotcold.actors import ActorLostError, Engine
 from hotcold.actors.processes import is_gone
 from hotcold.policies import Placement, Problem
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import ConfigError, PolicyError
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]

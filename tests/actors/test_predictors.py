@@ -9,7 +9,8 @@ import pytest
 from hotcold.actors import Engine
 from hotcold.policies.predictor.window import Window
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]

@@ -20,8 +20,9 @@ from hotcold.policies.placement.all_cpu import AllCpu
 from hotcold.policies.placement.greedy import Greedy
 from hotcold.policies.placement.random import Random
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import prepare_model, solve
+from hotcold.runtime.deployment import solve
 from hotcold.runtime.errors import ConfigError, HotcoldError, PolicyError
+from hotcold.runtime.prepare import prepare_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 PROMPT = "Once upon a time"

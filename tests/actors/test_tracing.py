@@ -8,7 +8,7 @@ from hotcold.actors import Engine
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.timeline import exchanges, passes, totals
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray", "no_actor_left")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 IDS = [5, 6, 7, 8]
 
 

@@ -16,8 +16,9 @@ from hotcold.native.nvml import Gpu
 from hotcold.runtime.cli.main import main
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.cuda_variant import prepare_cuda_variant, variant_library
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import BackendError, ConfigError
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 from hotcold.runtime.variant import prepare_kernels
 

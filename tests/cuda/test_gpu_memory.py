@@ -18,9 +18,10 @@ from support.oracle import Oracle
 
 from hotcold.native import nvml
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import Deployment, deploy, prepare_model, solve
+from hotcold.runtime.deployment import Deployment, deploy, solve
 from hotcold.runtime.errors import BudgetError
 from hotcold.runtime.gpu_probe import LIBCUDA
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 pytestmark = pytest.mark.gpu
@@ -168,7 +169,8 @@ RUN = """
     import json, sys, threading, time
     from hotcold.native import nvml
     from hotcold.runtime.config import EngineConfig, Sampling
-    from hotcold.runtime.deployment import deploy, prepare_model, solve
+    from hotcold.runtime.deployment import deploy, solve
+    from hotcold.runtime.prepare import prepare_model
     from hotcold.runtime.session import LocalSession
 
     model, vram = sys.argv[1] or None, int(sys.argv[2])

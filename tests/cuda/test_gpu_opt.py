@@ -9,7 +9,8 @@ from support.opt_models import FORMS, TinyOpt, write_opt
 from support.opt_oracle import OptOracle
 
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 pytestmark = pytest.mark.gpu

@@ -14,7 +14,8 @@ from support.oracle import Oracle
 
 from hotcold.native import cuda_plugin
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 pytestmark = pytest.mark.gpu

@@ -14,10 +14,11 @@ from support.oracle import Oracle
 from hotcold.native import nvml
 from hotcold.runtime import embedded
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import ActorLostError, HotcoldError
 from hotcold.runtime.exchange import PoisonCode
 from hotcold.runtime.fetch import fetched
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 pytestmark = pytest.mark.gpu

@@ -39,7 +39,7 @@ hotcold doctor
 hotcold policies
 hotcold inspect
 hotcold generate "Once upon a time" --max-tokens 4
-hotcold compare --policy mine.py:Mine --policy all-cpu --vram 24MiB --repeat 1 --max-tokens 4
+hotcold compare --policy mine.py:Mine --no-planted --vram 24MiB --repeat 1 --max-tokens 4
 hotcold solve --policy mine.py:Mine --vram 24MiB --out plan
 hotcold roofline --plan plan --hardware pc-low
 hotcold profile --text text.txt --max-tokens 64 --out run
@@ -67,7 +67,7 @@ def jobs(
     here = under_way(work)
     with_it = json.dumps({"env_vars": {"PYTHONPATH": str(installed)}})
     plain = ("submit", "--working-dir", ".", "--runtime-env-json", with_it)
-    engine = ("--policy", "mine.py:Mine", "--policy", "all-cpu", "--vram", "24MiB")
+    engine = ("--policy", "mine.py:Mine", "--policy", "all-cpu", "--no-planted", "--vram", "24MiB")
     return {
         "plain": here.ray_job(*plain, "--", "bash", "commands.sh"),
         "submit": here.submit(

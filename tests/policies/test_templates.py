@@ -8,7 +8,7 @@ from hotcold.policies import check_placement_policy, check_schedule_policy
 from hotcold.policies.registry import find
 from hotcold.policies.templates.predictor import Mine as MinePredictor
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import prepare_model
+from hotcold.runtime.prepare import prepare_model
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from support.oracle import Oracle
 from hotcold.policies.placement.all_cpu import AllCpu
 from hotcold.runtime.audit import PredictionAudit, RecallEstimate
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import Deployment, deploy, prepare_model, solve
+from hotcold.runtime.deployment import Deployment, deploy, solve
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 

@@ -9,9 +9,10 @@ from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.evaluate import evaluate, ratio_error
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 

@@ -13,10 +13,10 @@ from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import prepare_model
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.evaluate import open_session
 from hotcold.runtime.harness import Scorer, harness_model, run_tasks
+from hotcold.runtime.prepare import prepare_model
 
 CONTEXT = 24
 TEXT = "the old boat and the sea"

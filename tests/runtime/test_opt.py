@@ -16,10 +16,11 @@ from support.weights import VARIANTS, forced
 from transformers import GPT2TokenizerFast, OPTForCausalLM
 
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import CheckpointError
 from hotcold.runtime.formats.bundle import resolve_model
 from hotcold.runtime.predictor import ModelView, choose_predictor
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.session import LocalSession
 from hotcold.runtime.weights import WeightStore

@@ -16,9 +16,10 @@ from support.oracle import Oracle
 
 from hotcold.policies.placement.greedy import Greedy
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import CheckpointError
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.profiling import counting
 from hotcold.runtime.profiling.counting import choose_streamed, choose_unit, count_unit
 from hotcold.runtime.profiling.tally import Tally

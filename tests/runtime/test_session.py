@@ -11,8 +11,9 @@ from support.oracle import Oracle, top2_margin
 
 from hotcold.runtime import embedded
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 TINY = {

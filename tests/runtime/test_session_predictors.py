@@ -12,12 +12,13 @@ from support.predictors import view_of
 from hotcold.policies.predictor.frequency import Frequency
 from hotcold.policies.predictor.sign import Sign
 from hotcold.policies.predictor.window import Window
-from hotcold.runtime import deployment as deployments
+from hotcold.runtime import prepare as preparing
 from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.gpu import GpuChoice
 from hotcold.runtime.predictor import Predictor
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.session import LocalSession
 
@@ -127,7 +128,7 @@ def test_a_gpu_refuses_what_remembers_firings_and_takes_the_rest(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = GpuChoice("float32", None, 1 << 30, 1 << 20, 1 << 19)
-    monkeypatch.setattr(deployments, "choose_gpu", lambda *_: gpu)
+    monkeypatch.setattr(preparing, "choose_gpu", lambda *_: gpu)
     with pytest.raises(ConfigError, match="'window' remembers .* a GPU is not told"):
         prepare_model(EngineConfig(model=model, predictor="window"))
     for kind in ("frequency", "sign"):

@@ -11,10 +11,11 @@ from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import Deployment, deploy, prepare_model, solve
+from hotcold.runtime.deployment import Deployment, deploy, solve
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.fetch import fetched
 from hotcold.runtime.gpu import GpuChoice
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 

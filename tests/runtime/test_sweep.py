@@ -10,10 +10,10 @@ from support.models import TinyLlama, write_llama
 
 from hotcold.runtime.audit_trials import run_trials
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import prepare_model
 from hotcold.runtime.errors import CheckpointError, ConfigError
 from hotcold.runtime.evaluate import evaluate
 from hotcold.runtime.formats.bundle import resolve_model
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.sweep import MARGINS, OWN, RECALLS, equal_rank, sweep
 from hotcold.runtime.training.fit import FitSettings

@@ -9,10 +9,10 @@ import pytest
 
 from hotcold.runtime import this_machine
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import prepare_model
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.hardware import MACHINES, HardwareProfile, load_hardware
 from hotcold.runtime.machine_file import MachineFile
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.this_machine import chosen_hardware, identity, own_path
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 from hotcold.runtime.spans import Span, read
 from hotcold.runtime.timeline import Pass, exchanges, passes, perfetto, totals, typical

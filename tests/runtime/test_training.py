@@ -12,12 +12,13 @@ from support.oracle import Oracle
 
 from hotcold.policies.predictor.learned import Learned
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import CheckpointError, ConfigError
 from hotcold.runtime.evaluate import evaluate
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
 from hotcold.runtime.formats.predictors import load_predictors
 from hotcold.runtime.predictor import ModelView
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.session import LocalSession
 from hotcold.runtime.training.capture import capture_inputs

@@ -8,8 +8,9 @@ from support.opt_models import FORMS, write_opt
 from support.opt_oracle import OptOracle
 
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.formats.bundle import resolve_model
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.profile import ActivationProfile
 from hotcold.runtime.session import LocalSession
 from hotcold.runtime.training.fit import FitSettings

@@ -173,7 +173,8 @@ HC_VARIANT(.dot_batch = {[HC_F32] = batch})
 
 def test_a_session_computes_with_the_file(tmp_path: Path) -> None:
     from hotcold.runtime.config import EngineConfig, Sampling
-    from hotcold.runtime.deployment import deploy, prepare_model, solve
+    from hotcold.runtime.deployment import deploy, solve
+    from hotcold.runtime.prepare import prepare_model
     from hotcold.runtime.session import LocalSession
 
     text = GOOD + "\n/* a session of its own */\n"

@@ -11,10 +11,11 @@ from support.oracle import F64, Oracle, Trace
 
 from hotcold.policies.placement.greedy import Greedy
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.formats.predictors import load_predictors
 from hotcold.runtime.plant.making import PlantReport
 from hotcold.runtime.plant.options import PlantOptions
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 UNSEEN = 1250  # tokens that statistics are measured on

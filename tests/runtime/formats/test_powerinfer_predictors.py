@@ -16,10 +16,11 @@ from support.predictors import random_oracle, spec_of, view_of
 
 from hotcold.policies.predictor.learned import Learned
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, prepare_model, solve
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import CheckpointError
 from hotcold.runtime.formats.predictors import load_predictors
 from hotcold.runtime.predictor import choose_predictor
+from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
 
 ORACLE = random_oracle()
