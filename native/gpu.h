@@ -23,7 +23,7 @@ typedef struct {
     const uint8_t *host_parts_L; /* NULL, or [L + 1] of HC_PART_*: modules that stay there too */
     int64_t prompt_rows;         /* tokens of a dense prompt pass; 0: prompts are always sparse */
     int64_t piece_rows;          /* neurons that a dense pass streams and computes at once */
-    const char *variant; /* NULL, or a compiled CUDA variant (cuda/variant.cuh) */
+    const char *variant;         /* NULL, or a compiled CUDA variant (cuda/variant.cuh) */
 } hc_device_args;
 #define HC_PART_ATTENTION 1
 #define HC_PART_KV        2
