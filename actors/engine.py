@@ -170,7 +170,7 @@ class Engine:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
     ) -> Iterator[Token]:
-        """Continue a prompt; tokens come as they are computed, coalesced over at most 100 ms.
+        """Continue a prompt; tokens come as they are computed, coalesced over at most 200 ms.
 
         Leaving the iterator early ends the generation. `last` has its figures afterwards.
 
