@@ -42,8 +42,8 @@ from hotcold.runtime.weights import WeightStore
 
 _NUMBERS = ("relu", "input_bits", "window", "probe_every")  # of a predictor's layer, by form
 # Each time tokens are handed on costs about 1.4 ms of processor time in three processes (actor,
-# driver, Ray). On two cores that both compute a 1B model's token took 4 % longer one by one, 1 %
-# longer every 100 ms than every 200; where cores are many, nobody is kept waiting.
+# driver, Ray): on two cores that both compute, 2 % of a 1B model's 33 ms if done for every token
+# (by the scheduler's counts; tokens/s vary more from run to run). Many cores keep nobody waiting.
 COALESCE_MS = min(200, max(50, 400 // len(os.sched_getaffinity(0))))
 AT_ONCE = 64  # or as soon as so many are there
 
