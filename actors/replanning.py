@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
-
+from hotcold.actors.requests import is_over, rest_of
 from hotcold.native.executor import Request, RequestTimes
 from hotcold.runtime.errors import ActorLostError, PlanReplaced
 from hotcold.runtime.executor import Sampled
@@ -56,7 +55,7 @@ def across_plans(
     while True:
         epoch, before = epochs.epoch, len(received)
         try:
-            for item in run(_rest(request, received, kv_survives)):
+            for item in run(rest_of(request, received, kv_survives)):
                 if isinstance(item, RequestTimes):
                     yield replace(item, begin_ns=began, prompt_ns=began) if replaced else item
                     return
@@ -65,21 +64,10 @@ def across_plans(
             return
         except PlanReplaced:
             replaced = True
-            if received and (received[-1] in request.eos or len(received) == request.max_tokens):
+            if is_over(request, received):
                 yield RequestTimes(began, began, time.monotonic_ns(), len(received), 0, 0)
                 return
             epochs.await_epoch(epoch, LOAD_S)
         except ActorLostError as error:
             error.token_ids = received[:before] + error.token_ids
             raise
-
-
-def _rest(request: Request, received: list[int], kv_survives: bool) -> Request:
-    """What is left of a request after some tokens."""
-    if not received:
-        return request
-    prompt = np.concatenate([request.prompt, np.array(received, np.int32)])
-    n_past = len(prompt) - 1 if kv_survives else 0
-    return replace(
-        request, prompt=prompt, max_tokens=request.max_tokens - len(received), n_past=n_past
-    )

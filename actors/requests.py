@@ -62,11 +62,11 @@ def run(
     while True:
         epoch = recovers.epoch
         try:
-            if _is_over(request, received):  # all had come before the loss
+            if is_over(request, received):  # all had come before the loss
                 yield RequestTimes(began, began, time.monotonic_ns(), 0, 0, 0)
                 return
             resumed = time.monotonic() if losses else None
-            for item in attempt(_rest(request, received, kv_survives)):
+            for item in attempt(rest_of(request, received, kv_survives)):
                 if resumed is not None:
                     recovers.replayed(time.monotonic() - resumed)
                     resumed = None
@@ -88,13 +88,13 @@ def run(
                 raise given_up from error
 
 
-def _is_over(request: Request, received: list[int]) -> bool:
+def is_over(request: Request, received: list[int]) -> bool:
     """Whether these are all tokens of a request: their number, or the last one, says so."""
     ended = bool(received) and received[-1] in request.eos
     return ended or 0 < request.max_tokens == len(received)
 
 
-def _rest(request: Request, received: list[int], kv_survives: bool) -> Request:
+def rest_of(request: Request, received: list[int], kv_survives: bool) -> Request:
     """What is left of a request after some tokens."""
     if not received:
         return request

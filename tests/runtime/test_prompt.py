@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hotcold.actors.requests import _rest as rest
+from hotcold.actors.requests import rest_of as rest
 from hotcold.native import nvml
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.errors import ConfigError
