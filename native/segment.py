@@ -57,11 +57,6 @@ class WaitStatus(IntEnum):
     TIMEOUT = 5
 
 
-def now_ns() -> int:
-    """The clock of all spans and times: CLOCK_MONOTONIC, nanoseconds."""
-    return int(lib.hc_now_ns())
-
-
 def active_bytes(capacity: int, max_batch: int, with_gate: bool) -> int:
     """Bytes of an active list as the C kernels lay it out."""
     return int(lib.hc_active_bytes(capacity, max_batch, with_gate))
