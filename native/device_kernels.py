@@ -53,8 +53,8 @@ def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> flo
         op.variant = path = ffi.new("char[]", str(plugin.variant).encode())
         plugin = plugin.plugin
     for name, value in more.items():
-        is_array = isinstance(value, np.ndarray)
-        setattr(op, name, pointer(value, "float *") if is_array else value)
+        kind = {np.dtype(np.int32): "int32_t *"}.get(getattr(value, "dtype", None), "float *")
+        setattr(op, name, pointer(value, kind) if isinstance(value, np.ndarray) else value)
     check(lib.hc_device_operate(plugin, op))
     del path  # alive until here
     return float(seconds[0])
@@ -129,9 +129,9 @@ def ffn(
     if ids is not None:
         a.ids, a.n_ids = pointer(ids, "int32_t *"), len(ids)
         a.members = pointer(members, "uint32_t *")
-    a.bounds, a.n_chunks = pointer(bounds_C, "int32_t *"), len(bounds_C) - 1
     a.x_BD, a.y_BD = pointer(x_BD, "float *"), pointer(y_BD, "float *")
-    seconds = _operate(plugin, "ffn", a, repeat, copies=copies)
+    cut = {"ffn_bounds": bounds_C, "ffn_chunks": len(bounds_C) - 1}
+    seconds = _operate(plugin, "ffn", a, repeat, copies=copies, **cut)
     return y_BD, int(a.up_down_rows), seconds
 
 

@@ -61,6 +61,8 @@ typedef struct { /* tests and benches: one operator on host arrays, copied in an
     hc_sign_args *sign;       /* scores become 1 where proposed, else 0 */
     float threshold;          /* sign */
     hc_ffn_args *ffn;
+    const int32_t *ffn_bounds; /* ffn_chunks + 1: ids that cut the sum in pieces */
+    int32_t ffn_chunks;
     hc_split_args *split;
     hc_attention_args *attention; /* q: whole qkv rows, not yet rotated; caches are in and out */
     const float *cos_PE, *sin_PE; /* NULL: no rotary embedding */

@@ -29,7 +29,6 @@ from hotcold.runtime.variant import Variant
 logger = logging.getLogger(__name__)
 
 HOT_CHUNKS = 64  # partial sums of the hot FFN; enough blocks to fill a large GPU
-COLD_CHUNKS = 28  # pieces of the CPU executor's work; see native/ops/ffn.c
 MAX_HEAD_DIM, MAX_NEURONS = 256, 32768
 CONTEXT_BYTES = 600 << 20  # context, kernels and graphs, where they could not be measured
 KERNELS_A_LAYER = 12  # of a graph, at most; see native/cuda/graph.cu

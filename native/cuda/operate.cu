@@ -159,8 +159,8 @@ void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotate
 // ids are rows of a table of n_rows = bounds' last; NULL ids: all rows, gate first.
 void operate_ffn(const hc_device_op &op) {
     hc_ffn_args &a = *op.ffn;
-    const int32_t bucket = bucket_of(a.batch), S = a.n_chunks;
-    const int32_t n_rows = a.bounds[S];
+    const int32_t bucket = bucket_of(a.batch), S = op.ffn_chunks;
+    const int32_t n_rows = op.ffn_bounds[S];
     Scratch scratch;
     Launch launch = {};
     Ffn f = {};
@@ -178,7 +178,7 @@ void operate_ffn(const hc_device_op &op) {
     float *x = scratch.make<float>(bucket * a.d), *h = scratch.make<float>(bucket * a.d);
     check(cudaMemcpy(x, a.x_BD, a.batch * a.d * 4, cudaMemcpyHostToDevice), "copy in");
     f.x = x;
-    std::vector<int32_t> starts(a.bounds, a.bounds + S + 1);
+    std::vector<int32_t> starts(op.ffn_bounds, op.ffn_bounds + S + 1);
     const int32_t count = static_cast<int32_t>(a.n_ids);
     if (a.ids) {
         for (int32_t &start : starts)
