@@ -2,7 +2,7 @@
 
 `Daemon` starts a guard, `python -m hotcold.native.mps PID`, which makes a folder for the daemon's
 pipes and logs, runs `nvidia-cuda-mps-control -f` in it and ends it again: when it is told to
-(SIGTERM), when process PID is gone, or when the control process ends. The guard adopts what that
+(SIGTERM), when process PID is gone, or when the control process or its server ends. The guard adopts what that
 leaves (it is a subreaper), so nothing survives it, server and folder included, however the others
 ended. Should the guard itself be killed, the kernel ends the control process, and `Daemon.close`
 ends the rest.
@@ -33,7 +33,7 @@ COMM = "nvidia-cuda-mps"  # of control and server processes, whose names are cut
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 PREFIX = "hotcold-mps-"
 MAX_FOLDER = 60  # letters: sockets lie in it, whose whole paths may have 107
-START_S, QUIT_S, KILL_S, LOOK_S = 10.0, 2.0, 2.0, 0.02
+START_S, QUIT_S, KILL_S, LOOK_S, SERVER_S = 10.0, 2.0, 2.0, 0.02, 0.2
 _SUBREAPER, _DEATH_SIGNAL = 36, 1  # of prctl
 
 
@@ -138,7 +138,7 @@ def _guard(owner: int) -> str:
         if trouble := _until_up(folder, control, ends):
             return trouble
         print(folder, flush=True)
-        select.select(ends, [], [])
+        _until_ended(control.pid, ends)
         return ""
     finally:
         _quit(folder, control)
@@ -183,6 +183,21 @@ def _until_up(folder: str, control: "subprocess.Popen[bytes]", ends: list[int]) 
     return ""
 
 
+def _until_ended(control: int, ends: list[int]) -> None:
+    """Wait for one of the descriptors, or for the end of the server, which the first client starts.
+
+    A server that is gone has taken its clients with it; a new one would not know them.
+    """
+    served = False
+    while not select.select(ends, [], [], None if served else SERVER_S)[0]:
+        for pid in _children(control):
+            served = True
+            found = _open_process(pid)
+            if found is None:
+                return
+            ends = [*ends, found]
+
+
 def _quit(folder: str, control: "subprocess.Popen[bytes] | None") -> None:
     """End the daemon: in good order if it can be, else by force."""
     if control is not None and control.poll() is None:
@@ -197,7 +212,7 @@ def _quit(folder: str, control: "subprocess.Popen[bytes] | None") -> None:
                 check=False,
             )
             control.wait(QUIT_S)
-    _end({*_members(folder), *_children()})
+    _end(_members(folder) | _children(os.getpid()))
 
 
 def _end(pids: set[int]) -> None:
@@ -228,8 +243,8 @@ def _members(folder: str) -> set[int]:
     return found
 
 
-def _children() -> set[int]:
-    return {pid for pid in _processes() if _stat(pid)[1:2] == [str(os.getpid())]}
+def _children(of: int) -> set[int]:
+    return {pid for pid in _processes() if _stat(pid)[1:2] == [str(of)]}
 
 
 def _processes() -> Iterator[int]:
