@@ -2,10 +2,10 @@
 
 `Daemon` starts a guard, `python -m hotcold.native.mps PID`, which makes a folder for the daemon's
 pipes and logs, runs `nvidia-cuda-mps-control -f` in it and ends it again: when it is told to
-(SIGTERM), when process PID is gone, or when the control process or its server ends. The guard adopts what that
-leaves (it is a subreaper), so nothing survives it, server and folder included, however the others
-ended. Should the guard itself be killed, the kernel ends the control process, and `Daemon.close`
-ends the rest.
+(SIGTERM), when process PID is gone, or when the control process or its server ends. The guard
+adopts what that leaves (it is a subreaper), so nothing survives it, server and folder included,
+however the others ended. Should the guard itself be killed, the kernel ends the control process,
+and `Daemon.close` ends the rest.
 
 Never a foreign daemon: clients join by `Daemon.environment` alone. A client that dies with kernels
 in flight leaves the server in an undefined state, so whoever loses one takes a new Daemon. Called
@@ -162,6 +162,8 @@ def _start(folder: str) -> "subprocess.Popen[bytes]":
             os._exit(1)
 
     environment = {**os.environ, PIPES: folder, LOGS: f"{folder}/log"}
+    # A server numbers what it sees anew, clients count all: they choose among those by themselves.
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
     with open(f"{folder}/said", "wb") as said:
         return subprocess.Popen(
             [CONTROL, "-f"],

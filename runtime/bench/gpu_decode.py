@@ -98,9 +98,9 @@ def measure_engine(config: EngineConfig, tokens: int, prompt: int) -> dict[str, 
             ids = rng.integers(3, VOCABULARY, prompt).tolist()
             for _ in engine.generate(ids, tokens, 1.0, seed=repeat, ignore_eos=True):
                 pass
-            last = engine.last
-            assert last is not None
-            rates.append(last.decode_tokens_per_s)
+            assert engine.last is not None
+            rates.append(engine.last.decode_tokens_per_s)
+            prompt_rate = engine.last.prompt_tokens_per_s
         stats, used = engine.stats(), (nvml.used_bytes() or 0) - before
         gpu, predictor = stats.actors["gpu"], stats.actors["predictor"]
         lost = gpu.asked_s - predictor.busy_s
@@ -108,7 +108,7 @@ def measure_engine(config: EngineConfig, tokens: int, prompt: int) -> dict[str, 
             "tokens_per_s": [round(value, 1) for value in rates],
             "bound_tokens_per_s": round(bound.tokens_per_s, 1),
             "of_the_bound": round(sorted(rates)[1] * bound.token_s, 3),
-            "prompt_tokens_per_s": round(last.prompt_tokens_per_s, 1),
+            "prompt_tokens_per_s": round(prompt_rate, 1),
             "phase_ms": {name: round(s * 1e3, 3) for name, s in stats.phase_s.items()},
             "ask_us": round(lost / gpu.asks * 1e6, 2) if gpu.asks else None,
             "predictor_us": round(predictor.busy_s / gpu.asks * 1e6, 2) if gpu.asks else None,
