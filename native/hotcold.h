@@ -190,7 +190,8 @@ typedef struct {       /* written by its actor alone, read by anyone at any time
     int64_t pid;
     int64_t audit_rows, audit_missed; /* neurons not proposed but evaluated; those that fired */
     int64_t clock_error_ns; /* spans of a GPU: by how much their times may be off at most */
-    int64_t reserved[3];
+    int64_t asks, asked_ns; /* predictor in a process of its own: questions, time until answered */
+    int64_t reserved[1];
 } hc_actor_state; /* 128 bytes */
 
 typedef struct {
@@ -325,7 +326,7 @@ typedef struct {
     int32_t core;        /* of the loop thread; -1: not pinned */
     int32_t audit_every; /* GPU, CPU: one in so many neurons is looked at; 0: no recall audit */
     uint64_t audit_seed;
-    struct hc_device *device; /* GPU: computes the passes; NULL: the CPU device does */
+    struct hc_device *device; /* GPU, predictor: computes the passes; NULL: the CPU device does */
 } hc_executor_args;
 typedef struct hc_executor hc_executor;
 hc_executor *hc_executor_create(const hc_executor_args *args);

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from hotcold.native import cuda_plugin, cuda_probe, nvml
 from hotcold.native.device import PART_BITS, DeviceArrays
+from hotcold.runtime import apart
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.cuda_variant import variant_library
 from hotcold.runtime.errors import BackendError, BudgetError, ConfigError
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 HOT_CHUNKS = 64  # partial sums of the hot FFN; enough blocks to fill a large GPU
 MAX_HEAD_DIM, MAX_NEURONS = 256, 32768
 CONTEXT_BYTES = 600 << 20  # context, kernels and graphs, where they could not be measured
-KERNELS_A_LAYER = 12  # of a graph, at most; see native/cuda/graph.cu
+KERNELS_A_LAYER = 13  # of a graph, at most; see native/cuda/graph.cu
 KEEP_FREE = 256 << 20  # of a GPU used without a budget
 
 
@@ -49,6 +51,8 @@ class GpuChoice:
         visible: CUDA_VISIBLE_DEVICES of the driver.
         prompt_form: "auto", "dense" or "sparse".
         prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
+        predictor_process: "fused", or "mps": one of its own on the same GPU (apart.py).
+        predictor_bytes: what that one takes beside its matrices and its context.
     """
 
     kv_dtype: str
@@ -60,6 +64,18 @@ class GpuChoice:
     visible: str | None = None
     prompt_form: str = "auto"
     prompt_rows: int = 0
+    predictor_process: str = "fused"
+    predictor_bytes: int = 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether the predictor has a process of its own on the GPU."""
+        return self.predictor_process == "mps"
+
+    @property
+    def last_actor(self) -> str:
+        """Who takes its device memory last at a launch."""
+        return "predictor" if self.apart else "gpu"
 
     @property
     def room(self) -> int:
@@ -87,7 +103,8 @@ def choose_gpu(
 
     Raises:
         BackendError: HOTCOLD_CUDA=require and it cannot be had.
-        ConfigError: dense prompts were asked for, which this model cannot have.
+        ConfigError: dense prompts were asked for, which this model cannot have, or a predictor with
+            a process of its own, which this machine cannot.
         BudgetError: the budget is less than every plan needs, or more than the GPU has free.
     """
     if config.transport == "ray":
@@ -96,19 +113,22 @@ def choose_gpu(
         return None
     plugin = cuda_plugin.find()
     if plugin is None:
+        apart.check_gpu(config, "no GPU or no plug-in for it, or HOTCOLD_CUDA=off")
         return None
     if missing := unsupported(spec):
+        apart.check_gpu(config, f"the kernels do not serve {missing}")
         if cuda_plugin.mode() == "require":
             raise BackendError(f"the GPU kernels do not serve {missing}; set HOTCOLD_CUDA=auto")
         logger.warning("running on the CPU device: the GPU kernels do not serve %s", missing)
         return None
+    forms = {layer.form for layer in layers} - {"gate"}  # which stands by on a GPU
+    if apart.wanted(config):
+        apart.check_mps(forms)
     gpu = nvml.gpus()[nvml.visible_index()]
     free = gpu.total_bytes - gpu.used_bytes
     budget = free - KEEP_FREE if vram_bytes is None else vram_bytes
-    graphs = graph_shape(spec.n_layers, config.max_batch)
-    context_bytes = cuda_probe.context_bytes(plugin.path, *graphs) or CONTEXT_BYTES
+    context_bytes = _context_bytes(plugin.path, config, spec)
     shared = pass_bytes(spec, config.max_batch)
-    forms = {layer.form for layer in layers} - {"gate"}  # which stands by on a GPU
     widths = (layer.fc1.shape[0] for layer in layers if layer.form == "matrices")
     hidden = max(widths, default=0)
 
@@ -117,8 +137,13 @@ def choose_gpu(
         early = max(1, lookahead)  # the schedule lookahead goes with any predictor
         return prompt_bytes(spec, rows, hidden, early + 1, int8)
 
-    rows = choose_rows(_served_form(config.prompt_form, spec, forms), context, budget, shared, need)
+    form = "sparse" if apart.wanted(config) else _served_form(config.prompt_form, spec, forms)
+    rows = choose_rows(form, context, budget, shared, need)
     scratch = max(shared, need(rows)) + id_bytes(spec) if rows else shared
+    predictor_bytes = 0
+    if apart.wanted(config):
+        predictor_bytes = apart.predictor_bytes(spec, config.max_batch, layers)
+        scratch += predictor_bytes + apart.executor_bytes(spec, config.max_batch, max(1, lookahead))
     choice = GpuChoice(
         kv_dtype=config.kv_dtype,
         predictor_dtype=config.predictor_dtype,
@@ -129,9 +154,19 @@ def choose_gpu(
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         prompt_form=config.prompt_form,
         prompt_rows=rows,
+        predictor_process=config.predictor_process,
+        predictor_bytes=predictor_bytes,
     )
     check_budget(choice, free)
     return choice
+
+
+def _context_bytes(plugin: Path, config: EngineConfig, spec: ModelSpec) -> int:
+    """Device memory of the contexts of all our processes, measured; else what they may take."""
+    nodes, graphs = graph_shape(spec.n_layers, config.max_batch)
+    second = apart.KERNELS_A_LAYER * spec.n_layers + 1 if apart.wanted(config) else 0
+    measured = cuda_probe.context_bytes(plugin, nodes, graphs, second)
+    return measured or CONTEXT_BYTES * (2 if second else 1)
 
 
 def _served_form(form: str, spec: ModelSpec, forms: Iterable[str]) -> str:
@@ -167,7 +202,7 @@ def check_budget(choice: GpuChoice, free_bytes: int) -> None:
     if choice.room < 0:
         raise BudgetError(
             f"this model needs at least {choice.reserve_bytes} bytes of GPU memory "
-            f"({format_bytes(choice.context_bytes)} of it the CUDA context, the rest norms, tables "
+            f"({format_bytes(choice.context_bytes)} of it CUDA contexts, the rest norms, tables "
             f"and the scratch of a pass), the budget is {choice.vram_bytes}; raise --vram, lower "
             "--context, or set HOTCOLD_CUDA=off"
         )
@@ -276,6 +311,7 @@ def device_arrays(
     predictors: Sequence[Any],
     predict_steps: NDArray[Any],
     kernels: Variant | str | None = None,
+    pass_flag: int | None = None,
 ) -> DeviceArrays:
     """What the native side needs; compiles plug-in and CUDA variant where no one has yet.
 
@@ -286,6 +322,7 @@ def device_arrays(
         predictors: of every layer, or none.
         predict_steps: the predictor's program.
         kernels: a CUDA variant of one's own, if any.
+        pass_flag: of the exchange, by which a predictor with its own process learns of passes.
 
     Raises:
         BackendError: there is no plug-in on this machine.
@@ -295,6 +332,7 @@ def device_arrays(
     if plugin is None:
         raise BackendError("this deployment was made for a GPU, and none can be used here")
     layers, neurons = plan.shape
+    own = choice.predictor_bytes + apart.matrix_bytes(plan) if choice.apart else 0
     finer = replace(computed_plan(plan, fetch_L), n_chunks=HOT_CHUNKS)
     bounds_LC = np.stack([finer.bounds(layer, 0) for layer in range(layers)])
     if neurons >= 32 * HOT_CHUNKS:  # whole words of proposals: the split need not count inside one
@@ -307,7 +345,7 @@ def device_arrays(
         predict_steps=predict_steps if predictors else None,
         kv_dtype=choice.kv_dtype,
         predictor_dtype=choice.predictor_dtype if predictors else None,
-        vram_bytes=choice.vram_bytes - choice.context_bytes,
+        vram_bytes=choice.vram_bytes - choice.context_bytes - own,
         bus_LN=fetched(plan.device_LN, fetch_L).astype(np.uint8) if any(fetch_L) else None,
         host_parts_L=host_parts(plan),
         prompt_rows=choice.prompt_rows,
@@ -315,4 +353,5 @@ def device_arrays(
         variant=variant_library(kernels)
         if isinstance(kernels, Variant) and kernels.on_gpu
         else None,
+        pass_flag=pass_flag if choice.apart else None,
     )
