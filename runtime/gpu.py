@@ -7,7 +7,7 @@ the GPU executor computes on its CPU device.
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,11 +18,11 @@ from hotcold.native import cuda_plugin, cuda_probe, nvml
 from hotcold.native.device import PART_BITS, DeviceArrays
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.cuda_variant import variant_library
-from hotcold.runtime.errors import BackendError, BudgetError, ConfigError
+from hotcold.runtime.errors import BackendError, BudgetError
 from hotcold.runtime.fetch import computed_plan, fetched
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan
-from hotcold.runtime.prompt import PIECE_ROWS, choose_rows, id_bytes, prompt_bytes, sparse_only
+from hotcold.runtime.prompt import choose_rows, piece_rows, prompt_bytes, resident_bytes
 from hotcold.runtime.units import format_bytes
 from hotcold.runtime.variant import Variant
 
@@ -50,6 +50,7 @@ class GpuChoice:
         visible: CUDA_VISIBLE_DEVICES of the driver.
         prompt_form: "auto", "dense" or "sparse".
         prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
+        prompt_piece: neurons that such a pass streams and computes at once.
     """
 
     kv_dtype: str
@@ -61,6 +62,7 @@ class GpuChoice:
     visible: str | None = None
     prompt_form: str = "auto"
     prompt_rows: int = 0
+    prompt_piece: int = 0
 
     @property
     def room(self) -> int:
@@ -88,7 +90,6 @@ def choose_gpu(
 
     Raises:
         BackendError: HOTCOLD_CUDA=require and it cannot be had.
-        ConfigError: dense prompts were asked for, which this model cannot have.
         BudgetError: the budget is less than every plan needs, or more than the GPU has free.
     """
     if config.transport == "ray":
@@ -109,17 +110,16 @@ def choose_gpu(
     graphs = graph_shape(spec.n_layers, config.max_batch)
     context_bytes = cuda_probe.context_bytes(plugin.path, *graphs) or CONTEXT_BYTES
     shared = pass_bytes(spec, config.max_batch)
-    forms = {layer.form for layer in layers} - {"gate"}  # which stands by on a GPU
     widths = (layer.fc1.shape[0] for layer in layers if layer.form == "matrices")
     hidden = max(widths, default=0)
+    predicts = any(layer.form != "gate" for layer in layers)  # which stands by on a GPU
+    masks = max(1, lookahead) + 1 if predicts else 0  # the schedule lookahead goes with any of them
 
     def need(rows: int) -> int:
-        int8 = config.predictor_dtype == "int8"
-        early = max(1, lookahead)  # the schedule lookahead goes with any predictor
-        return prompt_bytes(spec, rows, hidden, early + 1, int8)
+        return prompt_bytes(spec, rows, hidden, masks, config.predictor_dtype == "int8")
 
-    rows = choose_rows(_served_form(config.prompt_form, spec, forms), context, budget, shared, need)
-    scratch = max(shared, need(rows)) + id_bytes(spec) if rows else shared
+    rows = choose_rows(config.prompt_form, context, budget, shared, need)
+    scratch = max(shared, need(rows)) + resident_bytes(spec) if rows else shared
     choice = GpuChoice(
         kv_dtype=config.kv_dtype,
         predictor_dtype=config.predictor_dtype,
@@ -130,19 +130,10 @@ def choose_gpu(
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         prompt_form=config.prompt_form,
         prompt_rows=rows,
+        prompt_piece=piece_rows(spec),
     )
     check_budget(choice, free)
     return choice
-
-
-def _served_form(form: str, spec: ModelSpec, forms: Iterable[str]) -> str:
-    """The form of prompts that was asked for, or sparse where a model has no other."""
-    missing = sparse_only(spec, forms)
-    if missing and form == "dense":
-        raise ConfigError(
-            f"the dense prompt form does not serve {missing}; choose --prompt-form sparse"
-        )
-    return "sparse" if missing else form
 
 
 def graph_shape(n_layers: int, max_batch: int) -> tuple[int, int]:
@@ -262,7 +253,8 @@ def table_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
     L, N, D = spec.n_layers, spec.n_neurons, spec.d_model
     tables = 2 * L * N + 12 * N + context * spec.head_dim + L * HOT_CHUNKS * 8
     norms = (2 * L + 1) * D
-    return 4 * (B * spec.vocab_size + tables + norms) + (L * 24 + 64) * 256
+    outwards = D * (spec.embed_dim or 0) * spec.element_bytes  # there wherever the head is
+    return 4 * (B * spec.vocab_size + tables + norms) + outwards + (L * 24 + 64) * 256
 
 
 def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
@@ -312,7 +304,7 @@ def device_arrays(
         bus_LN=fetched(plan.device_LN, fetch_L).astype(np.uint8) if any(fetch_L) else None,
         host_parts_L=host_parts(plan),
         prompt_rows=choice.prompt_rows,
-        piece_rows=min(PIECE_ROWS, neurons),
+        piece_rows=choice.prompt_piece,
         variant=variant_library(kernels)
         if isinstance(kernels, Variant) and kernels.on_gpu
         else None,

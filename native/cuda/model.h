@@ -93,9 +93,10 @@ class Model {
     std::vector<Layer> layers;
     Buffers buffers = {};
     PromptBuffers prompt = {};
-    int64_t bytes = 0;   // allocated on the device
-    int64_t pinned = 0;  // in host memory, read over the bus
-    int64_t max_hot = 1; // longest table of hot neurons
+    char *project_in = nullptr; // for dense prompts alone: otherwise the host projects
+    int64_t bytes = 0;          // allocated on the device
+    int64_t pinned = 0;         // in host memory, read over the bus
+    int64_t max_hot = 1;        // longest table of hot neurons
     int64_t max_hidden = 1;
     int32_t bucket; // largest batch, rounded up to a graph's
     const HotList &hot_of(int layer) const {
