@@ -65,7 +65,8 @@ struct PromptBuffers { // of a dense pass; they share memory with a sparse pass'
     float *wide;           // qkv, then the predictor's hidden layer, then relu(gate) * up
     char *operand, *spare; // activations as products want them
     uint8_t *mask, *bits;
-    char *expanded; // int8 predictor matrices as float16
+    char *expanded;   // int8 predictor matrices as float16
+    char *project_in; // there all the time; the sparse form projects on the host
     unsigned long long *fired;
     char *slots[STREAM_SLOTS];
 };
@@ -93,10 +94,9 @@ class Model {
     std::vector<Layer> layers;
     Buffers buffers = {};
     PromptBuffers prompt = {};
-    char *project_in = nullptr; // for dense prompts alone: otherwise the host projects
-    int64_t bytes = 0;          // allocated on the device
-    int64_t pinned = 0;         // in host memory, read over the bus
-    int64_t max_hot = 1;        // longest table of hot neurons
+    int64_t bytes = 0;   // allocated on the device
+    int64_t pinned = 0;  // in host memory, read over the bus
+    int64_t max_hot = 1; // longest table of hot neurons
     int64_t max_hidden = 1;
     int32_t bucket; // largest batch, rounded up to a graph's
     const HotList &hot_of(int layer) const {

@@ -72,7 +72,7 @@ void Prompt::embed(const hc_device_prompt &in) {
     float *to = m.project_in ? b.wide : b.h;
     widen(rows_mapped_, m.dtype, to, false, in.count * m.embed_dim, launch_);
     if (m.project_in)
-        dense({b.wide, m.embed_dim}, model_.project_in, nullptr, m.d, m.embed_dim, DENSE_STORE, b.h,
+        dense({b.wide, m.embed_dim}, b.project_in, nullptr, m.d, m.embed_dim, DENSE_STORE, b.h,
               in.count);
     if (m.positions)
         widen(rows_mapped_ + behind, m.dtype, b.h, true, in.count * m.d, launch_);
