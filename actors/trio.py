@@ -341,7 +341,8 @@ class Trio:
             if segment is None:
                 return None
             states = {actor: segment.actor_state(actor) for actor in ACTORS}
-            if segment.pass_header.seq <= states["gpu"].passes:
+            prompt = segment.native.pass_prompt
+            if segment.pass_header.seq <= states["gpu"].passes and not prompt:
                 return None
             return sum(state.progress for state in states.values())
         except KernelError:
@@ -360,6 +361,8 @@ class Trio:
     def _holding_up(self, segment: Segment) -> str:
         """The actor whose next step has all it waits for, and yet does not go on."""
         layout, seq = self.deployment.layout, segment.pass_header.seq
+        if segment.native.pass_prompt:  # no other takes part
+            return "gpu"
         flags = segment.view(layout.flags_offset, layout.n_flags * 64).view(np.uint32)[::16]
         for actor in ("cpu",) if self.deployment.gpu else ACTORS:  # a GPU's pass is one step
             if len(steps := self.deployment.programs[actor]):

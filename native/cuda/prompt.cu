@@ -62,6 +62,8 @@ Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
             check(cudaEventCreateWithFlags(&free_[i], cudaEventDisableTiming), "event");
             check(cudaEventCreateWithFlags(&ready_[i], cudaEventDisableTiming), "event");
         }
+        for (cudaEvent_t &event : layer_)
+            check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
         if (!pieces_.empty())
             streamer_ = std::make_unique<Streamer>(m.record_bytes);
     } catch (...) {
@@ -83,10 +85,18 @@ void Prompt::release() {
         if (ready_[i])
             cudaEventDestroy(ready_[i]);
     }
+    for (cudaEvent_t event : layer_)
+        if (event)
+            cudaEventDestroy(event);
 }
 
 bool Prompt::poisoned() const {
     return __atomic_load_n(&args_.segment->poison, __ATOMIC_ACQUIRE) != 0;
+}
+
+void Prompt::progress() const {
+    uint64_t *count = &args_.segment->actor[HC_GPU].progress;
+    __atomic_store_n(count, *count + 1, __ATOMIC_RELAXED);
 }
 
 void Prompt::feed(int64_t index) {
@@ -98,6 +108,7 @@ void Prompt::feed(int64_t index) {
                     static_cast<const char *>(args_.model->layers[piece.layer].records),
                     model_.layers[piece.layer].streamed.data() + piece.begin, piece.n, free_[slot],
                     ready_[slot]);
+    progress();
 }
 
 hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_report &report) {
@@ -113,8 +124,12 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
             feed(i);
     }
     for (int layer = 0; layer < m.n_layers && !poisoned(); layer++) {
+        // two layers are enqueued at most, so that progress is the device's and not the host's
+        check(cudaEventSynchronize(layer_[layer % 2]), "the prompt failed on the device");
+        progress();
         attend(layer, in);
         feed_forward(layer, in);
+        check(cudaEventRecord(layer_[layer % 2], launch_.stream), "event");
     }
     unsigned long long fired = 0;
     check(cudaMemcpyAsync(&fired, b.fired, sizeof fired, cudaMemcpyDeviceToHost, launch_.stream),

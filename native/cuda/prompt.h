@@ -26,6 +26,7 @@ class Prompt {
     void release();
     void feed(int64_t piece);
     bool poisoned() const;
+    void progress() const; // something was done, for those who watch
     // prompt_layer.cu
     void embed(const hc_device_prompt &in);
     void attend(int layer, const hc_device_prompt &in);
@@ -54,6 +55,7 @@ class Prompt {
     std::vector<Piece> pieces_;
     std::unique_ptr<Streamer> streamer_;
     cudaEvent_t free_[STREAM_SLOTS] = {}, ready_[STREAM_SLOTS] = {};
+    cudaEvent_t layer_[2] = {};                     // a layer is done
     int64_t at_ = 0;                                // the piece to compute next
     char *rows_ = nullptr, *rows_mapped_ = nullptr; // of embedding, then of positions; pinned
 };
