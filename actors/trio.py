@@ -341,10 +341,8 @@ class Trio:
             if segment is None:
                 return None
             states = {actor: segment.actor_state(actor) for actor in ACTORS}
-            prompt = segment.native.pass_prompt
-            if segment.pass_header.seq <= states["gpu"].passes and not prompt:
-                return None
-            return sum(state.progress for state in states.values())
+            runs = segment.pass_header.seq > states["gpu"].passes or segment.native.pass_prompt
+            return sum(state.progress for state in states.values()) if runs else None
         except KernelError:
             return None
 
@@ -361,10 +359,9 @@ class Trio:
     def _holding_up(self, segment: Segment) -> str:
         """The actor whose next step has all it waits for, and yet does not go on."""
         layout, seq = self.deployment.layout, segment.pass_header.seq
-        if segment.native.pass_prompt:  # no other takes part
-            return "gpu"
         flags = segment.view(layout.flags_offset, layout.n_flags * 64).view(np.uint32)[::16]
-        for actor in ("cpu",) if self.deployment.gpu else ACTORS:  # a GPU's pass is one step
+        others = () if segment.native.pass_prompt else ("cpu",)  # a GPU's pass is one step
+        for actor in others if self.deployment.gpu else ACTORS:
             if len(steps := self.deployment.programs[actor]):
                 waits = steps[segment.actor_state(actor).progress % len(steps)]["wait"]
                 if all(flag < 0 or flags[flag] == seq for flag in waits):
