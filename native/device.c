@@ -221,6 +221,7 @@ hc_status hc_device_run_prompt(hc_executor *e, const hc_device_prompt *prompt) {
     hc_segment *segment = e->args.segment;
     segment->pass_begin_ns = hc_now_ns();
     __atomic_store_n(&segment->pass_prompt, prompt->count, __ATOMIC_RELEASE);
+    hc_fail_if_armed(e, e->seq + 1);
     hc_status s = device->api->prompt(device->self, prompt, &device->report);
     __atomic_store_n(&segment->pass_prompt, 0, __ATOMIC_RELEASE);
     if (s == HC_ERR_POISONED)

@@ -72,10 +72,14 @@ void hc_executor_arm(hc_executor *e, int32_t op, uint32_t at_seq, int32_t signal
     __atomic_store_n(&e->fault_op, op, __ATOMIC_RELEASE);
 }
 
+void hc_fail_if_armed(hc_executor *e, uint32_t seq) {
+    if (__atomic_load_n(&e->fault_op, __ATOMIC_ACQUIRE) >= 0 && seq >= e->fault_seq)
+        fail_on_purpose(e);
+}
+
 hc_status hc_run_pass(hc_executor *e) {
     if (e->args.device) {
-        if (__atomic_load_n(&e->fault_op, __ATOMIC_ACQUIRE) >= 0 && e->seq + 1 >= e->fault_seq)
-            fail_on_purpose(e);
+        hc_fail_if_armed(e, e->seq + 1);
         return hc_device_run_pass(e);
     }
     hc_segment *segment = e->args.segment;
