@@ -217,7 +217,8 @@ typedef struct {
     uint32_t pass_seq;
     uint64_t pass_begin_ns;
     int32_t pass_position; /* of its first token in the context */
-    int32_t pass_reserved[11];
+    int32_t pass_prompt;   /* tokens of the dense prompt pass that the GPU runs alone; 0: none */
+    int32_t pass_reserved[10];
     hc_actor_state actor[HC_ACTORS];
 } hc_segment;
 

@@ -7,7 +7,7 @@ the GPU executor computes on its CPU device.
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from hotcold.native.device import PART_BITS, DeviceArrays
 from hotcold.runtime import apart
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.cuda_variant import variant_library
-from hotcold.runtime.errors import BackendError, BudgetError, ConfigError
+from hotcold.runtime.errors import BackendError, BudgetError
 from hotcold.runtime.fetch import computed_plan, fetched
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan
-from hotcold.runtime.prompt import PIECE_ROWS, choose_rows, id_bytes, prompt_bytes, sparse_only
+from hotcold.runtime.prompt import choose_rows, piece_rows, prompt_bytes, resident_bytes
 from hotcold.runtime.units import format_bytes
 from hotcold.runtime.variant import Variant
 
@@ -53,6 +53,7 @@ class GpuChoice:
         prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
         predictor_process: "fused", or "mps": one of its own on the same GPU (apart.py).
         predictor_bytes: what that one takes beside its matrices and its context.
+        prompt_piece: neurons that such a pass streams and computes at once.
     """
 
     kv_dtype: str
@@ -64,6 +65,7 @@ class GpuChoice:
     visible: str | None = None
     prompt_form: str = "auto"
     prompt_rows: int = 0
+    prompt_piece: int = 0
     predictor_process: str = "fused"
     predictor_bytes: int = 0
 
@@ -103,8 +105,7 @@ def choose_gpu(
 
     Raises:
         BackendError: HOTCOLD_CUDA=require and it cannot be had.
-        ConfigError: dense prompts were asked for, which this model cannot have, or a predictor with
-            a process of its own, which this machine cannot.
+        ConfigError: a predictor with a process of its own, which this machine cannot have.
         BudgetError: the budget is less than every plan needs, or more than the GPU has free.
     """
     if config.transport == "ray":
@@ -131,15 +132,15 @@ def choose_gpu(
     shared = pass_bytes(spec, config.max_batch)
     widths = (layer.fc1.shape[0] for layer in layers if layer.form == "matrices")
     hidden = max(widths, default=0)
+    predicts = any(layer.form != "gate" for layer in layers)  # which stands by on a GPU
+    masks = max(1, lookahead) + 1 if predicts else 0  # the schedule lookahead goes with any of them
 
     def need(rows: int) -> int:
-        int8 = config.predictor_dtype == "int8"
-        early = max(1, lookahead)  # the schedule lookahead goes with any predictor
-        return prompt_bytes(spec, rows, hidden, early + 1, int8)
+        return prompt_bytes(spec, rows, hidden, masks, config.predictor_dtype == "int8")
 
-    form = "sparse" if apart.wanted(config) else _served_form(config.prompt_form, spec, forms)
+    form = "sparse" if apart.wanted(config) else config.prompt_form
     rows = choose_rows(form, context, budget, shared, need)
-    scratch = max(shared, need(rows)) + id_bytes(spec) if rows else shared
+    scratch = max(shared, need(rows)) + resident_bytes(spec) if rows else shared
     predictor_bytes = 0
     if apart.wanted(config):
         predictor_bytes = apart.predictor_bytes(spec, config.max_batch, layers)
@@ -156,6 +157,7 @@ def choose_gpu(
         prompt_rows=rows,
         predictor_process=config.predictor_process,
         predictor_bytes=predictor_bytes,
+        prompt_piece=piece_rows(spec),
     )
     check_budget(choice, free)
     return choice
@@ -167,16 +169,6 @@ def _context_bytes(plugin: Path, config: EngineConfig, spec: ModelSpec) -> int:
     second = apart.KERNELS_A_LAYER * spec.n_layers + 1 if apart.wanted(config) else 0
     measured = cuda_probe.context_bytes(plugin, nodes, graphs, second)
     return measured or CONTEXT_BYTES * (2 if second else 1)
-
-
-def _served_form(form: str, spec: ModelSpec, forms: Iterable[str]) -> str:
-    """The form of prompts that was asked for, or sparse where a model has no other."""
-    missing = sparse_only(spec, forms)
-    if missing and form == "dense":
-        raise ConfigError(
-            f"the dense prompt form does not serve {missing}; choose --prompt-form sparse"
-        )
-    return "sparse" if missing else form
 
 
 def graph_shape(n_layers: int, max_batch: int) -> tuple[int, int]:
@@ -296,7 +288,8 @@ def table_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
     L, N, D = spec.n_layers, spec.n_neurons, spec.d_model
     tables = 2 * L * N + 12 * N + context * spec.head_dim + L * HOT_CHUNKS * 8
     norms = (2 * L + 1) * D
-    return 4 * (B * spec.vocab_size + tables + norms) + (L * 24 + 64) * 256
+    outwards = D * (spec.embed_dim or 0) * spec.element_bytes  # there wherever the head is
+    return 4 * (B * spec.vocab_size + tables + norms) + outwards + (L * 24 + 64) * 256
 
 
 def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
@@ -349,7 +342,7 @@ def device_arrays(
         bus_LN=fetched(plan.device_LN, fetch_L).astype(np.uint8) if any(fetch_L) else None,
         host_parts_L=host_parts(plan),
         prompt_rows=choice.prompt_rows,
-        piece_rows=min(PIECE_ROWS, neurons),
+        piece_rows=choice.prompt_piece,
         variant=variant_library(kernels)
         if isinstance(kernels, Variant) and kernels.on_gpu
         else None,
