@@ -25,6 +25,8 @@ int64_t bytes_of(int32_t dtype) {
 
 namespace {
 
+constexpr int UPLOADERS = 4; // threads that copy weights
+
 // Room for a tensor that the model may not have.
 float *like(Arena &arena, const float *from, int64_t count) {
     return from ? arena.take<float>(count) : nullptr;
@@ -247,11 +249,12 @@ void Model::upload() {
         n_hot[i] = static_cast<int32_t>(args_.shares_L[i].n_ids);
     up.copy(buffers.n_hot_L, n_hot.data(), 4 * m.n_layers);
     up.finish();
-    for (int i = 0; i < m.n_layers; i++) {
+    // What goes on the bus is laid out neuron after neuron, so by one thread.
+    by_threads(m.n_layers, bus_ ? 1 : UPLOADERS, device_.index, [this](int i) {
         upload_layer(i);
         if (plan_[i].predicted_at >= 0)
             upload_predictor(i);
-    }
+    });
 }
 
 void Model::upload_layer(int index) {
