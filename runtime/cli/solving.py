@@ -192,7 +192,8 @@ def solve_shape(shape: str, options: EngineOptions, cases: Sequence[Case]) -> li
     from hotcold.runtime.this_machine import chosen_hardware
     from hotcold.runtime.units import parse_bytes
 
-    machine, dtype = chosen_hardware(options.hardware), cast("DType", options.dtype or "float16")
+    machine = chosen_hardware(options.hardware, options.threads)
+    dtype = cast("DType", options.dtype or "float16")
     settings = split_settings(options.settings)
     schedules = _schedules(settings["schedule"], [case.schedule for case in cases])
     own = _placement_settings(settings["placement"], [case.policy for case in cases])
