@@ -12,6 +12,8 @@
 
 namespace hotcold {
 
+constexpr int UPLOADERS = 4; // threads that copy weights
+
 Model::Model(const hc_executor_args &args, const hc_device_args &device,
              const hc_device_layer *layers_L)
     : bucket(bucket_of(args.max_batch)), args_(args), device_(device), plan_(layers_L) {
@@ -222,11 +224,12 @@ void Model::upload() {
         n_hot[i] = static_cast<int32_t>(args_.shares_L[i].n_ids);
     up.copy(buffers.n_hot_L, n_hot.data(), 4 * m.n_layers);
     up.finish();
-    for (int i = 0; i < m.n_layers; i++) {
+    // What goes on the bus is laid out neuron after neuron, so by one thread.
+    by_threads(m.n_layers, bus_ ? 1 : UPLOADERS, device_.index, [this](int i) {
         upload_layer(i);
         if (predicts(i))
             upload_predictor(m, device_.predictors_L[i], device_.predictor_i8, layers[i].predictor);
-    }
+    });
 }
 
 void Model::upload_layer(int index) {
