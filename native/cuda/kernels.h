@@ -59,7 +59,6 @@ struct Gemv {
     When when;
     const PassState *pass;
     float *normed, *normed_host; // with norm_D: one block more writes the normed x here
-    float *residual_host;        // and x itself here
     uint64_t *stamps;
     int32_t stamp;
 };

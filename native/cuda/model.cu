@@ -225,7 +225,7 @@ void Model::upload() {
     up.copy(buffers.n_hot_L, n_hot.data(), 4 * m.n_layers);
     up.finish();
     // What goes on the bus is laid out neuron after neuron, so by one thread.
-    by_threads(m.n_layers, bus_ ? 1 : UPLOADERS, device_.index, [this](int i) {
+    by_threads(m.n_layers, bus_ ? 1 : UPLOADERS, device_.index, [this, &m](int i) {
         upload_layer(i);
         if (predicts(i))
             upload_predictor(m, device_.predictors_L[i], device_.predictor_i8, layers[i].predictor);
