@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ def choose_gpu(
     vram_bytes: int | None,
     layers: Sequence[Any] = (),
     lookahead: int = 0,
+    kernels: Variant | str | None = None,
 ) -> GpuChoice | None:
     """The GPU to use, or None for the CPU device.
 
@@ -85,6 +87,7 @@ def choose_gpu(
         vram_bytes: the budget, or None for what is free.
         layers: of the predictor, in their native forms.
         lookahead: layers that predictions are ahead, at most.
+        kernels: a CUDA variant of one's own, if any.
 
     Raises:
         BackendError: HOTCOLD_CUDA=require and it cannot be had.
@@ -107,7 +110,8 @@ def choose_gpu(
     free = gpu.total_bytes - gpu.used_bytes
     budget = free - KEEP_FREE if vram_bytes is None else vram_bytes
     graphs = graph_shape(spec.n_layers, config.max_batch)
-    context_bytes = cuda_probe.context_bytes(plugin.path, *graphs) or CONTEXT_BYTES
+    measured = cuda_probe.context_bytes(plugin.path, *graphs, variant=_cuda_variant(kernels))
+    context_bytes = CONTEXT_BYTES if measured is None else measured
     forms = {layer.form for layer in layers} - {"gate"}  # which stands by on a GPU
     widths = (layer.fc1.shape[0] for layer in layers if layer.form == "matrices")
     hidden, int8 = max(widths, default=0), config.predictor_dtype == "int8"
@@ -355,7 +359,10 @@ def device_arrays(
         host_parts_L=host_parts(plan),
         prompt_rows=choice.prompt_rows,
         piece_rows=min(PIECE_ROWS, neurons),
-        variant=variant_library(kernels)
-        if isinstance(kernels, Variant) and kernels.on_gpu
-        else None,
+        variant=_cuda_variant(kernels),
     )
+
+
+def _cuda_variant(kernels: Variant | str | None) -> Path | None:
+    """The library of a CUDA variant; None where the kernels are others."""
+    return variant_library(kernels) if isinstance(kernels, Variant) and kernels.on_gpu else None
