@@ -49,7 +49,9 @@ typedef enum {
     HC_DEVICE_ATTENTION = 3,
     HC_DEVICE_HOLD = 4, /* a graph of `repeat` kernels, kept until the process ends: a probe */
     HC_DEVICE_NORM = 8,
-    HC_DEVICE_SIGN = 9
+    HC_DEVICE_SIGN = 9,
+    HC_DEVICE_GAPS = 10,    /* seconds a node of a graph that does nothing; copies: nodes */
+    HC_DEVICE_EXCHANGE = 11 /* seconds an exchange adds to a layer; copies: layers, gemv->d */
 } hc_device_op_kind;
 typedef struct { /* tests and benches: one operator on host arrays, copied in and out */
     int32_t kind, index;

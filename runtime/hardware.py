@@ -30,7 +30,7 @@ class HardwareProfile:
         sync_s: one exchange between executors, there and back, with nothing to compute.
         has_gpu: False where the GPU executor computes on its CPU device: then both executors read
             one memory, and one has to wait while the other reads.
-        gap_s: from the end of one node of a captured graph to the start of the next; 0: none.
+        gap_s: that a node of a captured graph takes which does nothing; 0: none.
         context_bytes: GPU memory that a CUDA context takes of every budget; 0: not known.
 
     Raises:

@@ -1,5 +1,6 @@
 // operate.cu - one operator on host arrays: the door for tests and benches, not used by passes.
 #include "model.h"
+#include "rates.h"
 
 #include <algorithm>
 #include <memory>
@@ -342,6 +343,12 @@ hc_status operate(const hc_device_op &op) {
         break;
     case HC_DEVICE_SIGN:
         operate_sign(op);
+        break;
+    case HC_DEVICE_GAPS:
+        rate_of_gaps(op);
+        break;
+    case HC_DEVICE_EXCHANGE:
+        rate_of_exchange(op);
         break;
     case HC_DEVICE_HOLD:
         hold(op);
