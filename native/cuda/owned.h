@@ -43,13 +43,14 @@ class Event {
     cudaEvent_t event_ = nullptr;
 };
 
-template <class T> class Pinned { // host memory, zeroed, that the device reads and writes
+template <class T> class Pinned { // host memory that the device reads and writes
   public:
-    explicit Pinned(int64_t count) {
+    explicit Pinned(int64_t count, bool zeroed = true) {
         const int64_t size = count * static_cast<int64_t>(sizeof(T));
         check_host(cudaHostAlloc(reinterpret_cast<void **>(&host_), size, cudaHostAllocMapped),
                    size);
-        std::memset(static_cast<void *>(host_), 0, size);
+        if (zeroed)
+            std::memset(static_cast<void *>(host_), 0, size);
     }
     ~Pinned() {
         cudaFreeHost(host_);
