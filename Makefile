@@ -6,12 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .constraints.txt
 NATIVE := $(sort $(wildcard native/*.c native/*.h native/*/*.c native/*/*.h) native/_build.py)
-C_FILES := $(filter %.c %.h,$(NATIVE))
+C_FILES := $(filter %.c %.h,$(NATIVE)) \
+  $(sort $(wildcard native/cuda/*.cu native/cuda/*.cuh tests/cuda/*.cu examples/*.cu))
 PROMPT ?= Once upon a time
 SAMPLING ?= --temperature 0.7 --top-p 0.9 --seed 1
 
 .PHONY: run test test-slow setup check fix types native bench wheel clean help sanitize test-neon \
-  sanitize-gpu
+  sanitize-gpu cuda
 
 help:
 	@echo "make run      install into $(VENV) if needed, generate a story with three actors"
@@ -25,6 +26,7 @@ help:
 	@echo "make fix      let ruff and clang-format change the files"
 	@echo "make types    mypy alone"
 	@echo "make native   rebuild the C kernels in place, after editing native/"
+	@echo "make cuda     compile the CUDA kernels ahead, for this GPU or HOTCOLD_CUDA_ARCH=90"
 	@echo "make bench    hotcold bench kernels, bench hop and bench decode"
 	@echo "make wheel    one wheel for every Python, in dist/"
 	@echo "make clean    remove what the build and the tools wrote; keeps $(VENV)"
@@ -119,6 +121,10 @@ test-neon: setup
 
 native: setup
 	$(BIN)/python native/_build.py
+
+# Found by later launches of this user, also where nvcc is gone by then.
+cuda: setup
+	$(BIN)/python -m hotcold.native.cuda_plugin
 
 wheel: setup
 	rm -rf build/lib build/bdist.*

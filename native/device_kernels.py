@@ -34,6 +34,27 @@ def hold_graphs(plugin: Any, nodes: int, graphs: int) -> None:
         check(lib.hc_device_operate(plugin, op))
 
 
+def rate_of_gaps(plugin: Any, nodes: int, repeat: int) -> float:
+    """Seconds that a node of a captured graph takes which does nothing (cuda/rates.cu)."""
+    return _rate(plugin, lib.HC_DEVICE_GAPS, nodes, repeat)
+
+
+def rate_of_exchange(plugin: Any, width: int, layers: int, repeat: int) -> float:
+    """Seconds that an exchange of rows of `width` adds to each layer of a captured graph.
+
+    A host thread answers at once, so this is the least that one can take (cuda/rates.cu).
+    """
+    return _rate(plugin, lib.HC_DEVICE_EXCHANGE, layers, repeat, width)
+
+
+def _rate(plugin: Any, kind: int, count: int, repeat: int, width: int = 0) -> float:
+    op, a, seconds = ffi.new("hc_device_op *"), ffi.new("hc_gemv_args *"), ffi.new("float *")
+    a.d = width
+    op.kind, op.gemv, op.copies, op.repeat, op.seconds = kind, a, count, repeat, seconds
+    check(lib.hc_device_operate(plugin, op))
+    return float(seconds[0])
+
+
 @dataclass(frozen=True)
 class WithVariant:
     """A plug-in and a compiled CUDA variant, whose kernels are asked first."""

@@ -64,7 +64,9 @@ typedef enum {
     HC_DEVICE_PRODUCT = 5,
     HC_DEVICE_PROMPT_ATTENTION = 6, /* batch tokens from position_B[0] on */
     HC_DEVICE_NORM = 8,
-    HC_DEVICE_SIGN = 9
+    HC_DEVICE_SIGN = 9,
+    HC_DEVICE_GAPS = 10,    /* seconds a node of a graph that does nothing; copies: nodes */
+    HC_DEVICE_EXCHANGE = 11 /* seconds an exchange adds to a layer; copies: layers, gemv->d */
 } hc_device_op_kind;
 typedef struct {          /* a product of dense prompts: y[t][r] = sum over k of x[t][k] w[r][k] */
     const void *w;        /* [rows], or transposed [k], of stride_bytes */

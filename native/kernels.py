@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native._arrays import F32, I32, U32, Weights, array, code, ffn_scratch, handle, same, writable
+from hotcold.native._arrays import (
+    F32,
+    I32,
+    U32,
+    Weights,
+    array,
+    code,
+    ffn_scratch,
+    handle,
+    same,
+    writable,
+)
 from hotcold.native._ffi import check, pointer
 from hotcold.native._kernels import ffi, lib
 from hotcold.native.pool import (

@@ -32,7 +32,7 @@ class HardwareProfile:
             one memory with the same cores.
         at_once: without a GPU, whether each executor has cores of its own and reads at these rates
             while the other does; if not, one waits while the other reads.
-        gap_s: from the end of one node of a captured graph to the start of the next; 0: none.
+        gap_s: that a node of a captured graph takes which does nothing; 0: none.
         context_bytes: GPU memory that a CUDA context takes of every budget; 0: not known.
 
     Raises:

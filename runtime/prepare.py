@@ -77,7 +77,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
     predictor, layers = _predictor(config, name, bundle, profile)
     vram = None if config.vram is None else parse_bytes(config.vram)
     ahead = int(getattr(predictor, "lookahead", 0))
-    gpu = choose_gpu(config, spec, context, vram, layers, ahead)
+    gpu = choose_gpu(config, spec, context, vram, layers, ahead, kernels)
     if gpu is None and isinstance(kernels, Variant) and kernels.on_gpu:
         raise ConfigError(
             f"{kernels.name} holds CUDA kernels and this deployment computes without a GPU; leave "

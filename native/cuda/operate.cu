@@ -2,6 +2,7 @@
 //
 // What stands behind it is in operate.h; prompts' operators are in operate_prompt.cu.
 #include "operate.h"
+#include "rates.h"
 
 #include <cstring>
 
@@ -248,7 +249,7 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
 void hold(const hc_device_op &op) {
     static Scratch scratch(op);
     Launch launch = {};
-    launch.overlap = true;
+    launch.overlap = can_overlap(op.index);
     Gemv g = {};
     g.w = scratch.make<float>(64), g.x = scratch.make<float>(64), g.y = scratch.make<float>(64);
     g.stride = 32, g.rows = 8, g.d = 8, g.dtype = HC_F32, g.x_stride = 8, g.y_stride = 8;
@@ -294,6 +295,12 @@ hc_status operate(const hc_device_op &op) {
         break;
     case HC_DEVICE_PROMPT_ATTENTION:
         operate_prompt_attention(op);
+        break;
+    case HC_DEVICE_GAPS:
+        rate_of_gaps(op);
+        break;
+    case HC_DEVICE_EXCHANGE:
+        rate_of_exchange(op);
         break;
     case HC_DEVICE_HOLD:
         hold(op);

@@ -2,6 +2,7 @@
 #ifndef HOTCOLD_CUDA_UPLOAD_H
 #define HOTCOLD_CUDA_UPLOAD_H
 #include "model.h"
+#include "owned.h"
 
 #include <algorithm>
 #include <atomic>
@@ -19,21 +20,6 @@ namespace hotcold {
 // Host to device through two pinned buffers: pageable memory would be copied at a third of the rate.
 class Uploader {
   public:
-    Uploader() {
-        check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "upload stream");
-        for (int i = 0; i < 2; i++) {
-            check(cudaHostAlloc(&pinned_[i], SIZE, cudaHostAllocDefault), "upload buffer");
-            check(cudaEventCreateWithFlags(&free_[i], cudaEventDisableTiming), "upload event");
-        }
-    }
-    ~Uploader() {
-        cudaStreamSynchronize(stream_);
-        for (int i = 0; i < 2; i++) {
-            cudaFreeHost(pinned_[i]);
-            cudaEventDestroy(free_[i]);
-        }
-        cudaStreamDestroy(stream_);
-    }
     void copy(void *to, const void *from, int64_t bytes) {
         const char *source = static_cast<const char *>(from);
         char *target = static_cast<char *>(to);
@@ -41,7 +27,7 @@ class Uploader {
             const int64_t part = std::min(bytes, SIZE - filled_);
             if (filled_ == 0)
                 check(cudaEventSynchronize(free_[turn_]), "upload");
-            char *at = static_cast<char *>(pinned_[turn_]) + filled_;
+            char *at = pinned_[turn_].get() + filled_;
             std::memcpy(at, source, part);
             check(cudaMemcpyAsync(target, at, part, cudaMemcpyDefault, stream_), "upload");
             filled_ += (part + 255) / 256 * 256;
@@ -66,9 +52,9 @@ class Uploader {
 
   private:
     static constexpr int64_t SIZE = 4 << 20; // pinned anew for every layer
-    cudaStream_t stream_;
-    void *pinned_[2];
-    cudaEvent_t free_[2];
+    Pinned<char> pinned_[2] = {Pinned<char>(SIZE, false), Pinned<char>(SIZE, false)};
+    Event free_[2];
+    Stream stream_; // last: copies out of the buffers are done before those go
     int turn_ = 0;
     int64_t filled_ = 0;
 };

@@ -11,7 +11,7 @@ from support.checkout import ROOT
 from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
-from hotcold.native import cuda_plugin, nvml
+from hotcold.native import cuda_plugin, cuda_probe, nvml
 from hotcold.native.nvml import Gpu
 from hotcold.runtime.cli.main import main
 from hotcold.runtime.config import EngineConfig
@@ -82,6 +82,17 @@ def test_wrong_kernels_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=match):
         prepare_cuda_variant(changed(tmp_path, old, new))
+
+
+@pytest.mark.gpu
+def test_its_kernels_count_with_the_context(plugin: Any) -> None:
+    found = cuda_plugin.find()
+    assert found is not None
+    own = variant_library(prepare_cuda_variant(EXAMPLE))
+    with_it = cuda_probe.context_bytes(found.path, 32, 1, variant=own)
+    without = cuda_probe.context_bytes(found.path, 32, 1)
+    assert with_it is not None and without is not None
+    assert 100 << 20 < without < with_it + cuda_probe.SAME < without + (64 << 20)
 
 
 @pytest.mark.gpu
