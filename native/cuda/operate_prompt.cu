@@ -57,7 +57,7 @@ void operate_product(const hc_device_op &op) {
     const auto body = [&](int) {
         if (i8)
             expand_i8(reinterpret_cast<const int8_t *>(w), wide, a.rows * a.k, launch);
-        make_operand(MakeOperand{x, a.k, norm_D, op.eps, g.x}, a.tokens, launch);
+        make_operand(MakeOperand{{x, a.k, norm_D, nullptr, op.eps}, g.x}, a.tokens, launch);
         gemm(g, launch);
         if (bits)
             pack_mask(g.mask, g.rows, bits, a.tokens, launch);
