@@ -100,7 +100,8 @@ def masked_logits(made: Deployment, ids: list[int], masks_TLN: NDArray[np.bool_]
             fired_TN = gate_TN * (x_TD @ store.neuron_rows(layer, "up").T)
             h_TD = h_TD + fired_TN @ store.neuron_rows(layer, "down")
         head_VD = weights("embed" if made.spec.tied else "head")
-        return _norm(made, h_TD, weights("final_norm")) @ head_VD.T
+        logits_TV: Array = _norm(made, h_TD, weights("final_norm")) @ head_VD.T
+        return logits_TV
     finally:
         store.close()
 
