@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+NVCC ?= nvcc
 CONSTRAINTS := .constraints.txt
 NATIVE := $(sort $(wildcard native/*.c native/*.h native/*/*.c native/*/*.h) native/_build.py)
 C_FILES := $(filter %.c %.h,$(NATIVE)) \
@@ -12,7 +13,7 @@ PROMPT ?= Once upon a time
 SAMPLING ?= --temperature 0.7 --top-p 0.9 --seed 1
 
 .PHONY: run test test-slow setup check fix types native bench wheel clean help sanitize test-neon \
-  sanitize-gpu cuda
+  sanitize-gpu cuda exchange-forms
 
 help:
 	@echo "make run      install into $(VENV) if needed, generate a story with three actors"
@@ -27,6 +28,7 @@ help:
 	@echo "make types    mypy alone"
 	@echo "make native   rebuild the C kernels in place, after editing native/"
 	@echo "make cuda     compile the CUDA kernels ahead, for this GPU or HOTCOLD_CUDA_ARCH=90"
+	@echo "make exchange-forms  measure the ways a graph on the GPU can wait for the host"
 	@echo "make bench    hotcold bench kernels, bench hop and bench decode"
 	@echo "make wheel    one wheel for every Python, in dist/"
 	@echo "make clean    remove what the build and the tools wrote; keeps $(VENV)"
@@ -129,6 +131,12 @@ native: setup
 # Found by later launches of this user, also where nvcc is gone by then.
 cuda: setup
 	$(BIN)/python -m hotcold.native.cuda_plugin
+
+# The figures in native/cuda/merge.cu; needs an NVIDIA GPU and the CUDA toolkit.
+exchange-forms:
+	@mkdir -p build
+	$(NVCC) -std=c++17 -O3 -arch=native tests/cuda/exchange_forms.cu -lcuda -o build/exchange_forms
+	build/exchange_forms
 
 wheel: setup
 	rm -rf build/lib build/bdist.*

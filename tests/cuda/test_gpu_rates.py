@@ -1,10 +1,13 @@
 """The GPU's part of `hotcold hardware`, on a GPU."""
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checkout import ROOT
 
-from hotcold.native import device_kernels
+from hotcold.native import cuda_plugin, device_kernels
 from hotcold.runtime.bench.gpu_exchange import exchange
 from hotcold.runtime.bench.gpu_rates import gpu_rates
 from hotcold.runtime.bench.hardware import Effort, measure
@@ -38,6 +41,23 @@ def test_rates_are_of_a_node_and_a_layer(plugin: Any) -> None:
     few, many = (device_kernels.rate_of_exchange(plugin, 512, n, 100) for n in (16, 64))
     assert 0.4 * few < many < 2.5 * few
     assert device_kernels.rate_of_exchange(plugin, 1 << 18, 16, 50) > 2 * many
+
+
+@pytest.mark.gpu
+def test_the_forms_of_the_exchange_run(plugin: Any, tmp_path: Path) -> None:
+    """What `make exchange-forms` prints: six forms, each with microseconds a layer."""
+    nvcc = cuda_plugin.find_compiler()
+    if nvcc is None:
+        pytest.skip("no nvcc to compile it with")
+    program = str(tmp_path / "forms")
+    source = str(ROOT / "tests" / "cuda" / "exchange_forms.cu")
+    arch = f"-arch=sm_{cuda_plugin.architecture()}"
+    subprocess.run([nvcc, "-std=c++17", "-O3", arch, source, "-lcuda", "-o", program], check=True)
+    said = subprocess.run([program], capture_output=True, text=True, timeout=60, check=True).stdout
+    found = dict(line.rsplit("  ", 1) for line in said.splitlines())
+    forms = {name.strip(): float(time.split()[0]) for name, time in found.items()}
+    assert [name[:2] for name in forms] == ["no", "A:", "A:", "A:", "A:", "B:"]
+    assert all(0 < us < 1e4 for us in forms.values())
 
 
 @pytest.mark.gpu

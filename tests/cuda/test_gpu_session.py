@@ -138,6 +138,22 @@ def test_a_pass_counts_to_the_last_neuron(plugin: Any, tmp_path: Path) -> None:
         assert state.gate_rows == layers * neurons * batch
 
 
+@pytest.mark.parametrize("predictor", ["exact", "low-rank"])
+def test_the_cpu_executors_threads_change_no_bit(tiny: Path, predictor: str) -> None:
+    """Cold sums of 1, 2 and 5 threads beside the same GPU; a second run of each is the same too."""
+    ids, runs = ids_of(tiny, 37), []
+    for threads in (1, 2, 5, 1):
+        with session(tiny, 0.5, threads=threads, predictor=predictor) as local:
+            assert local.deployment.cores["cpu"].threads == threads
+            logits, masks_TLN = local.logits(ids)
+            runs.append(logits)
+            assert local.segment.actor_state("cpu").up_down_rows > 0
+    for other in runs[1:]:
+        np.testing.assert_array_equal(runs[0], other)
+    expected = Oracle.load(tiny).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
+    np.testing.assert_allclose(runs[0], expected.logits_TV, atol=1e-3, rtol=0)
+
+
 def test_int8_predictors_and_half_caches_stay_close(tiny: Path) -> None:
     ids = ids_of(tiny, 40)
     expected = Oracle.load(tiny).forward(ids).logits_TV

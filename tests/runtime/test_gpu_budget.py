@@ -12,6 +12,8 @@ import pytest
 from hotcold.native import cuda_probe, nvml
 from hotcold.native.device import PART_BITS
 from hotcold.runtime import gpu
+from hotcold.runtime.config import EngineConfig
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import BudgetError
 from hotcold.runtime.gpu import (
     GpuChoice,
@@ -21,6 +23,7 @@ from hotcold.runtime.gpu import (
     host_parts,
     say_parts,
 )
+from hotcold.runtime.prepare import prepare_model
 
 CHOICE = GpuChoice("float16", None, 1000 << 20, 600 << 20, 500 << 20, used_before=7 << 20)
 
@@ -78,6 +81,18 @@ def test_a_broken_promise_is_said_with_the_figures(
     monkeypatch.setattr(nvml, "used_bytes", lambda: (1001 + 7) << 20)
     check_promise(CHOICE, "after the launch")
     assert "1001.0 MiB more than before the launch, the budget is 1000.0 MiB" in caplog.text
+
+
+def test_on_a_gpu_the_predictor_actor_says_that_it_stands_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The GPU executor prepares the predictors itself; their actor's program is empty."""
+    monkeypatch.setenv("HOTCOLD_CUDA", "off")
+    prepared = prepare_model(EngineConfig(predictor="learned"))
+    made = deploy(prepared, solve(prepared))
+    assert made.roles["predictor"] == "predicts every layer (learned)"
+    role = replace(made, gpu=CHOICE).roles["predictor"]
+    assert role == "stands by: the GPU executor's graph runs predictor learned"
 
 
 MiB = 1 << 20
