@@ -94,65 +94,6 @@ def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> flo
         else:
             setattr(op, name, value)
     check(lib.hc_device_operate(plugin, op))
-
-
-def rate_of_gaps(plugin: Any, nodes: int, repeat: int) -> float:
-    """Seconds that a node of a captured graph takes which does nothing (cuda/rates.cu)."""
-    return _rate(plugin, lib.HC_DEVICE_GAPS, nodes, repeat)
-
-
-def rate_of_exchange(plugin: Any, width: int, layers: int, repeat: int) -> float:
-    """Seconds that an exchange of rows of `width` adds to each layer of a captured graph.
-
-    A host thread answers at once, so this is the least that one can take (cuda/rates.cu).
-    """
-    return _rate(plugin, lib.HC_DEVICE_EXCHANGE, layers, repeat, width)
-
-
-def _rate(plugin: Any, kind: int, count: int, repeat: int, width: int = 0) -> float:
-    op, a, seconds = ffi.new("hc_device_op *"), ffi.new("hc_gemv_args *"), ffi.new("float *")
-    a.d = width
-    op.kind, op.gemv, op.copies, op.repeat, op.seconds = kind, a, count, repeat, seconds
-    check(lib.hc_device_operate(plugin, op))
-    return float(seconds[0])
-
-
-@dataclass(frozen=True)
-class WithVariant:
-    """A plug-in and a compiled CUDA variant, whose kernels are asked first."""
-
-    plugin: Any
-    variant: Path
-
-
-@dataclass(frozen=True)
-class Bare:
-    """A plug-in whose operators get arrays with nothing around and nothing in them.
-
-    For tools that report every access out of bounds and every read of what nobody wrote; otherwise
-    the plug-in guards its arrays itself (cuda/operate.h).
-    """
-
-    plugin: Any
-
-
-def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> float:
-    """Run hc_device_operate; median seconds of the repeats, 0 without any."""
-    op = ffi.new("hc_device_op *")
-    op.kind, op.repeat = KINDS[kind], repeat
-    setattr(op, {"norm": "gemv", "prompt_attention": "attention"}.get(kind, kind), args)
-    seconds = ffi.new("float *")
-    op.seconds = seconds
-    path = None
-    if isinstance(plugin, Bare):
-        op.bare, plugin = 1, plugin.plugin
-    if isinstance(plugin, WithVariant):
-        op.variant = path = ffi.new("char[]", str(plugin.variant).encode())
-        plugin = plugin.plugin
-    for name, value in more.items():
-        kind = {np.dtype(np.int32): "int32_t *"}.get(getattr(value, "dtype", None), "float *")
-        setattr(op, name, pointer(value, kind) if isinstance(value, np.ndarray) else value)
-    check(lib.hc_device_operate(plugin, op))
     del path  # alive until here
     return float(seconds[0])
 
