@@ -201,7 +201,7 @@ def test_tokens_are_the_fused_ones_and_the_budget_holds(nothing_left: None, sche
         assert actors["gpu"].asks > 0
         assert 0 < actors["predictor"].busy_s < actors["gpu"].asked_s
         assert "under MPS" in actors["predictor"].role
-        engine.replan(schedule="paper")  # the predictor gives the memory up and maps it anew
+        engine.replan(schedule=schedule)  # the predictor gives the memory up and maps it anew
         assert ids(engine) == apart
     with launch("low-rank", 0, schedule) as engine:
         assert not engine.shares_gpu
