@@ -340,9 +340,8 @@ class Trio:
             if segment is None:
                 return None
             states = {actor: segment.actor_state(actor) for actor in ACTORS}
-            if segment.pass_header.seq <= states["gpu"].passes:
-                return None
-            return sum(state.progress for state in states.values())
+            runs = segment.pass_header.seq > states["gpu"].passes or segment.native.pass_prompt
+            return sum(state.progress for state in states.values()) if runs else None
         except KernelError:
             return None
 
@@ -360,7 +359,8 @@ class Trio:
         """The actor whose next step has all it waits for, and yet does not go on."""
         layout, seq = self.deployment.layout, segment.pass_header.seq
         flags = segment.view(layout.flags_offset, layout.n_flags * 64).view(np.uint32)[::16]
-        for actor in ("cpu",) if self.deployment.gpu else ACTORS:  # a GPU's pass is one step
+        others = () if segment.native.pass_prompt else ("cpu",)  # a GPU's pass is one step
+        for actor in others if self.deployment.gpu else ACTORS:
             if len(steps := self.deployment.programs[actor]):
                 waits = steps[segment.actor_state(actor).progress % len(steps)]["wait"]
                 if all(flag < 0 or flags[flag] == seq for flag in waits):

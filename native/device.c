@@ -242,14 +242,19 @@ hc_status hc_device_run_pass(hc_executor *e) {
     return HC_OK;
 }
 
-/* Spends no sequence number and counts as no pass: the other actors take no part, and the supervisor
- * takes a number above the count of passes for one that runs. */
+/* Spends no sequence number and counts as no pass, since the other actors take no part: its header
+ * says that it runs, and the plug-in counts progress meanwhile. */
 hc_status hc_device_run_prompt(hc_executor *e, const hc_device_prompt *prompt) {
     hc_device *device = e->args.device;
+    hc_segment *segment = e->args.segment;
+    segment->pass_begin_ns = hc_now_ns();
+    __atomic_store_n(&segment->pass_prompt, prompt->count, __ATOMIC_RELEASE);
+    hc_fail_if_armed(e, e->seq + 1);
     hc_status s = device->api->prompt(device->self, prompt, &device->report);
+    __atomic_store_n(&segment->pass_prompt, 0, __ATOMIC_RELEASE);
     if (s == HC_ERR_POISONED)
         return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
-                       (unsigned long long)hc_segment_poisoned(e->args.segment));
+                       (unsigned long long)hc_segment_poisoned(segment));
     if (s)
         return hc_fail(s, "%s", device->api->error());
     account(e);

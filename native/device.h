@@ -32,7 +32,9 @@ typedef struct { /* one pass, called by the loop thread */
 } hc_device_pass;
 #define HC_DEVICE_SPANS(n_layers) (6 * (n_layers) + 2)
 
-typedef struct { /* prompt tokens in one dense pass, without the exchange */
+/* prompt tokens in one dense pass, without the exchange; the plug-in counts what it has done in the
+ * GPU executor's progress, so that a device that hangs is told from one that works */
+typedef struct {
     const int32_t *tokens;
     int32_t count, position, head; /* head: logits of the last one are wanted */
     float *logits_PV;              /* NULL, or receives those of every token */

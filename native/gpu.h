@@ -61,9 +61,30 @@ typedef enum {
     HC_DEVICE_SPLIT = 2,
     HC_DEVICE_ATTENTION = 3,
     HC_DEVICE_HOLD = 4, /* a graph of `repeat` kernels, kept until the process ends: a probe */
+    HC_DEVICE_PRODUCT = 5,
+    HC_DEVICE_PROMPT_ATTENTION = 6, /* batch tokens from position_B[0] on */
     HC_DEVICE_NORM = 8,
-    HC_DEVICE_SIGN = 9
+    HC_DEVICE_SIGN = 9,
+    HC_DEVICE_GAPS = 10,    /* seconds a node of a graph that does nothing; copies: nodes */
+    HC_DEVICE_EXCHANGE = 11 /* seconds an exchange adds to a layer; copies: layers, gemv->d */
 } hc_device_op_kind;
+typedef struct {          /* a product of dense prompts: y[t][r] = sum over k of x[t][k] w[r][k] */
+    const void *w;        /* [rows], or transposed [k], of stride_bytes */
+    int64_t offset_bytes; /* where in each of them the row begins */
+    int64_t stride_bytes, rows, k;
+    int32_t dtype, transposed; /* 3: int8, widened first */
+    const float *x_TK;
+    int32_t tokens, epilogue;      /* DenseEpilogue in cuda/dense.h */
+    int64_t up_bytes;              /* of neurons: from a gate row to its up row */
+    const float *scale_R, *bias_R; /* NULL: none */
+    float threshold;
+    const int32_t *ids_R;   /* of neurons, with a mask: their ids */
+    const uint8_t *mask_TN; /* of neurons: NULL: all take part */
+    int64_t n;
+    float *y_TR;     /* in and out */
+    uint8_t *bits_T; /* receives what reached the threshold, instead of y */
+    int64_t fired;   /* out, of neurons: entries that are not 0 */
+} hc_product_args;
 typedef struct { /* tests and benches: one operator on host arrays, copied in and out */
     int32_t kind, index;
     hc_gemv_args *gemv;  /* dtype 3: int8 weights, bias_R their scales; norm: x and y alone */
@@ -74,13 +95,23 @@ typedef struct { /* tests and benches: one operator on host arrays, copied in an
     hc_sign_args *sign;       /* scores become 1 where proposed, else 0 */
     float threshold;          /* sign */
     hc_ffn_args *ffn;
+    const int32_t *ffn_bounds; /* ffn_chunks + 1: ids that cut the sum in pieces */
+    int32_t ffn_chunks;
     hc_split_args *split;
     hc_attention_args *attention; /* q: whole qkv rows, not yet rotated; caches are in and out */
     const float *cos_PE, *sin_PE; /* NULL: no rotary embedding */
     int32_t repeat;               /* timed rounds after the first launch */
-    int32_t copies;      /* gemv, ffn, attention: of weights or caches; a round visits each once */
-    float *seconds;      /* NULL, or the median over the rounds of a launch's time */
-    const char *variant; /* as in hc_device_args */
+    int32_t copies;       /* gemv, ffn, attention: of weights or caches; a round visits each once */
+    float *seconds;       /* NULL, or the median over the rounds of a launch's time */
+    const char *variant;  /* as in hc_device_args */
+    const float *scale_R; /* gemv: NULL, or of int8 rows */
+    uint32_t *members_R;  /* gemv: NULL, or receives bits of the tokens with y >= threshold; no y */
+    float *normed_BD; /* gemv with norm_D: NULL, or receives the normed x as it is on the device,
+                           * then, in another BD, in host memory; norm: in host memory alone */
+    int32_t when, head_rows; /* gemv: When in cuda/kernels.h, and the pass's rows of logits */
+    hc_product_args *product;
+    int32_t kv_f16; /* prompt attention: caches are float16 */
+    int32_t bare;   /* nothing guards the arrays, see cuda/operate.h */
 } hc_device_op;
 
 typedef struct hc_device hc_device;

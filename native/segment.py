@@ -185,8 +185,13 @@ class NativeSegment:
         self.pointer.pass_batch, self.pointer.pass_seq = value
 
     @property
+    def pass_prompt(self) -> int:
+        """Tokens of the dense prompt pass that the GPU executor runs alone; 0: none."""
+        return int(self.pointer.pass_prompt)
+
+    @property
     def pass_begin_ns(self) -> int:
-        """When it began, on CLOCK_MONOTONIC."""
+        """When the last pass or dense prompt pass began, on CLOCK_MONOTONIC."""
         return int(self.pointer.pass_begin_ns)
 
     def _words(self, flag: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import KernelError
 from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
-from hotcold.runtime.gpu import COLD_CHUNKS, GpuChoice, check_promise, device_arrays, say_parts
+from hotcold.runtime.gpu import GpuChoice, check_promise, device_arrays, say_parts
 from hotcold.runtime.kv import KvCache
 from hotcold.runtime.pages import packed
 from hotcold.runtime.plan import Plan
@@ -92,7 +92,6 @@ class Executor:
             epoch=segment.epoch,
             steps=deployment.programs[actor],
             max_batch=deployment.layout.max_batch,
-            n_chunks=plan.n_chunks,
             threads=deployment.cores[actor].threads,
             cores=deployment.cores[actor].cores,
             fired_LN=fired_LN,
@@ -124,9 +123,6 @@ class Executor:
             arrays.steps = arrays.steps[:0]
             if not gpu.apart:
                 return
-        if self.actor == "cpu":
-            plan = replace(plan, n_chunks=COLD_CHUNKS)
-            arrays.n_chunks = COLD_CHUNKS
         arrays.shares = _shares(plan, device)
         if self.actor == "cpu":
             return
@@ -239,7 +235,7 @@ class Executor:
 
 def _shares(plan: Plan, device: int) -> list[Share]:
     layers, _ = plan.shape
-    return [Share(plan.ids(layer, device), plan.bounds(layer, device)) for layer in range(layers)]
+    return [Share(plan.ids(layer, device)) for layer in range(layers)]
 
 
 def _model_addresses(bundle: Bundle, store: WeightStore, context: int) -> ModelAddresses:

@@ -12,6 +12,8 @@
 
 namespace hotcold {
 
+constexpr int UPLOADERS = 4; // threads that copy weights
+
 Model::Model(const hc_executor_args &args, const hc_device_args &device,
              const hc_device_layer *layers_L)
     : bucket(bucket_of(args.max_batch)), args_(args), device_(device), plan_(layers_L) {
@@ -135,6 +137,8 @@ void Model::lay_out(Arena &arena, Arena &host) {
     Arena &head = stays(m.n_layers, HC_PART_HEAD) ? host : arena;
     b.head = head.take<char>(m.vocab * m.embed_dim * bytes_of(m.dtype));
     b.project_out = m.project_out ? arena.take<char>(m.embed_dim * D * bytes_of(m.dtype)) : nullptr;
+    if (m.project_in && device_.prompt_rows)
+        prompt.project_in = arena.take<char>(m.embed_dim * D * bytes_of(m.dtype));
     b.skipped = arena.take<int32_t>(1);
     b.n_hot_L = arena.take<int32_t>(m.n_layers);
     b.stamps = arena.take<uint64_t>((m.n_layers + 1) * STAMPS);
@@ -213,16 +217,19 @@ void Model::upload() {
     up.copy_if(buffers.sin_PE, m.sin_PE, half_table);
     up.copy(buffers.head, m.head, m.vocab * m.embed_dim * bytes_of(m.dtype));
     up.copy_if(buffers.project_out, m.project_out, m.embed_dim * m.d * bytes_of(m.dtype));
+    up.copy_if(prompt.project_in, prompt.project_in ? m.project_in : nullptr,
+               m.embed_dim * m.d * bytes_of(m.dtype));
     std::vector<int32_t> n_hot(m.n_layers);
     for (int i = 0; i < m.n_layers; i++)
         n_hot[i] = static_cast<int32_t>(args_.shares_L[i].n_ids);
     up.copy(buffers.n_hot_L, n_hot.data(), 4 * m.n_layers);
     up.finish();
-    for (int i = 0; i < m.n_layers; i++) {
+    // What goes on the bus is laid out neuron after neuron, so by one thread.
+    by_threads(m.n_layers, bus_ ? 1 : UPLOADERS, device_.index, [this, &m](int i) {
         upload_layer(i);
         if (predicts(i))
             upload_predictor(m, device_.predictors_L[i], device_.predictor_i8, layers[i].predictor);
-    }
+    });
 }
 
 void Model::upload_layer(int index) {

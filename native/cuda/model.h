@@ -35,7 +35,8 @@ struct PromptBuffers { // of a dense pass; they share memory with a sparse pass'
     float *wide;           // qkv, then the predictor's hidden layer, then relu(gate) * up
     char *operand, *spare; // activations as products want them
     uint8_t *mask, *bits;
-    char *expanded; // int8 predictor matrices as float16
+    char *expanded;   // int8 predictor matrices as float16
+    char *project_in; // there all the time; the sparse form projects on the host
     unsigned long long *fired;
     char *slots[STREAM_SLOTS];
 };

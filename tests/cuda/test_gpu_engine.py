@@ -2,15 +2,20 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from support.gpu_engine import ERROR_S, ids, launch, nothing_left_on_the_gpu, park, within
 
-from hotcold.actors import ActorLostError
+from hotcold.actors import ActorLostError, Engine
 from hotcold.actors.processes import is_gone
+from hotcold.native import nvml
+from hotcold.runtime.config import EngineConfig
+from hotcold.runtime.prepare import prepare_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.ray]
 
@@ -27,6 +32,50 @@ def one_ray(plugin: Any) -> Iterator[None]:
 def nothing_left(one_ray: None) -> Iterator[None]:
     with nothing_left_on_the_gpu():
         yield
+
+
+@contextmanager
+def watched() -> Iterator[list[int]]:
+    """Bytes in use on the device beyond those before: the most of many looks, at the end."""
+    before, over, peak = nvml.used_bytes() or 0, threading.Event(), [0]
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            peak[0] = max(peak[0], (nvml.used_bytes() or 0) - before)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["cpu", "gpu"])
+def test_the_budget_is_kept_by_all_processes_over_a_replan_and_a_loss(
+    nothing_left: None, victim: str
+) -> None:
+    """Contexts of actors that come and go included: what is promised is the device's, not one's."""
+    import ray
+
+    roomy = prepare_model(EngineConfig(vram="2GiB", predictor="low-rank")).gpu
+    assert roomy is not None
+    vram = roomy.reserve_bytes + (36 << 20)  # modules and half of the neurons, about
+    with watched() as peak:
+        with Engine.launch(vram=vram, policy="greedy", predictor="low-rank", restarts=1) as engine:
+            ids(engine)
+            greedy = engine.stats()
+            assert 0 < greedy.gpu_neuron_load < 1
+            engine.replan(policy="random")
+            assert engine.stats().plan_hash != greedy.plan_hash
+            undisturbed, passes = ids(engine), engine.stats().actors["gpu"].passes
+            op = {"cpu": "cold", "gpu": "merge"}[victim]
+            ray.get(engine.actors[victim].arm.remote(op, passes + 9, int(signal.SIGKILL)))
+            assert ids(engine) == undisturbed
+            assert len(engine.recoveries) == 1
+    assert roomy.context_bytes // 2 < peak[0] <= vram, f"{peak[0]} of {vram} bytes"
 
 
 @pytest.mark.parametrize("predictor", ["exact", "low-rank"])
