@@ -28,26 +28,27 @@
  * machine moves medians. Turns of 300 on a nearly idle one: medians 0.88 0.88 0.88. Two cores: best
  * calls 26.9 of 30.5 (0.88) where other work left both cores free.
  *
- * Many threads: 14 cores of an H100 host, 278 and 600 fired neurons of d 5120 in a layer: 28 chunks
- * 82 and 98 GB/s, 42 chunks 77 and 98, 56 chunks 72 and 95 (a plain stream: 140). Cutting the sum by
- * columns instead (no partial sums, 256 bytes of every down column a thread): 70 and 74. Huge pages
- * changed none of it.
+ * Many threads: 14 of 16 cores of an H100's host, lists of records in huge pages, GB/s; before them
+ * what reading the same records alone gave in the same minute (2026-11-22, two runs, medians of 200):
+ *                                              read alone   v5 chunks by id   v6 pieces, columns
+ *   d 7168 without up rows, 300 fired             104-125        71-77             80-107
+ *   d 5120, 300 fired                             105-142        76-89             83-110
+ *   d 5120, 900 fired                             104-119        95-98             88-97
+ * v5 cut the list by neuron id in 28 chunks with a partial sum each: uneven lists (10 neurons, give or
+ * take 3), 28 KB to clear, write and add a chunk. Columns alone without even pieces first had given 70
+ * and 74 where chunks gave 77 and 98.
  */
 #include "internal.h"
 
 #include <string.h>
 
-#define SINGLE     128   /* neurons whose gates are evaluated before their up rows: one token */
-#define GROUP      32    /* the same in a batch */
-#define AHEAD      4     /* rows the prefetch runs ahead */
-#define PIECES     256   /* of either phase, at most */
-#ifndef TASK_BYTES
-#define TASK_BYTES 262144 /* of a piece, at least: about 20 us of one thread */
-#endif
-#ifndef MOST
-#define MOST       2     /* pieces of the list a thread */
-#endif
-#define COLUMNS    128   /* of a piece of the sum, at least */
+#define SINGLE     128    /* neurons whose gates are evaluated before their up rows: one token */
+#define GROUP      32     /* the same in a batch */
+#define AHEAD      4      /* rows the prefetch runs ahead */
+#define PIECES     256    /* of either phase, at most */
+#define TASK_BYTES 262144 /* of a piece, where a thread has more than one: about 20 us of reading */
+#define MOST       4      /* pieces of the list a thread */
+#define COLUMNS    128    /* of a piece of the sum, at least */
 
 typedef struct {                /* what a piece of the list leaves for the sum */
     _Alignas(64) int64_t begin; /* of the piece; its fired entries are compacted there */
@@ -334,12 +335,12 @@ int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch) {
     return PIECES * (int64_t)sizeof(piece) + 2 * lines(4 * n_ids) + lines(4 * n_ids * batch);
 }
 
-/* Pieces of the list: more than threads where that leaves them long enough, since a thread may be kept
- * from running. Columns are cut once a thread: shorter reads of a row are slower. */
+/* Pieces of the list: as many for every thread, several where that leaves them long enough, since a
+ * thread may be kept from running. Columns are cut once a thread: shorter reads of a row are slower. */
 static int64_t pieces_of(int64_t bytes, int64_t threads) {
-    const int64_t pieces = bytes / TASK_BYTES, most = MOST * threads;
-    const int64_t some = pieces < threads ? threads : pieces > most ? most : pieces;
-    return some < PIECES ? some : PIECES;
+    const int64_t each = bytes / (TASK_BYTES * threads);
+    const int64_t pieces = threads * (each < 1 ? 1 : each < MOST ? each : MOST);
+    return pieces < PIECES ? pieces : PIECES;
 }
 
 hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
