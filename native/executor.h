@@ -33,8 +33,7 @@ struct hc_executor {
     float *sample_probs;
     hc_inbox inbox;
     /* GPU and CPU executor */
-    float *partial_CBD;
-    int64_t *work_C;
+    void *ffn_scratch;
     /* predictor */
     float *scores_BN, *hidden_BH;
     uint64_t *planes_BPW;               /* sign */

@@ -2,15 +2,18 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hotcold.native import nvml
+from hotcold.native import cuda_probe, nvml
 from hotcold.native.device import PART_BITS
 from hotcold.runtime import gpu
+from hotcold.runtime.config import EngineConfig
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import BudgetError
 from hotcold.runtime.gpu import (
     GpuChoice,
@@ -20,6 +23,7 @@ from hotcold.runtime.gpu import (
     host_parts,
     say_parts,
 )
+from hotcold.runtime.prepare import prepare_model
 
 CHOICE = GpuChoice("float16", None, 1000 << 20, 600 << 20, 500 << 20, used_before=7 << 20)
 
@@ -77,6 +81,60 @@ def test_a_broken_promise_is_said_with_the_figures(
     monkeypatch.setattr(nvml, "used_bytes", lambda: (1001 + 7) << 20)
     check_promise(CHOICE, "after the launch")
     assert "1001.0 MiB more than before the launch, the budget is 1000.0 MiB" in caplog.text
+
+
+def test_on_a_gpu_the_predictor_actor_says_that_it_stands_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The GPU executor prepares the predictors itself; their actor's program is empty."""
+    monkeypatch.setenv("HOTCOLD_CUDA", "off")
+    prepared = prepare_model(EngineConfig(predictor="learned"))
+    made = deploy(prepared, solve(prepared))
+    assert made.roles["predictor"] == "predicts every layer (learned)"
+    role = replace(made, gpu=CHOICE).roles["predictor"]
+    assert role == "stands by: the GPU executor's graph runs predictor learned"
+
+
+MiB = 1 << 20
+
+
+def probed(
+    monkeypatch: pytest.MonkeyPatch, runs: list[tuple[int | None, int]], name: str
+) -> tuple[int | None, int]:
+    """What context_bytes makes of runs: what each printed, what others took on the device then."""
+    used, left = [5 << 30], list(runs)
+
+    def run(command: list[str]) -> int | None:
+        taken, others = left.pop(0)
+        used[0] += others
+        return taken
+
+    monkeypatch.setattr(cuda_probe, "_run", run)
+    monkeypatch.setattr(cuda_probe, "FREED_S", 0.05)
+    monkeypatch.setattr(nvml, "used_bytes", lambda: used[0])
+    return cuda_probe.context_bytes(Path(name), 8, 1), len(runs) - len(left)
+
+
+@pytest.mark.parametrize(
+    ("runs", "result"),
+    [
+        ([(520 * MiB, 0)], (520 * MiB, 1)),
+        ([(-300 * MiB, -820 * MiB), (520 * MiB, 0)], (520 * MiB, 2)),  # freed by another program
+        ([(120 * MiB, -400 * MiB), (520 * MiB, 0)], (520 * MiB, 2)),  # it could be, but is not
+        ([(900 * MiB, 380 * MiB), (520 * MiB, 0)], (520 * MiB, 2)),  # taken by another
+        ([(120 * MiB, -400 * MiB), (600 * MiB, 80 * MiB), (500 * MiB, -9 * MiB)], (600 * MiB, 3)),
+        ([(0, -520 * MiB), (-1, -521 * MiB), (9 << 30, 9 << 30)], (None, 3)),
+        ([(None, 0)], (None, 1)),
+    ],
+    ids=["quiet", "negative", "too small", "too much", "never quiet", "implausible", "failed"],
+)
+def test_a_context_is_measured_while_nobody_else_moves(
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    runs: list[tuple[int | None, int]],
+    result: tuple[int | None, int],
+) -> None:
+    assert probed(monkeypatch, runs, request.node.name) == result
 
 
 def test_graphs_are_one_a_power_of_two() -> None:

@@ -4,12 +4,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from support.oracle import Oracle
 
+from hotcold.native import cuda_plugin, nvml
+from hotcold.native.device import open_plugin
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.deployment import deploy, solve
+from hotcold.runtime.errors import BackendError
 from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
+
+
+def usable_plugin() -> Any:
+    """The opened plug-in; skips without a GPU and with HOTCOLD_CUDA=off.
+
+    With a GPU a plug-in that cannot be had, built or opened is a failure: skipped, every test of a
+    GPU would be green where no kernel compiles.
+    """
+    if cuda_plugin.mode() == "off":
+        pytest.skip("HOTCOLD_CUDA=off")
+    if not nvml.gpus():
+        pytest.skip("no NVIDIA GPU on this machine")
+    try:
+        return open_plugin(cuda_plugin.required().path)
+    except BackendError as error:
+        pytest.fail(f"a GPU is there and no plug-in for it: {error}", pytrace=False)
 
 
 class Share:
