@@ -75,12 +75,15 @@ def executor_bytes(spec: ModelSpec, max_batch: int, lookahead: int) -> int:
 
 
 def predictor_bytes(spec: ModelSpec, max_batch: int, layers: Sequence[Any]) -> int:
-    """Device memory of the predictor's process beside its matrices, at most; as in apart.cu."""
+    """Device memory of the predictor's process beside its matrices, at most; as in apart.cu.
+
+    Biases and scales stay on the device where the plan leaves the matrices on the host.
+    """
     B = 1 << (max_batch - 1).bit_length()
     hidden = max((layer.fc1.shape[0] for layer in layers if layer.form == "matrices"), default=0)
     scratch = B * (4 * hidden + 64 * (-(-spec.d_model // 64)) + 4)
-    norms = 4 * spec.n_layers * spec.d_model
-    return scratch + norms + (8 * spec.n_layers + 8) * 256 + 2 * GRANULE
+    vectors = spec.n_layers * (8 * spec.n_neurons + 4 * hidden + 8 * spec.d_model)  # and norms
+    return scratch + vectors + (8 * spec.n_layers + 8) * 256 + 2 * GRANULE
 
 
 def matrix_bytes(plan: Plan) -> int:

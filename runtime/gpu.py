@@ -22,6 +22,13 @@ from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.cuda_variant import variant_library
 from hotcold.runtime.errors import BackendError, BudgetError
 from hotcold.runtime.fetch import computed_plan, fetched
+from hotcold.runtime.gpu_memory import (
+    HOT_CHUNKS,
+    graph_shape,
+    kept_bytes,
+    pass_bytes,
+    table_bytes,
+)
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan
 from hotcold.runtime.prompt import choose_rows, piece_rows, prompt_bytes, resident_bytes
@@ -30,10 +37,8 @@ from hotcold.runtime.variant import Variant
 
 logger = logging.getLogger(__name__)
 
-HOT_CHUNKS = 64  # partial sums of the hot FFN; enough blocks to fill a large GPU
 MAX_HEAD_DIM, MAX_NEURONS = 256, 32768
 CONTEXT_BYTES = 600 << 20  # context, kernels and graphs, where they could not be measured
-KERNELS_A_LAYER = 13  # of a graph, at most; see native/cuda/graph.cu
 KEEP_FREE = 256 << 20  # of a GPU used without a budget
 
 
@@ -183,11 +188,6 @@ def _asked_depth(config: EngineConfig) -> int:
     return int(depth) if str(depth).isdecimal() else 0
 
 
-def graph_shape(n_layers: int, max_batch: int) -> tuple[int, int]:
-    """Kernels of a pass's graph, at most, and how many graphs there are: one a power of two."""
-    return KERNELS_A_LAYER * n_layers + 8, (max_batch - 1).bit_length() + 1
-
-
 def unsupported(spec: ModelSpec) -> str:
     """What of a model the GPU kernels have no code for; empty: nothing."""
     found = {
@@ -269,79 +269,12 @@ def say_parts(plan: Plan) -> None:
         )
 
 
-def int8_bytes(layer: Any, spec: ModelSpec) -> int:
-    """Bytes of a predictor layer quantised by row: weights, scales, bias."""
-    if layer.form == "sign":
-        return int(layer.bytes)  # a bit a weight already
-    width = int(layer.fc1.shape[0])
-    bias = 0 if layer.bias_N is None else int(layer.bias_N.nbytes)
-    return width * (spec.d_model + spec.n_neurons) + 4 * (width + spec.n_neurons) + bias
-
-
 def show_gpu(choice: GpuChoice) -> None:
     """Let this process see the driver's GPUs; Ray hides them from actors that reserve none."""
     if choice.visible is None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = choice.visible
-
-
-def kept_bytes(layers: Sequence[Any], int8: bool) -> int:
-    """Of the predictors' vectors, which stay on the device where the matrices leave it."""
-    total = 0
-    for layer in layers:
-        if layer.form == "matrices":
-            scales = 4 * (layer.fc1.shape[0] + layer.fc2.shape[0]) if int8 else 0
-            total += scales + (0 if layer.bias_N is None else int(layer.bias_N.nbytes))
-        elif layer.form == "sign":
-            total += int(layer.bytes) - int(layer.signs_NW.nbytes)
-    return total
-
-
-def pass_bytes(spec: ModelSpec, max_batch: int, hidden: int = 0) -> int:
-    """Device memory of a sparse pass that a dense one may use too, rounded up.
-
-    Args:
-        spec: the model.
-        max_batch: tokens of a pass.
-        hidden: widest predictor; 0: none.
-    """
-    B = 1 << (max_batch - 1).bit_length()
-    D, N = spec.d_model, spec.n_neurons
-    stream = HOT_CHUNKS * D + 3 * D + 2 * (spec.q_dim + spec.kv_dim) + spec.embed_width
-    planes = 16 * -(-D // 64) + 1  # of the form sign
-    return 4 * B * (stream + hidden + planes + 2 * N + 1)  # every neuron, and every one audited
-
-
-def table_bytes(
-    spec: ModelSpec, context: int, max_batch: int, early: int = 1, kept: int = 0
-) -> int:
-    """Device memory beside weights, KV and passes for any plan, rounded up; cuda/model.cu has it.
-
-    A plan that owns every neuron needs the most: eight bytes each say where its record lies.
-
-    Args:
-        spec: the model.
-        context: positions of the KV cache.
-        max_batch: tokens of a pass.
-        early: layers that predictions are ahead, at most.
-        kept: bytes of predictors that never leave the device.
-    """
-    B = 1 << (max_batch - 1).bit_length()
-    L, N, D = spec.n_layers, spec.n_neurons, spec.d_model
-    owners = L * (3 * N + 2 * -(-N // 32))  # proposals, addresses, who owns
-    lists = (early + 1) * 2 * (2 * N + 1) + 2 * N  # hot and audited, cold
-    norms = (2 * L + 1) * D * (2 if spec.norm == "layer" else 1)
-    biases = L * (spec.q_dim + 2 * spec.kv_dim + 2 * D) if spec.biases else 0
-    projection = D * spec.embed_width if spec.embed_dim is not None else 0
-    tables = owners + lists + norms + biases + projection + context * spec.head_dim
-    counts = L * HOT_CHUNKS * 8  # and stamps
-    return 4 * (B * spec.vocab_size + tables + counts) + kept + (L * 24 + 6 * early + 64) * 256
-
-
-def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
-    """Device memory beside weights and KV without a dense prompt form, rounded up."""
-    return pass_bytes(spec, max_batch) + table_bytes(spec, context, max_batch)
 
 
 def device_arrays(

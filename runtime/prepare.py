@@ -11,7 +11,8 @@ from typing import Any
 from hotcold.runtime.config import DEFAULT_CONTEXT, EngineConfig
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
-from hotcold.runtime.gpu import GpuChoice, choose_gpu, int8_bytes, with_vram
+from hotcold.runtime.gpu import GpuChoice, choose_gpu, with_vram
+from hotcold.runtime.gpu_memory import int8_bytes
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.predictor import (
     ModelView,

@@ -41,8 +41,12 @@
 #define GROUP      32    /* the same in a batch */
 #define AHEAD      4     /* rows the prefetch runs ahead */
 #define PIECES     256   /* of either phase, at most */
-#define TASK_BYTES 65536 /* of a piece, at least: about 5 us of one thread */
-#define MOST       4     /* pieces of the list a thread */
+#ifndef TASK_BYTES
+#define TASK_BYTES 262144 /* of a piece, at least: about 20 us of one thread */
+#endif
+#ifndef MOST
+#define MOST       2     /* pieces of the list a thread */
+#endif
 #define COLUMNS    128   /* of a piece of the sum, at least */
 
 typedef struct {                /* what a piece of the list leaves for the sum */

@@ -23,7 +23,8 @@ from hotcold.native.device import open_plugin
 from hotcold.runtime.bench.gpu_exchange import exchange
 from hotcold.runtime.config import MAX_BATCH
 from hotcold.runtime.errors import BackendError
-from hotcold.runtime.gpu import CONTEXT_BYTES, graph_shape
+from hotcold.runtime.gpu import CONTEXT_BYTES
+from hotcold.runtime.gpu_memory import graph_shape
 from hotcold.runtime.gpu_probe import LIBCUDA
 from hotcold.runtime.machine_file import Figure
 

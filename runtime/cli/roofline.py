@@ -252,7 +252,7 @@ def _kv_bytes(machine: "HardwareProfile", more: dict[str, Any]) -> int:
 
 def _scratch(spec: "ModelSpec", context: int) -> int:
     from hotcold.runtime.config import MAX_BATCH
-    from hotcold.runtime.gpu import scratch_bytes
+    from hotcold.runtime.gpu_memory import scratch_bytes
 
     return scratch_bytes(spec, context, MAX_BATCH)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hotcold.native import cuda_plugin
-from hotcold.runtime.gpu import pass_bytes, table_bytes
+from hotcold.runtime.gpu_memory import pass_bytes, table_bytes
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plant.shapes import find_shape
 from hotcold.runtime.prompt import piece_rows, prompt_bytes, resident_bytes

@@ -18,7 +18,12 @@ from hotcold.runtime.gpu import GpuChoice, choose_gpu
 from hotcold.runtime.layout import SegmentLayout
 from hotcold.runtime.prepare import prepare_model
 
-MATRICES = SimpleNamespace(form="matrices", fc1=np.zeros((96, 32), np.float16))
+MATRICES = SimpleNamespace(
+    form="matrices",
+    fc1=np.zeros((96, 32), np.float16),
+    fc2=np.zeros((48, 96), np.float16),
+    bias_N=None,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,7 @@ def a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A machine that has a GPU of 8 GiB and MPS, as far as the choice can see."""
     seen: dict[str, Any] = {}
 
-    def context_bytes(plugin: Path, nodes: int, graphs: int, apart: int = 0) -> int:
+    def context_bytes(plugin: Path, nodes: int, graphs: int, apart: int, variant: Any) -> int:
         seen["nodes"], seen["apart"] = nodes, apart
         return (1100 if apart else 500) << 20
 
@@ -99,8 +104,12 @@ def test_the_second_context_and_the_questions_are_in_the_budget(
     more = own.predictor_bytes + apart.executor_bytes(spec, 32, 1)
     assert own.reserve_bytes - fused.reserve_bytes == (600 << 20) + more
     assert fused.predictor_bytes == 0 < own.predictor_bytes
-    early = chosen(tiny, MATRICES, predictor_process="mps", lookahead=3)
-    assert early.reserve_bytes - own.reserve_bytes == 2 * 4 * 32 * spec.d_model
+    early = {
+        process: chosen(tiny, MATRICES, predictor_process=process, lookahead=2).reserve_bytes
+        for process in ("fused", "mps")
+    }
+    inputs = 4 * 32 * spec.d_model  # of one layer more
+    assert early["mps"] - own.reserve_bytes == early["fused"] - fused.reserve_bytes + inputs
 
 
 def test_prompts_become_sparse(tiny: Path, a_gpu: Any) -> None:

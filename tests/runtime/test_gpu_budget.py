@@ -11,7 +11,6 @@ import pytest
 
 from hotcold.native import cuda_probe, nvml
 from hotcold.native.device import PART_BITS
-from hotcold.runtime import gpu
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import BudgetError
@@ -19,10 +18,10 @@ from hotcold.runtime.gpu import (
     GpuChoice,
     check_budget,
     check_promise,
-    graph_shape,
     host_parts,
     say_parts,
 )
+from hotcold.runtime.gpu_memory import KERNELS_A_LAYER, graph_shape
 from hotcold.runtime.prepare import prepare_model
 
 CHOICE = GpuChoice("float16", None, 1000 << 20, 600 << 20, 500 << 20, used_before=7 << 20)
@@ -139,4 +138,4 @@ def test_a_context_is_measured_while_nobody_else_moves(
 
 def test_graphs_are_one_a_power_of_two() -> None:
     assert [graph_shape(1, batch)[1] for batch in (1, 2, 3, 32)] == [1, 2, 3, 6]
-    assert graph_shape(40, 1)[0] == 40 * gpu.KERNELS_A_LAYER + 8
+    assert graph_shape(40, 1)[0] == 40 * KERNELS_A_LAYER + 8

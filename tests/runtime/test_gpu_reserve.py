@@ -10,8 +10,8 @@ import pytest
 from support.gpu_layout import Case
 
 from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.gpu import (
-    _asked_depth,
+from hotcold.runtime.gpu import _asked_depth
+from hotcold.runtime.gpu_memory import (
     int8_bytes,
     kept_bytes,
     pass_bytes,

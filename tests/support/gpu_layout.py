@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.runtime.gpu import HOT_CHUNKS
+from hotcold.runtime.gpu_memory import HOT_CHUNKS
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.neurons import NeuronRecord
 
