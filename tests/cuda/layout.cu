@@ -15,6 +15,8 @@ void fail(cudaError_t, const std::string &what) {
     throw std::runtime_error(what);
 }
 void check_host(cudaError_t, int64_t) {}
+void gemv(const Gemv &, int, const Launch &) {} // nothing is launched
+void sign(const Sign &, int, const Launch &) {}
 } // namespace hotcold
 
 int main(int argc, char **argv) {

@@ -25,9 +25,11 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     if compiler is None:
         pytest.skip("no nvcc on this machine")
     program = tmp_path_factory.mktemp("layout") / "layout"
-    units = ["tests/cuda/layout.cu", "native/cuda/model.cu", "native/cuda/prompt_memory.cu"]
+    parts = ("model", "prompt_memory", "predictor", "mailbox")
+    units = ["tests/cuda/layout.cu", *(f"native/cuda/{part}.cu" for part in parts)]
     command = [compiler, "-std=c++17", "-cudart", "static", "-o", str(program), *units]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    built = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
 
     def run(spec: ModelSpec, rows: int, hidden: int, sign: bool, int8: bool) -> int:
         arguments = (
