@@ -78,7 +78,7 @@ class HardwareProfile:
         cheap layer from a dear one; never to be reported as this machine's speed.
         """
         return cls(
-            name="not measured",
+            name="this machine",
             measured=False,
             host_gb_per_s=20.0,
             gpu_gb_per_s=20.0,

@@ -40,6 +40,11 @@ class Case:
         name = f"{self.policy}, {self.schedule}"
         return f"{self.step}: {name}" if self.step else name
 
+    @property
+    def described(self) -> str:
+        """The label and the budget."""
+        return self.label if self.vram is None else f"{self.label}, {self.vram}"
+
 
 # The steps of Figure 15, each on top of the one before, in what this engine can be asked for: the
 # released engine's operators and predictors with whole layers on one side and no overlap; both

@@ -104,8 +104,9 @@ def measure_all(
     order = turns(ready, manner)
     progress = output.Progress(what, "turns")
     failed: HotcoldError | None = None
+    last = ""  # for whoever kills the command, and for the impatient
     for done, one in enumerate(order):
-        progress(done, done / len(order))
+        progress(done, done / len(order), last)
         if manner.until is not None and time.monotonic() >= manner.until:
             output.note(f"hotcold: time is up after {done} of {len(order)} turns")
             break
@@ -118,6 +119,7 @@ def measure_all(
                 _replan(engine, one, record)
                 loaded = one
             _take_turn(engine, manner, record)
+            last = f"; {one.case.described}: {record.tokens_per_s[-1]:.1f} tokens/s"
         except HotcoldError as error:
             loaded = None
             refuse(record, one, error)
@@ -131,7 +133,7 @@ def measure_all(
 def refuse(record: Measured, one: Ready, error: HotcoldError) -> None:
     """Leave a case out from here on, and say so."""
     record.refused = str(error)
-    output.note(f"hotcold: {one.case.label} is left out: {error}")
+    output.note(f"hotcold: {one.case.described} is left out: {error}")
 
 
 def turns(ready: Sequence[Ready], manner: Manner) -> list[Ready]:

@@ -98,14 +98,14 @@ class Progress:
         self._next_s = time.monotonic() + PROGRESS_AFTER_S
         self._shown = False
 
-    def __call__(self, done: int, share: float) -> None:
-        """Show how much is done, and its share of the whole, if it is time to."""
+    def __call__(self, done: int, share: float, more: str = "") -> None:
+        """Show how much is done, its share of the whole, and more, if it is time to."""
         now = time.monotonic()
         if now < self._next_s:
             return
         self._next_s = now + self._every_s
         self._shown = True
-        text = f"{self._what}: {count(done)} {self._unit}, {100 * share:.0f} %"
+        text = f"{self._what}: {count(done)} {self._unit}, {100 * share:.0f} %{more}"
         if self._terminal:
             click.echo(f"\r\x1b[K{text}", nl=False, err=True)
         else:

@@ -134,7 +134,7 @@ def _each(
         except HotcoldError as error:
             if case.named or (case is cases[-1] and not done):
                 raise
-            output.note(f"hotcold: {case.label} is left out: {error}")
+            output.note(f"hotcold: {case.described} is left out: {error}")
     return done
 
 
