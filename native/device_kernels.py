@@ -19,10 +19,17 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
 F32 = NDArray[np.float32]
+ARGS = {  # of the kinds that do not have arguments of their own name
+    "norm": "gemv",
+    "prompt_norm": "gemv",
+    "prompt_sign": "sign",
+    "prompt_attention": "attention",
+}
 KINDS = {
     name: getattr(lib, f"HC_DEVICE_{name.upper()}")
-    for name in "gemv ffn split attention norm sign product prompt_attention".split()
+    for name in ("gemv", "ffn", "split", "attention", "sign", "product", *ARGS)
 }
+NORMS = {"rms": lib.HC_NORM_RMS, "layer": lib.HC_NORM_LAYER}
 WHEN = {"always": 0, "one row": 1, "all rows": 2}  # a product of logits; When in cuda/kernels.h
 
 
@@ -78,7 +85,7 @@ def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> flo
     """Run hc_device_operate; median seconds of the repeats, 0 without any."""
     op = ffi.new("hc_device_op *")
     op.kind, op.repeat = KINDS[kind], repeat
-    setattr(op, {"norm": "gemv", "prompt_attention": "attention"}.get(kind, kind), args)
+    setattr(op, ARGS.get(kind, kind), args)
     seconds = ffi.new("float *")
     op.seconds = seconds
     path = None
@@ -263,23 +270,35 @@ def norm(
     kind: str = "layer",
     eps: float = 1e-5,
     host_BD: F32 | None = None,
+    prompt: bool = False,
 ) -> F32:
-    """A norm of the kind "rms" or "layer"; a bias belongs to the latter. y_BD, also in host_BD."""
+    """A norm of the kind "rms" or "layer"; a bias belongs to the latter. y_BD, also in host_BD.
+
+    prompt: by the kernel of dense prompts, for any number of rows.
+    """
     y_BD = np.full_like(x_BD, np.nan)
     a = ffi.new("hc_gemv_args *")
     a.batch, a.d = x_BD.shape
     a.x_BD, a.y_BR = pointer(x_BD, "float *"), pointer(y_BD, "float *")
     arrays = {"norm_bias_D": bias_D, "normed_BD": host_BD}
     more = {name: array for name, array in arrays.items() if array is not None}
-    code = {"rms": lib.HC_NORM_RMS, "layer": lib.HC_NORM_LAYER}[kind]
-    _operate(plugin, "norm", a, 0, norm_D=weight_D, eps=eps, norm_kind=code, **more)
+    name = "prompt_norm" if prompt else "norm"
+    _operate(plugin, name, a, 0, norm_D=weight_D, eps=eps, norm_kind=NORMS[kind], **more)
     return y_BD
 
 
 def sign(
-    plugin: Any, layer: "SignLayer", x_BD: F32, threshold: float, repeat: int = 0
+    plugin: Any,
+    layer: "SignLayer",
+    x_BD: F32,
+    threshold: float,
+    repeat: int = 0,
+    prompt: bool = False,
 ) -> tuple[NDArray[np.bool_], float]:
-    """Which neurons a layer of the form "sign" proposes, [B, N], and seconds of both kernels."""
+    """Which neurons a layer of the form "sign" proposes, [B, N], and seconds of both kernels.
+
+    prompt: by the kernels of dense prompts, for any number of rows.
+    """
     n = len(layer.signs_NW)
     scores_BN = np.zeros((len(x_BD), n), np.float32)
     a = ffi.new("hc_sign_args *")
@@ -287,5 +306,6 @@ def sign(
     a.bias_N, a.column_D = pointer(layer.bias_N, "float *"), pointer(layer.column_D, "float *")
     a.n, a.d, a.batch, a.input_bits = n, x_BD.shape[1], len(x_BD), layer.input_bits
     a.x_BD, a.scores_BN = pointer(x_BD, "float *"), pointer(scores_BN, "float *")
-    seconds = _operate(plugin, "sign", a, repeat, threshold=threshold)
+    name = "prompt_sign" if prompt else "sign"
+    seconds = _operate(plugin, name, a, repeat, threshold=threshold)
     return scores_BN > 0, seconds

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native._ffi import ffi, pointer
-from hotcold.native.device_kernels import DTYPES, F32, _operate
+from hotcold.native.device_kernels import DTYPES, F32, NORMS, _operate
 
-EPILOGUES = ("store", "add", "relu", "mask", "neuron")  # DenseEpilogue
+EPILOGUES = ("store", "add", "relu", "mask", "neuron", "plain")  # DenseEpilogue
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class Neurons:
     """How a product treats rows that are gate rows of neurons: y = relu(gate) * up.
 
     Args:
-        up_bytes: from a gate row to its up row.
+        up_bytes: from a gate row to its up row; None: there is none, y = relu(gate + bias).
+        bias_bytes: from a gate row to its bias; 0: none.
         mask_TN: which of the layer's neurons a token may fire; None: all.
         ids_R: the rows' neurons.
     """
 
-    up_bytes: int
+    up_bytes: int | None
+    bias_bytes: int = 0
     mask_TN: NDArray[np.bool_] | None = None
     ids_R: NDArray[np.int32] | None = None
 
@@ -40,6 +42,8 @@ def product(
     rows: int | None = None,
     offset: int = 0,
     norm_D: F32 | None = None,
+    norm_bias_D: F32 | None = None,
+    kind: str = "rms",
     scale_R: F32 | None = None,
     add_to: F32 | None = None,
     relu: bool = False,
@@ -48,23 +52,24 @@ def product(
     """y_TR = x W^T, and how many entries of neurons fired.
 
     W is a matrix of rows, or of records with a row at byte `offset`; with `rows` it is transposed:
-    a line for each element of x, of so many columns. bfloat16 comes as uint16; norm_D norms x.
+    a line for each element of x, of so many columns. bfloat16 comes as uint16; norm_D norms x, as
+    device_kernels.norm does.
     """
     a = _product_args(w, dtype, x_TK, rows, offset)
     y_TR = np.full((len(x_TK), a.rows), np.nan, np.float32) if add_to is None else add_to.copy()
     a.y_TR, a.scale_R = pointer(y_TR, "float *"), pointer(scale_R, "float *")
-    a.epilogue = EPILOGUES.index(
-        "neuron" if neurons else "add" if add_to is not None else "relu" if relu else "store"
-    )
+    a.epilogue = EPILOGUES.index("add" if add_to is not None else "relu" if relu else "store")
     mask = None
     if neurons is not None:
-        a.up_bytes = neurons.up_bytes
+        a.epilogue = EPILOGUES.index("plain" if neurons.up_bytes is None else "neuron")
+        a.up_bytes, a.bias_bytes = neurons.up_bytes or 0, neurons.bias_bytes
         a.ids_R = pointer(neurons.ids_R, "int32_t *")
         if neurons.mask_TN is not None:
             mask = np.ascontiguousarray(neurons.mask_TN, np.uint8)
             a.mask_TN, a.n = pointer(mask, "uint8_t *"), mask.shape[1]
-    more = {} if norm_D is None else {"norm_D": norm_D, "eps": 1e-5}
-    _operate(plugin, "product", a, 0, **more)
+    arrays = {"norm_D": norm_D, "norm_bias_D": norm_bias_D}
+    more = {name: array for name, array in arrays.items() if array is not None}
+    _operate(plugin, "product", a, 0, eps=1e-5, norm_kind=NORMS[kind], **more)
     del mask  # alive until here
     return y_TR, int(a.fired)
 

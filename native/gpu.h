@@ -63,10 +63,12 @@ typedef enum {
     HC_DEVICE_HOLD = 4, /* a graph of `repeat` kernels, kept until the process ends: a probe */
     HC_DEVICE_PRODUCT = 5,
     HC_DEVICE_PROMPT_ATTENTION = 6, /* batch tokens from position_B[0] on */
+    HC_DEVICE_PROMPT_SIGN = 7,
     HC_DEVICE_NORM = 8,
     HC_DEVICE_SIGN = 9,
-    HC_DEVICE_GAPS = 10,    /* seconds a node of a graph that does nothing; copies: nodes */
-    HC_DEVICE_EXCHANGE = 11 /* seconds an exchange adds to a layer; copies: layers, gemv->d */
+    HC_DEVICE_GAPS = 10,     /* seconds a node of a graph that does nothing; copies: nodes */
+    HC_DEVICE_EXCHANGE = 11, /* seconds an exchange adds to a layer; copies: layers, gemv->d */
+    HC_DEVICE_PROMPT_NORM = 12
 } hc_device_op_kind;
 typedef struct {          /* a product of dense prompts: y[t][r] = sum over k of x[t][k] w[r][k] */
     const void *w;        /* [rows], or transposed [k], of stride_bytes */
@@ -75,7 +77,7 @@ typedef struct {          /* a product of dense prompts: y[t][r] = sum over k of
     int32_t dtype, transposed; /* 3: int8, widened first */
     const float *x_TK;
     int32_t tokens, epilogue;      /* DenseEpilogue in cuda/dense.h */
-    int64_t up_bytes;              /* of neurons: from a gate row to its up row */
+    int64_t up_bytes, bias_bytes;  /* of neurons: from a gate row to its up row, or to its bias */
     const float *scale_R, *bias_R; /* NULL: none */
     float threshold;
     const int32_t *ids_R;   /* of neurons, with a mask: their ids */
@@ -87,13 +89,13 @@ typedef struct {          /* a product of dense prompts: y[t][r] = sum over k of
 } hc_product_args;
 typedef struct { /* tests and benches: one operator on host arrays, copied in and out */
     int32_t kind, index;
-    hc_gemv_args *gemv;  /* dtype 3: int8 weights, bias_R their scales; norm: x and y alone */
-    const float *norm_D; /* gemv: x is normed first; NULL: not; norm: the weight */
+    hc_gemv_args *gemv;  /* dtype 3: int8 weights; norms: x and y alone */
+    const float *norm_D; /* gemv, product: x is normed first; NULL: not; norms: the weight */
     float eps;
-    const float *norm_bias_D; /* norm: NULL: none */
-    int32_t norm_kind;        /* norm: hc_norm */
+    const float *norm_bias_D; /* norms, product: NULL: none */
+    int32_t norm_kind;        /* norms, product: hc_norm */
     hc_sign_args *sign;       /* scores become 1 where proposed, else 0 */
-    float threshold;          /* sign */
+    float threshold;          /* sign, gemv with members_R */
     hc_ffn_args *ffn;
     const int32_t *ffn_bounds; /* ffn_chunks + 1: ids that cut the sum in pieces */
     int32_t ffn_chunks;

@@ -90,8 +90,8 @@ __device__ __forceinline__ void combine(float (&sum)[R][B], float (&squares)[B],
     }
 }
 
-template <class W, int B, int R, int U, int K, bool NORM>
-__global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv1 a) {
+template <class W, int B, int R, int U, int K, bool NORM, int BLOCKS>
+__global__ void __launch_bounds__(THREADS, BLOCKS) gemv_kernel(const Gemv1 a) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int group = blockIdx.x % a.groups;
     const int block = static_cast<int>(blockIdx.x / a.groups) - a.extra;
@@ -158,25 +158,28 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv1 a) {
     }
 }
 
-template <class W, int B, int R, int U> void launch_b(Gemv1 &a, const Launch &launch) {
+// BLOCKS: on a multiprocessor, at least; more of them have fewer registers each.
+template <class W, int B, int R, int U, int BLOCKS> void launch_b(Gemv1 &a, const Launch &launch) {
     constexpr int K = 4, PER_BLOCK = WARPS / K * R;
     a.extra = a.norm_D && a.normed ? B : 0;
     const dim3 grid(((a.rows + PER_BLOCK - 1) / PER_BLOCK + a.extra) * a.groups);
     if (a.norm_D)
-        enqueue<Gemv1>(gemv_kernel<W, B, R, U, K, true>, grid, THREADS, 0, launch, a);
+        enqueue<Gemv1>(gemv_kernel<W, B, R, U, K, true, BLOCKS>, grid, THREADS, 0, launch, a);
     else
-        enqueue<Gemv1>(gemv_kernel<W, B, R, U, K, false>, grid, THREADS, 0, launch, a);
+        enqueue<Gemv1>(gemv_kernel<W, B, R, U, K, false, BLOCKS>, grid, THREADS, 0, launch, a);
 }
 
 template <class W> void launch_w(Gemv1 &a, int bucket, const Launch &launch) {
     if (bucket == 1 || a.when == ONE_ROW)
-        launch_b<W, 1, 1, 4>(a, launch);
+        launch_b<W, 1, 1, 4, 1>(a, launch);
     else if (bucket == 2)
-        launch_b<W, 2, 2, 2>(a, launch);
+        launch_b<W, 2, 2, 2, 1>(a, launch);
     else if (bucket == 4)
-        launch_b<W, 4, 2, 2>(a, launch);
+        launch_b<W, 4, 2, 2, 1>(a, launch);
+    else if (bucket == 8)
+        launch_b<W, 8, 4, 1, 1>(a, launch);
     else
-        launch_b<W, 8, 4, 1>(a, launch);
+        launch_b<W, 8, 4, 1, 2>(a, launch);
 }
 
 } // namespace v1

@@ -296,6 +296,12 @@ hc_status operate(const hc_device_op &op) {
     case HC_DEVICE_PROMPT_ATTENTION:
         operate_prompt_attention(op);
         break;
+    case HC_DEVICE_PROMPT_NORM:
+        operate_prompt_norm(op);
+        break;
+    case HC_DEVICE_PROMPT_SIGN:
+        operate_prompt_sign(op);
+        break;
     case HC_DEVICE_GAPS:
         rate_of_gaps(op);
         break;

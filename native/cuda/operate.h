@@ -97,7 +97,7 @@ void run(const hc_device_op &op, Scratch &scratch, Launch &launch, Body body, Ta
     check(cudaDeviceGetAttribute(&launch.sms, cudaDevAttrMultiProcessorCount, op.index), "device");
     launch.variant = open_variant(op.variant);
     check(cudaDeviceSynchronize(), "copy in");
-    launch.overlap = waits;
+    launch.overlap = waits && can_overlap(op.index);
     scratch.deliver(launch);
     body(0);
     check(cudaStreamSynchronize(launch.stream), "kernel");
@@ -116,6 +116,8 @@ void run(const hc_device_op &op, Scratch &scratch, Launch &launch, Body body, Ta
 // operate_prompt.cu
 void operate_product(const hc_device_op &op);
 void operate_prompt_attention(const hc_device_op &op);
+void operate_prompt_norm(const hc_device_op &op);
+void operate_prompt_sign(const hc_device_op &op);
 
 } // namespace hotcold
 #endif

@@ -19,6 +19,16 @@ Operand operand_of(const hc_product_args &a, int32_t dtype, Scratch &scratch) {
     return to;
 }
 
+// x of so many tokens, or with a norm of the kind asked for.
+Rows rows_of(const hc_device_op &op, const float *x, int64_t tokens, int64_t d, Scratch &scratch) {
+    Rows rows = {};
+    rows.x = scratch.make<float>(tokens * d, x), rows.stride = d;
+    rows.norm_D = op.norm_D ? scratch.make<float>(d, op.norm_D) : nullptr;
+    rows.norm_bias_D = op.norm_bias_D ? scratch.make<float>(d, op.norm_bias_D) : nullptr;
+    rows.eps = op.eps, rows.kind = op.norm_kind;
+    return rows;
+}
+
 // What decides which rows and tokens count, and where the proposals go.
 uint8_t *mask_of(const hc_product_args &a, Gemm &g, Scratch &scratch) {
     g.mask_stride = a.bits_T ? a.rows : a.n;
@@ -41,6 +51,7 @@ void operate_product(const hc_device_op &op) {
     Gemm g = {};
     g.w = i8 ? wide : w + a.offset_bytes;
     g.stride = i8 ? a.k * 2 : a.stride_bytes, g.up = a.up_bytes;
+    g.bias = a.bias_bytes;
     g.rows = static_cast<int32_t>(a.rows), g.tokens = a.tokens;
     g.dtype = i8 ? static_cast<int32_t>(HC_F16) : a.dtype, g.transposed = a.transposed != 0;
     g.epilogue = static_cast<DenseEpilogue>(a.epilogue), g.threshold = a.threshold;
@@ -52,12 +63,11 @@ void operate_product(const hc_device_op &op) {
     g.mask = mask_of(a, g, scratch);
     g.fired = scratch.zeros<unsigned long long>(1);
     uint8_t *bits = a.bits_T ? scratch.make<uint8_t>(a.tokens * ((a.rows + 7) / 8)) : nullptr;
-    const float *x = scratch.make<float>(a.tokens * a.k, a.x_TK);
-    const float *norm_D = op.norm_D ? scratch.make<float>(a.k, op.norm_D) : nullptr;
+    const Rows from = rows_of(op, a.x_TK, a.tokens, a.k, scratch);
     const auto body = [&](int) {
         if (i8)
             expand_i8(reinterpret_cast<const int8_t *>(w), wide, a.rows * a.k, launch);
-        make_operand(MakeOperand{{x, a.k, norm_D, nullptr, op.eps}, g.x}, a.tokens, launch);
+        make_operand(MakeOperand{from, g.x}, a.tokens, launch);
         gemm(g, launch);
         if (bits)
             pack_mask(g.mask, g.rows, bits, a.tokens, launch);
@@ -99,6 +109,40 @@ void operate_prompt_attention(const hc_device_op &op) { // q holds qkv rows, not
         fetch(const_cast<float *>(a.v_cache), t.v_cache, cache);
     };
     run(op, scratch, launch, body, take, false);
+}
+
+void operate_prompt_norm(const hc_device_op &op) { // in place
+    const hc_gemv_args &a = *op.gemv;
+    Scratch scratch(op);
+    Launch launch = {};
+    const Rows rows = rows_of(op, a.x_BD, a.batch, a.d, scratch);
+    float *y = const_cast<float *>(rows.x);
+    const auto body = [&](int) { prompt_norm(rows, y, a.d, a.batch, launch); };
+    const auto take = [&] { fetch(a.y_BR, y, a.batch * a.d * 4); };
+    run(op, scratch, launch, body, take, false);
+}
+
+void operate_prompt_sign(const hc_device_op &op) {
+    const hc_sign_args &a = *op.sign;
+    const int64_t words = (a.d + 63) / 64;
+    Scratch scratch(op);
+    Launch launch = {};
+    PromptSign s = {};
+    s.signs_NW = scratch.make<uint64_t>(a.n * words, a.signs_NW);
+    s.scale_N = scratch.make<float>(a.n, a.scale_N);
+    s.bias_N = a.bias_N ? scratch.make<float>(a.n, a.bias_N) : nullptr;
+    s.column_D = a.column_D ? scratch.make<float>(a.d, a.column_D) : nullptr;
+    s.x = rows_of(op, a.x_BD, a.batch, a.d, scratch);
+    s.n = static_cast<int32_t>(a.n), s.d = static_cast<int32_t>(a.d);
+    s.input_bits = a.input_bits, s.tokens = a.batch, s.threshold = op.threshold;
+    s.planes_TPW = scratch.make<uint64_t>(a.batch * a.input_bits * words);
+    s.step_T = scratch.make<float>(a.batch);
+    s.mask = scratch.make<uint8_t>(a.batch * a.n);
+    const auto body = [&](int) { prompt_sign(s, launch); };
+    std::vector<uint8_t> mask(a.batch * a.n);
+    const auto take = [&] { fetch(mask.data(), s.mask, a.batch * a.n); };
+    run(op, scratch, launch, body, take, false);
+    std::copy(mask.begin(), mask.end(), a.scores_BN);
 }
 
 } // namespace hotcold

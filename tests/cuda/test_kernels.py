@@ -10,7 +10,9 @@ from support.kernels import (
     DTYPES,
     close,
     guarded,
+    layer_normed,
     reglu,
+    relu_table,
     rms_normed,
     some,
     stored,
@@ -58,20 +60,17 @@ def test_norm(plugin: Any, kind: str, batch: int, d: int) -> None:
     rng = np.random.default_rng(d + batch)
     x = (5 + 3 * rng.standard_normal((batch, d))).astype(np.float32)
     weight, bias = rng.standard_normal((2, d)).astype(np.float32)
-    x64 = x.astype(np.float64)
     host = np.full_like(x, np.nan)
     if kind == "rms":
         found = kernels.norm(plugin, x, weight, kind=kind, host_BD=host)
         close(found, rms_normed(x, weight))
         np.testing.assert_array_equal(host, found)
         return
-    centred = x64 - x64.mean(axis=1, keepdims=True)
-    plain = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5) * weight
     found = kernels.norm(plugin, x, weight, bias, host_BD=host)
-    close(found, plain + bias)
+    close(found, layer_normed(x, weight, bias))
     np.testing.assert_array_equal(host, found)
     if d > 1:  # of a single element nothing is left without a bias
-        close(kernels.norm(plugin, x, weight), plain)
+        close(kernels.norm(plugin, x, weight), layer_normed(x, weight))
 
 
 @pytest.mark.parametrize("batch", [1, 5, 32])
@@ -120,17 +119,6 @@ def test_ffn(plugin: Any, dtype: str, batch: int, rows: int, d: int) -> None:
     none, fired, _ = kernels.ffn(plugin, records, dtype, x, bounds, ids[:0], members[:0])
     assert fired == 0
     np.testing.assert_array_equal(none, 0)
-
-
-def relu_table(rng: Any, rows: int, d: int, dtype: str) -> tuple[Any, int, list[NDArray[Any]]]:
-    """Records of gate, down and bias; the bias's offset; gate, down, bias as float64."""
-    raw, values = stored(rng.standard_normal((rows, 2, d)) / np.sqrt(d), dtype)
-    row = raw.dtype.itemsize * d
-    records = np.zeros((rows, -(-(2 * row + 4) // 64) * 64), np.uint8)
-    records[:, : 2 * row] = raw.reshape(rows, -1).view(np.uint8)
-    bias = (0.3 * rng.standard_normal(rows)).astype(np.float32)
-    records[:, 2 * row : 2 * row + 4] = bias.view(np.uint8).reshape(rows, 4)
-    return records, 2 * row, [values[:, 0], values[:, 1], bias.astype(np.float64)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

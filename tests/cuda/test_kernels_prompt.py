@@ -9,9 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.kernels import DTYPES, SMALL, close, guarded, rms_normed, some, stored, table
+from support.kernels import (
+    DTYPES,
+    SMALL,
+    close,
+    guarded,
+    layer_normed,
+    relu_table,
+    rms_normed,
+    some,
+    stored,
+    table,
+)
 
 from hotcold.native import device_prompt_kernels as kernels
+from hotcold.native.device_kernels import norm, sign
+from hotcold.policies.predictor.sign import pack_signs
+from hotcold.runtime.predictor_forms import SignLayer
 
 pytestmark = pytest.mark.gpu
 
@@ -58,6 +72,10 @@ def test_product(plugin: Any, dtype: str, tokens: int, rows: int, k: int) -> Non
     close(kernels.product(plugin, raw, dtype, x, add_to=before)[0], before + exact, near)
     normed, _ = kernels.product(plugin, raw, dtype, x, norm_D=weight)
     close(normed, rms_normed(x, weight) @ w.T, near)
+    bias = rng.standard_normal(k).astype(np.float32)
+    shifted: dict[str, Any] = {"norm_D": weight, "norm_bias_D": bias, "kind": "layer"}
+    normed, _ = kernels.product(plugin, raw, dtype, 5 + x, **shifted)
+    close(normed, layer_normed(5 + x, weight, bias) @ w.T, 2 * near)
     for own in (slice(0, 1), slice(tokens // 2, tokens)):
         part, _ = kernels.product(plugin, raw, dtype, x[own].copy())
         np.testing.assert_array_equal(part, whole[own])
@@ -120,7 +138,7 @@ def test_neurons(plugin: Any, dtype: str, tokens: int, rows: int, d: int) -> Non
     near = tolerance(dtype, d)
     gates = x @ gate.T
     for on in (None, mask):
-        how = kernels.Neurons(d * size, on, None if on is None else ids)
+        how = kernels.Neurons(d * size, 0, on, None if on is None else ids)
         c, fired = kernels.product(plugin, records, dtype, x, neurons=how)
         expected = np.maximum(gates, 0) * (x @ up.T) * (1 if on is None else on[:, ids])
         close(c, expected, near)
@@ -130,6 +148,65 @@ def test_neurons(plugin: Any, dtype: str, tokens: int, rows: int, d: int) -> Non
             plugin, records, dtype, c, rows=d, offset=2 * d * size, add_to=before
         )
         close(y, before + c.astype(np.float64) @ down, tolerance(dtype, rows))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("tokens", "rows", "d"), some([(7, 51, 35), (70, 130, 64), (33, 1500, 512)], 0, 1)
+)
+def test_plain_neurons(plugin: Any, dtype: str, tokens: int, rows: int, d: int) -> None:
+    """Without up rows, with and without a bias."""
+    rng = np.random.default_rng(rows)
+    records, at, (gate, down, bias) = relu_table(rng, rows, d, dtype)
+    size = 4 if dtype == "float32" else 2
+    x = rng.standard_normal((tokens, d)).astype(np.float32)
+    ids = rng.permutation(rows + 3)[:rows].astype(np.int32)
+    mask = rng.random((tokens, rows + 3)) < 0.4
+    for bias_bytes in (0, at):
+        gates = x @ gate.T + (bias if bias_bytes else 0)
+        how = kernels.Neurons(None, bias_bytes, mask, ids)
+        c, fired = kernels.product(plugin, records, dtype, x, neurons=how)
+        expected = np.maximum(gates, 0) * mask[:, ids]
+        close(c, expected, tolerance(dtype, d))
+        assert abs(fired - (expected != 0).sum()) <= (np.abs(gates) < 1e-4).sum()
+        y, _ = kernels.product(plugin, records, dtype, c, rows=d, offset=d * size)
+        close(y, c.astype(np.float64) @ down, tolerance(dtype, rows))
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("d", some([7, 1000, 7168], 1))
+def test_norm(plugin: Any, kind: str, d: int) -> None:
+    rng = np.random.default_rng(d)
+    x = (5 + 3 * rng.standard_normal((70, d))).astype(np.float32)
+    weight, bias = rng.standard_normal((2, d)).astype(np.float32)
+    if kind == "rms":
+        close(norm(plugin, x, weight, kind=kind, prompt=True), rms_normed(x, weight))
+    else:
+        found = norm(plugin, x, weight, bias, prompt=True)
+        close(found, layer_normed(x, weight, bias))
+
+
+@pytest.mark.parametrize("tokens", some([1, 33, 100], 1))
+@pytest.mark.parametrize("d", some([1, 63, 577, 5120], 1, 2))
+def test_sign_proposes_what_the_reference_does(plugin: Any, tokens: int, d: int) -> None:
+    rng = np.random.default_rng(d + tokens)
+    x = rng.standard_normal((tokens, d)).astype(np.float32)
+    x[-1, 0] = 0
+    if tokens > 2:
+        x[1] = 0  # nothing to divide by
+    for bits in (1, 3, 8):
+        layer = SignLayer(
+            pack_signs(rng.random((203, d)) < 0.5),
+            rng.random(203, np.float32),
+            rng.standard_normal(203).astype(np.float32) if bits == 8 else None,
+            rng.random(d, np.float32),
+            bits,
+            threshold=0.0,
+        )
+        scores = layer.scores(x)
+        for threshold in (0.0, float(np.median(scores))):
+            found, _ = sign(plugin, layer, x, threshold, prompt=True)
+            np.testing.assert_array_equal(found, scores >= np.float32(threshold))
 
 
 @pytest.mark.parametrize("dtype", some(["float16", "bfloat16"], 0))
@@ -174,11 +251,11 @@ def test_attention(
     close(caches[0], keys, 1e-5 if kv == "float32" else 1e-3)
     np.testing.assert_array_equal(caches[1], values.astype(kv))
     keys, values = (cache.astype(np.float64) for cache in caches)  # as rounded
-    expected = np.zeros((tokens, heads, hd))
+    turned, expected = turn(q), np.zeros((tokens, heads, hd))
     for t in range(tokens):
         for head in range(heads):
             n, at = before + t + 1, head // (heads // kv_heads)
-            scores = keys[at, :n] @ turn(q)[t, head] / np.sqrt(hd)
+            scores = keys[at, :n] @ turned[t, head] / np.sqrt(hd)
             p = np.exp(scores - scores.max())
             expected[t, head] = p / p.sum() @ values[at, :n]
     close(out, expected.reshape(tokens, -1))

@@ -49,6 +49,14 @@ def guarded(plugin: Any) -> Any:
     return Bare(plugin) if SMALL else plugin
 
 
+def layer_normed(
+    x: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | float = 0.0, eps: float = 1e-5
+) -> NDArray[np.float64]:
+    centred = x.astype(np.float64) - x.astype(np.float64).mean(axis=1, keepdims=True)
+    scale = np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps)
+    return np.asarray(centred / scale * weight + bias)
+
+
 def table(rng: Any, rows: int, d: int, dtype: str) -> tuple[Any, list[NDArray[np.float64]]]:
     """Records of gate, up and down side by side, and the three as float64."""
     raw, values = stored(rng.standard_normal((rows, 3, d)) / np.sqrt(d), dtype)
@@ -63,3 +71,14 @@ def reglu(x: Any, parts: Any, ids: Any, on_KB: Any) -> NDArray[np.float64]:
     gate, up, down = (part[ids] for part in parts)
     c_BK = np.maximum(x @ gate.T, 0) * (x @ up.T) * on_KB.T
     return np.asarray(c_BK @ down)
+
+
+def relu_table(rng: Any, rows: int, d: int, dtype: str) -> tuple[Any, int, list[NDArray[Any]]]:
+    """Records of gate, down and bias; the bias's offset; gate, down, bias as float64."""
+    raw, values = stored(rng.standard_normal((rows, 2, d)) / np.sqrt(d), dtype)
+    row = raw.dtype.itemsize * d
+    records = np.zeros((rows, -(-(2 * row + 4) // 64) * 64), np.uint8)
+    records[:, : 2 * row] = raw.reshape(rows, -1).view(np.uint8)
+    bias = (0.3 * rng.standard_normal(rows)).astype(np.float32)
+    records[:, 2 * row : 2 * row + 4] = bias.view(np.uint8).reshape(rows, 4)
+    return records, 2 * row, [values[:, 0], values[:, 1], bias.astype(np.float64)]
