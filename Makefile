@@ -20,7 +20,7 @@ help:
 	@echo "make test     lint, types and the test suite"
 	@echo "make test-slow  the tests that lose actors on purpose, minutes of them"
 	@echo "make sanitize the native tests on kernels built with ASan and UBSan"
-	@echo "make sanitize-gpu a small case of every CUDA kernel under compute-sanitizer's four tools"
+	@echo "make sanitize-gpu small cases of every CUDA kernel, and tiny models, under compute-sanitizer"
 	@echo "make test-neon the NEON kernels under qemu (gcc-aarch64-linux-gnu, qemu-user-static)"
 	@echo "make setup    install into $(VENV) with what tests and linters need"
 	@echo "make check    ruff, clang-format, mypy"
@@ -107,14 +107,18 @@ sanitize: setup
 	  $(BIN)/python -c 'from hotcold.native import _kernels; exit("sanitize" not in _kernels.__file__)' && \
 	  $(BIN)/python -m pytest -p no:cacheprovider -m "not ray and not neon" tests/native
 
-# Needs an NVIDIA GPU and the CUDA toolkit; the plug-in is compiled before, not under the tools.
-GPU_TOOLS := memcheck racecheck synccheck initcheck
+# Needs an NVIDIA GPU and the CUDA toolkit; the plug-in is compiled before, not under the tools. Whole
+# models go without initcheck: rows of a batch that no token has are read, and what follows ignored.
+OPERATOR_TOOLS := racecheck synccheck initcheck "memcheck --padding 512"
+MODEL_TOOLS := synccheck memcheck
+UNDER_TOOLS = set -e; for tool in $(1); do echo "== $$tool: $(2)"; \
+	  HOTCOLD_TEST_SMALL=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider $(2); done
 
 sanitize-gpu: setup
 	$(BIN)/python -c 'from hotcold.native import cuda_plugin; exit(cuda_plugin.find() is None)'
-	set -e; for tool in $(GPU_TOOLS); do echo "== $$tool"; \
-	  HOTCOLD_TEST_SMALL=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/cuda/test_kernels.py; done
+	$(call UNDER_TOOLS,$(OPERATOR_TOOLS),$(sort $(wildcard tests/cuda/test_kernels*.py)))
+	$(call UNDER_TOOLS,$(MODEL_TOOLS),tests/cuda/test_gpu_small.py)
 
 test-neon: setup
 	$(BIN)/python -m pytest -m neon tests/native

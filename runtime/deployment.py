@@ -108,6 +108,8 @@ class Deployment:
         if not self.predicts:
             return "stands by: the executors evaluate the gate of every neuron they own"
         why = f"; chosen by auto: {self.predictor_note}" if self.predictor_note else ""
+        if self.gpu is not None and self.gpu.apart:
+            return f"predicts on the GPU ({self.predictor}), in its own process under MPS{why}"
         if self.gpu is not None:
             return f"stands by: the GPU executor's graph runs predictor {self.predictor}{why}"
         every = self.layout.with_gate and not self.remembers

@@ -98,7 +98,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         bytes_L,
         # Standing by means gate-first: the executors read every gate row.
         expected_density_L(predictor, profile, spec) if layers else [1.0] * spec.n_layers,
-        chosen_hardware(config.hardware),
+        chosen_hardware(config.hardware, config.threads),
         kv_bytes=2 if gpu is not None and gpu.kv_dtype == "float16" else 4,
         embed_on_host=gpu is not None,
     )

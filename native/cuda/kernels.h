@@ -18,7 +18,7 @@ constexpr int HC_I8 = 3; // dtype of predictor matrices quantised by row, beside
 // SUMMED and WAITED, gets so far) then; timeline.cu reads them. The row before those of the layers
 // is of the whole pass.
 constexpr int STAMPS = 8;
-enum { AT_QKV, AT_PREDICT, AT_HOT, AT_MERGE, AT_SUMMED, AT_WAITED };
+enum { AT_QKV, AT_PREDICT, AT_HOT, AT_MERGE, AT_SUMMED, AT_WAITED, AT_ASKED, AT_ANSWERED };
 enum { AT_BEGIN, AT_HEAD, AT_END };
 // Counts of a pass, a row of them a layer.
 constexpr int COUNTS = 4;
@@ -59,7 +59,6 @@ struct Gemv {
     When when;
     const PassState *pass;
     float *normed, *normed_host; // with norm_D: one block more writes the normed x here
-    float *residual_host;        // and x itself here
     uint64_t *stamps;
     int32_t stamp;
 };

@@ -111,15 +111,15 @@ template <int V> __device__ __forceinline__ Pack<V> hot_sum(const Merge &a, int 
 }
 
 __device__ __forceinline__ void count_missed(const Merge &a) {
-    __shared__ float scratch[33];
+    __shared__ int scratch[33];
     const int n = (a.audit[1] - a.audit[0]) * a.bucket;
     const float *c = a.c_KB + static_cast<int64_t>(a.audit[0]) * a.bucket;
     int fired = 0;
     for (int i = threadIdx.x; i < n; i += THREADS)
         fired += c[i] != 0;
-    const float sum = block_sum(static_cast<float>(fired), scratch); // exact below 2^24
+    fired = block_sum(fired, scratch);
     if (threadIdx.x == 0)
-        *a.missed = static_cast<int32_t>(sum);
+        *a.missed = fired;
 }
 
 template <int V> __global__ void __launch_bounds__(THREADS) merge_kernel(const Merge a) {

@@ -33,16 +33,20 @@ def usable_plugin() -> Any:
 
 
 class Share:
-    """Put a random share of each layer's neurons on the GPU."""
+    """Put a random share of each layer's neurons on the GPU, modules of some kinds on the host."""
 
-    def __init__(self, share: float, seed: int = 0) -> None:
-        self.share, self.seed = share, seed
+    def __init__(self, share: float, seed: int = 0, host: tuple[str, ...] = ()) -> None:
+        self.share, self.seed, self.host = share, seed, host
 
     def place(self, problem: Any) -> Any:
         filled = problem.fill(np.ones(problem.shape))
         rng = np.random.default_rng(self.seed)
         device_LN = (rng.random(problem.shape) >= self.share).astype(np.int8)
-        return type(filled)(device_LN, dict.fromkeys(filled.modules, "gpu0"))
+        homes = {
+            name: "cpu0" if name.partition(".")[0] in self.host else "gpu0"
+            for name in filled.modules
+        }
+        return type(filled)(device_LN, homes)
 
 
 def session(model: Path, share: float | None = 0.5, **options: Any) -> LocalSession:
