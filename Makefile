@@ -135,7 +135,7 @@ cuda: setup
 # The figures in native/cuda/merge.cu; needs an NVIDIA GPU and the CUDA toolkit.
 exchange-forms:
 	@mkdir -p build
-	$(NVCC) -std=c++17 -O3 -arch=native tests/cuda/exchange_forms.cu -lcuda -o build/exchange_forms
+	$(NVCC) -std=c++17 -O3 -arch=native tests/cuda/exchange_forms.cu -o build/exchange_forms
 	build/exchange_forms
 
 wheel: setup

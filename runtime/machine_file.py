@@ -107,7 +107,7 @@ class MachineFile:
         a GPU that holds for both executors, at once where there are cores for both.
         """
         profile, rates = self.profile, self._host_rates
-        most = max(rates, default=0)
+        most = self._own_threads(rates)
         known = [count for count in rates if threads is not None and count <= threads]
         if threads is None or not known or threads >= most:
             return profile
@@ -121,6 +121,12 @@ class MachineFile:
             changes |= {"pcie_gb_per_s": profile.pcie_gb_per_s * share}
             changes |= {"gpu_gflops": profile.gpu_gflops * flops, "at_once": 2 * threads <= most}
         return replace(profile, name=f"{profile.name}, --threads {threads}", **changes)
+
+    def _own_threads(self, rates: Mapping[int, float]) -> int:
+        """Threads that the host's figures are of: all, beside a GPU all but two (cores.py)."""
+        cores, figure = self.machine.get("cores"), self.figures["host_gb_per_s"].value
+        fewer = cores - 2 if isinstance(cores, int) and self.has_gpu else 0
+        return fewer if rates.get(fewer) == figure else max(rates, default=0)
 
     @property
     def _host_rates(self) -> dict[int, float]:

@@ -21,7 +21,7 @@ TOP_LEVEL = {
     "pyproject.toml",
 }
 DATA = Path("runtime/embedded")
-TEXT = {".py", ".pyi", ".c", ".h", ".cu", ".md", ".toml", ".txt", ""}
+TEXT = {".py", ".pyi", ".c", ".h", ".cu", ".cuh", ".md", ".toml", ".txt", ""}
 # Spelled in pieces, so that this file does not break its own rule.
 MACHINE_PATHS = re.compile(
     "|".join(["/" + "work/", r"(?<![\w/])" + "shared" + r"/\w", "/" + "root/"])

@@ -17,7 +17,7 @@ constexpr unsigned FULL = 0xffffffffu;
 
 // ---- launch overlap: the next kernel of the stream may start while this one runs. Nothing that an
 // earlier kernel wrote may be read before wait_prior(). Both are no-ops without the attribute, which
-// is why a build for less than 9.0 must not set it (can_overlap).
+// is why a build for less than 9.0 must not set it (waits_itself).
 __device__ __forceinline__ void launch_next() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

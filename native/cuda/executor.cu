@@ -49,7 +49,7 @@ void Executor::start() {
     check(cudaSetDevice(device_.index), "CUDA device");
     model_ = std::make_unique<Model>(args_, device_, plan_.data());
     check(cudaStreamCreateWithFlags(&launch_.stream, cudaStreamNonBlocking), "stream");
-    launch_.overlap = device_.launch_overlap != 0 && can_overlap(device_.index);
+    launch_.overlap = device_.launch_overlap != 0;
     launch_.variant = open_variant(device_.variant);
     check(cudaDeviceGetAttribute(&launch_.sms, cudaDevAttrMultiProcessorCount, device_.index),
           "CUDA device");

@@ -34,7 +34,7 @@ struct PassState { // the running pass, in device memory; written by begin
 struct Operators;
 struct Launch { // how to enqueue
     cudaStream_t stream;
-    bool overlap; // programmatic dependent launch, where can_overlap
+    bool overlap; // programmatic dependent launch, where the code waits_itself
     int sms;
     const Operators *variant; // NULL, or a user's launchers, asked before the built-in ones
 };
@@ -229,14 +229,14 @@ inline void check(cudaError_t error, const char *what) { // no string is made wh
 }
 void check_host(cudaError_t error, int64_t bytes); // of an allocation of pinned host memory
 
-// Whether kernels may be launched with overlap: a GPU that has it, and code that waits. Built for
-// less than compute capability 9.0, wait_prior() (common.cuh) compiles to nothing.
-inline bool can_overlap(int device) {
-    int built[] = {__CUDA_ARCH_LIST__}, least = built[0], major = 0;
+// Whether the code waits for its forerunners by itself: below compute capability 9.0 wait_prior()
+// (common.cuh) compiles to nothing, also where a newer GPU compiles it from the plug-in's PTX.
+constexpr bool waits_itself() {
+    constexpr int built[] = {__CUDA_ARCH_LIST__};
     for (int arch : built)
-        least = arch < least ? arch : least;
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "CUDA device");
-    return major >= 9 && least >= 900;
+        if (arch < 900)
+            return false;
+    return true;
 }
 
 template <class Args>
@@ -251,7 +251,7 @@ void enqueue(void (*kernel)(Args), dim3 grid, int threads, size_t shared, const 
     config.dynamicSmemBytes = shared;
     config.stream = launch.stream;
     config.attrs = attribute;
-    config.numAttrs = launch.overlap ? 1 : 0;
+    config.numAttrs = launch.overlap && waits_itself() ? 1 : 0;
     check(cudaLaunchKernelEx(&config, kernel, args), "kernel launch");
 }
 

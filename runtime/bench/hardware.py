@@ -3,13 +3,15 @@
 Puts the probes of this folder together: random reads over the three kinds of store (stores.py,
 decode.py), the feed-forward operator on active neurons (kernels.py), the exchange between resident
 loops (hop.py), and, where there is a GPU, gpu_rates.py. Everything is read from memory that no
-cache holds; what is reported is the median of reads that take turns, so that a slow moment hits all
+cache holds: stores and reads are sized by the last-level caches, of which hundreds of MiB are no
+exception. What is reported is the median of reads that take turns, so that a slow moment hits all
 alike. Writes nothing.
 
 How the figures of the profile are chosen from what is measured:
 
-    host_gb_per_s   records of 30 KiB (13B, float16), all threads, the best kind of store
-    host_gflops     a dense product of 32 tokens with a matrix in the caches, all threads
+    host_gb_per_s   records of 30 KiB (13B, float16), the best kind of store, as many threads as the
+                    CPU executor has: all, beside a GPU all but two (cores.py)
+    host_gflops     a dense product of 32 tokens with a matrix in the caches, as many threads
     sync_s          there and back between two resident loops, each on a core of its own if it can
     gpu_*, pcie_*   without a GPU, those of the host: the CPU device reads the same memory
 """
@@ -20,12 +22,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
 
-from hotcold.native import kernels
+from hotcold.native import cuda_plugin, kernels, nvml
 from hotcold.native.pool import Pool
 from hotcold.native.timing import BYTES
 from hotcold.runtime import memory
@@ -34,6 +36,8 @@ from hotcold.runtime.bench.decode import read_rates
 from hotcold.runtime.bench.gpu_rates import GpuRates, gpu_rates
 from hotcold.runtime.bench.hop import measure_hop
 from hotcold.runtime.bench.stores import three_kinds
+from hotcold.runtime.caches import last_level_bytes
+from hotcold.runtime.cores import share_cores
 from hotcold.runtime.errors import BackendError
 from hotcold.runtime.machine_file import YARDSTICK, Figure, MachineFile
 from hotcold.runtime.this_machine import identity
@@ -43,6 +47,8 @@ SIDES = (1, 8)  # records read side by side
 DTYPES = ("float32", "float16", "bfloat16")
 WIDTH, DENSITY = 4096, 10  # of the layer whose active neurons are timed; per cent that fire
 LARGEST, SMALLEST = 1 << 30, 128 << 20
+CACHES = 8  # times the last-level caches: what is read between two reads of the same bytes, or more
+STEP = 64 << 20
 ROWS, BATCH = 512, 32  # of the dense product that arithmetic is measured with
 Row = dict[str, Any]
 Progress = Callable[[str], None]
@@ -53,24 +59,31 @@ class Effort:
     """How long to measure.
 
     Args:
-        nbytes: of each kind of store and of the operators' buffer.
+        nbytes: of each kind of store.
         rounds: turns of every read.
         samples: timed calls of every operator.
         hops: round trips of every exchange.
+        window: bytes of a store that a read goes through, the next one through the next; 0: all.
     """
 
     nbytes: int
     rounds: int
     samples: int
     hops: int
+    window: int = 0
 
     @classmethod
     def choose(cls, quick: bool) -> "Effort":
-        """A minute's worth, or with quick some ten seconds', within an eighth of the memory."""
-        room = memory.available().nbytes // 8 // (64 << 20) * (64 << 20)
-        largest = LARGEST // 4 if quick else LARGEST
-        nbytes = max(SMALLEST, min(largest, room))
-        return cls(nbytes, 1, 7, 2000) if quick else cls(nbytes, 3, 21, 20_000)
+        """A minute's worth, or with quick some ten seconds', within an eighth of the memory.
+
+        Each store is larger than the caches by CACHES, with quick the three together.
+        """
+        room = memory.available().nbytes // 8
+        cold = CACHES * last_level_bytes() // (3 if quick else 1)
+        window = LARGEST // 4 if quick else LARGEST
+        nbytes = max(SMALLEST, min(max(window, cold), room) // STEP * STEP)
+        window = min(window, nbytes)
+        return cls(nbytes, 1, 7, 2000, window) if quick else cls(nbytes, 3, 21, 20_000, window)
 
 
 def measure(
@@ -88,12 +101,14 @@ def measure(
     """
     effort = Effort.choose(quick)
     machine = identity()
-    reads = host_reads(effort, progress)
-    neurons = host_neurons(effort, progress)
+    beside_gpu = bool(nvml.gpus()) and cuda_plugin.mode() != "off"
+    threads = share_cores(None, None, gpu=beside_gpu)["cpu"].threads
+    reads = host_reads(effort, sorted({*thread_counts(), threads}), progress)
+    neurons = host_neurons(effort, threads, progress)
     progress("arithmetic")
-    gflops = host_gflops()
+    gflops = host_gflops(threads)
     exchanges = host_exchanges(effort, progress)
-    figures = host_figures(reads, gflops, exchanges)
+    figures = host_figures(reads, gflops, exchanges, threads)
     try:
         gpu: GpuRates | None = gpu_rates(progress)
     except BackendError as error:
@@ -123,20 +138,23 @@ def thread_counts() -> list[int]:
     return sorted({*(1 << i for i in range(cores.bit_length()) if 1 << i <= cores), cores})
 
 
-def host_reads(effort: Effort, progress: Progress) -> list[Row]:
+def host_reads(effort: Effort, counts: list[int], progress: Progress) -> list[Row]:
     """Random reads by store, threads and record size; the better of 1 and 8 side by side."""
+    window = effort.window or effort.nbytes
     progress(f"filling three stores of {effort.nbytes >> 20} MiB")
     rates: dict[tuple[str, int, int, int], list[float]] = {}
     with three_kinds(effort.nbytes) as weights:
-        for threads in thread_counts():
+        turns = cycle(range(0, effort.nbytes - window + 1, window))
+        for threads in counts:
             progress(f"host reads, {threads} threads")
             with Pool(threads) as pool:
-                # Between two reads of a store the others are read: no cache holds it any more.
-                turns = product(range(effort.rounds), RECORDS, SIDES, weights)
-                for _, length, side, kind in turns:
-                    at, size = int(weights[kind].ctypes.data), len(weights[kind])
-                    found = rates.setdefault((kind, threads, length, side), [])
-                    found += read_rates(at, size, length, pool, side)
+                # Until a window's turn comes again all the others are read: no cache holds it.
+                for _, length, side in product(range(effort.rounds), RECORDS, SIDES):
+                    begin = next(turns)
+                    for kind, held in weights.items():
+                        found = rates.setdefault((kind, threads, length, side), [])
+                        at = int(held.ctypes.data) + begin
+                        found += read_rates(at, window, length, pool, side)
     rows = []
     for kind, threads, length in dict.fromkeys(key[:3] for key in rates):
         both = [rates[kind, threads, length, side] for side in SIDES]
@@ -152,8 +170,8 @@ def host_reads(effort: Effort, progress: Progress) -> list[Row]:
     return rows
 
 
-def host_neurons(effort: Effort, progress: Progress) -> list[Row]:
-    """Time of an active neuron (all three rows) on the CPU, by dtype, one thread and all."""
+def host_neurons(effort: Effort, threads: int, progress: Progress) -> list[Row]:
+    """Time of an active neuron (all three rows) on the CPU, by dtype, one thread and `threads`."""
     rows = []
     for dtype in DTYPES:
         progress(f"active neurons, {dtype}")
@@ -163,7 +181,7 @@ def host_neurons(effort: Effort, progress: Progress) -> list[Row]:
                 widths=(WIDTH,),
                 densities=(DENSITY,),
                 dtype=dtype,
-                threads=sorted({1, thread_counts()[-1]}),
+                threads=sorted({1, threads}),
                 buffer_bytes=effort.nbytes,
                 samples=effort.samples,
             )
@@ -173,8 +191,8 @@ def host_neurons(effort: Effort, progress: Progress) -> list[Row]:
         for key, figures in case.items():
             if isinstance(figures, dict):
                 rate = figures["gb_per_s"]
-                threads = int(key.removeprefix("threads"))
-                rows.append(neuron_row("cpu", dtype, threads, WIDTH, record / rate / 1e9))
+                count = int(key.removeprefix("threads"))
+                rows.append(neuron_row("cpu", dtype, count, WIDTH, record / rate / 1e9))
     return rows
 
 
@@ -190,13 +208,13 @@ def neuron_row(device: str, dtype: str, threads: int, d: int, seconds: float) ->
     }
 
 
-def host_gflops() -> float:
+def host_gflops(threads: int) -> float:
     """Multiply-adds of 32 tokens with a float16 matrix in the caches, 10**9 a second."""
     rng = np.random.default_rng(0)
     w_RD = rng.uniform(-1, 1, (ROWS, 1024)).astype(np.float16)
     x_BD = rng.uniform(-1, 1, (BATCH, 1024)).astype(np.float32)
     times = []
-    with Pool(thread_counts()[-1]) as pool:
+    with Pool(threads) as pool:
         for _ in range(50):
             begin = time.perf_counter()
             kernels.gemv(w_RD, x_BD, pool=pool)
@@ -226,9 +244,10 @@ def host_exchanges(effort: Effort, progress: Progress) -> list[Row]:
     return rows
 
 
-def host_figures(reads: list[Row], gflops: float, exchanges: list[Row]) -> dict[str, Figure]:
+def host_figures(
+    reads: list[Row], gflops: float, exchanges: list[Row], threads: int
+) -> dict[str, Figure]:
     """The profile's figures on a machine without a GPU; see the head of this file."""
-    threads = max(row["threads"] for row in reads)
     full = [r for r in reads if r["threads"] == threads and r["record_bytes"] == YARDSTICK]
     best = max(full, key=lambda row: float(row["gb_per_s"]))
     how = f"random records of 30 KiB, {best['store']}, {threads} threads, median"

@@ -8,8 +8,9 @@ import pytest
 from support.command import Run, only_line
 
 from hotcold.runtime.bench import hardware
-from hotcold.runtime.bench.hardware import Effort, thread_counts
+from hotcold.runtime.bench.hardware import Effort, host_reads, thread_counts
 from hotcold.runtime.bench.hop import HopResult
+from hotcold.runtime.caches import last_level_bytes
 from hotcold.runtime.hardware import HardwareProfile, load_hardware
 from hotcold.runtime.machine_file import MachineFile
 from hotcold.runtime.this_machine import chosen_hardware, identity, own_path
@@ -108,8 +109,53 @@ def test_effort_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             "hotcold.runtime.memory.available",
             lambda n=free: type("Free", (), {"nbytes": n, "bound": "test"})(),
         )
+        monkeypatch.setattr(hardware, "last_level_bytes", lambda: 0)
         assert Effort.choose(False).nbytes == expected
         assert Effort.choose(True).nbytes == min(expected, 256 << 20)
+        monkeypatch.setattr(hardware, "last_level_bytes", lambda: 480 << 20)
+        room = max(free // 8, 128 << 20)
+        for quick, cold in ((False, 8 * 480), (True, 8 * 480 // 3)):
+            effort = Effort.choose(quick)
+            assert effort.nbytes == min(cold << 20, room) // (64 << 20) * (64 << 20)
+            assert effort.window == min(256 << 20 if quick else 1 << 30, effort.nbytes)
+
+
+def test_between_two_reads_of_a_window_all_others_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def read_rates(at: int, size: int, *_: object) -> list[float]:
+        seen.append((at, size))
+        return [1.0]
+
+    monkeypatch.setattr(hardware, "read_rates", read_rates)
+    effort = Effort(192 << 20, 2, 1, 1, window=64 << 20)
+    rows = host_reads(effort, [1, 2], lambda _: None)
+    assert len(rows) == 3 * 2 * len(hardware.RECORDS)
+    last: dict[int, int] = {}
+    for index, (at, size) in enumerate(seen):
+        assert size == 64 << 20
+        assert index - last.get(at, index - 9) == 9
+        last[at] = index
+    assert len(last) == 9
+
+
+def test_the_last_level_of_caches_is_counted_once_an_instance(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert last_level_bytes(tmp_path) == 0
+    caches = (("Data", "1", "48K", "{0}"), ("Instruction", "1", "64K", "{0}"))
+    last = ("Unified", "3", "32768K", "{1}")
+    for core, shared in ((0, "0-1"), (1, "0-1"), (2, "2-3"), (9, "8-9")):
+        for index, cache in enumerate((*caches, last)):
+            folder = tmp_path / f"sys/devices/system/cpu/cpu{core}/cache/index{index}"
+            folder.mkdir(parents=True)
+            names = ("type", "level", "size", "shared_cpu_list")
+            for name, word in zip(names, cache, strict=True):
+                (folder / name).write_text(word.format(core, shared) + "\n")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 5})
+    assert last_level_bytes(tmp_path) == 64 << 20
+    (tmp_path / "sys/devices/system/cpu/cpu2/cache/index2/size").write_text("much")
+    assert last_level_bytes(tmp_path) == 32 << 20
 
 
 # ---- roofline ----------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_the_forms_of_the_exchange_run(plugin: Any, tmp_path: Path) -> None:
     program = str(tmp_path / "forms")
     source = str(ROOT / "tests" / "cuda" / "exchange_forms.cu")
     arch = f"-arch=sm_{cuda_plugin.architecture()}"
-    subprocess.run([nvcc, "-std=c++17", "-O3", arch, source, "-lcuda", "-o", program], check=True)
+    subprocess.run([nvcc, "-std=c++17", "-O3", arch, source, "-o", program], check=True)
     said = subprocess.run([program], capture_output=True, text=True, timeout=60, check=True).stdout
     found = dict(line.rsplit("  ", 1) for line in said.splitlines())
     forms = {name.strip(): float(time.split()[0]) for name, time in found.items()}

@@ -1,8 +1,10 @@
 """Finding and building the plug-in, on machines without a GPU too."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT
 from support.gpu import usable_plugin
 
 from hotcold.native import cuda_plugin, nvml
@@ -171,3 +173,13 @@ def test_the_kernels_compile_without_a_warning(tmp_path: Path, arch: str) -> Non
     flags = (*cuda_plugin.FLAGS, *cuda_plugin.STRICT)
     cuda_plugin.compile_plugin(nvcc, arch, tmp_path / "x.so", flags)
     assert b"hc_device_table" in (tmp_path / "x.so").read_bytes()
+
+
+def test_the_exchange_forms_compile(tmp_path: Path) -> None:
+    nvcc = cuda_plugin.find_compiler()
+    if nvcc is None:
+        pytest.skip("no nvcc to compile it with")
+    source = ROOT / "tests" / "cuda" / "exchange_forms.cu"
+    command = [nvcc, "-std=c++17", "-arch=sm_90", str(source), "-o", str(tmp_path / "forms")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

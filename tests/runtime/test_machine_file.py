@@ -167,6 +167,18 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
         lab().save(tmp_path / "file" / "lab.json")
 
 
+def test_beside_a_gpu_the_figures_are_of_all_cores_but_two() -> None:
+    shape = {"store": "memfd", "record_bytes": 30720, "best_gb_per_s": 99}
+    rates = ((4, 5.0), (14, 10.0), (16, 11.0))
+    reads = [{**shape, "threads": threads, "gb_per_s": rate} for threads, rate in rates]
+    file = lab(machine={"cores": 16}, tables={**TABLES, "host_reads": reads})
+    assert file.with_threads(14) == file.with_threads(16) == file.profile
+    assert file.with_threads(4).host_gb_per_s == 5.0
+    assert file.with_threads(7).host_gflops == pytest.approx(file.profile.host_gflops / 2)
+    without = lab(machine={"cores": 16}, has_gpu=False, tables=file.tables)
+    assert without.with_threads(14).host_gb_per_s == pytest.approx(10 / 1.1)
+
+
 @pytest.mark.parametrize("has_gpu", [True, False])
 def test_fewer_threads_read_and_compute_less(tmp_path: Path, has_gpu: bool) -> None:
     reads = [
