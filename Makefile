@@ -110,7 +110,8 @@ sanitize-gpu: setup
 	$(BIN)/python -c 'from hotcold.native import cuda_plugin; exit(cuda_plugin.find() is None)'
 	set -e; for tool in $(GPU_TOOLS); do echo "== $$tool"; \
 	  HOTCOLD_TEST_SMALL=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/cuda/test_kernels.py; done
+	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/cuda/test_kernels.py \
+	  tests/cuda/test_attention.py; done
 
 test-neon: setup
 	$(BIN)/python -m pytest -m neon tests/native

@@ -63,6 +63,7 @@ typedef struct { /* tests and benches: one operator on host arrays, copied in an
     hc_ffn_args *ffn;
     hc_split_args *split;
     hc_attention_args *attention; /* q: whole qkv rows, not yet rotated; caches are in and out */
+    int32_t kv_f16;               /* attention: caches are float16 */
     const float *cos_PE, *sin_PE; /* NULL: no rotary embedding */
     int32_t repeat;               /* timed rounds after the first launch */
     int32_t copies;      /* gemv, ffn, attention: of weights or caches; a round visits each once */

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 HOT_CHUNKS = 64  # partial sums of the hot FFN; enough blocks to fill a large GPU
 COLD_CHUNKS = 28  # pieces of the CPU executor's work; see native/ops/ffn.c
 MAX_HEAD_DIM, MAX_NEURONS = 256, 32768
+ATTENTION_PIECE = 256  # positions that decode attention sums up on their own; native/cuda/kernels.h
 CONTEXT_BYTES = 600 << 20  # context, kernels and graphs, where they could not be measured
 KERNELS_A_LAYER = 12  # of a graph, at most; see native/cuda/graph.cu
 KEEP_FREE = 256 << 20  # of a GPU used without a budget
@@ -262,7 +263,16 @@ def table_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
     L, N, D = spec.n_layers, spec.n_neurons, spec.d_model
     tables = 2 * L * N + 12 * N + context * spec.head_dim + L * HOT_CHUNKS * 8
     norms = (2 * L + 1) * D
-    return 4 * (B * spec.vocab_size + tables + norms) + (L * 24 + 64) * 256
+    attention = attention_bytes(spec, context, max_batch)
+    return 4 * (B * spec.vocab_size + tables + norms) + (L * 24 + 64) * 256 + attention
+
+
+def attention_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
+    """Device memory of decode attention's sums a piece of the positions, rounded up."""
+    rows = spec.n_heads << (max_batch - 1).bit_length()
+    pieces = -(-context // ATTENTION_PIECE)
+    sums = rows * pieces * (spec.head_dim + 2) if pieces > 1 else 0
+    return 4 * (rows + sums) + 3 * 256
 
 
 def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
