@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from hotcold.runtime.gpu import (
     host_parts,
     say_parts,
 )
+from hotcold.runtime.plant.shapes import find_shape
 
 CHOICE = GpuChoice("float16", None, 1000 << 20, 600 << 20, 500 << 20, used_before=7 << 20)
 
@@ -82,3 +84,18 @@ def test_a_broken_promise_is_said_with_the_figures(
 def test_graphs_are_one_a_power_of_two() -> None:
     assert [graph_shape(1, batch)[1] for batch in (1, 2, 3, 32)] == [1, 2, 3, 6]
     assert graph_shape(40, 1)[0] == 40 * gpu.KERNELS_A_LAYER + 8
+
+
+@pytest.mark.parametrize(("context", "pieces"), [(1, 0), (256, 0), (257, 2), (1024, 4), (1025, 5)])
+@pytest.mark.parametrize(("max_batch", "bucket"), [(1, 1), (5, 8), (32, 32)])
+def test_attention_leaves_a_sum_for_every_head_and_piece(
+    context: int, pieces: int, max_batch: int, bucket: int
+) -> None:
+    spec = find_shape("llama2-13b").spec(None, "float16")
+    sums = bucket * spec.n_heads * (1 + pieces * (spec.head_dim + 2)) * 4
+    assert sums <= gpu.attention_bytes(spec, context, max_batch) < sums + 1024
+
+
+def test_the_kernels_cut_positions_as_the_budget_counts() -> None:
+    header = (Path(gpu.__file__).parents[1] / "native/cuda/kernels.h").read_text()
+    assert f"constexpr int ATTENTION_PIECE = {gpu.ATTENTION_PIECE};" in header
