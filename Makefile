@@ -4,27 +4,31 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+NVCC ?= nvcc
 CONSTRAINTS := .constraints.txt
 NATIVE := $(sort $(wildcard native/*.c native/*.h native/*/*.c native/*/*.h) native/_build.py)
-C_FILES := $(filter %.c %.h,$(NATIVE))
+C_FILES := $(filter %.c %.h,$(NATIVE)) \
+  $(sort $(wildcard native/cuda/*.cu native/cuda/*.cuh tests/cuda/*.cu examples/*.cu))
 PROMPT ?= Once upon a time
 SAMPLING ?= --temperature 0.7 --top-p 0.9 --seed 1
 
 .PHONY: run test test-slow setup check fix types native bench wheel clean help sanitize test-neon \
-  sanitize-gpu
+  sanitize-gpu cuda exchange-forms
 
 help:
 	@echo "make run      install into $(VENV) if needed, generate a story with three actors"
 	@echo "make test     lint, types and the test suite"
 	@echo "make test-slow  the tests that lose actors on purpose, minutes of them"
 	@echo "make sanitize the native tests on kernels built with ASan and UBSan"
-	@echo "make sanitize-gpu a small case of every CUDA kernel under compute-sanitizer's four tools"
+	@echo "make sanitize-gpu small cases of every CUDA kernel, and tiny models, under compute-sanitizer"
 	@echo "make test-neon the NEON kernels under qemu (gcc-aarch64-linux-gnu, qemu-user-static)"
 	@echo "make setup    install into $(VENV) with what tests and linters need"
 	@echo "make check    ruff, clang-format, mypy"
 	@echo "make fix      let ruff and clang-format change the files"
 	@echo "make types    mypy alone"
 	@echo "make native   rebuild the C kernels in place, after editing native/"
+	@echo "make cuda     compile the CUDA kernels ahead, for this GPU or HOTCOLD_CUDA_ARCH=90"
+	@echo "make exchange-forms  measure the ways a graph on the GPU can wait for the host"
 	@echo "make bench    hotcold bench kernels, bench hop and bench decode"
 	@echo "make wheel    one wheel for every Python, in dist/"
 	@echo "make clean    remove what the build and the tools wrote; keeps $(VENV)"
@@ -103,15 +107,18 @@ sanitize: setup
 	  $(BIN)/python -c 'from hotcold.native import _kernels; exit("sanitize" not in _kernels.__file__)' && \
 	  $(BIN)/python -m pytest -p no:cacheprovider -m "not ray and not neon" tests/native
 
-# Needs an NVIDIA GPU and the CUDA toolkit; the plug-in is compiled before, not under the tools.
-GPU_TOOLS := memcheck racecheck synccheck initcheck
+# Needs an NVIDIA GPU and the CUDA toolkit; the plug-in is compiled before, not under the tools. Whole
+# models go without initcheck: rows of a batch that no token has are read, and what follows ignored.
+OPERATOR_TOOLS := racecheck synccheck initcheck "memcheck --padding 512"
+MODEL_TOOLS := synccheck memcheck
+UNDER_TOOLS = set -e; for tool in $(1); do echo "== $$tool: $(2)"; \
+	  HOTCOLD_TEST_SMALL=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider $(2); done
 
 sanitize-gpu: setup
 	$(BIN)/python -c 'from hotcold.native import cuda_plugin; exit(cuda_plugin.find() is None)'
-	set -e; for tool in $(GPU_TOOLS); do echo "== $$tool"; \
-	  HOTCOLD_TEST_SMALL=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	  $(BIN)/python -m pytest -q -p no:cacheprovider tests/cuda/test_kernels.py \
-	  tests/cuda/test_attention.py; done
+	$(call UNDER_TOOLS,$(OPERATOR_TOOLS),$(sort $(wildcard tests/cuda/test_kernels*.py)))
+	$(call UNDER_TOOLS,$(MODEL_TOOLS),tests/cuda/test_gpu_small.py)
 
 test-neon: setup
 	$(BIN)/python -m pytest -m neon tests/native
@@ -120,6 +127,16 @@ test-neon: setup
 
 native: setup
 	$(BIN)/python native/_build.py
+
+# Found by later launches of this user, also where nvcc is gone by then.
+cuda: setup
+	$(BIN)/python -m hotcold.native.cuda_plugin
+
+# The figures in native/cuda/merge.cu; needs an NVIDIA GPU and the CUDA toolkit.
+exchange-forms:
+	@mkdir -p build
+	$(NVCC) -std=c++17 -O3 -arch=native tests/cuda/exchange_forms.cu -lcuda -o build/exchange_forms
+	build/exchange_forms
 
 wheel: setup
 	rm -rf build/lib build/bdist.*

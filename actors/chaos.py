@@ -211,12 +211,12 @@ def _disturbed(
 def strike(engine: Engine, fault: Fault) -> bool:
     """Send a fault; False where its victim was not there to take it.
 
-    Where a GPU does the prediction, the predictor stands by and has no steps to strike in.
+    Where the GPU executor predicts in its own graph, the predictor has no steps to strike in.
     """
     pid = engine.pids[fault.actor]
     if is_gone(pid) or is_stopped(pid):
         return False
-    idle = fault.actor == "predictor" and engine.uses_gpu
+    idle = fault.actor == "predictor" and engine.uses_gpu and not engine.shares_gpu
     if fault.op is not None and not idle:
         # Not waited for: an actor may die before it answers.
         engine.actors[fault.actor].arm.remote(fault.op, 0, fault.number)

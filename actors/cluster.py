@@ -9,7 +9,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,11 +19,12 @@ from ray.exceptions import RayError
 from ray.util import placement_group
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from hotcold.actors.processes import is_gone, is_stopped
 from hotcold.runtime.cores import CoreShare
 from hotcold.runtime.errors import ConfigError, LaunchError
 
 NAMESPACE = "hotcold"
-READY_S = 30.0
+READY_S, END_S = 30.0, 3.0
 TRIO_CPUS = 1.25  # of a small node: the driver keeps the rest
 WORKER_ENV = {"RAY_worker_niceness": "0"}
 OURS = "HOTCOLD_"  # variables that actors must see as their driver does
@@ -205,3 +207,19 @@ def check_name(name: str) -> None:
     raise ConfigError(
         f"an engine named {name!r} is running in this cluster; connect to it or choose another name"
     )
+
+
+def kill_actors(actors: Sequence[Any], pids: Sequence[int]) -> None:
+    """End actors and wait until their processes, as far as they are known, are gone."""
+    for pid in pids:
+        if is_stopped(pid):
+            os.kill(pid, signal.SIGKILL)  # it would not hear of it
+    for actor in actors:
+        ray.kill(actor, no_restart=True)
+    deadline = time.monotonic() + END_S
+    for pid in pids:
+        while not is_gone(pid):
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                break
+            time.sleep(0.005)

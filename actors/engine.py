@@ -159,6 +159,12 @@ class Engine:
         """Whether the GPU executor computes on a GPU, and not on its CPU device."""
         return self._client.deployment.gpu is not None
 
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether the predictor has a process of its own on that GPU, under MPS."""
+        gpu = self._client.deployment.gpu
+        return gpu is not None and gpu.apart
+
     def generate(
         self,
         prompt: str | Sequence[int],

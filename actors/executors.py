@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ import ray
 from numpy.typing import NDArray
 
 from hotcold.actors.processes import end_processes
+from hotcold.actors.sharing import join
+from hotcold.native.device import Mailbox
 from hotcold.native.executor import Request, RequestTimes
 from hotcold.native.segment import Watcher
 from hotcold.runtime.deployment import Deployment
@@ -79,10 +81,12 @@ class Shell:
         self,
         deployment: Deployment,
         handle: SegmentHandle | None,
-        kv: KvHandle | None,
         pids: dict[int, str],
         agents: tuple[int, ...] = (),
-    ) -> None:
+        kv: KvHandle | None = None,
+        clients: Mapping[str, str] | None = None,
+        mailbox: Mailbox | None = None,
+    ) -> Mailbox | None:
         """Attach to an epoch's segment and build the executor for a deployment.
 
         Replaces what was loaded before, whose loop must have ended.
@@ -90,17 +94,23 @@ class Shell:
         Args:
             deployment: what to run.
             handle: the shared segment, or None to use private memory (Ray transport).
-            kv: the driver's KV memory, for the GPU executor; None: private memory.
             pids: processes whose death must poison the exchange.
             agents: processes of the driver's own Ray that must not outlive it.
+            kv: the driver's KV memory, for the GPU executor; None: private memory.
+            clients: environment of clients of an MPS daemon; empty: there is none.
+            mailbox: of the GPU executor, for a predictor that has a process of its own on the GPU.
+
+        Returns:
+            the mailbox of a GPU executor that asks such a predictor.
         """
         self._agents = agents
+        if self.actor != "cpu":
+            join(clients or {})
         if deployment.store == "memfd":
             # Held over the change, or the machine's only copy could go with its last user.
             with WeightStore.open(open_bundle(deployment.bundle_path), deployment.store):
-                self._replace(deployment, handle, kv, pids)
-        else:
-            self._replace(deployment, handle, kv, pids)
+                return self._replace(deployment, handle, kv, pids, mailbox)
+        return self._replace(deployment, handle, kv, pids, mailbox)
 
     def _replace(
         self,
@@ -108,10 +118,11 @@ class Shell:
         handle: SegmentHandle | None,
         kv: KvHandle | None,
         pids: dict[int, str],
-    ) -> None:
+        mailbox: Mailbox | None,
+    ) -> Mailbox | None:
         """Build anew while nobody uses what is there."""
         with self._serving, self._loading:
-            self._build(deployment, handle, kv, pids)
+            return self._build(deployment, handle, kv, pids, mailbox)
 
     def _build(
         self,
@@ -119,7 +130,8 @@ class Shell:
         handle: SegmentHandle | None,
         kv: KvHandle | None,
         pids: dict[int, str],
-    ) -> None:
+        mailbox: Mailbox | None,
+    ) -> Mailbox | None:
         self._release()
         if handle is None:
             self._segment = Segment.private(deployment.layout, 1)
@@ -129,7 +141,15 @@ class Shell:
         cache = None
         if kv is not None:
             cache = KvCache.attach(kv, deployment.spec, deployment.context)
-        self._executor = Executor(self.actor, deployment, self._segment, cache)
+        made = Executor(self.actor, deployment, self._segment, cache, mailbox=mailbox)
+        self._executor = made
+        return made.mailbox
+
+    @ray.method(concurrency_group="control")
+    def unload(self) -> None:
+        """Free what was loaded, whose loop must have ended."""
+        with self._serving, self._loading:
+            self._release()
 
     @ray.method(concurrency_group="control")
     def ready(self) -> None:

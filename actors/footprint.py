@@ -19,6 +19,7 @@ from typing import NamedTuple
 from hotcold.native import nvml
 
 ACTORS = ("ray::GpuExecutor", "ray::CpuExecutor", "ray::Predictor", "ray::HopActor")
+DAEMONS = ("nvidia-cuda-mps-control", "nvidia-cuda-mps-server", "hotcold.native.mps")  # and guard
 OURS = "hotcold"
 GPU = "GPU memory, MiB"
 GPU_SLACK_MIB = 16  # what the driver keeps or gives back by itself
@@ -37,10 +38,11 @@ def take(gpu: bool = True) -> Counter[str]:
     here = os.getpid()
     found = Counter(f"thread {t.name}" for t in threading.enumerate() if t.name.startswith(OURS))
     for pid in [here, *descendants(here)]:
-        command = read_text(f"/proc/{pid}/cmdline").partition("\0")[0]
+        command = read_text(f"/proc/{pid}/cmdline")
         actor = next((name for name in ACTORS if command.startswith(name)), "")
-        if actor:
-            found[f"process {actor}"] += 1
+        daemon = next((name for name in DAEMONS if f"{name}\0" in command), "")
+        if actor or daemon:
+            found[f"process {actor or daemon}"] += 1
         if actor or pid == here:
             found.update(f"{what} of {actor or 'this process'}" for what in _held(pid))
     found.update(f"socket of this process, {kind}" for kind in _sockets(here))

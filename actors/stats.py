@@ -23,6 +23,8 @@ class ActorStats:
         role: what it does under this plan, in words.
         audit_rows: neurons it evaluated though they were not proposed, to estimate the recall.
         audit_missed: those of them that would have fired.
+        asks: where the predictor has a process of its own on the GPU, questions to it.
+        asked_s: seconds from each to its answer, summed, as the GPU executor saw them.
     """
 
     node_id: str
@@ -37,6 +39,8 @@ class ActorStats:
     role: str
     audit_rows: int = 0
     audit_missed: int = 0
+    asks: int = 0
+    asked_s: float = 0.0
 
     @classmethod
     def of(cls, state: ActorState, node_id: str, pid: int, role: str) -> "ActorStats":
@@ -54,6 +58,8 @@ class ActorStats:
             role=role,
             audit_rows=state.audit_rows,
             audit_missed=state.audit_missed,
+            asks=state.asks,
+            asked_s=state.asked_ns / 1e9,
         )
 
 

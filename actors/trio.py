@@ -7,7 +7,6 @@ for the loops, kill, remove the placement group.
 """
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterable
@@ -22,6 +21,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from hotcold.actors import answers, cluster
 from hotcold.actors.executors import Facts, remote_class
 from hotcold.actors.processes import is_gone, is_stopped, ray_agents
+from hotcold.actors.sharing import Sharing
+from hotcold.native.device import Mailbox
 from hotcold.native.segment import Watcher
 from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import (
@@ -36,7 +37,7 @@ from hotcold.runtime.kv import KvCache
 
 START_S = 120.0
 SLOW_DISK = 50e6  # bytes a second: weights may have to be read before the actors are ready
-END_S = 3.0
+END_S = cluster.END_S
 NOT_INSTALLED = "No module named 'hotcold'"  # how Ray words that a worker cannot load an actor
 
 
@@ -76,6 +77,7 @@ class Trio:
         self._epoch = 0
         self.closing = self._closed = False
         self._private_ray, self._stuck_s = private_ray, stuck_s
+        self._sharing = Sharing()
         self._starting: set[str] = set()  # their facts are of the ones they replace
         cluster.check_name(name)
         self._own_group = group is None
@@ -183,7 +185,8 @@ class Trio:
     def _begin_epoch(self) -> None:
         self._epoch += 1
         deployment = self.deployment
-        pids = {facts.pid: actor for actor, facts in self.facts.items()}
+        clients = self._sharing.begin(deployment)
+        pids = {facts.pid: actor for actor, facts in self.facts.items()} | self._sharing.pids
         handle = kv = None
         if deployment.transport == "native":
             if self._kv is None and deployment.gpu is None:
@@ -194,13 +197,15 @@ class Trio:
         data = ray.put(deployment)
         agents = ray_agents(os.getpid()) if self._private_ray else ()
         everyone = {**pids, os.getpid(): "driver"}
-        refs = []
-        for actor in ACTORS:
+        limit_s = START_S + layout(deployment.spec)[1] / SLOW_DISK
+
+        def load(actor: str, mailbox: Mailbox | None) -> Any:
             peers = {p: who for p, who in everyone.items() if p != self.facts[actor].pid}
-            own_kv = kv if actor == "gpu" else None
-            refs.append(self.actors[actor].load.remote(data, handle, own_kv, peers, agents))
+            own = (kv if actor == "gpu" else None, clients, mailbox)
+            return self.actors[actor].load.remote(data, handle, peers, agents, *own)
+
         try:
-            self._answers(refs, START_S + layout(deployment.spec)[1] / SLOW_DISK)
+            self._sharing.load(load, lambda refs: self._answers(refs, limit_s))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, HotcoldError):
                 raise error.cause from None
@@ -223,6 +228,7 @@ class Trio:
             self._watcher.close()
         self._segment.close()
         self._segment, self._watcher, self._loops = None, None, {}
+        self._sharing.unload(self.actors)
 
     def rebuild(self, must_go: str | None = None) -> tuple[float, float, float]:
         """Replace the actors that are gone, and begin a new epoch with the same deployment.
@@ -271,22 +277,15 @@ class Trio:
         if loops:
             _, running = ray.wait(list(loops.values()), num_returns=len(loops), timeout=END_S)
             gone |= {actor for actor, ref in loops.items() if ref in running}
+        gone = self._sharing.lost(gone)
         return [actor for actor in ACTORS if actor in gone]
 
     def _kill(self, names: Iterable[str]) -> None:
         """End actors and wait until their processes are gone."""
         names = [actor for actor in names if actor in self.actors]
-        for actor in names:
-            if actor in self.facts and is_stopped(self.facts[actor].pid):
-                os.kill(self.facts[actor].pid, signal.SIGKILL)  # it would not hear of it
-            ray.kill(self.actors[actor], no_restart=True)
-        deadline = time.monotonic() + END_S
-        for actor in names:
-            while actor in self.facts and not is_gone(self.facts[actor].pid):
-                if time.monotonic() > deadline:
-                    os.kill(self.facts[actor].pid, signal.SIGKILL)
-                    break
-                time.sleep(0.005)
+        pids = {actor: self.facts[actor].pid for actor in names if actor in self.facts}
+        cluster.kill_actors([self.actors[actor] for actor in names], list(pids.values()))
+        self._sharing.end(names)
 
     def poison_within(self, timeout_s: float) -> Poison | None:
         """The exchange's poison, waited for at most so long; None where it is healthy."""
@@ -341,9 +340,8 @@ class Trio:
             if segment is None:
                 return None
             states = {actor: segment.actor_state(actor) for actor in ACTORS}
-            if segment.pass_header.seq <= states["gpu"].passes:
-                return None
-            return sum(state.progress for state in states.values())
+            runs = segment.pass_header.seq > states["gpu"].passes or segment.native.pass_prompt
+            return sum(state.progress for state in states.values()) if runs else None
         except KernelError:
             return None
 
@@ -361,7 +359,8 @@ class Trio:
         """The actor whose next step has all it waits for, and yet does not go on."""
         layout, seq = self.deployment.layout, segment.pass_header.seq
         flags = segment.view(layout.flags_offset, layout.n_flags * 64).view(np.uint32)[::16]
-        for actor in ("cpu",) if self.deployment.gpu else ACTORS:  # a GPU's pass is one step
+        others = () if segment.native.pass_prompt else ("cpu",)  # a GPU's pass is one step
+        for actor in others if self.deployment.gpu else ACTORS:
             if len(steps := self.deployment.programs[actor]):
                 waits = steps[segment.actor_state(actor).progress % len(steps)]["wait"]
                 if all(flag < 0 or flags[flag] == seq for flag in waits):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native._kernels import ffi
+from hotcold.native._kernels import ffi, lib
 from hotcold.native.pool import CPointer, Pool
 from hotcold.runtime.errors import ConfigError
 
@@ -46,6 +46,12 @@ def code(dtype: np.dtype[Any]) -> int:
     if dtype not in _CODES:
         raise ConfigError(f"weights are {dtype}; float32, float16 or uint16 (bfloat16) are needed")
     return _CODES[dtype]
+
+
+def ffn_scratch(n_ids: int, batch: int) -> NDArray[np.uint8]:
+    """Scratch of hc_ffn for a list of n_ids, on a cache line."""
+    room = np.empty(lib.hc_ffn_scratch_bytes(n_ids, batch) + 64, np.uint8)
+    return room[-room.ctypes.data % 64 :]
 
 
 def writable(name: str, value: NDArray[Any]) -> NDArray[Any]:

@@ -19,7 +19,7 @@ except ImportError as error:  # pragma: no cover - only without a build
         f"an installed wheel: {error}"
     ) from error
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 if lib.hc_abi_version() != ABI_VERSION or lib.HC_ABI_VERSION != ABI_VERSION:
     raise ImportError(
         f"hotcold.native._kernels has ABI {lib.hc_abi_version()}, this source expects "

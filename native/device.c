@@ -11,9 +11,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define FAILED_TOGETHER_NS INT64_C(300000000)
+
 struct hc_device {
     const hc_device_api *api;
     int32_t prompt_rows;
+    int32_t follows; /* a predictor, which is asked */
+    int32_t pass_flag;
     void *self;
     hc_device_report report;
     hc_span *spans; /* of the last pass */
@@ -70,8 +74,10 @@ static hc_device_layer *read_programs(const hc_executor_args *args, const hc_dev
         return NULL;
     for (int32_t i = 0; i < n; i++)
         layers[i].x_flag = layers[i].active_flag = layers[i].y_flag = layers[i].predicted_at = -1;
-    for (int32_t i = 0; i < args->n_steps; i++)
-        read_step(layers, n, &args->steps[i]);
+    const hc_step *steps = device->gpu_steps ? device->gpu_steps : args->steps;
+    const int32_t n_steps = device->gpu_steps ? device->n_gpu_steps : args->n_steps;
+    for (int32_t i = 0; i < n_steps; i++)
+        read_step(layers, n, &steps[i]);
     for (int32_t i = 0; i < device->n_predict_steps; i++) {
         const hc_step *step = &device->predict_steps[i];
         read_step(layers, n, step);
@@ -99,7 +105,9 @@ hc_device *hc_device_create(const void *plugin, const hc_executor_args *args,
     }
     made->api = api;
     made->prompt_rows = (int32_t)device->prompt_rows;
-    made->self = api->create(args, device, layers);
+    made->pass_flag = device->apart ? device->pass_flag : -1;
+    made->follows = args->actor == HC_PREDICTOR;
+    made->self = (made->follows ? api->create_predictor : api->create)(args, device, layers);
     free(layers);
     if (made->self)
         return made;
@@ -112,13 +120,17 @@ hc_device *hc_device_create(const void *plugin, const hc_executor_args *args,
 void hc_device_destroy(hc_device *device) {
     if (!device)
         return;
-    device->api->destroy(device->self);
+    (device->follows ? device->api->destroy_predictor : device->api->destroy)(device->self);
     free(device->spans);
     free(device);
 }
 
 int32_t hc_device_prompt_rows(const hc_device *device) {
     return device->prompt_rows;
+}
+
+void hc_device_mailbox(const hc_device *device, hc_mailbox *out) {
+    device->api->mailbox(device->self, out);
 }
 
 void hc_device_report_last(const hc_device *device, hc_device_report *out) {
@@ -146,6 +158,18 @@ static void write_masks(hc_executor *e, const uint32_t *members_LN) {
                     e->mask_LN[b * token + l * row + i / 8] |= (uint8_t)(1u << i % 8);
 }
 
+/* Two processes on a GPU fail together: who lost the other one must not be taken for the cause. Its
+ * end poisons the exchange within some milliseconds. */
+static hc_status failed(hc_executor *e, hc_status s) {
+    hc_segment *segment = e->args.segment;
+    const char *text = e->args.device->api->error();
+    if (e->args.device->pass_flag >= 0 &&
+        hc_flag_wait(segment, (int32_t)segment->n_flags - 1, UINT32_MAX, e->args.epoch,
+                     FAILED_TOGETHER_NS, NULL) == HC_ERR_POISONED)
+        return hc_fail(HC_ERR_POISONED, "%s", text);
+    return hc_fail(s, "%s", text);
+}
+
 static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
     hc_device *device = e->args.device;
     hc_segment *segment = e->args.segment;
@@ -157,6 +181,8 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
     segment->pass_seq = seq;
     segment->pass_position = e->position_B[0];
     segment->pass_begin_ns = hc_now_ns();
+    if (device->pass_flag >= 0)
+        hc_flag_signal(segment, device->pass_flag, seq);
     const hc_device_pass pass = {.seq = seq,
                                  .batch = e->batch,
                                  .head_rows = e->head_rows,
@@ -166,11 +192,11 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
                                  .spans = device->spans};
     s = device->api->pass(device->self, &pass, &device->report);
     if (s == HC_ERR_POISONED && !hc_segment_poisoned(segment))
-        return hc_fail(HC_ERR_TIMEOUT, "the GPU waited for the CPU executor longer than it may");
+        return hc_fail(HC_ERR_TIMEOUT, "the GPU waited for another actor longer than it may");
     if (s == HC_ERR_POISONED)
         return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
                        (unsigned long long)hc_segment_poisoned(segment));
-    return s ? hc_fail(s, "%s", device->api->error()) : HC_OK;
+    return s ? failed(e, s) : HC_OK;
 }
 
 /* What a pass leaves behind: its counts, and its spans in the ring. */
@@ -185,6 +211,8 @@ static void account(hc_executor *e) {
     hc_count(&state->skipped_exchanges, report->skipped_exchanges);
     hc_count(&state->audit_rows, report->audit_rows);
     hc_count(&state->audit_missed, report->audit_missed);
+    hc_count(&state->asks, report->asks);
+    hc_count(&state->asked_ns, report->asked_ns);
     hc_count(&state->busy_ns, report->pass_ns - wait);
     hc_count(&state->wait_ns, wait);
     if (report->n_spans)
@@ -214,16 +242,57 @@ hc_status hc_device_run_pass(hc_executor *e) {
     return HC_OK;
 }
 
-/* Spends no sequence number and counts as no pass: the other actors take no part, and the supervisor
- * takes a number above the count of passes for one that runs. */
+/* Spends no sequence number and counts as no pass, since the other actors take no part: its header
+ * says that it runs, and the plug-in counts progress meanwhile. */
 hc_status hc_device_run_prompt(hc_executor *e, const hc_device_prompt *prompt) {
     hc_device *device = e->args.device;
+    hc_segment *segment = e->args.segment;
+    segment->pass_begin_ns = hc_now_ns();
+    __atomic_store_n(&segment->pass_prompt, prompt->count, __ATOMIC_RELEASE);
+    hc_fail_if_armed(e, e->seq + 1);
     hc_status s = device->api->prompt(device->self, prompt, &device->report);
+    __atomic_store_n(&segment->pass_prompt, 0, __ATOMIC_RELEASE);
     if (s == HC_ERR_POISONED)
         return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
-                       (unsigned long long)hc_segment_poisoned(e->args.segment));
+                       (unsigned long long)hc_segment_poisoned(segment));
     if (s)
         return hc_fail(s, "%s", device->api->error());
     account(e);
     return HC_OK;
+}
+
+/* One pass as the predictor: no spans, since the GPU executor's show the prediction already. */
+static hc_status answer(hc_executor *e, uint32_t seq) {
+    hc_device *device = e->args.device;
+    hc_actor_state *state = hc_state_of(e);
+    hc_status s =
+        device->api->answer(device->self, seq, e->args.segment->pass_batch, &device->report);
+    if (s == HC_ERR_POISONED && !hc_segment_poisoned(e->args.segment))
+        return hc_fail(HC_ERR_TIMEOUT, "the GPU executor did not ask for as long as it may wait");
+    if (s == HC_ERR_POISONED)
+        return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
+                       (unsigned long long)hc_segment_poisoned(e->args.segment));
+    if (s)
+        return failed(e, s);
+    hc_count(&state->bytes, device->report.bytes);
+    hc_count(&state->busy_ns, device->report.asked_ns);
+    hc_count(&state->wait_ns, device->report.pass_ns - device->report.asked_ns);
+    hc_count(&state->asks, device->report.asks);
+    hc_count(&state->passes, 1);
+    __atomic_store_n(&state->progress, state->progress + 1, __ATOMIC_RELAXED);
+    return HC_OK;
+}
+
+hc_status hc_device_follow(hc_executor *e) {
+    for (;;) {
+        const uint32_t seq = ++e->seq;
+        hc_status s =
+            hc_flag_wait(e->args.segment, e->args.device->pass_flag, seq, e->args.epoch, -1, NULL);
+        if (s)
+            return s;
+        hc_fail_if_armed(e, seq);
+        s = answer(e, seq);
+        if (s)
+            return s;
+    }
 }

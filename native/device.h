@@ -32,7 +32,9 @@ typedef struct { /* one pass, called by the loop thread */
 } hc_device_pass;
 #define HC_DEVICE_SPANS(n_layers) (6 * (n_layers) + 2)
 
-typedef struct { /* prompt tokens in one dense pass, without the exchange */
+/* prompt tokens in one dense pass, without the exchange; the plug-in counts what it has done in the
+ * GPU executor's progress, so that a device that hangs is told from one that works */
+typedef struct {
     const int32_t *tokens;
     int32_t count, position, head; /* head: logits of the last one are wanted */
     float *logits_PV;              /* NULL, or receives those of every token */
@@ -49,7 +51,14 @@ typedef struct {
     hc_status (*pass)(void *self, const hc_device_pass *pass, hc_device_report *report);
     hc_status (*prompt)(void *self, const hc_device_prompt *prompt, hc_device_report *report);
     float *(*logits)(void *self); /* pinned, [max_batch][V]; filled by pass */
-    const char *(*error)(void);   /* text of this thread's last failure */
+    void (*mailbox)(void *self, hc_mailbox *out);
+    /* A predictor in a process of its own; layers_L as in create. answer() returns once it has
+     * answered for every layer of a pass, or HC_ERR_POISONED. */
+    void *(*create_predictor)(const hc_executor_args *args, const hc_device_args *device,
+                              const hc_device_layer *layers_L);
+    void (*destroy_predictor)(void *self);
+    hc_status (*answer)(void *self, uint32_t seq, int32_t batch, hc_device_report *report);
+    const char *(*error)(void); /* text of this thread's last failure */
     /* Bench and test door: run one operator on host arrays. */
     hc_status (*operate)(const hc_device_op *op);
 } hc_device_api;
@@ -64,5 +73,6 @@ const hc_device_api *hc_device_table(void);
 hc_status hc_device_run_pass(struct hc_executor *executor);
 hc_status hc_device_run_prompt(struct hc_executor *executor, const hc_device_prompt *prompt);
 float *hc_device_logits(hc_device *device);
+hc_status hc_device_follow(struct hc_executor *executor); /* pass after pass, as the predictor */
 #endif
 #endif

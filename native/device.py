@@ -24,6 +24,15 @@ PHASES = ("attention", "predict", "hot", "wait", "merge", "head")
 
 
 @dataclass(frozen=True)
+class Mailbox:
+    """hc_mailbox: how a predictor's own process reaches the GPU executor's memory; plain data."""
+
+    handle: bytes
+    address: int
+    pid: int
+
+
+@dataclass(frozen=True)
 class DeviceArrays:
     """hc_device_args: how the GPU executor uses its GPU.
 
@@ -43,6 +52,10 @@ class DeviceArrays:
         piece_rows: neurons that a dense pass streams and computes at once.
         launch_overlap: let a kernel start while the one before it ends.
         variant: a compiled CUDA variant whose kernels are asked first, or None.
+        pass_flag: where the predictor has a process of its own, the flag by which it is told of
+            passes; None: it has none.
+        gpu_steps: for that process, the GPU executor's program.
+        mailbox: for that process, the GPU executor's.
     """
 
     plugin: Path
@@ -59,13 +72,18 @@ class DeviceArrays:
     piece_rows: int = 0
     launch_overlap: bool = True
     variant: Path | None = None
+    pass_flag: int | None = None
+    gpu_steps: NDArray[Any] | None = None
+    mailbox: Mailbox | None = None
 
 
 @dataclass(frozen=True)
 class DeviceReport:
     """The last pass on the device: counts, times in nanoseconds by phase, memory in bytes.
 
-    clock_error_ns bounds the error of the times of its spans, which are on the host's clock.
+    clock_error_ns bounds the error of the times of its spans, which are on the host's clock. asks
+    and asked_ns are of a predictor with a process of its own: questions, and the time from each to
+    its answer.
     """
 
     gate_rows: int
@@ -80,6 +98,8 @@ class DeviceReport:
     audit_rows: int = 0
     audit_missed: int = 0
     clock_error_ns: int = 0
+    asks: int = 0
+    asked_ns: int = 0
 
 
 def open_plugin(path: Path) -> Any:
@@ -95,7 +115,7 @@ def open_plugin(path: Path) -> Any:
 
 
 class NativeDevice:
-    """One GPU executor's device; made from the executor's own args, freed by close()."""
+    """One actor's device, the GPU executor's or the predictor's; freed by close()."""
 
     def __init__(self, arrays: DeviceArrays, args: Any, predictors: Any, keep: list[Any]) -> None:
         c = ffi.new("hc_device_args *")
@@ -114,11 +134,32 @@ class NativeDevice:
         steps = arrays.predict_steps
         if steps is not None and len(steps):
             c.predict_steps, c.n_predict_steps = pointer(steps, "hc_step *"), len(steps)
+        self._set_apart(c, arrays)
         keep += [c, bounds, steps, arrays]
         self.c = lib.hc_device_create(open_plugin(arrays.plugin), args, c)
         if self.c == ffi.NULL:
             text = last_error()
             raise BudgetError(text) if "--vram" in text else BackendError(text)
+
+    @staticmethod
+    def _set_apart(c: Any, arrays: DeviceArrays) -> None:
+        if arrays.pass_flag is None:
+            return
+        c.apart, c.pass_flag = True, arrays.pass_flag
+        if arrays.gpu_steps is not None:
+            c.gpu_steps, c.n_gpu_steps = (
+                pointer(arrays.gpu_steps, "hc_step *"),
+                len(arrays.gpu_steps),
+            )
+        if arrays.mailbox is not None:
+            c.mailbox.handle = list(arrays.mailbox.handle)
+            c.mailbox.address, c.mailbox.pid = arrays.mailbox.address, arrays.mailbox.pid
+
+    def mailbox(self) -> Mailbox:
+        """Of a GPU executor that asks another process: what that one opens."""
+        c = ffi.new("hc_mailbox *")
+        lib.hc_device_mailbox(self.c, c)
+        return Mailbox(bytes(c.handle), c.address, c.pid)
 
     def report(self) -> DeviceReport:
         """Counts and times of the last pass."""
@@ -132,6 +173,8 @@ class NativeDevice:
             audit_rows=c.audit_rows,
             audit_missed=c.audit_missed,
             clock_error_ns=c.clock_error_ns,
+            asks=c.asks,
+            asked_ns=c.asked_ns,
         )
 
     def close(self) -> None:

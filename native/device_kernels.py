@@ -21,8 +21,9 @@ DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
 F32 = NDArray[np.float32]
 KINDS = {
     name: getattr(lib, f"HC_DEVICE_{name.upper()}")
-    for name in ("gemv", "ffn", "split", "attention", "norm", "sign")
+    for name in "gemv ffn split attention norm sign product prompt_attention".split()
 }
+WHEN = {"always": 0, "one row": 1, "all rows": 2}  # a product of logits; When in cuda/kernels.h
 
 
 def hold_graphs(plugin: Any, nodes: int, graphs: int) -> None:
@@ -33,6 +34,27 @@ def hold_graphs(plugin: Any, nodes: int, graphs: int) -> None:
         check(lib.hc_device_operate(plugin, op))
 
 
+def rate_of_gaps(plugin: Any, nodes: int, repeat: int) -> float:
+    """Seconds that a node of a captured graph takes which does nothing (cuda/rates.cu)."""
+    return _rate(plugin, lib.HC_DEVICE_GAPS, nodes, repeat)
+
+
+def rate_of_exchange(plugin: Any, width: int, layers: int, repeat: int) -> float:
+    """Seconds that an exchange of rows of `width` adds to each layer of a captured graph.
+
+    A host thread answers at once, so this is the least that one can take (cuda/rates.cu).
+    """
+    return _rate(plugin, lib.HC_DEVICE_EXCHANGE, layers, repeat, width)
+
+
+def _rate(plugin: Any, kind: int, count: int, repeat: int, width: int = 0) -> float:
+    op, a, seconds = ffi.new("hc_device_op *"), ffi.new("hc_gemv_args *"), ffi.new("float *")
+    a.d = width
+    op.kind, op.gemv, op.copies, op.repeat, op.seconds = kind, a, count, repeat, seconds
+    check(lib.hc_device_operate(plugin, op))
+    return float(seconds[0])
+
+
 @dataclass(frozen=True)
 class WithVariant:
     """A plug-in and a compiled CUDA variant, whose kernels are asked first."""
@@ -41,20 +63,36 @@ class WithVariant:
     variant: Path
 
 
+@dataclass(frozen=True)
+class Bare:
+    """A plug-in whose operators get arrays with nothing around and nothing in them.
+
+    For tools that report every access out of bounds and every read of what nobody wrote; otherwise
+    the plug-in guards its arrays itself (cuda/operate.h).
+    """
+
+    plugin: Any
+
+
 def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> float:
     """Run hc_device_operate; median seconds of the repeats, 0 without any."""
     op = ffi.new("hc_device_op *")
     op.kind, op.repeat = KINDS[kind], repeat
-    setattr(op, "gemv" if kind == "norm" else kind, args)
+    setattr(op, {"norm": "gemv", "prompt_attention": "attention"}.get(kind, kind), args)
     seconds = ffi.new("float *")
     op.seconds = seconds
     path = None
+    if isinstance(plugin, Bare):
+        op.bare, plugin = 1, plugin.plugin
     if isinstance(plugin, WithVariant):
         op.variant = path = ffi.new("char[]", str(plugin.variant).encode())
         plugin = plugin.plugin
     for name, value in more.items():
-        is_array = isinstance(value, np.ndarray)
-        setattr(op, name, pointer(value, "float *") if is_array else value)
+        if isinstance(value, np.ndarray):
+            kind = "int32_t *" if value.dtype == np.int32 else "float *"
+            setattr(op, name, pointer(value, kind))
+        else:
+            setattr(op, name, value)
     check(lib.hc_device_operate(plugin, op))
     del path  # alive until here
     return float(seconds[0])
@@ -72,6 +110,8 @@ def gemv(
     eps: float = 1e-5,
     add_to: F32 | None = None,
     relu: bool = False,
+    normed_2BD: F32 | None = None,
+    when: tuple[str, int] = ("always", 0),
     repeat: int = 0,
     copies: int = 1,
 ) -> tuple[F32, float]:
@@ -79,22 +119,50 @@ def gemv(
 
     Timed launches go round over copies of W, so that none is in a cache.
 
-    bfloat16 weights come as uint16. scale_R belongs to int8 weights, bias_R to all others; norm_D
-    norms x on the way in.
+    bfloat16 weights come as uint16. scale_R belongs to int8 weights; norm_D norms x on the way in,
+    and normed_2BD receives it then: as it is on the device and as it is in host memory. when: WHEN,
+    and the rows of logits that the pass asks for; of one row y_BR[0] is the last token's.
     """
-    batch, d = x_BD.shape
-    rows = w_RD.shape[0]
-    y_BR = np.zeros((batch, rows), np.float32) if add_to is None else add_to.copy()
+    y_BR = np.zeros((len(x_BD), len(w_RD)), np.float32) if add_to is None else add_to.copy()
+    a = _gemv_args(w_RD, dtype, x_BD, y_BR, bias_R)
+    a.relu = relu
+    a.accumulate = add_to is not None
+    more: dict[str, Any] = {"when": WHEN[when[0]], "head_rows": when[1], "eps": eps}
+    arrays = {"norm_D": norm_D, "scale_R": scale_R, "normed_BD": normed_2BD}
+    more |= {name: array for name, array in arrays.items() if array is not None}
+    return y_BR, _operate(plugin, "gemv", a, repeat, copies=copies, **more)
+
+
+def members(
+    plugin: Any,
+    w_RD: NDArray[Any],
+    dtype: str,
+    x_BD: F32,
+    threshold: float,
+    *,
+    scale_R: F32 | None = None,
+    bias_R: F32 | None = None,
+) -> NDArray[np.bool_]:
+    """Which rows of W x (arguments as of gemv) reach the threshold, [B, R]."""
+    batch, rows = len(x_BD), len(w_RD)
+    words = np.zeros(rows, np.uint32)
+    a = _gemv_args(w_RD, dtype, x_BD, np.zeros((batch, rows), np.float32), bias_R)
+    more: dict[str, Any] = {} if scale_R is None else {"scale_R": scale_R}
+    more["members_R"] = pointer(words, "uint32_t *")
+    _operate(plugin, "gemv", a, 0, threshold=threshold, **more)
+    return (words >> np.arange(batch, dtype=np.uint32)[:, None] & 1) > 0
+
+
+def _gemv_args(w_RD: NDArray[Any], dtype: str, x_BD: F32, y_BR: F32, bias_R: F32 | None) -> Any:
+    """An hc_gemv_args of arrays that outlive it."""
+    (batch, d), rows = x_BD.shape, len(w_RD)
     a = ffi.new("hc_gemv_args *")
     a.w, a.stride_bytes = ffi.cast("void *", w_RD.ctypes.data), w_RD.strides[0]
     a.rows, a.d, a.dtype, a.batch = rows, d, DTYPES[dtype], batch
     a.x_BD, a.x_stride = pointer(x_BD, "float *"), d
     a.y_BR, a.y_stride = pointer(y_BR, "float *"), rows
-    a.bias_R = pointer(scale_R if dtype == "int8" else bias_R, "float *")
-    a.relu = relu
-    a.accumulate = add_to is not None
-    more = {} if norm_D is None else {"norm_D": norm_D, "eps": eps}
-    return y_BR, _operate(plugin, "gemv", a, repeat, copies=copies, **more)
+    a.bias_R = pointer(bias_R, "float *")
+    return a
 
 
 def ffn(
@@ -129,9 +197,9 @@ def ffn(
     if ids is not None:
         a.ids, a.n_ids = pointer(ids, "int32_t *"), len(ids)
         a.members = pointer(members, "uint32_t *")
-    a.bounds, a.n_chunks = pointer(bounds_C, "int32_t *"), len(bounds_C) - 1
     a.x_BD, a.y_BD = pointer(x_BD, "float *"), pointer(y_BD, "float *")
-    seconds = _operate(plugin, "ffn", a, repeat, copies=copies)
+    cut = {"ffn_bounds": bounds_C, "ffn_chunks": len(bounds_C) - 1}
+    seconds = _operate(plugin, "ffn", a, repeat, copies=copies, **cut)
     return y_BD, int(a.up_down_rows), seconds
 
 
@@ -197,13 +265,15 @@ def norm(
     bias_D: F32 | None = None,
     kind: str = "layer",
     eps: float = 1e-5,
+    host_BD: F32 | None = None,
 ) -> F32:
-    """A norm of the kind "rms" or "layer"; a bias belongs to the latter. y_BD."""
+    """A norm of the kind "rms" or "layer"; a bias belongs to the latter. y_BD, also in host_BD."""
     y_BD = np.full_like(x_BD, np.nan)
     a = ffi.new("hc_gemv_args *")
     a.batch, a.d = x_BD.shape
     a.x_BD, a.y_BR = pointer(x_BD, "float *"), pointer(y_BD, "float *")
-    more = {} if bias_D is None else {"norm_bias_D": bias_D}
+    arrays = {"norm_bias_D": bias_D, "normed_BD": host_BD}
+    more = {name: array for name, array in arrays.items() if array is not None}
     code = {"rms": lib.HC_NORM_RMS, "layer": lib.HC_NORM_LAYER}[kind]
     _operate(plugin, "norm", a, 0, norm_D=weight_D, eps=eps, norm_kind=code, **more)
     return y_BD

@@ -33,8 +33,7 @@ struct hc_executor {
     float *sample_probs;
     hc_inbox inbox;
     /* GPU and CPU executor */
-    float *partial_CBD;
-    int64_t *work_C;
+    void *ffn_scratch;
     /* predictor */
     float *scores_BN, *hidden_BH;
     uint64_t *planes_BPW;               /* sign */
@@ -62,6 +61,8 @@ void hc_after_step(hc_executor *executor, const hc_step *step, uint32_t seq);
 void hc_audit(hc_executor *executor, const hc_step *step, uint32_t seq);
 /* loop.c: append to the actor's span ring. */
 void hc_put_span(hc_executor *executor, hc_span span);
+/* loop.c: raise the signal of hc_executor_arm where a device takes pass seq as a whole. */
+void hc_fail_if_armed(hc_executor *executor, uint32_t seq);
 /* loop.c: one pass of the whole program with its waits and signals. */
 hc_status hc_run_pass(hc_executor *executor);
 /* request.c */

@@ -95,10 +95,9 @@ class ModelAddresses:
 
 @dataclass(frozen=True)
 class Share:
-    """The neurons one device owns in one layer: ids int32 ascending, chunk bounds int32."""
+    """The neurons one device owns in one layer: ids int32 ascending."""
 
     ids: NDArray[np.int32]
-    bounds: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,6 @@ class ExecutorArrays:
     epoch: int
     steps: NDArray[Any]
     max_batch: int
-    n_chunks: int
     threads: int
     cores: Sequence[int] | None = None
     shares: Sequence[Share] = ()
@@ -213,7 +211,6 @@ def _shares(shares: Sequence[Share], keep: list[Any]) -> Any:
     rows = ffi.new("hc_share[]", len(shares))
     for row, share in zip(rows, shares, strict=True):
         row.ids, row.n_ids = pointer(share.ids, "int32_t *"), len(share.ids)
-        row.bounds = pointer(share.bounds, "int32_t *")
     keep += [rows, list(shares)]
     return rows
 
@@ -254,7 +251,7 @@ class NativeExecutor:
         steps = np.ascontiguousarray(arrays.steps, dtype=STEP)
         args = ffi.new("hc_executor_args *")
         args.actor, args.max_batch = ACTOR_CODES[arrays.actor], arrays.max_batch
-        args.n_chunks, args.n_steps = arrays.n_chunks, len(steps)
+        args.n_steps = len(steps)
         args.model, args.segment = _cpu_model(arrays.model, keep), arrays.segment
         args.epoch, args.steps = arrays.epoch, pointer(steps, "hc_step *")
         args.shares_L = _shares(arrays.shares, keep)

@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define HC_ABI_VERSION 2
+#define HC_ABI_VERSION 3
 #define HC_MAX_BATCH   32
 #define HC_MAX_DEVICES 2
 #define HC_ACTORS      3
@@ -74,9 +74,8 @@ hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool);
 /* Sparse FFN over an ascending id list, gate first: y = sum_i relu(g_i.x) (u_i.x) d_i, or without
  * up rows (a plain ReLU layer: fc1 is the gate, fc2 the down matrix) y = sum_i relu(g_i.x + b_i) d_i.
  * The gate row of every listed neuron is read (unless its pre-activation is given in gate_KB), its
- * up row and down column only where the gate fired. Work is cut in chunks by neuron id, each with
- * its own partial sum, reduced in order: the result depends neither on the thread count nor on the
- * batch a token travels in. */
+ * up row and down column only where the gate fired. Neurons are added in the list's order: the result
+ * depends neither on the thread count nor on the batch a token travels in. */
 typedef struct {
     const void *records; /* neuron-major records of one layer, record_bytes apart */
     int64_t record_bytes, gate_offset, up_offset, down_offset; /* bytes; up_offset -1: no up rows */
@@ -86,19 +85,17 @@ typedef struct {
     int64_t n_ids;
     const uint32_t *members; /* members[k] bit b: token b asks for neuron ids[k]; NULL: all do */
     const float *gate_KB;    /* NULL, or gate pre-activations (bias added), entry [k * batch + b] */
-    const int32_t
-        *bounds; /* n_chunks + 1 ascending neuron ids; chunk c holds [bounds[c], bounds[c+1]) */
-    int32_t n_chunks;
-    const float *x_BD;    /* contiguous */
-    float *y_BD;          /* written, contiguous */
-    float *partial_CBD;   /* scratch, n_chunks * batch * d floats */
-    int64_t *work_C;      /* scratch, n_chunks * 8 int64 (one cache line each) */
-    int64_t *fired_N;     /* NULL, or counts: += tokens for which the neuron's gate fired */
-    int64_t gate_rows;    /* out: gate rows times tokens evaluated here */
-    int64_t up_down_rows; /* out: neurons times tokens whose gate fired */
-    int64_t bytes;        /* out: weight bytes touched (a row counts once per batch) */
-    int64_t bias_offset;  /* bytes to the gate's bias, one float; 0: none */
+    int64_t n;               /* neurons of the layer: ids are less */
+    const float *x_BD;       /* contiguous */
+    float *y_BD;             /* written, contiguous */
+    void *scratch;           /* hc_ffn_scratch_bytes(n_ids, batch), on a cache line */
+    int64_t *fired_N;        /* NULL, or counts: += tokens for which the neuron's gate fired */
+    int64_t gate_rows;       /* out: gate rows times tokens evaluated here */
+    int64_t up_down_rows;    /* out: neurons times tokens whose gate fired */
+    int64_t bytes;           /* out: weight bytes touched (a row counts once per batch) */
+    int64_t bias_offset;     /* bytes to the gate's bias, one float; 0: none */
 } hc_ffn_args;
+int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch);
 hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool);
 
 typedef struct { /* header of an active list; ids, members, gate follow (hc_active_*) */
@@ -193,7 +190,8 @@ typedef struct {       /* written by its actor alone, read by anyone at any time
     int64_t pid;
     int64_t audit_rows, audit_missed; /* neurons not proposed but evaluated; those that fired */
     int64_t clock_error_ns; /* spans of a GPU: by how much their times may be off at most */
-    int64_t reserved[3];
+    int64_t asks, asked_ns; /* predictor in a process of its own: questions, time until answered */
+    int64_t reserved[1];
 } hc_actor_state; /* 128 bytes */
 
 typedef struct {
@@ -219,7 +217,8 @@ typedef struct {
     uint32_t pass_seq;
     uint64_t pass_begin_ns;
     int32_t pass_position; /* of its first token in the context */
-    int32_t pass_reserved[11];
+    int32_t pass_prompt;   /* tokens of the dense prompt pass that the GPU runs alone; 0: none */
+    int32_t pass_reserved[10];
     hc_actor_state actor[HC_ACTORS];
 } hc_segment;
 
@@ -309,13 +308,12 @@ typedef struct {
 typedef struct {        /* what one device owns in one layer */
     const int32_t *ids; /* ascending */
     int64_t n_ids;
-    const int32_t *bounds; /* n_chunks + 1 */
 } hc_share;
 
 typedef struct hc_predictor_layer hc_predictor_layer; /* predict.h */
 
 typedef struct {
-    int32_t actor, max_batch, n_chunks, n_steps;
+    int32_t actor, max_batch, n_steps;
     const hc_model *model;
     hc_segment *segment;
     uint64_t epoch;
@@ -329,7 +327,7 @@ typedef struct {
     int32_t core;        /* of the loop thread; -1: not pinned */
     int32_t audit_every; /* GPU, CPU: one in so many neurons is looked at; 0: no recall audit */
     uint64_t audit_seed;
-    struct hc_device *device; /* GPU: computes the passes; NULL: the CPU device does */
+    struct hc_device *device; /* GPU, predictor: computes the passes; NULL: the CPU device does */
 } hc_executor_args;
 typedef struct hc_executor hc_executor;
 hc_executor *hc_executor_create(const hc_executor_args *args);

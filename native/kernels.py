@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native._arrays import F32, I32, U32, Weights, array, code, handle, same, writable
+from hotcold.native._arrays import (
+    F32,
+    I32,
+    U32,
+    Weights,
+    array,
+    code,
+    ffn_scratch,
+    handle,
+    same,
+    writable,
+)
 from hotcold.native._ffi import check, pointer
 from hotcold.native._kernels import ffi, lib
 from hotcold.native.pool import (
@@ -106,16 +117,11 @@ class FfnResult:
     bytes: int
 
 
-def _even_bounds(n: int, n_chunks: int) -> I32:
-    return np.array([n * c // n_chunks for c in range(n_chunks + 1)], np.int32)
-
-
 def ffn(
     records: Weights,
     ids: I32,
     x_BD: F32,
     *,
-    bounds: I32 | None = None,
     members: U32 | None = None,
     gate_KB: F32 | None = None,
     fired_N: NDArray[np.int64] | None = None,
@@ -130,7 +136,6 @@ def ffn(
             column of D elements each, the bias's four bytes (if biased), padding.
         ids: ascending neuron ids, K of them.
         x_BD: at most 32 tokens.
-        bounds: ascending neuron ids that cut the neurons in chunks; None: 16 even ones.
         members: bit b of entry k: token b asks for neuron ids[k]; None: all do.
         gate_KB: gate pre-activations, if known; entry [k, b].
         fired_N: counts, raised by the tokens for which each neuron's gate fired.
@@ -139,14 +144,11 @@ def ffn(
         pool: threads; None: the caller's alone. The result does not depend on it.
     """
     batch, d = array("x", x_BD, np.float32, 2).shape
-    bounds = _even_bounds(records.shape[0], 16) if bounds is None else bounds
     needed = (3 if gated else 2) * d
     _check_records(records, needed + (4 // records.itemsize if biased else 0))
-    _check_ffn(records, batch, ids, bounds, members=members, gate_KB=gate_KB, fired_N=fired_N)
-    chunks = bounds.size - 1
+    _check_ffn(records, batch, ids, members=members, gate_KB=gate_KB, fired_N=fired_N)
     y_BD = np.empty((batch, d), np.float32)
-    partial = np.empty(chunks * batch * d, np.float32)
-    work = np.empty(chunks * 8, np.int64)
+    scratch = ffn_scratch(ids.size, batch)
     args = ffi.new("hc_ffn_args *")
     size = records.itemsize
     args.records = ffi.cast("void *", records.ctypes.data)
@@ -157,9 +159,8 @@ def ffn(
     args.ids, args.n_ids = pointer(ids, "int32_t *"), ids.size
     args.members = pointer(members, "uint32_t *")
     args.gate_KB = pointer(gate_KB, "float *")
-    args.bounds, args.n_chunks = pointer(bounds, "int32_t *"), chunks
     args.x_BD, args.y_BD = pointer(x_BD, "float *"), pointer(y_BD, "float *")
-    args.partial_CBD, args.work_C = pointer(partial, "float *"), pointer(work, "int64_t *")
+    args.n, args.scratch = records.shape[0], pointer(scratch, "void *")
     args.fired_N = pointer(fired_N, "int64_t *")
     check(lib.hc_ffn(args, handle(pool)))
     return FfnResult(y_BD, args.gate_rows, args.up_down_rows, args.bytes)
@@ -174,7 +175,6 @@ def _check_ffn(
     records: Weights,
     batch: int,
     ids: I32,
-    bounds: I32,
     *,
     members: U32 | None,
     gate_KB: F32 | None,
@@ -182,8 +182,6 @@ def _check_ffn(
 ) -> None:
     """Refuse arrays of ffn whose sizes contradict each other; C checks the values."""
     n, count = records.shape[0], array("ids", ids, np.int32, 1).size
-    if array("bounds", bounds, np.int32, 1).size < 2 or bounds[-1] > n:
-        raise ConfigError(f"bounds {bounds.tolist()} must cut 0 to {n} in at least one chunk")
     if members is not None:
         same("members", array("members", members, np.uint32, 1).size, count)
     if gate_KB is not None:

@@ -72,10 +72,14 @@ void hc_executor_arm(hc_executor *e, int32_t op, uint32_t at_seq, int32_t signal
     __atomic_store_n(&e->fault_op, op, __ATOMIC_RELEASE);
 }
 
+void hc_fail_if_armed(hc_executor *e, uint32_t seq) {
+    if (__atomic_load_n(&e->fault_op, __ATOMIC_ACQUIRE) >= 0 && seq >= e->fault_seq)
+        fail_on_purpose(e);
+}
+
 hc_status hc_run_pass(hc_executor *e) {
     if (e->args.device) {
-        if (__atomic_load_n(&e->fault_op, __ATOMIC_ACQUIRE) >= 0 && e->seq + 1 >= e->fault_seq)
-            fail_on_purpose(e);
+        hc_fail_if_armed(e, e->seq + 1);
         return hc_device_run_pass(e);
     }
     hc_segment *segment = e->args.segment;
@@ -170,6 +174,8 @@ hc_status hc_executor_run(hc_executor *e) {
         return s;
     if (e->args.actor == HC_GPU)
         s = hc_serve_requests(e);
+    else if (e->args.device)
+        s = hc_device_follow(e);
     else if (!e->args.n_steps) /* stands by: the last flag is never set */
         s = hc_flag_wait(e->args.segment, (int32_t)e->args.segment->n_flags - 1, UINT32_MAX,
                          e->args.epoch, -1, NULL);
@@ -217,10 +223,9 @@ static int allocate(hc_executor *e) {
     int64_t q = (int64_t)m->heads * m->head_dim, kv = (int64_t)m->kv_heads * m->head_dim;
     if (a->actor == HC_PREDICTOR)
         return allocate_predictor(e);
-    e->partial_CBD = scratch(a->n_chunks * B * m->d * f);
-    e->work_C = scratch(a->n_chunks * 64);
+    e->ffn_scratch = scratch(a->device ? 0 : hc_ffn_scratch_bytes(m->n, a->max_batch));
     if (a->actor == HC_CPU)
-        return e->partial_CBD && e->work_C;
+        return e->ffn_scratch != NULL;
     e->embedded_BE = scratch(m->project_in ? B * m->embed_dim * f : 0);
     e->residual_BD = scratch(B * m->d * f);
     e->normed_BD = scratch(B * m->d * f);
@@ -231,9 +236,9 @@ static int allocate(hc_executor *e) {
     e->logits_BV = a->device ? hc_device_logits(a->device) : scratch(B * m->vocab * f);
     e->sample_ids = scratch(m->vocab * 4);
     e->sample_probs = scratch(m->vocab * f);
-    return e->partial_CBD && e->work_C && e->residual_BD && e->normed_BD && e->hot_BD &&
-           e->embedded_BE && e->qkv_BQ && e->attended_BQ && e->attention_scores && e->logits_BV &&
-           e->sample_ids && e->sample_probs;
+    return e->ffn_scratch && e->residual_BD && e->normed_BD && e->hot_BD && e->embedded_BE &&
+           e->qkv_BQ && e->attended_BQ && e->attention_scores && e->logits_BV && e->sample_ids &&
+           e->sample_probs;
 }
 
 hc_executor *hc_executor_create(const hc_executor_args *args) {
@@ -259,11 +264,11 @@ void hc_executor_destroy(hc_executor *e) {
         return;
     if (e->args.device)
         e->logits_BV = NULL; /* the device's own */
-    void *blocks[] = {e->residual_BD,     e->normed_BD,   e->qkv_BQ,       e->attended_BQ,
-                      e->hot_BD,          e->logits_BV,   e->partial_CBD,  e->attention_scores,
-                      e->work_C,          e->sample_ids,  e->sample_probs, e->scores_BN,
-                      e->hidden_BH,       e->embedded_BE, e->planes_BPW,   e->last_LN,
-                      e->next_position_L, e->proposed_N};
+    void *blocks[] = {e->residual_BD, e->normed_BD,    e->qkv_BQ,      e->attended_BQ,
+                      e->hot_BD,      e->logits_BV,    e->ffn_scratch, e->attention_scores,
+                      e->sample_ids,  e->sample_probs, e->scores_BN,   e->hidden_BH,
+                      e->embedded_BE, e->planes_BPW,   e->last_LN,     e->next_position_L,
+                      e->proposed_N};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         free(blocks[i]);
     hc_inbox_free(e);

@@ -33,7 +33,7 @@ MAX_WATCHED = 64  # MAX_PIDS of watcher.c
 _COUNTERS = (
     *("progress", "gate_rows", "up_down_rows", "bytes", "busy_ns", "wait_ns"),
     *("passes", "skipped_exchanges", "span_count", "pid"),
-    *("audit_rows", "audit_missed", "clock_error_ns"),
+    *("audit_rows", "audit_missed", "clock_error_ns", "asks", "asked_ns"),
 )
 
 Buffer = mmap | bytearray | memoryview
@@ -185,8 +185,13 @@ class NativeSegment:
         self.pointer.pass_batch, self.pointer.pass_seq = value
 
     @property
+    def pass_prompt(self) -> int:
+        """Tokens of the dense prompt pass that the GPU executor runs alone; 0: none."""
+        return int(self.pointer.pass_prompt)
+
+    @property
     def pass_begin_ns(self) -> int:
-        """When it began, on CLOCK_MONOTONIC."""
+        """When the last pass or dense prompt pass began, on CLOCK_MONOTONIC."""
         return int(self.pointer.pass_begin_ns)
 
     def _words(self, flag: int) -> tuple[int, int]:

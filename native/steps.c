@@ -141,12 +141,10 @@ static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq,
                      .batch = e->batch,
                      .ids = share->ids,
                      .n_ids = share->n_ids,
-                     .bounds = share->bounds,
-                     .n_chunks = e->args.n_chunks,
+                     .n = m->n,
                      .x_BD = (const float *)hc_slot(e, step->x),
                      .y_BD = y,
-                     .partial_CBD = e->partial_CBD,
-                     .work_C = e->work_C};
+                     .scratch = e->ffn_scratch};
     if (e->args.fired_LN)
         a.fired_N = e->args.fired_LN + step->layer * m->n;
     if (!(step->flags & HC_STEP_ALL)) {

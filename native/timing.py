@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native._arrays import F32, I32, handle
+from hotcold.native._arrays import F32, I32, ffn_scratch, handle
 from hotcold.native._ffi import DTYPE_CODES, check, pointer
 from hotcold.native._kernels import ffi, lib
 from hotcold.native.pool import CPointer, Pool
 from hotcold.runtime.errors import ConfigError
 
-CHUNKS = 16  # as the executors cut a layer
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -66,15 +65,12 @@ class TimedFfn:
     def __init__(self, d: int, n: int, dtype: str, x: F32, pool: Pool | None) -> None:
         args, size = ffi.new("hc_ffn_args *"), BYTES[dtype]
         self._args, self._pool = args, handle(pool)
-        bounds = np.linspace(0, n, CHUNKS + 1).astype(np.int32)
-        self._keep: list[NDArray[Any]] = [x, bounds]
+        self._keep: list[NDArray[Any]] = [x]
         args.record_bytes, args.d, args.batch = 3 * d * size, d, 1
         args.gate_offset, args.up_offset, args.down_offset = 0, d * size, 2 * d * size
-        args.dtype, args.n_chunks = DTYPE_CODES[dtype], CHUNKS
-        args.bounds, args.x_BD = pointer(bounds, "int32_t *"), pointer(x, "float *")
+        args.dtype, args.n, args.x_BD = DTYPE_CODES[dtype], n, pointer(x, "float *")
         args.y_BD = self._scratch(np.empty(d, np.float32), "float *")
-        args.partial_CBD = self._scratch(np.empty(CHUNKS * d, np.float32), "float *")
-        args.work_C = self._scratch(np.empty(CHUNKS * 8, np.int64), "int64_t *")
+        args.scratch = self._scratch(ffn_scratch(n, 1), "void *")
 
     def _scratch(self, array: NDArray[Any], ctype: str) -> Any:  # noqa: ANN401 - a C pointer
         self._keep.append(array)

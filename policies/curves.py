@@ -41,6 +41,7 @@ class LayerCurve:
         hot_s, cold_s: seconds a byte on either side.
         sync_s: of one exchange.
         selective: whether tokens without a cold neuron skip the exchange.
+        overlap: whether both sides compute at the same time.
     """
 
     load_N: F64
@@ -49,6 +50,7 @@ class LayerCurve:
     cold_s: float
     sync_s: float
     selective: bool
+    overlap: bool = True
 
     @classmethod
     def of(cls, cost: CostModel, layer: int, order_N: I64) -> "LayerCurve":
@@ -60,14 +62,21 @@ class LayerCurve:
             cost.cold_s_per_byte,
             cost.problem.hardware.sync_s,
             cost.selective,
+            cost.overlap,
         )
 
     def time(self, hot_load: F64, quiet: F64, all_hot: NDArray[np.bool_]) -> F64:
         """Seconds for loads on the GPU, logs of no cold neuron being proposed, and none there."""
         cold_load = np.maximum(self._total - hot_load, 0.0)
         exchange = self.sync_s * (1 - np.exp(quiet)) if self.selective else self.sync_s
-        busy: F64 = np.maximum(hot_load * self.hot_s, cold_load * self.cold_s)
+        busy = self._busy(hot_load, cold_load)
         return np.where(all_hot, self._total * self.hot_s, busy + exchange)
+
+    def _busy(self, hot_load: F64, cold_load: F64) -> F64:
+        """Seconds of computing these bytes on either side."""
+        both = np.maximum if self.overlap else np.add
+        busy: F64 = both(hot_load * self.hot_s, cold_load * self.cold_s)
+        return busy
 
     @property
     def _total(self) -> float:
@@ -103,7 +112,7 @@ class LayerCurve:
         noise = np.append(0.0, np.cumsum(noise_N[by_noise])[:-1])
         exchange_N = self.sync_s * (1 - np.exp(-np.maximum(noise, noise_N.min())))
         hot_N = np.maximum(self._total - cold_N[1:], 0.0)
-        time_N = np.maximum(hot_N * self.hot_s, cold_N[:-1] * self.cold_s) + exchange_N
+        time_N = self._busy(hot_N, cold_N[:-1]) + exchange_N
         ahead_N = np.minimum.accumulate(time_N[::-1])[::-1]
         steps = np.searchsorted(cold_N[1:], (self._total - self._load_C) * (1 - 1e-12))
         bound_C = ahead_N[np.minimum(steps, len(ahead_N) - 1)]

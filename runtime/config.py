@@ -15,6 +15,7 @@ from hotcold.runtime.weights import choose_store
 
 TRANSPORTS = ("native", "ray")
 PROMPT_FORMS = ("auto", "dense", "sparse")
+PREDICTOR_PROCESSES = ("fused", "mps")
 MAX_BATCH = 32
 DEFAULT_CONTEXT = 512
 DEFAULT_RESTARTS = 3
@@ -50,6 +51,9 @@ class EngineConfig:
         bus_share: part of the neurons beside a GPU that the GPU itself reads from pinned host
             memory, over the bus, while the CPU executor computes the others; 0 to 0.9.
         predictor_dtype: None: predictor matrices on a GPU as they are; "int8": quantised by row.
+        predictor_process: on a GPU, "fused": the GPU executor predicts in its own graph; "mps": the
+            predictor has a process of its own on the GPU, under a private MPS daemon. That takes a
+            second CUDA context out of the budget, and prompts are sparse.
         seed: default sampling seed.
         restarts: losses of actors a generation survives; 0: the first one ends it. The actors are
             rebuilt either way, so that the engine can go on being used.
@@ -82,6 +86,7 @@ class EngineConfig:
     prompt_form: str = "auto"
     kv_dtype: str = "float32"
     predictor_dtype: str | None = None
+    predictor_process: str = "fused"
     bus_share: float = 0.0
     seed: int = 0
     restarts: int = DEFAULT_RESTARTS
@@ -111,6 +116,7 @@ class EngineConfig:
             raise ConfigError(f"bus_share {self.bus_share} is outside 0..0.9")
         if self.predictor_dtype not in (None, "int8"):
             raise ConfigError(f"predictor_dtype {self.predictor_dtype!r} is unknown; choose int8")
+        self._check_predictor_process()
         choose_store(self.store, 0)
         cores = len(os.sched_getaffinity(0))
         if self.threads is not None:
@@ -120,6 +126,25 @@ class EngineConfig:
         check_range("max_batch", self.max_batch, 1, MAX_BATCH)
         check_range("seed", self.seed, 0, (1 << 64) - 1)
         check_range("audit", self.audit, 0, 1 << 20)
+
+    def _check_predictor_process(self) -> None:
+        if self.predictor_process not in PREDICTOR_PROCESSES:
+            raise ConfigError(
+                f"predictor_process {self.predictor_process!r} is unknown; choose from "
+                f"{', '.join(PREDICTOR_PROCESSES)}"
+            )
+        if self.predictor_process != "mps":
+            return
+        if self.transport == "ray":
+            raise ConfigError(
+                "predictor_process 'mps' shares a GPU, and the ray transport uses none; choose "
+                "transport native, or predictor_process fused"
+            )
+        if self.prompt_form == "dense":
+            raise ConfigError(
+                "predictor_process 'mps' leaves the GPU executor without the predictor's matrices, "
+                "which dense prompts need; choose prompt_form sparse, or predictor_process fused"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ not here. One layer, with what the token reads in bytes and a rate for each devi
     layer     dense + max(hot, cold) + exchange
 
 A schedule may have some of the cold neurons fetched, which then cost the bus's rate on the hot
-side, may pay every exchange, or may let hot wait for cold (their sum instead of the longer).
+side, may pay every exchange, or may let hot wait for cold (their sum instead of the longer). It is
+their sum, too, on a machine without a GPU whose executors share all cores: while one reads, the
+other waits.
 
 p is the probability that a neuron fires and q that the predictor proposes it. A predictor that
 proposes a share d of a layer in which f fires is taken to over-fire evenly,
@@ -21,8 +23,8 @@ is gate-first, every gate row read. In a batch a neuron is read if any sequence 
 memory's, or the arithmetic's where that is slower.
 
 Not in it: kernel launches, caches, the gate rows that the predictor `exact` reads in its own actor,
-that both executors of a machine without a GPU share one memory, and that loads vary from token to
-token (the mean of a maximum is more than the maximum of the means).
+and that loads vary from token to token (the mean of a maximum is more than the maximum of the
+means).
 
 Shape suffixes: L layers, N neurons of a layer.
 """
@@ -116,6 +118,7 @@ class CostModel:
         flops = 2.0 * problem.batch / DTYPE_BYTES.get(problem.dtype, 4)  # of one byte of weights
         self.hot_s_per_byte = _rate(hardware.gpu_gb_per_s, hardware.gpu_gflops, flops)
         self.cold_s_per_byte = _rate(hardware.host_gb_per_s, hardware.host_gflops, flops)
+        self.overlap = not hardware.in_turn
         self.fetched_s_per_byte = _rate(hardware.pcie_gb_per_s, hardware.gpu_gflops, flops)
 
     def token(self, device_LN: NDArray[np.int8], modules: Mapping[str, str]) -> TokenTime:
@@ -127,7 +130,9 @@ class CostModel:
         exchange_L = self.exchange(hot_LN)
         rows = zip(dense_L, hot_L, cold_L, exchange_L, strict=True)
         layers = tuple(
-            LayerTime(float(dense), float(hot), float(cold), float(exchange))
+            LayerTime(
+                *(float(dense), float(hot), float(cold), float(exchange)), overlap=self.overlap
+            )
             for dense, hot, cold, exchange in rows
         )
         return TokenTime(layers, rest_s)
@@ -196,7 +201,7 @@ def predict_schedule(problem: Problem, placed: Placement | Plan, schedule: Sched
             cold_s=layer.cold_s - float(bytes_L[i]) * model.cold_s_per_byte,
             exchange_s=float((selective_L if sync == "selective" else always_L)[i]),
             fetched_s=float(bytes_L[i]) * model.fetched_s_per_byte,
-            overlap=(f"cold.{i}", f"hot.{i}") not in after,
+            overlap=layer.overlap and (f"cold.{i}", f"hot.{i}") not in after,
         )
         for i, (layer, sync) in enumerate(zip(plain.layers, schedule.sync, strict=True))
     )

@@ -2,9 +2,9 @@
 
 As variant.py does with C files: compiled by nvcc into the user's cache under a key of its text
 after the preprocessor, compiler and GPU architecture; its ABI number compared by the plug-in
-(cuda/variant.cu); every operator compared with float64 in a process of its own
-(`cuda_variant_check`). The GPU executor compiles and loads it itself. The guide is
-examples/07_own_cuda_kernel.cu.
+(cuda/variant.cu); every operator, and passes of the embedded model, compared with float64 in a
+process of its own (`cuda_variant_check`). The GPU executor compiles and loads it itself. The guide
+is examples/07_own_cuda_kernel.cu.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def prepare_cuda_variant(path: str | os.PathLike[str]) -> Variant:
     library = _compile(variant)
     stamp = library.with_suffix(".tested")
     if not stamp.exists():
-        arguments = [str(plugin.path), str(library)]
+        arguments = [str(plugin.path), str(library), variant.path, variant.digest]
         check_in_child("hotcold.runtime.cuda_variant_check", source.name, arguments)
         stamp.touch()
     return variant

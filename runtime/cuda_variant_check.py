@@ -3,7 +3,7 @@
 Runs as a process of its own, started by `cuda_variant.py`, as variant_check does for C files: it
 prints each case before it computes it and ends with the first error as its last line. Behind every
 array on the device lies memory that is no number, so a kernel that reads too far gives itself away
-(or the driver does, and the process ends).
+(or the driver does, and the process ends). Whole passes come last (cuda_variant_passes.py).
 """
 
 import itertools
@@ -15,7 +15,9 @@ import numpy as np
 
 from hotcold.native import device_kernels as kernels
 from hotcold.native.device import open_plugin
+from hotcold.runtime.cuda_variant_passes import check_passes
 from hotcold.runtime.errors import HotcoldError
+from hotcold.runtime.variant import Variant
 from hotcold.runtime.variant_check import Array, Wrong, compare
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -169,10 +171,11 @@ def check_all(plugin: Any) -> None:
         check_attention(plugin, *shape, batch)
 
 
-def main(plugin: str, library: str) -> None:
+def main(plugin: str, library: str, source: str, digest: str) -> None:
     """Check a compiled variant on a plug-in, and end the process: 0, or 1 and the reason."""
     try:
         check_all(kernels.WithVariant(open_plugin(Path(plugin)), Path(library)))
+        check_passes(Variant(source, digest))
     except (HotcoldError, Wrong) as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         sys.exit(1)

@@ -108,8 +108,10 @@ class Deployment:
         if not self.predicts:
             return "stands by: the executors evaluate the gate of every neuron they own"
         why = f"; chosen by auto: {self.predictor_note}" if self.predictor_note else ""
+        if self.gpu is not None and self.gpu.apart:
+            return f"predicts on the GPU ({self.predictor}), in its own process under MPS{why}"
         if self.gpu is not None:
-            return f"owns the predictors ({self.predictor}); the GPU runs them in its graph{why}"
+            return f"stands by: the GPU executor's graph runs predictor {self.predictor}{why}"
         every = self.layout.with_gate and not self.remembers
         what = "evaluates every gate" if every else "predicts every layer"
         return f"{what} ({self.predictor}){why}"

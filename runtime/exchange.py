@@ -61,6 +61,8 @@ class ActorState:
     """An actor's counters since the segment was made; times in nanoseconds.
 
     clock_error_ns: by how much the times of a GPU's spans may be off at most; 0 without a GPU.
+    asks, asked_ns: where the predictor has a process of its own on the GPU, questions to it, and
+    the GPU executor's time from each to its answer.
     """
 
     progress: int
@@ -76,6 +78,8 @@ class ActorState:
     audit_rows: int = 0
     audit_missed: int = 0
     clock_error_ns: int = 0
+    asks: int = 0
+    asked_ns: int = 0
 
 
 @dataclass(frozen=True)

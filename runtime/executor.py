@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.device import Mailbox
 from hotcold.native.executor import (
     ExecutorArrays,
     LayerAddresses,
@@ -26,11 +27,12 @@ from hotcold.native.executor import (
     RequestTimes,
     Share,
 )
+from hotcold.runtime.apart import matrix_bytes, pass_flag
 from hotcold.runtime.deployment import Deployment
 from hotcold.runtime.errors import KernelError
 from hotcold.runtime.exchange import Segment
 from hotcold.runtime.formats.bundle import Bundle, open_bundle
-from hotcold.runtime.gpu import COLD_CHUNKS, GpuChoice, check_promise, device_arrays, say_parts
+from hotcold.runtime.gpu import GpuChoice, check_promise, device_arrays, say_parts
 from hotcold.runtime.kv import KvCache
 from hotcold.runtime.pages import packed
 from hotcold.runtime.plan import Plan
@@ -65,6 +67,7 @@ class Executor:
         segment: the exchange, already attached; must outlive the executor.
         kv: the KV cache of the GPU executor; None makes a private one.
         fired_LN: int64 counts to add fired gates into (profiling), or None.
+        mailbox: of the GPU executor, for a predictor with a process of its own on the GPU.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Executor:
         segment: Segment,
         kv: KvCache | None = None,
         fired_LN: NDArray[np.int64] | None = None,
+        mailbox: Mailbox | None = None,
     ) -> None:
         self.actor, self.deployment, self.segment = actor, deployment, segment
         use_kernels(deployment.kernels)
@@ -88,7 +92,6 @@ class Executor:
             epoch=segment.epoch,
             steps=deployment.programs[actor],
             max_batch=deployment.layout.max_batch,
-            n_chunks=plan.n_chunks,
             threads=deployment.cores[actor].threads,
             cores=deployment.cores[actor].cores,
             fired_LN=fired_LN,
@@ -96,7 +99,7 @@ class Executor:
             audit_seed=deployment.audit_seed,
         )
         if deployment.gpu is not None:
-            self._use_gpu(arrays, deployment.gpu)
+            self._use_gpu(arrays, deployment.gpu, mailbox)
         elif actor == "predictor":
             arrays.device_LN = np.ascontiguousarray(plan.device_LN)
             arrays.predictors = self._predictor_arrays()
@@ -108,26 +111,38 @@ class Executor:
             arrays.kv = (kv.keys, kv.values)
         self.prompts = self._prompt_form(arrays)
         self.native = NativeExecutor(arrays)
-        if actor == "gpu" and deployment.gpu is not None:
+        if deployment.gpu is not None and actor == deployment.gpu.last_actor:
             check_promise(deployment.gpu, "after the launch")
             say_parts(deployment.plan)
 
-    def _use_gpu(self, arrays: ExecutorArrays, gpu: GpuChoice) -> None:
-        """The GPU runs the prediction too, so the predictor's loop stands by."""
+    def _use_gpu(self, arrays: ExecutorArrays, gpu: GpuChoice, mailbox: Mailbox | None) -> None:
+        """Fused, the GPU executor predicts and the predictor's loop stands by; else it is asked."""
         deployment = self.deployment
+        plan, device = deployment.computed_plan, 1 if self.actor == "cpu" else 0
         if self.actor == "predictor":
             arrays.steps = arrays.steps[:0]
-            return
-        plan, device = deployment.computed_plan, 0 if self.actor == "gpu" else 1
-        if self.actor == "cpu":
-            plan = replace(plan, n_chunks=COLD_CHUNKS)
-            arrays.n_chunks = COLD_CHUNKS
+            if not gpu.apart:
+                return
         arrays.shares = _shares(plan, device)
-        if self.actor == "gpu":
-            steps, predictors = deployment.programs["predictor"], self._predictor_arrays()
-            arrays.device = device_arrays(
-                *(gpu, deployment.plan, deployment.fetch_L, predictors, steps), deployment.kernels
-            )
+        if self.actor == "cpu":
+            return
+        made = device_arrays(
+            *(gpu, deployment.plan, deployment.fetch_L, self._predictor_arrays()),
+            *(deployment.programs["predictor"], deployment.kernels),
+            pass_flag(deployment.layout),
+        )
+        if self.actor == "predictor":
+            own = gpu.predictor_bytes + matrix_bytes(deployment.plan)
+            steps = deployment.programs["gpu"]
+            made = replace(made, vram_bytes=own, gpu_steps=steps, mailbox=mailbox)
+        arrays.device = made
+
+    @property
+    def mailbox(self) -> Mailbox | None:
+        """What a predictor with a process of its own opens; None where none does."""
+        gpu, device = self.deployment.gpu, self.native.device
+        asks = self.actor == "gpu" and gpu is not None and gpu.apart
+        return device.mailbox() if asks and device is not None else None
 
     def _prompt_form(self, arrays: ExecutorArrays) -> PromptForm:
         gpu, deployment = self.deployment.gpu, self.deployment
@@ -155,6 +170,8 @@ class Executor:
             own: dict[str, Any] = {name: next(ready) for name in layer.arrays}
             own |= {name: getattr(layer, name) for name in _NUMBERS if hasattr(layer, name)}
             residual = layer.input == "residual"
+            if self.actor == "gpu" and deployment.gpu is not None and deployment.gpu.apart:
+                own = {}  # the other process has them; here they would take host memory
             made.append(PredictorArrays(layer.form, layer.threshold, residual, **own))
         return made
 
@@ -218,7 +235,7 @@ class Executor:
 
 def _shares(plan: Plan, device: int) -> list[Share]:
     layers, _ = plan.shape
-    return [Share(plan.ids(layer, device), plan.bounds(layer, device)) for layer in range(layers)]
+    return [Share(plan.ids(layer, device)) for layer in range(layers)]
 
 
 def _model_addresses(bundle: Bundle, store: WeightStore, context: int) -> ModelAddresses:

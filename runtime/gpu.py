@@ -7,8 +7,9 @@ the GPU executor computes on its CPU device.
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,28 @@ from numpy.typing import NDArray
 
 from hotcold.native import cuda_plugin, cuda_probe, nvml
 from hotcold.native.device import PART_BITS, DeviceArrays
+from hotcold.runtime import apart
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.cuda_variant import variant_library
-from hotcold.runtime.errors import BackendError, BudgetError, ConfigError
+from hotcold.runtime.errors import BackendError, BudgetError
 from hotcold.runtime.fetch import computed_plan, fetched
+from hotcold.runtime.gpu_memory import (
+    HOT_CHUNKS,
+    graph_shape,
+    kept_bytes,
+    pass_bytes,
+    table_bytes,
+)
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan
-from hotcold.runtime.prompt import PIECE_ROWS, choose_rows, id_bytes, prompt_bytes, sparse_only
+from hotcold.runtime.prompt import choose_rows, piece_rows, prompt_bytes, resident_bytes
 from hotcold.runtime.units import format_bytes
 from hotcold.runtime.variant import Variant
 
 logger = logging.getLogger(__name__)
 
-HOT_CHUNKS = 64  # partial sums of the hot FFN; enough blocks to fill a large GPU
-COLD_CHUNKS = 28  # pieces of the CPU executor's work; see native/ops/ffn.c
 MAX_HEAD_DIM, MAX_NEURONS = 256, 32768
-ATTENTION_PIECE = 256  # positions that decode attention sums up on their own; native/cuda/kernels.h
 CONTEXT_BYTES = 600 << 20  # context, kernels and graphs, where they could not be measured
-KERNELS_A_LAYER = 12  # of a graph, at most; see native/cuda/graph.cu
 KEEP_FREE = 256 << 20  # of a GPU used without a budget
 
 
@@ -51,6 +56,9 @@ class GpuChoice:
         visible: CUDA_VISIBLE_DEVICES of the driver.
         prompt_form: "auto", "dense" or "sparse".
         prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
+        predictor_process: "fused", or "mps": one of its own on the same GPU (apart.py).
+        predictor_bytes: what that one takes beside its matrices and its context.
+        prompt_piece: neurons that such a pass streams and computes at once.
     """
 
     kv_dtype: str
@@ -62,6 +70,19 @@ class GpuChoice:
     visible: str | None = None
     prompt_form: str = "auto"
     prompt_rows: int = 0
+    prompt_piece: int = 0
+    predictor_process: str = "fused"
+    predictor_bytes: int = 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether the predictor has a process of its own on the GPU."""
+        return self.predictor_process == "mps"
+
+    @property
+    def last_actor(self) -> str:
+        """Who takes its device memory last at a launch."""
+        return "predictor" if self.apart else "gpu"
 
     @property
     def room(self) -> int:
@@ -76,6 +97,7 @@ def choose_gpu(
     vram_bytes: int | None,
     layers: Sequence[Any] = (),
     lookahead: int = 0,
+    kernels: Variant | str | None = None,
 ) -> GpuChoice | None:
     """The GPU to use, or None for the CPU device.
 
@@ -86,10 +108,11 @@ def choose_gpu(
         vram_bytes: the budget, or None for what is free.
         layers: of the predictor, in their native forms.
         lookahead: layers that predictions are ahead, at most.
+        kernels: a CUDA variant of one's own, if any.
 
     Raises:
         BackendError: HOTCOLD_CUDA=require and it cannot be had.
-        ConfigError: dense prompts were asked for, which this model cannot have.
+        ConfigError: a predictor with a process of its own, which this machine cannot have.
         BudgetError: the budget is less than every plan needs, or more than the GPU has free.
     """
     if config.transport == "ray":
@@ -98,57 +121,71 @@ def choose_gpu(
         return None
     plugin = cuda_plugin.find()
     if plugin is None:
+        apart.check_gpu(config, "no GPU or no plug-in for it, or HOTCOLD_CUDA=off")
         return None
     if missing := unsupported(spec):
+        apart.check_gpu(config, f"the kernels do not serve {missing}")
         if cuda_plugin.mode() == "require":
             raise BackendError(f"the GPU kernels do not serve {missing}; set HOTCOLD_CUDA=auto")
         logger.warning("running on the CPU device: the GPU kernels do not serve %s", missing)
         return None
+    forms = {layer.form for layer in layers} - {"gate"}  # which stands by on a GPU
+    if apart.wanted(config):
+        apart.check_mps(forms)
     gpu = nvml.gpus()[nvml.visible_index()]
     free = gpu.total_bytes - gpu.used_bytes
     budget = free - KEEP_FREE if vram_bytes is None else vram_bytes
-    graphs = graph_shape(spec.n_layers, config.max_batch)
-    context_bytes = cuda_probe.context_bytes(plugin.path, *graphs) or CONTEXT_BYTES
-    shared = pass_bytes(spec, config.max_batch)
-    forms = {layer.form for layer in layers} - {"gate"}  # which stands by on a GPU
+    context_bytes = _context_bytes(plugin.path, config, spec, kernels)
     widths = (layer.fc1.shape[0] for layer in layers if layer.form == "matrices")
-    hidden = max(widths, default=0)
+    hidden, int8 = max(widths, default=0), config.predictor_dtype == "int8"
+    shared = pass_bytes(spec, config.max_batch, hidden)
+    early = min(max(1, lookahead, _asked_depth(config)), spec.n_layers)  # a schedule goes with any
+    predicts = any(layer.form != "gate" for layer in layers)  # which stands by on a GPU
+    masks = early + 1 if predicts else 0
 
     def need(rows: int) -> int:
-        int8 = config.predictor_dtype == "int8"
-        early = max(1, lookahead)  # the schedule lookahead goes with any predictor
-        return prompt_bytes(spec, rows, hidden, early + 1, int8)
+        return prompt_bytes(spec, rows, hidden, masks, int8)
 
-    rows = choose_rows(_served_form(config.prompt_form, spec, forms), context, budget, shared, need)
-    scratch = max(shared, need(rows)) + id_bytes(spec) if rows else shared
+    form = "sparse" if apart.wanted(config) else config.prompt_form
+    rows = choose_rows(form, context, budget, shared, need)
+    scratch = max(shared, need(rows)) + resident_bytes(spec) if rows else shared
+    predictor_bytes = 0
+    if apart.wanted(config):
+        predictor_bytes = apart.predictor_bytes(spec, config.max_batch, layers)
+        scratch += predictor_bytes + apart.executor_bytes(spec, config.max_batch, early)
+    tables = table_bytes(spec, context, config.max_batch, early, kept_bytes(layers, int8))
     choice = GpuChoice(
         kv_dtype=config.kv_dtype,
         predictor_dtype=config.predictor_dtype,
         vram_bytes=budget,
-        reserve_bytes=context_bytes + scratch + table_bytes(spec, context, config.max_batch),
+        reserve_bytes=context_bytes + scratch + tables,
         context_bytes=context_bytes,
         used_before=gpu.used_bytes,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         prompt_form=config.prompt_form,
         prompt_rows=rows,
+        predictor_process=config.predictor_process,
+        predictor_bytes=predictor_bytes,
+        prompt_piece=piece_rows(spec),
     )
     check_budget(choice, free)
     return choice
 
 
-def _served_form(form: str, spec: ModelSpec, forms: Iterable[str]) -> str:
-    """The form of prompts that was asked for, or sparse where a model has no other."""
-    missing = sparse_only(spec, forms)
-    if missing and form == "dense":
-        raise ConfigError(
-            f"the dense prompt form does not serve {missing}; choose --prompt-form sparse"
-        )
-    return "sparse" if missing else form
+def _context_bytes(
+    plugin: Path, config: EngineConfig, spec: ModelSpec, kernels: Variant | str | None
+) -> int:
+    """Device memory of the contexts of all our processes, measured; else what they may take."""
+    nodes, graphs = graph_shape(spec.n_layers, config.max_batch)
+    second = apart.KERNELS_A_LAYER * spec.n_layers + 1 if apart.wanted(config) else 0
+    measured = cuda_probe.context_bytes(plugin, nodes, graphs, second, _cuda_variant(kernels))
+    return CONTEXT_BYTES * (2 if second else 1) if measured is None else measured
 
 
-def graph_shape(n_layers: int, max_batch: int) -> tuple[int, int]:
-    """Kernels of a pass's graph, at most, and how many graphs there are: one a power of two."""
-    return KERNELS_A_LAYER * n_layers + 8, (max_batch - 1).bit_length() + 1
+def _asked_depth(config: EngineConfig) -> int:
+    """Layers by which a schedule is asked to predict early, where its settings say so."""
+    depth = config.settings.get("schedule.depth", 0)
+    return int(depth) if str(depth).isdecimal() else 0
 
 
 def unsupported(spec: ModelSpec) -> str:
@@ -169,7 +206,7 @@ def check_budget(choice: GpuChoice, free_bytes: int) -> None:
     if choice.room < 0:
         raise BudgetError(
             f"this model needs at least {choice.reserve_bytes} bytes of GPU memory "
-            f"({format_bytes(choice.context_bytes)} of it the CUDA context, the rest norms, tables "
+            f"({format_bytes(choice.context_bytes)} of it CUDA contexts, the rest norms, tables "
             f"and the scratch of a pass), the budget is {choice.vram_bytes}; raise --vram, lower "
             "--context, or set HOTCOLD_CUDA=off"
         )
@@ -232,52 +269,12 @@ def say_parts(plan: Plan) -> None:
         )
 
 
-def int8_bytes(layer: Any, spec: ModelSpec) -> int:
-    """Bytes of a predictor layer quantised by row: weights, scales, bias."""
-    if layer.form == "sign":
-        return int(layer.bytes)  # a bit a weight already
-    width = int(layer.fc1.shape[0])
-    bias = 0 if layer.bias_N is None else int(layer.bias_N.nbytes)
-    return width * (spec.d_model + spec.n_neurons) + 4 * (width + spec.n_neurons) + bias
-
-
 def show_gpu(choice: GpuChoice) -> None:
     """Let this process see the driver's GPUs; Ray hides them from actors that reserve none."""
     if choice.visible is None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = choice.visible
-
-
-def pass_bytes(spec: ModelSpec, max_batch: int) -> int:
-    """Device memory of a sparse pass that a dense one may use too, rounded up."""
-    B = 1 << (max_batch - 1).bit_length()
-    D, N = spec.d_model, spec.n_neurons
-    per_token = HOT_CHUNKS * D + 5 * D + 2 * (spec.q_dim + spec.kv_dim) + 2 * N + spec.embed_width
-    return 4 * B * per_token
-
-
-def table_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
-    """Device memory beside weights, KV and passes, rounded up; cuda/model.cu lays it out."""
-    B = 1 << (max_batch - 1).bit_length()
-    L, N, D = spec.n_layers, spec.n_neurons, spec.d_model
-    tables = 2 * L * N + 12 * N + context * spec.head_dim + L * HOT_CHUNKS * 8
-    norms = (2 * L + 1) * D
-    attention = attention_bytes(spec, context, max_batch)
-    return 4 * (B * spec.vocab_size + tables + norms) + (L * 24 + 64) * 256 + attention
-
-
-def attention_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
-    """Device memory of decode attention's sums a piece of the positions, rounded up."""
-    rows = spec.n_heads << (max_batch - 1).bit_length()
-    pieces = -(-context // ATTENTION_PIECE)
-    sums = rows * pieces * (spec.head_dim + 2) if pieces > 1 else 0
-    return 4 * (rows + sums) + 3 * 256
-
-
-def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
-    """Device memory beside weights and KV without a dense prompt form, rounded up."""
-    return pass_bytes(spec, max_batch) + table_bytes(spec, context, max_batch)
 
 
 def device_arrays(
@@ -287,6 +284,7 @@ def device_arrays(
     predictors: Sequence[Any],
     predict_steps: NDArray[Any],
     kernels: Variant | str | None = None,
+    pass_flag: int | None = None,
 ) -> DeviceArrays:
     """What the native side needs; compiles plug-in and CUDA variant where no one has yet.
 
@@ -297,6 +295,7 @@ def device_arrays(
         predictors: of every layer, or none.
         predict_steps: the predictor's program.
         kernels: a CUDA variant of one's own, if any.
+        pass_flag: of the exchange, by which a predictor with its own process learns of passes.
 
     Raises:
         BackendError: there is no plug-in on this machine.
@@ -306,6 +305,7 @@ def device_arrays(
     if plugin is None:
         raise BackendError("this deployment was made for a GPU, and none can be used here")
     layers, neurons = plan.shape
+    own = choice.predictor_bytes + apart.matrix_bytes(plan) if choice.apart else 0
     finer = replace(computed_plan(plan, fetch_L), n_chunks=HOT_CHUNKS)
     bounds_LC = np.stack([finer.bounds(layer, 0) for layer in range(layers)])
     if neurons >= 32 * HOT_CHUNKS:  # whole words of proposals: the split need not count inside one
@@ -318,12 +318,16 @@ def device_arrays(
         predict_steps=predict_steps if predictors else None,
         kv_dtype=choice.kv_dtype,
         predictor_dtype=choice.predictor_dtype if predictors else None,
-        vram_bytes=choice.vram_bytes - choice.context_bytes,
+        vram_bytes=choice.vram_bytes - choice.context_bytes - own,
         bus_LN=fetched(plan.device_LN, fetch_L).astype(np.uint8) if any(fetch_L) else None,
         host_parts_L=host_parts(plan),
         prompt_rows=choice.prompt_rows,
-        piece_rows=min(PIECE_ROWS, neurons),
-        variant=variant_library(kernels)
-        if isinstance(kernels, Variant) and kernels.on_gpu
-        else None,
+        piece_rows=choice.prompt_piece,
+        variant=_cuda_variant(kernels),
+        pass_flag=pass_flag if choice.apart else None,
     )
+
+
+def _cuda_variant(kernels: Variant | str | None) -> Path | None:
+    """The library of a CUDA variant; None where the kernels are others."""
+    return variant_library(kernels) if isinstance(kernels, Variant) and kernels.on_gpu else None

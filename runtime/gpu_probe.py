@@ -1,7 +1,7 @@
 """What `hotcold doctor` can learn of GPUs without any CUDA library of its own.
 
-Asks nvidia-smi where it is installed and libcuda by ctypes, in that order of trust; looks for the
-MPS daemon and nvcc. A machine without a GPU is fine: its GPU executor runs on its CPU device.
+Asks nvidia-smi where it is installed and libcuda by ctypes, in that order of trust; looks for MPS
+and nvcc. A machine without a GPU is fine: its GPU executor runs on its CPU device.
 """
 
 import ctypes
@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 
+from hotcold.native.mps import CONTROL
 from hotcold.runtime.probes import Check, Machine
 
 QUERY = "--query-gpu=name,driver_version,memory.total"
@@ -69,10 +70,12 @@ def _libcuda() -> int | str:
 
 
 def _mps(machine: Machine) -> Check:
-    if machine.processes("nvidia-cuda-mps-control"):
-        return Check("MPS", "ok", "daemon runs")
-    mend = "nvidia-cuda-mps-control -d, before two actors share the GPU"
-    return Check("MPS", "ok", "no daemon: processes take turns on the GPU", mend)
+    program = shutil.which(CONTROL, path=machine.env.get("PATH", ""))
+    running = "; a daemon runs already, and is left alone" if machine.processes(CONTROL) else ""
+    if program is None:
+        mend = f"install {CONTROL} for --predictor-process mps; without it the predictor is fused"
+        return Check("MPS", "ok", f"{CONTROL} is not on PATH{running}", mend)
+    return Check("MPS", "ok", f"{program}, for --predictor-process mps{running}")
 
 
 def _nvcc(machine: Machine) -> Check:

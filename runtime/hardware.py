@@ -29,8 +29,10 @@ class HardwareProfile:
         gpu_gflops: the same of the GPU executor.
         sync_s: one exchange between executors, there and back, with nothing to compute.
         has_gpu: False where the GPU executor computes on its CPU device: then both executors read
-            one memory, and one has to wait while the other reads.
-        gap_s: from the end of one node of a captured graph to the start of the next; 0: none.
+            one memory with the same cores.
+        at_once: without a GPU, whether each executor has cores of its own and reads at these rates
+            while the other does; if not, one waits while the other reads.
+        gap_s: that a node of a captured graph takes which does nothing; 0: none.
         context_bytes: GPU memory that a CUDA context takes of every budget; 0: not known.
 
     Raises:
@@ -48,10 +50,11 @@ class HardwareProfile:
     has_gpu: bool = True
     gap_s: float = 0.0
     context_bytes: int = 0
+    at_once: bool = False
 
     def __post_init__(self) -> None:
         for name, value in self.to_json().items():
-            if name in ("name", "measured", "has_gpu"):
+            if name in ("name", "measured", "has_gpu", "at_once"):
                 continue
             may_be_none = name in _MAY_BE_ZERO
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -61,6 +64,11 @@ class HardwareProfile:
                     f"hardware profile {self.name!r}: {name} is {value!r}; "
                     f"it must be a finite number, {least}"
                 )
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether one executor waits while the other reads."""
+        return not (self.has_gpu or self.at_once)
 
     @classmethod
     def unmeasured(cls) -> "HardwareProfile":
@@ -101,8 +109,9 @@ class HardwareProfile:
             )
         if not isinstance(data["name"], str) or not isinstance(data["measured"], bool):
             raise CheckpointError("a hardware profile's name is text and measured is true or false")
-        if not isinstance(data.get("has_gpu", True), bool):
-            raise CheckpointError("a hardware profile's has_gpu is true or false")
+        for name in ("has_gpu", "at_once"):
+            if not isinstance(data.get(name, True), bool):
+                raise CheckpointError(f"a hardware profile's {name} is true or false")
         return cls(**data)
 
 
@@ -111,10 +120,14 @@ def reference_machines() -> list[str]:
     return sorted(path.stem for path in MACHINES.glob("*.json"))
 
 
-def load_hardware(name: str) -> HardwareProfile:
+def load_hardware(name: str, threads: int | None = None) -> HardwareProfile:
     """A profile by the name of a reference machine, or by the path of a JSON file.
 
     The file is one that `hotcold hardware` writes, or holds the fields of HardwareProfile alone.
+
+    Args:
+        name: of the machine or the file.
+        threads: of each executor; None: all cores. Only measured files know what that changes.
 
     Raises:
         ConfigError: neither of the two.
@@ -131,7 +144,7 @@ def load_hardware(name: str) -> HardwareProfile:
     data = read_json(path)
     try:
         if isinstance(data, dict) and data.get("format") == FORMAT:
-            return MachineFile.from_json(data).profile
+            return MachineFile.from_json(data).with_threads(threads)
         return HardwareProfile.from_json(data)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error

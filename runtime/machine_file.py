@@ -14,7 +14,7 @@ What is read is not trusted: units, signs, NaN, missing and unknown keys give on
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "neurons": (("device", "dtype"), ("threads", "d_model", "us_per_neuron", "gb_per_s")),
     "exchanges": (("what",), ("round_trip_us", "p99_round_trip_us")),
 }
+YARDSTICK = 30 << 10  # bytes of a record (13B, float16) that the figure of host reads is of
 _FILE_LIMIT = 2**20
 _ROW_LIMIT = 4096
 _KEYS = ("format", "version", "name", "about", "date", "has_gpu", "machine", "figures", "tables")
@@ -98,6 +99,40 @@ class MachineFile:
         values: dict[str, Any] = {name: one.value for name, one in used.items()}
         measured = all(one.source == "measured" for one in used.values())
         return HardwareProfile(name=self.name, measured=measured, has_gpu=self.has_gpu, **values)
+
+    def with_threads(self, threads: int | None) -> HardwareProfile:
+        """The profile where each executor has so many threads; None: all cores.
+
+        What the host reads comes from the table of reads, its arithmetic is in proportion. Without
+        a GPU that holds for both executors, at once where there are cores for both.
+        """
+        profile, rates = self.profile, self._host_rates
+        most = max(rates, default=0)
+        known = [count for count in rates if threads is not None and count <= threads]
+        if threads is None or not known or threads >= most:
+            return profile
+        share, flops = rates[max(known)] / rates[most], threads / most
+        changes: dict[str, Any] = {
+            "host_gb_per_s": profile.host_gb_per_s * share,
+            "host_gflops": profile.host_gflops * flops,
+        }
+        if not self.has_gpu:
+            changes |= {"gpu_gb_per_s": profile.gpu_gb_per_s * share}
+            changes |= {"pcie_gb_per_s": profile.pcie_gb_per_s * share}
+            changes |= {"gpu_gflops": profile.gpu_gflops * flops, "at_once": 2 * threads <= most}
+        return replace(profile, name=f"{profile.name}, --threads {threads}", **changes)
+
+    @property
+    def _host_rates(self) -> dict[int, float]:
+        """Bytes of long records read, 10**9 a second by threads, from the best kind of store."""
+        rows = self.tables.get("host_reads", ())
+        length = min((row["record_bytes"] for row in rows), key=_from_yardstick, default=0)
+        rates: dict[int, float] = {}
+        for row in rows:
+            if row["record_bytes"] == length:
+                threads = int(row["threads"])
+                rates[threads] = max(rates.get(threads, 0.0), float(row["gb_per_s"]))
+        return rates
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -180,6 +215,10 @@ class MachineFile:
             return MachineFile.from_json(data)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
+
+
+def _from_yardstick(record_bytes: float) -> float:
+    return abs(record_bytes - YARDSTICK)
 
 
 def read_json(path: Path) -> object:

@@ -11,7 +11,8 @@ from typing import Any
 from hotcold.runtime.config import DEFAULT_CONTEXT, EngineConfig
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.formats.bundle import Bundle, resolve_model
-from hotcold.runtime.gpu import GpuChoice, choose_gpu, int8_bytes, with_vram
+from hotcold.runtime.gpu import GpuChoice, choose_gpu, with_vram
+from hotcold.runtime.gpu_memory import int8_bytes
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.predictor import (
     ModelView,
@@ -77,7 +78,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
     predictor, layers = _predictor(config, name, bundle, profile)
     vram = None if config.vram is None else parse_bytes(config.vram)
     ahead = int(getattr(predictor, "lookahead", 0))
-    gpu = choose_gpu(config, spec, context, vram, layers, ahead)
+    gpu = choose_gpu(config, spec, context, vram, layers, ahead, kernels)
     if gpu is None and isinstance(kernels, Variant) and kernels.on_gpu:
         raise ConfigError(
             f"{kernels.name} holds CUDA kernels and this deployment computes without a GPU; leave "
@@ -98,7 +99,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         bytes_L,
         # Standing by means gate-first: the executors read every gate row.
         expected_density_L(predictor, profile, spec) if layers else [1.0] * spec.n_layers,
-        chosen_hardware(config.hardware),
+        chosen_hardware(config.hardware, config.threads),
         kv_bytes=2 if gpu is not None and gpu.kv_dtype == "float16" else 4,
         embed_on_host=gpu is not None,
     )

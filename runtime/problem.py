@@ -240,7 +240,8 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
         predictor_density_L: share of neurons each predictor proposes; None: what fires.
         hardware: rates of the machine.
         kv_bytes: of an element of the KV cache.
-        embed_on_host: the embedding's rows are looked up by the host, so only the head counts.
+        embed_on_host: rows of embedding and positions are looked up by the host, so only the head
+            counts.
 
     Raises:
         ConfigError: shapes that do not match the model, or sizes out of range.
@@ -289,7 +290,8 @@ def _modules(
     read = vocab * spec.embed_width  # of embedding and positions a token reads a single row
     copies = 1 if spec.tied or embed_on_host else 2
     head = read * copies
-    head += spec.max_context * d if spec.positions == "learned" else 0
+    if spec.positions == "learned" and not embed_on_host:
+        head += spec.max_context * d
     head += 2 * d * spec.embed_width if spec.embed_dim is not None else 0
     layers = range(spec.n_layers)
     return (

@@ -8,6 +8,8 @@ that is long enough to ask, and kept, so that later runs of the plan take the sa
 same bits. Both forms apply the same proposals of the predictor, so the tokens are the same within
 rounding.
 
+Both serve every model and predictor that the GPU's kernels serve.
+
 Called by gpu.py (memory) and executor.py (the choice). Without a GPU all prompts are sparse.
 """
 
@@ -15,7 +17,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,56 +30,45 @@ from hotcold.runtime.neurons import NeuronRecord
 logger = logging.getLogger(__name__)
 
 ROWS = (512, 256, 128, 64)  # tokens of a dense pass, the most that memory allows
-PIECE_ROWS = 1024  # neurons streamed and computed at once: fills the GPU, 94 MB for three at 13B
+# Neurons streamed and computed at once, so that their product fills the GPU: 128 rows a block, gate
+# and up together or gates alone. Three of them: 94 MB at 13B (ReGLU), 177 MB for OPT-30B.
+PIECE_ROWS = {"reglu": 1024, "relu": 2048}
 SLOTS = 3  # STREAM_SLOTS of native/cuda/model.h
 MEMORY_SHARE = 1 / 50  # of the budget that `auto` gives to the dense form, at most
 NEVER = 1 << 30
 
 
+def piece_rows(spec: ModelSpec) -> int:
+    """Neurons of a layer that a dense pass streams and computes at once."""
+    return min(PIECE_ROWS[spec.ffn], spec.n_neurons)
+
+
 def prompt_bytes(spec: ModelSpec, rows: int, hidden: int, masks: int, int8: bool) -> int:
-    """Device memory of a dense pass, rounded up; lay_out_prompt of native/cuda/model.cu.
+    """Device memory of a dense pass, rounded up; lay_out_prompt of native/cuda/prompt_memory.cu.
 
     Args:
         spec: the model.
         rows: tokens of a pass.
-        hidden: widest predictor; 0: none.
-        masks: layers whose proposals are alive at once.
+        hidden: widest predictor of two matrices; 0: none.
+        masks: layers whose proposals are alive at once; 0: nothing is predicted.
         int8: predictor matrices are int8, and expanded for the products.
     """
-    D, N, piece = spec.d_model, spec.n_neurons, min(PIECE_ROWS, spec.n_neurons)
-    T = -(-rows // 64) * 64
-    wide = max(spec.q_dim + 2 * spec.kv_dim, hidden, piece)
-    operands = max(D, spec.q_dim) + max(D, hidden, piece) + 16
+    D, N, piece = spec.d_model, spec.n_neurons, piece_rows(spec)
+    T, E = -(-rows // 64) * 64, spec.embed_dim or 0
+    planes = 16 * (-(-D // 64))  # of a predictor of signs: 8 bits an input, counted in floats
+    wide = max(spec.q_dim + 2 * spec.kv_dim, hidden, piece, E)
+    operands = max(D, spec.q_dim, E) + max(D, hidden, piece, E, planes) + 16
     floats = D + spec.q_dim + wide + operands + 2
-    proposals = T * (masks * N + N // 8 + 1) if hidden else 0
+    proposals = T * (masks * N + N // 8 + 1) if masks else 0
     expanded = 2 * hidden * max(D, N) if int8 else 0
     slots = SLOTS * piece * NeuronRecord.for_spec(spec).record_bytes
     return 4 * T * floats + proposals + expanded + slots + 32 * 256
 
 
-def sparse_only(spec: ModelSpec, forms: Iterable[str] = ()) -> str:
-    """What of a model or its predictor the dense form has no code for; empty: nothing.
-
-    Args:
-        spec: the model.
-        forms: of the predictor's layers.
-    """
-    found = {
-        "plain ReLU layers": spec.ffn != "reglu",
-        "layer norms": spec.norm != "rms",
-        "learned positions": spec.positions != "rotary",
-        "biases": spec.biases,
-        "norms behind the residual": spec.post_norm,
-        "heads without a norm before them": not spec.final_norm,
-        "projected embeddings": spec.embed_dim not in (None, spec.d_model),
-        "predictors without matrices": any(form != "matrices" for form in forms),
-    }
-    return ", ".join(name for name, there in found.items() if there)
-
-
-def id_bytes(spec: ModelSpec) -> int:
-    """Device memory of the tables of a dense pass, which are there all the time."""
-    return spec.n_layers * (4 * spec.n_neurons + 256)
+def resident_bytes(spec: ModelSpec) -> int:
+    """Device memory of a dense pass that is there all the time: ids, and the projection inwards."""
+    inwards = spec.d_model * (spec.embed_dim or 0) * spec.element_bytes
+    return spec.n_layers * (4 * spec.n_neurons + 256) + inwards + 256
 
 
 def choose_rows(

@@ -114,7 +114,7 @@ def roofline(problem: Problem, placed: Placement | Plan, selective: bool = True)
     hot_LN = placed.device_LN == 0
     for name, own_LN in (("hot", hot_LN), ("cold", ~hot_LN)):
         sizes[name] = float(cost.bytes_LN[own_LN].sum())
-    together = max if hardware.has_gpu else sum
+    together = sum if hardware.in_turn else max
     parts["ffn"] = sum(together((layer.hot_s, layer.cold_s)) for layer in token.layers)
     parts["exchange"] = sum(layer.exchange_s for layer in token.layers)
     parts["gaps"] = hardware.gap_s * graph_nodes(problem, placed) if hardware.has_gpu else 0.0

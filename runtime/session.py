@@ -1,8 +1,9 @@
 """LocalSession: the three resident loops as threads of this process, without Ray.
 
 The same programs, exchange and executors as the actors run; for studies, profiling and tests, where
-starting a cluster would only cost time. Not what users generate with: that is
-`hotcold.actors.Engine`.
+starting a cluster would only cost time. A predictor with a process of its own on the GPU has a
+stream of its own here, in the one context there is, and no MPS. Not what users generate with: that
+is `hotcold.actors.Engine`.
 """
 
 import sys
@@ -34,12 +35,13 @@ class LocalSession:
     def __init__(self, deployment: Deployment, fired_LN: NDArray[np.int64] | None = None) -> None:
         self.deployment = deployment
         self.segment = Segment.private(deployment.layout, EPOCH)
-        self.executors = {
-            actor: Executor(
-                actor, deployment, self.segment, None, None if actor == "predictor" else fired_LN
+        self.executors: dict[str, Executor] = {}
+        for actor in ACTORS:
+            self.executors[actor] = Executor(
+                *(actor, deployment, self.segment, None),
+                None if actor == "predictor" else fired_LN,
+                self.executors["gpu"].mailbox if actor == "predictor" else None,
             )
-            for actor in ACTORS
-        }
         self.text = TextSide(deployment.bundle_path, deployment.spec)
         self._threads = [
             threading.Thread(target=executor.run, name=f"hotcold-{actor}", daemon=True)
@@ -116,8 +118,8 @@ class LocalSession:
         self.segment.poison(PoisonCode.CLOSED)
         for thread in self._threads:
             thread.join()
-        for executor in self.executors.values():
-            executor.close()
+        for executor in reversed(self.executors.values()):
+            executor.close()  # a predictor before the GPU executor, whose memory it may use
         self.segment.close()
 
     def __enter__(self) -> "LocalSession":

@@ -73,10 +73,13 @@ def own_path(key: str) -> Path:
     return cache_folder() / "hardware" / f"{key}.json"
 
 
-def this_machine() -> HardwareProfile:
+def this_machine(threads: int | None = None) -> HardwareProfile:
     """This machine's measured rates; round figures where it was not measured.
 
     A file that cannot be used is not an error, only said: nobody asked for it.
+
+    Args:
+        threads: of each executor; None: all cores.
     """
     key = identity()["key"]
     try:
@@ -97,14 +100,18 @@ def this_machine() -> HardwareProfile:
             path,
         )
         return HardwareProfile.unmeasured()
-    return file.profile
+    return file.with_threads(threads)
 
 
-def chosen_hardware(name: str | None) -> HardwareProfile:
+def chosen_hardware(name: str | None, threads: int | None = None) -> HardwareProfile:
     """The profile that --hardware names; without a name, this machine's.
+
+    Args:
+        name: as given; None: this machine.
+        threads: of each executor; None: all cores.
 
     Raises:
         ConfigError: neither a file nor a reference machine.
         CheckpointError: a file that does not hold a profile.
     """
-    return this_machine() if name is None else load_hardware(name)
+    return this_machine(threads) if name is None else load_hardware(name, threads)

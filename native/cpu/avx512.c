@@ -42,6 +42,9 @@ void hc_sign_count_avx2(const uint64_t *rows, int64_t n, const uint64_t *planes,
 #define ROWS   4   /* rows a dot reads at once */
 #define TOKENS 3   /* tokens a tile multiplies at once */
 #define TILE   512 /* weights converted at once in the batched form */
+#ifndef LEAD
+#define LEAD 512 /* weights of a row that are prefetched before they are read */
+#endif
 
 INLINE const char *at(const void *row, int64_t i, int dtype) {
     return (const char *)row + i * (dtype == HC_F32 ? 4 : 2);
@@ -96,18 +99,45 @@ INLINE float finish(const void *row, const float *x, int64_t d, __m512 even, __m
     return sum16(_mm512_add_ps(even, odd));
 }
 
-/* n (a constant <= ROWS) rows with one x; 32 weights a round, one cache line of each row of ahead. */
+/* 32 weights of each of n rows, from i on. */
+INLINE void prefetch(const void *const *rows, int n, int64_t i, int dtype) {
+    UNROLL for (int k = 0; k < n; k++) {
+        _mm_prefetch(at(rows[k], i, dtype), _MM_HINT_T1);
+        if (dtype == HC_F32)
+            _mm_prefetch(at(rows[k], i + 16, dtype), _MM_HINT_T1);
+    }
+}
+
+/* Weights the prefetch runs ahead: LEAD of a long row, so that the first rows of a list have been
+ * prefetched too (first_rows), else a whole row. */
+INLINE int64_t lead_of(int64_t whole) {
+    return whole < 2 * LEAD ? whole : LEAD;
+}
+
+INLINE void first_rows(const void *const *rows, int n, int64_t d, int dtype) {
+    for (int64_t i = 0; d >= 2 * LEAD && i < LEAD; i += 32)
+        prefetch(rows, n, i, dtype);
+}
+
+/* While weights i of the rows are read. */
+INLINE void prefetch_next(const void *const *rows, const void *const *ahead, int n, int64_t i,
+                          int64_t whole, int dtype) {
+    const int64_t to = i + lead_of(whole);
+    if (to < whole)
+        prefetch(rows, n, to, dtype);
+    else
+        prefetch(ahead, n, to - whole, dtype);
+}
+
+/* n (a constant <= ROWS) rows with one x; 32 weights a round. */
 INLINE void dot_rows(const void *const *rows, const void *const *ahead, int n, const float *x,
                      int64_t d, float *out, int dtype) {
+    const int64_t whole = d & ~(int64_t)31;
     __m512 even[ROWS], odd[ROWS];
     UNROLL for (int k = 0; k < n; k++) even[k] = odd[k] = _mm512_setzero_ps();
-    for (int64_t i = 0; i + 32 <= d; i += 32) {
+    for (int64_t i = 0; i < whole; i += 32) {
         if (ahead)
-            UNROLL for (int k = 0; k < n; k++) {
-                _mm_prefetch(at(ahead[k], i, dtype), _MM_HINT_T1);
-                if (dtype == HC_F32)
-                    _mm_prefetch(at(ahead[k], i + 16, dtype), _MM_HINT_T1);
-            }
+            prefetch_next(rows, ahead, n, i, whole, dtype);
         __m512 x0 = _mm512_loadu_ps(x + i), x1 = _mm512_loadu_ps(x + i + 16);
         UNROLL for (int k = 0; k < n; k++) {
             even[k] = _mm512_fmadd_ps(load16(rows[k], i, dtype), x0, even[k]);
@@ -120,6 +150,8 @@ INLINE void dot_rows(const void *const *rows, const void *const *ahead, int n, c
 INLINE void dot_any(const void *const *rows, const void *const *ahead, int64_t n, const float *x,
                     int64_t d, float *out, int dtype) {
     int64_t r = 0;
+    if (ahead && n >= ROWS)
+        first_rows(rows, ROWS, d, dtype);
     for (; r + ROWS <= n; r += ROWS)
         dot_rows(rows + r, ahead ? ahead + r : NULL, ROWS, x, d, out + r, dtype);
     for (; r + 2 <= n; r += 2)
@@ -209,19 +241,16 @@ INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const
 
 /* ---- y += sum c rows ---- */
 
-/* n (a constant <= ROWS) rows; 32 weights a round, one cache line of each row of ahead. */
+/* n (a constant <= ROWS) rows; 32 weights a round. */
 INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const float *c, int n,
                       int64_t d, float *y, int dtype) {
     __m512 factor[ROWS];
     UNROLL for (int k = 0; k < n; k++) factor[k] = _mm512_set1_ps(c[k]);
+    const int64_t whole = d & ~(int64_t)31;
     int64_t i = 0;
-    for (; i + 32 <= d; i += 32) {
+    for (; i < whole; i += 32) {
         if (ahead)
-            UNROLL for (int k = 0; k < n; k++) {
-                _mm_prefetch(at(ahead[k], i, dtype), _MM_HINT_T1);
-                if (dtype == HC_F32)
-                    _mm_prefetch(at(ahead[k], i + 16, dtype), _MM_HINT_T1);
-            }
+            prefetch_next(rows, ahead, n, i, whole, dtype);
         __m512 y0 = _mm512_loadu_ps(y + i), y1 = _mm512_loadu_ps(y + i + 16);
         UNROLL for (int k = 0; k < n; k++) {
             y0 = _mm512_fmadd_ps(factor[k], load16(rows[k], i, dtype), y0);
@@ -242,6 +271,8 @@ INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const f
 INLINE void axpy_any(const void *const *rows, const void *const *ahead, const float *c, int64_t n,
                      int64_t d, float *y, int dtype) {
     int64_t r = 0;
+    if (ahead && n >= ROWS)
+        first_rows(rows, ROWS, d, dtype);
     for (; r + ROWS <= n; r += ROWS)
         axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, ROWS, d, y, dtype);
     for (; r + 2 <= n; r += 2)

@@ -16,7 +16,8 @@ constexpr int WARP = 32;
 constexpr unsigned FULL = 0xffffffffu;
 
 // ---- launch overlap: the next kernel of the stream may start while this one runs. Nothing that an
-// earlier kernel wrote may be read before wait_prior(). Both are no-ops without the attribute.
+// earlier kernel wrote may be read before wait_prior(). Both are no-ops without the attribute, which
+// is why a build for less than 9.0 must not set it (can_overlap).
 __device__ __forceinline__ void launch_next() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -113,7 +114,19 @@ __device__ __forceinline__ void load_floats(const float *x, int at, int d, bool 
         out[i] = at + i < d ? x[at + i] : 0.0f;
 }
 
-__device__ __forceinline__ float warp_sum(float v) {
+__device__ __forceinline__ void store_floats(float *to, int at, int d, bool vec,
+                                             const float (&v)[4]) {
+    if (vec) {
+        *reinterpret_cast<float4 *>(to + at) = make_float4(v[0], v[1], v[2], v[3]);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        if (at + i < d)
+            to[at + i] = v[i];
+}
+
+template <class T> __device__ __forceinline__ T warp_sum(T v) {
 #pragma unroll
     for (int step = 16; step; step /= 2)
         v += __shfl_xor_sync(FULL, v, step);
@@ -126,15 +139,15 @@ __device__ __forceinline__ float warp_max(float v) {
     return v;
 }
 
-// Sum over a block of up to 32 warps, in warp order; every thread gets it. scratch: 33 floats.
-__device__ __forceinline__ float block_sum(float v, float *scratch) {
+// Sum over a block of up to 32 warps, in one order; every thread gets it. scratch: 33 numbers.
+template <class T> __device__ __forceinline__ T block_sum(T v, T *scratch) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     v = warp_sum(v);
     if (lane == 0)
         scratch[warp] = v;
     __syncthreads();
     if (warp == 0) {
-        v = warp_sum(lane < warps ? scratch[lane] : 0.0f);
+        v = warp_sum(lane < warps ? scratch[lane] : T(0));
         if (lane == 0)
             scratch[32] = v;
     }

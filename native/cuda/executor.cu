@@ -3,6 +3,7 @@
 // The graphs are made in graph.cu. The host thread that launched it watches: it ends the pass's waits
 // when the exchange is poisoned and wakes peers that fell asleep on a flag, which the device cannot.
 #include "executor.h"
+#include "host.h"
 
 #include <algorithm>
 #include <cstring>
@@ -11,19 +12,6 @@
 #include <unistd.h>
 
 namespace hotcold {
-namespace {
-
-constexpr int64_t LOOK_NS = 50000, QUERY_NS = 2000000, DRAIN_NS = 1500000000;
-
-template <class T> void pin(T **host, T **mapped, size_t count) {
-    const size_t size = count * sizeof(T);
-    check_host(cudaHostAlloc(reinterpret_cast<void **>(host), size, cudaHostAllocMapped), size);
-    std::memset(static_cast<void *>(*host), 0, count * sizeof(T));
-    check(cudaHostGetDevicePointer(reinterpret_cast<void **>(mapped), *host, 0), "pinned memory");
-}
-
-} // namespace
-
 void fail(cudaError_t error, const std::string &what) {
     std::string text = what + ": " + cudaGetErrorString(error);
     if (error == cudaErrorMemoryAllocation) {
@@ -61,7 +49,7 @@ void Executor::start() {
     check(cudaSetDevice(device_.index), "CUDA device");
     model_ = std::make_unique<Model>(args_, device_, plan_.data());
     check(cudaStreamCreateWithFlags(&launch_.stream, cudaStreamNonBlocking), "stream");
-    launch_.overlap = device_.launch_overlap != 0;
+    launch_.overlap = device_.launch_overlap != 0 && can_overlap(device_.index);
     launch_.variant = open_variant(device_.variant);
     check(cudaDeviceGetAttribute(&launch_.sms, cudaDevAttrMultiProcessorCount, device_.index),
           "CUDA device");
@@ -69,6 +57,10 @@ void Executor::start() {
         predicted_ |= plan_[i].predicted_at >= 0;
         plan_[i].has_hot = args_.shares_L[i].n_ids > 0; // those read over the bus too
     }
+    shown_ = plan_;
+    for (size_t i = 0; device_.apart && i < shown_.size(); i++)
+        if (shown_[i].predicted_at >= 0) // what of a prediction takes time here is its own layer's
+            shown_[i].predicted_at = static_cast<int32_t>(i);
     pin(&host_, &host_mapped_, 1);
     pin(&embedded_, &embedded_mapped_, model_->bucket * args_.model->d);
     pin(&logits_host_, &logits_mapped_, model_->bucket * args_.model->vocab);
@@ -79,6 +71,8 @@ void Executor::start() {
         capture(i);
     if (device_.prompt_rows)
         prompt_ = std::make_unique<Prompt>(args_, device_, plan_, *model_, launch_);
+    if (device_.apart)
+        share();
     check(cudaStreamSynchronize(launch_.stream), "graphs");
 }
 
@@ -128,35 +122,6 @@ void Executor::ring(uint32_t seq) {
         }
 }
 
-// Until the pass is done; returns when that was seen. Throws when the device fails or does not drain
-// after poison.
-int64_t Executor::watch(uint32_t seq) {
-    int64_t look = now_ns(), query = look, poisoned = 0;
-    while (__atomic_load_n(&host_->done, __ATOMIC_ACQUIRE) != seq) {
-        for (int i = 0; i < 20; i++)
-            __builtin_ia32_pause();
-        const int64_t now = now_ns();
-        if (now - look > LOOK_NS) {
-            look = now;
-            ring(seq);
-            if (!poisoned && __atomic_load_n(&args_.segment->poison, __ATOMIC_ACQUIRE)) {
-                poisoned = now;
-                __atomic_store_n(&host_->abort, 1u, __ATOMIC_SEQ_CST);
-            }
-        }
-        if (now - query > QUERY_NS) {
-            query = now;
-            const cudaError_t error = cudaStreamQuery(launch_.stream);
-            if (error != cudaSuccess && error != cudaErrorNotReady)
-                check(error, "the pass failed on the device");
-        }
-        if (poisoned && now - poisoned > DRAIN_NS)
-            throw std::runtime_error("the device did not end its pass after the exchange was "
-                                     "poisoned");
-    }
-    return now_ns();
-}
-
 void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     const hc_model &m = *args_.model;
     const int64_t e = bytes_of(m.dtype), row = m.d * e, rest = m.up_offset < 0 ? 1 : 2;
@@ -170,17 +135,19 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     report.audit_missed = host_->counters[5];
     report.pass_ns = stamps_host_[AT_END] - stamps_host_[AT_BEGIN];
     report.clock_error_ns = clock_.error_ns();
-    report.n_spans = read_timeline(stamps_host_, plan_, clock_, in.seq, in.spans, report.phase_ns);
+    report.n_spans = read_timeline(stamps_host_, shown_, clock_, in.seq, in.spans, report.phase_ns);
     report.bytes = m.n_layers * (2 * q_dim + 2 * kv_dim) * row;
     report.bytes +=
         (in.position_B[in.batch - 1] + 1) * kv_dim * m.n_layers * (device_.kv_f16 ? 4 : 8);
     report.bytes += in.head_rows ? m.vocab * m.embed_dim * e : 0;
     for (int l = 0; l < m.n_layers; l++)
-        if (plan_[l].predicted_at >= 0 && device_.predictors_L[l].form == HC_PREDICT_SIGN)
-            report.bytes += m.n * ((m.d + 63) / 64 * 8 + 8) + 4 * m.d;
-        else if (plan_[l].predicted_at >= 0)
-            report.bytes +=
-                (m.d + m.n) * device_.predictors_L[l].hidden * bytes_of(model_->dtype_of(l));
+        if (plan_[l].predicted_at >= 0 && !device_.apart)
+            report.bytes += predictor_read_bytes(m, device_.predictors_L[l], model_->dtype_of(l));
+        else if (plan_[l].predicted_at >= 0) {
+            const uint64_t *stamps = stamps_host_ + (l + 1) * STAMPS;
+            report.asks++;
+            report.asked_ns += static_cast<int64_t>(stamps[AT_ANSWERED] - stamps[AT_ASKED]);
+        }
     /* a batch reads a row once for all its tokens: tokens that share a neuron are not told apart */
     report.bytes += (report.gate_rows + rest * (report.up_down_rows + report.audit_rows)) * row;
     report.allocated_bytes = model_->bytes;
@@ -198,7 +165,8 @@ hc_status Executor::pass(const hc_device_pass &in, hc_device_report &report) {
         index++;
     const int64_t launched_ns = now_ns();
     check(cudaGraphLaunch(graph_[index], launch_.stream), "launching a pass");
-    const int64_t done_ns = watch(in.seq);
+    const int64_t done_ns = watch({args_.segment, launch_.stream, &host_->done, &host_->abort},
+                                  in.seq, [&] { ring(in.seq); });
     if (host_->failed)
         return HC_ERR_POISONED;
     clock_.narrow(launched_ns, stamps_host_[AT_BEGIN], stamps_host_[AT_END], done_ns);
@@ -217,64 +185,4 @@ hc_status Executor::prompt(const hc_device_prompt &in, hc_device_report &report)
     return prompt_->run(in, logits_host_, report);
 }
 
-namespace {
-
-thread_local std::string last_error;
-
-template <class Body> hc_status guarded(Body body) {
-    try {
-        return body();
-    } catch (const std::exception &error) {
-        last_error = error.what();
-        return HC_ERR_SYSTEM;
-    }
-}
-
-void *create(const hc_executor_args *args, const hc_device_args *device,
-             const hc_device_layer *layers_L) {
-    Executor *made = nullptr;
-    guarded([&] {
-        made = new Executor(*args, *device, layers_L);
-        return HC_OK;
-    });
-    return made;
-}
-
-void destroy(void *self) {
-    delete static_cast<Executor *>(self);
-}
-
-hc_status pass(void *self, const hc_device_pass *in, hc_device_report *report) {
-    return guarded([&] { return static_cast<Executor *>(self)->pass(*in, *report); });
-}
-
-hc_status prompt(void *self, const hc_device_prompt *in, hc_device_report *report) {
-    return guarded([&] { return static_cast<Executor *>(self)->prompt(*in, *report); });
-}
-
-float *logits(void *self) {
-    return static_cast<Executor *>(self)->logits();
-}
-
-const char *error() {
-    return last_error.c_str();
-}
-
-} // namespace
-
-hc_status operate(const hc_device_op &op); // operate.cu
-
-namespace {
-hc_status operate_guarded(const hc_device_op *op) {
-    return guarded([&] { return hotcold::operate(*op); });
-}
-} // namespace
-
 } // namespace hotcold
-
-extern "C" const hc_device_api *hc_device_table(void) {
-    static const hc_device_api table = {HC_DEVICE_ABI,    "cuda",         hotcold::create,
-                                        hotcold::destroy, hotcold::pass,  hotcold::prompt,
-                                        hotcold::logits,  hotcold::error, hotcold::operate_guarded};
-    return &table;
-}

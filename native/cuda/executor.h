@@ -17,6 +17,9 @@ class Executor {
     ~Executor();
     hc_status pass(const hc_device_pass &in, hc_device_report &report);
     hc_status prompt(const hc_device_prompt &in, hc_device_report &report);
+    const hc_mailbox &mailbox() const {
+        return mailbox_;
+    }
     float *logits() {
         return logits_host_;
     }
@@ -29,26 +32,31 @@ class Executor {
     void record(int32_t bucket);
     void record_attention(int layer, int32_t bucket);
     void record_norm(const Norm &args, int32_t bucket);
-    bool carries_norm(int layer, int at) const;
     float *ffn_input() const;
+    const float *prediction_input(int layer, int at) const;
     float *x_slot(int layer) const;
     int32_t audit_of(int layer) const;
     void record_prediction(int layer, int at, int32_t bucket);
     void record_split(int layer, bool with_x);
+    void record_ffn_norm(int layer, bool x_flag, int32_t bucket);
     void record_input(int layer, int32_t bucket);
+    void record_input_apart(int layer, int32_t bucket);
+    void record_ask(int layer, int at);
+    void record_answer(int layer, bool with_x);
     void record_hot(int layer, int32_t bucket);
     void record_merge(int layer, int32_t bucket);
     void record_head(int32_t bucket);
     Exchange exchange(int layer) const;
     uint32_t *flag(int32_t index) const;
-    int64_t watch(uint32_t seq);
     void ring(uint32_t seq);
+    void share();
     void fill(const hc_device_pass &in, hc_device_report &report);
     Gemv dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const;
 
     hc_executor_args args_;
     hc_device_args device_;
     std::vector<hc_device_layer> plan_;
+    std::vector<hc_device_layer> shown_; // the plan as spans show it
     std::unique_ptr<Model> model_;
     Launch launch_ = {};
     PassHost *host_ = nullptr, *host_mapped_ = nullptr;
@@ -59,6 +67,7 @@ class Executor {
     char *segment_ = nullptr; // as the device sees it
     std::unique_ptr<Prompt> prompt_;
     bool predicted_ = false;
+    hc_mailbox mailbox_ = {};
     cudaGraphExec_t graph_[BUCKETS] = {};
 };
 

@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(THREADS) gate_up_kernel(const Ffn1 a) {
     for (int k = blockIdx.x; k < count; k += gridDim.x, turn ^= 1) {
         const char *record = a.record_R[a.hot.rows[k]];
         const unsigned members =
-            (a.hot.members ? a.hot.members[k] : (1u << a.pass->batch) - 1) >> (8 * group);
+            (a.hot.members ? a.hot.members[k] : FULL >> (32 - a.pass->batch)) >> (8 * group);
         float gate[B] = {}, up[B] = {};
         for (int at = threadIdx.x * W::E; at < a.d; at += step) {
             const uint4 g = load_pack<W>(record + a.gate_offset, at, a.d, a.vec);
@@ -257,7 +257,7 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel
     constexpr int AHEAD = DOWN_AHEAD;
     __shared__ const char *rows[THREADS];
     __shared__ float c[THREADS][B];
-    __shared__ float scratch[33];
+    __shared__ int scratch[33];
     launch_next();
     wait_prior();
     const int tile = blockIdx.x, chunk = blockIdx.y, group = blockIdx.z;
@@ -296,9 +296,9 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel
                 to[column + e] = sum[b][e];
     }
     if (tile == 0) {
-        const float total = block_sum(static_cast<float>(fired), scratch);
+        const int total = block_sum(fired, scratch);
         if (threadIdx.x == 0)
-            a.fired_C[group * a.n_chunks + chunk] = static_cast<int32_t>(total);
+            a.fired_C[group * a.n_chunks + chunk] = total;
     }
 }
 

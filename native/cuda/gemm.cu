@@ -17,11 +17,17 @@
 namespace hotcold {
 namespace {
 
+__device__ __forceinline__ bool proposed(const Gemm &a, int t, int r) {
+    return !a.mask || a.mask[t * a.mask_stride + a.ids_R[r]];
+}
+
 // One element of the result, of one tile or of a pair (gate, up).
 __device__ __forceinline__ void write_out(const Gemm &a, int t, int r, float v, float up,
                                           unsigned &fired) {
     if (a.scale_R)
         v *= a.scale_R[r];
+    if (a.bias_R)
+        v += a.bias_R[r];
     float *to = a.y + t * a.y_stride + r;
     switch (a.epilogue) {
     case DENSE_STORE:
@@ -34,11 +40,18 @@ __device__ __forceinline__ void write_out(const Gemm &a, int t, int r, float v, 
         *to = fmaxf(v, 0.0f);
         break;
     case DENSE_MASK:
-        a.mask[t * a.mask_stride + r] = v + (a.bias_R ? a.bias_R[r] : 0.0f) >= a.threshold;
+        a.mask[t * a.mask_stride + r] = v >= a.threshold;
         break;
     case DENSE_NEURON: {
-        const bool on = v > 0 && (!a.mask || a.mask[t * a.mask_stride + a.ids_R[r]]);
-        const float c = on ? v * up : 0.0f;
+        const float c = v > 0 && proposed(a, t, r) ? v * up : 0.0f;
+        *to = c;
+        fired += c != 0;
+        break;
+    }
+    case DENSE_PLAIN: {
+        if (a.bias)
+            v += *reinterpret_cast<const float *>(a.w + r * a.stride + a.bias);
+        const float c = v > 0 && proposed(a, t, r) ? v : 0.0f;
         *to = c;
         fired += c != 0;
     }
@@ -46,7 +59,7 @@ __device__ __forceinline__ void write_out(const Gemm &a, int t, int r, float v, 
 }
 
 __device__ __forceinline__ void count_fired(const Gemm &a, unsigned fired) {
-    if (a.epilogue != DENSE_NEURON || !a.fired)
+    if (!a.fired)
         return;
     fired = __reduce_add_sync(FULL, fired);
     if (threadIdx.x % WARP == 0 && fired)

@@ -21,7 +21,8 @@ namespace v1 {
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
 
 struct Gemv1 : Gemv {
-    int32_t groups, row_blocks; // groups of eight tokens; blocks that hold rows
+    int32_t groups; // of eight tokens
+    int32_t extra;  // blocks of a group that write normed rows out: the first ones, a token each
     bool vec;
 };
 
@@ -92,12 +93,17 @@ __device__ __forceinline__ void combine(float (&sum)[R][B], float (&squares)[B],
 template <class W, int B, int R, int U, int K, bool NORM>
 __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv1 a) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const int group = blockIdx.x % a.groups, block = blockIdx.x / a.groups;
+    const int group = blockIdx.x % a.groups;
+    const int block = static_cast<int>(blockIdx.x / a.groups) - a.extra;
     launch_next();
-    if (NORM && block == a.row_blocks) { // one block more for each group
+    if (NORM && block < 0) {
         wait_prior();
-        norm_rows(a.x, a.norm_D, a.d, a.eps, a.normed, a.normed_host, a.residual_host, group * 8,
-                  min(a.pass->batch, group * 8 + B));
+        stamp(a.stamps, a.stamp);
+        const int b = group * 8 + block + a.extra;
+        const int64_t at = static_cast<int64_t>(b) * a.d;
+        if (b < a.pass->batch)
+            norm_row<THREADS>(a.x + b * a.x_stride, a.norm_D, a.d, a.eps, a.normed + at,
+                              a.normed_host ? a.normed_host + at : nullptr);
         return;
     }
     const int row0 = (block * (WARPS / K) + warp / K) * R;
@@ -143,9 +149,10 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv1 a) {
 #pragma unroll
         for (int b = 0; b < B; b++) {
             if (NORM)
-                sum[r][b] *= rsqrtf(squares[b] / static_cast<float>(a.d) + a.eps);
+                sum[r][b] =
+                    __fmul_rn(sum[r][b], rsqrtf(squares[b] / static_cast<float>(a.d) + a.eps));
             if (a.scale_R)
-                sum[r][b] *= a.scale_R[row0 + r];
+                sum[r][b] = __fmul_rn(sum[r][b], a.scale_R[row0 + r]);
         }
         write_out<B>(a, row0 + r, group, sum[r]);
     }
@@ -153,9 +160,8 @@ __global__ void __launch_bounds__(THREADS) gemv_kernel(const Gemv1 a) {
 
 template <class W, int B, int R, int U> void launch_b(Gemv1 &a, const Launch &launch) {
     constexpr int K = 4, PER_BLOCK = WARPS / K * R;
-    a.row_blocks = (a.rows + PER_BLOCK - 1) / PER_BLOCK;
-    const int blocks = a.row_blocks + (a.norm_D && a.normed ? 1 : 0);
-    const dim3 grid(blocks * a.groups);
+    a.extra = a.norm_D && a.normed ? B : 0;
+    const dim3 grid(((a.rows + PER_BLOCK - 1) / PER_BLOCK + a.extra) * a.groups);
     if (a.norm_D)
         enqueue<Gemv1>(gemv_kernel<W, B, R, U, K, true>, grid, THREADS, 0, launch, a);
     else

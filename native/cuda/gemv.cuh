@@ -5,7 +5,8 @@
 
 namespace hotcold {
 
-// Results of one row for B tokens of a group of eight.
+// Results of one row for B tokens of a group of eight. What was scaled comes in rounded (__fmul_rn):
+// one kernel must not fuse it with the addition here where another does not.
 template <int B>
 __device__ __forceinline__ void write_out(const Gemv &a, int row, int group, const float (&y)[B]) {
     const float bias = a.bias_R ? a.bias_R[row] : 0.0f;

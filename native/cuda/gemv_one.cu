@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_one_kernel(const Gemv2 a
     if (NORM && worker < 0) {
         wait_prior();
         stamp(a.stamps, a.stamp);
-        norm_rows(a.x, a.norm_D, a.d, a.eps, a.normed, a.normed_host, a.residual_host, 0, 1);
+        norm_row<THREADS>(a.x, a.norm_D, a.d, a.eps, a.normed, a.normed_host);
         return;
     }
     uint4 w[R][P];
@@ -122,9 +122,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_one_kernel(const Gemv2 a
             for (int k = 0; k < WARPS; k++)
                 y[0] += shared[turn][k][threadIdx.x];
             if (NORM)
-                y[0] *= scale;
+                y[0] = __fmul_rn(y[0], scale);
             if (a.scale_R)
-                y[0] *= a.scale_R[row];
+                y[0] = __fmul_rn(y[0], a.scale_R[row]);
             write_out<1>(a, row, 0, y);
         }
     }
@@ -149,7 +149,7 @@ template <class W, int P, int R, int BLOCKS> void start_norm(Gemv2 &a, const Lau
 // an H100 (us, fp16): 15360 x 5120: 52.8 (3 TB/s); 5120 x 5120: 18.1, with R 2: 19.2; 960 x 5120: 5.9,
 // with 5 blocks: 7.4; 13824 x 960: 10.5, with 3 blocks: 12.0; 32000 x 5120: 106.5.
 template <class W, int P> void start_rows(Gemv2 &a, const Launch &launch) {
-    if (P == 1)
+    if constexpr (P == 1)
         start_norm<W, P, 8, 5>(a, launch);
     else if (a.rows >= launch.sms * 8)
         start_norm<W, P, P == 2 ? 6 : P == 7 ? 3 : 4, 3>(a, launch); // P 7: 4 rows would spill

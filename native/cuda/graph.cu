@@ -5,9 +5,10 @@
 //   | split, cold list and flags to the host | gate and up | down | wait for the cold sum, merge
 // A layer that is predicted early has its fc1, fc2 and split before the merge of an earlier one: they
 // run while that one's cold sum is awaited, and the list is with the host long before x is. Its own x
-// then leaves with a norm of its own. Layer norms are kernels of their own always, before qkv and
-// before fc1; where norms follow the residual additions (opt-350m) they work in place on the stream,
-// which is then the next block's input.
+// then leaves with a norm of its own. A predictor that has its own process is asked instead: ask.cu.
+// Layer norms are kernels of their own always, before qkv and before fc1; where norms follow the
+// residual additions (opt-350m) they work in place on the stream, which is then the next block's
+// input.
 #include "executor.h"
 
 namespace hotcold {
@@ -90,42 +91,26 @@ void Executor::record_norm(const Norm &args, int32_t bucket) {
 // The proposals of `layer` from the feed-forward input of layer `at`. Its own: the norm goes with it,
 // and x leaves for the host. An earlier layer's: that one has been normed, and is not merged yet.
 void Executor::record_prediction(int layer, int at, int32_t bucket) {
-    const hc_model &m = *args_.model;
     const Buffers &b = model_->buffers;
-    const Predictor &p = model_->layers[layer].predictor;
-    const hc_predictor_layer &shape = device_.predictors_L[layer];
-    const float *input = shape.input ? b.h : ffn_input();
-    uint64_t *stamps = b.stamps + (layer + 1) * STAMPS;
-    if (shape.form == HC_PREDICT_SIGN) {
-        sign(Sign{p.signs_NW, p.scale2_N, p.bias_N, p.column_D, input, static_cast<int32_t>(m.n),
-                  static_cast<int32_t>(m.d), shape.input_bits, shape.threshold, b.planes_BPW,
-                  b.step_B, model_->layers[layer].members_N, b.pass, stamps},
-             bucket, launch_);
-        return;
+    Prediction p = {};
+    p.model = args_.model, p.shape = &device_.predictors_L[layer];
+    p.weights = &model_->layers[layer].predictor;
+    p.input = prediction_input(layer, at);
+    if (folds_norm(*p.model, *p.shape, layer, at)) {
+        p.norm_D = model_->layers[at].ffn_norm_D;
+        p.normed = b.normed, p.normed_host = x_slot(at);
     }
-    Gemv fc1 = dense(p.fc1, shape.hidden, m.d, input, b.hidden);
-    fc1.dtype = p.dtype, fc1.stride = m.d * bytes_of(p.dtype), fc1.scale_R = p.scale1_H;
-    fc1.epilogue = shape.relu ? RELU : STORE;
-    fc1.stamps = stamps, fc1.stamp = AT_PREDICT;
-    if (carries_norm(layer, at)) {
-        fc1.x = b.h;
-        fc1.norm_D = model_->layers[at].ffn_norm_D;
-        fc1.normed = b.normed, fc1.normed_host = x_slot(at);
-    }
-    gemv(fc1, bucket, launch_);
-    Gemv fc2 = dense(p.fc2, m.n, shape.hidden, b.hidden, nullptr);
-    fc2.dtype = p.dtype, fc2.stride = shape.hidden * bytes_of(p.dtype), fc2.scale_R = p.scale2_N;
-    fc2.epilogue = MEMBERS, fc2.threshold = shape.threshold, fc2.bias_R = p.bias_N;
-    fc2.members = reinterpret_cast<uint8_t *>(model_->layers[layer].members_N);
-    gemv(fc2, bucket, launch_);
+    p.hidden = b.hidden, p.planes_BPW = b.planes_BPW, p.step_B = b.step_B;
+    p.members_N = model_->layers[layer].members_N, p.pass = b.pass;
+    p.stamps = b.stamps + (layer + 1) * STAMPS;
+    predict(p, bucket, launch_);
 }
 
-// Whether the prediction's first product folds the norm of its input in and sends x out.
-bool Executor::carries_norm(int layer, int at) const {
+// What a layer's prediction reads, on the device: [B][D].
+const float *Executor::prediction_input(int layer, int at) const {
     const hc_predictor_layer &shape = device_.predictors_L[layer];
-    const hc_model &m = *args_.model;
-    return at == layer && !shape.input && shape.form != HC_PREDICT_SIGN && m.norm == HC_NORM_RMS &&
-           !m.post_norm;
+    const bool residual = shape.input || folds_norm(*args_.model, shape, layer, at);
+    return residual ? model_->buffers.h : ffn_input();
 }
 
 // Where the normed input of a feed-forward block lies on the device.
@@ -157,21 +142,27 @@ int32_t Executor::audit_of(int layer) const {
     return plan_[layer].predicted_at >= 0 && plan_[layer].has_hot ? args_.audit_every : 0;
 }
 
+// The feed-forward input of a layer by a norm of its own, in device memory and with the host; x_flag:
+// tell it, here and not with the lists.
+void Executor::record_ffn_norm(int layer, bool x_flag, int32_t bucket) {
+    const Layer &from = model_->layers[layer];
+    const bool after = args_.model->post_norm;
+    Exchange to = exchange(layer);
+    to.active_flag = nullptr;
+    if (!x_flag)
+        to.x_flag = nullptr;
+    Norm n = {};
+    n.x = model_->buffers.h, n.y = ffn_input(), n.y_host = x_slot(layer), n.to = to;
+    n.weight_D = after ? from.attention_norm_D : from.ffn_norm_D;
+    n.bias_D = after ? from.attention_norm_bias_D : from.ffn_norm_bias_D;
+    record_norm(n, bucket);
+}
+
 // The feed-forward input of a layer, in device memory and with the host, and the layer's lists.
 void Executor::record_input(int layer, int32_t bucket) {
-    const Layer &from = model_->layers[layer];
-    const bool own = plan_[layer].predicted_at == layer, after = args_.model->post_norm;
-    if (!own || !carries_norm(layer, layer)) {
-        Exchange to = exchange(layer);
-        to.active_flag = nullptr;
-        if (own)
-            to.x_flag = nullptr; // with the lists
-        Norm n = {};
-        n.x = model_->buffers.h, n.y = ffn_input(), n.y_host = x_slot(layer), n.to = to;
-        n.weight_D = after ? from.attention_norm_D : from.ffn_norm_D;
-        n.bias_D = after ? from.attention_norm_bias_D : from.ffn_norm_bias_D;
-        record_norm(n, bucket);
-    }
+    const bool own = plan_[layer].predicted_at == layer;
+    if (!own || !folds_norm(*args_.model, device_.predictors_L[layer], layer, layer))
+        record_ffn_norm(layer, !own, bucket);
     if (!own)
         return;
     record_prediction(layer, layer, bucket);
@@ -264,9 +255,12 @@ void Executor::record(int32_t bucket) {
           launch_);
     for (int layer = 0; layer < m.n_layers; layer++) {
         record_attention(layer, bucket);
-        record_input(layer, bucket);
+        if (device_.apart)
+            record_input_apart(layer, bucket);
+        else
+            record_input(layer, bucket);
         record_hot(layer, bucket);
-        for (int later = layer + 1; later < m.n_layers; later++)
+        for (int later = layer + 1; later < m.n_layers && !device_.apart; later++)
             if (plan_[later].predicted_at == layer) {
                 record_prediction(later, layer, bucket);
                 record_split(later, false);

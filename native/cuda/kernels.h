@@ -18,7 +18,7 @@ constexpr int HC_I8 = 3; // dtype of predictor matrices quantised by row, beside
 // SUMMED and WAITED, gets so far) then; timeline.cu reads them. The row before those of the layers
 // is of the whole pass.
 constexpr int STAMPS = 8;
-enum { AT_QKV, AT_PREDICT, AT_HOT, AT_MERGE, AT_SUMMED, AT_WAITED };
+enum { AT_QKV, AT_PREDICT, AT_HOT, AT_MERGE, AT_SUMMED, AT_WAITED, AT_ASKED, AT_ANSWERED };
 enum { AT_BEGIN, AT_HEAD, AT_END };
 // Counts of a pass, a row of them a layer.
 constexpr int COUNTS = 4;
@@ -34,7 +34,7 @@ struct PassState { // the running pass, in device memory; written by begin
 struct Operators;
 struct Launch { // how to enqueue
     cudaStream_t stream;
-    bool overlap; // programmatic dependent launch
+    bool overlap; // programmatic dependent launch, where can_overlap
     int sms;
     const Operators *variant; // NULL, or a user's launchers, asked before the built-in ones
 };
@@ -59,7 +59,6 @@ struct Gemv {
     When when;
     const PassState *pass;
     float *normed, *normed_host; // with norm_D: one block more writes the normed x here
-    float *residual_host;        // and x itself here
     uint64_t *stamps;
     int32_t stamp;
 };
@@ -237,6 +236,16 @@ inline void check(cudaError_t error, const char *what) { // no string is made wh
         fail(error, what);
 }
 void check_host(cudaError_t error, int64_t bytes); // of an allocation of pinned host memory
+
+// Whether kernels may be launched with overlap: a GPU that has it, and code that waits. Built for
+// less than compute capability 9.0, wait_prior() (common.cuh) compiles to nothing.
+inline bool can_overlap(int device) {
+    int built[] = {__CUDA_ARCH_LIST__}, least = built[0], major = 0;
+    for (int arch : built)
+        least = arch < least ? arch : least;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "CUDA device");
+    return major >= 9 && least >= 900;
+}
 
 template <class Args>
 void enqueue(void (*kernel)(Args), dim3 grid, int threads, size_t shared, const Launch &launch,

@@ -3,10 +3,11 @@
 // Bytes: n_chunks * 4 d of partial sums, read while the host still computes; then 4 d over the bus.
 // The wait is part of the kernel (form A of the exchange): one thread of the grid polls the flag in
 // host memory, 1 to 1.5 us a look, and gives up on the abort word, which the host thread sets when
-// the exchange is poisoned, or after WAIT_NS. Measured on an H100, 48 layers in a graph, x out and y
-// back at d 5120, us a layer (tests/cuda/exchange_forms.cu): no exchange 3.1; 20 blocks polling,
-// 4-byte loads of y 25.5; 10 blocks polling, 16-byte loads 16.9; one block polling, the others on its
-// relay in device memory 9.3 (in use); a wait kernel of one thread 9.0; form B, memory operations 12.1.
+// the exchange is poisoned, or after WAIT_NS. Measured on an H100 on 2026-11-22 at 14d9f69, `make
+// exchange-forms`, 48 layers in a graph, x out and y back at d 5120, us a layer: no exchange 3.1; 20
+// blocks polling, 4-byte loads of y 25.5; 10 blocks polling, 16-byte loads 16.9; one block polling,
+// the others on its relay in device memory 9.3 (in use); a wait kernel of one thread 9.0; form B,
+// memory operations 12.1.
 //
 // The last block also counts which of the audited neurons fired (split.cu), while others wait.
 //
@@ -110,15 +111,15 @@ template <int V> __device__ __forceinline__ Pack<V> hot_sum(const Merge &a, int 
 }
 
 __device__ __forceinline__ void count_missed(const Merge &a) {
-    __shared__ float scratch[33];
+    __shared__ int scratch[33];
     const int n = (a.audit[1] - a.audit[0]) * a.bucket;
     const float *c = a.c_KB + static_cast<int64_t>(a.audit[0]) * a.bucket;
     int fired = 0;
     for (int i = threadIdx.x; i < n; i += THREADS)
         fired += c[i] != 0;
-    const float sum = block_sum(static_cast<float>(fired), scratch); // exact below 2^24
+    fired = block_sum(fired, scratch);
     if (threadIdx.x == 0)
-        *a.missed = static_cast<int32_t>(sum);
+        *a.missed = fired;
 }
 
 template <int V> __global__ void __launch_bounds__(THREADS) merge_kernel(const Merge a) {

@@ -12,56 +12,44 @@
 
 namespace hotcold {
 
-int32_t bucket_of(int32_t batch) {
-    int32_t bucket = 1;
-    while (bucket < batch)
-        bucket *= 2;
-    return bucket;
-}
-
-int64_t bytes_of(int32_t dtype) {
-    return dtype == HC_F32 ? 4 : dtype == HC_I8 ? 1 : 2;
-}
-
-namespace {
-
-// Room for a tensor that the model may not have.
-float *like(Arena &arena, const float *from, int64_t count) {
-    return from ? arena.take<float>(count) : nullptr;
-}
-
-} // namespace
+constexpr int UPLOADERS = 4; // threads that copy weights
 
 Model::Model(const hc_executor_args &args, const hc_device_args &device,
              const hc_device_layer *layers_L)
     : bucket(bucket_of(args.max_batch)), args_(args), device_(device), plan_(layers_L) {
     const hc_model &m = *args.model;
     layers.resize(m.n_layers);
-    size_t ahead = 0; // layers by which a prediction is early, at most
     for (int i = 0; i < m.n_layers; i++) {
         max_hot = std::max(max_hot, args.shares_L[i].n_ids);
         layers[i].n_resident = rows_on_device(i);
         if (device.prompt_rows)
             layers[i].streamed = streamed(i);
-        if (plan_[i].predicted_at < 0)
-            continue;
-        max_hidden = std::max(max_hidden, device.predictors_L[i].hidden);
-        ahead = std::max(ahead, static_cast<size_t>(i - plan_[i].predicted_at));
+        if (predicts(i))
+            max_hidden = std::max(max_hidden, device.predictors_L[i].hidden);
     }
+    const int32_t ahead = layers_ahead(plan_, m.n_layers);
     hot_.resize(ahead + 1);
     Arena count, count_host;
     lay_out(count, count_host);
-    bytes = count.used(), pinned = count_host.used();
+    const int64_t own = count.used();
+    const int64_t shared = device.apart ? lay_out_mailbox(nullptr, m, bucket, ahead, mailbox) : 0;
+    bytes = own + shared, pinned = count_host.used();
     if (device.vram_bytes > 0 && bytes > device.vram_bytes)
         throw std::runtime_error("the plan needs " + std::to_string(bytes) +
                                  " bytes of GPU memory beside the context, the budget leaves " +
                                  std::to_string(device.vram_bytes) +
                                  "; raise --vram or use a smaller context");
     try {
-        allocate();
+        if (device.apart) {
+            check(cudaMalloc(&shared_, shared), "allocating " + std::to_string(shared) + " bytes");
+            check(cudaMemset(shared_, 0, shared), "GPU memory");
+            lay_out_mailbox(shared_, m, bucket, ahead, mailbox);
+        }
+        allocate(own);
         upload();
     } catch (...) {
         cudaFree(memory_);
+        cudaFree(shared_);
         cudaFreeHost(parts_);
         cudaFreeHost(bus_);
         throw;
@@ -70,13 +58,14 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
 
 Model::~Model() {
     cudaFree(memory_);
+    cudaFree(shared_);
     cudaFreeHost(parts_);
     cudaFreeHost(bus_);
 }
 
-void Model::allocate() {
-    check(cudaMalloc(&memory_, bytes), "allocating " + std::to_string(bytes) + " bytes");
-    check(cudaMemset(memory_, 0, bytes), "GPU memory");
+void Model::allocate(int64_t size) {
+    check(cudaMalloc(&memory_, size), "allocating " + std::to_string(size) + " bytes");
+    check(cudaMemset(memory_, 0, size), "GPU memory");
     void *mapped = nullptr;
     if (pinned) {
         check_host(cudaHostAlloc(reinterpret_cast<void **>(&parts_), pinned, cudaHostAllocMapped),
@@ -116,8 +105,12 @@ void Model::reserve_bus() {
     bus_end_ = bus_;
 }
 
+bool Model::predicts(int layer) const {
+    return plan_[layer].predicted_at >= 0 && !device_.apart;
+}
+
 bool Model::signs(int layer) const {
-    return plan_[layer].predicted_at >= 0 && device_.predictors_L[layer].form == HC_PREDICT_SIGN;
+    return predicts(layer) && device_.predictors_L[layer].form == HC_PREDICT_SIGN;
 }
 
 void Model::lay_out(Arena &arena, Arena &host) {
@@ -125,7 +118,8 @@ void Model::lay_out(Arena &arena, Arena &host) {
     const int64_t B = bucket, D = m.d, S = device_.n_chunks, head_dim = m.head_dim;
     const int64_t q_dim = m.heads * head_dim, kv_dim = m.kv_heads * head_dim;
     Buffers &b = buffers;
-    uint32_t *members = arena.take<uint32_t>(m.n_layers * m.n); // one block: masks leave it whole
+    uint32_t *members = device_.apart ? mailbox.members_LN // one block: masks leave it whole
+                                      : arena.take<uint32_t>(m.n_layers * m.n);
     int32_t *counts = arena.take<int32_t>(COUNTS * m.n_layers);
     int32_t *fired = arena.take<int32_t>(4 * S * m.n_layers);
     for (int i = 0; i < m.n_layers; i++) {
@@ -136,13 +130,15 @@ void Model::lay_out(Arena &arena, Arena &host) {
     }
     b.pass = arena.take<PassState>(1);
     b.logits = arena.take<float>(B * m.vocab);
-    b.final_norm_D = like(arena, m.final_norm_D, D);
-    b.final_norm_bias_D = like(arena, m.final_norm_bias_D, D);
-    b.cos_PE = like(arena, m.cos_PE, m.context * head_dim / 2);
-    b.sin_PE = like(arena, m.sin_PE, m.context * head_dim / 2);
+    b.final_norm_D = arena.like(m.final_norm_D, D);
+    b.final_norm_bias_D = arena.like(m.final_norm_bias_D, D);
+    b.cos_PE = arena.like(m.cos_PE, m.context * head_dim / 2);
+    b.sin_PE = arena.like(m.sin_PE, m.context * head_dim / 2);
     Arena &head = stays(m.n_layers, HC_PART_HEAD) ? host : arena;
     b.head = head.take<char>(m.vocab * m.embed_dim * bytes_of(m.dtype));
     b.project_out = m.project_out ? arena.take<char>(m.embed_dim * D * bytes_of(m.dtype)) : nullptr;
+    if (m.project_in && device_.prompt_rows)
+        prompt.project_in = arena.take<char>(m.embed_dim * D * bytes_of(m.dtype));
     b.skipped = arena.take<int32_t>(1);
     b.n_hot_L = arena.take<int32_t>(m.n_layers);
     b.stamps = arena.take<uint64_t>((m.n_layers + 1) * STAMPS);
@@ -180,7 +176,7 @@ void Model::lay_out(Arena &arena, Arena &host) {
     arena.go_to(std::max(end, arena.used()));
 }
 
-// As runtime/gpu.py counts it: attention_bytes. Beside the scratch: counters are zeros between passes.
+// As runtime/gpu_memory.py counts it. Beside the scratch: counters are zeros between passes.
 void Model::lay_out_attention(Arena &arena) {
     const hc_model &m = *args_.model;
     const int64_t rows = static_cast<int64_t>(bucket) * m.heads,
@@ -202,11 +198,11 @@ void Model::lay_out_layer(Arena &arena, Arena &host, int index) {
     layer.attention_norm_D = arena.take<float>(D);
     layer.ffn_norm_D = arena.take<float>(D);
     const hc_layer &given = m.layers[index];
-    layer.attention_norm_bias_D = like(arena, given.attention_norm_bias_D, D);
-    layer.ffn_norm_bias_D = like(arena, given.ffn_norm_bias_D, D);
-    layer.qkv_bias = like(arena, given.qkv_bias, q_dim + 2 * kv_dim);
-    layer.o_bias_D = like(arena, given.o_bias_D, D);
-    layer.ffn_bias_D = like(arena, given.ffn_bias_D, D);
+    layer.attention_norm_bias_D = arena.like(given.attention_norm_bias_D, D);
+    layer.ffn_norm_bias_D = arena.like(given.ffn_norm_bias_D, D);
+    layer.qkv_bias = arena.like(given.qkv_bias, q_dim + 2 * kv_dim);
+    layer.o_bias_D = arena.like(given.o_bias_D, D);
+    layer.ffn_bias_D = arena.like(given.ffn_bias_D, D);
     layer.qkv = home(HC_PART_ATTENTION).take<char>((q_dim + 2 * kv_dim) * D * e);
     layer.o = home(HC_PART_ATTENTION).take<char>(D * q_dim * e);
     layer.records = arena.take<char>(rows_on_device(index) * m.record_bytes);
@@ -219,30 +215,9 @@ void Model::lay_out_layer(Arena &arena, Arena &host, int index) {
     layer.relay = arena.take<uint32_t>(1);
     layer.bounds_C = arena.take<int32_t>(S + 1);
     layer.starts_C = arena.take<int32_t>(S + 1);
-    if (plan_[index].predicted_at >= 0)
-        lay_out_predictor(arena, host, index);
-}
-
-void Model::lay_out_predictor(Arena &arena, Arena &host, int index) {
-    const hc_model &m = *args_.model;
-    const int64_t D = m.d;
-    const hc_predictor_layer &from = device_.predictors_L[index];
-    Predictor &to = layers[index].predictor;
-    Arena &at = stays(index, HC_PART_PREDICTOR) ? host : arena;
-    to.bias_N = like(arena, from.bias_N, m.n);
-    if (signs(index)) {
-        to.signs_NW = at.take<uint64_t>(m.n * ((D + 63) / 64));
-        to.scale2_N = arena.take<float>(m.n);
-        to.column_D = like(arena, from.column_D, D);
-        return;
-    }
-    to.dtype = device_.predictor_i8 ? HC_I8 : from.dtype;
-    to.fc1 = at.take<char>(from.hidden * D * bytes_of(to.dtype));
-    to.fc2 = at.take<char>(m.n * from.hidden * bytes_of(to.dtype));
-    if (device_.predictor_i8) {
-        to.scale1_H = arena.take<float>(from.hidden);
-        to.scale2_N = arena.take<float>(m.n);
-    }
+    if (predicts(index))
+        lay_out_predictor(arena, home(HC_PART_PREDICTOR), m, device_.predictors_L[index],
+                          device_.predictor_i8, layer.predictor);
 }
 
 void Model::upload() {
@@ -255,16 +230,19 @@ void Model::upload() {
     up.copy_if(buffers.sin_PE, m.sin_PE, half_table);
     up.copy(buffers.head, m.head, m.vocab * m.embed_dim * bytes_of(m.dtype));
     up.copy_if(buffers.project_out, m.project_out, m.embed_dim * m.d * bytes_of(m.dtype));
+    up.copy_if(prompt.project_in, prompt.project_in ? m.project_in : nullptr,
+               m.embed_dim * m.d * bytes_of(m.dtype));
     std::vector<int32_t> n_hot(m.n_layers);
     for (int i = 0; i < m.n_layers; i++)
         n_hot[i] = static_cast<int32_t>(args_.shares_L[i].n_ids);
     up.copy(buffers.n_hot_L, n_hot.data(), 4 * m.n_layers);
     up.finish();
-    for (int i = 0; i < m.n_layers; i++) {
+    // What goes on the bus is laid out neuron after neuron, so by one thread.
+    by_threads(m.n_layers, bus_ ? 1 : UPLOADERS, device_.index, [this, &m](int i) {
         upload_layer(i);
-        if (plan_[i].predicted_at >= 0)
-            upload_predictor(i);
-    }
+        if (predicts(i))
+            upload_predictor(m, device_.predictors_L[i], device_.predictor_i8, layers[i].predictor);
+    });
 }
 
 void Model::upload_layer(int index) {
@@ -318,36 +296,6 @@ void Model::upload_layer(int index) {
     up.copy(to.row_G, rows.data(), rows.size() * 4);
     up.copy(to.bounds_C, bounds, (S + 1) * 4);
     up.copy(to.starts_C, starts.data(), (S + 1) * 4);
-    up.finish();
-}
-
-void Model::upload_predictor(int index) {
-    const hc_model &m = *args_.model;
-    const hc_predictor_layer &from = device_.predictors_L[index];
-    Predictor &to = layers[index].predictor;
-    Uploader up;
-    up.copy_if(to.bias_N, from.bias_N, m.n * 4);
-    if (signs(index)) {
-        up.copy(to.signs_NW, from.signs_NW, m.n * ((m.d + 63) / 64) * 8);
-        up.copy(to.scale2_N, from.scale_N, m.n * 4);
-        up.copy_if(to.column_D, from.column_D, m.d * 4);
-        up.finish();
-        return;
-    }
-    if (!device_.predictor_i8) {
-        up.copy(to.fc1, from.fc1, from.hidden * m.d * bytes_of(from.dtype));
-        up.copy(to.fc2, from.fc2, m.n * from.hidden * bytes_of(from.dtype));
-        up.finish();
-        return;
-    }
-    std::vector<int8_t> weights;
-    std::vector<float> scales;
-    quantise(from.fc1, from.dtype, from.hidden, m.d, weights, scales);
-    up.copy(to.fc1, weights.data(), weights.size());
-    up.copy(to.scale1_H, scales.data(), scales.size() * 4);
-    quantise(from.fc2, from.dtype, m.n, from.hidden, weights, scales);
-    up.copy(to.fc2, weights.data(), weights.size());
-    up.copy(to.scale2_N, scales.data(), scales.size() * 4);
     up.finish();
 }
 

@@ -1,20 +1,12 @@
 // model.h - one GPU executor's memory: where every tensor lies on the device.
 #ifndef HOTCOLD_MODEL_H
 #define HOTCOLD_MODEL_H
-#include "kernels.h"
+#include "mailbox.h"
+#include "predictor.h"
 
-#include <cstdint>
 #include <vector>
 
 namespace hotcold {
-
-struct Predictor {
-    void *fc1 = nullptr, *fc2 = nullptr;
-    float *scale1_H = nullptr, *scale2_N = nullptr, *bias_N = nullptr;
-    int32_t dtype = 0;
-    uint64_t *signs_NW = nullptr; // of the form sign, with a scale a row in scale2_N
-    float *column_D = nullptr;
-};
 
 constexpr int STREAM_SLOTS = 3; // buffers on the device for streamed neurons
 
@@ -36,28 +28,6 @@ struct Layer {
     std::vector<int32_t> streamed;
 };
 
-// Hands out parts of one allocation; with no base it only counts.
-class Arena {
-  public:
-    explicit Arena(char *base = nullptr) : base_(base) {}
-    template <class T> T *take(int64_t count) {
-        const int64_t at = used_;
-        used_ += (count * static_cast<int64_t>(sizeof(T)) + 255) / 256 * 256;
-        return base_ ? reinterpret_cast<T *>(base_ + at) : nullptr;
-    }
-    int64_t used() const {
-        return used_;
-    }
-
-    void go_to(int64_t at) { // what is taken from here on shares memory with what was behind
-        used_ = at;
-    }
-
-  private:
-    char *base_;
-    int64_t used_ = 0;
-};
-
 struct PromptBuffers { // of a dense pass; they share memory with a sparse pass's scratch
     int64_t tokens = 0, piece_rows = 0; // 0 tokens: there is no dense form
     int64_t masks = 1;                  // proposals of so many layers are alive at once
@@ -65,7 +35,8 @@ struct PromptBuffers { // of a dense pass; they share memory with a sparse pass'
     float *wide;           // qkv, then the predictor's hidden layer, then relu(gate) * up
     char *operand, *spare; // activations as products want them
     uint8_t *mask, *bits;
-    char *expanded; // int8 predictor matrices as float16
+    char *expanded;   // int8 predictor matrices as float16
+    char *project_in; // there all the time; the sparse form projects on the host
     unsigned long long *fired;
     char *slots[STREAM_SLOTS];
 };
@@ -96,9 +67,10 @@ class Model {
     std::vector<Layer> layers;
     Buffers buffers = {};
     PromptBuffers prompt = {};
-    int64_t bytes = 0;   // allocated on the device
-    int64_t pinned = 0;  // in host memory, read over the bus
-    int64_t max_hot = 1; // longest table of hot neurons
+    Mailbox mailbox = {}; // to a predictor that has a process of its own
+    int64_t bytes = 0;    // allocated on the device
+    int64_t pinned = 0;   // in host memory, read over the bus
+    int64_t max_hot = 1;  // longest table of hot neurons
     int64_t max_hidden = 1;
     int32_t bucket; // largest batch, rounded up to a graph's
     const HotList &hot_of(int layer) const {
@@ -113,29 +85,26 @@ class Model {
     void lay_out_attention(Arena &arena);
     void lay_out_prompt(Arena &arena);
     void lay_out_layer(Arena &arena, Arena &host, int index);
-    void lay_out_predictor(Arena &arena, Arena &host, int index);
     void upload();
     void upload_layer(int index);
-    void upload_predictor(int index);
-    bool signs(int layer) const; // its proposals come from one bit a weight
+    bool signs(int layer) const;    // its proposals come from one bit a weight
+    bool predicts(int layer) const; // here, and in no other process
     const hc_executor_args &args_;
     const hc_device_args &device_;
     const hc_device_layer *plan_;
     bool on_bus(int layer, int32_t id) const;
     int64_t rows_on_device(int layer) const;
     bool stays(int index, int part) const; // of a layer, or the head: in host memory
-    void allocate();
+    void allocate(int64_t size);
     std::vector<int32_t> streamed(int layer) const;
     void reserve_bus();
     std::vector<HotList> hot_; // as many as layers may be predicted before they are computed
     char *memory_ = nullptr;
-    char *parts_ = nullptr; // pinned: modules that stay in host memory
-    char *bus_ = nullptr;   // pinned copies of the neurons that stay in host memory
+    char *shared_ = nullptr; // the mailbox: of an allocation of its own, which another process maps
+    char *parts_ = nullptr;  // pinned: modules that stay in host memory
+    char *bus_ = nullptr;    // pinned copies of the neurons that stay in host memory
     char *bus_end_ = nullptr, *bus_mapped_ = nullptr;
 };
-
-int32_t bucket_of(int32_t batch);
-int64_t bytes_of(int32_t dtype);
 
 } // namespace hotcold
 #endif

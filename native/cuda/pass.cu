@@ -37,19 +37,19 @@ __global__ void __launch_bounds__(256) logits_kernel(const Finish a) {
 }
 
 __global__ void __launch_bounds__(256) done_kernel(const Finish a) {
-    __shared__ float scratch[33];
+    __shared__ int scratch[33];
     launch_next();
     wait_prior();
-    float fired = 0, counts[COUNTS] = {};
+    int fired = 0, counts[COUNTS] = {}; // at most layers * neurons * 32: far below 2^31
     for (int i = threadIdx.x; i < a.n_layers * a.groups * a.n_chunks; i += 256)
         fired +=
             a.fired_LC[i / (a.groups * a.n_chunks) * 4 * a.n_chunks + i % (a.groups * a.n_chunks)];
     for (int l = threadIdx.x; l < a.n_layers; l += 256) {
         if (a.predicted)
             for (int i = 0; i < COUNTS; i++)
-                counts[i] += static_cast<float>(a.counts_LC[l * COUNTS + i]);
+                counts[i] += a.counts_LC[l * COUNTS + i];
         else
-            counts[COUNT_HOT] += static_cast<float>(a.n_hot_L[l] * a.pass->batch);
+            counts[COUNT_HOT] += a.n_hot_L[l] * a.pass->batch;
     }
     for (int i = threadIdx.x; i < (a.n_layers + 1) * STAMPS; i += 256)
         if (i != AT_END)
@@ -59,12 +59,12 @@ __global__ void __launch_bounds__(256) done_kernel(const Finish a) {
         counts[i] = block_sum(counts[i], scratch);
     if (threadIdx.x != 0)
         return;
-    a.host->counters[0] = static_cast<int64_t>(counts[COUNT_HOT]);
-    a.host->counters[1] = static_cast<int64_t>(fired);
+    a.host->counters[0] = counts[COUNT_HOT];
+    a.host->counters[1] = fired;
     a.host->counters[2] = *a.skipped;
-    a.host->counters[3] = static_cast<int64_t>(counts[COUNT_COLD]);
-    a.host->counters[4] = static_cast<int64_t>(counts[COUNT_AUDITED]);
-    a.host->counters[5] = static_cast<int64_t>(counts[COUNT_MISSED]);
+    a.host->counters[3] = counts[COUNT_COLD];
+    a.host->counters[4] = counts[COUNT_AUDITED];
+    a.host->counters[5] = counts[COUNT_MISSED];
     a.stamps_host[AT_END] = now();
     a.host->failed = a.pass->failed;
     __threadfence_system();

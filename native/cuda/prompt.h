@@ -24,17 +24,25 @@ class Prompt {
         int64_t begin, n; // of the layer's streamed ids
     };
     void release();
+    void feed(int64_t piece);
+    bool poisoned() const;
+    void progress() const; // something was done, for those who watch
+    // prompt_layer.cu
     void embed(const hc_device_prompt &in);
     void attend(int layer, const hc_device_prompt &in);
     void predict(int layer, int at, const hc_device_prompt &in);
+    const uint8_t *propose(int layer, const hc_device_prompt &in);
     void feed_forward(int layer, const hc_device_prompt &in);
     void neurons(const char *records, int64_t n, const int32_t *ids, const uint8_t *mask,
-                 const Operand &x, int tokens);
+                 const float *bias_D, const Operand &x, int tokens);
     void head(const hc_device_prompt &in, float *logits_host);
-    void feed(int64_t piece);
-    bool poisoned() const;
-    Operand operand(bool spare, const float *x, int64_t stride, const float *norm_D, int64_t k,
-                    int32_t dtype, int tokens);
+    void decode(const void *w, int64_t rows, int64_t d, const float *x, const float *norm_D,
+                float *y, int32_t n);
+    void dense(const Rows &x, const void *w, const float *bias_R, int64_t rows, int64_t d,
+               DenseEpilogue epilogue, float *y, int tokens);
+    Rows stream(const float *norm_D, const float *norm_bias_D) const;
+    Rows ffn_input(int layer) const;
+    Operand operand(bool spare, const Rows &rows, int64_t k, int32_t dtype, int tokens);
     Gemm product(const Operand &x, const void *w, int64_t stride, int64_t rows, int32_t dtype,
                  int tokens) const;
     uint8_t *mask(int layer) const;
@@ -47,9 +55,9 @@ class Prompt {
     std::vector<Piece> pieces_;
     std::unique_ptr<Streamer> streamer_;
     cudaEvent_t free_[STREAM_SLOTS] = {}, ready_[STREAM_SLOTS] = {};
-    int64_t at_ = 0; // the piece to compute next
-    char *rows_ = nullptr;
-    void *rows_mapped_ = nullptr; // embedding rows of the prompt, pinned
+    cudaEvent_t layer_[2] = {};                     // a layer is done
+    int64_t at_ = 0;                                // the piece to compute next
+    char *rows_ = nullptr, *rows_mapped_ = nullptr; // of embedding, then of positions; pinned
 };
 
 } // namespace hotcold

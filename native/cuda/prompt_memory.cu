@@ -29,20 +29,22 @@ void Model::lay_out_prompt(Arena &arena) {
         return;
     const int64_t T = (device_.prompt_rows + 63) / 64 * 64, q_dim = m.heads * m.head_dim;
     const int64_t piece = device_.piece_rows, H = max_hidden, D = m.d;
+    const int64_t E = m.project_in ? m.embed_dim : 0, planes = 16 * ((D + 63) / 64); // 8, in floats
     const auto operand = [&](int64_t k) { return arena.take<char>(T * ((k + 7) / 8 * 8) * 4); };
-    bool streams = false;
+    bool streams = false, matrices = false;
     for (int i = 0; i < m.n_layers; i++) {
         streams |= !layers[i].streamed.empty();
         if (plan_[i].predicted_at >= 0)
             b.masks = std::max<int64_t>(b.masks, i - plan_[i].predicted_at + 1);
+        matrices |= plan_[i].predicted_at >= 0 && !signs(i);
     }
     b.tokens = T, b.piece_rows = piece;
     b.h = arena.take<float>(T * D);
     b.attended = arena.take<float>(T * q_dim);
     b.wide = arena.take<float>(
-        T * std::max({q_dim + 2 * m.kv_heads * static_cast<int64_t>(m.head_dim), H, piece}));
-    b.operand = operand(std::max(D, q_dim));
-    b.spare = operand(std::max({D, H, piece}));
+        T * std::max({q_dim + 2 * m.kv_heads * static_cast<int64_t>(m.head_dim), H, piece, E}));
+    b.operand = operand(std::max({D, q_dim, E}));
+    b.spare = operand(std::max({D, H, piece, E, planes}));
     b.scale_T = arena.take<float>(T);
     b.spare_scale_T = arena.take<float>(T);
     b.fired = arena.take<unsigned long long>(1);
@@ -50,7 +52,7 @@ void Model::lay_out_prompt(Arena &arena) {
         b.mask = arena.take<uint8_t>(b.masks * T * m.n);
         b.bits = arena.take<uint8_t>(T * ((m.n + 7) / 8));
     }
-    if (device_.predictors_L && device_.predictor_i8)
+    if (matrices && device_.predictor_i8)
         b.expanded = arena.take<char>(2 * H * std::max(D, m.n));
     for (int i = 0; streams && i < STREAM_SLOTS; i++)
         b.slots[i] = arena.take<char>(piece * m.record_bytes);

@@ -7,8 +7,7 @@
 // time in shared memory as floats; a lane scores one position for the warp's four tokens, then holds
 // head_dim / 32 columns of their sums. Softmax runs along (max and sum so far), in the order of the
 // positions, from position 0: a token's bits depend neither on its block nor on other tokens.
-#include "common.cuh"
-#include "dense.h"
+#include "rows.cuh"
 
 namespace hotcold {
 namespace {
@@ -31,15 +30,7 @@ __device__ __forceinline__ void put_halves(const Operand &to, int64_t at, float 
 __global__ void __launch_bounds__(THREADS) operand_kernel(const MakeOperand a) {
     __shared__ float scratch[33];
     const int t = blockIdx.x, k = a.to.k;
-    const float *x = a.x + t * a.x_stride;
-    float norm = 1;
-    if (a.norm_D) {
-        float squares = 0;
-        for (int i = threadIdx.x; i < k; i += THREADS)
-            squares = fmaf(x[i], x[i], squares);
-        norm = rsqrtf(block_sum(squares, scratch) / static_cast<float>(k) + a.eps);
-    }
-    const auto value = [&](int i) { return a.norm_D ? x[i] * norm * a.norm_D[i] : x[i]; };
+    const NormedRow value = normed_row(a.from, t, k, scratch);
     if (a.to.dtype == HC_F32) {
         float *to = reinterpret_cast<float *>(a.to.data) + t * a.to.ld;
         for (int i = threadIdx.x; i < k; i += THREADS)
@@ -68,22 +59,36 @@ __global__ void __launch_bounds__(THREADS) operand_kernel(const MakeOperand a) {
     }
 }
 
+struct NormRows {
+    Rows from;
+    float *y;
+    int32_t d;
+};
+__global__ void __launch_bounds__(THREADS) norm_kernel(const NormRows a) {
+    __shared__ float scratch[33];
+    const NormedRow value = normed_row(a.from, blockIdx.x, a.d, scratch);
+    float *y = a.y + blockIdx.x * a.from.stride;
+    for (int i = threadIdx.x; i < a.d; i += THREADS)
+        y[i] = value(i); // in place: an element is read by the thread that writes it
+}
+
 struct Convert {
     const void *from;
     void *to;
     int64_t count;
+    bool add;
 };
 template <class From, class To>
 __global__ void __launch_bounds__(THREADS) convert(const Convert a) {
     for (int64_t i = blockIdx.x * static_cast<int64_t>(THREADS) + threadIdx.x; i < a.count;
-         i += gridDim.x * static_cast<int64_t>(THREADS))
-        static_cast<To *>(a.to)[i] =
-            static_cast<To>(static_cast<float>(static_cast<const From *>(a.from)[i]));
+         i += gridDim.x * static_cast<int64_t>(THREADS)) {
+        To *to = static_cast<To *>(a.to) + i;
+        const float v = static_cast<float>(static_cast<const From *>(a.from)[i]);
+        *to = static_cast<To>(a.add ? static_cast<float>(*to) + v : v);
+    }
 }
-template <class From, class To>
-void start_convert(const void *from, void *to, int64_t count, const Launch &launch) {
-    enqueue<Convert>(convert<From, To>, dim3(launch.sms * 8), THREADS, 0, launch,
-                     Convert{from, to, count});
+template <class From, class To> void start_convert(const Convert &args, const Launch &launch) {
+    enqueue<Convert>(convert<From, To>, dim3(launch.sms * 8), THREADS, 0, launch, args);
 }
 
 struct Pack {
@@ -101,11 +106,24 @@ __global__ void __launch_bounds__(THREADS) pack_kernel(const Pack a) {
     }
 }
 
+// Append k and v of token t as they are.
+template <class T> __device__ __forceinline__ void append_plain(const PromptAttention &a, int t) {
+    const int hd = a.head_dim, kv_dim = a.kv_heads * hd;
+    const float *k = a.qkv + (static_cast<int64_t>(t) * (a.heads + 2 * a.kv_heads) + a.heads) * hd;
+    for (int i = threadIdx.x; i < kv_dim; i += THREADS) {
+        const int64_t at = static_cast<int64_t>(i / hd) * a.context + a.position + t;
+        static_cast<T *>(a.k_cache)[at * hd + i % hd] = static_cast<T>(k[i]);
+        static_cast<T *>(a.v_cache)[at * hd + i % hd] = static_cast<T>(k[kv_dim + i]);
+    }
+}
+
 // Rotate q in place, append k (rotated) and v to the caches: a block a token.
 template <class T>
 __global__ void __launch_bounds__(THREADS) append_kernel(const PromptAttention a) {
     const int t = blockIdx.x, hd = a.head_dim, half = hd / 2, position = a.position + t;
     float *row = a.qkv + static_cast<int64_t>(t) * (a.heads + 2 * a.kv_heads) * hd;
+    if (!a.cos_PE)
+        return append_plain<T>(a, t);
     for (int i = threadIdx.x; i < (a.heads + a.kv_heads) * half; i += THREADS) {
         const int head = i / half, e = i % half;
         const float cos = a.cos_PE[position * half + e], sin = a.sin_PE[position * half + e];
@@ -222,17 +240,24 @@ void make_operand(const MakeOperand &args, int tokens, const Launch &launch) {
     enqueue<MakeOperand>(operand_kernel, dim3(tokens), THREADS, 0, launch, args);
 }
 
-void widen(const void *rows, int32_t dtype, float *h, int64_t count, const Launch &launch) {
+void prompt_norm(const Rows &from, float *y, int64_t d, int tokens, const Launch &launch) {
+    enqueue<NormRows>(norm_kernel, dim3(tokens), THREADS, 0, launch,
+                      NormRows{from, y, static_cast<int32_t>(d)});
+}
+
+void widen(const void *rows, int32_t dtype, float *h, bool add, int64_t count,
+           const Launch &launch) {
+    const Convert args = {rows, h, count, add};
     if (dtype == HC_F32)
-        start_convert<float, float>(rows, h, count, launch);
+        start_convert<float, float>(args, launch);
     else if (dtype == HC_F16)
-        start_convert<__half, float>(rows, h, count, launch);
+        start_convert<__half, float>(args, launch);
     else
-        start_convert<__nv_bfloat16, float>(rows, h, count, launch);
+        start_convert<__nv_bfloat16, float>(args, launch);
 }
 
 void expand_i8(const int8_t *from, void *to_f16, int64_t count, const Launch &launch) {
-    start_convert<int8_t, __half>(from, to_f16, count, launch);
+    start_convert<int8_t, __half>(Convert{from, to_f16, count, false}, launch);
 }
 
 void pack_mask(const uint8_t *mask, int32_t n, uint8_t *bits, int tokens, const Launch &launch) {

@@ -144,7 +144,7 @@ __device__ __forceinline__ int append_audit(const Split &a, unsigned tokens, int
 
 template <int ITER> __global__ void __launch_bounds__(THREADS) split_kernel(const Split a) {
     extern __shared__ char shared[];
-    __shared__ float scratch[33];
+    __shared__ int scratch[33];
     launch_next();
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int n_groups = (a.n + WARP - 1) / WARP, first = warp * ITER;
@@ -188,17 +188,17 @@ template <int ITER> __global__ void __launch_bounds__(THREADS) split_kernel(cons
         const int id = a.bounds_C[c], g = id / WARP;
         a.hot.starts[c] = s.before[g] + __popc(s.hot[g] & ((1u << (id % WARP)) - 1));
     }
-    const float sum = block_sum(static_cast<float>(work), scratch); // exact below 2^24
+    work = block_sum(work, scratch);
     if (threadIdx.x == 0) {
         a.counts[COUNT_COLD] = total.cold;
-        a.counts[COUNT_HOT] = static_cast<int32_t>(sum);
+        a.counts[COUNT_HOT] = work;
         if (a.to.cold) // block_sum's barriers are behind every thread's part of the list
             signal(a.to, a.pass->seq);
     }
     int pairs = 0, entries = 0;
     if (a.audit_every > 0) {
         entries = append_audit(a, tokens, total.hot, pairs);
-        pairs = static_cast<int>(block_sum(static_cast<float>(pairs), scratch));
+        pairs = block_sum(pairs, scratch);
     }
     if (threadIdx.x != 0)
         return;

@@ -9,6 +9,7 @@
 // the bus in about 2 us), and from every pass, which cannot have begun before it was launched nor
 // ended after that was seen. Between two looks the bounds widen by DRIFT. What is left is the error.
 #include "common.cuh"
+#include "owned.h"
 #include "timeline.h"
 
 #include <algorithm>
@@ -60,15 +61,10 @@ void Clock::take(int64_t low, int64_t high) {
 }
 
 void Clock::calibrate(cudaStream_t stream) {
-    Ping *ping = nullptr, *mapped = nullptr;
-    check(cudaHostAlloc(reinterpret_cast<void **>(&ping), sizeof *ping, cudaHostAllocMapped),
-          "pinned memory");
-    *ping = {};
-    cudaError_t error = cudaHostGetDevicePointer(reinterpret_cast<void **>(&mapped), ping, 0);
-    if (error == cudaSuccess) {
-        clock_kernel<<<1, 1, 0, stream>>>(mapped);
-        error = cudaGetLastError();
-    }
+    const Pinned<Ping> pinned(1);
+    Ping *const ping = pinned.get();
+    clock_kernel<<<1, 1, 0, stream>>>(pinned.mapped());
+    const cudaError_t error = cudaGetLastError();
     const int64_t begin = now_ns();
     for (uint32_t round = 1; error == cudaSuccess && round <= ROUNDS; round++) {
         const int64_t asked = now_ns();
@@ -86,7 +82,6 @@ void Clock::calibrate(cudaStream_t stream) {
     }
     seen_ns_ = now_ns();
     const cudaError_t ended = cudaStreamSynchronize(stream);
-    cudaFreeHost(ping);
     check(error == cudaSuccess ? ended : error, "calibrating the clock");
 }
 

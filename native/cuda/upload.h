@@ -2,32 +2,24 @@
 #ifndef HOTCOLD_CUDA_UPLOAD_H
 #define HOTCOLD_CUDA_UPLOAD_H
 #include "model.h"
+#include "owned.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <cuda_fp16.h>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
 
 namespace hotcold {
 
 // Host to device through two pinned buffers: pageable memory would be copied at a third of the rate.
 class Uploader {
   public:
-    Uploader() {
-        check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "upload stream");
-        for (int i = 0; i < 2; i++) {
-            check(cudaHostAlloc(&pinned_[i], SIZE, cudaHostAllocDefault), "upload buffer");
-            check(cudaEventCreateWithFlags(&free_[i], cudaEventDisableTiming), "upload event");
-        }
-    }
-    ~Uploader() {
-        cudaStreamSynchronize(stream_);
-        for (int i = 0; i < 2; i++) {
-            cudaFreeHost(pinned_[i]);
-            cudaEventDestroy(free_[i]);
-        }
-        cudaStreamDestroy(stream_);
-    }
     void copy(void *to, const void *from, int64_t bytes) {
         const char *source = static_cast<const char *>(from);
         char *target = static_cast<char *>(to);
@@ -35,7 +27,7 @@ class Uploader {
             const int64_t part = std::min(bytes, SIZE - filled_);
             if (filled_ == 0)
                 check(cudaEventSynchronize(free_[turn_]), "upload");
-            char *at = static_cast<char *>(pinned_[turn_]) + filled_;
+            char *at = pinned_[turn_].get() + filled_;
             std::memcpy(at, source, part);
             check(cudaMemcpyAsync(target, at, part, cudaMemcpyDefault, stream_), "upload");
             filled_ += (part + 255) / 256 * 256;
@@ -59,13 +51,44 @@ class Uploader {
     }
 
   private:
-    static constexpr int64_t SIZE = 16 << 20;
-    cudaStream_t stream_;
-    void *pinned_[2];
-    cudaEvent_t free_[2];
+    static constexpr int64_t SIZE = 4 << 20; // pinned anew for every layer
+    Pinned<char> pinned_[2] = {Pinned<char>(SIZE, false), Pinned<char>(SIZE, false)};
+    Event free_[2];
+    Stream stream_; // last: copies out of the buffers are done before those go
     int turn_ = 0;
     int64_t filled_ = 0;
 };
+
+// Call do_one(i) for i below n, by several threads: a single one copies into pinned memory more
+// slowly than the bus could take it. The first failure is thrown again, here.
+template <class F> void by_threads(int n, int threads, int device, F do_one) {
+    std::atomic<int> next{0};
+    std::mutex lock;
+    std::exception_ptr failure;
+    auto work = [&] {
+        try {
+            check(cudaSetDevice(device), "CUDA device");
+            for (int i = next++; i < n; i = next++)
+                do_one(i);
+        } catch (...) {
+            std::lock_guard<std::mutex> hold(lock);
+            if (!failure)
+                failure = std::current_exception();
+            next = n;
+        }
+    };
+    std::vector<std::thread> others;
+    try {
+        for (int t = 1; t < std::min(threads, n); t++)
+            others.emplace_back(work);
+    } catch (const std::system_error &) { // fewer threads are there than we wanted
+    }
+    work();
+    for (std::thread &other : others)
+        other.join();
+    if (failure)
+        std::rethrow_exception(failure);
+}
 
 inline float half_to_float(uint16_t bits) {
     return __half2float(__half(__half_raw{bits}));

@@ -5,10 +5,15 @@
  *   ReLU,  record i:  | gate row g_i (of fc1) | down column d_i (of fc2) | bias b_i, fp32 |
  *                     y = sum over listed i of  relu(g_i . x + b_i) * d_i
  *
+ * Two phases, a run of the pool each. First the factors relu(g_i . x) * (u_i . x), the list cut by
+ * position in pieces of even length; then the sum, cut by columns: a thread adds its columns of every
+ * down column that fired, in the order of the list. So there are no partial sums to clear, store and
+ * add up, no piece is longer than another, and the result depends neither on the number of pieces nor
+ * on the batch.
+ *
  * A neuron that fires: 6 d FLOPs on 6 d bytes in fp16 (ReLU: 4 d on 4 d); another: a third of both
  * (ReLU: half). That is 1 FLOP a byte for one token, so what counts is bytes not read, then reads in
- * flight. Chunks are cut by neuron id, not by position in the list: in a batch it is the union of its
- * tokens' lists.
+ * flight.
  *
  * Measured on one core of a 2-core Intel Xeon (Sapphire Rapids) shared with other work, 2026-11-21,
  * fp16, records from memory, plain stream read in the same run 15-17 GB/s:
@@ -32,36 +37,36 @@
 
 #include <string.h>
 
-#define SINGLE 128 /* neurons whose gates are evaluated before their up rows: one token */
-#define GROUP  32  /* the same in a batch */
-#define AHEAD  4   /* rows the prefetch runs ahead */
-#define REDUCE 512 /* columns of a task that adds partial sums */
+#define SINGLE     128   /* neurons whose gates are evaluated before their up rows: one token */
+#define GROUP      32    /* the same in a batch */
+#define AHEAD      4     /* rows the prefetch runs ahead */
+#define PIECES     256   /* of either phase, at most */
+#ifndef TASK_BYTES
+#define TASK_BYTES 262144 /* of a piece, at least: about 20 us of one thread */
+#endif
+#ifndef MOST
+#define MOST       2     /* pieces of the list a thread */
+#endif
+#define COLUMNS    128   /* of a piece of the sum, at least */
 
-/* Counters of a chunk: its line of work_C. */
-enum { GATE_ROWS, UP_DOWN_ROWS, BYTES, FIRED_TOKENS };
+typedef struct {                /* what a piece of the list leaves for the sum */
+    _Alignas(64) int64_t begin; /* of the piece; its fired entries are compacted there */
+    int64_t fired;
+    int64_t gate_rows, up_down_rows, bytes;
+} piece;
 
 typedef struct {
     hc_ffn_args *a;
     const hc_primitives *p;
-    int64_t row_bytes;
+    int64_t size;        /* of a weight */
     int64_t gate_bytes;  /* gate row and bias */
     int64_t fired_bytes; /* up row, where there are any, and down column */
+    int64_t pieces, columns;
+    piece *piece_P;
+    int32_t *entry_K; /* positions in the list of what fired */
+    uint32_t *mask_K; /* a batch: for which tokens */
+    float *c_KB;      /* and with which factor; one token: compacted as entry_K */
 } ffn_run;
-
-/* First entry of the list that is >= id. */
-static int64_t lower_bound(const int32_t *ids, int64_t n, int32_t id) {
-    int64_t low = 0;
-    while (n > 0) {
-        int64_t half = n / 2;
-        if (ids[low + half] < id) {
-            low += half + 1;
-            n -= half + 1;
-        } else {
-            n = half;
-        }
-    }
-    return low;
-}
 
 static const char *record(const hc_ffn_args *a, int64_t k) {
     return (const char *)a->records + a->ids[k] * a->record_bytes;
@@ -72,27 +77,15 @@ static float biased(const hc_ffn_args *a, int64_t k, float sum) {
     return a->bias_offset ? sum + *(const float *)(record(a, k) + a->bias_offset) : sum;
 }
 
-static float *partial(const hc_ffn_args *a, int64_t chunk, int32_t token) {
-    return a->partial_CBD + (chunk * a->batch + token) * a->d;
-}
-
-/* Start the partial sum of each token that fires for the first time in this chunk. */
-static void begin_partials(const hc_ffn_args *a, int64_t chunk, int64_t *work, uint32_t fired) {
-    uint32_t fresh = fired & ~(uint32_t)work[FIRED_TOKENS];
-    work[FIRED_TOKENS] |= fresh;
-    for (; fresh; fresh &= fresh - 1)
-        memset(partial(a, chunk, __builtin_ctz(fresh)), 0, sizeof(float) * (size_t)a->d);
-}
-
 /* One token: which entries of a group ask for it, and their pre-activations; how many. */
-static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, int64_t *work,
-                            int64_t *entry, float *gate) {
+static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, piece *piece,
+                            int32_t *entry, float *gate) {
     const hc_ffn_args *a = run->a;
     const void *rows[SINGLE + AHEAD];
     int64_t n = 0;
     for (int64_t k = begin; k < end; k++)
         if (!a->members || a->members[k] & 1)
-            entry[n++] = k;
+            entry[n++] = (int32_t)k;
     if (a->gate_KB) {
         for (int64_t i = 0; i < n; i++)
             gate[i] = a->gate_KB[entry[i]];
@@ -105,46 +98,40 @@ static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, int6
     run->p->dot[a->dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);
     for (int64_t i = 0; i < n && a->bias_offset; i++)
         gate[i] = biased(a, entry[i], gate[i]);
-    work[GATE_ROWS] += n;
-    work[BYTES] += n * run->gate_bytes;
+    piece->gate_rows += n;
+    piece->bytes += n * run->gate_bytes;
     return n;
 }
 
-/* One token: gates of a group, then up rows and down columns of those that fired. While four rows
- * are read the next four are prefetched, the first down columns during the last up rows. */
-static void group_single(const ffn_run *run, int64_t chunk, int64_t begin, int64_t end,
-                         int64_t *work) {
+/* One token: gates of a group, then up rows of those that fired. While four rows are read the next
+ * four are prefetched. */
+static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *piece) {
     const hc_ffn_args *a = run->a;
-    const void *rows[2 * SINGLE + AHEAD];
+    const void *rows[SINGLE + AHEAD];
     float gate[SINGLE], up[SINGLE];
-    int64_t entry[SINGLE], fired = 0;
-    const int64_t n = single_gates(run, begin, end, work, entry, gate);
+    int32_t entry[SINGLE], *to = run->entry_K + piece->begin + piece->fired;
+    float *c = run->c_KB + piece->begin + piece->fired;
+    const int64_t n = single_gates(run, begin, end, piece, entry, gate);
+    int64_t fired = 0;
     for (int64_t i = 0; i < n; i++)
         if (gate[i] > 0) {
-            entry[fired] = entry[i];
-            gate[fired++] = gate[i];
+            to[fired] = entry[i];
+            c[fired++] = gate[i];
         }
     if (!fired)
         return;
-    const int64_t ups = a->up_offset >= 0 ? fired : 0, all = ups + fired;
-    for (int64_t i = 0; i < fired; i++) {
-        rows[ups + i] = record(a, entry[i]) + a->down_offset;
-        if (ups)
-            rows[i] = record(a, entry[i]) + a->up_offset;
-        if (a->fired_N)
-            a->fired_N[a->ids[entry[i]]]++;
+    for (int64_t i = 0; i < fired && a->fired_N; i++)
+        a->fired_N[a->ids[to[i]]]++;
+    if (a->up_offset >= 0) {
+        for (int64_t i = 0; i < fired + AHEAD; i++)
+            rows[i] = record(a, to[i < fired ? i : fired - 1]) + a->up_offset;
+        run->p->dot[a->dtype](rows, rows + AHEAD, fired, a->x_BD, a->d, up);
+        for (int64_t i = 0; i < fired; i++)
+            c[i] *= up[i];
     }
-    for (int64_t i = all; i < all + AHEAD; i++)
-        rows[i] = rows[all - 1];
-    const int64_t ahead = fired < AHEAD ? fired : AHEAD;
-    if (ups)
-        run->p->dot[a->dtype](rows, rows + ahead, ups, a->x_BD, a->d, up);
-    for (int64_t i = 0; i < ups; i++)
-        gate[i] *= up[i];
-    begin_partials(a, chunk, work, 1);
-    run->p->axpy[a->dtype](rows + ups, rows + ups + AHEAD, gate, fired, a->d, partial(a, chunk, 0));
-    work[UP_DOWN_ROWS] += fired;
-    work[BYTES] += fired * run->fired_bytes;
+    piece->fired += fired;
+    piece->up_down_rows += fired;
+    piece->bytes += fired * run->fired_bytes;
 }
 
 /* Rows' sums for those tokens of x that are in mask, in ascending order. */
@@ -159,7 +146,7 @@ static int32_t dot_masked(const ffn_run *run, const void *row, uint32_t mask, fl
 }
 
 /* A batch, first half: which tokens fire each neuron of the group, and their pre-activations. */
-static void group_gates(const ffn_run *run, int64_t begin, int64_t n, int64_t *work,
+static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *piece,
                         float gate[GROUP][HC_MAX_BATCH], uint32_t fired[GROUP]) {
     const hc_ffn_args *a = run->a;
     const uint32_t all = (uint32_t)((1ull << a->batch) - 1);
@@ -182,8 +169,8 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, int64_t *w
             values = some;
         }
         if (!a->gate_KB) {
-            work[GATE_ROWS] += __builtin_popcount(members);
-            work[BYTES] += members ? run->gate_bytes : 0;
+            piece->gate_rows += __builtin_popcount(members);
+            piece->bytes += members ? run->gate_bytes : 0;
         }
         fired[i] = 0;
         int32_t next = 0;
@@ -198,16 +185,15 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, int64_t *w
     }
 }
 
-/* A batch: each row is read once for all tokens that need it. */
-static void group_batch(const ffn_run *run, int64_t chunk, int64_t begin, int64_t end,
-                        int64_t *work) {
+/* A batch: gates of a group, then up rows of what fired; each row is read once for all tokens. */
+static void group_batch(const ffn_run *run, int64_t begin, int64_t end, piece *piece) {
     const hc_ffn_args *a = run->a;
-    const int64_t n = end - begin;
-    const void *down[GROUP];
-    float gate[GROUP][HC_MAX_BATCH], up[HC_MAX_BATCH], c[GROUP];
-    uint32_t fired[GROUP], any = 0;
-    group_gates(run, begin, n, work, gate, fired);
-    for (int64_t i = 0; i < n; i++) {
+    float gate[GROUP][HC_MAX_BATCH], up[HC_MAX_BATCH];
+    uint32_t fired[GROUP];
+    group_gates(run, begin, end - begin, piece, gate, fired);
+    for (int64_t i = 0; i < end - begin; i++) {
+        if (!fired[i])
+            continue;
         const int32_t m = __builtin_popcount(fired[i]);
         int32_t next = 0;
         if (a->up_offset >= 0) {
@@ -215,74 +201,101 @@ static void group_batch(const ffn_run *run, int64_t chunk, int64_t begin, int64_
             for (uint32_t rest = fired[i]; rest; rest &= rest - 1)
                 gate[i][__builtin_ctz(rest)] *= up[next++];
         }
-        any |= fired[i];
-        work[UP_DOWN_ROWS] += m;
-        work[BYTES] += m ? run->fired_bytes : 0;
+        const int64_t to = piece->begin + piece->fired++;
+        run->entry_K[to] = (int32_t)(begin + i);
+        run->mask_K[to] = fired[i];
+        memcpy(run->c_KB + to * a->batch, gate[i], sizeof(float) * (size_t)a->batch);
+        piece->up_down_rows += m;
+        piece->bytes += run->fired_bytes;
         if (a->fired_N)
             a->fired_N[a->ids[begin + i]] += m;
     }
-    begin_partials(a, chunk, work, any);
-    for (; any; any &= any - 1) {
-        const int32_t t = __builtin_ctz(any);
-        int64_t m = 0;
-        for (int64_t i = 0; i < n; i++)
-            if (fired[i] >> t & 1) {
-                down[m] = record(a, begin + i) + a->down_offset;
-                c[m++] = gate[i][t];
-            }
-        run->p->axpy[a->dtype](down, NULL, c, m, a->d, partial(a, chunk, t));
-    }
 }
 
-static void ffn_chunk(void *context, int64_t chunk, int32_t thread) {
+/* First phase: the factors of a piece of the list. */
+static void factors(void *context, int64_t task, int32_t thread) {
     (void)thread;
     const ffn_run *run = context;
     const hc_ffn_args *a = run->a;
-    int64_t *work = a->work_C + chunk * 8;
-    memset(work, 0, 8 * sizeof *work);
-    const int64_t begin = lower_bound(a->ids, a->n_ids, a->bounds[chunk]);
-    const int64_t end = lower_bound(a->ids, a->n_ids, a->bounds[chunk + 1]);
+    const int64_t begin = a->n_ids * task / run->pieces, end = a->n_ids * (task + 1) / run->pieces;
+    piece made = {.begin = begin};
     const int64_t step = a->batch == 1 ? SINGLE : GROUP;
     for (int64_t k = begin; k < end; k += step) {
         const int64_t stop = end - k < step ? end : k + step;
         if (a->batch == 1)
-            group_single(run, chunk, k, stop, work);
+            group_single(run, k, stop, &made);
         else
-            group_batch(run, chunk, k, stop, work);
+            group_batch(run, k, stop, &made);
+    }
+    run->piece_P[task] = made;
+}
+
+/* Some columns of n entries' down columns, times c, onto y. */
+static void add_down(const ffn_run *run, const int32_t *entry, const float *c, int64_t n,
+                     int64_t column, int64_t columns, float *y) {
+    const hc_ffn_args *a = run->a;
+    const void *rows[SINGLE + AHEAD];
+    for (int64_t i = 0; i < n + AHEAD; i++)
+        rows[i] = record(a, entry[i < n ? i : n - 1]) + a->down_offset + column * run->size;
+    run->p->axpy[a->dtype](rows, rows + AHEAD, c, n, columns, y);
+}
+
+/* A batch: the same for every token that one of at most GROUP entries fired for. */
+static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t column,
+                           int64_t columns) {
+    const hc_ffn_args *a = run->a;
+    uint32_t any = 0;
+    for (int64_t i = 0; i < n; i++)
+        any |= run->mask_K[k + i];
+    for (; any; any &= any - 1) {
+        const int32_t t = __builtin_ctz(any);
+        int32_t entry[GROUP];
+        float c[GROUP];
+        int64_t m = 0;
+        for (int64_t i = 0; i < n; i++)
+            if (run->mask_K[k + i] >> t & 1) {
+                entry[m] = run->entry_K[k + i];
+                c[m++] = run->c_KB[(k + i) * a->batch + t];
+            }
+        add_down(run, entry, c, m, column, columns, a->y_BD + t * a->d + column);
     }
 }
 
-/* Sum the partial sums of one token's piece of REDUCE columns, chunk after chunk. A chunk that never
- * began would add zeros. */
-static void ffn_reduce(void *context, int64_t task, int32_t thread) {
+/* Second phase: some columns of the sum, over the whole list. */
+static void sum_columns(void *context, int64_t task, int32_t thread) {
     (void)thread;
-    const hc_ffn_args *a = ((const ffn_run *)context)->a;
-    const int64_t pieces = (a->d + REDUCE - 1) / REDUCE, token = task / pieces;
-    const int64_t begin = task % pieces * REDUCE;
-    const int64_t n = a->d - begin < REDUCE ? a->d - begin : REDUCE;
-    float *y = a->y_BD + token * a->d + begin;
-    memset(y, 0, sizeof(float) * (size_t)n);
-    for (int32_t c = 0; c < a->n_chunks; c++) {
-        if (!(a->work_C[c * 8 + FIRED_TOKENS] >> token & 1))
-            continue;
-        const float *part = partial(a, c, (int32_t)token) + begin;
-        for (int64_t i = 0; i < n; i++)
-            y[i] += part[i];
+    const ffn_run *run = context;
+    const hc_ffn_args *a = run->a;
+    const int64_t column = task * run->columns;
+    const int64_t columns = a->d - column < run->columns ? a->d - column : run->columns;
+    for (int32_t t = 0; t < a->batch; t++)
+        memset(a->y_BD + t * a->d + column, 0, sizeof(float) * (size_t)columns);
+    const int64_t step = a->batch == 1 ? SINGLE : GROUP;
+    for (int64_t i = 0; i < run->pieces; i++) {
+        const int64_t end = run->piece_P[i].begin + run->piece_P[i].fired;
+        for (int64_t k = run->piece_P[i].begin; k < end; k += step) {
+            const int64_t n = end - k < step ? end - k : step;
+            if (a->batch == 1)
+                add_down(run, run->entry_K + k, run->c_KB + k, n, column, columns,
+                         a->y_BD + column);
+            else
+                add_down_batch(run, k, n, column, columns);
+        }
     }
 }
 
 static hc_status check_shapes(const hc_ffn_args *a) {
-    if (!a || !a->bounds || !a->x_BD || !a->y_BD || !a->partial_CBD || !a->work_C)
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: bounds, x, y and both scratch areas must be given");
+    if (!a || !a->x_BD || !a->y_BD || !a->scratch)
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: x, y and the scratch area must be given");
     const int64_t bytes = hc_dtype_bytes(a->dtype);
     if (!bytes)
         return hc_fail(HC_ERR_ARGUMENT, "ffn: dtype %d is unknown; 0 to 2 are", a->dtype);
     if (a->batch < 1 || a->batch > HC_MAX_BATCH)
         return hc_fail(HC_ERR_ARGUMENT, "ffn: batch %d; 1 to %d are possible", a->batch,
                        HC_MAX_BATCH);
-    if (a->d < 1 || a->d > HC_MAX_D || a->n_chunks < 1 || a->n_chunks > INT16_MAX)
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: d %lld in %d chunks; 1 to %d in 1 to %d",
-                       (long long)a->d, a->n_chunks, HC_MAX_D, INT16_MAX);
+    if (a->d < 1 || a->d > HC_MAX_D || a->n < 0 || a->n > INT32_MAX)
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: d %lld of %lld neurons; 1 to %d of up to %d",
+                       (long long)a->d, (long long)a->n, HC_MAX_D, INT32_MAX);
     const int64_t up = a->up_offset == -1 ? a->down_offset : a->up_offset;
     const int64_t offsets[] = {a->gate_offset, up, a->down_offset};
     for (int i = 0; i < 3; i++)
@@ -297,26 +310,36 @@ static hc_status check_shapes(const hc_ffn_args *a) {
     return HC_OK;
 }
 
-/* The list must ascend within the bounds: then no id, chunk or counter is out of range. */
+/* The list must ascend within the layer: then no id or counter is out of range. */
 static hc_status check_ids(const hc_ffn_args *a) {
     if (a->n_ids < 0 || (a->n_ids > 0 && (!a->ids || !a->records)))
         return hc_fail(HC_ERR_ARGUMENT, "ffn: %lld ids without a list or without records",
                        (long long)a->n_ids);
-    if (a->bounds[0] < 0)
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: bounds begin at %d; 0 is the least", a->bounds[0]);
-    for (int32_t c = 0; c < a->n_chunks; c++)
-        if (a->bounds[c] > a->bounds[c + 1])
-            return hc_fail(HC_ERR_ARGUMENT, "ffn: bounds do not ascend at chunk %d", c);
     uint32_t descents = 0;
     for (int64_t k = 1; k < a->n_ids; k++)
         descents += a->ids[k - 1] >= a->ids[k];
     if (descents)
         return hc_fail(HC_ERR_ARGUMENT, "ffn: the id list does not ascend at %u places", descents);
-    const int32_t first = a->bounds[0], limit = a->bounds[a->n_chunks];
-    if (a->n_ids > 0 && (a->ids[0] < first || a->ids[a->n_ids - 1] >= limit))
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: ids %d to %d; the chunks hold %d to %d", a->ids[0],
-                       a->ids[a->n_ids - 1], first, limit - 1);
+    if (a->n_ids > 0 && (a->ids[0] < 0 || a->ids[a->n_ids - 1] >= a->n))
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: ids %d to %d; the layer has %lld neurons", a->ids[0],
+                       a->ids[a->n_ids - 1], (long long)a->n);
     return HC_OK;
+}
+
+static int64_t lines(int64_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
+
+int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch) {
+    return PIECES * (int64_t)sizeof(piece) + 2 * lines(4 * n_ids) + lines(4 * n_ids * batch);
+}
+
+/* Pieces of the list: more than threads where that leaves them long enough, since a thread may be kept
+ * from running. Columns are cut once a thread: shorter reads of a row are slower. */
+static int64_t pieces_of(int64_t bytes, int64_t threads) {
+    const int64_t pieces = bytes / TASK_BYTES, most = MOST * threads;
+    const int64_t some = pieces < threads ? threads : pieces > most ? most : pieces;
+    return some < PIECES ? some : PIECES;
 }
 
 hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
@@ -325,22 +348,29 @@ hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
         status = check_ids(args);
     if (status != HC_OK)
         return status;
-    ffn_run run = {.a = args, .p = hc_primitives_get()};
+    ffn_run run = {.a = args, .p = hc_primitives_get(), .size = hc_dtype_bytes(args->dtype)};
     if (!run.p)
         return HC_ERR_UNSUPPORTED;
-    run.row_bytes = args->d * hc_dtype_bytes(args->dtype);
-    run.gate_bytes = run.row_bytes + (args->bias_offset ? 4 : 0);
-    run.fired_bytes = run.row_bytes * (args->up_offset >= 0 ? 2 : 1);
-    hc_pool_run(args->n_ids ? pool : NULL, ffn_chunk, &run, args->n_chunks);
-    /* Partial sums lie in the caches of the threads that made them: below some 64k floats in all,
-     * fetching them costs less than handing the work over. */
-    hc_pool_run(args->n_ids && args->batch * args->d * args->n_chunks >= 65536 ? pool : NULL,
-                ffn_reduce, &run, args->batch * ((args->d + REDUCE - 1) / REDUCE));
+    const int64_t n = args->n_ids, row_bytes = args->d * run.size;
+    run.gate_bytes = row_bytes + (args->bias_offset ? 4 : 0);
+    run.fired_bytes = row_bytes * (args->up_offset >= 0 ? 2 : 1);
+    char *scratch = args->scratch;
+    run.piece_P = (piece *)scratch, scratch += PIECES * sizeof(piece);
+    run.entry_K = (int32_t *)scratch, scratch += lines(4 * n);
+    run.mask_K = (uint32_t *)scratch, scratch += lines(4 * n);
+    run.c_KB = (float *)scratch;
+    const int64_t threads = hc_pool_threads(pool);
+    run.pieces = pieces_of(n * row_bytes, threads);
+    hc_pool_run(pool, factors, &run, run.pieces);
     args->gate_rows = args->up_down_rows = args->bytes = 0;
-    for (int32_t c = 0; c < args->n_chunks; c++) {
-        args->gate_rows += args->work_C[c * 8 + GATE_ROWS];
-        args->up_down_rows += args->work_C[c * 8 + UP_DOWN_ROWS];
-        args->bytes += args->work_C[c * 8 + BYTES];
+    for (int64_t i = 0; i < run.pieces; i++) {
+        const piece *made = &run.piece_P[i];
+        args->gate_rows += made->gate_rows;
+        args->up_down_rows += made->up_down_rows;
+        args->bytes += made->bytes;
     }
+    run.columns = ((args->d + threads - 1) / threads + 31) / 32 * 32;
+    run.columns = run.columns > COLUMNS ? run.columns : COLUMNS;
+    hc_pool_run(pool, sum_columns, &run, (args->d + run.columns - 1) / run.columns);
     return HC_OK;
 }

@@ -12,6 +12,7 @@ layer have the same size, an optimum takes a prefix of each layer, hottest first
 decision is which layers get any: prices and prefixes (prefixes.py) answer that with a bound, and
 branching on the layers closes what is left. The batches only choose the layers of large models; the
 neurons within them are then placed one by one, and the bound is the neurons', not the batches'.
+Where few layers can have any, a table over memory (packing.py) chooses them and tightens the bound.
 
 Modules come first, in the default order: the paper does not say how they share the GPU.
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.policies.packing import pack
 from hotcold.policies.prefixes import (
     I64,
     Items,
@@ -38,7 +40,7 @@ from hotcold.runtime.fill import fill_modules
 from hotcold.runtime.problem import Placement, Problem
 
 EXACT_BINARIES = 4000
-_NODES_EXACT, _NODES_GAP = 4096, 64
+_NODES_EXACT, _NODES_GAP = 4096, 4
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def solve(items: Items, batch: int, gap: float) -> tuple[I64, float]:
     coarse_L, _ = branch(coarse, free_L, gap, _NODES_GAP)
     open_L = (coarse_L > 0) | (items.least_L == 0)
     fine_L = complete(items, open_L)  # batches are whole, so their least is no less than ours
-    return (coarse_L * 0 if fine_L is None else fine_L), root.bound
+    return pack(items, coarse_L * 0 if fine_L is None else fine_L, root.bound, gap)
 
 
 def branch(items: Items, fixed_L: NDArray[np.int8], gap: float, nodes: int) -> tuple[I64, float]:

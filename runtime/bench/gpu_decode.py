@@ -6,25 +6,34 @@
 prints, a JSON line a budget, tokens/s of three runs, ms a token by phase, GB/s on both sides, and
 the share of the bound that `hotcold roofline` computes from the rates measured here. Context
 512, float16 KV, temperature 1. `hotcold bench decode` is the same with the actors.
+
+    ... --predictor-process fused mps
+
+compares the predictor in the GPU executor's graph with one in a process of its own. That takes
+processes, so both are measured with the actors; `ask_us` is a question and its answer, without the
+predictor's own time.
 """
 
 import argparse
 import itertools
 import json
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hotcold.native import nvml
-from hotcold.runtime.config import EngineConfig
+from hotcold.runtime.config import PREDICTOR_PROCESSES, EngineConfig
 from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.executor import make_request
 from hotcold.runtime.phases import phase_times
 from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.roofline import roofline
 from hotcold.runtime.session import LocalSession
+
+VOCABULARY = 1000  # prompts are of ids below this
 
 
 def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
@@ -75,6 +84,39 @@ def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
         }
 
 
+def measure_engine(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
+    """The same figures as far as an engine of three actors tells them."""
+    from hotcold.actors import Engine
+
+    before = nvml.used_bytes() or 0
+    began = time.monotonic()
+    options = {field.name: getattr(config, field.name) for field in fields(config)}
+    with Engine.launch(**options) as engine:
+        launched, rates = time.monotonic() - began, []
+        bound, rng = engine.roofline(), np.random.default_rng(0)
+        for repeat in range(3):
+            ids = rng.integers(3, VOCABULARY, prompt).tolist()
+            for _ in engine.generate(ids, tokens, 1.0, seed=repeat, ignore_eos=True):
+                pass
+            assert engine.last is not None
+            rates.append(engine.last.decode_tokens_per_s)
+            prompt_rate = engine.last.prompt_tokens_per_s
+        stats, used = engine.stats(), (nvml.used_bytes() or 0) - before
+        gpu, predictor = stats.actors["gpu"], stats.actors["predictor"]
+        lost = gpu.asked_s - predictor.busy_s
+        return {
+            "tokens_per_s": [round(value, 1) for value in rates],
+            "bound_tokens_per_s": round(bound.tokens_per_s, 1),
+            "of_the_bound": round(sorted(rates)[1] * bound.token_s, 3),
+            "prompt_tokens_per_s": round(prompt_rate, 1),
+            "phase_ms": {name: round(s * 1e3, 3) for name, s in stats.phase_s.items()},
+            "ask_us": round(lost / gpu.asks * 1e6, 2) if gpu.asks else None,
+            "predictor_us": round(predictor.busy_s / gpu.asks * 1e6, 2) if gpu.asks else None,
+            "gpu_mib_by_nvml": used >> 20,
+            "launch_s": round(launched, 1),
+        }
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse and measure every budget."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -90,8 +132,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--store", default=None)
     parser.add_argument("--hardware", help="rates of the bound; default: as measured here")
     parser.add_argument("--bus-share", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--predictor-process", nargs="+", choices=PREDICTOR_PROCESSES, default=[])
     options = parser.parse_args(arguments)
-    for vram, bus_share in itertools.product(options.vram, options.bus_share):
+    processes = options.predictor_process or [None]
+    for vram, bus_share, process in itertools.product(options.vram, options.bus_share, processes):
         config = EngineConfig(
             model=options.model,
             vram=None if vram == "all" else vram,
@@ -105,6 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
             store=options.store,
             bus_share=bus_share,
             hardware=options.hardware,
+            predictor_process=process or "fused",
         )
         result = {
             "vram": vram,
@@ -112,8 +157,10 @@ def main(arguments: list[str] | None = None) -> None:
             "policy": options.policy,
             "schedule": options.schedule,
             "bus_share": bus_share,
+            **({"predictor_process": process} if process else {}),
         }
-        print(json.dumps(result | measure(config, options.tokens, options.prompt)), flush=True)
+        take = measure_engine if process else measure
+        print(json.dumps(result | take(config, options.tokens, options.prompt)), flush=True)
 
 
 if __name__ == "__main__":

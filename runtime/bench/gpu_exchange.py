@@ -3,7 +3,7 @@
 Taken from whole passes, because it only exists inside a graph: a pass with one cold neuron in every
 layer less one with none. In between lies everything: x out, both flags, the CPU executor's look at
 them, its one neuron (about a microsecond), y back, the merge. Called by bench/gpu_rates.py for the
-hardware profile and by `hotcold bench hop`.
+hardware profile's table (its figure is the exchange alone) and by `hotcold bench hop`.
 """
 
 import os

@@ -21,7 +21,7 @@ from hotcold.native.device import open_plugin
 from hotcold.native.timing import BYTES
 from hotcold.runtime.bench.kernels import HEAD_DIM, Settings
 from hotcold.runtime.errors import BackendError, ConfigError
-from hotcold.runtime.gpu import HOT_CHUNKS
+from hotcold.runtime.gpu_memory import HOT_CHUNKS
 
 COLD_BYTES = 256 << 20  # what a round touches at least: five caches of an H100
 MOST_BYTES = 4 << 30  # and what all copies may take

@@ -1,9 +1,10 @@
 """The GPU's part of `hotcold hardware`: memory, bus, arithmetic, active neurons, exchange, gaps.
 
 Operators come from the plug-in (native/device_kernels.py), the bus is measured through libcuda.
-The exchange and the gaps are taken from whole passes of the embedded model, because they only exist
-inside a captured graph: a pass with one cold neuron a layer less one with none is the exchange (the
-neuron itself takes a microsecond); a pass with none less its bytes is gaps between nodes.
+The exchange and the gaps only exist inside a captured graph, and are measured in graphs that hold
+nothing else (native/cuda/rates.cu): bounds are made of them, which must not sink when a pass's
+kernels get slower. Beside them, for comparison, the exchange as it is in passes of the embedded
+model: with one cold neuron a layer (a microsecond's work) against none.
 
 Called by bench/hardware.py only. Without a GPU it says why and measures nothing.
 """
@@ -19,10 +20,11 @@ import numpy as np
 
 from hotcold.native import cuda_plugin, cuda_probe, device_kernels, nvml
 from hotcold.native.device import open_plugin
-from hotcold.runtime.bench.gpu_exchange import passes
+from hotcold.runtime.bench.gpu_exchange import exchange
 from hotcold.runtime.config import MAX_BATCH
 from hotcold.runtime.errors import BackendError
-from hotcold.runtime.gpu import CONTEXT_BYTES, graph_shape
+from hotcold.runtime.gpu import CONTEXT_BYTES
+from hotcold.runtime.gpu_memory import graph_shape
 from hotcold.runtime.gpu_probe import LIBCUDA
 from hotcold.runtime.machine_file import Figure
 
@@ -30,8 +32,7 @@ ROWS, WIDTH, BATCH = 16384, 8192, 32  # 256 MiB of float16: more than any GPU's 
 NEURONS, D = 8192, 4096
 REPEAT = 20
 BUS_BYTES = 256 << 20
-NODES = 7  # graph nodes a layer without predictor; 3 more in every pass (native/cuda/graph.cu)
-NODES_ONCE = 3
+NODES, LAYERS, ROUNDS = 480, 48, 200  # of the graphs that gaps and the exchange are taken from
 GRAPH_LAYERS = 40  # whose graphs are counted with the context
 Row = dict[str, Any]
 
@@ -66,18 +67,21 @@ def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
     progress("bus between host and GPU")
     to_gpu, to_host = _bus()
     progress("captured exchange on the GPU")
-    sync_s, gap_s = _passes(bandwidth)
+    gap_s = float(f"{device_kernels.rate_of_gaps(plugin, NODES, ROUNDS):.4g}")
+    alone_s = device_kernels.rate_of_exchange(plugin, D, LAYERS, ROUNDS)
+    sync_s = float(f"{max(alone_s, 1e-7):.4g}")
     context = cuda_probe.context_bytes(found.path, *graph_shape(GRAPH_LAYERS, MAX_BATCH))
     matrix = f"float16 matrix of {ROWS} x {WIDTH}"
     pinned = f"copies of {BUS_BYTES >> 20} MiB of pinned memory, median"
-    less = "pass of the embedded model"
     figures = {
         "gpu_gb_per_s": Figure(bandwidth, "measured", f"{matrix} times one token, median"),
         "gpu_gflops": Figure(gflops, "measured", f"{matrix} times {BATCH} tokens, median"),
         "pcie_gb_per_s": Figure(to_gpu, "measured", pinned),
         "pcie_back_gb_per_s": Figure(to_host, "measured", pinned),
-        "sync_s": Figure(sync_s, "measured", f"{less}, one cold neuron a layer against none"),
-        "gap_s": Figure(gap_s, "measured", f"{less} less its bytes, by graph nodes"),
+        "sync_s": Figure(
+            sync_s, "measured", f"alone in a graph of {LAYERS} layers, rows of {D}, median"
+        ),
+        "gap_s": Figure(gap_s, "measured", f"a node of {NODES} in a graph, none does anything"),
         "context_bytes": Figure(
             context or CONTEXT_BYTES,
             "measured" if context else "estimated",
@@ -86,8 +90,18 @@ def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
             else "as on one H100; NVML did not tell",
         ),
     }
-    row = {"what": "captured in a GPU graph", "round_trip_us": sync_s * 1e6}
-    return GpuRates(figures, neurons, [{**row, "p99_round_trip_us": sync_s * 1e6}])
+    return GpuRates(figures, neurons, _exchanges(sync_s))
+
+
+def _exchanges(sync_s: float) -> list[Row]:
+    """The exchange alone, and what passes of the embedded model make of it."""
+    row = {"what": "captured in a GPU graph, alone", "round_trip_us": sync_s * 1e6}
+    rows = [{**row, "p99_round_trip_us": sync_s * 1e6}]
+    if found := exchange():
+        row = {"what": f"in passes of {found['layers']} layers, rows of {found['width']}"}
+        p50, p99 = (max(found[name], 1e-3) for name in ("p50_us", "p99_us"))
+        rows.append({**row, "round_trip_us": p50, "p99_round_trip_us": p99})
+    return rows
 
 
 def _memory(plugin: Any) -> tuple[float, float]:
@@ -157,12 +171,3 @@ def _bus() -> tuple[float, float]:
             cuda.cuMemFreeHost(host)
         cuda.cuDevicePrimaryCtxRelease_v2(index)
     return rates[0], rates[1]
-
-
-def _passes(gpu_gb_per_s: float) -> tuple[float, float]:
-    """Seconds of one captured exchange, and of the gap between two graph nodes."""
-    without, with_one = passes(0), passes(1)
-    nodes = NODES * without.layers + NODES_ONCE
-    sync_s = max((with_one.median_s - without.median_s) / without.layers, 1e-7)
-    gap_s = max((without.median_s - without.bytes / gpu_gb_per_s / 1e9) / nodes, 0.0)
-    return float(f"{sync_s:.4g}"), float(f"{gap_s:.4g}")

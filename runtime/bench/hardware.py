@@ -35,11 +35,10 @@ from hotcold.runtime.bench.gpu_rates import GpuRates, gpu_rates
 from hotcold.runtime.bench.hop import measure_hop
 from hotcold.runtime.bench.stores import three_kinds
 from hotcold.runtime.errors import BackendError
-from hotcold.runtime.machine_file import Figure, MachineFile
+from hotcold.runtime.machine_file import YARDSTICK, Figure, MachineFile
 from hotcold.runtime.this_machine import identity
 
 RECORDS = (4 << 10, 12 << 10, 30 << 10, 60 << 10)  # bytes; 12: d 2048, 30: d 5120, both float16
-YARDSTICK = 30 << 10
 SIDES = (1, 8)  # records read side by side
 DTYPES = ("float32", "float16", "bfloat16")
 WIDTH, DENSITY = 4096, 10  # of the layer whose active neurons are timed; per cent that fire

@@ -50,8 +50,8 @@ def command(
     prepared = prepare_model(config)
     if prepared.gpu is None or not prepared.gpu.prompt_rows:
         raise BackendError(
-            "there is no dense prompt form to measure: it needs a GPU, a context above 64 and a "
-            "gated model; see hotcold doctor"
+            "there is no dense prompt form to measure: it needs a GPU, and with --prompt-form auto "
+            "a context above 64 and memory to spare; see hotcold doctor"
         )
     with LocalSession(deploy(prepared, solve(prepared))) as local:
         result = measure(local, lengths or (32, 64, 128, 256, 500))

@@ -4,15 +4,16 @@ Here they are named; solving.py solves them, comparison.py runs them. The ablati
 Figure 15 is a list of cases like any other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from hotcold.runtime.cli import output
 from hotcold.runtime.errors import ConfigError
 
 DEFAULT_POLICIES = ("greedy", "random", "all-cpu")
 DEFAULT_SCHEDULE = "selective"
-ALL = "all"  # every built-in policy that needs no setting
-NEEDS_A_SETTING = ("oracle",)
+ALL = "all"  # every built-in policy, but those whose setting was not given
+NEEDS = {"oracle": ("masks", "a recording of the run: hotcold profile --bitmaps")}
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Case:
         schedule: schedule policy, as typed.
         vram: memory budget of the GPU executor; None: the default.
         step: its name in the ablation, "" outside of it.
+        named: whether its policy was asked for by name; one of `all` that fails is left out.
     """
 
     policy: str
     schedule: str
     vram: str | int | None = None
     step: str = ""
+    named: bool = True
 
     @property
     def label(self) -> str:
@@ -51,7 +54,11 @@ ABLATION = (
 
 
 def make_cases(
-    policies: Sequence[str], schedules: Sequence[str], budgets: Sequence[str], ablation: bool
+    policies: Sequence[str],
+    schedules: Sequence[str],
+    budgets: Sequence[str],
+    ablation: bool,
+    settings: Collection[str] = (),
 ) -> list[Case]:
     """Every policy with every schedule under every budget, the ablation's steps first.
 
@@ -61,6 +68,7 @@ def make_cases(
         schedules: as typed; empty: selective.
         budgets: as typed; empty: the default one.
         ablation: with the steps of Figure 15.
+        settings: names of those given; `all` leaves out policies that miss theirs, and says so.
 
     Raises:
         ConfigError: one given twice.
@@ -70,11 +78,15 @@ def make_cases(
             raise ConfigError(
                 f"--{option} names one {option} twice ({', '.join(values)}); give it once"
             )
-    chosen = [name for policy in policies for name in _expanded(policy)]
+    chosen = [
+        name
+        for policy in policies
+        for name in (_all_built_in(policies, settings) if policy == ALL else [policy])
+    ]
     if not chosen and not ablation:
         chosen = list(DEFAULT_POLICIES[: 1 if len(schedules) > 1 else None])
     plain = [
-        Case(policy, schedule)
+        Case(policy, schedule, named=policy in policies or not policies)
         for policy in dict.fromkeys(chosen)
         for schedule in (schedules or (DEFAULT_SCHEDULE,))
     ]
@@ -84,9 +96,16 @@ def make_cases(
     return [replace(case, vram=vram) for vram in (budgets or (None,)) for case in cases]
 
 
-def _expanded(policy: str) -> list[str]:
+def _all_built_in(policies: Sequence[str], settings: Collection[str]) -> list[str]:
+    """Every built-in placement policy that has what it needs; the others are told."""
     from hotcold.policies.registry import BUILT_IN
 
-    if policy != ALL:
-        return [policy]
-    return [name for name in BUILT_IN["placement"] if name not in NEEDS_A_SETTING]
+    given = {name.rpartition(".")[2] for name in settings}
+    missing = {
+        name: needs
+        for name, needs in NEEDS.items()
+        if needs[0] not in given and name not in policies
+    }
+    for name, (setting, what) in missing.items():
+        output.note(f"hotcold: {name} is left out: it needs --set {setting}=FILE, {what}")
+    return [name for name in BUILT_IN["placement"] if name not in missing]

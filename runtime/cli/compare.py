@@ -2,25 +2,32 @@
 
 Every placement is solved before the first token is generated, so a policy that cannot be used ends
 the command before it has cost anything. Cases are cases.py's, solving.py solves and comparison.py
-runs them, models are subjects.py's, the page compare_page.py's; here are options and table.
+runs them, models are subjects.py's, table and page compare_table.py's and compare_page.py's; here
+are the options.
 """
 
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from hotcold.runtime.cli import output
 from hotcold.runtime.cli.cases import DEFAULT_POLICIES, DEFAULT_SCHEDULE, Case, make_cases
 from hotcold.runtime.cli.compare_page import check_page, write_page
+from hotcold.runtime.cli.compare_table import explain, table
 from hotcold.runtime.cli.comparison import (
+    FOR_WANT,
     Manner,
     Measured,
     Row,
     add_speedups,
     measure_all,
+    refuse,
     summarise,
 )
 from hotcold.runtime.cli.options import (
@@ -30,11 +37,13 @@ from hotcold.runtime.cli.options import (
     hardware_option,
     json_option,
 )
-from hotcold.runtime.cli.running import running_engine
+from hotcold.runtime.cli.running import Terminated, running_engine
 from hotcold.runtime.cli.solving import Ready, solve_all, solve_shape, without_schedules
 from hotcold.runtime.cli.subjects import Subject, make_subjects
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.units import format_bytes
+from hotcold.runtime.errors import ConfigError, HotcoldError
+
+if TYPE_CHECKING:
+    from hotcold.actors import Engine
 
 MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
 
@@ -99,6 +108,13 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
     help="Runs a turn, after its warm-up.",
 )
 @click.option(
+    "--time-limit",
+    "limit_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Begin no turn later than this; the table has what was measured until then.",
+)
+@click.option(
     "--out",
     metavar="DIR",
     type=click.Path(path_type=Path),
@@ -120,6 +136,7 @@ def command(
     max_tokens: int,
     repeat: int,
     each: int,
+    limit_s: float | None,
     out: Path | None,
     hardware: str | None,
     as_json: bool,
@@ -131,7 +148,7 @@ def command(
     machine with one. MODEL is a folder; without one, the embedded model and a planted one.
     """
     options = replace(options, model=choose_model(folder, options.model))
-    cases = make_cases(policies, schedules, budgets, ablation)
+    cases = make_cases(policies, schedules, budgets, ablation, options.settings)
     if not prompt.strip():
         raise ConfigError("the prompt is empty; give at least one word")
     if out is not None:
@@ -141,12 +158,26 @@ def command(
     if hardware is None and (shape is not None or not _gpu_here(options)):
         hardware = MODELLED
     options = replace(options, hardware=hardware)
-    manner = Manner(prompt, max_tokens, repeat, each, options.seed, out is not None)
+    until = None if limit_s is None else time.monotonic() + limit_s
+    manner = Manner(prompt, max_tokens, repeat, each, options.seed, out is not None, until)
+    rows: list[Row] = []
+    results = sys.stdout
+
+    def rescue(more: list[Row]) -> None:
+        if any(row.measured.tokens_per_s for row in [*rows, *more]):
+            with redirect_stdout(results):  # which is standard error while an engine runs
+                _report([*rows, *more], manner, None, as_json)
+
     if shape is not None:
         rows = _rows(shape, solve_shape(shape, options, cases), {})
     else:
-        subjects = make_subjects(options, cases, planted)
-        rows = [row for subject in subjects for row in compare(options, subject, manner)]
+        for subject in make_subjects(options, cases, planted):
+            rows += compare(options, subject, manner, rescue)
+    _report(rows, manner, out, as_json)
+
+
+def _report(rows: Sequence[Row], manner: Manner, out: Path | None, as_json: bool) -> None:
+    """Table and notes, the page where one is asked for, and the line of JSON."""
     runs = [row.run for row in rows]
     add_speedups(runs)
     notes = explain(rows)
@@ -166,22 +197,52 @@ def _gpu_here(options: EngineOptions) -> bool:
     return options.transport == "native" and cuda_plugin.find() is not None
 
 
-def compare(options: EngineOptions, subject: Subject, manner: Manner) -> list[Row]:
+def compare(
+    options: EngineOptions, subject: Subject, manner: Manner, rescue: Callable[[list[Row]], None]
+) -> list[Row]:
     """Solve and run every case on one model.
+
+    Args:
+        options: what was asked for.
+        subject: the model and its cases.
+        manner: how to run them.
+        rescue: gets what was measured when the runs end early, by a signal or a failure.
 
     Raises:
         HotcoldError: what solving or the engine raises.
     """
     options = replace(options, model=subject.model)
     ready = solve_all(options, subject.cases)
-    first = ready[0]
-    launch = {} if first.case.vram is None else {"vram": first.case.vram}
+    measured = {one.case: Measured() for one in ready}
     options = replace(options, settings=without_schedules(options.settings))
-    with running_engine(
-        options, policy=first.placement, schedule=first.schedule, **launch
-    ) as engine:
-        measured = measure_all(engine, ready, manner, f"comparing on {subject.name}")
+    with ExitStack() as stack:
+        engine, loaded = _launch(stack, options, ready, measured)
+        try:
+            measure_all(engine, ready, manner, measured, loaded, f"comparing on {subject.name}")
+        except (KeyboardInterrupt, Terminated, HotcoldError):
+            # Before the engine closes: who ends a command may not wait so long.
+            rescue(_rows(subject.name, ready, measured))
+            raise
     return _rows(subject.name, ready, measured)
+
+
+def _launch(
+    stack: ExitStack,
+    options: EngineOptions,
+    ready: Sequence[Ready],
+    measured: Mapping[Case, Measured],
+) -> "tuple[Engine, Ready]":
+    """An engine with the first case that this machine can run."""
+    for one in ready:
+        vram = {} if one.case.vram is None else {"vram": one.case.vram}
+        running = running_engine(options, policy=one.placement, schedule=one.schedule, **vram)
+        try:
+            return stack.enter_context(running), one
+        except FOR_WANT as error:
+            if one is ready[-1]:
+                raise
+            refuse(measured[one.case], one, error)
+    raise AssertionError("solve_all gives at least one case")
 
 
 def _rows(name: str, ready: Sequence[Ready], measured: Mapping[Case, Measured]) -> list[Row]:
@@ -189,77 +250,3 @@ def _rows(name: str, ready: Sequence[Ready], measured: Mapping[Case, Measured]) 
     found = [measured.get(one.case, Measured()) for one in ready]
     runs = summarise(name, ready, found)
     return [Row(*parts) for parts in zip(runs, ready, found, strict=True)]
-
-
-def table(runs: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows for people; columns in which all are alike are left out."""
-
-    def varies(key: str) -> bool:
-        return len({run[key] for run in runs}) > 1
-
-    names: dict[str, Callable[[dict[str, Any]], str]] = {}
-    if varies("model"):
-        names["model"] = lambda run: run["model"]
-    if varies("vram"):
-        names["vram"] = lambda run: _budget(run["vram"])
-    if varies("step"):
-        names["step"] = lambda run: run["step"]
-    names["policy"] = lambda run: run["policy"]
-    if varies("schedule"):
-        names["schedule"] = lambda run: run["schedule"]
-    ran = any(run["decode_tokens_per_s"] is not None or run["refused"] for run in runs)
-    if ran:
-        names["tokens/s"] = lambda run: _number(run["decode_tokens_per_s"])
-        names["min..max"] = _spread
-    names[f"{runs[0]['predicted_for']}*"] = lambda run: _number(run["predicted_tokens_per_s"])
-    if any("speedup" in run for run in runs):
-        names["speedup"] = lambda run: f"{run['speedup']:.2f} x" if "speedup" in run else "-"
-    if not ran:
-        names["expected on gpu"] = lambda run: _share(run["predicted_gpu_neuron_load"])
-    else:
-        names["neurons on gpu"] = lambda run: _share(run["gpu_neuron_load"])
-        names["gpu waits"] = lambda run: _share(run["wait_share"])
-        names["same tokens"] = _same
-    return list(names), [[show(run) for show in names.values()] for run in runs]
-
-
-def _same(run: dict[str, Any]) -> str:
-    if run["refused"]:
-        return "does not run here"
-    return "yes" if run["same_tokens"] else "NO"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else output.percent(value)
-
-
-def _spread(run: dict[str, Any]) -> str:
-    low, high = run["decode_tokens_per_s_min"], run["decode_tokens_per_s_max"]
-    return "-" if low is None else f"{low:.1f}..{high:.1f}"
-
-
-def _budget(vram: str | int | None) -> str:
-    return format_bytes(vram) if isinstance(vram, int) else vram or "default"
-
-
-def explain(rows: Sequence[Row]) -> str:
-    """What the columns are, below the table: which is measured and which is not."""
-    hardware, on_gpu = rows[0].ready.hardware, rows[0].ready.on_gpu
-    rates = "its measured rates" if hardware.measured else "its rates, none measured here"
-    where = "tokens/s: measured here."
-    if not any(row.measured.tokens_per_s for row in rows):
-        where = "Nothing was run here; the statistics are those published for the shape."
-    elif not on_gpu:
-        where = "tokens/s: measured here, without a GPU: both executors share this CPU."
-    lines = [
-        where,
-        f"{hardware.name}*: tokens/s by the cost model from {rates}; computed, not measured.",
-    ]
-    if any("speedup" in row.run for row in rows):
-        by = "measured" if on_gpu else "by the cost model"
-        lines.append(f"speedup: over the step +PO, {by} (paper, Figure 15).")
-    return "\n".join(lines)

@@ -80,7 +80,7 @@ def write_page(out: Path, rows: Sequence[Row], manner: Manner, table: Table, not
 def _how(rows: Sequence[Row], manner: Manner) -> str:
     """How the figures came about, in a sentence."""
     if not any(row.measured.tokens_per_s for row in rows):
-        return "Nothing was run: placements of a published shape, judged by the cost model."
+        return "Nothing was run: placements judged by the cost model."
     runs = manner.repeat * manner.each
     return (
         f"Each case continued the same prompt by {manner.max_tokens} tokens, greedily; {runs} "

@@ -1,7 +1,8 @@
 """How `hotcold compare` runs its cases on one engine, and what becomes of the figures.
 
-Every placement is solved before (solving.py). The runs come in an order drawn from the seed, each
-with a warm-up before it, so that a machine which warms up or gets busy does not favour one case.
+Every placement is solved before (solving.py). Turns come in rounds, one of each case a round, in an
+order drawn from the seed, each with a warm-up before it: a machine which warms up or gets busy does
+not favour one case, and whoever ends the command early has all cases, only fewer turns of each.
 """
 
 import random
@@ -15,13 +16,14 @@ from hotcold.runtime.cli import output
 from hotcold.runtime.cli.cases import Case
 from hotcold.runtime.cli.running import figures
 from hotcold.runtime.cli.solving import Ready
-from hotcold.runtime.errors import BackendError, BudgetError
+from hotcold.runtime.errors import BackendError, BudgetError, HotcoldError
 
 if TYPE_CHECKING:
     from hotcold.actors import Engine
     from hotcold.runtime.spans import Span
 
 WARM_UP_TOKENS = 8
+FOR_WANT = (BudgetError, BackendError)  # of memory, of a device: no failure, the others may fit
 Spans = Mapping[str, "Sequence[Span]"]
 
 
@@ -36,6 +38,7 @@ class Manner:
         each: measured runs a turn.
         seed: of the order of turns.
         spans: whether the last run's spans are kept.
+        until: time.monotonic() from which no turn begins; None: no such time.
     """
 
     prompt: str
@@ -44,6 +47,7 @@ class Manner:
     each: int = 1
     seed: int = 0
     spans: bool = False
+    until: float | None = None
 
 
 @dataclass
@@ -75,32 +79,84 @@ class Row:
 
 
 def measure_all(
-    engine: "Engine", ready: Sequence[Ready], manner: Manner, what: str = "comparing"
-) -> dict[Case, Measured]:
-    """Generate with every case, in an order drawn from the seed; the model is loaded once."""
-    order = [one for one in ready for _ in range(manner.repeat)]
-    random.Random(manner.seed).shuffle(order)
-    measured = {one.case: Measured() for one in ready}
+    engine: "Engine",
+    ready: Sequence[Ready],
+    manner: Manner,
+    measured: Mapping[Case, Measured],
+    loaded: Ready | None,
+    what: str = "comparing",
+) -> None:
+    """Generate with every case, in rounds, each in an order drawn from the seed.
+
+    The model is loaded once. A turn that fails is told and left out; the others go on.
+
+    Args:
+        engine: launched with one of the cases.
+        ready: the cases.
+        manner: how to run them.
+        measured: of each case; filled as runs end, so that an interruption leaves what there is.
+        loaded: the case it was launched with.
+        what: for the progress lines.
+
+    Raises:
+        HotcoldError: the first failure of a turn but FOR_WANT, after all other turns.
+    """
+    order = turns(ready, manner)
     progress = output.Progress(what, "turns")
+    failed: HotcoldError | None = None
     for done, one in enumerate(order):
         progress(done, done / len(order))
+        if manner.until is not None and time.monotonic() >= manner.until:
+            output.note(f"hotcold: time is up after {done} of {len(order)} turns")
+            break
         record = measured[one.case]
-        if not record.refused:
-            _take_turn(engine, one, manner, record)
+        if record.refused:
+            continue
+        try:
+            if loaded is None or not _same(one, loaded):
+                loaded = None  # if it fails, nobody knows
+                _replan(engine, one, record)
+                loaded = one
+            _take_turn(engine, manner, record)
+        except HotcoldError as error:
+            loaded = None
+            refuse(record, one, error)
+            if not isinstance(error, FOR_WANT):
+                failed = failed or error
     progress.close()
-    return measured
+    if failed is not None:
+        raise failed
 
 
-def _take_turn(engine: "Engine", one: Ready, manner: Manner, record: Measured) -> None:
+def refuse(record: Measured, one: Ready, error: HotcoldError) -> None:
+    """Leave a case out from here on, and say so."""
+    record.refused = str(error)
+    output.note(f"hotcold: {one.case.label} is left out: {error}")
+
+
+def turns(ready: Sequence[Ready], manner: Manner) -> list[Ready]:
+    """Whose turn comes when."""
+    draw, order = random.Random(manner.seed), []
+    for _ in range(manner.repeat):
+        order += draw.sample(ready, len(ready))
+    return order
+
+
+def _same(one: Ready, other: Ready) -> bool:
+    """Whether what runs is the same, so that nothing has to be loaded."""
+    return (one.plan.hash, one.case.schedule, one.case.vram) == (
+        *(other.plan.hash, other.case.schedule, other.case.vram),
+    )
+
+
+def _replan(engine: "Engine", one: Ready, record: Measured) -> None:
     begin = time.monotonic()
-    try:
-        budget: dict[str, Any] = {} if one.case.vram is None else {"vram": one.case.vram}
-        engine.replan(policy=one.placement, schedule=one.schedule, **budget)
-    except (BudgetError, BackendError) as error:  # of this machine's memory; the others may fit
-        record.refused = str(error)
-        output.note(f"hotcold: {one.case.label} is left out: {error}")
-        return
+    budget: dict[str, Any] = {} if one.case.vram is None else {"vram": one.case.vram}
+    engine.replan(policy=one.placement, schedule=one.schedule, **budget)
     record.replan_s.append(time.monotonic() - begin)
+
+
+def _take_turn(engine: "Engine", manner: Manner, record: Measured) -> None:
     _run_once(engine, manner.prompt, WARM_UP_TOKENS)
     for _ in range(manner.each):
         before = engine.stats().actors

@@ -21,6 +21,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 TRANSPORTS = ("native", "ray")
 STORES = ("file", "memfd", "private")
 PROMPT_FORMS = ("auto", "dense", "sparse")
+PREDICTOR_PROCESSES = ("fused", "mps")
 PREDICTOR_HELP = (
     "auto, exact, learned, low-rank, sign, ... (hotcold policies), a folder, or file.py:Class."
 )
@@ -55,6 +56,7 @@ class EngineOptions:
         restarts: losses of actors that a generation survives.
         kernels: CPU kernels, a built-in variant or a C file.
         prompt_form: on a GPU, "auto", "dense" or "sparse" prompts.
+        predictor_process: on a GPU, "fused" or "mps".
         hardware: machine that policies decide for; set by commands that have --hardware.
     """
 
@@ -75,6 +77,7 @@ class EngineOptions:
     restarts: int | None = None
     kernels: str | None = None
     prompt_form: str | None = None
+    predictor_process: str | None = None
     hardware: str | None = None
 
     def launch_arguments(self) -> dict[str, Any]:
@@ -94,6 +97,7 @@ class EngineOptions:
             "restarts": self.restarts,
             "kernels": self.kernels,
             "prompt_form": self.prompt_form,
+            "predictor_process": self.predictor_process,
             "hardware": self.hardware,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -257,6 +261,12 @@ def _group(without: Collection[str]) -> list[Callable[[Any], Any]]:
             help="Prompts on a GPU: sparse in blocks of 32 tokens, dense in a pass over the model,"
             " or dense from a measured length on.  [default: auto]",
         ),
+        click.option(
+            "--predictor-process",
+            type=click.Choice(PREDICTOR_PROCESSES),
+            help="On a GPU, predict in the GPU executor's graph, or in a process of the predictor's"
+            " own under MPS.  [default: fused]",
+        ),
         seed_option,
         click.option(
             "--restarts",
@@ -284,6 +294,7 @@ FIELDS = (
     "restarts",
     "kernels",
     "prompt_form",
+    "predictor_process",
 )
 
 

@@ -252,7 +252,7 @@ def _kv_bytes(machine: "HardwareProfile", more: dict[str, Any]) -> int:
 
 def _scratch(spec: "ModelSpec", context: int) -> int:
     from hotcold.runtime.config import MAX_BATCH
-    from hotcold.runtime.gpu import scratch_bytes
+    from hotcold.runtime.gpu_memory import scratch_bytes
 
     return scratch_bytes(spec, context, MAX_BATCH)
 
@@ -292,7 +292,8 @@ def _print(result: dict[str, Any], plan: "Plan", bound: "Roofline") -> None:
     ]
     rows.append(("token", "", f"{token * 1e3:.4g}", output.percent(1.0)))
     click.echo(output.table(("part", "GB", "ms", "of the token"), rows))
-    how = "at the same time" if hardware["has_gpu"] else "in turn, from one memory"
+    at_once = hardware["has_gpu"] or hardware["at_once"]
+    how = "at the same time" if at_once else "in turn, from one memory"
     click.echo(f"\nffn: hot {bound.hot_s * 1e3:.4g} ms and cold {bound.cold_s * 1e3:.4g} ms, {how}")
     measured = "" if hardware["measured"] else ", rates not measured"
     click.echo(f"bound  {bound.tokens_per_s:.4g} tokens/s ({hardware['name']}{measured})")

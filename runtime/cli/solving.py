@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from hotcold.runtime.cli import output
 from hotcold.runtime.cli.cases import Case
 from hotcold.runtime.cli.options import EngineOptions
-from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.errors import ConfigError, HotcoldError
 
 if TYPE_CHECKING:
     from hotcold.policies.settings import Setting
@@ -87,19 +88,54 @@ def solve_all(options: EngineOptions, cases: Sequence[Case]) -> list[Ready]:
     for vram in by_budget:
         if vram is not None:
             by_budget[vram] = with_budget(prepared, vram)
-    wanted = list(dict.fromkeys((case.vram, case.policy) for case in cases))
 
     def solved(key: "tuple[str | int | None, str]") -> "Plan":
         prepared = by_budget[key[0]]
         config = replace(prepared.config, settings=own[key[1]])
         return solve(replace(prepared, config=config), key[1])
 
-    made = _several(solved, wanted)
-    plans = dict(zip(wanted, made, strict=True))
-    return [
-        _ready(by_budget[case.vram], case, schedules[case.schedule], plans[case.vram, case.policy])
-        for case in cases
-    ]
+    def ready(case: Case, plan: "Plan") -> Ready:
+        return _ready(by_budget[case.vram], case, schedules[case.schedule], plan)
+
+    return _each(cases, solved, ready)
+
+
+def _each(
+    cases: Sequence[Case],
+    solved: "Callable[[tuple[str | int | None, str]], Result]",
+    ready: Callable[[Case, Result], Ready],
+) -> list[Ready]:
+    """Every case solved, each placement once; those that nobody named may fail.
+
+    Args:
+        cases: what to solve.
+        solved: makes the placement of a budget and a policy.
+        ready: puts a case together with its placement.
+
+    Raises:
+        HotcoldError: the first failure of a case that was named, or of all.
+    """
+
+    def attempt(key: "tuple[str | int | None, str]") -> "Result | HotcoldError":
+        try:
+            return solved(key)
+        except HotcoldError as error:
+            return error
+
+    wanted = list(dict.fromkeys((case.vram, case.policy) for case in cases))
+    made = dict(zip(wanted, _several(attempt, wanted), strict=True))
+    done: list[Ready] = []
+    for case in cases:
+        try:
+            plan = made[case.vram, case.policy]
+            if isinstance(plan, HotcoldError):
+                raise plan
+            done.append(ready(case, plan))
+        except HotcoldError as error:
+            if case.named or (case is cases[-1] and not done):
+                raise
+            output.note(f"hotcold: {case.label} is left out: {error}")
+    return done
 
 
 def _ready(prepared: "Prepared", case: Case, schedule: Any, plan: "Plan") -> Ready:
@@ -156,7 +192,8 @@ def solve_shape(shape: str, options: EngineOptions, cases: Sequence[Case]) -> li
     from hotcold.runtime.this_machine import chosen_hardware
     from hotcold.runtime.units import parse_bytes
 
-    machine, dtype = chosen_hardware(options.hardware), cast("DType", options.dtype or "float16")
+    machine = chosen_hardware(options.hardware, options.threads)
+    dtype = cast("DType", options.dtype or "float16")
     settings = split_settings(options.settings)
     schedules = _schedules(settings["schedule"], [case.schedule for case in cases])
     own = _placement_settings(settings["placement"], [case.policy for case in cases])
@@ -168,13 +205,10 @@ def solve_shape(shape: str, options: EngineOptions, cases: Sequence[Case]) -> li
         placement = place(key[1], problem, own[key[1]])
         return problem, make_plan(problem, placement, key[1], f"shape {shape}")
 
-    wanted = list(dict.fromkeys((case.vram, case.policy) for case in cases))
-    made = dict(zip(wanted, _several(solved, wanted), strict=True))
-    ready = []
-    for case in cases:
-        problem, plan = made[case.vram, case.policy]
-        ready.append(_judged(problem, spec, True, case, schedules[case.schedule], plan))
-    return ready
+    def ready(case: Case, made: "tuple[Problem, Plan]") -> Ready:
+        return _judged(made[0], spec, True, case, schedules[case.schedule], made[1])
+
+    return _each(cases, solved, ready)
 
 
 def _several(call: Callable[[Key], Result], keys: Sequence[Key]) -> list[Result]:

@@ -2,14 +2,26 @@
 
 import io
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 from support import fake_engine
 from support.command import Ended, Run
 from support.fake_engine import FakeEngine
+from support.problems import tiny_plan
 
+from hotcold.runtime.cli import compare, subjects
+from hotcold.runtime.cli.cases import Case
 from hotcold.runtime.cli.main import main
+from hotcold.runtime.cli.options import EngineOptions
+from hotcold.runtime.cli.solving import Ready
+from hotcold.runtime.cost import LayerTime, TokenTime
+from hotcold.runtime.errors import PolicyError
+from hotcold.runtime.hardware import load_hardware
+from hotcold.runtime.plan import Plan
 
 
 @pytest.fixture
@@ -37,3 +49,32 @@ def run(
         return Ended(code, captured.out, captured.err)
 
     return call
+
+
+def plan_of(policy: str) -> Plan:
+    """One plan a name; "same as NAME" has that of NAME."""
+    device_LN = np.random.default_rng(zlib.crc32(policy.rpartition(" ")[2].encode())).integers(
+        2, size=(2, 40), dtype=np.int8
+    )
+    return tiny_plan(device_LN)
+
+
+@pytest.fixture
+def solved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Placements by name: the fake engine knows nothing else of them."""
+
+    def fake(options: EngineOptions, wanted: Sequence[Case]) -> list[Ready]:
+        if any(case.policy == "broken" for case in wanted):
+            raise PolicyError("broken.py:7: RuntimeError: boom")
+        hardware = load_hardware(options.hardware or "pc-high")
+        return [
+            Ready(
+                *(case, case.policy, case.schedule, plan_of(case.policy), 0.6),  # type: ignore[arg-type]
+                TokenTime((LayerTime(0.0, 0.0, 1e-3 * (1 + i), 0.0),), 0.0),
+                *(hardware, False),
+            )
+            for i, case in enumerate(wanted)
+        ]
+
+    monkeypatch.setattr(compare, "solve_all", fake)
+    monkeypatch.setattr(subjects, "planted_model", lambda: tmp_path / "planted")

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,37 +11,17 @@ import numpy as np
 import pytest
 from support.command import Run, only_line
 from support.fake_engine import FakeEngine
-from support.problems import tiny_plan
 
-from hotcold.runtime.cli import cases, compare, subjects
+from hotcold.runtime import deployment
+from hotcold.runtime.cli import cases, subjects
 from hotcold.runtime.cli.cases import Case, make_cases
 from hotcold.runtime.cli.options import EngineOptions
-from hotcold.runtime.cli.solving import Ready, solve_all
-from hotcold.runtime.cost import LayerTime, TokenTime
+from hotcold.runtime.cli.solving import solve_all
 from hotcold.runtime.errors import ConfigError, PolicyError
-from hotcold.runtime.hardware import load_hardware
+from hotcold.runtime.plan import Plan
+from hotcold.runtime.prepare import Prepared
 
-
-@pytest.fixture(autouse=True)
-def solved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Placements by name: the fake engine knows nothing else of them."""
-
-    def fake(options: EngineOptions, wanted: Sequence[Case]) -> list[Ready]:
-        if any(case.policy == "broken" for case in wanted):
-            raise PolicyError("broken.py:7: RuntimeError: boom")
-        plan = tiny_plan((np.arange(80).reshape(2, 40) % 2).astype(np.int8))
-        hardware = load_hardware(options.hardware or "pc-high")
-        return [
-            Ready(
-                *(case, case.policy, case.schedule, plan, 0.6),  # type: ignore[arg-type]
-                TokenTime((LayerTime(0.0, 0.0, 1e-3 * (1 + i), 0.0),), 0.0),
-                *(hardware, False),
-            )
-            for i, case in enumerate(wanted)
-        ]
-
-    monkeypatch.setattr(compare, "solve_all", fake)
-    monkeypatch.setattr(subjects, "planted_model", lambda: tmp_path / "planted")
+pytestmark = pytest.mark.usefixtures("solved")
 
 
 def test_the_table_has_a_row_a_policy(run: Run) -> None:
@@ -97,7 +76,8 @@ def test_every_schedule_with_every_policy_under_every_budget(
     options = "--policy a --policy b --schedule serial --schedule fetch --vram 1MiB --vram 2MiB"
     assert run("compare", "here", *options.split(), "--repeat", "2").code == 0
     expected = [(p, s, v) for v in ("1MiB", "2MiB") for p in "ab" for s in ("serial", "fetch")]
-    assert sorted(engines[0].under) == sorted(expected * 2)
+    assert set(engines[0].under) | {expected[0]} == set(expected)
+    assert len(engines[0].requests) == 2 * 2 * len(expected)  # warm-ups, too
     assert len(engines) == 1, "the model is loaded once"
 
 
@@ -125,21 +105,19 @@ def test_all_means_the_built_in_ones_that_need_no_setting() -> None:
     assert len(names) == len(set(names)) and names[-1] == "mine.py:Mine"
     assert {"ilp", "latency", "greedy", "random", "ffn-split"} < set(names)
     assert "oracle" not in names
+    assert {case.policy for case in made if case.named} == {"mine.py:Mine", "ilp"}
 
 
-def test_a_case_that_does_not_fit_is_left_out_and_the_others_run(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+def test_all_says_what_it_leaves_out_and_takes_it_where_it_can(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(FakeEngine, "refuses", "big")
-    ended = run(
-        "compare", "here", "--policy", "big", "--policy", "small", "--repeat", "2", "--json"
-    )
-    assert ended.code == 0
-    assert ended.err.count("is left out: the plan needs 9 MiB") == 1
-    big, small = json.loads(ended.out.splitlines()[-1])["runs"]
-    assert "raise --vram" in big["refused"] and big["decode_tokens_per_s"] is None
-    assert small["same_tokens"] is True and big["same_tokens"] is None
-    assert ended.out.splitlines()[1].endswith("does not run here")
+    make_cases(("all",), (), (), False)
+    said = only_line(capsys.readouterr().err)
+    assert "oracle is left out" in said and "--set masks=FILE" in said
+    given = make_cases(("all",), (), (), False, {"placement.masks": "r.npz"})
+    assert "oracle" in {case.policy for case in given}
+    assert make_cases(("oracle", "all"), (), (), False)[0] == Case("oracle", "selective")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_policy_error_ends_it_before_a_token(run: Run, engines: list[FakeEngine]) -> None:
@@ -148,28 +126,6 @@ def test_a_policy_error_ends_it_before_a_token(run: Run, engines: list[FakeEngin
     assert ended.out == ""
     assert only_line(ended.err) == "hotcold: error: broken.py:7: RuntimeError: boom"
     assert engines == []
-
-
-def test_the_order_of_runs_is_drawn_from_the_seed(run: Run, engines: list[FakeEngine]) -> None:
-    orders = []
-    for seed in ("1", "1", "2", "3", "4"):
-        engines.clear()
-        assert run("compare", "here", "--repeat", "4", "--seed", seed).code == 0
-        orders.append([request["plan"] for request in engines[0].requests])
-    assert orders[0] == orders[1]
-    assert len({tuple(order) for order in orders}) > 1
-    measured = orders[0][1::2]  # every measured run has a warm-up before it
-    assert sorted(measured) == sorted(
-        f"plan of {name}" for name in ("greedy", "random", "all-cpu") for _ in range(4)
-    )
-
-
-def test_every_run_has_the_same_length(run: Run, engines: list[FakeEngine]) -> None:
-    options = "--policy greedy --repeat 1 --each 2 --max-tokens 20"
-    assert run("compare", "here", *options.split()).code == 0
-    assert [request["max_tokens"] for request in engines[0].requests] == [8, 20, 20]
-    assert all(request["ignore_eos"] for request in engines[0].requests)
-    assert all(request["temperature"] == 0.0 for request in engines[0].requests)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +241,25 @@ def test_solving_places_once_and_schedules_each() -> None:
             assert plain.plan.bytes_by_device["gpu0"] <= plain.plan.budgets["gpu0"]
     more, less = (by_case["greedy", "selective", vram] for vram in ("28MiB", "26MiB"))
     assert more.load > less.load and more.predicted.tokens_per_s > less.predicted.tokens_per_s
+
+
+def test_one_of_all_that_fails_is_left_out_and_a_named_one_ends_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def solve(prepared: Prepared, policy: str) -> Plan:
+        if policy == "random":
+            raise PolicyError("policy 'random': boom")
+        return deployment_solve(prepared, policy)
+
+    deployment_solve = deployment.solve
+    monkeypatch.setattr(deployment, "solve", solve)
+    given = make_cases(("all",), (), ("28MiB",), False)
+    capsys.readouterr()
+    left = [one.case.policy for one in solve_all(options(), given)]
+    assert "ilp" in left and "random" not in left and len(left) == len(given) - 1
+    assert "random, selective is left out: policy" in only_line(capsys.readouterr().err)
+    with pytest.raises(PolicyError, match="boom"):
+        solve_all(options(), make_cases(("random", "greedy"), (), (), False))
 
 
 def test_a_setting_that_no_schedule_has_is_refused() -> None:

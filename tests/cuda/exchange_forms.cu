@@ -3,7 +3,7 @@
 // Form A: kernels set and poll flags in host memory, in four ways. Form B: stream memory operations
 // with binary words. A host thread answers every layer at once, with all of y. Each layer copies x
 // out, signals, waits and adds y. Prints microseconds a layer.
-// Build: nvcc -arch=native exchange_forms.cu -lcuda
+// Built and run by `make exchange-forms`.
 #include <algorithm>
 #include <atomic>
 #include <cstdio>

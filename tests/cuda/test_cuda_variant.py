@@ -11,11 +11,12 @@ from support.checkout import ROOT
 from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
-from hotcold.native import cuda_plugin, nvml
+from hotcold.native import cuda_plugin, cuda_probe, nvml
 from hotcold.native.nvml import Gpu
 from hotcold.runtime.cli.main import main
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.cuda_variant import prepare_cuda_variant, variant_library
+from hotcold.runtime.cuda_variant_passes import EveryOther, masked_logits
 from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import BackendError, ConfigError
 from hotcold.runtime.prepare import prepare_model
@@ -74,14 +75,28 @@ def test_passes_compute_with_it(plugin: Any, tmp_path: Path) -> None:
         ("at < a.d; at", "at < a.d - 8; at", "float64 gives"),
         ("* gridDim.y + b] = c", "* gridDim.y + b] = gridDim.y > 1 ? c * 1.000001f : c", "batch"),
         ("record + a.gate_offset + 2 * at", "record + (1ll << 44)", "is refused"),
+        # right in the operator door, where there are no stamps, and wrong in every pass
+        ("= gate > 0 ? (", "= gate > (a.stamps ? 1 : 0) ? (", r"a pass of the embedded model \("),
+        ("bool wanted = a.hot", "bool wanted = !a.stamps && a.hot", r"a pass of the embedded"),
     ],
-    ids=["short row", "batch", "wild"],
+    ids=["short row", "batch", "wild", "pass", "no token in a pass"],
 )
 def test_wrong_kernels_are_refused(
     plugin: Any, tmp_path: Path, old: str, new: str, match: str
 ) -> None:
     with pytest.raises(ConfigError, match=match):
         prepare_cuda_variant(changed(tmp_path, old, new))
+
+
+@pytest.mark.gpu
+def test_its_kernels_count_with_the_context(plugin: Any) -> None:
+    found = cuda_plugin.find()
+    assert found is not None
+    own = variant_library(prepare_cuda_variant(EXAMPLE))
+    with_it = cuda_probe.context_bytes(found.path, 32, 1, variant=own)
+    without = cuda_probe.context_bytes(found.path, 32, 1)
+    assert with_it is not None and without is not None
+    assert 100 << 20 < without < with_it + cuda_probe.SAME < without + (64 << 20)
 
 
 @pytest.mark.gpu
@@ -93,6 +108,19 @@ def test_another_abi_is_refused(plugin: Any, tmp_path: Path) -> None:
     )
     with pytest.raises((BackendError, ConfigError), match="ABI 7"):
         prepare_cuda_variant(path)
+
+
+def test_the_passes_oracle_is_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a variant's passes are compared with, compared with the CPU device itself."""
+    monkeypatch.setenv("HOTCOLD_CUDA", "off")
+    for predictor in ("learned", "exact"):
+        prepared = prepare_model(EngineConfig(predictor=predictor, policy=EveryOther()))
+        made = deploy(prepared, solve(prepared))
+        with LocalSession(made) as local:
+            logits_TV, masks_TLN = local.logits(list(range(3, 40)))
+        assert 0.02 < masks_TLN.mean() < 0.9
+        exact_TV = masked_logits(made, list(range(3, 40)), masks_TLN)
+        np.testing.assert_allclose(logits_TV, exact_TV, atol=1e-4 * np.abs(exact_TV).max())
 
 
 # ---- without one ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.gpu_layout import Case, owned_of
 from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
@@ -20,9 +21,12 @@ from hotcold.native import nvml
 from hotcold.runtime.config import EngineConfig
 from hotcold.runtime.deployment import Deployment, deploy, solve
 from hotcold.runtime.errors import BudgetError
+from hotcold.runtime.formats.bundle import open_bundle
 from hotcold.runtime.gpu_probe import LIBCUDA
+from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
 from hotcold.runtime.prepare import prepare_model
 from hotcold.runtime.session import LocalSession
+from hotcold.runtime.weights import WeightStore
 
 pytestmark = pytest.mark.gpu
 
@@ -101,6 +105,56 @@ def test_parts_on_the_host_change_nothing(
             wanted = sum(made.plan.module_bytes[name] for name in moved)
             pinned = device.report().pinned_bytes  # biases of predictors stay on the device
             assert 0.8 * wanted <= pinned <= wanted + 512 * len(moved)
+
+
+@pytest.mark.parametrize("kinds", [(), ("head", "predictor"), ("attention", "kv")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"predictor": "exact", "max_batch": 5},
+        {**LOW_RANK, "schedule": "lookahead", "kv_dtype": "float16"},
+        {**LOW_RANK, "predictor_dtype": "int8", "audit": 3},
+        {"predictor": "sign", "max_batch": 1},
+    ],
+    ids=["exact", "lookahead", "int8", "sign"],
+)
+def test_the_layout_in_python_is_the_devices(
+    tiny: Path, kinds: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    """What test_gpu_reserve.py reckons with is what a GPU executor takes, to the byte."""
+    made = deployment(tiny, vram="2GiB", policy=Elsewhere(*kinds), prompt_form="sparse", **options)
+    with LocalSession(made) as local:
+        local.logits([3, 4, 5])
+        device = local.executors["gpu"].native.device
+        assert device is not None
+        allocated = device.report().allocated_bytes
+    case = Case(
+        made.spec,
+        owned_of(made.plan.device_LN),
+        made.context,
+        options.get("max_batch", 32),
+        int(options.get("schedule") == "lookahead"),
+        made.audit_every,
+        2 if options.get("kv_dtype") else 4,
+        layers_of(made),
+        options.get("predictor_dtype") == "int8",
+        frozenset(name for name, home in made.plan.modules.items() if home == "cpu0"),
+    )
+    assert case.bytes == allocated
+
+
+def layers_of(made: Deployment) -> tuple[Any, ...]:
+    """The predictor's native layers; none where it stands by."""
+    bundle = open_bundle(made.bundle_path)
+    predictor = choose_predictor(made.predictor, bundle, made.predictor_settings)
+    if not made.predicts:
+        return ()
+    store = WeightStore.open(bundle)
+    try:
+        predictor.prepare(ModelView.of(bundle, store), None)
+        return native_layers(predictor, bundle.spec)
+    finally:
+        store.close()
 
 
 def test_the_minimum_launches_and_one_byte_less_is_refused(tiny: Path) -> None:

@@ -106,6 +106,54 @@ def test_batch_changes_no_bit(tiny: Path) -> None:
         np.testing.assert_array_equal(runs[0], other)
 
 
+@pytest.mark.parametrize("predictor_dtype", [None, "int8"])
+@pytest.mark.parametrize("d", [320, 1024])
+def test_batch_changes_no_bit_of_long_rows(
+    plugin: Any, tmp_path: Path, d: int, predictor_dtype: str | None
+) -> None:
+    """Long enough that threads of a block share a row's norm in more than one way."""
+    model = TinyLlama(d=d, neurons=1500, heads=d // 64, kv_heads=1, dtype="float16", seed=d)
+    write_llama(tmp_path / "long", model)
+    ids = ids_of(tmp_path / "long", 40)
+    options: dict[str, Any] = {"predictor": "low-rank", "predictor_dtype": predictor_dtype}
+    runs = []
+    for batch in (32, 8, 2, 1):
+        with session(tmp_path / "long", 0.5, max_batch=batch, **options) as local:
+            runs.append(local.logits(ids))
+    for logits, masks_TLN in runs[1:]:
+        np.testing.assert_array_equal(masks_TLN, runs[0][1])
+        np.testing.assert_array_equal(logits, runs[0][0])
+
+
+def test_a_pass_counts_to_the_last_neuron(plugin: Any, tmp_path: Path) -> None:
+    """More of them than a float holds: 2^24 and an odd number."""
+    layers, neurons, batch = 17, 32767, 31
+    assert layers * neurons * batch > 1 << 24
+    model = TinyLlama(d=8, layers=layers, neurons=neurons, heads=1, kv_heads=1, dtype="float16")
+    write_llama(tmp_path / "many", model)
+    with session(tmp_path / "many", 1.0, predictor="exact") as local:
+        local.logits(ids_of(tmp_path / "many", batch))
+        state = local.segment.actor_state("gpu")
+        assert state.passes == 1
+        assert state.gate_rows == layers * neurons * batch
+
+
+@pytest.mark.parametrize("predictor", ["exact", "low-rank"])
+def test_the_cpu_executors_threads_change_no_bit(tiny: Path, predictor: str) -> None:
+    """Cold sums of 1, 2 and 5 threads beside the same GPU; a second run of each is the same too."""
+    ids, runs = ids_of(tiny, 37), []
+    for threads in (1, 2, 5, 1):
+        with session(tiny, 0.5, threads=threads, predictor=predictor) as local:
+            assert local.deployment.cores["cpu"].threads == threads
+            logits, masks_TLN = local.logits(ids)
+            runs.append(logits)
+            assert local.segment.actor_state("cpu").up_down_rows > 0
+    for other in runs[1:]:
+        np.testing.assert_array_equal(runs[0], other)
+    expected = Oracle.load(tiny).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
+    np.testing.assert_allclose(runs[0], expected.logits_TV, atol=1e-3, rtol=0)
+
+
 def test_int8_predictors_and_half_caches_stay_close(tiny: Path) -> None:
     ids = ids_of(tiny, 40)
     expected = Oracle.load(tiny).forward(ids).logits_TV

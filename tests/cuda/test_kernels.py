@@ -1,15 +1,21 @@
-"""Every CUDA kernel against numpy in float64: odd sizes, all dtypes, batches of 1 to 32.
+"""The CUDA kernels of a pass against numpy in float64: odd sizes, dtypes, batches of 1 to 32."""
 
-HOTCOLD_TEST_SMALL=1 leaves a small case of every kernel, for tools under which all of it takes an
-hour (`make sanitize-gpu`).
-"""
-
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.kernels import (
+    BATCHES,
+    DTYPES,
+    close,
+    guarded,
+    reglu,
+    rms_normed,
+    some,
+    stored,
+    table,
+)
 
 from hotcold.native import device_kernels as kernels
 from hotcold.policies.predictor.sign import pack_signs
@@ -17,36 +23,10 @@ from hotcold.runtime.predictor_forms import SignLayer
 
 pytestmark = pytest.mark.gpu
 
-SMALL = os.environ.get("HOTCOLD_TEST_SMALL") == "1"
 
-
-def some(cases: list[Any], *kept: int) -> list[Any]:
-    """All cases, or those few that a tool as slow as a sanitizer has time for."""
-    return [cases[i] for i in kept] if SMALL else cases
-
-
-DTYPES = some(["float32", "float16", "bfloat16"], 1)
-BATCHES = some([1, 2, 3, 8, 17, 32], 0, 4)
-
-
-def stored(values: NDArray[Any], dtype: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Values as stored in a dtype, and what they then are."""
-    if dtype == "bfloat16":
-        raw = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-        return raw, (raw.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    raw = values.astype(dtype)
-    return raw, raw.astype(np.float64)
-
-
-def close(found: NDArray[Any], expected: NDArray[Any], tolerance: float = 1e-5) -> None:
-    error = np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30)
-    assert np.isfinite(found).all()
-    assert error < tolerance, error
-
-
-def rms_normed(x: NDArray[Any], weight: NDArray[Any], eps: float = 1e-5) -> NDArray[Any]:
-    x = x.astype(np.float64)
-    return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + eps) * weight
+@pytest.fixture(scope="module")
+def plugin(plugin: Any) -> Any:
+    return guarded(plugin)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,12 +59,17 @@ def test_norm(plugin: Any, kind: str, batch: int, d: int) -> None:
     x = (5 + 3 * rng.standard_normal((batch, d))).astype(np.float32)
     weight, bias = rng.standard_normal((2, d)).astype(np.float32)
     x64 = x.astype(np.float64)
+    host = np.full_like(x, np.nan)
     if kind == "rms":
-        close(kernels.norm(plugin, x, weight, kind=kind), rms_normed(x, weight))
+        found = kernels.norm(plugin, x, weight, kind=kind, host_BD=host)
+        close(found, rms_normed(x, weight))
+        np.testing.assert_array_equal(host, found)
         return
     centred = x64 - x64.mean(axis=1, keepdims=True)
     plain = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5) * weight
-    close(kernels.norm(plugin, x, weight, bias), plain + bias)
+    found = kernels.norm(plugin, x, weight, bias, host_BD=host)
+    close(found, plain + bias)
+    np.testing.assert_array_equal(host, found)
     if d > 1:  # of a single element nothing is left without a bias
         close(kernels.norm(plugin, x, weight), plain)
 
@@ -97,7 +82,10 @@ def test_gemv_of_int8_rows_with_scales(plugin: Any, batch: int) -> None:
         scale = rng.uniform(0.001, 0.1, rows).astype(np.float32)
         x = rng.standard_normal((batch, d)).astype(np.float32)
         found, _ = kernels.gemv(plugin, w, "int8", x, scale_R=scale)
-        close(found, (x.astype(np.float64) @ w.T.astype(np.float64)) * scale)
+        exact = (x.astype(np.float64) @ w.T.astype(np.float64)) * scale
+        close(found, exact)
+        bias = rng.standard_normal(rows).astype(np.float32)
+        close(kernels.gemv(plugin, w, "int8", x, scale_R=scale, bias_R=bias)[0], exact + bias)
 
 
 @pytest.mark.parametrize(("rows", "d"), some([(301, 1000), (4100, 520)], 0))
@@ -109,22 +97,6 @@ def test_a_token_gets_the_same_bits_in_any_batch(plugin: Any, rows: int, d: int)
     for size in (1, 2, 4, 8, 11):
         part, _ = kernels.gemv(plugin, raw, "float16", x[:size].copy())
         np.testing.assert_array_equal(part, whole[:size])
-
-
-def table(rng: Any, rows: int, d: int, dtype: str) -> tuple[Any, list[NDArray[np.float64]]]:
-    """Records of gate, up and down side by side, and the three as float64."""
-    raw, values = stored(rng.standard_normal((rows, 3, d)) / np.sqrt(d), dtype)
-    size = raw.dtype.itemsize
-    record_bytes = -(-3 * d * size // 64) * 64
-    records = np.zeros((rows, record_bytes), np.uint8)
-    records[:, : 3 * d * size] = raw.reshape(rows, -1).view(np.uint8)
-    return records, [values[:, part] for part in range(3)]
-
-
-def reglu(x: Any, parts: Any, ids: Any, on_KB: Any) -> NDArray[np.float64]:
-    gate, up, down = (part[ids] for part in parts)
-    c_BK = np.maximum(x @ gate.T, 0) * (x @ up.T) * on_KB.T
-    return np.asarray(c_BK @ down)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from support.gpu import usable_plugin
 
 from hotcold.native import cuda_plugin, nvml
 from hotcold.native.device import open_plugin
@@ -75,12 +76,98 @@ def test_it_is_compiled_once_and_then_found(one_gpu: Path, monkeypatch: pytest.M
     other = cuda_plugin.find()
     assert other is not None
     assert other.path != first.path
+    monkeypatch.setattr(cuda_plugin, "find_compiler", lambda: None)  # the toolkit is gone
+    kept = cuda_plugin.find()
+    assert kept == cuda_plugin.Plugin(other.path, "cache")
+    monkeypatch.setattr(cuda_plugin, "FLAGS", ("-O0",))
+    assert cuda_plugin.find() is None
 
 
-def test_a_compiler_that_fails_is_quoted(one_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler(one_gpu, 'echo "gemv.cu(7): error: no"; exit 2', monkeypatch)
+def test_a_compiler_that_fails_is_quoted_and_not_asked_again(
+    one_gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = one_gpu / "asked"
+    fail = f'[ "$1" = --version ] || echo x >> {asked}; echo "gemv.cu(7): error: no"; exit 2'
+    compiler(one_gpu, fail, monkeypatch)
     monkeypatch.setenv("HOTCOLD_CUDA", "require")
-    with pytest.raises(BackendError, match=r"gemv\.cu\(7\)"):
-        cuda_plugin.find()
+    for again in (False, True):
+        with pytest.raises(BackendError, match=r"gemv\.cu\(7\)") as caught:
+            cuda_plugin.find()
+        assert ("to try again" in str(caught.value)) == again
     monkeypatch.setenv("HOTCOLD_CUDA", "auto")
     assert cuda_plugin.find() is None
+    assert asked.read_text() == "x\n"
+    (remembered,) = one_gpu.glob("*.failed")
+    remembered.unlink()
+    assert cuda_plugin.find() is None
+    assert asked.read_text() == "x\nx\n"
+
+
+def test_with_a_gpu_the_tests_fail_where_kernels_do_not_compile(
+    one_gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler(one_gpu, "exit 2", monkeypatch)
+    with pytest.raises(pytest.fail.Exception, match="a GPU is there and no plug-in for it"):
+        usable_plugin()
+    monkeypatch.setenv("HOTCOLD_CUDA", "off")
+    with pytest.raises(pytest.skip.Exception):
+        usable_plugin()
+    monkeypatch.delenv("HOTCOLD_CUDA")
+    monkeypatch.setattr(nvml, "gpus", list)
+    with pytest.raises(pytest.skip.Exception, match="no NVIDIA GPU"):
+        usable_plugin()
+
+
+@pytest.mark.parametrize("named", ["", "x.so"], ids=["to build", "named"])
+def test_an_old_gpu_is_left_to_the_cpu_device(
+    one_gpu: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """A Turing card has no bfloat16 tensor cores: nothing is compiled, the reason is said."""
+    compiler(one_gpu, "exit 2", monkeypatch)
+    (one_gpu / "x.so").write_text("no library")
+    if named:
+        monkeypatch.setenv("HOTCOLD_CUDA_PLUGIN", str(one_gpu / named))
+    monkeypatch.setattr(nvml, "gpus", lambda: [Gpu("T4", "75", 16 << 30, 0)])
+    assert cuda_plugin.find() is None
+    monkeypatch.setenv("HOTCOLD_CUDA", "require")
+    with pytest.raises(BackendError, match=r"\(T4\) has compute capability 7.5, .* need 8.0"):
+        cuda_plugin.find()
+    monkeypatch.setattr(nvml, "gpus", lambda: [Gpu("B200", "100", 180 << 30, 0)])
+    monkeypatch.setenv("HOTCOLD_CUDA_PLUGIN", str(one_gpu / "x.so"))
+    assert cuda_plugin.find() is not None
+
+
+@pytest.mark.parametrize("arch", ["75", "sm_75", "9.0", "9"])
+def test_an_architecture_that_cannot_be_is_refused(
+    one_gpu: Path, monkeypatch: pytest.MonkeyPatch, arch: str
+) -> None:
+    monkeypatch.setenv("HOTCOLD_CUDA", "require")
+    monkeypatch.setenv("HOTCOLD_CUDA_ARCH", arch)
+    with pytest.raises(BackendError, match=f"compiled for '{arch}'; set HOTCOLD_CUDA_ARCH to 80"):
+        cuda_plugin.find()
+
+
+def test_it_is_built_ahead_without_a_gpu(one_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = 'for last; do :; done; [ "$1" = --version ] && echo 13 && exit; echo built > "$last"'
+    compiler(one_gpu, build, monkeypatch)
+    monkeypatch.setattr(nvml, "gpus", list)
+    with pytest.raises(BackendError, match="set HOTCOLD_CUDA_ARCH"):
+        cuda_plugin.built()
+    monkeypatch.setenv("HOTCOLD_CUDA_ARCH", "sm_90")
+    ahead = cuda_plugin.built()
+    assert ahead.origin == "compiled"
+    monkeypatch.delenv("HOTCOLD_CUDA_ARCH")
+    monkeypatch.setattr(nvml, "gpus", lambda: [H100])
+    assert cuda_plugin.find() == cuda_plugin.Plugin(ahead.path, "cache")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["80", "90"])
+def test_the_kernels_compile_without_a_warning(tmp_path: Path, arch: str) -> None:
+    """The oldest architecture that is served, and that of the machine the figures are from."""
+    nvcc = cuda_plugin.find_compiler()
+    if nvcc is None:
+        pytest.skip("no nvcc to compile the kernels with")
+    flags = (*cuda_plugin.FLAGS, *cuda_plugin.STRICT)
+    cuda_plugin.compile_plugin(nvcc, arch, tmp_path / "x.so", flags)
+    assert b"hc_device_table" in (tmp_path / "x.so").read_bytes()

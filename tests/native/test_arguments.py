@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotcold.native._ffi import check, last_error
+from hotcold.native._arrays import ffn_scratch
+from hotcold.native._ffi import check, last_error, pointer
 from hotcold.native._kernels import ffi, lib
 from hotcold.runtime.errors import ConfigError
 
@@ -53,14 +54,13 @@ def test_gemv(field: str, value: Any, word: str) -> None:
 
 def ffn_args(keep: list[Any]) -> Any:
     args = ffi.new("hc_ffn_args *")
-    ids, bounds = ffi.new("int32_t[]", [0, 1]), ffi.new("int32_t[]", [0, 1, 2])
-    work = ffi.new("int64_t[]", 16)
-    keep += [ids, bounds, work]
+    ids, scratch = ffi.new("int32_t[]", [0, 1]), ffn_scratch(2, 1)
+    keep += [ids, scratch]
     args.records, args.record_bytes = address("void *"), 96
     args.up_offset, args.down_offset, args.d, args.batch = 32, 64, 8, 1
-    args.ids, args.n_ids, args.bounds, args.n_chunks = ids, 2, bounds, 2
-    args.x_BD, args.y_BD, args.partial_CBD = (address("float *") + 1024 * i for i in (1, 2, 3))
-    args.work_C = work
+    args.ids, args.n_ids, args.n = ids, 2, 2
+    args.x_BD, args.y_BD = (address("float *") + 1024 * i for i in (1, 2))
+    args.scratch = pointer(scratch, "void *")
     return args
 
 
@@ -70,12 +70,11 @@ def ffn_args(keep: list[Any]) -> Any:
         ("records", ffi.NULL, "without records"),
         ("ids", ffi.NULL, "without a list"),
         ("n_ids", -1, "-1 ids"),
-        ("bounds", ffi.NULL, "must be given"),
-        ("work_C", ffi.NULL, "must be given"),
+        ("scratch", ffi.NULL, "must be given"),
+        ("n", 1, "ids 0 to 1; the layer has 1"),
         ("dtype", 9, "dtype 9"),
         ("batch", 0, "batch 0"),
         ("d", 0, "d 0"),
-        ("n_chunks", 0, "0 chunks"),
         ("down_offset", 65, "byte 65"),
         ("up_offset", -32, "byte -32"),
         ("record_bytes", 92, "92 bytes"),

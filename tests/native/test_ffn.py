@@ -142,24 +142,22 @@ def test_nothing_listed_and_nothing_fired_give_zeros(batch: int) -> None:
     n=st.integers(1, 300),
     d=st.integers(1, 70),
     batch=st.integers(1, 32),
-    chunks=st.integers(1, 20),
     share=st.floats(0, 1),
     dtype=st.sampled_from(DTYPES),
     variant=st.sampled_from(VARIANTS),
+    threads=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
 def test_any_shape(
-    n: int, d: int, batch: int, chunks: int, share: float, dtype: str, variant: str, seed: int
+    n: int, d: int, batch: int, share: float, dtype: str, variant: str, threads: int, seed: int
 ) -> None:
     records, x = case(seed, n, d, batch, dtype)
     rng = np.random.default_rng(seed)
     ids = some_ids(seed, n, share)
-    cuts = np.sort(rng.integers(0, n + 1, chunks - 1))
-    bounds = np.concatenate([[0], cuts, [n]]).astype(np.int32)
     members = rng.integers(0, 1 << batch, len(ids), np.uint64).astype(np.uint32)
     mask = (members[None, :] >> np.arange(batch, dtype=np.uint32)[:, None]) & 1
-    with forced(variant):
-        result = kernels.ffn(records, ids, x, bounds=bounds, members=members)
+    with forced(variant), kernels.Pool(threads) as pool:
+        result = kernels.ffn(records, ids, x, members=members, pool=pool)
     close(result.y_BD, oracle(records, ids, x, mask))
     assert result.gate_rows == mask.sum()
 
@@ -167,9 +165,8 @@ def test_any_shape(
 def test_refuses_bad_lists() -> None:
     records, x = case(11, 20, 8, 1, "float32")
 
-    def run(ids: list[int], bounds: list[int] | None = None) -> None:
-        cut = None if bounds is None else np.array(bounds, np.int32)
-        kernels.ffn(records, np.array(ids, np.int32), x, bounds=cut)
+    def run(ids: list[int]) -> None:
+        kernels.ffn(records, np.array(ids, np.int32), x)
 
     with pytest.raises(ConfigError, match="does not ascend at 1 places"):
         run([3, 2])
@@ -179,14 +176,6 @@ def test_refuses_bad_lists() -> None:
         run([3, 20])
     with pytest.raises(ConfigError, match="ids -1 to 3"):
         run([-1, 3])
-    with pytest.raises(ConfigError, match="chunks hold 4 to 9"):
-        run([3], [4, 10])
-    with pytest.raises(ConfigError, match="bounds"):
-        run([3], [0, 21])
-    with pytest.raises(ConfigError, match="bounds do not ascend at chunk 1"):
-        run([3], [0, 12, 5])
-    with pytest.raises(ConfigError, match="bounds begin at -1"):
-        run([3], [-1, 12])
     with pytest.raises(ConfigError, match="contiguous rows"):
         kernels.ffn(records, np.empty(0, np.int32), np.ones((1, 9), np.float32))
     with pytest.raises(ConfigError, match="batch 33"):

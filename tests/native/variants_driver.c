@@ -102,10 +102,8 @@ static void gemv(int dtype, int64_t d, int32_t batch, hc_pool *pool) {
 
 static void ffn(int dtype, int64_t d, int32_t batch, hc_pool *pool) {
     static float w[N * 3 * MAX_D], x[32 * MAX_D], y[32 * MAX_D], alone[MAX_D];
-    static float partial[4 * 32 * MAX_D];
-    static int64_t work[4 * 8];
+    static _Alignas(64) char scratch[64 * 1024];
     int32_t ids[N], n = 0;
-    const int32_t bounds[] = {0, 9, 9, 30, N};
     for (int32_t i = 0; i < N; i++)
         if (i % 5)
             ids[n++] = i;
@@ -123,12 +121,10 @@ static void ffn(int dtype, int64_t d, int32_t batch, hc_pool *pool) {
                      .batch = batch,
                      .ids = ids,
                      .n_ids = n,
-                     .bounds = bounds,
-                     .n_chunks = 4,
+                     .n = N,
                      .x_BD = x,
                      .y_BD = y,
-                     .partial_CBD = partial,
-                     .work_C = work};
+                     .scratch = scratch};
     check_status(hc_ffn(&a, pool));
     for (int32_t b = 0; b < batch; b++) {
         static double exact[MAX_D];

@@ -20,7 +20,7 @@ RECORD = 192
 
 
 def random_problem(draw: np.random.Generator, layers: int, neurons: int) -> Problem:
-    """Machines and statistics of every kind: fast and slow GPUs, over-firing, dear exchanges."""
+    """Machines and statistics of every kind: fast and slow GPUs or none, dear exchanges, ..."""
     rates = [float(rate) for rate in 10 ** draw.uniform(0, 3, 3)]
     sync_s = float(10 ** draw.uniform(-9, -6))
     problem = tiny_problem(
@@ -32,7 +32,8 @@ def random_problem(draw: np.random.Generator, layers: int, neurons: int) -> Prob
     )
     modules = module_bytes(problem)
     gpu = int(draw.integers(modules // 2, modules + layers * neurons * RECORD + RECORD))
-    return replace(problem, budgets={**problem.budgets, "gpu0": gpu})
+    hardware = replace(problem.hardware, has_gpu=gpu % 5 > 0)  # one in five shares its cores
+    return replace(problem, budgets={**problem.budgets, "gpu0": gpu}, hardware=hardware)
 
 
 def best_by_trying_every_subset(problem: Problem, modules: dict[str, str]) -> float:
@@ -131,12 +132,27 @@ def test_memory_by_price_is_close_to_memory_by_table(monkeypatch: pytest.MonkeyP
 def test_past_the_balance_memory_goes_elsewhere() -> None:
     """Two equal devices, room for everything: half of each layer is as fast as it gets."""
     p_LN = np.full((2, 40), 0.5)
-    slow = replace(HardwareProfile.unmeasured(), sync_s=1e-12)
+    slow = replace(HardwareProfile.unmeasured(), sync_s=1e-12, at_once=True)
     problem = tiny_problem(2, 40, vram=2**30, activations_LN=p_LN, hardware=slow)
     placement = Latency().place(problem)
     assert (placement.device_LN == 0).sum(axis=1).tolist() == [20, 20]
     everything = Placement(np.zeros((2, 40), np.int8), placement.modules)
     assert predict(problem, placement).total_s < predict(problem, everything).total_s
+
+
+def test_executors_that_share_their_cores_gain_nothing_by_sharing_a_layer() -> None:
+    """One waits while the other reads: two halves take as long as the whole, and an exchange."""
+    p_LN = np.full((2, 40), 0.5)
+    shared = replace(HardwareProfile.unmeasured(), sync_s=1e-12)
+    problem = tiny_problem(2, 40, vram=2**30, activations_LN=p_LN, hardware=shared)
+    assert (Latency().place(problem).device_LN == 0).all()
+    half_LN = np.arange(80, dtype=np.int8).reshape(2, 40) % 2
+    halves = Placement(half_LN, Latency().place(problem).modules)
+    apart = replace(problem, hardware=replace(shared, at_once=True))
+    both, whole = predict(problem, halves), predict(problem, Latency().place(problem))
+    assert both.total_s == pytest.approx(whole.total_s + 2 * shared.sync_s)
+    saved_s = both.total_s - predict(apart, halves).total_s
+    assert saved_s == pytest.approx(sum(layer.hot_s for layer in both.layers))
 
 
 def test_a_dear_exchange_is_avoided() -> None:

@@ -170,12 +170,16 @@ def test_a_gpu_and_its_tools(machine: Machine, monkeypatch: pytest.MonkeyPatch) 
     checks = look(machine)
     assert checks["GPU"] == Check("GPU", "ok", "NVIDIA X1, 550.1, 8192 MiB; driver for CUDA 12.4")
     assert checks["nvcc"].state == "warn" and "CUDA_HOME" in checks["nvcc"].mend
-    assert "nvidia-cuda-mps-control -d" in checks["MPS"].mend
+    assert checks["MPS"].state == "ok" and "is not on PATH" in checks["MPS"].found
+    assert "--predictor-process mps" in checks["MPS"].mend
     write(machine.root, {"proc/77/cmdline": "nvidia-cuda-mps-control\0-d\0"})
     program(machine.root, "nvcc", "true")
+    program(machine.root, "nvidia-cuda-mps-control", "true")
     checks = look(machine)
     assert checks["nvcc"].found == str(machine.root / "bin/nvcc")
-    assert checks["MPS"] == Check("MPS", "ok", "daemon runs")
+    found = checks["MPS"].found
+    assert found.startswith(str(machine.root / "bin/nvidia-cuda-mps-control"))
+    assert "for --predictor-process mps; a daemon runs already" in found
     monkeypatch.setattr(resource, "getrlimit", lambda number: (8 << 20, 8 << 20))
     assert look(machine)["memlock"].mend.startswith("ulimit -l")
 

@@ -9,19 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotcold.native import nvml
+from hotcold.native import cuda_probe, nvml
 from hotcold.native.device import PART_BITS
-from hotcold.runtime import gpu
+from hotcold.runtime import gpu_memory
+from hotcold.runtime.config import EngineConfig
+from hotcold.runtime.deployment import deploy, solve
 from hotcold.runtime.errors import BudgetError
 from hotcold.runtime.gpu import (
     GpuChoice,
     check_budget,
     check_promise,
-    graph_shape,
     host_parts,
     say_parts,
 )
+from hotcold.runtime.gpu_memory import (
+    ATTENTION_PIECE,
+    KERNELS_A_LAYER,
+    attention_bytes,
+    graph_shape,
+)
 from hotcold.runtime.plant.shapes import find_shape
+from hotcold.runtime.prepare import prepare_model
 
 CHOICE = GpuChoice("float16", None, 1000 << 20, 600 << 20, 500 << 20, used_before=7 << 20)
 
@@ -81,9 +89,63 @@ def test_a_broken_promise_is_said_with_the_figures(
     assert "1001.0 MiB more than before the launch, the budget is 1000.0 MiB" in caplog.text
 
 
+def test_on_a_gpu_the_predictor_actor_says_that_it_stands_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The GPU executor prepares the predictors itself; their actor's program is empty."""
+    monkeypatch.setenv("HOTCOLD_CUDA", "off")
+    prepared = prepare_model(EngineConfig(predictor="learned"))
+    made = deploy(prepared, solve(prepared))
+    assert made.roles["predictor"] == "predicts every layer (learned)"
+    role = replace(made, gpu=CHOICE).roles["predictor"]
+    assert role == "stands by: the GPU executor's graph runs predictor learned"
+
+
+MiB = 1 << 20
+
+
+def probed(
+    monkeypatch: pytest.MonkeyPatch, runs: list[tuple[int | None, int]], name: str
+) -> tuple[int | None, int]:
+    """What context_bytes makes of runs: what each printed, what others took on the device then."""
+    used, left = [5 << 30], list(runs)
+
+    def run(command: list[str]) -> int | None:
+        taken, others = left.pop(0)
+        used[0] += others
+        return taken
+
+    monkeypatch.setattr(cuda_probe, "_run", run)
+    monkeypatch.setattr(cuda_probe, "FREED_S", 0.05)
+    monkeypatch.setattr(nvml, "used_bytes", lambda: used[0])
+    return cuda_probe.context_bytes(Path(name), 8, 1), len(runs) - len(left)
+
+
+@pytest.mark.parametrize(
+    ("runs", "result"),
+    [
+        ([(520 * MiB, 0)], (520 * MiB, 1)),
+        ([(-300 * MiB, -820 * MiB), (520 * MiB, 0)], (520 * MiB, 2)),  # freed by another program
+        ([(120 * MiB, -400 * MiB), (520 * MiB, 0)], (520 * MiB, 2)),  # it could be, but is not
+        ([(900 * MiB, 380 * MiB), (520 * MiB, 0)], (520 * MiB, 2)),  # taken by another
+        ([(120 * MiB, -400 * MiB), (600 * MiB, 80 * MiB), (500 * MiB, -9 * MiB)], (600 * MiB, 3)),
+        ([(0, -520 * MiB), (-1, -521 * MiB), (9 << 30, 9 << 30)], (None, 3)),
+        ([(None, 0)], (None, 1)),
+    ],
+    ids=["quiet", "negative", "too small", "too much", "never quiet", "implausible", "failed"],
+)
+def test_a_context_is_measured_while_nobody_else_moves(
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    runs: list[tuple[int | None, int]],
+    result: tuple[int | None, int],
+) -> None:
+    assert probed(monkeypatch, runs, request.node.name) == result
+
+
 def test_graphs_are_one_a_power_of_two() -> None:
     assert [graph_shape(1, batch)[1] for batch in (1, 2, 3, 32)] == [1, 2, 3, 6]
-    assert graph_shape(40, 1)[0] == 40 * gpu.KERNELS_A_LAYER + 8
+    assert graph_shape(40, 1)[0] == 40 * KERNELS_A_LAYER + 8
 
 
 @pytest.mark.parametrize(("context", "pieces"), [(1, 0), (256, 0), (257, 2), (1024, 4), (1025, 5)])
@@ -93,9 +155,9 @@ def test_attention_leaves_a_sum_for_every_head_and_piece(
 ) -> None:
     spec = find_shape("llama2-13b").spec(None, "float16")
     sums = bucket * spec.n_heads * (1 + pieces * (spec.head_dim + 2)) * 4
-    assert sums <= gpu.attention_bytes(spec, context, max_batch) < sums + 1024
+    assert sums <= attention_bytes(spec, context, max_batch) < sums + 1024
 
 
 def test_the_kernels_cut_positions_as_the_budget_counts() -> None:
-    header = (Path(gpu.__file__).parents[1] / "native/cuda/kernels.h").read_text()
-    assert f"constexpr int ATTENTION_PIECE = {gpu.ATTENTION_PIECE};" in header
+    header = (Path(gpu_memory.__file__).parents[1] / "native/cuda/kernels.h").read_text()
+    assert f"constexpr int ATTENTION_PIECE = {ATTENTION_PIECE};" in header

@@ -165,3 +165,28 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write"):
         lab().save(tmp_path / "file" / "lab.json")
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_fewer_threads_read_and_compute_less(tmp_path: Path, has_gpu: bool) -> None:
+    reads = [
+        {"store": store, "threads": n, "record_bytes": size, "gb_per_s": rate, "best_gb_per_s": 99}
+        for store, size, slower in (("file", 30720, 2), ("memfd", 30720, 1), ("memfd", 4096, 9))
+        for n, rate in ((1, 10 / slower), (2, 18 / slower), (4, 30 / slower))
+    ]
+    file = lab(has_gpu=has_gpu, tables={**TABLES, "host_reads": reads})
+    whole = file.profile
+    assert file.with_threads(None) == file.with_threads(4) == file.with_threads(9) == whole
+    for threads, share in ((1, 1 / 3), (2, 0.6), (3, 0.6)):
+        part = file.with_threads(threads)
+        assert part.host_gb_per_s == pytest.approx(whole.host_gb_per_s * share)
+        assert part.host_gflops == pytest.approx(whole.host_gflops * threads / 4)
+        own = part.gpu_gb_per_s / whole.gpu_gb_per_s
+        assert own == pytest.approx(1 if has_gpu else share)
+        assert part.in_turn == (not has_gpu and threads == 3)
+        assert part.name == f"lab, --threads {threads}" and part.sync_s == whole.sync_s
+    assert lab(tables={}).with_threads(1) == lab(tables={}).profile
+    file.save(tmp_path / "lab.json")
+    assert load_hardware(str(tmp_path / "lab.json"), 2) == file.with_threads(2)
+    assert HardwareProfile.from_json(file.with_threads(2).to_json()) == file.with_threads(2)
+    assert load_hardware("pc-low", 1) == load_hardware("pc-low")

@@ -19,8 +19,9 @@ from hotcold.runtime.prompt import (
     Switch,
     choose_rows,
     dense_tokens,
+    piece_rows,
     prompt_bytes,
-    sparse_only,
+    resident_bytes,
 )
 
 
@@ -127,12 +128,32 @@ def test_a_13b_model_in_10_gib_gets_whole_passes() -> None:
     )
 
 
-def test_what_only_the_sparse_form_serves() -> None:
-    spec = find_shape("llama2-13b").spec(2, "float16")
-    assert not sparse_only(spec, ["matrices"])
-    assert sparse_only(spec, ["matrices", "sign"]) == "predictors without matrices"
-    other = replace(spec, ffn="relu", norm="layer", biases=True)
-    assert sparse_only(other) == "plain ReLU layers, layer norms, biases"
+def test_opt_30b_in_24_gib_gets_whole_passes() -> None:
+    """Sizes past 32 bits, and three pieces of 2048 plain neurons of 28.7 kB on the device."""
+    spec = find_shape("opt-30b").spec(None, "float16")
+    assert piece_rows(spec) == 2048
+    slots = 3 * 2048 * 28736
+    need = prompt_bytes(spec, 512, 1024, 2, False)
+    assert slots + (100 << 20) < need < slots + (150 << 20)
+    assert choose_rows("auto", 512, 24 << 30, 0, lambda n: need if n == 512 else 0) == 512
+    assert prompt_bytes(spec, 1 << 15, 1024, 2, False) > 1 << 32
+    assert resident_bytes(spec) == 48 * (4 * 28672 + 256) + 256
+
+
+def test_a_pass_counts_what_its_model_has() -> None:
+    plain = find_shape("opt-350m").spec(24, "float16")
+    assert plain.embed_dim == 512
+    level = replace(plain, embed_dim=None)
+    assert resident_bytes(plain) - resident_bytes(level) == 1024 * 512 * 2
+    assert prompt_bytes(plain, 64, 0, 0, False) == prompt_bytes(level, 64, 0, 0, False)
+    wide = replace(plain, embed_dim=8192)  # rows as wide as their embeddings come in
+    assert prompt_bytes(wide, 64, 0, 0, False) > prompt_bytes(level, 64, 0, 0, False)
+    signs = prompt_bytes(plain, 64, 0, 2, True) - prompt_bytes(plain, 64, 0, 0, True)
+    assert signs == 64 * (2 * 4096 + 4096 // 8 + 1)  # proposals alone: its planes have room
+    matrices = prompt_bytes(plain, 64, 960, 2, True) - prompt_bytes(plain, 64, 0, 2, True)
+    assert matrices == 2 * 960 * 4096
+    assert piece_rows(replace(plain, n_neurons=300)) == 300
+    assert piece_rows(replace(plain, ffn="reglu")) == 1024
 
 
 def test_an_unknown_form_is_refused() -> None:

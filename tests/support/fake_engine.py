@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from hotcold.runtime.audit import RecallEstimate
-from hotcold.runtime.errors import BudgetError
+from hotcold.runtime.errors import ActorLostError, BudgetError
 from hotcold.runtime.spans import Span
 
 STORY = ["There", " was", " a", " caf\u00e9", "."]
@@ -67,7 +67,9 @@ class FakeEngine:
 
     Args:
         arguments: of launch.
-        refuses: replan refuses a policy of that name for want of memory.
+        refuses: launch and replan refuse a policy of that name for want of memory.
+        breaks: generate loses an actor under a policy of that name.
+        interrupt_after: requests after which Ctrl-C is pressed.
         failure: raised by generate after its first token.
         launch_failure: raised by launch.
         token_s: time between tokens.
@@ -82,6 +84,8 @@ class FakeEngine:
     under: list[tuple[str, str, str | int | None]] = field(default_factory=list)
 
     refuses: ClassVar[str | None] = None
+    breaks: ClassVar[str | None] = None
+    interrupt_after: ClassVar[int | None] = None
     failure: ClassVar[BaseException | None] = None
     launch_failure: ClassVar[BaseException | None] = None
     gpu_neuron_load: ClassVar[float] = 0.62
@@ -93,6 +97,8 @@ class FakeEngine:
     def launch(cls, **arguments: Any) -> "FakeEngine":
         if cls.launch_failure is not None:
             raise cls.launch_failure
+        if cls.refuses is not None and cls.refuses in str(arguments.get("policy")):
+            raise BudgetError("the plan needs 9 MiB, the budget leaves 1 MiB; raise --vram")
         engine = cls(arguments)
         engine.plan = f"plan of {arguments.get('policy', 'greedy')}"
         LAUNCHED.append(engine)
@@ -143,6 +149,10 @@ class FakeEngine:
 
     def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Iterator[Token]:
         self.requests.append({"prompt": prompt, "plan": self.plan, **sampling})
+        if self.breaks is not None and self.breaks in self.plan:
+            raise ActorLostError("gpu", "the gpu actor was lost")
+        if self.interrupt_after is not None and len(self.requests) > self.interrupt_after:
+            raise KeyboardInterrupt
         for index, text in enumerate(STORY):
             yield Token(100 + index + (self.plan == "plan of odd"), text)
             if self.failure is not None:

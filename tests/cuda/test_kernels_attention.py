@@ -1,30 +1,29 @@
 """Decode attention on the GPU against numpy in float64, and that a token's bits are its own.
 
 A context of more than a piece of 256 positions takes another way through the kernel than a shorter
-one. HOTCOLD_TEST_SMALL=1 leaves a few cases, for tools under which all of it takes an hour.
+one.
 """
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.kernels import SMALL, guarded, some
 
 from hotcold.native import device_kernels as kernels
 
 pytestmark = pytest.mark.gpu
 
-SMALL = os.environ.get("HOTCOLD_TEST_SMALL") == "1"
 # heads, key heads, head_dim: groups of 1, 2, 4, 5, 7 and 8, every width a lane can have
 SHAPES = [(5, 1, 6), (4, 4, 64), (8, 2, 128), (2, 1, 256), (14, 2, 80), (8, 1, 128), (3, 3, 192)]
 BEFORE = [0, 3, 200, 254, 1300]
 KV = ["float32", "float16"]
 
 
-def some(cases: list[Any], *kept: int) -> list[Any]:
-    """All cases, or those few that a tool as slow as a sanitizer has time for."""
-    return [cases[i] for i in kept] if SMALL else cases
+@pytest.fixture(scope="module")
+def plugin(plugin: Any) -> Any:
+    return guarded(plugin)
 
 
 class Tokens:
