@@ -235,8 +235,8 @@ def split(
 def attention(
     plugin: Any,
     qkv_BQ: F32,
-    k_cache: F32,
-    v_cache: F32,
+    k_cache: NDArray[Any],
+    v_cache: NDArray[Any],
     heads: int,
     position_B: NDArray[np.int32],
     cos_PE: F32 | None,
@@ -245,6 +245,8 @@ def attention(
     copies: int = 1,
 ) -> tuple[F32, float]:
     """Rotate (with tables), append to the caches [kv_heads, context, head_dim] in place, attend.
+
+    Caches are float32 or float16.
 
     Returns:
         out [B, H * E], and seconds a launch.
@@ -257,8 +259,9 @@ def attention(
     a.heads, a.kv_heads, a.head_dim = heads, kv_heads, head_dim
     a.batch, a.context = len(qkv_BQ), context
     a.position_B, a.out = pointer(position_B, "int32_t *"), pointer(out, "float *")
-    tables = {} if cos_PE is None else {"cos_PE": cos_PE, "sin_PE": sin_PE}
-    seconds = _operate(plugin, "attention", a, repeat, copies=copies, **tables)
+    more: dict[str, Any] = {} if cos_PE is None else {"cos_PE": cos_PE, "sin_PE": sin_PE}
+    more["kv_f16"] = k_cache.dtype == np.float16
+    seconds = _operate(plugin, "attention", a, repeat, copies=copies, **more)
     return out, seconds
 
 

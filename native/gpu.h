@@ -112,7 +112,7 @@ typedef struct { /* tests and benches: one operator on host arrays, copied in an
                            * then, in another BD, in host memory; norm: in host memory alone */
     int32_t when, head_rows; /* gemv: When in cuda/kernels.h, and the pass's rows of logits */
     hc_product_args *product;
-    int32_t kv_f16; /* prompt attention: caches are float16 */
+    int32_t kv_f16; /* both attentions: caches are float16 */
     int32_t bare;   /* nothing guards the arrays, see cuda/operate.h */
 } hc_device_op;
 

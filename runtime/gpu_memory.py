@@ -11,6 +11,7 @@ from typing import Any
 from hotcold.runtime.model import ModelSpec
 
 HOT_CHUNKS = 64  # partial sums of the hot FFN; enough blocks to fill a large GPU
+ATTENTION_PIECE = 256  # positions that decode attention sums up on their own; native/cuda/kernels.h
 KERNELS_A_LAYER = 13  # of a graph, at most; see native/cuda/graph.cu
 
 
@@ -78,7 +79,16 @@ def table_bytes(
     projection = D * spec.embed_width if spec.embed_dim is not None else 0
     tables = owners + lists + norms + biases + projection + context * spec.head_dim
     counts = L * HOT_CHUNKS * 8  # and stamps
+    kept += attention_bytes(spec, context, max_batch)
     return 4 * (B * spec.vocab_size + tables + counts) + kept + (L * 24 + 6 * early + 64) * 256
+
+
+def attention_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:
+    """Device memory of decode attention: a sum for every piece of the positions, rounded up."""
+    rows = spec.n_heads << (max_batch - 1).bit_length()
+    pieces = -(-context // ATTENTION_PIECE)
+    sums = rows * pieces * (spec.head_dim + 2) if pieces > 1 else 0
+    return 4 * (rows + sums) + 3 * 256
 
 
 def scratch_bytes(spec: ModelSpec, context: int, max_batch: int) -> int:

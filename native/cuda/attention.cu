@@ -2,189 +2,151 @@
 //
 //   caches of a layer: [kv_heads][context][head_dim], float or half; qkv: [B][q | k | v]
 //
-// Bytes: 2 * positions * head_dim * e a key head; 4 FLOPs an element: bound by reading the cache,
-// and below some hundred positions by latency. The length comes from device memory, so one graph
-// serves every length.
+// Bytes: 2 * positions * kv_heads * head_dim * e, and 4 FLOPs an element and query: bound by reading
+// the cache (13B, 4096 positions, halves: 84 MB a layer, 25 us of an H100's 3.35 TB/s), and below
+// some hundred positions by latency. The length comes from device memory, so one graph serves every
+// length; blocks beyond it return at once.
 //
-// v1: a block is one head of one token. It appends the keys and values of all tokens up to its own
-// (blocks of one key head write the same values to the same places), so it reads nothing that
-// another block of this kernel must write first. Positions go round robin over the warps and the
-// warps are summed in order: a token's result depends on its own position alone.
-#include "common.cuh"
+// v1 (gone): a block a head, a lane an element at a time, all scores in shared memory: 40 of 132 SMs
+// at work, and the context limited by shared memory.
+// v2: positions are cut into pieces of ATTENTION_PIECE, counted from position 0. A block is one piece
+// of one key head and up to ROWS queries (heads of the key head, token by token): it reads keys and
+// values once, 16 bytes a lane, LANES lanes a position. A context of one piece is written out at
+// once; of more, each block leaves its sums, and the last of a tile to arrive adds them up in the
+// order of the pieces. Which positions a warp takes, and every order of adding, follow from the
+// position alone: a token's bits do not depend on the batch, its bucket or the tile.
+//
+// A block appends the keys and values of the pass that lie in its piece, those of tokens up to its
+// own (several blocks write the same values to the same places), so it reads nothing that another
+// block of this kernel must write first. Older positions are on their way meanwhile.
+#include "attention.cuh"
 
 namespace hotcold {
-namespace v1 {
+namespace v2 {
 
-constexpr int THREADS = 512, WARPS = THREADS / WARP, AHEAD = 4;
-constexpr int MAX_LANE = 8; // elements of a head a lane holds: heads up to 256
-
-__device__ __forceinline__ float to_float(float v) {
-    return v;
-}
-__device__ __forceinline__ float to_float(__half v) {
-    return __half2float(v);
-}
-
-template <class T>
-__device__ __forceinline__ void append(const Attention &a, int kv_head, int tokens, T *k_cache,
-                                       T *v_cache) {
-    const int hd = a.head_dim, half = hd / 2, q_dim = a.heads * hd, kv_dim = a.kv_heads * hd;
-    if (!a.cos_PE) { // positions came with the embeddings; head_dim may be odd
-        for (int i = threadIdx.x; i < tokens * hd; i += THREADS) {
-            const int t = i / hd, e = i % hd;
-            const float *k =
-                a.qkv + static_cast<int64_t>(t) * (q_dim + 2 * kv_dim) + q_dim + kv_head * hd;
-            const int64_t to = static_cast<int64_t>(a.pass->position_B[t]) * hd + e;
-            k_cache[to] = static_cast<T>(k[e]);
-            v_cache[to] = static_cast<T>(k[kv_dim + e]);
-        }
-        return;
-    }
-    for (int i = threadIdx.x; i < tokens * half; i += THREADS) {
-        const int t = i / half, e = i % half, position = a.pass->position_B[t];
-        const float *k =
-            a.qkv + static_cast<int64_t>(t) * (q_dim + 2 * kv_dim) + q_dim + kv_head * hd;
-        const float cos = a.cos_PE[position * half + e], sin = a.sin_PE[position * half + e];
-        const float low = k[e], high = k[e + half];
-        const int64_t to = static_cast<int64_t>(position) * hd + e;
-        k_cache[to] = static_cast<T>(low * cos - high * sin);
-        k_cache[to + half] = static_cast<T>(high * cos + low * sin);
-        v_cache[to] = static_cast<T>(k[kv_dim + e]);
-        v_cache[to + half] = static_cast<T>(k[kv_dim + e + half]);
-    }
-}
-
-// scores[p] = q . k_p * scale, AHEAD positions of a warp at once.
-template <class T>
-__device__ __forceinline__ void score(const float *q, const T *k_cache, int n, int hd, float scale,
-                                      float *scores) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    for (int p = warp; p < n; p += WARPS * AHEAD) {
-        float sum[AHEAD] = {};
-        for (int e = lane; e < hd; e += WARP) {
-            float k[AHEAD];
-#pragma unroll
-            for (int i = 0; i < AHEAD; i++)
-                k[i] = to_float(k_cache[static_cast<int64_t>(min(p + i * WARPS, n - 1)) * hd + e]);
-#pragma unroll
-            for (int i = 0; i < AHEAD; i++)
-                sum[i] = fmaf(q[e], k[i], sum[i]);
-        }
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            const float s = warp_sum(sum[i]);
-            if (lane == 0 && p + i * WARPS < n)
-                scores[p + i * WARPS] = s * scale;
-        }
-    }
-}
-
-// Sum of exp(score - max); the terms replace the scores.
-__device__ __forceinline__ float soften(float *scores, int n, float *scratch) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    float max = -INFINITY;
-    for (int p = threadIdx.x; p < n; p += THREADS)
-        max = fmaxf(max, scores[p]);
-    max = warp_max(max);
-    if (lane == 0)
-        scratch[warp] = max;
+// Whether this block is the last of its tile to hand a piece out; the counter is then 0 again.
+__device__ __forceinline__ bool last_of(uint32_t *arrived, int pieces, int &last) {
+    __threadfence();
     __syncthreads();
-    max = warp_max(scratch[lane % WARPS]);
-    __syncthreads();
-    float sum = 0;
-    for (int p = threadIdx.x; p < n; p += THREADS) {
-        const float e = expf(scores[p] - max);
-        scores[p] = e;
-        sum += e;
+    if (threadIdx.x == 0) {
+        last = atomicAdd(arrived, 1u) + 1 == static_cast<uint32_t>(pieces);
+        if (last)
+            *arrived = 0;
     }
-    return block_sum(sum, scratch);
+    __syncthreads();
+    if (last)
+        __threadfence();
+    return last;
 }
 
-template <class T>
-__device__ __forceinline__ void weigh(const float *scores, const T *v_cache, int n, int hd,
-                                      float *partial) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    float sum[MAX_LANE] = {};
-    for (int p = warp; p < n; p += WARPS * AHEAD) {
+// One row's parts in order, 32 elements of it by one warp.
+__device__ __forceinline__ void combine(const Attention &a, int64_t row, int pieces, int e) {
+    const int lane = threadIdx.x % WARP, hd = a.head_dim;
+    const float2 *stats = a.stats + row * a.pieces;
+    const float *partial = a.partial + row * a.pieces * hd;
+    float top = -INFINITY, sum = 0, total = 0;
+    for (int i = lane; i < pieces; i += WARP)
+        top = fmaxf(top, __ldcg(stats + i).x);
+    top = warp_max(top);
+    for (int first = 0; first < pieces; first += WARP) {
+        const int count = min(WARP, pieces - first);
+        const float2 mine =
+            lane < count ? __ldcg(stats + first + lane) : make_float2(-INFINITY, 0.0f);
+        const float scale = mine.x == -INFINITY ? 0.0f : exp2f(mine.x - top);
+        for (int i = 0; i < count; i += 8) {
+            float part[8];
 #pragma unroll
-        for (int j = 0; j < MAX_LANE; j++) {
-            const int e = lane + j * WARP;
-            if (e >= hd)
-                break;
-            float v[AHEAD];
+            for (int j = 0; j < 8; j++)
+                part[j] = i + j < count && e < hd
+                              ? __ldcg(partial + static_cast<int64_t>(first + i + j) * hd + e)
+                              : 0.0f;
 #pragma unroll
-            for (int i = 0; i < AHEAD; i++)
-                v[i] = to_float(v_cache[static_cast<int64_t>(min(p + i * WARPS, n - 1)) * hd + e]);
-#pragma unroll
-            for (int i = 0; i < AHEAD; i++)
-                if (p + i * WARPS < n)
-                    sum[j] = fmaf(scores[p + i * WARPS], v[i], sum[j]);
+            for (int j = 0; j < 8; j++) {
+                const float share = __shfl_sync(FULL, scale, i + j);
+                const float weights = __shfl_sync(FULL, mine.y, i + j);
+                if (i + j < count)
+                    sum = fmaf(part[j], share, sum), total = fmaf(weights, share, total);
+            }
         }
     }
-#pragma unroll
-    for (int j = 0; j < MAX_LANE; j++)
-        if (lane + j * WARP < hd)
-            partial[warp * hd + lane + j * WARP] = sum[j];
+    if (e < hd)
+        a.out[row * hd + e] = sum / total;
 }
 
-template <class T> __global__ void __launch_bounds__(THREADS) attention_kernel(const Attention a) {
-    extern __shared__ float shared[];
-    __shared__ float scratch[33];
+template <class S>
+__global__ void __launch_bounds__(THREADS, S::ROWS == 1 ? 2 : 1)
+    attention_kernel(const Attention a) {
+    extern __shared__ __align__(16) char shared[];
+    Shared<S> &s = *reinterpret_cast<Shared<S> *>(shared);
     launch_next();
     wait_prior();
-    const int head = blockIdx.x, b = blockIdx.y, hd = a.head_dim, half = hd / 2;
-    if (b >= a.pass->batch)
-        return;
-    float *q = shared, *partial = q + hd, *scores = partial + WARPS * hd;
-    const int position = a.pass->position_B[b], n = position + 1;
-    const int kv_head = head / (a.heads / a.kv_heads);
-    const int64_t cache = static_cast<int64_t>(kv_head) * a.context * hd;
-    T *k_cache = static_cast<T *>(a.k_cache) + cache,
-      *v_cache = static_cast<T *>(a.v_cache) + cache;
-    append<T>(a, kv_head, b + 1, k_cache, v_cache);
-    const float *q_in =
-        a.qkv + static_cast<int64_t>(b) * (a.heads + 2 * a.kv_heads) * hd + head * hd;
-    for (int e = threadIdx.x; !a.cos_PE && e < hd; e += THREADS)
-        q[e] = q_in[e];
-    for (int e = threadIdx.x; a.cos_PE && e < half; e += THREADS) {
-        const float cos = a.cos_PE[position * half + e], sin = a.sin_PE[position * half + e];
-        const float low = q_in[e], high = q_in[e + half];
-        q[e] = low * cos - high * sin;
-        q[e + half] = high * cos + low * sin;
-    }
-    __syncthreads();
-    score<T>(q, k_cache, n, hd, 1.0f / sqrtf(static_cast<float>(hd)), scores);
-    __syncthreads();
-    const float sum = soften(scores, n, scratch);
-    weigh<T>(scores, v_cache, n, hd, partial);
-    __syncthreads();
-    for (int e = threadIdx.x; e < hd; e += THREADS) {
-        float total = 0;
-        for (int w = 0; w < WARPS; w++)
-            total += partial[w * hd + e];
-        a.out[(static_cast<int64_t>(b) * a.heads + head) * hd + e] = total / sum;
+    const Tile tile = tile_of(a, S::ROWS);
+    const int pieces = (tile.n + PIECE - 1) / PIECE, chunks = (a.head_dim + WARP - 1) / WARP;
+    for (int piece = blockIdx.y; piece < pieces; piece += gridDim.y) {
+        attend<S>(a, tile, piece, s);
+        if (pieces == 1 || !last_of(a.arrived + blockIdx.x, pieces, s.last))
+            continue;
+        for (int i = threadIdx.x / WARP; i < S::ROWS * chunks; i += WARPS) {
+            const int length = s.lengths[i / chunks];
+            if (length > PIECE)
+                combine(a, row_of(a, tile, i / chunks), (length + PIECE - 1) / PIECE,
+                        i % chunks * WARP + static_cast<int>(threadIdx.x) % WARP);
+        }
     }
 }
 
-template <class T> void launch_t(const Attention &args, int bucket, const Launch &launch) {
-    const size_t shared = sizeof(float) * ((WARPS + 1) * args.head_dim + args.context);
-    if (shared > 48 * 1024)
-        check(cudaFuncSetAttribute(attention_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(shared)),
-              "attention: the context is too long for shared memory");
-    enqueue<Attention>(attention_kernel<T>, dim3(args.heads, bucket), THREADS, shared, launch,
-                       args);
+template <class S> void launch_shape(const Attention &a, int bucket, const Launch &launch) {
+    constexpr int SHARED = sizeof(Shared<S>);
+    const int tiles = (a.heads / a.kv_heads * bucket + S::ROWS - 1) / S::ROWS;
+    const int blocks = a.kv_heads * tiles;                     // of a piece
+    const int enough = (8 * launch.sms + blocks - 1) / blocks; // pieces at once that fill the GPU
+    if (SHARED > 48 * 1024)
+        check(cudaFuncSetAttribute(attention_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   SHARED),
+              "attention: shared memory");
+    enqueue<Attention>(attention_kernel<S>, dim3(blocks, max(1, min(a.pieces, enough))), THREADS,
+                       SHARED, launch, a);
 }
 
-} // namespace v1
+template <class W, int LANES, int PACKS, bool VEC>
+void launch_rows(const Attention &a, int bucket, const Launch &launch) {
+    const int group = a.heads / a.kv_heads;
+    if (group * bucket == 1)
+        return launch_shape<Shape<W, LANES, PACKS, 1, VEC>>(a, bucket, launch);
+    if constexpr (LANES * PACKS * W::E <= 128)
+        if (group > 4)
+            return launch_shape<Shape<W, LANES, PACKS, 8, VEC>>(a, bucket, launch);
+    launch_shape<Shape<W, LANES, PACKS, 4, VEC>>(a, bucket, launch);
+}
+
+template <class W> void launch_heads(const Attention &a, int bucket, const Launch &launch) {
+    constexpr int MOST = 256 / W::E; // packs of the largest head
+    const int packs = (a.head_dim + W::E - 1) / W::E;
+    if (packs > MOST)
+        throw std::runtime_error("attention: heads of " + std::to_string(a.head_dim) +
+                                 " elements, at most 256 are possible");
+    if (a.head_dim % W::E)
+        return launch_rows<W, 32, MOST / 32, false>(a, bucket, launch);
+    if constexpr (W::E == 8)
+        if (packs <= 8)
+            return launch_rows<W, 8, 1, true>(a, bucket, launch);
+    if (packs <= 16)
+        return launch_rows<W, 16, 1, true>(a, bucket, launch);
+    if (packs <= 32)
+        return launch_rows<W, 32, 1, true>(a, bucket, launch);
+    if constexpr (MOST > 32)
+        launch_rows<W, 32, 2, true>(a, bucket, launch);
+}
+
+} // namespace v2
 
 void attention(const Attention &args, int bucket, const Launch &launch) {
     if (by_variant(&Operators::attention, args, bucket, launch))
         return;
     if (args.kv_f16)
-        v1::launch_t<__half>(args, bucket, launch);
+        v2::launch_heads<F16>(args, bucket, launch);
     else
-        v1::launch_t<float>(args, bucket, launch);
+        v2::launch_heads<F32>(args, bucket, launch);
 }
 
 } // namespace hotcold

@@ -78,6 +78,10 @@ struct Sign { // the predictor that reads one bit a weight; see ../ops/sign.c
 };
 void sign(const Sign &args, int bucket, const Launch &launch);
 
+constexpr int ATTENTION_PIECE = 256; // positions that are summed up on their own
+inline int32_t attention_pieces(int64_t context) {
+    return static_cast<int32_t>((context + ATTENTION_PIECE - 1) / ATTENTION_PIECE);
+}
 struct Attention {
     const float *qkv;             // [B][(heads + 2 kv_heads) * head_dim], not yet rotated
     void *k_cache, *v_cache;      // one layer: [kv_heads][context][head_dim]
@@ -85,6 +89,10 @@ struct Attention {
     float *out;                   // [B][heads * head_dim]
     int32_t heads, kv_heads, head_dim, context, kv_f16;
     const PassState *pass;
+    int32_t pieces;    // attention_pieces(context)
+    float *partial;    // [B * heads][pieces][head_dim]; NULL for one piece
+    float2 *stats;     // [B * heads][pieces]: highest score and sum of weights; NULL likewise
+    uint32_t *arrived; // [B * heads] zeros, and zeros again after every launch
 };
 void attention(const Attention &args, int bucket, const Launch &launch);
 

@@ -142,6 +142,7 @@ void Model::lay_out(Arena &arena, Arena &host) {
     b.skipped = arena.take<int32_t>(1);
     b.n_hot_L = arena.take<int32_t>(m.n_layers);
     b.stamps = arena.take<uint64_t>((m.n_layers + 1) * STAMPS);
+    lay_out_attention(arena);
     const int64_t scratch = arena.used();
     b.h = arena.take<float>(B * D);
     b.normed = arena.take<float>(B * D);
@@ -173,6 +174,18 @@ void Model::lay_out(Arena &arena, Arena &host) {
     arena.go_to(scratch);
     lay_out_prompt(arena);
     arena.go_to(std::max(end, arena.used()));
+}
+
+// As runtime/gpu_memory.py counts it. Beside the scratch: counters are zeros between passes.
+void Model::lay_out_attention(Arena &arena) {
+    const hc_model &m = *args_.model;
+    const int64_t rows = static_cast<int64_t>(bucket) * m.heads,
+                  pieces = attention_pieces(m.context);
+    buffers.arrived = arena.take<uint32_t>(rows);
+    if (pieces == 1)
+        return;
+    buffers.partial = arena.take<float>(rows * pieces * m.head_dim);
+    buffers.stats = arena.take<float2>(rows * pieces);
 }
 
 void Model::lay_out_layer(Arena &arena, Arena &host, int index) {

@@ -49,6 +49,9 @@ struct Buffers { // of one pass
     float *projected;     // [B][embed_dim]
     uint64_t *planes_BPW; // of the form sign
     float *step_B;
+    float *partial; // of attention, as its stats: NULL where the context is one piece
+    float2 *stats;
+    uint32_t *arrived;
     int32_t *cold_ids, *skipped, *n_hot_L;
     uint32_t *cold_members;
     uint64_t *stamps;
@@ -79,6 +82,7 @@ class Model {
 
   private:
     void lay_out(Arena &arena, Arena &host);
+    void lay_out_attention(Arena &arena);
     void lay_out_prompt(Arena &arena);
     void lay_out_layer(Arena &arena, Arena &host, int index);
     void upload();

@@ -64,31 +64,35 @@ void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotate
     const hc_attention_args &a = *op.attention;
     const int32_t bucket = bucket_of(a.batch);
     const int64_t row = (a.heads + 2 * a.kv_heads) * static_cast<int64_t>(a.head_dim);
-    const int64_t cache = static_cast<int64_t>(a.kv_heads) * a.context * a.head_dim;
+    const int64_t rows = static_cast<int64_t>(bucket) * a.heads, e = op.kv_f16 ? 2 : 4;
+    const int64_t cache = static_cast<int64_t>(a.kv_heads) * a.context * a.head_dim * e;
     Scratch scratch(op);
     Launch launch = {};
-    float *qkv = scratch.make<float>(bucket * row);
-    check(cudaMemcpy(qkv, a.q, a.batch * row * 4, cudaMemcpyHostToDevice), "copy in");
     Attention t = {};
-    t.qkv = qkv;
-    char *k_cache = scratch.repeated(cache * 4, a.k_cache, std::max(op.copies, 1));
-    char *v_cache = scratch.repeated(cache * 4, a.v_cache, std::max(op.copies, 1));
+    t.qkv = scratch.late<float>(a.batch * row, a.q, bucket * row), t.kv_f16 = op.kv_f16;
+    char *k_cache = scratch.repeated(cache, a.k_cache, std::max(op.copies, 1));
+    char *v_cache = scratch.repeated(cache, a.v_cache, std::max(op.copies, 1));
     if (op.cos_PE) {
         t.cos_PE = scratch.make<float>(a.context * a.head_dim / 2, op.cos_PE);
         t.sin_PE = scratch.make<float>(a.context * a.head_dim / 2, op.sin_PE);
     }
-    t.out = scratch.make<float>(bucket * static_cast<int64_t>(a.heads) * a.head_dim);
+    t.out = scratch.make<float>(rows * a.head_dim);
     t.heads = a.heads, t.kv_heads = a.kv_heads, t.head_dim = a.head_dim;
-    t.context = static_cast<int32_t>(a.context);
+    t.context = static_cast<int32_t>(a.context), t.pieces = attention_pieces(a.context);
     t.pass = scratch.pass(a.batch, a.position_B, 0);
+    if (t.pieces > 1) {
+        t.partial = scratch.make<float>(rows * t.pieces * a.head_dim);
+        t.stats = scratch.make<float2>(rows * t.pieces);
+    }
+    t.arrived = scratch.zeros<uint32_t>(rows);
     const auto body = [&](int copy) {
-        t.k_cache = k_cache + copy * cache * 4, t.v_cache = v_cache + copy * cache * 4;
+        t.k_cache = k_cache + copy * cache, t.v_cache = v_cache + copy * cache;
         attention(t, bucket, launch);
     };
     run(op, scratch, launch, body, [&] {
         fetch(a.out, t.out, static_cast<int64_t>(a.batch) * a.heads * a.head_dim * 4);
-        fetch(const_cast<float *>(a.k_cache), k_cache, cache * 4);
-        fetch(const_cast<float *>(a.v_cache), v_cache, cache * 4);
+        fetch(const_cast<float *>(a.k_cache), k_cache, cache);
+        fetch(const_cast<float *>(a.v_cache), v_cache, cache);
     });
 }
 

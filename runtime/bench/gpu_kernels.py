@@ -1,5 +1,6 @@
 """bench kernels on a GPU: bytes a second of every operator on one token, beside a dense product's.
 
+Attention is timed on shapes of its own, whatever the widths asked for: its bytes are the cache's.
 The yardstick is a matrix of 1/3 GB times one token, the fastest way this plug-in reads. Weights lie
 in rotating copies that together are several times the GPU's cache, and a timed round visits each
 once; the figure is the median round. With a variant (cuda_variant.py) the same with its kernels.
@@ -8,6 +9,7 @@ A sparse operator's bytes are those of the rows it must read; its time includes 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ from numpy.typing import NDArray
 from hotcold.native import cuda_plugin, device_kernels
 from hotcold.native.device import open_plugin
 from hotcold.native.timing import BYTES
-from hotcold.runtime.bench.kernels import CONTEXT, HEAD_DIM, Settings
+from hotcold.runtime.bench.kernels import HEAD_DIM, Settings
 from hotcold.runtime.errors import BackendError, ConfigError
 from hotcold.runtime.gpu_memory import HOT_CHUNKS
 
 COLD_BYTES = 256 << 20  # what a round touches at least: five caches of an H100
 MOST_BYTES = 4 << 30  # and what all copies may take
 READ_ROWS, READ_WIDTH = 32768, 5120
+HEADS = ((40, 40), (32, 8))  # of 128 elements, and key heads: 13B, and a model of grouped queries
+CONTEXTS = (128, 1024, 4096)
+KV_DTYPES = ("float32", "float16")
 Time = Callable[[Any, int], float]  # (plug-in, repeats) -> seconds of a launch
 
 
@@ -107,8 +112,11 @@ def _cases(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], GpuCase]]
                     yield name, (f"d{d}", f"density{density}"), case
             elif name == "gemv":
                 yield name, (f"d{d}",), _dense(settings.dtype, d, d)
-            else:
-                yield name, (f"d{d}",), _attention(d)
+    if "attention" in settings.cases:
+        for heads, kv in product(HEADS, KV_DTYPES):
+            for context in CONTEXTS:
+                path = (f"heads{heads[0]}/{heads[1]}", kv, f"context{context}")
+                yield "attention", path, _attention(*heads, kv, context)
 
 
 def _weights(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
@@ -174,25 +182,19 @@ def _ffn(dtype: str, d: int, density: int, listed: bool) -> GpuCase:
     return GpuCase(time, size)
 
 
-def _attention(d: int) -> GpuCase:
-    """One token after CONTEXT - 1 others, float32 caches."""
-    heads = max(1, d // HEAD_DIM)
-    qkv_BQ = np.random.default_rng(3).standard_normal((1, 3 * heads * HEAD_DIM)).astype(np.float32)
-    k_cache, v_cache = (_weights((heads, CONTEXT, HEAD_DIM), "float32") for _ in range(2))
-    position_B = np.array([CONTEXT - 1], np.int32)
+def _attention(heads: int, kv_heads: int, kv: str, context: int) -> GpuCase:
+    """One token after context - 1 others."""
+    width = (heads + 2 * kv_heads) * HEAD_DIM
+    qkv_BQ = np.random.default_rng(3).standard_normal((1, width)).astype(np.float32)
+    k_cache, v_cache = (_weights((kv_heads, context, HEAD_DIM), kv) for _ in range(2))
+    position_B = np.array([context - 1], np.int32)
     size = 2 * k_cache.nbytes
     copies = _copies(size, size)
 
     def time(plugin: Any, repeat: int) -> float:
         return device_kernels.attention(
             plugin,
-            qkv_BQ,
-            k_cache,
-            v_cache,
-            heads,
-            position_B,
-            None,
-            None,
+            *(qkv_BQ, k_cache, v_cache, heads, position_B, None, None),
             repeat=repeat,
             copies=copies,
         )[1]

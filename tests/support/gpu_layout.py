@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.runtime.gpu_memory import HOT_CHUNKS
+from hotcold.runtime.gpu_memory import ATTENTION_PIECE, HOT_CHUNKS
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.neurons import NeuronRecord
 
@@ -86,6 +86,10 @@ class Case:
         device.take(m.element_bytes, E * D, m.embed_dim is not None)
         for size, count in ((4, 1), (4, L), (8, 8 * (L + 1))):
             device.take(size, count)
+        rows, pieces = B * m.n_heads, -(-self.context // ATTENTION_PIECE)
+        device.take(4, rows)
+        device.take(4, rows * pieces * m.head_dim, pieces > 1)
+        device.take(8, rows * pieces, pieces > 1)
 
     def _layer(self, device: Arena, index: int) -> None:
         m, S = self.spec, HOT_CHUNKS
