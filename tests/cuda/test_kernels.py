@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from support.kernels import (
     BATCHES,
     DTYPES,
