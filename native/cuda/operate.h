@@ -97,7 +97,7 @@ void run(const hc_device_op &op, Scratch &scratch, Launch &launch, Body body, Ta
     check(cudaDeviceGetAttribute(&launch.sms, cudaDevAttrMultiProcessorCount, op.index), "device");
     launch.variant = open_variant(op.variant);
     check(cudaDeviceSynchronize(), "copy in");
-    launch.overlap = waits && can_overlap(op.index);
+    launch.overlap = waits;
     scratch.deliver(launch);
     body(0);
     check(cudaStreamSynchronize(launch.stream), "kernel");
