@@ -133,6 +133,15 @@ def enter(address: str | None) -> bool:
         return started
 
 
+def is_last() -> bool:
+    """Whether the next `leave` shuts Ray down, so that nothing has to be given back to it.
+
+    A signal to the whole process group (as `timeout` sends it) ends Ray before us, and whatever is
+    given back then tries for a minute to reach it, busily, and ends the process after that.
+    """
+    return _started_here == 1
+
+
 def leave() -> None:
     """Shut down the Ray that was started here once its last user is gone."""
     global _started_here, _inherited  # noqa: PLW0603

@@ -391,7 +391,7 @@ class Trio:
             self._end_epoch()
             self._kill(ACTORS)
             self.actors.clear()
-            if self._own_group and self._group is not None:
+            if self._own_group and self._group is not None and not cluster.is_last():
                 remove_placement_group(self._group)
             self._group = None
             if self._kv is not None:

@@ -192,6 +192,24 @@ def test_a_script_that_forgets_to_close_leaves_nothing(end: str) -> None:
     assert done.returncode == {"": 0, "1 / 0": 1}.get(end, 3)
 
 
+def test_a_signal_to_the_whole_group_ends_the_command_too() -> None:
+    """As `timeout` sends it: Ray's processes go first, and giving back to it would never end."""
+    command = [*COMMAND, "--context", "1024", "--max-tokens", "1000", "--ignore-eos"]
+    process = subprocess.Popen(
+        command,
+        env=SLOW,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    wait_for_text(process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert said.splitlines()[-1] == "hotcold: terminated"
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_command(number: signal.Signals, code: int) -> None:
     process = start()

@@ -257,7 +257,7 @@ def test_one_of_all_that_fails_is_left_out_and_a_named_one_ends_it(
     capsys.readouterr()
     left = [one.case.policy for one in solve_all(options(), given)]
     assert "ilp" in left and "random" not in left and len(left) == len(given) - 1
-    assert "random, selective is left out: policy" in only_line(capsys.readouterr().err)
+    assert "random, selective, 28MiB is left out: policy" in only_line(capsys.readouterr().err)
     with pytest.raises(PolicyError, match="boom"):
         solve_all(options(), make_cases(("random", "greedy"), (), (), False))
 
