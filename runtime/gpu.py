@@ -306,8 +306,8 @@ def device_arrays(
         raise BackendError("this deployment was made for a GPU, and none can be used here")
     layers, neurons = plan.shape
     own = choice.predictor_bytes + apart.matrix_bytes(plan) if choice.apart else 0
-    finer = replace(computed_plan(plan, fetch_L), n_chunks=HOT_CHUNKS)
-    bounds_LC = np.stack([finer.bounds(layer, 0) for layer in range(layers)])
+    computed = computed_plan(plan, fetch_L)
+    bounds_LC = np.stack([computed.bounds(layer, 0, HOT_CHUNKS) for layer in range(layers)])
     if neurons >= 32 * HOT_CHUNKS:  # whole words of proposals: the split need not count inside one
         bounds_LC = np.minimum((bounds_LC + 16) // 32 * 32, neurons)
         bounds_LC[:, -1] = neurons

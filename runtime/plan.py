@@ -23,7 +23,6 @@ from hotcold.runtime.placement import check_placement
 from hotcold.runtime.problem import DEVICES, Placement, Problem, frozen_array
 from hotcold.runtime.units import format_bytes
 
-CHUNKS = 16  # pieces a device's share of a layer is cut into, whatever the number of threads
 _ONE = 2**20  # probabilities are cut in integers, so every machine cuts at the same neuron
 
 
@@ -46,7 +45,6 @@ class Plan:
         note: remarks of the policy and of make_plan.
         figures: numbers of the policy, such as its objective and bound.
         devices: names of the devices.
-        n_chunks: C, pieces that bounds() cuts a share into.
 
     Raises:
         ConfigError: parts that contradict each other.
@@ -65,7 +63,6 @@ class Plan:
     dtype: str
     note: str = ""
     devices: tuple[str, ...] = DEVICES
-    n_chunks: int = CHUNKS
     figures: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,7 +83,6 @@ class Plan:
             "modules and module_bytes must name the same": set(self.modules)
             != set(self.module_bytes),
             "every device needs a budget": set(self.budgets) != set(self.devices),
-            "n_chunks must be from 1 to 1024": not 1 <= self.n_chunks <= 1024,
         }
         for problem, wrong in problems.items():
             if wrong:
@@ -110,7 +106,6 @@ class Plan:
             "context": self.context,
             "batch": self.batch,
             "dtype": self.dtype,
-            "n_chunks": self.n_chunks,
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         digest.update(self.device_LN.tobytes())
@@ -138,27 +133,33 @@ class Plan:
         """Neurons of a layer that a device owns, ascending."""
         return np.flatnonzero(self.device_LN[layer] == device_index).astype(np.int32)
 
-    def bounds(self, layer: int, device_index: int) -> NDArray[np.int32]:
+    def bounds(self, layer: int, device_index: int, n_chunks: int) -> NDArray[np.int32]:
         """Cut a device's share of a layer into C chunks of about equal work, by neuron id.
 
         Chunk c holds the owned ids from bounds[c] up to, not including, bounds[c + 1]. The cut
         depends on the plan alone, never on threads or batch, and so does the order in which partial
         sums are added. A neuron weighs its firing probability plus the mean of the share: the first
         is the work of an active list, the second that of evaluating every gate row, and no chunk
-        gets more than twice its part of either, but for one neuron.
+        gets more than twice its part of either, but for one neuron. A GPU adds a chunk's neurons
+        apart from the others'; the CPU needs none (native/ops/ffn.c).
+
+        Args:
+            layer: which layer.
+            device_index: of `devices`.
+            n_chunks: C.
 
         Returns:
             int32 [C + 1], ascending, from 0 to N.
         """
         ids = self.ids(layer, device_index)
-        bounds_C = np.full(self.n_chunks + 1, self.shape[1], dtype=np.int32)
+        bounds_C = np.full(n_chunks + 1, self.shape[1], dtype=np.int32)
         bounds_C[0] = 0
         if len(ids):
             weight = np.rint(self.activations_LN[layer, ids] * _ONE).astype(np.int64)
             weight += max(1, int(weight.sum()) // len(ids))
             before = np.cumsum(weight) - weight
             total = int(weight.sum())
-            cuts = [chunk * total // self.n_chunks for chunk in range(1, self.n_chunks)]
+            cuts = [chunk * total // n_chunks for chunk in range(1, n_chunks)]
             first = np.searchsorted(before, cuts, side="left")
             bounds_C[1:-1] = np.append(ids, self.shape[1])[first]
         return bounds_C

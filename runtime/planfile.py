@@ -14,12 +14,12 @@ from hotcold.runtime.errors import CheckpointError, ConfigError
 from hotcold.runtime.npz import pack, unpack, write_atomically
 from hotcold.runtime.plan import Plan
 
-VERSION = 1
+VERSION = 2
 _JSON_LIMIT = 2**24
 _NEURON_LIMIT = 2**28  # neurons of a plan: 50 times the 175B model's
 _ARRAYS = {"device_LN": "|i1", "neuron_bytes_L": "<i8", "activations_LN": "<f8"}
 _TEXTS = ("policy", "model", "dtype", "note")
-_NUMBERS = ("context", "batch", "n_chunks")
+_NUMBERS = ("context", "batch")
 
 
 def save_plan(plan: Plan, folder: Path) -> None:
@@ -50,7 +50,7 @@ def load_plan(folder: Path) -> Plan:
             **{name: header[name] for name in (*_TEXTS, *_NUMBERS, *_TABLES)},
             **arrays,
             devices=tuple(header["devices"]),
-            figures=header.get("figures", {}),  # plans of the first release have none
+            figures=header["figures"],
         )
     except (ValueError, OSError) as error:
         raise CheckpointError(f"the plan in {folder} cannot be read: {error}") from error
@@ -93,7 +93,7 @@ def _wrong_key(header: dict[str, Any]) -> str | None:
     for name, check in _TABLES.items():
         table = header.get(name)
         valid[name] = isinstance(table, dict) and all(check(value) for value in table.values())
-    figures = header.get("figures", {})
+    figures = header.get("figures")
     valid["figures"] = isinstance(figures, dict) and all(map(_is_number, figures.values()))
     shape, devices = header.get("shape"), header.get("devices")
     valid["shape"] = (

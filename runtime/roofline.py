@@ -26,26 +26,35 @@ Against decoding on two cores without a GPU (`xeon-2core`, 30.4 GB/s, commit 9d4
 The bytes agree; decoding reached 22.6 to 23.4 GB/s of the 30.4 that reads of
 30 KiB reach; records of the embedded model are 1.9 KiB, read at 25.0 GB/s in the same minute.
 
-Against figures worked out by hand and measured ones: a 13B ReGLU shape, fp16, context 512, fp16 KV,
-12 % fire, 30 % of the neurons hold 80 %, predictor width 960, on `h100-box`; a token reads 8.39 GB
-of attention, 0.33 of head, 1.46 of predictor (int8 0.73), 0.21 of KV and 0.12 * 16.99 of FFN.
-Tokens/s; measured by bench/gpu_decode.py on one H100, 2026-11-22:
+Against measured ones on one H100: a 13B ReGLU shape, fp16, context 512, fp16 KV, 12 % fire, 30 %
+of the neurons hold 80 %, predictor width 960; a token reads 8.39 GB of attention, 0.33 of head,
+1.46 of predictor (int8 0.73), 0.21 of KV and 0.12 * 16.99 of FFN. Tokens/s by bench/gpu_decode.py
+(40 + 64 tokens, three runs), the bound from rates measured minutes before (`h100-16core`: host
+127 GB/s, GPU 2851), commit a01328e, 2026-11-22; by hand: 92 GB/s and 1 us between two of 9 nodes
+a layer:
 
-    budget                   by hand   here   measured   of the bound
-    all on the GPU               230    222    168-169   76 %
-    16 GiB, fp16 predictor       130    126    103-104   82 %
-    16 GiB, int8 predictor         -    138    107-108   78 %
-    10 GiB, int8 predictor        38     42      39-42   94-100 %
-    10 GiB, int8, fires 1.7x       -     35      31-34   90-98 %
+    budget                       by hand   bound   measured       of the bound
+    all on the GPU                   230     219   173-178        81 %
+    16 GiB, fp16 predictor           130     146   94-106         66 %
+    16 GiB, int8 predictor             -     159   79-89, 97-110  52 %, 69 %
+    10 GiB, int8 predictor            38      52   32             62 %
 
-The figures by hand lie between this bound with its gaps (1 us, an estimate, between 9 nodes a
-layer) and without (242 and 132); at 10 GiB between the int8 predictor and the fp16 one, which does
-not fit: some of it and the KV cache stay behind, and the bound is 32. Where the host is the bound
-its kernels read at memory's rate. Where the GPU is, a fifth to a quarter of the time is not in this
-model; the card's 3000 GB/s, too, are an estimate, 90 % of its label. A measured run may pass the
-bound a little: 40 + 64 tokens fill less than the half of the KV cache that is counted, and planted
-neurons are others than the synthetic law's. `--bus-share` (neurons that the GPU reads over the bus)
-gave 114-117 at 16 GiB int8; here each neuron is read where it lies.
+The second pair at 16 GiB is the same through three actors, minutes later. The host's memory
+belongs to others too: in four sittings of the day reads alone gave 113 to 151 GB/s, and the same
+plans 85 to 110 tokens/s (16 GiB, int8) and 28 to 38 (10 GiB).
+
+What is missing. All on the GPU, by ncu (40 nodes one after the other, caches cold): qkv 55 us a
+layer at 85 % of the memory's peak; o 24 us, 65 %; the predictor's products 8.7 us, 34 %, and
+12.3, 65 %; gate and up rows 15 us, 58 %; down columns 14 us, 31 %; the split, one block, 14 us;
+attention over 100 positions 11 us; merge 8 us. Small grids do not reach the rate of large ones;
+overlap of launches wins some of that back (5.5 ms a pass, 6.5 by the sum of nodes). With cold
+neurons it is the host: lists of 270 and 1570 neurons are read at 89 GB/s (median layer: 93 and
+545 us) where reading alone gave 118: two hand-overs in the pool, ramps of two short phases, and
+columns read in pieces (native/ops/ffn.c).
+
+A measured run may pass the bound a little where 40 + 64 tokens fill less than the half of the KV
+cache that is counted. `--bus-share` (neurons that the GPU reads over the bus) is not in it: here
+each neuron is read where it lies.
 """
 
 from collections.abc import Mapping
