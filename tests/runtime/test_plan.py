@@ -183,7 +183,7 @@ def test_every_damage_is_refused(tmp_path: Path) -> None:
     arrays.write_bytes(good_arrays)
 
     for change, message in [
-        ({"version": 1}, "version 2"),
+        ({"version": 1}, "version 1"),
         ({"format": "x"}, "not a hotcold plan"),
         ({"shape": [3, 41]}, "cannot be read"),
         ({"shape": [10**9, 10**9]}, "'shape'"),
