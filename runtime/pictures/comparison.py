@@ -6,6 +6,7 @@ come from there, nothing is measured here.
 """
 
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,7 +106,8 @@ def draw_speeds(group: Group) -> "Figure":
     figure = Figure(figsize=(10.0, _height(group)), layout="constrained")
     here, model = figure.subplots(1, 2, sharey=True)
     titled(here, "Tokens/s, measured here", group.caption)
-    titled(model, f"Cost model, {group.hardware}", "computed, not measured")
+    machine = shorten(group.hardware, 46, placeholder=" ...")  # half of the figure is its room
+    titled(model, "Tokens/s, cost model", f"{machine}: computed, not measured")
     for axes in (here, model):
         rows = _rows(axes, group)
         axes.set_xlabel("tokens/s")
