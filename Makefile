@@ -57,7 +57,7 @@ run: $(VENV)/.installed
 	$(BIN)/hotcold generate --max-tokens 160 $(SAMPLING) "$(PROMPT)"
 	@echo
 	@echo "Next, compare two placement policies:"
-	@echo "$(BIN)/hotcold compare --policy greedy --policy random --vram 24MiB"
+	@echo "$(BIN)/hotcold compare --policy greedy --policy random --vram 28MiB"
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/hotcold bench kernels

@@ -7,7 +7,7 @@ from hotcold.actors import Engine
 
 
 def main() -> None:
-    with Engine.launch(vram="24MiB") as engine:
+    with Engine.launch(vram="28MiB") as engine:
         print("Once upon a time", end="")
         for token in engine.generate("Once upon a time", max_tokens=64):
             print(token.text, end="", flush=True)

@@ -2,7 +2,7 @@
 
 Run it without installing anything (--set share=0.8 sets the field):
 
-    hotcold compare --policy examples/02_own_policy.py:Mine --policy greedy --vram 24MiB
+    hotcold compare --policy examples/02_own_policy.py:Mine --policy greedy --vram 28MiB
 """
 
 from dataclasses import dataclass

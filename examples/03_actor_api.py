@@ -17,7 +17,7 @@ def continue_text(engine: Engine, prompt: str) -> str:
 
 
 def main() -> None:
-    with Engine.launch(vram="24MiB", name="lab") as engine:
+    with Engine.launch(vram="28MiB", name="lab") as engine:
         print("actors:", ", ".join(engine.actors))
         for policy in ("greedy", "random", "all-cpu"):
             engine.replan(policy=policy)  # actors and weights stay, only the plan changes

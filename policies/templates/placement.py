@@ -2,8 +2,8 @@
 
 Try it:
 
-    hotcold solve --policy mine.py:Mine --vram 24MiB --out plan
-    hotcold compare --policy mine.py:Mine --policy greedy --vram 24MiB --set share=0.9
+    hotcold solve --policy mine.py:Mine --vram 28MiB --out plan
+    hotcold compare --policy mine.py:Mine --policy greedy --vram 28MiB --set share=0.9
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 Try it:
 
-    hotcold generate "Once upon a time" --predictor mine.py:Mine --vram 24MiB
+    hotcold generate "Once upon a time" --predictor mine.py:Mine --vram 28MiB
     hotcold evaluate --text book.txt --predictor mine.py:Mine --predictor all
 
 and test it with `hotcold.policies.check_predictor(Mine())`.

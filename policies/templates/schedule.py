@@ -2,7 +2,7 @@
 
 Try it:
 
-    hotcold generate "Once upon a time" --vram 24MiB --schedule mine.py:Mine
+    hotcold generate "Once upon a time" --vram 28MiB --schedule mine.py:Mine
 """
 
 from dataclasses import dataclass, replace

@@ -107,7 +107,7 @@ def command(
 ) -> int:
     """Run COMMAND, a command of hotcold or `python FILE`, as a job of a Ray cluster.
 
-    hotcold submit --fetch out -- solve --policy mine.py:Mine --vram 24MiB --out out
+    hotcold submit --fetch out -- solve --policy mine.py:Mine --vram 28MiB --out out
 
     The cluster needs: Linux of this machine's architecture, ray[default] with its dashboard
     reachable from here, Python 3.10 or newer, and what hotcold depends on (torch, tokenizers, ...;
