@@ -10,7 +10,6 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -312,12 +311,7 @@ class Engine:
     def __enter__(self) -> "Engine":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

@@ -7,7 +7,6 @@ user's own that was loaded. Does no arithmetic itself.
 
 import os
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 from hotcold.native._ffi import check, last_error
@@ -112,12 +111,7 @@ class Pool:
     def __enter__(self) -> "Pool":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Mapping
 from enum import IntEnum
 from mmap import mmap
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -238,12 +237,7 @@ class Watcher:
     def __enter__(self) -> "Watcher":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,10 +124,5 @@ class LocalSession:
     def __enter__(self) -> "LocalSession":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

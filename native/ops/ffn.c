@@ -21,7 +21,7 @@
  *   v1 gates of 32 neurons, then fired up rows, down columns   8.0 GB/s            11.3 GB/s
  *   v2 and the next four gate rows prefetched                  8.9                 11.0
  *   v3 and up rows, then down columns prefetched as one list   9.7                 13.6
- *   v4 and gates of 128 neurons at once (in use)               9.9                 13.3
+ *   v4 and gates of 128 neurons at once                       9.9                 13.3
  * `hotcold bench kernels --d 4096 --density 10 --samples 101`, 2026-11-22, same machine, v4 with
  * AVX-512 v5 as a share of reading records of 24 KB alone, five runs under varying load, one core:
  * best calls 0.88 0.88 0.87 0.88 0.86 (14.3 of 16.5 GB/s), medians 0.80 0.53 0.81 0.64 0.79: a busy
@@ -353,6 +353,8 @@ hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
     if (!run.p)
         return HC_ERR_UNSUPPORTED;
     const int64_t n = args->n_ids, row_bytes = args->d * run.size;
+    if (!n)
+        pool = NULL; /* only y is cleared */
     run.gate_bytes = row_bytes + (args->bias_offset ? 4 : 0);
     run.fired_bytes = row_bytes * (args->up_offset >= 0 ? 2 : 1);
     char *scratch = args->scratch;
