@@ -248,7 +248,8 @@ class Engine:
         """
         if self._prepared is None:
             raise ConfigError("only the driver that launched an engine knows its machine's rates")
-        return roofline(self._prepared.problem, self._client.deployment.plan)
+        running = self._client.deployment
+        return roofline(self._prepared.problem, running.plan, ahead=running.reads_ahead)
 
     @property
     def programs(self) -> dict[str, Program]:

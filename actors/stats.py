@@ -41,6 +41,7 @@ class ActorStats:
     audit_missed: int = 0
     asks: int = 0
     asked_s: float = 0.0
+    ahead_bytes: int = 0
 
     @classmethod
     def of(cls, state: ActorState, node_id: str, pid: int, role: str) -> "ActorStats":
@@ -60,6 +61,7 @@ class ActorStats:
             audit_missed=state.audit_missed,
             asks=state.asks,
             asked_s=state.asked_ns / 1e9,
+            ahead_bytes=state.ahead_bytes,
         )
 
 

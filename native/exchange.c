@@ -130,6 +130,11 @@ hc_status hc_segment_check(const hc_segment *segment, uint64_t bytes, uint64_t e
                         segment->span_capacity);
 }
 
+const uint32_t *hc_flag_word(hc_segment *segment, int32_t flag) {
+    hc_flag *found = flag_at(segment, flag);
+    return found ? &found->value : NULL;
+}
+
 /* The first poison stays; whoever is second only wakes again. A waiter that looked at poison just
  * before and sleeps just after this wake-up is not lost: its sleep is capped. */
 void hc_segment_poison(hc_segment *segment, int32_t code, int32_t actor) {

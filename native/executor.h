@@ -50,6 +50,8 @@ hc_status hc_model_norm(const hc_model *model, const float *x_BD, const float *w
                         const float *bias_D, float *y_BD, int32_t batch);
 /* steps.c: compute one step, whose waits are over. */
 hc_status hc_compute_step(hc_executor *executor, const hc_step *step, uint32_t seq);
+/* steps.c: read ahead what a cold step's list names, until its other flag is set. */
+void hc_read_ahead(hc_executor *executor, const hc_step *step, uint32_t seq);
 /* steps.c: pre-activations of every neuron of a layer, into scores. */
 hc_status hc_gate_scores(hc_executor *executor, const hc_step *step);
 /* window.c: the same of proposed neurons; -infinity for the others. */

@@ -191,8 +191,8 @@ typedef struct {       /* written by its actor alone, read by anyone at any time
     int64_t audit_rows, audit_missed; /* neurons not proposed but evaluated; those that fired */
     int64_t clock_error_ns; /* spans of a GPU: by how much their times may be off at most */
     int64_t asks, asked_ns; /* predictor in a process of its own: questions, time until answered */
-    int64_t reserved[1];
-} hc_actor_state; /* 128 bytes */
+    int64_t ahead_bytes; /* of `bytes`, or of what was read in vain: asked for before x was there */
+} hc_actor_state;        /* 128 bytes */
 
 typedef struct {
     uint64_t begin_ns, ready_ns, end_ns; /* CLOCK_MONOTONIC: step begun, waits over, step ended */
@@ -272,6 +272,8 @@ typedef struct {
 #define HC_STEP_ALL  2 /* hot, cold: no active list; every owned neuron is proposed (gate-first) */
 #define HC_STEP_HOT  4 /* merge: this layer has hot neurons */
 #define HC_STEP_COLD 8 /* merge: this layer has cold neurons; wait[1] is the flag of their sum */
+#define HC_STEP_AHEAD                                                                              \
+    32 /* cold: its list, wait[1], comes well before x, wait[0]; read ahead meanwhile */
 #define HC_STEP_RESIDUAL                                                                           \
     16 /* attention: the residual stream follows x in its slot (predictors that read it) */
 

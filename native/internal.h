@@ -12,9 +12,23 @@
 hc_status hc_fail(hc_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Run body(context, task, thread) for every task of [0, n_tasks), on all threads of the pool (NULL:
- * here). Tasks are handed out by an atomic counter; what a task computes must not depend on thread. */
+ * here). Task t is offered to thread t modulo the threads first, then to any: what it computes must not
+ * depend on thread. */
 typedef void (*hc_task)(void *context, int64_t task, int32_t thread);
 void hc_pool_run(hc_pool *pool, hc_task body, void *context, int64_t n_tasks);
+
+/* ops/ffn.c: how a list is cut among threads: pieces by position, then columns of the sum. */
+typedef struct {
+    int64_t pieces, columns;
+} hc_ffn_cut;
+hc_ffn_cut hc_ffn_cut_of(const hc_ffn_args *args, int64_t threads);
+
+/* ops/ahead.c: read what a list names into the caches of the threads that will compute it, until
+ * *flag == seq; x is not looked at. Returns the bytes asked for. */
+int64_t hc_ffn_ahead(const hc_ffn_args *args, hc_pool *pool, const uint32_t *flag, uint32_t seq);
+
+/* exchange.c: the word of a flag; NULL where there is none of this number. */
+const uint32_t *hc_flag_word(hc_segment *segment, int32_t flag);
 
 extern const hc_primitives hc_primitives_ref;
 #if defined(__x86_64__)

@@ -42,6 +42,12 @@ static void record_span(hc_executor *e, const hc_step *step, uint32_t seq, uint6
 
 /* Wait for a step's flags. A selective merge waits for the cold sum only where cold ids are listed. */
 static hc_status await(hc_executor *e, const hc_step *step, uint32_t seq) {
+    if (step->flags & HC_STEP_AHEAD) {
+        hc_status s = hc_flag_wait(e->args.segment, step->wait[1], seq, e->args.epoch, -1, NULL);
+        if (s)
+            return s;
+        hc_read_ahead(e, step, seq);
+    }
     for (int i = 0; i < 2; i++) {
         if (step->wait[i] < 0)
             continue;

@@ -1,15 +1,16 @@
 /* pool.c - persistent worker threads for the operators.
  *
- * A run publishes `remaining` tasks; every thread, the caller included, takes one by a
- * compare-and-swap that lowers it, and counts it in `finished`. The caller returns as soon as all
- * tasks are finished: it waits for taken tasks only, never for a worker that slept through the run,
- * so a core that is busy elsewhere costs speed and nothing else. Body and context are read after a
- * task was taken, when they cannot change: the run ends only once that task is finished.
+ * A run publishes one word, its number and how many tasks it has. Task t belongs to thread t modulo
+ * the threads: a thread takes its own first, so what it has read ahead for them (ops/ahead.c) lies in
+ * its own cache, and then those that others have not begun, so a core that is busy elsewhere costs
+ * speed and nothing else. To take one is a compare-and-swap on its owner's word, which holds the run
+ * it is about: a thread that comes late with an old run finds nothing. Body and context are read
+ * after a task was taken, when they cannot change: the run ends only once that task is finished.
  *
  * Waiting: spin, sched_yield every 64 spins (there may be no more cores than threads: the thread
  * waited for must be able to run), after 1 ms sleep on a futex; an idle pool costs nothing. A
- * sleeper counts itself and looks at `remaining` again before it sleeps, the caller publishes before
- * it looks at the count; both in one total order, so no wake-up is lost.
+ * sleeper counts itself and looks at `run` again before it sleeps, the caller publishes before it
+ * looks at the count; both in one total order, so no wake-up is lost.
  */
 #define _GNU_SOURCE /* affinity of threads */
 #include "internal.h"
@@ -28,6 +29,8 @@
 
 #define SPIN_NS 1000000 /* with 200 us a planted 1B model took 2.7 % longer: phases last 0.4 ms */
 #define YIELD_EVERY 64
+#define TASK_BITS   24 /* of a run's word; the rest numbers runs: 2 years of 14,000 a second */
+#define MOST_TASKS  ((1ll << TASK_BITS) - 1)
 
 #if defined(__x86_64__)
 #define RELAX() __builtin_ia32_pause()
@@ -38,19 +41,19 @@
 #endif
 
 typedef struct {
+    _Alignas(64) atomic_ullong taken; /* run's number << TASK_BITS | tasks of its own taken there */
     hc_pool *pool;
-    pthread_t thread;
+    pthread_t thread; /* not the caller's */
     int32_t index;
 } worker;
 
 struct hc_pool {
-    int32_t threads; /* the caller included */
-    int32_t started; /* workers that run */
+    int32_t threads; /* the caller, worker 0, included */
+    int32_t started; /* workers that run, without it */
     hc_task body;
     void *context;
-    int64_t n_tasks;
     atomic_int busy;
-    _Alignas(64) atomic_llong remaining; /* tasks nobody took */
+    _Alignas(64) atomic_ullong run; /* number << TASK_BITS | its tasks */
     _Alignas(64) atomic_llong finished;
     _Atomic uint32_t done; /* futex of the caller: runs finished */
     atomic_int caller_sleeps;
@@ -86,37 +89,57 @@ static int spin(uint32_t *round, int64_t *until) {
     return now < *until;
 }
 
-/* Take and run tasks until none is left. */
-static void work(hc_pool *pool, int32_t thread) {
-    long long left = atomic_load_explicit(&pool->remaining, memory_order_acquire);
-    while (left > 0) {
-        if (!atomic_compare_exchange_weak_explicit(&pool->remaining, &left, left - 1,
-                                                   memory_order_acq_rel, memory_order_acquire))
-            continue;
-        const int64_t n = pool->n_tasks;
-        pool->body(pool->context, n - left, thread);
-        if (atomic_fetch_add(&pool->finished, 1) + 1 == n) {
-            atomic_fetch_add(&pool->done, 1);
-            if (atomic_load(&pool->caller_sleeps))
-                futex_wake(&pool->done, 1);
+/* Take the next task of a run that belongs to thread `of`; -1: none is left. */
+static int64_t take(hc_pool *pool, int32_t of, unsigned long long run) {
+    worker *owner = &pool->workers[of];
+    unsigned long long seen = atomic_load_explicit(&owner->taken, memory_order_acquire);
+    for (;;) {
+        const unsigned long long number = seen >> TASK_BITS;
+        if (number > run >> TASK_BITS)
+            return -1; /* that run is over */
+        const int64_t before = number == run >> TASK_BITS ? (int64_t)(seen & MOST_TASKS) : 0;
+        const int64_t task = of + before * pool->threads;
+        if (task >= (int64_t)(run & MOST_TASKS))
+            return -1;
+        const unsigned long long next = (run & ~(unsigned long long)MOST_TASKS) + before + 1;
+        if (atomic_compare_exchange_weak_explicit(&owner->taken, &seen, next, memory_order_acq_rel,
+                                                  memory_order_acquire))
+            return task;
+    }
+}
+
+/* Take and run tasks of a run until none is left: a thread's own, then others'. */
+static void work(hc_pool *pool, int32_t thread, unsigned long long run) {
+    const int64_t n = (int64_t)(run & MOST_TASKS);
+    for (int32_t i = 0; i < pool->threads; i++) {
+        const int32_t of = (thread + i) % pool->threads;
+        for (int64_t task; of < n && (task = take(pool, of, run)) >= 0;) {
+            pool->body(pool->context, task, thread);
+            if (atomic_fetch_add(&pool->finished, 1) + 1 == n) {
+                atomic_fetch_add(&pool->done, 1);
+                if (atomic_load(&pool->caller_sleeps))
+                    futex_wake(&pool->done, 1);
+            }
         }
-        left = atomic_load_explicit(&pool->remaining, memory_order_acquire);
     }
 }
 
 static void *worker_main(void *argument) {
     worker *self = argument;
     hc_pool *pool = self->pool;
+    unsigned long long last = 0;
     uint32_t round = 0;
     int64_t until = 0;
     while (!atomic_load_explicit(&pool->closing, memory_order_acquire)) {
-        if (atomic_load_explicit(&pool->remaining, memory_order_acquire) > 0) {
-            work(pool, self->index);
+        const unsigned long long run = atomic_load_explicit(&pool->run, memory_order_acquire);
+        if (run != last) {
+            work(pool, self->index, run);
+            last = run;
             until = 0;
         } else if (!spin(&round, &until)) {
             uint32_t seen = atomic_load(&pool->wake);
             atomic_fetch_add(&pool->sleepers, 1);
-            if (atomic_load(&pool->remaining) <= 0 && !atomic_load(&pool->closing))
+            if (atomic_load(&pool->run) == last && !atomic_load(&pool->closing))
                 futex_wait(&pool->wake, seen);
             atomic_fetch_sub(&pool->sleepers, 1);
             until = 0;
@@ -141,7 +164,8 @@ static void wait_done(hc_pool *pool, uint32_t before) {
 
 void hc_pool_run(hc_pool *pool, hc_task body, void *context, int64_t n_tasks) {
     /* A second caller, or a task that runs the pool again, gets its own thread alone. */
-    if (n_tasks <= 1 || !pool || !pool->started || atomic_exchange(&pool->busy, 1)) {
+    const int alone = n_tasks <= 1 || n_tasks > MOST_TASKS || !pool || !pool->started;
+    if (alone || atomic_exchange(&pool->busy, 1)) {
         for (int64_t task = 0; task < n_tasks; task++)
             body(context, task, 0);
         return;
@@ -149,15 +173,16 @@ void hc_pool_run(hc_pool *pool, hc_task body, void *context, int64_t n_tasks) {
     const uint32_t before = atomic_load(&pool->done);
     pool->body = body;
     pool->context = context;
-    pool->n_tasks = n_tasks;
     atomic_store(&pool->finished, 0);
-    atomic_store(&pool->remaining, n_tasks);
+    const unsigned long long last = atomic_load_explicit(&pool->run, memory_order_relaxed);
+    const unsigned long long run = ((last >> TASK_BITS) + 1) << TASK_BITS | (uint64_t)n_tasks;
+    atomic_store(&pool->run, run);
     const int sleepers = atomic_load(&pool->sleepers);
     if (sleepers > 0) {
         atomic_fetch_add(&pool->wake, 1);
         futex_wake(&pool->wake, n_tasks - 1 < sleepers ? (int)(n_tasks - 1) : sleepers);
     }
-    work(pool, 0);
+    work(pool, 0, run);
     wait_done(pool, before);
     atomic_store(&pool->busy, 0);
 }
@@ -171,10 +196,11 @@ static int start_worker(hc_pool *pool, int32_t i, const int32_t *cores) {
     if (cores) {
         cpu_set_t set;
         CPU_ZERO(&set);
-        CPU_SET(cores[i + 1], &set);
+        CPU_SET(cores[i], &set);
         code = pthread_attr_setaffinity_np(&attributes, sizeof set, &set);
     }
-    pool->workers[i] = (worker){.pool = pool, .index = i + 1};
+    pool->workers[i].pool = pool;
+    pool->workers[i].index = i;
     if (!code)
         code =
             pthread_create(&pool->workers[i].thread, &attributes, worker_main, &pool->workers[i]);
@@ -196,8 +222,8 @@ hc_pool *hc_pool_create(int32_t threads, const int32_t *cores) {
                     CPU_SETSIZE - 1);
             return NULL;
         }
-    const size_t bytes = sizeof(hc_pool) + sizeof(worker) * (size_t)threads;
-    hc_pool *pool = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    const size_t bytes = sizeof(hc_pool) + sizeof(worker) * (size_t)threads; /* whole lines */
+    hc_pool *pool = aligned_alloc(64, bytes);
     if (!pool) {
         hc_fail(HC_ERR_MEMORY, "no memory for a pool of %d threads", threads);
         return NULL;
@@ -208,7 +234,7 @@ hc_pool *hc_pool_create(int32_t threads, const int32_t *cores) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int code = 0;
-    for (int32_t i = 0; i < threads - 1 && !code; i++)
+    for (int32_t i = 1; i < threads && !code; i++)
         code = start_worker(pool, i, cores);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (code) {
@@ -228,7 +254,7 @@ void hc_pool_destroy(hc_pool *pool) {
     atomic_store(&pool->closing, 1);
     atomic_fetch_add(&pool->wake, 1);
     futex_wake(&pool->wake, HC_MAX_THREADS);
-    for (int32_t i = 0; i < pool->started; i++)
+    for (int32_t i = 1; i <= pool->started; i++)
         pthread_join(pool->workers[i].thread, NULL);
     free(pool);
 }

@@ -32,7 +32,7 @@ MAX_WATCHED = 64  # MAX_PIDS of watcher.c
 _COUNTERS = (
     *("progress", "gate_rows", "up_down_rows", "bytes", "busy_ns", "wait_ns"),
     *("passes", "skipped_exchanges", "span_count", "pid"),
-    *("audit_rows", "audit_missed", "clock_error_ns", "asks", "asked_ns"),
+    *("audit_rows", "audit_missed", "clock_error_ns", "asks", "asked_ns", "ahead_bytes"),
 )
 
 Buffer = mmap | bytearray | memoryview

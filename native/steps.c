@@ -126,8 +126,8 @@ static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
     return s ? s : hc_split(&a);
 }
 
-/* The sparse FFN of this actor's share of a layer, into y. */
-static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq, float *y) {
+/* The sparse FFN of this actor's share of a layer: records, lists, shapes. */
+static hc_status describe_ffn(hc_executor *e, const hc_step *step, uint32_t seq, hc_ffn_args *to) {
     const hc_model *m = e->args.model;
     const hc_share *share = &e->args.shares_L[step->layer];
     hc_ffn_args a = {.records = m->layers[step->layer].records,
@@ -143,7 +143,6 @@ static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq,
                      .n_ids = share->n_ids,
                      .n = m->n,
                      .x_BD = (const float *)hc_slot(e, step->x),
-                     .y_BD = y,
                      .scratch = e->ffn_scratch};
     if (e->args.fired_LN)
         a.fired_N = e->args.fired_LN + step->layer * m->n;
@@ -156,9 +155,28 @@ static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq,
         if (list->has_gate)
             a.gate_KB = hc_active_gate(list);
     }
+    *to = a;
+    return HC_OK;
+}
+
+void hc_read_ahead(hc_executor *e, const hc_step *step, uint32_t seq) {
+    const uint32_t *x_flag = hc_flag_word(e->args.segment, step->wait[0]);
+    hc_ffn_args a;
+    e->batch = e->args.segment->pass_batch;
+    if (!x_flag || describe_ffn(e, step, seq, &a) != HC_OK)
+        return; /* the step itself says what is wrong */
+    hc_count(&hc_state_of(e)->ahead_bytes, hc_ffn_ahead(&a, e->args.pool, x_flag, seq));
+}
+
+static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq, float *y) {
+    hc_ffn_args a;
+    hc_status s = describe_ffn(e, step, seq, &a);
+    if (s)
+        return s;
+    a.y_BD = y;
     if (!a.n_ids && e->args.actor == HC_CPU)
         return HC_OK; /* nobody reads y then */
-    hc_status s = hc_ffn(&a, e->args.pool);
+    s = hc_ffn(&a, e->args.pool);
     hc_actor_state *state = hc_state_of(e);
     hc_count(&state->gate_rows, a.gate_rows);
     hc_count(&state->up_down_rows, a.up_down_rows);

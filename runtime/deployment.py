@@ -25,7 +25,7 @@ from hotcold.runtime.predictor import (
 )
 from hotcold.runtime.prepare import Prepared
 from hotcold.runtime.profile import ActivationProfile
-from hotcold.runtime.program import Program, compile_programs
+from hotcold.runtime.program import AHEAD, Program, compile_programs
 from hotcold.runtime.schedule import Schedule, fetching
 from hotcold.runtime.variant import Variant
 from hotcold.runtime.weights import choose_store
@@ -87,6 +87,11 @@ class Deployment:
     def computed_plan(self) -> Plan:
         """The plan as the executors compute it: what the schedule fetches is the GPU executor's."""
         return computed_plan(self.plan, self.fetch_L)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether cold neurons of some layer are read before its input is there."""
+        return bool((self.programs["cpu"]["flags"] & AHEAD).any())
 
     @property
     def roles(self) -> dict[str, str]:

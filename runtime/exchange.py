@@ -62,6 +62,7 @@ class ActorState:
     clock_error_ns: by how much the times of a GPU's spans may be off at most; 0 without a GPU.
     asks, asked_ns: where the predictor has a process of its own on the GPU, questions to it, and
     the GPU executor's time from each to its answer.
+    ahead_bytes: weights asked for before the layer's input was there (native/ops/ahead.c).
     """
 
     progress: int
@@ -79,6 +80,7 @@ class ActorState:
     clock_error_ns: int = 0
     asks: int = 0
     asked_ns: int = 0
+    ahead_bytes: int = 0
 
 
 @dataclass(frozen=True)

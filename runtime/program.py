@@ -23,7 +23,7 @@ OPS = ("embed", "attention", "predict", "hot", "cold", "merge", "head")
 OP_CODES = {name: code for code, name in enumerate(OPS)}
 ACTORS = ("gpu", "cpu", "predictor")
 LANE_ACTORS = {"gpu0": "gpu", "cpu0": "cpu", "predictor": "predictor"}
-SELECTIVE, ALL, HOT, COLD, RESIDUAL = 1, 2, 4, 8, 16  # HC_STEP_* of hotcold.h
+SELECTIVE, ALL, HOT, COLD, RESIDUAL, AHEAD = 1, 2, 4, 8, 16, 32  # HC_STEP_* of hotcold.h
 FLAG_KINDS = {"attention": "x", "predict": "active", "cold": "y"}
 
 Program = NDArray[Any]  # of dtype STEP
@@ -98,7 +98,8 @@ class _Compiler:
         if node.kind == "attention":
             return RESIDUAL if self.layout.with_residual else 0
         if node.kind in ("hot", "cold", "fetch"):
-            return 0 if predicted else ALL
+            early = node.kind == "cold" and self.schedule.lookahead[layer] > 0
+            return (AHEAD if early and self.schedule.read_ahead else 0) if predicted else ALL
         if node.kind != "merge":
             return 0
         on_gpu = bool({("hot", layer), ("fetch", layer)} & self.kinds)

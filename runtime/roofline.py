@@ -10,6 +10,11 @@ both executors. One token, layer order kept:
               + exchange: T_sync a layer in which a cold neuron is proposed
               + gaps: nodes of the graph times the gap between two
 
+Where lists come a layer early and their records are read ahead (schedule `lookahead` beside a GPU),
+cold neurons are read while attention runs, and a layer's prediction while the cold sum of the one
+before is awaited: the sum over layers is then of max(hot + next prediction, cold - attention). How
+much caches hold (native/ops/ahead.c) is not in that.
+
 Half of the KV cache counts: the mean of a context that fills up. Neurons are the mean of the
 activation profile; real loads vary and max(hot, cold) is then larger. So this is a bound from below
 on the time (how close kernels come to a copy's bandwidth is not in it) and no forecast.
@@ -61,6 +66,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hotcold.runtime.cost import CostModel
 from hotcold.runtime.errors import ConfigError
@@ -69,6 +75,7 @@ from hotcold.runtime.problem import Placement, Problem
 
 # Nodes of a captured pass (native/cuda/graph.cu): qkv, attention, o; norm or split; merge.
 NODES_LAYER, NODES_PREDICTOR, NODES_HOT, NODES_ONCE = 5, 2, 2, 3
+FFN_PARTS = ("hot_s", "cold_s")
 KINDS = {"attention": "attention", "predictor": "predictor", "kv": "kv"}  # the rest: "head"
 
 
@@ -100,13 +107,17 @@ class Roofline:
         return 1 / self.token_s
 
 
-def roofline(problem: Problem, placed: Placement | Plan, selective: bool = True) -> Roofline:
+def roofline(
+    problem: Problem, placed: Placement | Plan, selective: bool = True, ahead: bool = False
+) -> Roofline:
     """The bound of a placement or plan of this problem.
 
     Args:
         problem: model, statistics and machine.
         placed: where neurons and modules lie.
         selective: as in CostModel.
+        ahead: lists come a layer early and their records are read meanwhile; of no effect without
+            a GPU, where memory is busy meanwhile.
 
     Raises:
         ConfigError: the plan is for another model.
@@ -125,6 +136,13 @@ def roofline(problem: Problem, placed: Placement | Plan, selective: bool = True)
         sizes[name] = float(cost.bytes_LN[own_LN].sum())
     together = sum if hardware.in_turn else max
     parts["ffn"] = sum(together((layer.hot_s, layer.cold_s)) for layer in token.layers)
+    if ahead and hardware.has_gpu:
+        early = _by_layer(problem, placed, cost, ("attention", "kv"))
+        guess = _by_layer(problem, placed, cost, ("predictor",))
+        guess, parts["predictor"] = np.append(guess[1:], 0.0), float(guess[0])
+        early[0] = 0.0  # the first layer's list comes with its input
+        hot, cold = (np.array([getattr(x, name) for x in token.layers]) for name in FFN_PARTS)
+        parts["ffn"] = float(np.maximum(hot + guess, np.maximum(cold - early, 0.0)).sum())
     parts["exchange"] = sum(layer.exchange_s for layer in token.layers)
     parts["gaps"] = hardware.gap_s * graph_nodes(problem, placed) if hardware.has_gpu else 0.0
     first = problem.devices[0]
@@ -135,6 +153,17 @@ def roofline(problem: Problem, placed: Placement | Plan, selective: bool = True)
         sizes,
         tuple(name for name, home in placed.modules.items() if home != first),
     )
+
+
+def _by_layer(
+    problem: Problem, placed: Placement | Plan, cost: CostModel, kinds: tuple[str, ...]
+) -> NDArray[np.float64]:
+    """Seconds of the modules of some kinds, by layer."""
+    seconds_L = np.zeros(problem.shape[0])
+    for module in problem.modules:
+        if module.kind in kinds and module.layer is not None:
+            seconds_L[module.layer] += cost.module_s(module, placed.modules[module.name])
+    return seconds_L
 
 
 def graph_nodes(problem: Problem, placed: Placement | Plan) -> int:

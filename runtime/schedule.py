@@ -48,6 +48,9 @@ class Schedule:
         after: further pairs (a, b): b does not start before a is done, though it reads nothing of
             it. Across lanes only an attention, predict or cold node can be waited for, since only
             these set a flag, and no node waits for more than two flags.
+        read_ahead: the CPU executor reads the records of a list that comes early into its caches
+            while it waits for the layer's input. Worth it where memory is idle meanwhile: beside a
+            GPU.
     """
 
     lane: Mapping[str, str]
@@ -58,6 +61,7 @@ class Schedule:
     threads: Mapping[str, int] = field(default_factory=dict)
     after: Sequence[tuple[str, str]] = ()
     fetch: Sequence[float] = ()
+    read_ahead: bool = False
 
 
 def in_order(dag: Dag, sync: Sync = "always", lookahead: Sequence[int] | None = None) -> Schedule:
@@ -185,6 +189,8 @@ def _type_fault(schedule: Schedule) -> str | None:
     odd = [node for ids in schedule.order.values() for node in ids if not isinstance(node, str)]
     if odd:
         return f"orders {odd[0]!r}; nodes are named by their id, such as 'attention.0'"
+    if not isinstance(schedule.read_ahead, bool):
+        return f"has read_ahead {schedule.read_ahead!r}; it must be True or False"
     for lane, count in schedule.threads.items():
         if not _is_count(count) or not 1 <= count <= 1024:
             return f"gives lane {lane!r} {count!r} threads; it must be from 1 to 1024"

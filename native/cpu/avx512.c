@@ -37,17 +37,20 @@
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx2,fma,f16c")))
 #define INLINE static inline __attribute__((always_inline)) AVX512
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 24")
 
 float hc_max_avx2(const float *x, int64_t n); /* avx2_softmax.c */
 float hc_exp_sum_avx2(const float *x, int64_t n, float max, float scale, float *out);
 void hc_sign_count_avx2(const uint64_t *rows, int64_t n, const uint64_t *planes, int32_t n_planes,
                         int64_t words, int64_t *out); /* avx2.c */
 
-#define ROWS   4   /* rows a dot reads at once */
-#define TOKENS 3   /* tokens a tile multiplies at once */
-#define TILE   512 /* weights converted at once in the batched form */
-#define LEAD   512 /* weights of a long row that are prefetched before they are read */
+#define ROWS   4    /* rows a dot reads at once */
+#define TOKENS 3    /* tokens a tile multiplies at once */
+#define TILE   512  /* weights converted at once in the batched form */
+#define LEAD   512  /* weights of a long row that are prefetched before they are read */
+#define SHORT  1024 /* weights of a short row */
+#define BLOCK  24   /* registers that hold what short rows are added to */
+#define NEAR   4    /* short rows that are prefetched before they are read */
 
 INLINE const char *at(const void *row, int64_t i, int dtype) {
     return (const char *)row + i * (dtype == HC_F32 ? 4 : 2);
@@ -271,9 +274,49 @@ INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const f
     }
 }
 
+/* columns (a constant number of registers) of all n rows: y is read and written once. With `reach`
+ * the d weights of the rows up to there are prefetched, NEAR rows before they are read. */
+INLINE void axpy_block(const void *const *rows, int64_t n, int64_t reach, const float *c, int64_t d,
+                       int64_t i, int registers, float *y, int dtype) {
+    __m512 sum[BLOCK];
+    UNROLL for (int v = 0; v < registers; v++) sum[v] = _mm512_loadu_ps(y + i + 16 * v);
+    for (int64_t k = reach ? -NEAR : 0; k < n; k++) {
+        for (int64_t w = 0; k + NEAR < reach && w < d; w += 32)
+            prefetch(rows + k + NEAR, 1, w, dtype);
+        if (k < 0)
+            continue;
+        const __m512 factor = _mm512_set1_ps(c[k]);
+        UNROLL for (int v = 0; v < registers; v++) sum[v] =
+            _mm512_fmadd_ps(factor, load16(rows[k], i + 16 * v, dtype), sum[v]);
+    }
+    UNROLL for (int v = 0; v < registers; v++) _mm512_storeu_ps(y + i + 16 * v, sum[v]);
+}
+
+/* Short rows: a thread's columns where many threads share them. The same sums as below, term by term,
+ * but what is added to stays in registers. */
+INLINE void axpy_short(const void *const *rows, int64_t reach, const float *c, int64_t n, int64_t d,
+                       float *y, int dtype) {
+    int64_t i = 0;
+    for (; i + 16 * BLOCK <= d; i += 16 * BLOCK, reach = 0)
+        axpy_block(rows, n, reach, c, d, i, BLOCK, y, dtype);
+    for (; i + 16 * BLOCK / 3 <= d; i += 16 * BLOCK / 3, reach = 0)
+        axpy_block(rows, n, reach, c, d, i, BLOCK / 3, y, dtype);
+    for (; i < d; i += 16) {
+        const __mmask16 mask = d - i < 16 ? first(d - i) : (__mmask16)0xffff;
+        __m512 sum = _mm512_maskz_loadu_ps(mask, y + i);
+        for (int64_t k = 0; k < n; k++)
+            sum = _mm512_fmadd_ps(_mm512_set1_ps(c[k]), load_some(rows[k], i, mask, dtype), sum);
+        _mm512_mask_storeu_ps(y + i, mask, sum);
+    }
+}
+
 INLINE void axpy_any(const void *const *rows, const void *const *ahead, const float *c, int64_t n,
                      int64_t d, float *y, int dtype) {
     int64_t r = 0;
+    if (d <= SHORT) {
+        axpy_short(rows, ahead ? ahead - rows + n : n, c, n, d, y, dtype);
+        return;
+    }
     if (ahead && n >= ROWS)
         first_rows(rows, ROWS, d, dtype);
     for (; r + ROWS <= n; r += ROWS)

@@ -19,24 +19,22 @@
  * fp16, records from memory, plain stream read in the same run 15-17 GB/s:
  *                                                            d 320, 1280 gates   d 4096, 1100 listed
  *   v1 gates of 32 neurons, then fired up rows, down columns   8.0 GB/s            11.3 GB/s
- *   v2 and the next four gate rows prefetched                  8.9                 11.0
- *   v3 and up rows, then down columns prefetched as one list   9.7                 13.6
- *   v4 and gates of 128 neurons at once                       9.9                 13.3
- * `hotcold bench kernels --d 4096 --density 10 --samples 101`, 2026-11-22, same machine, v4 with
- * AVX-512 v5 as a share of reading records of 24 KB alone, five runs under varying load, one core:
- * best calls 0.88 0.88 0.87 0.88 0.86 (14.3 of 16.5 GB/s), medians 0.80 0.53 0.81 0.64 0.79: a busy
- * machine moves medians. Turns of 300 on a nearly idle one: medians 0.88 0.88 0.88. Two cores: best
- * calls 26.9 of 30.5 (0.88) where other work left both cores free.
+ *   v3 and up, then down rows prefetched as one list           9.7                 13.6
+ *   v4 and gates of 128 neurons at once                        9.9                 13.3
+ * `hotcold bench kernels --d 4096 --density 10 --samples 101`, v4 with AVX-512 v5, as a share of
+ * reading records of 24 KB alone, one core: best calls 0.88 of 16.5 GB/s, two cores: 0.88 of 30.5.
  *
  * Many threads: 14 of 16 cores of an H100's host, lists of records in huge pages, GB/s; before them
  * what reading the same records alone gave in the same minute (2026-11-22, two runs, medians of 200):
  *                                              read alone   v5 chunks by id   v6 pieces, columns
  *   d 7168 without up rows, 300 fired             104-125        71-77             80-107
- *   d 5120, 300 fired                             105-142        76-89             83-110
- *   d 5120, 900 fired                             104-119        95-98             88-97
- * v5 cut the list by neuron id in 28 chunks with a partial sum each: uneven lists (10 neurons, give or
- * take 3), 28 KB to clear, write and add a chunk. Columns alone without even pieces first had given 70
- * and 74 where chunks gave 77 and 98.
+ *   d 5120, 300 and 900 fired                     104-142        76-98             83-110
+ * v5 cut the list by neuron id in 28 chunks with a partial sum each: uneven lists, 28 KB to clear,
+ * write and add a chunk. v7 adds up a thread's columns as one list, not piece by piece, short ones in
+ * registers (avx512.c). Microseconds of the second phase and of the first beside it, d 7168, 344 fired,
+ * each pair in one run, runs on different days' machines:
+ *                                              v6 67 : 45, in the caches 34 : 19
+ *                                              v7 85 : 84, in the caches 19 : 46
  */
 #include "internal.h"
 
@@ -231,17 +229,12 @@ static void factors(void *context, int64_t task, int32_t thread) {
     run->piece_P[task] = made;
 }
 
-/* Some columns of n entries' down columns, times c, onto y. */
-static void add_down(const ffn_run *run, const int32_t *entry, const float *c, int64_t n,
-                     int64_t column, int64_t columns, float *y) {
-    const hc_ffn_args *a = run->a;
-    const void *rows[SINGLE + AHEAD];
-    for (int64_t i = 0; i < n + AHEAD; i++)
-        rows[i] = record(a, entry[i < n ? i : n - 1]) + a->down_offset + column * run->size;
-    run->p->axpy[a->dtype](rows, rows + AHEAD, c, n, columns, y);
+/* Entry k's down column, from one of its columns on. */
+static const char *down(const ffn_run *run, int64_t k, int64_t column) {
+    return record(run->a, k) + run->a->down_offset + column * run->size;
 }
 
-/* A batch: the same for every token that one of at most GROUP entries fired for. */
+/* A batch: some columns of n (at most GROUP) down columns, for every token that one fired for. */
 static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t column,
                            int64_t columns) {
     const hc_ffn_args *a = run->a;
@@ -250,16 +243,44 @@ static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t col
         any |= run->mask_K[k + i];
     for (; any; any &= any - 1) {
         const int32_t t = __builtin_ctz(any);
-        int32_t entry[GROUP];
+        const void *rows[GROUP + AHEAD];
         float c[GROUP];
         int64_t m = 0;
         for (int64_t i = 0; i < n; i++)
             if (run->mask_K[k + i] >> t & 1) {
-                entry[m] = run->entry_K[k + i];
+                rows[m] = down(run, run->entry_K[k + i], column);
                 c[m++] = run->c_KB[(k + i) * a->batch + t];
             }
-        add_down(run, entry, c, m, column, columns, a->y_BD + t * a->d + column);
+        for (int64_t i = 0; i < AHEAD; i++)
+            rows[m + i] = rows[m - 1];
+        run->p->axpy[a->dtype](rows, rows + AHEAD, c, m, columns, a->y_BD + t * a->d + column);
     }
+}
+
+/* One token: some columns over the whole list, SINGLE rows and the next AHEAD at a time. */
+static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
+    const hc_ffn_args *a = run->a;
+    const void *rows[SINGLE + 2 * AHEAD];
+    float c[SINGLE + AHEAD], *y = a->y_BD + column;
+    int64_t n = 0;
+    for (int64_t i = 0; i < run->pieces; i++) {
+        const int64_t end = run->piece_P[i].begin + run->piece_P[i].fired;
+        for (int64_t k = run->piece_P[i].begin; k < end; k++) {
+            rows[n] = down(run, run->entry_K[k], column);
+            c[n++] = run->c_KB[k];
+            if (n < SINGLE + AHEAD)
+                continue;
+            run->p->axpy[a->dtype](rows, rows + AHEAD, c, SINGLE, columns, y);
+            memcpy(rows, rows + SINGLE, sizeof *rows * AHEAD);
+            memcpy(c, c + SINGLE, sizeof *c * AHEAD);
+            n = AHEAD;
+        }
+    }
+    if (!n)
+        return;
+    for (int64_t i = 0; i < AHEAD; i++)
+        rows[n + i] = rows[n - 1];
+    run->p->axpy[a->dtype](rows, rows + AHEAD, c, n, columns, y);
 }
 
 /* Second phase: some columns of the sum, over the whole list. */
@@ -271,17 +292,14 @@ static void sum_columns(void *context, int64_t task, int32_t thread) {
     const int64_t columns = a->d - column < run->columns ? a->d - column : run->columns;
     for (int32_t t = 0; t < a->batch; t++)
         memset(a->y_BD + t * a->d + column, 0, sizeof(float) * (size_t)columns);
-    const int64_t step = a->batch == 1 ? SINGLE : GROUP;
+    if (a->batch == 1) {
+        sum_single(run, column, columns);
+        return;
+    }
     for (int64_t i = 0; i < run->pieces; i++) {
         const int64_t end = run->piece_P[i].begin + run->piece_P[i].fired;
-        for (int64_t k = run->piece_P[i].begin; k < end; k += step) {
-            const int64_t n = end - k < step ? end - k : step;
-            if (a->batch == 1)
-                add_down(run, run->entry_K + k, run->c_KB + k, n, column, columns,
-                         a->y_BD + column);
-            else
-                add_down_batch(run, k, n, column, columns);
-        }
+        for (int64_t k = run->piece_P[i].begin; k < end; k += GROUP)
+            add_down_batch(run, k, end - k < GROUP ? end - k : GROUP, column, columns);
     }
 }
 
@@ -337,10 +355,12 @@ int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch) {
 
 /* Pieces of the list: as many for every thread, several where that leaves them long enough, since a
  * thread may be kept from running. Columns are cut once a thread: shorter reads of a row are slower. */
-static int64_t pieces_of(int64_t bytes, int64_t threads) {
+hc_ffn_cut hc_ffn_cut_of(const hc_ffn_args *a, int64_t threads) {
+    const int64_t bytes = a->n_ids * a->d * hc_dtype_bytes(a->dtype);
     const int64_t each = bytes / (TASK_BYTES * threads);
     const int64_t pieces = threads * (each < 1 ? 1 : each < MOST ? each : MOST);
-    return pieces < PIECES ? pieces : PIECES;
+    const int64_t columns = ((a->d + threads - 1) / threads + 31) / 32 * 32;
+    return (hc_ffn_cut){pieces < PIECES ? pieces : PIECES, columns > COLUMNS ? columns : COLUMNS};
 }
 
 hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
@@ -363,7 +383,8 @@ hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
     run.mask_K = (uint32_t *)scratch, scratch += lines(4 * n);
     run.c_KB = (float *)scratch;
     const int64_t threads = hc_pool_threads(pool);
-    run.pieces = pieces_of(n * row_bytes, threads);
+    const hc_ffn_cut cut = hc_ffn_cut_of(args, threads);
+    run.pieces = cut.pieces, run.columns = cut.columns;
     hc_pool_run(pool, factors, &run, run.pieces);
     args->gate_rows = args->up_down_rows = args->bytes = 0;
     for (int64_t i = 0; i < run.pieces; i++) {
@@ -372,8 +393,6 @@ hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
         args->up_down_rows += made->up_down_rows;
         args->bytes += made->bytes;
     }
-    run.columns = ((args->d + threads - 1) / threads + 31) / 32 * 32;
-    run.columns = run.columns > COLUMNS ? run.columns : COLUMNS;
     hc_pool_run(pool, sum_columns, &run, (args->d + run.columns - 1) / run.columns);
     return HC_OK;
 }

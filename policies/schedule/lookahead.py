@@ -6,11 +6,13 @@ layer is still being computed. The prediction is off the critical path, and less
 still decides, so what is missed is missing in the sum and the tokens may change. On a GPU the
 prediction and the lists come before the merge of the layer it reads: they are computed while that
 layer's cold sum is awaited (native/cuda/graph.cu), as `Engine.stats().phase_s` and the spans show.
+While the GPU then computes the layer's attention, the CPU executor reads the records of its list
+into its caches (native/ops/ahead.c): what is read then, the GPU does not wait for.
 It ignores whether a layer's prediction takes long enough to be worth that. Without a predictor it
 is `selective`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hotcold.runtime.dag import Dag
 from hotcold.runtime.errors import ConfigError
@@ -26,6 +28,8 @@ class Lookahead:
     Args:
         depth: how many layers early.
         start: first layer that is predicted early; the residual stream changes most in the first.
+        read_ahead: read records before the layer's input is there, beside a GPU; without one the
+            memory is busy with attention then.
 
     Raises:
         ConfigError: a setting out of range.
@@ -33,6 +37,7 @@ class Lookahead:
 
     depth: int = 1
     start: int = 1
+    read_ahead: bool = True
 
     def __post_init__(self) -> None:
         if self.depth < 0 or self.start < 0:
@@ -48,4 +53,5 @@ class Lookahead:
             min(self.depth, layer) if layer >= self.start and layer in predicted else 0
             for layer in range(dag.n_layers)
         )
-        return in_order(dag, sync="selective", lookahead=ahead)
+        plain = in_order(dag, sync="selective", lookahead=ahead)
+        return replace(plain, read_ahead=self.read_ahead and hardware.has_gpu)

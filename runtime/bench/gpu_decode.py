@@ -42,8 +42,10 @@ def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
     began = time.monotonic()
     prepared = prepare_model(config)
     plan = solve(prepared)
-    bound, vocabulary = roofline(prepared.problem, plan), prepared.bundle.spec.vocab_size
-    with LocalSession(deploy(prepared, plan)) as local:
+    deployment, vocabulary = deploy(prepared, plan), prepared.bundle.spec.vocab_size
+    serial = roofline(prepared.problem, plan)
+    bound = roofline(prepared.problem, plan, ahead=deployment.reads_ahead)
+    with LocalSession(deployment) as local:
         launched = time.monotonic() - began
         used = (nvml.used_bytes() or 0) - before
         gpu, row = local.executors["gpu"], []
@@ -64,16 +66,20 @@ def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
         peak = (nvml.used_bytes() or 0) - before
         cpu_s = (decoded.busy_ns - prompted.busy_ns) * 1e-9
         cpu_gb = (decoded.bytes - prompted.bytes) * 1e-9
+        ahead_gb = (decoded.ahead_bytes - prompted.ahead_bytes) * 1e-9
         return {
             "tokens_per_s": [round(value, 1) for value in row],
             "bound_tokens_per_s": round(bound.tokens_per_s, 1),
             "of_the_bound": round(sorted(row)[1] * bound.token_s, 3),
+            "of_the_bound_without_reading_ahead": round(sorted(row)[1] * serial.token_s, 3),
             "hardware": prepared.problem.hardware.name,
             "prompt_tokens_per_s": round(prompt / ((times.prompt_ns - times.begin_ns) * 1e-9), 1),
             "pass_ms": round(report.pass_ns * 1e-6, 3),
             "phase_ms": {name: round(s * 1e3, 3) for name, s in phases.items()},
             "gpu_gb_per_s": round(report.bytes / report.pass_ns, 1),
             "cpu_gb_per_s": round(cpu_gb / cpu_s, 1) if cpu_s else 0.0,
+            "cpu_mb_a_token": round(cpu_gb * 1e3 / (tokens - 1), 1),
+            "of_it_ahead_mb": round(ahead_gb * 1e3 / (tokens - 1), 1),
             "cold_neurons": report.cold_neurons,
             "hot_rows": report.gate_rows,
             "hot_share": round(plan.gpu_activation_share, 4),
@@ -129,6 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--policy", default="greedy")
     parser.add_argument("--schedule", default="selective")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--store", default=None)
     parser.add_argument("--hardware", help="rates of the bound; default: as measured here")
     parser.add_argument("--bus-share", type=float, nargs="+", default=[0.0])
@@ -150,6 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
             bus_share=bus_share,
             hardware=options.hardware,
             predictor_process=process or "fused",
+            settings=dict(setting.split("=", 1) for setting in options.settings),
         )
         result = {
             "vram": vram,

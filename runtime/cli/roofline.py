@@ -62,6 +62,13 @@ SHAPE_ONLY = ("predictor_width", "density", "share80", "overfire")
     multiple=True,
     help="A parameter of the policy (share=0.8); may be repeated.",
 )
+@click.option(
+    "--schedule",
+    type=click.Choice(("selective", "lookahead")),
+    default="selective",
+    show_default=True,
+    help="lookahead: beside a GPU, cold neurons are read while attention runs.",
+)
 @hardware_option("bound it on")
 @click.option("--context", type=click.IntRange(min=1), help="Positions of KV cache.")
 @click.option(
@@ -134,7 +141,7 @@ def command(
     else:
         own = split_settings(parse_settings(settings))["placement"]
         made = make_plan(problem, place(policy or "greedy", problem, own), policy or "greedy", name)
-    bound = roofline(problem, made)
+    bound = roofline(problem, made, ahead=more["schedule"] == "lookahead")
     result = describe(problem, made, bound)
     _print(result, made, bound)
     if as_json:

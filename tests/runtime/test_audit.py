@@ -56,10 +56,9 @@ WORDS = np.random.default_rng(5).integers(3, 300, 60).tolist()
 SETTINGS = {"predictor.rank": "8", "predictor.margin": "0.5"}
 
 
-def deployed(model: Path) -> Deployment:
-    prepared = prepare_model(
-        EngineConfig(model=model, predictor="low-rank", settings=SETTINGS, policy=AllCpu())
-    )
+def deployed(model: Path, threads: int | None = None) -> Deployment:
+    options: dict[str, Any] = {"settings": SETTINGS, "policy": AllCpu(), "threads": threads}
+    prepared = prepare_model(EngineConfig(model=model, predictor="low-rank", **options))
     return deploy(prepared, solve(prepared))
 
 
@@ -129,6 +128,14 @@ def test_small_shares_are_audited_in_bursts(tmp_path: Path) -> None:
             after = sum(session.segment.actor_state(a).audit_rows for a in ("gpu", "cpu"))
             rows.append(after - before)
     assert np.mean(rows) == pytest.approx((~masks_TLN).sum() / 128, rel=0.1)
+
+
+def test_threads_share_an_audit_and_change_nothing(tmp_path: Path) -> None:
+    # d 512 of float32: every neuron of a layer is 400 rows of 2 KiB, twelve tasks; three threads
+    write_llama(tmp_path, TinyLlama(d=512, heads=8, kv_heads=2, head_dim=64, neurons=400, layers=2))
+    one, three = deployed(tmp_path, threads=1), deployed(tmp_path, threads=3)
+    for every in (1, 4):
+        assert audited(one, every)[1] == audited(three, every)[1]
 
 
 def test_the_same_seed_gives_the_same_sample(deployment: Deployment) -> None:

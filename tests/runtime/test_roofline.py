@@ -69,6 +69,26 @@ def test_parts_by_hand() -> None:
     assert bound.elsewhere == ()
 
 
+def test_reading_ahead_hides_cold_neurons_behind_attention_and_predictions_behind_them() -> None:
+    # Layer 0: hot 100 ns, cold 1000, never early. Layer 1: cold 2000, behind 2000 of attention.
+    spread = placed((0, 0), (0, 1))
+    plain, ahead = roofline(small(), spread), roofline(small(), spread, ahead=True)
+    assert plain.parts_s["ffn"] * 1e9 == pytest.approx(1000 + 2000)
+    assert ahead.parts_s["ffn"] * 1e9 == pytest.approx(1000)
+    assert (ahead.hot_s, ahead.cold_s) == (plain.hot_s, plain.cold_s)
+    # The second layer's prediction, 300 ns, beside layer 0: hot 200 and no cold; attention a tenth.
+    modules = [replace(module, bytes=module.bytes // 10) for module in MODULES[:-2]]
+    guess = replace(MODULES[-2], name="predictor.1", layer=1)
+    problem = replace(small(), modules=(*modules, guess))
+    whole = placed(*((0, neuron) for neuron in range(4)))
+    where = replace(whole, modules={module.name: "gpu0" for module in problem.modules})
+    ahead = roofline(problem, where, ahead=True)
+    assert ahead.parts_s["ffn"] * 1e9 == pytest.approx(200 + 300 + (2000 - 200))
+    assert ahead.parts_s["predictor"] == 0
+    in_turn = small(replace(HAND, gpu_gb_per_s=1.0, pcie_gb_per_s=1.0, has_gpu=False))
+    assert roofline(in_turn, spread, ahead=True) == roofline(in_turn, spread)
+
+
 def test_without_a_gpu_hot_and_cold_take_turns_and_there_is_no_graph() -> None:
     machine = replace(HAND, gpu_gb_per_s=1.0, pcie_gb_per_s=1.0, has_gpu=False)
     bound = roofline(small(machine), placed((0, 0), (0, 1), (1, 0), (1, 1)))

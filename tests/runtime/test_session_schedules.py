@@ -1,7 +1,7 @@
 """Built-in schedules, run: what they promise about order, and the right tokens."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,15 @@ from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
 from hotcold.runtime.config import EngineConfig
+from hotcold.runtime.dag import Dag
 from hotcold.runtime.deployment import Deployment, deploy, solve
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.fetch import fetched
 from hotcold.runtime.gpu import GpuChoice
+from hotcold.runtime.hardware import HardwareProfile
+from hotcold.runtime.plan import Plan
 from hotcold.runtime.prepare import prepare_model
+from hotcold.runtime.schedule import Schedule, in_order
 from hotcold.runtime.session import LocalSession
 
 
@@ -88,6 +92,50 @@ def test_lookahead_predicts_from_an_earlier_layer(
     assert (masks_TLN != plain_TLN).any(), "looking ahead changed nothing"
     expected = Oracle.load(model).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
     np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_read_ahead_changes_no_bit(
+    model: Path, deployed: Callable[..., Deployment], threads: int
+) -> None:
+    options: dict[str, Any] = {"predictor": "low-rank", "policy": "all-cpu", "threads": threads}
+    options["settings"] = {"predictor.rank": "12"}
+    plain = deployed(schedule=ReadingAhead(False), **options)
+    ahead = deployed(schedule=ReadingAhead(True), **options)
+    assert ahead.reads_ahead and not plain.reads_ahead
+    ids = np.random.default_rng(1).integers(3, 100, 40).tolist()
+    with LocalSession(ahead) as one, LocalSession(plain) as other:
+        logits, masks_TLN = one.logits(ids)
+        for got, expected in zip((logits, masks_TLN), other.logits(ids), strict=True):
+            np.testing.assert_array_equal(got, expected)
+        most = int(masks_TLN[:, 1:].sum()) * 3 * 35 * 4  # the first layer's list is not early
+        assert 0 < one.segment.actor_state("cpu").ahead_bytes <= most
+        assert other.segment.actor_state("cpu").ahead_bytes == 0
+
+
+@dataclass
+class ReadingAhead:
+    """Every layer's list well before its input, which waits for the list."""
+
+    read_ahead: bool
+
+    def schedule(self, dag: Dag, plan: Plan, hardware: HardwareProfile) -> Schedule:
+        made = in_order(dag, lookahead=(0, 1, 1, 1))
+        after = tuple((f"predict.{layer}", f"attention.{layer}") for layer in (1, 2, 3))
+        return replace(made, read_ahead=self.read_ahead, after=after)
+
+
+def test_lookahead_reads_ahead_beside_a_gpu_alone(model: Path) -> None:
+    options: dict[str, Any] = {"predictor": "low-rank", "schedule": "lookahead"}
+    for hardware, settings, expected in (
+        ("pc-low", {}, True),
+        ("xeon-2core", {}, False),
+        ("pc-low", {"schedule.read_ahead": "false"}, False),
+    ):
+        own = {"predictor.rank": "12", **settings}
+        config = EngineConfig(model=model, hardware=hardware, settings=own, **options)
+        prepared = prepare_model(config)
+        assert deploy(prepared, solve(prepared)).reads_ahead is expected
 
 
 def test_lookahead_without_a_predictor_is_selective(deployed: Callable[..., Deployment]) -> None:
