@@ -206,9 +206,9 @@ def check_budget(choice: GpuChoice, free_bytes: int) -> None:
     if choice.room < 0:
         raise BudgetError(
             f"this model needs at least {choice.reserve_bytes} bytes of GPU memory "
-            f"({format_bytes(choice.context_bytes)} of it CUDA contexts, the rest norms, tables "
-            f"and the scratch of a pass), the budget is {choice.vram_bytes}; raise --vram, lower "
-            "--context, or set HOTCOLD_CUDA=off"
+            f"({format_bytes(choice.reserve_bytes)}: {format_bytes(choice.context_bytes)} CUDA "
+            "contexts, the rest norms, tables and the scratch of a pass), the budget is "
+            f"{choice.vram_bytes}; raise --vram, lower --context, or set HOTCOLD_CUDA=off"
         )
     if choice.vram_bytes > free_bytes:
         raise BudgetError(
