@@ -17,6 +17,10 @@
 // order of the pieces. Which positions a warp takes, and every order of adding, follow from the
 // position alone: a token's bits do not depend on the batch, its bucket or the tile.
 //
+// Blocks of 256 threads, three an SM: with 512, two an SM, the 320 blocks of 40 heads and 2048 positions
+// took two turns (H100, halves, one token, GB/s at 256, 2048, 4096 positions: 616, 1543, 1919, now 570,
+// 1807, 2103; a position after the other, with branches around loads: 423, 1182).
+//
 // A block appends the keys and values of the pass that lie in its piece, those of tokens up to its
 // own (several blocks write the same values to the same places), so it reads nothing that another
 // block of this kernel must write first. Older positions are on their way meanwhile.
@@ -75,7 +79,7 @@ __device__ __forceinline__ void combine(const Attention &a, int64_t row, int pie
 }
 
 template <class S>
-__global__ void __launch_bounds__(THREADS, S::ROWS == 1 ? 2 : 1)
+__global__ void __launch_bounds__(THREADS, S::ROWS == 1 ? 3 : 2)
     attention_kernel(const Attention a) {
     extern __shared__ __align__(16) char shared[];
     Shared<S> &s = *reinterpret_cast<Shared<S> *>(shared);
