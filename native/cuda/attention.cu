@@ -31,16 +31,13 @@ namespace v2 {
 
 // Whether this block is the last of its tile to hand a piece out; the counter is then 0 again.
 __device__ __forceinline__ bool last_of(uint32_t *arrived, int pieces, int &last) {
-    __threadfence();
-    __syncthreads();
+    __syncthreads(); // what the block wrote is before what its first thread releases
     if (threadIdx.x == 0) {
-        last = atomicAdd(arrived, 1u) + 1 == static_cast<uint32_t>(pieces);
+        last = add_relay(arrived, 1) + 1 == static_cast<uint32_t>(pieces);
         if (last)
             *arrived = 0;
     }
     __syncthreads();
-    if (last)
-        __threadfence();
     return last;
 }
 
@@ -49,14 +46,18 @@ __device__ __forceinline__ void combine(const Attention &a, int64_t row, int pie
     const int lane = threadIdx.x % WARP, hd = a.head_dim;
     const float2 *stats = a.stats + row * a.pieces;
     const float *partial = a.partial + row * a.pieces * hd;
-    float top = -INFINITY, sum = 0, total = 0;
-    for (int i = lane; i < pieces; i += WARP)
-        top = fmaxf(top, __ldcg(stats + i).x);
+    const auto of = [&](int i) {
+        return i < pieces ? __ldcg(stats + i) : make_float2(-INFINITY, 0.0f);
+    };
+    float2 mine = of(lane);
+    float top = mine.x, sum = 0, total = 0;
+    for (int i = lane + WARP; i < pieces; i += WARP)
+        top = fmaxf(top, of(i).x);
     top = warp_max(top);
     for (int first = 0; first < pieces; first += WARP) {
         const int count = min(WARP, pieces - first);
-        const float2 mine =
-            lane < count ? __ldcg(stats + first + lane) : make_float2(-INFINITY, 0.0f);
+        if (first > 0)
+            mine = of(first + lane);
         const float scale = mine.x == -INFINITY ? 0.0f : exp2f(mine.x - top);
         for (int i = 0; i < count; i += 8) {
             float part[8];
@@ -85,17 +86,17 @@ __global__ void __launch_bounds__(THREADS, S::ROWS == 1 ? 3 : 2)
     Shared<S> &s = *reinterpret_cast<Shared<S> *>(shared);
     launch_next();
     wait_prior();
-    const Tile tile = tile_of(a, S::ROWS);
+    const Tile tile = tile_of<S::ROWS>(a);
     const int pieces = (tile.n + PIECE - 1) / PIECE, chunks = (a.head_dim + WARP - 1) / WARP;
     for (int piece = blockIdx.y; piece < pieces; piece += gridDim.y) {
         attend<S>(a, tile, piece, s);
         if (pieces == 1 || !last_of(a.arrived + blockIdx.x, pieces, s.last))
             continue;
         for (int i = threadIdx.x / WARP; i < S::ROWS * chunks; i += WARPS) {
-            const int length = s.lengths[i / chunks];
+            const int r = S::ROWS == 1 ? 0 : i / chunks, length = s.lengths[r];
             if (length > PIECE)
-                combine(a, row_of(a, tile, i / chunks), (length + PIECE - 1) / PIECE,
-                        i % chunks * WARP + static_cast<int>(threadIdx.x) % WARP);
+                combine(a, row_of(a, tile, r), (length + PIECE - 1) / PIECE,
+                        (i - r * chunks) * WARP + static_cast<int>(threadIdx.x) % WARP);
         }
     }
 }

@@ -50,14 +50,18 @@ struct Tile { // rows row0 ... of a key head: row i is head i % group of it, of 
     int fresh;  // the first position that this pass appends
 };
 
-__device__ __forceinline__ Tile tile_of(const Attention &a, int rows) {
+template <int ROWS> __device__ __forceinline__ Tile tile_of(const Attention &a) {
+    if constexpr (ROWS == 1) { // of one token, a head a key head: nothing to divide
+        const int position = a.pass->position_B[0];
+        return {static_cast<int>(blockIdx.x), 0, 1, 1, position + 1, position};
+    }
     const int tiles = gridDim.x / a.kv_heads, lane = threadIdx.x % WARP;
     const int batch = a.pass->batch, position = a.pass->position_B[lane];
     Tile t;
-    t.kv_head = blockIdx.x / tiles, t.row0 = blockIdx.x % tiles * rows;
+    t.kv_head = blockIdx.x / tiles, t.row0 = blockIdx.x % tiles * ROWS;
     t.group = a.heads / a.kv_heads;
     const int first = t.row0 / t.group;
-    t.tokens = min((t.row0 + rows - 1) / t.group + 1, batch);
+    t.tokens = min((t.row0 + ROWS - 1) / t.group + 1, batch);
     t.n = __reduce_max_sync(FULL, lane >= first && lane < t.tokens ? position + 1 : 0);
     t.fresh = __reduce_min_sync(FULL, lane < t.tokens ? position : INT_MAX);
     return t;
@@ -113,7 +117,8 @@ __device__ __forceinline__ void append(const Attention &a, const Tile &tile, int
     const int64_t cache = static_cast<int64_t>(tile.kv_head) * a.context * hd;
 #pragma unroll 1
     for (int i = threadIdx.x; i < tile.tokens * hd; i += THREADS) {
-        const int t = i / hd, e = i % hd, position = a.pass->position_B[t];
+        const int t = tile.tokens == 1 ? 0 : i / hd, e = i - t * hd;
+        const int position = a.pass->position_B[t];
         if (position < start || position >= end)
             continue;
         const float *k =
@@ -331,7 +336,7 @@ __device__ __forceinline__ void hand_out(const Attention &a, const Tile &tile, i
     const int hd = a.head_dim;
 #pragma unroll 1
     for (int i = threadIdx.x; i < S::ROWS * hd; i += THREADS) {
-        const int r = i / hd, e = i % hd;
+        const int r = S::ROWS == 1 ? 0 : i / hd, e = i - r * hd;
         if (s.lengths[r] <= piece * PIECE)
             continue;
         float sum = 0, total = 0;
