@@ -11,8 +11,8 @@
 // What happens. nvcc compiles the file for your GPU into the cache folder. Its ABI number is compared.
 // Then a process of its own compares every operator with float64: dtypes, odd sizes, batches, with
 // memory behind the arrays that is no number; and then passes of the embedded model. Wrong results, a
-// crash or a hang are refused, with the case. Only what passed is timed (weights in rotating copies, larger than the GPU's cache, beside the
-// rate of a dense product) or used.
+// crash or a hang are refused, with the case. Only what passed is timed (weights in rotating copies,
+// larger than the GPU's cache, beside the rate of a dense product) or used.
 //
 // What to mind. Launchers only enqueue: passes are captured in a graph. A kernel calls wait_prior()
 // before it reads what an earlier one wrote, launch_next() as early as it likes; weights may be read

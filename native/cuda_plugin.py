@@ -97,10 +97,10 @@ def required(build: bool = True) -> Plugin:
     Raises:
         BackendError: there is no GPU that the kernels serve, or no plug-in and no way to build one.
     """
-    found = nvml.gpus()
-    if not found:
-        raise BackendError("no NVIDIA GPU is visible; HOTCOLD_CUDA=auto runs without one")
-    gpu = found[min(nvml.visible_index(), len(found) - 1)]
+    gpu = nvml.visible()
+    if gpu is None:
+        hidden = " (CUDA_VISIBLE_DEVICES hides them)" if nvml.gpus() else ""
+        raise BackendError(f"no NVIDIA GPU is visible{hidden}; HOTCOLD_CUDA=auto runs without one")
     if int(gpu.arch) < LEAST_ARCH:
         raise BackendError(
             f"the GPU ({gpu.name}) has compute capability {_capability(gpu.arch)}, the kernels "
@@ -153,10 +153,10 @@ def architecture() -> str:
     Raises:
         BackendError: neither is there, or it is older than what the kernels need.
     """
-    found, named = nvml.gpus(), os.environ.get("HOTCOLD_CUDA_ARCH")
-    if not named and not found:
+    gpu = nvml.visible()
+    arch = os.environ.get("HOTCOLD_CUDA_ARCH") or (gpu.arch if gpu else "")
+    if not arch:
         raise BackendError("no NVIDIA GPU is visible to compile for; set HOTCOLD_CUDA_ARCH")
-    arch = named or found[min(nvml.visible_index(), len(found) - 1)].arch
     known = re.fullmatch(r"(?:sm_)?((\d{2,3})[a-z]?)", arch)
     if known is None or int(known[2]) < LEAST_ARCH:
         raise BackendError(

@@ -18,12 +18,13 @@ class _Memory(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: its name, architecture ("90"), and memory in bytes."""
+    """One GPU: its name, architecture ("90"), memory in bytes, and the driver's id ("GPU-...")."""
 
     name: str
     arch: str
     total_bytes: int
     used_bytes: int
+    uuid: str = ""
 
 
 @contextmanager
@@ -59,14 +60,39 @@ def _describe(library: ctypes.CDLL, index: int) -> Gpu:
     major, minor, memory = ctypes.c_int(), ctypes.c_int(), _Memory()
     library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
     library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
+    uuid = ctypes.create_string_buffer(96)
+    library.nvmlDeviceGetUUID(handle, uuid, ctypes.c_uint(96))
     arch = f"{major.value}{minor.value}"
-    return Gpu(name.value.decode(), arch, memory.total, memory.used)
+    return Gpu(name.value.decode(), arch, memory.total, memory.used, uuid.value.decode())
 
 
-def visible_index(default: int = 0) -> int:
-    """NVML's index of the first GPU that CUDA_VISIBLE_DEVICES shows."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
-    return int(first) if first.isdigit() else default
+def visible() -> Gpu | None:
+    """The GPU that CUDA calls 0 in this process; None where there is none, or it is hidden."""
+    found = gpus()
+    at = _first_visible(found)
+    return None if at is None else found[at]
+
+
+def _first_visible(found: list[Gpu]) -> int | None:
+    """Index of the first GPU that CUDA_VISIBLE_DEVICES shows, read as CUDA does.
+
+    A number, or the beginning of an id; what is neither hides all that follow. Of a part of a GPU
+    (MIG-...) only the driver knows whose it is: the first is taken.
+    """
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = "0" if shown is None else shown.partition(",")[0].strip()
+    if first.startswith("MIG-"):
+        first = "0"
+    if first.startswith("GPU-"):
+        matching = [at for at, gpu in enumerate(found) if gpu.uuid.startswith(first)]
+        return matching[0] if len(matching) == 1 else None
+    at = int(first) if first.isascii() and first.isdigit() else len(found)
+    return at if at < len(found) else None
+
+
+def visible_index() -> int:
+    """NVML's index of that GPU; 0 where there is none."""
+    return _first_visible(gpus()) or 0
 
 
 def used_bytes(index: int | None = None) -> int | None:

@@ -17,7 +17,7 @@ from hotcold.runtime.dag import Dag, build_dag
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.exchange import SegmentLayout
 from hotcold.runtime.fetch import computed_plan, fetched, idle_nodes
-from hotcold.runtime.gpu import GpuChoice
+from hotcold.runtime.gpu import GpuChoice, host_parts
 from hotcold.runtime.model import ModelSpec
 from hotcold.runtime.plan import Plan, make_plan
 from hotcold.runtime.predictor import (
@@ -103,8 +103,10 @@ class Deployment:
         kernels = self.kernels.name if isinstance(self.kernels, Variant) else self.kernels
         by = f", kernels {kernels}" if kernels else ""
         on_gpu = isinstance(self.kernels, Variant) and self.kernels.on_gpu
+        away = self.gpu is not None and host_parts(self.plan) is not None
+        reads = f"; over the bus: {self.plan.modules_on(self.plan.devices[-1])}" if away else ""
         return {
-            "gpu": f"attention, head, {hot} of {total} neurons{fetches}{by}",
+            "gpu": f"attention, head, {hot} of {total} neurons{fetches}{by}{reads}",
             "cpu": f"{total - hot - over_bus} of {total} neurons{'' if on_gpu else by}",
             "predictor": self._predictor_role(),
         }

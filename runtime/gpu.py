@@ -119,8 +119,8 @@ def choose_gpu(
         if cuda_plugin.mode() == "require":
             raise BackendError("the ray transport computes on the CPU device; use native")
         return None
-    plugin = cuda_plugin.find()
-    if plugin is None:
+    plugin, gpu = cuda_plugin.find(), nvml.visible()
+    if plugin is None or gpu is None:
         apart.check_gpu(config, "no GPU or no plug-in for it, or HOTCOLD_CUDA=off")
         return None
     if missing := unsupported(spec):
@@ -132,7 +132,6 @@ def choose_gpu(
     forms = {layer.form for layer in layers} - {"gate"}  # which stands by on a GPU
     if apart.wanted(config):
         apart.check_mps(forms)
-    gpu = nvml.gpus()[nvml.visible_index()]
     free = gpu.total_bytes - gpu.used_bytes
     budget = free - KEEP_FREE if vram_bytes is None else vram_bytes
     context_bytes = _context_bytes(plugin.path, config, spec, kernels)
@@ -206,9 +205,9 @@ def check_budget(choice: GpuChoice, free_bytes: int) -> None:
     if choice.room < 0:
         raise BudgetError(
             f"this model needs at least {choice.reserve_bytes} bytes of GPU memory "
-            f"({format_bytes(choice.context_bytes)} of it CUDA contexts, the rest norms, tables "
-            f"and the scratch of a pass), the budget is {choice.vram_bytes}; raise --vram, lower "
-            "--context, or set HOTCOLD_CUDA=off"
+            f"({format_bytes(choice.reserve_bytes)}: {format_bytes(choice.context_bytes)} CUDA "
+            "contexts, the rest norms, tables and the scratch of a pass), the budget is "
+            f"{choice.vram_bytes}; raise --vram, lower --context, or set HOTCOLD_CUDA=off"
         )
     if choice.vram_bytes > free_bytes:
         raise BudgetError(
@@ -223,9 +222,12 @@ def with_vram(choice: GpuChoice, vram_bytes: int) -> GpuChoice:
 
     Raises:
         BudgetError: as `check_budget`.
+        BackendError: this process does not see the GPU any more.
     """
     changed = replace(choice, vram_bytes=vram_bytes)
-    gpu = nvml.gpus()[nvml.visible_index()]
+    gpu = nvml.visible()
+    if gpu is None:
+        raise BackendError("the GPU is no longer visible; launch the engine again")
     check_budget(changed, gpu.total_bytes - choice.used_before)
     return changed
 

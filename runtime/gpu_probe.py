@@ -15,6 +15,7 @@ from hotcold.runtime.probes import Check, Machine
 QUERY = "--query-gpu=name,driver_version,memory.total"
 LIBCUDA = "libcuda.so.1"
 TIMEOUT_S = 20.0
+HIDDEN = "libcuda reports error 100"  # CUDA_ERROR_NO_DEVICE
 
 
 def gpus(machine: Machine) -> list[Check]:
@@ -24,6 +25,10 @@ def gpus(machine: Machine) -> list[Check]:
     present = bool(listed) or (machine.root / "dev/nvidiactl").exists()
     if not present:
         return [Check("GPU", "ok", "none: the GPU executor runs on its CPU device")]
+    shown = machine.env.get("CUDA_VISIBLE_DEVICES")
+    if driver == HIDDEN and shown is not None:
+        found = "; ".join([*listed, f"CUDA_VISIBLE_DEVICES={shown} hides all: the CPU device"])
+        return [Check("GPU", "warn", found, "unset CUDA_VISIBLE_DEVICES, or name a GPU there")]
     if isinstance(driver, str) or trouble:
         found = "; ".join(text for text in (*listed, trouble, str(driver)) if text)
         mend = "reinstall the driver so that nvidia-smi works (containers: --gpus all)"

@@ -72,6 +72,7 @@ from hotcold.runtime.cost import CostModel
 from hotcold.runtime.errors import ConfigError
 from hotcold.runtime.plan import Plan
 from hotcold.runtime.problem import Placement, Problem
+from hotcold.runtime.units import format_bytes
 
 # Nodes of a captured pass (native/cuda/graph.cu): qkv, attention, o; norm or split; merge.
 NODES_LAYER, NODES_PREDICTOR, NODES_HOT, NODES_ONCE = 5, 2, 2, 3
@@ -187,8 +188,8 @@ def for_gpu(problem: Problem, vram_bytes: int | None, scratch_bytes: int) -> Pro
     reserve = problem.hardware.context_bytes + scratch_bytes
     if vram_bytes < reserve:
         raise ConfigError(
-            f"--vram {vram_bytes} bytes is less than the {reserve} bytes that the CUDA context and "
-            "a pass's scratch take; raise --vram"
+            f"--vram {vram_bytes} bytes is less than the {reserve} bytes ({format_bytes(reserve)}) "
+            "that the CUDA context and a pass's scratch take; raise --vram"
         )
     return replace(problem, budgets={**problem.budgets, problem.devices[0]: vram_bytes - reserve})
 

@@ -54,16 +54,14 @@ void PredictorProcess::start() {
           "CUDA device");
     pin(&host_, &host_mapped_, 1);
     upload();
-    for (int i = 0; 1 << i <= bucket_; i++)
-        capture(i);
+    graphs_.capture(launch_.stream, bucket_, [&](int32_t bucket) { record(bucket); });
     check(cudaStreamSynchronize(launch_.stream), "graphs");
 }
 
 void PredictorProcess::release() {
     if (launch_.stream)
         cudaStreamSynchronize(launch_.stream);
-    for (cudaGraphExec_t graph : graphs_)
-        cudaGraphExecDestroy(graph);
+    graphs_.clear();
     if (mapped_)
         cudaIpcCloseMemHandle(mapped_);
     cudaFree(memory_);
@@ -151,33 +149,10 @@ void PredictorProcess::record(int32_t bucket) {
     turn(t, launch_);
 }
 
-void PredictorProcess::capture(int index) {
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t made = nullptr;
-    check(cudaStreamBeginCapture(launch_.stream, cudaStreamCaptureModeThreadLocal), "capture");
-    try {
-        record(1 << index);
-    } catch (...) {
-        cudaStreamEndCapture(launch_.stream, &graph);
-        if (graph)
-            cudaGraphDestroy(graph);
-        throw;
-    }
-    check(cudaStreamEndCapture(launch_.stream, &graph), "capture");
-    const cudaError_t error = cudaGraphInstantiate(&made, graph, 0);
-    cudaGraphDestroy(graph);
-    check(error, "instantiating the graph");
-    graphs_.push_back(made);
-    check(cudaGraphUpload(made, launch_.stream), "uploading the graph");
-}
-
 hc_status PredictorProcess::pass(uint32_t seq, int32_t batch, hc_device_report &report) {
     check(cudaSetDevice(device_.index), "CUDA device");
-    int index = 0;
-    while (1 << index < batch)
-        index++;
     host_->seq = seq, host_->batch = batch;
-    check(cudaGraphLaunch(graphs_[index], launch_.stream), "launching a pass");
+    graphs_.launch(batch, launch_.stream);
     watch({args_.segment, launch_.stream, &host_->done, &host_->abort}, seq, [] {});
     if (host_->failed)
         return HC_ERR_POISONED;

@@ -2,6 +2,7 @@
 #ifndef HOTCOLD_CUDA_APART_H
 #define HOTCOLD_CUDA_APART_H
 #include "mailbox.h"
+#include "owned.h"
 #include "predictor.h"
 
 #include <vector>
@@ -26,7 +27,6 @@ class PredictorProcess {
     void lay_out(Arena &arena, Arena &host);
     void open_mailbox();
     void upload();
-    void capture(int index);
     void record(int32_t bucket);
     void record_layer(const Asked &asked, int32_t bucket);
     bool stays(int layer) const;
@@ -47,7 +47,7 @@ class PredictorProcess {
     float *hidden_ = nullptr, *step_B_ = nullptr;
     uint64_t *planes_BPW_ = nullptr;
     PredictorHost *host_ = nullptr, *host_mapped_ = nullptr;
-    std::vector<cudaGraphExec_t> graphs_;
+    BatchGraphs graphs_;
 };
 
 } // namespace hotcold

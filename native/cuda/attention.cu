@@ -8,13 +8,18 @@
 // length; blocks beyond it return at once.
 //
 // v1 (gone): a block a head, a lane an element at a time, all scores in shared memory: 40 of 132 SMs
-// at work, and the context limited by shared memory.
+// at work, and the context limited by shared memory. (H100, 13B, 2026-11-22, some 100 positions: qkv,
+// attention and o 3.36 ms a token; with v2 3.15.)
 // v2: positions are cut into pieces of ATTENTION_PIECE, counted from position 0. A block is one piece
 // of one key head and up to ROWS queries (heads of the key head, token by token): it reads keys and
 // values once, 16 bytes a lane, LANES lanes a position. A context of one piece is written out at
 // once; of more, each block leaves its sums, and the last of a tile to arrive adds them up in the
 // order of the pieces. Which positions a warp takes, and every order of adding, follow from the
 // position alone: a token's bits do not depend on the batch, its bucket or the tile.
+//
+// Blocks of 256 threads, three an SM: with 512, two an SM, the 320 blocks of 40 heads and 2048 positions
+// took two turns (H100, halves, one token, GB/s at 256, 2048, 4096 positions: 616, 1543, 1919, now 570,
+// 1807, 2103; a position after the other, with branches around loads: 423, 1182).
 //
 // A block appends the keys and values of the pass that lie in its piece, those of tokens up to its
 // own (several blocks write the same values to the same places), so it reads nothing that another
@@ -26,16 +31,13 @@ namespace v2 {
 
 // Whether this block is the last of its tile to hand a piece out; the counter is then 0 again.
 __device__ __forceinline__ bool last_of(uint32_t *arrived, int pieces, int &last) {
-    __threadfence();
-    __syncthreads();
+    __syncthreads(); // what the block wrote is before what its first thread releases
     if (threadIdx.x == 0) {
-        last = atomicAdd(arrived, 1u) + 1 == static_cast<uint32_t>(pieces);
+        last = add_relay(arrived, 1) + 1 == static_cast<uint32_t>(pieces);
         if (last)
             *arrived = 0;
     }
     __syncthreads();
-    if (last)
-        __threadfence();
     return last;
 }
 
@@ -44,14 +46,18 @@ __device__ __forceinline__ void combine(const Attention &a, int64_t row, int pie
     const int lane = threadIdx.x % WARP, hd = a.head_dim;
     const float2 *stats = a.stats + row * a.pieces;
     const float *partial = a.partial + row * a.pieces * hd;
-    float top = -INFINITY, sum = 0, total = 0;
-    for (int i = lane; i < pieces; i += WARP)
-        top = fmaxf(top, __ldcg(stats + i).x);
+    const auto of = [&](int i) {
+        return i < pieces ? __ldcg(stats + i) : make_float2(-INFINITY, 0.0f);
+    };
+    float2 mine = of(lane);
+    float top = mine.x, sum = 0, total = 0;
+    for (int i = lane + WARP; i < pieces; i += WARP)
+        top = fmaxf(top, of(i).x);
     top = warp_max(top);
     for (int first = 0; first < pieces; first += WARP) {
         const int count = min(WARP, pieces - first);
-        const float2 mine =
-            lane < count ? __ldcg(stats + first + lane) : make_float2(-INFINITY, 0.0f);
+        if (first > 0)
+            mine = of(first + lane);
         const float scale = mine.x == -INFINITY ? 0.0f : exp2f(mine.x - top);
         for (int i = 0; i < count; i += 8) {
             float part[8];
@@ -74,23 +80,23 @@ __device__ __forceinline__ void combine(const Attention &a, int64_t row, int pie
 }
 
 template <class S>
-__global__ void __launch_bounds__(THREADS, S::ROWS == 1 ? 2 : 1)
+__global__ void __launch_bounds__(THREADS, S::ROWS == 1 ? 3 : 2)
     attention_kernel(const Attention a) {
     extern __shared__ __align__(16) char shared[];
     Shared<S> &s = *reinterpret_cast<Shared<S> *>(shared);
     launch_next();
     wait_prior();
-    const Tile tile = tile_of(a, S::ROWS);
+    const Tile tile = tile_of<S::ROWS>(a);
     const int pieces = (tile.n + PIECE - 1) / PIECE, chunks = (a.head_dim + WARP - 1) / WARP;
     for (int piece = blockIdx.y; piece < pieces; piece += gridDim.y) {
         attend<S>(a, tile, piece, s);
         if (pieces == 1 || !last_of(a.arrived + blockIdx.x, pieces, s.last))
             continue;
         for (int i = threadIdx.x / WARP; i < S::ROWS * chunks; i += WARPS) {
-            const int length = s.lengths[i / chunks];
+            const int r = S::ROWS == 1 ? 0 : i / chunks, length = s.lengths[r];
             if (length > PIECE)
-                combine(a, row_of(a, tile, i / chunks), (length + PIECE - 1) / PIECE,
-                        i % chunks * WARP + static_cast<int>(threadIdx.x) % WARP);
+                combine(a, row_of(a, tile, r), (length + PIECE - 1) / PIECE,
+                        (i - r * chunks) * WARP + static_cast<int>(threadIdx.x) % WARP);
         }
     }
 }

@@ -12,21 +12,24 @@
 namespace hotcold {
 namespace v2 {
 
-constexpr int THREADS = 512, WARPS = THREADS / WARP;
+constexpr int THREADS = 256, WARPS = THREADS / WARP;
 constexpr int PIECE = ATTENTION_PIECE;
 constexpr int PITCH = PIECE + 1; // of scores: lanes that write one position's rows hit other banks
+constexpr int TOGETHER = 4;      // positions of a lane whose sums are under way at once
 constexpr float LOG2E = 1.44269504f;
 
 template <class W_, int LANES_, int PACKS_, int ROWS_, bool VEC_> struct Shape {
     typedef W_ W;
     typedef typename W::type T;
     static constexpr int LANES = LANES_, PACKS = PACKS_, ROWS = ROWS_;
-    static constexpr bool VEC = VEC_;           // rows of the cache allow 16-byte loads
-    static constexpr int E = W::E * PACKS;      // elements of a head a lane holds
-    static constexpr int WIDTH = LANES * E;     // of a head, with zeros behind it
-    static constexpr int EACH = WARP / LANES;   // positions of a warp's load
-    static constexpr int STEP = WARPS * EACH;   // and of the block's
-    static constexpr int OWNERS = LANES / ROWS; // lanes of a position that keep one row's score
+    static constexpr bool VEC = VEC_;         // rows of the cache allow 16-byte loads
+    static constexpr int E = W::E * PACKS;    // elements of a head a lane holds
+    static constexpr int WIDTH = LANES * E;   // of a head, with zeros behind it
+    static constexpr int EACH = WARP / LANES; // positions of a warp's load
+    static constexpr int STEP = WARPS * EACH; // and of the block's
+    // positions of a lane whose dot products are added up together; not another for fewer rows
+    static constexpr int TOGETHER = LANES / (ROWS > 4 ? 8 : 4) < 4 ? LANES / (ROWS > 4 ? 8 : 4) : 4;
+    static constexpr int OWNERS = LANES / (ROWS * TOGETHER);      // lanes left with the same score
     static constexpr int AHEAD = (ROWS * E > 32 ? 4 : 8) / PACKS; // loads in flight
 };
 
@@ -47,14 +50,18 @@ struct Tile { // rows row0 ... of a key head: row i is head i % group of it, of 
     int fresh;  // the first position that this pass appends
 };
 
-__device__ __forceinline__ Tile tile_of(const Attention &a, int rows) {
+template <int ROWS> __device__ __forceinline__ Tile tile_of(const Attention &a) {
+    if constexpr (ROWS == 1) { // of one token, a head a key head: nothing to divide
+        const int position = a.pass->position_B[0];
+        return {static_cast<int>(blockIdx.x), 0, 1, 1, position + 1, position};
+    }
     const int tiles = gridDim.x / a.kv_heads, lane = threadIdx.x % WARP;
     const int batch = a.pass->batch, position = a.pass->position_B[lane];
     Tile t;
-    t.kv_head = blockIdx.x / tiles, t.row0 = blockIdx.x % tiles * rows;
+    t.kv_head = blockIdx.x / tiles, t.row0 = blockIdx.x % tiles * ROWS;
     t.group = a.heads / a.kv_heads;
     const int first = t.row0 / t.group;
-    t.tokens = min((t.row0 + rows - 1) / t.group + 1, batch);
+    t.tokens = min((t.row0 + ROWS - 1) / t.group + 1, batch);
     t.n = __reduce_max_sync(FULL, lane >= first && lane < t.tokens ? position + 1 : 0);
     t.fresh = __reduce_min_sync(FULL, lane < t.tokens ? position : INT_MAX);
     return t;
@@ -89,6 +96,7 @@ __device__ __forceinline__ void put_queries(const Attention &a, const Tile &tile
         const int t = (tile.row0 + static_cast<int>(threadIdx.x)) / tile.group;
         s.lengths[threadIdx.x] = t < tile.tokens ? a.pass->position_B[t] + 1 : 0;
     }
+#pragma unroll 1
     for (int i = threadIdx.x; i < S::ROWS * S::WIDTH; i += THREADS) {
         const int row = tile.row0 + i / S::WIDTH, e = i % S::WIDTH, t = row / tile.group;
         float v = 0;
@@ -107,8 +115,10 @@ template <class T>
 __device__ __forceinline__ void append(const Attention &a, const Tile &tile, int start, int end) {
     const int hd = a.head_dim, q_dim = a.heads * hd, kv_dim = a.kv_heads * hd;
     const int64_t cache = static_cast<int64_t>(tile.kv_head) * a.context * hd;
+#pragma unroll 1
     for (int i = threadIdx.x; i < tile.tokens * hd; i += THREADS) {
-        const int t = i / hd, e = i % hd, position = a.pass->position_B[t];
+        const int t = tile.tokens == 1 ? 0 : i / hd, e = i - t * hd;
+        const int position = a.pass->position_B[t];
         if (position < start || position >= end)
             continue;
         const float *k =
@@ -119,24 +129,28 @@ __device__ __forceinline__ void append(const Attention &a, const Tile &tile, int
     }
 }
 
-// Not through the read-only path: the block itself writes some of it.
+// Replaces v where `there`; not through the read-only path: the block itself writes some of it. The
+// predicate is part of the instruction, so that many loads are under way at once.
 template <class S>
-__device__ __forceinline__ uint4 load_cached(const typename S::T *row, int at, int hd) {
-    uint4 v = make_uint4(0, 0, 0, 0);
+__device__ __forceinline__ void load_cached(uint4 &v, const typename S::T *row, int at, int hd,
+                                            bool there) {
     if constexpr (S::VEC) {
-        if (at < hd)
-            asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                         : "l"(row + at)
-                         : "memory");
-    } else {
+        const int wanted = there && at < hd;
+        asm volatile("{\n"
+                     ".reg .pred p;\n"
+                     "setp.ne.s32 p, %5, 0;\n"
+                     "@p ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                     "}\n"
+                     : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                     : "l"(row + at), "r"(wanted)
+                     : "memory");
+    } else if (there) {
         typename S::T *to = reinterpret_cast<typename S::T *>(&v);
 #pragma unroll
         for (int i = 0; i < S::W::E; i++)
             if (at + i < hd)
                 to[i] = row[at + i];
     }
-    return v;
 }
 
 // Where pack j of a lane's part of a head begins.
@@ -153,11 +167,9 @@ template <class S> struct Packs { // a lane's parts of positions at, at + STEP, 
 #pragma unroll
         for (int i = 0; i < S::AHEAD; i++) {
             const int p = at + i * S::STEP;
-            if (p < from || p >= to)
-                continue;
 #pragma unroll
             for (int j = 0; j < S::PACKS; j++)
-                v[i][j] = load_cached<S>(rows + p * hd, element<S>(j), hd);
+                load_cached<S>(v[i][j], rows + p * hd, element<S>(j), hd, p >= from && p < to);
         }
     }
     __device__ __forceinline__ void unpack(int i, float (&out)[S::E]) const {
@@ -193,13 +205,21 @@ template <int N, int STEP> __device__ __forceinline__ float gather(const float (
     }
 }
 
+// The value that gather leaves a lane with: of row `row`, of position `later` of those together.
+template <class S> struct Own {
+    const int lane = threadIdx.x % WARP;
+    const int row = lane % S::LANES / S::OWNERS % S::ROWS;
+    const int later = lane % S::LANES / S::OWNERS / S::ROWS;
+    const bool first = lane % S::OWNERS == 0; // of the lanes with the same value
+};
+
 // Scores of a piece and the highest of this warp's; packs holds the first keys.
 template <class S>
 __device__ __forceinline__ void score(Packs<S> &packs, const typename S::T *keys, int start,
                                       int len, int hd, Shared<S> &s) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const int own = lane % S::LANES / S::OWNERS; // the row whose score this lane is left with
-    const int length = min(s.lengths[own] - start, len);
+    constexpr int K = S::TOGETHER;
+    const Own<S> own;
+    const int warp = threadIdx.x / WARP, length = min(s.lengths[own.row] - start, len);
     float q[S::ROWS][S::E], top = -INFINITY;
 #pragma unroll
     for (int r = 0; r < S::ROWS; r++)
@@ -207,35 +227,40 @@ __device__ __forceinline__ void score(Packs<S> &packs, const typename S::T *keys
         for (int e = 0; e < S::E; e++)
             q[r][e] = s.q[r * S::WIDTH + element<S>(e / S::W::E) + e % S::W::E];
     for (int first = warp * S::EACH; first < len; first += S::STEP * S::AHEAD) {
-        const int at = first + lane / S::LANES;
+        const int at = first + own.lane / S::LANES;
         if (first != warp * S::EACH)
             packs.load(keys, at, 0, len, hd);
 #pragma unroll
-        for (int i = 0; i < S::AHEAD; i++) {
+        for (int i = 0; i < S::AHEAD; i += K) {
             if (first + i * S::STEP >= len)
                 break;
-            const int p = at + i * S::STEP;
-            float k[S::E], dots[S::ROWS];
-            packs.unpack(i, k);
+            float dots[K * S::ROWS];
 #pragma unroll
-            for (int r = 0; r < S::ROWS; r++) {
-                dots[r] = 0;
+            for (int k = 0; k < K; k++) {
+                float x[S::E];
+                packs.unpack(i + k, x);
 #pragma unroll
-                for (int e = 0; e < S::E; e++)
-                    dots[r] = fmaf(q[r][e], k[e], dots[r]);
+                for (int r = 0; r < S::ROWS; r++) {
+                    float dot = 0;
+#pragma unroll
+                    for (int e = 0; e < S::E; e++)
+                        dot = fmaf(q[r][e], x[e], dot);
+                    dots[k * S::ROWS + r] = dot;
+                }
             }
-            const float dot = gather<S::ROWS, S::LANES / 2>(dots);
+            const float dot = gather<K * S::ROWS, S::LANES / 2>(dots);
+            const int p = at + (i + own.later) * S::STEP;
             const float found = p < length ? dot : -INFINITY;
             top = fmaxf(top, found);
-            if (lane % S::OWNERS == 0 && p < len)
-                s.scores[own * PITCH + p] = found;
+            if (own.first && p < len)
+                s.scores[own.row * PITCH + p] = found;
         }
     }
 #pragma unroll
-    for (int step = S::LANES; step < WARP; step *= 2)
+    for (int step = S::LANES / K; step < WARP; step *= 2)
         top = fmaxf(top, __shfl_xor_sync(FULL, top, step));
-    if (lane < S::LANES && lane % S::OWNERS == 0)
-        s.tops[warp * S::ROWS + own] = top;
+    if (own.lane < S::LANES / K && own.first)
+        s.tops[warp * S::ROWS + own.row] = top;
 }
 
 template <class S> __device__ __forceinline__ float highest(const Shared<S> &s, int r) {
@@ -250,48 +275,51 @@ template <class S> __device__ __forceinline__ float highest(const Shared<S> &s, 
 template <class S>
 __device__ __forceinline__ void weigh(Packs<S> &packs, const typename S::T *values, int len, int hd,
                                       Shared<S> &s) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const int own = lane % S::LANES / S::OWNERS;
-    const float found = highest(s, own), top = found == -INFINITY ? 0.0f : found;
+    constexpr int K = S::TOGETHER;
+    const Own<S> own;
+    const int warp = threadIdx.x / WARP;
+    const float found = highest(s, own.row), top = found == -INFINITY ? 0.0f : found;
     float sum[S::ROWS][S::E] = {}, total = 0;
     for (int first = warp * S::EACH; first < len; first += S::STEP * S::AHEAD) {
-        const int at = first + lane / S::LANES;
+        const int at = first + own.lane / S::LANES;
         if (first != warp * S::EACH)
             packs.load(values, at, 0, len, hd);
 #pragma unroll
-        for (int i = 0; i < S::AHEAD; i++) {
+        for (int i = 0; i < S::AHEAD; i += K) {
             if (first + i * S::STEP >= len)
                 break;
-            const int p = at + i * S::STEP;
-            const float mine = p < len ? exp2f(s.scores[own * PITCH + p] - top) : 0.0f;
-            float v[S::E];
-            packs.unpack(i, v);
+            const int p = at + (i + own.later) * S::STEP;
+            const float mine = p < len ? exp2f(s.scores[own.row * PITCH + p] - top) : 0.0f;
             total += mine;
 #pragma unroll
-            for (int r = 0; r < S::ROWS; r++) {
-                const float weight =
-                    S::ROWS == 1 ? mine : __shfl_sync(FULL, mine, r * S::OWNERS, S::LANES);
-                if (weight == 0) // 0 * a later token's infinity would be no number
-                    continue;
+            for (int k = 0; k < K; k++) {
+                float v[S::E];
+                packs.unpack(i + k, v);
 #pragma unroll
-                for (int e = 0; e < S::E; e++)
-                    sum[r][e] = fmaf(weight, v[e], sum[r][e]);
+                for (int r = 0; r < S::ROWS; r++) {
+                    const float weight =
+                        __shfl_sync(FULL, mine, (k * S::ROWS + r) * S::OWNERS, S::LANES);
+#pragma unroll
+                    for (int e = 0; e < S::E; e++) // 0 * a later token's infinity is no number
+                        sum[r][e] = weight == 0 ? sum[r][e] : fmaf(weight, v[e], sum[r][e]);
+                }
             }
         }
     }
 #pragma unroll
-    for (int step = S::LANES; step < WARP; step *= 2) {
+    for (int step = S::LANES / K; step < WARP; step *= 2)
         total += __shfl_xor_sync(FULL, total, step);
+#pragma unroll
+    for (int step = S::LANES; step < WARP; step *= 2)
 #pragma unroll
         for (int r = 0; r < S::ROWS; r++)
 #pragma unroll
             for (int e = 0; e < S::E; e++)
                 sum[r][e] += __shfl_xor_sync(FULL, sum[r][e], step);
-    }
-    if (lane >= S::LANES)
+    if (own.lane < S::LANES / K && own.first)
+        s.totals[warp * S::ROWS + own.row] = total;
+    if (own.lane >= S::LANES)
         return;
-    if (lane % S::OWNERS == 0)
-        s.totals[warp * S::ROWS + own] = total;
 #pragma unroll
     for (int r = 0; r < S::ROWS; r++)
 #pragma unroll
@@ -306,8 +334,9 @@ template <class S>
 __device__ __forceinline__ void hand_out(const Attention &a, const Tile &tile, int piece,
                                          const Shared<S> &s) {
     const int hd = a.head_dim;
+#pragma unroll 1
     for (int i = threadIdx.x; i < S::ROWS * hd; i += THREADS) {
-        const int r = i / hd, e = i % hd;
+        const int r = S::ROWS == 1 ? 0 : i / hd, e = i - r * hd;
         if (s.lengths[r] <= piece * PIECE)
             continue;
         float sum = 0, total = 0;

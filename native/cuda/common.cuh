@@ -174,6 +174,15 @@ __device__ __forceinline__ uint32_t load_relay(const uint32_t *at) { // device m
 __device__ __forceinline__ void store_relay(uint32_t *at, uint32_t v) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(v) : "memory");
 }
+// Counts who has arrived: what one wrote before is there for those who arrive behind it.
+__device__ __forceinline__ uint32_t add_relay(uint32_t *at, uint32_t v) {
+    uint32_t old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+                 : "=r"(old)
+                 : "l"(at), "r"(v)
+                 : "memory");
+    return old;
+}
 // Tell the host that what was written is there; by one thread, behind a barrier of its block.
 __device__ __forceinline__ void signal(const Exchange &to, uint32_t seq) {
     __threadfence_system();

@@ -67,8 +67,7 @@ void Executor::start() {
     pin(&stamps_host_, &stamps_mapped_, (plan_.size() + 1) * STAMPS);
     clock_.calibrate(launch_.stream);
     register_segment();
-    for (int i = 0; 1 << i <= model_->bucket; i++)
-        capture(i);
+    graphs_.capture(launch_.stream, model_->bucket, [&](int32_t bucket) { record(bucket); });
     if (device_.prompt_rows)
         prompt_ = std::make_unique<Prompt>(args_, device_, plan_, *model_, launch_);
     if (device_.apart)
@@ -84,9 +83,7 @@ void Executor::release() {
     if (launch_.stream)
         cudaStreamSynchronize(launch_.stream);
     prompt_.reset();
-    for (cudaGraphExec_t graph : graph_)
-        if (graph)
-            cudaGraphExecDestroy(graph);
+    graphs_.clear();
     if (segment_)
         cudaHostUnregister(args_.segment);
     cudaFreeHost(host_);
@@ -160,11 +157,8 @@ hc_status Executor::pass(const hc_device_pass &in, hc_device_report &report) {
     std::memcpy(embedded_, in.embedded_BD, in.batch * m.d * sizeof(float));
     std::copy(in.position_B, in.position_B + in.batch, host_->position_B);
     host_->in = in;
-    int index = 0;
-    while (1 << index < in.batch)
-        index++;
     const int64_t launched_ns = now_ns();
-    check(cudaGraphLaunch(graph_[index], launch_.stream), "launching a pass");
+    graphs_.launch(in.batch, launch_.stream);
     const int64_t done_ns = watch({args_.segment, launch_.stream, &host_->done, &host_->abort},
                                   in.seq, [&] { ring(in.seq); });
     if (host_->failed)

@@ -1,14 +1,13 @@
 // executor.h - one GPU executor: its memory, its graphs, its pinned words.
 #ifndef HOTCOLD_CUDA_EXECUTOR_H
 #define HOTCOLD_CUDA_EXECUTOR_H
+#include "owned.h"
 #include "prompt.h"
 #include "timeline.h"
 
 #include <memory>
 
 namespace hotcold {
-
-constexpr int BUCKETS = 6; // batches of 1, 2, 4, 8, 16, 32: a graph each
 
 class Executor {
   public:
@@ -28,7 +27,6 @@ class Executor {
     void start();
     void release();
     void register_segment();
-    void capture(int index);
     void record(int32_t bucket);
     void record_attention(int layer, int32_t bucket);
     void record_norm(const Norm &args, int32_t bucket);
@@ -68,7 +66,7 @@ class Executor {
     std::unique_ptr<Prompt> prompt_;
     bool predicted_ = false;
     hc_mailbox mailbox_ = {};
-    cudaGraphExec_t graph_[BUCKETS] = {};
+    BatchGraphs graphs_;
 };
 
 } // namespace hotcold

@@ -275,22 +275,4 @@ void Executor::record(int32_t bucket) {
            launch_);
 }
 
-void Executor::capture(int index) {
-    cudaGraph_t graph = nullptr;
-    check(cudaStreamBeginCapture(launch_.stream, cudaStreamCaptureModeThreadLocal), "capture");
-    try {
-        record(1 << index);
-    } catch (...) {
-        cudaStreamEndCapture(launch_.stream, &graph);
-        if (graph)
-            cudaGraphDestroy(graph);
-        throw;
-    }
-    check(cudaStreamEndCapture(launch_.stream, &graph), "capture");
-    const cudaError_t error = cudaGraphInstantiate(&graph_[index], graph, 0);
-    cudaGraphDestroy(graph);
-    check(error, "instantiating the graph");
-    check(cudaGraphUpload(graph_[index], launch_.stream), "uploading the graph");
-}
-
 } // namespace hotcold

@@ -5,6 +5,8 @@
 #include "kernels.h"
 
 #include <cstring>
+#include <memory>
+#include <vector>
 
 namespace hotcold {
 
@@ -119,6 +121,29 @@ class Graph { // what body enqueues on the stream
 
   private:
     cudaGraphExec_t exec_ = nullptr;
+};
+
+class BatchGraphs { // of batches of 1, 2, 4, ...: a graph each
+  public:
+    // What record(bucket) enqueues, for every bucket up to `largest`.
+    template <class Record> void capture(cudaStream_t stream, int32_t largest, Record record) {
+        for (int32_t bucket = 1; bucket <= largest; bucket *= 2) {
+            graphs_.push_back(std::make_unique<Graph>(stream, [&] { record(bucket); }));
+            check(cudaGraphUpload(*graphs_.back(), stream), "uploading the graph");
+        }
+    }
+    void launch(int32_t batch, cudaStream_t stream) const {
+        int index = 0;
+        while (1 << index < batch)
+            index++;
+        check(cudaGraphLaunch(*graphs_.at(index), stream), "launching a pass");
+    }
+    void clear() {
+        graphs_.clear();
+    }
+
+  private:
+    std::vector<std::unique_ptr<Graph>> graphs_;
 };
 
 } // namespace hotcold

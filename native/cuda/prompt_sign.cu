@@ -10,11 +10,12 @@
 // A layer costs T N W P popcounts of 64 bits (512 tokens, 13824 neurons of 5120, 8 planes: 4.5 G, 16
 // halves a clock and SM: 2.5 ms), while the bus needs longer for the layer's cold records.
 #include "rows.cuh"
+#include "sign.cuh"
 
 namespace hotcold {
 namespace {
 
-constexpr int THREADS = 256, WARPS = THREADS / WARP;
+constexpr int THREADS = 256;
 constexpr int NEURONS = 64, TOKENS = 32, WORDS = 4, PLANES = 8, SIDE = 16;
 constexpr int EACH_N = NEURONS / SIDE, EACH_T = TOKENS / SIDE;
 static_assert(SIDE * SIDE == THREADS, "a thread has its own corner of the tile");
@@ -25,37 +26,10 @@ struct Bits : PromptSign {
 
 __global__ void __launch_bounds__(THREADS) pack_kernel(const Bits a) {
     __shared__ float scratch[33];
-    const int t = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int t = blockIdx.x;
     const NormedRow x = normed_row(a.x, t, a.d, scratch);
-    const auto input = [&](int i) {
-        return i < a.d ? __fmul_rn(x(i), a.column_D ? a.column_D[i] : 1.0f) : 0.0f;
-    };
-    float largest = 0;
-    for (int i = threadIdx.x; i < a.d; i += THREADS)
-        largest = fmaxf(largest, fabsf(input(i)));
-    largest = warp_max(largest);
-    if (lane == 0)
-        scratch[warp] = largest;
-    __syncthreads();
-    largest = warp_max(scratch[lane % WARPS]);
-    const float half = static_cast<float>(1 << (a.input_bits - 1)), top = 2 * half - 1;
-    const float inverse = largest > 0 ? __fdiv_rn(half, largest) : 0.0f;
-    const auto level = [&](int i) { // not a number: 0
-        const float v = __fadd_rn(floorf(__fmul_rn(input(i), inverse)), half);
-        return i < a.d ? static_cast<unsigned>(fminf(fmaxf(v, 0.0f), top)) : 0u;
-    };
     uint64_t *planes = a.planes_TPW + static_cast<int64_t>(t) * a.input_bits * a.words;
-    for (int w = warp; w < a.words; w += WARPS) {
-        const unsigned low = level(64 * w + lane), high = level(64 * w + WARP + lane);
-        for (int p = 0; p < a.input_bits; p++) {
-            const uint64_t first = __ballot_sync(FULL, low >> p & 1);
-            const uint64_t second = __ballot_sync(FULL, high >> p & 1);
-            if (lane == 0)
-                planes[static_cast<int64_t>(p) * a.words + w] = first | second << 32;
-        }
-    }
-    if (threadIdx.x == 0)
-        a.step_T[t] = largest / (2 * half); // a power of two: exact
+    pack_planes(x, a.column_D, a.d, a.input_bits, a.words, planes, a.step_T + t, scratch);
 }
 
 // Words [w0, w0 + WORDS) of the tile's rows and planes; zeros beyond the last neuron, token and word,
@@ -103,7 +77,6 @@ __global__ void __launch_bounds__(THREADS) score_kernel(const Bits a) {
                 }
         }
     }
-    const int whole = a.d * ((1 << a.input_bits) - 1);
 #pragma unroll
     for (int i = 0; i < EACH_T; i++)
 #pragma unroll
@@ -111,11 +84,7 @@ __global__ void __launch_bounds__(THREADS) score_kernel(const Bits a) {
             const int t = token0 + tt + SIDE * i, r = row0 + tn + SIDE * j;
             if (t >= a.tokens || r >= a.n)
                 continue;
-            const float sum = static_cast<float>(whole - 2 * differing[i][j]);
-            float score = __fmul_rn(__fmul_rn(sum, a.step_T[t]), a.scale_N[r]);
-            if (a.bias_N)
-                score = __fadd_rn(score, a.bias_N[r]);
-            a.mask[static_cast<int64_t>(t) * a.n + r] = score >= a.threshold;
+            a.mask[static_cast<int64_t>(t) * a.n + r] = fires(a, r, a.step_T[t], differing[i][j]);
         }
 }
 

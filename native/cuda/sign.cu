@@ -5,7 +5,7 @@
 //
 // Bytes: 8 W + 8 a neuron (5120 x 13824: 8.9 MB a layer, 3 us); whole numbers up to the last two
 // products, each rounded by itself: the same proposals as on the CPU, bit for bit, in any batch.
-#include "common.cuh"
+#include "sign.cuh"
 
 namespace hotcold {
 namespace v1 {
@@ -17,50 +17,18 @@ struct Sign1 : Sign {
     int32_t words;
 };
 
-__device__ __forceinline__ float input(const Sign1 &a, const float *x, int i) {
-    return i < a.d ? __fmul_rn(x[i], a.column_D ? a.column_D[i] : 1.0f) : 0.0f;
-}
-
-__device__ __forceinline__ unsigned level(const Sign1 &a, const float *x, int i, float inverse) {
-    if (i >= a.d)
-        return 0;
-    const float half = static_cast<float>(1 << (a.input_bits - 1)), top = 2 * half - 1;
-    const float value = __fadd_rn(floorf(__fmul_rn(input(a, x, i), inverse)), half);
-    return static_cast<unsigned>(fminf(fmaxf(value, 0.0f), top)); // not a number: 0
-}
-
 __global__ void __launch_bounds__(THREADS) pack_kernel(const Sign1 a) {
-    __shared__ float largest_W[WARPS];
+    __shared__ float scratch[WARPS];
     launch_next();
     wait_prior();
     stamp(a.stamps, AT_PREDICT);
-    const int b = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int b = blockIdx.x;
     if (b >= a.pass->batch)
         return;
     const float *x = a.x + static_cast<int64_t>(b) * a.d;
-    float largest = 0;
-    for (int i = threadIdx.x; i < a.d; i += THREADS)
-        largest = fmaxf(largest, fabsf(input(a, x, i)));
-    largest = warp_max(largest);
-    if (lane == 0)
-        largest_W[warp] = largest;
-    __syncthreads();
-    largest = warp_max(largest_W[lane % WARPS]);
-    const float half = static_cast<float>(1 << (a.input_bits - 1));
-    const float inverse = largest > 0 ? __fdiv_rn(half, largest) : 0.0f;
     uint64_t *planes = a.planes_BPW + static_cast<int64_t>(b) * a.input_bits * a.words;
-    for (int w = warp; w < a.words; w += WARPS) {
-        const unsigned low = level(a, x, 64 * w + lane, inverse);
-        const unsigned high = level(a, x, 64 * w + WARP + lane, inverse);
-        for (int p = 0; p < a.input_bits; p++) {
-            const uint64_t first = __ballot_sync(FULL, low >> p & 1);
-            const uint64_t second = __ballot_sync(FULL, high >> p & 1);
-            if (lane == 0)
-                planes[static_cast<int64_t>(p) * a.words + w] = first | second << 32;
-        }
-    }
-    if (threadIdx.x == 0)
-        a.step_B[b] = largest / (2 * half); // a power of two: exact
+    pack_planes([&](int i) { return x[i]; }, a.column_D, a.d, a.input_bits, a.words, planes,
+                a.step_B + b, scratch);
 }
 
 // Differing bits of one word and its planes, each plane at its weight.
@@ -83,7 +51,7 @@ __global__ void __launch_bounds__(THREADS) score_kernel(const Sign1 a) {
     wait_prior();
     if (row >= a.n)
         return;
-    const int whole = a.d * ((1 << a.input_bits) - 1), batch = a.pass->batch;
+    const int batch = a.pass->batch;
     unsigned bits = 0;
     for (int b = 0; b < batch; b++) {
         const uint64_t *planes = a.planes_BPW + static_cast<int64_t>(b) * a.input_bits * a.words;
@@ -97,11 +65,7 @@ __global__ void __launch_bounds__(THREADS) score_kernel(const Sign1 a) {
 #pragma unroll
         for (int step = 16; step; step /= 2)
             count += __shfl_xor_sync(FULL, count, step);
-        float score = __fmul_rn(__fmul_rn(static_cast<float>(whole - 2 * count), a.step_B[b]),
-                                a.scale_N[row]);
-        if (a.bias_N)
-            score = __fadd_rn(score, a.bias_N[row]);
-        bits |= static_cast<unsigned>(score >= a.threshold) << b;
+        bits |= static_cast<unsigned>(fires(a, row, a.step_B[b], count)) << b;
     }
     if (lane == 0)
         a.members_N[row] = bits;

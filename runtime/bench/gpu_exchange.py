@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native import cuda_plugin
-from hotcold.runtime.errors import BackendError
+from hotcold.runtime.errors import BackendError, ConfigError
 from hotcold.runtime.phases import pass_lengths
 
 GENERATIONS, TOKENS = 5, 48
@@ -82,6 +82,19 @@ def passes(cold: int, model: str | os.PathLike[str] | None = None) -> Passes:
         report = gpu.native.device.report()
     spec = prepared.bundle.spec
     return Passes(np.concatenate(lengths[1:]), report.bytes, spec.n_layers, spec.d_model)
+
+
+def check_model(model: str | os.PathLike[str] | None) -> None:
+    """Refuse a model whose passes nothing here can measure, before anything else is.
+
+    Raises:
+        ConfigError: one is named and there is no GPU to run it on.
+    """
+    if model is not None and cuda_plugin.find() is None:
+        raise ConfigError(
+            f"--model {str(model)!r:.200} says whose passes to measure on a GPU, and there is none "
+            "here that can be used; leave it out, or see hotcold doctor"
+        )
 
 
 def exchange(model: str | os.PathLike[str] | None = None) -> dict[str, Any] | None:

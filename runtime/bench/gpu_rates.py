@@ -54,7 +54,7 @@ def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
     """
     if cuda_plugin.mode() == "off":
         raise BackendError("HOTCOLD_CUDA is off")
-    if not nvml.gpus():
+    if nvml.visible() is None:
         raise BackendError("no NVIDIA GPU is visible")
     found = cuda_plugin.find()
     if found is None:

@@ -101,7 +101,7 @@ def measure(
     """
     effort = Effort.choose(quick)
     machine = identity()
-    beside_gpu = bool(nvml.gpus()) and cuda_plugin.mode() != "off"
+    beside_gpu = nvml.visible() is not None and cuda_plugin.mode() != "off"
     threads = share_cores(None, None, gpu=beside_gpu)["cpu"].threads
     reads = host_reads(effort, sorted({*thread_counts(), threads}), progress)
     neurons = host_neurons(effort, threads, progress)

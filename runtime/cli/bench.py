@@ -64,9 +64,11 @@ def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> N
     three loops take turns and the driver is alive. On a machine with a GPU also what the exchange
     of a layer, there and back, adds to a pass captured in its graph.
     """
+    from hotcold.runtime.bench.gpu_exchange import check_model, exchange
+
+    check_model(model)
     from hotcold.actors.cluster import joined
     from hotcold.actors.hop import measure
-    from hotcold.runtime.bench.gpu_exchange import exchange
 
     with joined(address):
         result = measure(rounds)

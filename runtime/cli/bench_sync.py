@@ -42,6 +42,12 @@ def command(
         *(resident, max_tokens, repeat),
         lambda text: output.note(f"bench sync: {text}"),
     )
+    found = result["plan"]["quiet_resident"]
+    if found < 0.99 * resident:
+        output.note(
+            f"bench sync: {found:.1%} of the quiet layers' neurons fit the budget, --resident asks "
+            f"for {resident:.1%}; raise --vram"
+        )
     for line in sync_lines(result):
         click.echo(line)
     if as_json:
@@ -56,7 +62,13 @@ def sync_lines(result: dict[str, Any]) -> list[str]:
         for name in ("paper", "selective")
     ]
     each = result["saved_us_each"]
-    worth = "none was left out" if each is None else f"{each:.2f} us saved by each of them"
+    worth = (
+        "none was left out"
+        if each is None
+        else f"{each:.2f} us saved by each of them"
+        if each > 0
+        else "the passes were no shorter for it"
+    )
     return [
         output.table(("schedule", "pass us", "exchanges left out a token"), rows),
         f"of {plan['layers_with_exchange']} exchanges a token {left_out['skipped_per_token']:.2f} "

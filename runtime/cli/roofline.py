@@ -20,6 +20,7 @@ from hotcold.runtime.cli.options import (
     model_option,
     parse_settings,
 )
+from hotcold.runtime.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from hotcold.runtime.hardware import HardwareProfile
@@ -126,7 +127,6 @@ def command(
     from hotcold.runtime.plan import Plan, make_plan
     from hotcold.runtime.roofline import roofline
     from hotcold.runtime.this_machine import chosen_hardware
-    from hotcold.runtime.units import parse_bytes
 
     model = choose_model(folder, model)
     _check_usage(model, shape, policy, plan, more)
@@ -143,6 +143,8 @@ def command(
         made = make_plan(problem, place(policy or "greedy", problem, own), policy or "greedy", name)
     bound = roofline(problem, made, ahead=more["schedule"] == "lookahead")
     result = describe(problem, made, bound)
+    if budget is not None and machine.has_gpu:
+        result["reserve_bytes"] = budget - problem.budgets[problem.devices[0]]
     _print(result, made, bound)
     if as_json:
         output.emit_json(result)
@@ -216,7 +218,6 @@ def model_problem(
     from hotcold.runtime.prepare import prepare_model
     from hotcold.runtime.problem import make_problem
     from hotcold.runtime.roofline import for_gpu
-    from hotcold.runtime.units import parse_bytes
 
     int8 = more["predictor_dtype"] == "int8"
     prepared = prepare_model(
@@ -286,6 +287,12 @@ def describe(problem: "Problem", plan: "Plan", bound: "Roofline") -> dict[str, A
 
 def _print(result: dict[str, Any], plan: "Plan", bound: "Roofline") -> None:
     click.echo(plan.describe())
+    if reserve := result.get("reserve_bytes"):
+        context = format_bytes(result["hardware"]["context_bytes"])
+        click.echo(
+            f"  {format_bytes(reserve)} of the budget beside that: CUDA context ({context}), "
+            "tables and the scratch of a pass"
+        )
     click.echo()
     hardware, token = result["hardware"], bound.token_s
     rows = [
@@ -307,7 +314,7 @@ def _print(result: dict[str, Any], plan: "Plan", bound: "Roofline") -> None:
     if bound.elsewhere and hardware["has_gpu"]:
         output.note(
             f"roofline: {len(bound.elsewhere)} modules do not fit the GPU, {bound.elsewhere[0]} "
-            "first; they are read over the bus, and the engine would refuse this budget"
+            "first; the GPU reads them over the bus, token by token"
         )
 
 

@@ -174,7 +174,9 @@ def test_roofline_of_a_shape(run: Run) -> None:
     assert result["bound_tokens_per_s"] == pytest.approx(1000 / total_ms)
     assert result["predictor_ms"] == pytest.approx(40 * 960 * (5120 + 13824) * 2 / 3000e9 * 1e3)
     assert re.search(r"attention +8\.389 +2\.796", ended.out)
-    assert result["bytes_by_device"]["gpu0"] <= (16 << 30) - (560 << 20)
+    assert result["bytes_by_device"]["gpu0"] <= (16 << 30) - result["reserve_bytes"]
+    assert result["reserve_bytes"] > result["hardware"]["context_bytes"] == 560 << 20
+    assert "of the budget beside that: CUDA context (560.0 MiB)" in ended.out
 
 
 def test_roofline_of_the_embedded_model_and_a_plan(run: Run, tmp_path: Path) -> None:
@@ -204,6 +206,14 @@ def test_a_budget_below_the_modules_is_said(run: Run) -> None:
     arguments = ("roofline", "--shape", "llama2-13b", "--hardware", "h100-box")
     ended = run(*arguments, "--vram", "6GiB")
     assert ended.code == 0 and "modules do not fit the GPU" in ended.err
+    assert "reads them over the bus" in ended.err
+
+
+def test_a_model_to_pass_on_a_gpu_needs_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTCOLD_CUDA", "off")
+    ended = run("bench", "hop", "--model", "mine")
+    assert ended.code == 2 and not ended.out
+    assert "--model 'mine' says whose passes to measure on a GPU" in only_line(ended.err)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.gpu import check_batches, check_gate_first, check_masked, session
 from support.opt_models import FORMS, TinyOpt, write_opt
 from support.opt_oracle import OptOracle
-
-from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
 
 pytestmark = pytest.mark.gpu
 
@@ -28,24 +24,6 @@ LOW_RANK: dict[str, Any] = {
 }
 
 
-class Share:
-    """Put a random share of each layer's neurons on the GPU."""
-
-    def __init__(self, share: float) -> None:
-        self.share = share
-
-    def place(self, problem: Any) -> Any:
-        filled = problem.fill(np.ones(problem.shape))
-        device_LN = (np.random.default_rng(0).random(problem.shape) >= self.share).astype(np.int8)
-        return type(filled)(device_LN, dict.fromkeys(filled.modules, "gpu0"))
-
-
-def session(model: Path, share: float, **options: Any) -> LocalSession:
-    prepared = prepare_model(EngineConfig(model=model, policy=Share(share), vram="2GiB", **options))
-    assert prepared.gpu is not None, "this form is not served by the GPU"
-    return LocalSession(deploy(prepared, solve(prepared)))
-
-
 @pytest.fixture(params=list(ALL), scope="module")
 def form(request: pytest.FixtureRequest, plugin: Any, tmp_path_factory: Any) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("models") / "model"
@@ -59,11 +37,7 @@ def ids_of(name: str, count: int) -> list[int]:
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_logits_are_the_oracles_gate_first(form: tuple[Path, str], share: float) -> None:
     model, name = form
-    ids = ids_of(name, 50)
-    expected = OptOracle.load(model).forward(ids).logits_TV
-    with session(model, share) as local:
-        logits, _ = local.logits(ids)
-    np.testing.assert_allclose(logits, expected, atol=1e-3, rtol=0)
+    check_gate_first(model, OptOracle.load(model), ids_of(name, 50), share)
 
 
 @pytest.mark.parametrize("predictor", ["low-rank", "sign"])
@@ -72,28 +46,16 @@ def test_logits_are_the_masked_oracles(
     form: tuple[Path, str], predictor: str, share: float, batch: int
 ) -> None:
     model, name = form
-    ids = ids_of(name, 45)
     options = LOW_RANK if predictor == "low-rank" else {"predictor": "sign"}
-    with session(model, share, max_batch=batch, **options) as local:
-        logits, masks_TLN = local.logits(ids)
-        states = {actor: local.segment.actor_state(actor) for actor in local.executors}
-    expected = OptOracle.load(model).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
-    assert 0.02 < masks_TLN.mean() < 1
-    np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
-    fired = states["gpu"].up_down_rows + states["cpu"].up_down_rows
-    wanted = (masks_TLN.transpose(1, 0, 2) & (expected.gates_LTN > 0)).sum()
-    assert abs(fired - wanted) <= max(3, 1e-3 * wanted)
+    oracle = OptOracle.load(model)
+    proposed = check_masked(model, oracle, ids_of(name, 45), share, max_batch=batch, **options)
+    assert 0.02 < proposed < 1
 
 
 @pytest.mark.parametrize("predictor", ["low-rank", "sign"])
 def test_batch_changes_no_bit(form: tuple[Path, str], predictor: str) -> None:
     model, name = form
-    ids, runs = ids_of(name, 37), []
-    for batch in (32, 3, 1):
-        with session(model, 0.5, max_batch=batch, predictor=predictor) as local:
-            runs.append(local.logits(ids)[0])
-    for other in runs[1:]:
-        np.testing.assert_array_equal(runs[0], other)
+    check_batches(model, ids_of(name, 37), (32, 3, 1), predictor=predictor)
 
 
 def test_lookahead_and_neurons_over_the_bus_change_what_is_masked_alone(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.gpu import Share, ids_of, session
+from support.gpu import Share, check_batches, check_gate_first, check_masked, ids_of, session
 from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
@@ -41,30 +41,19 @@ def tiny(request: pytest.FixtureRequest, plugin: Any, tmp_path_factory: Any) -> 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95, 1.0])
 @pytest.mark.parametrize("schedule", ["paper", "selective"])
 def test_logits_are_the_oracles_gate_first(tiny: Path, share: float, schedule: str) -> None:
-    ids = ids_of(tiny, 50)
-    expected = Oracle.load(tiny).forward(ids).logits_TV
-    with session(tiny, share, schedule=schedule) as local:
-        logits, _ = local.logits(ids)
-    np.testing.assert_allclose(logits, expected, atol=1e-3, rtol=0)
+    check_gate_first(tiny, Oracle.load(tiny), ids_of(tiny, 50), share, schedule=schedule)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95, 1.0])
 @pytest.mark.parametrize("batch", [32, 5, 1])
 def test_logits_are_the_masked_oracles(tiny: Path, share: float, batch: int) -> None:
-    ids = ids_of(tiny, 45)
     options: dict[str, Any] = {
         "predictor": "low-rank",
         "settings": {"predictor.rank": "6", "predictor.margin": "0.5"},
     }
-    with session(tiny, share, max_batch=batch, **options) as local:
-        logits, masks_TLN = local.logits(ids)
-        states = {actor: local.segment.actor_state(actor) for actor in local.executors}
-    expected = Oracle.load(tiny).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
-    assert 0.05 < masks_TLN.mean() < 0.95
-    np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
-    fired = states["gpu"].up_down_rows + states["cpu"].up_down_rows
-    wanted = (masks_TLN.transpose(1, 0, 2) & (expected.gates_LTN > 0)).sum()
-    assert abs(fired - wanted) <= max(3, 1e-3 * wanted)
+    oracle = Oracle.load(tiny)
+    proposed = check_masked(tiny, oracle, ids_of(tiny, 45), share, max_batch=batch, **options)
+    assert 0.05 < proposed < 0.95
 
 
 @pytest.mark.parametrize("predictor", ["exact", "low-rank"])
@@ -97,13 +86,7 @@ def test_bus_share_fetches_beside_any_schedule(tiny: Path) -> None:
 
 
 def test_batch_changes_no_bit(tiny: Path) -> None:
-    ids = ids_of(tiny, 37)
-    runs = []
-    for batch in (32, 8, 3, 1):
-        with session(tiny, 0.5, max_batch=batch, predictor="low-rank") as local:
-            runs.append(local.logits(ids)[0])
-    for other in runs[1:]:
-        np.testing.assert_array_equal(runs[0], other)
+    check_batches(tiny, ids_of(tiny, 37), (32, 8, 3, 1), predictor="low-rank")
 
 
 @pytest.mark.parametrize("predictor_dtype", [None, "int8"])
@@ -114,15 +97,8 @@ def test_batch_changes_no_bit_of_long_rows(
     """Long enough that threads of a block share a row's norm in more than one way."""
     model = TinyLlama(d=d, neurons=1500, heads=d // 64, kv_heads=1, dtype="float16", seed=d)
     write_llama(tmp_path / "long", model)
-    ids = ids_of(tmp_path / "long", 40)
     options: dict[str, Any] = {"predictor": "low-rank", "predictor_dtype": predictor_dtype}
-    runs = []
-    for batch in (32, 8, 2, 1):
-        with session(tmp_path / "long", 0.5, max_batch=batch, **options) as local:
-            runs.append(local.logits(ids))
-    for logits, masks_TLN in runs[1:]:
-        np.testing.assert_array_equal(masks_TLN, runs[0][1])
-        np.testing.assert_array_equal(logits, runs[0][0])
+    check_batches(tmp_path / "long", ids_of(tmp_path / "long", 40), (32, 8, 2, 1), **options)
 
 
 def test_a_pass_counts_to_the_last_neuron(plugin: Any, tmp_path: Path) -> None:

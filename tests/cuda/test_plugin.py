@@ -19,7 +19,9 @@ H100 = Gpu("H100", "90", 80 << 30, 0)
 def one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A GPU by word only, an empty cache, nothing set."""
     monkeypatch.setattr(nvml, "gpus", lambda: [H100])
-    for name in ("HOTCOLD_CUDA", "HOTCOLD_CUDA_PLUGIN", "HOTCOLD_CUDA_ARCH", "CUDA_HOME"):
+    for name in ("CUDA", "CUDA_PLUGIN", "CUDA_ARCH"):
+        monkeypatch.delenv(f"HOTCOLD_{name}", raising=False)
+    for name in ("CUDA_HOME", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOTCOLD_CACHE", str(tmp_path))
     return tmp_path
@@ -32,6 +34,52 @@ def compiler(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None
     binary.write_text(f"#!/bin/sh\n{script}\n")
     binary.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("shown", "index"),
+    [
+        (None, 0),
+        ("0", 0),
+        (" 1 ,0", 1),
+        ("1,7", 1),
+        ("GPU-b", 1),
+        ("GPU-a1", 0),
+        ("GPU-a", None),  # two begin with it
+        ("GPU-d", None),
+        ("MIG-c", 0),
+        ("", None),
+        ("-1", None),
+        ("-1,0", None),
+        ("3", None),
+        ("\u0663", None),
+        ("none", None),
+    ],
+)
+def test_a_gpu_is_hidden_as_cuda_hides_it(
+    monkeypatch: pytest.MonkeyPatch, shown: str | None, index: int | None
+) -> None:
+    found = [Gpu("H100", "90", 80 << 30, 5, uuid) for uuid in ("GPU-a1", "GPU-b2", "GPU-a3")]
+    monkeypatch.setattr(nvml, "gpus", lambda: found)
+    if shown is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert nvml.visible() is (None if index is None else found[index])
+    assert nvml.visible_index() == (index or 0)
+    assert nvml.used_bytes() == 5
+
+
+def test_hidden_gpus_leave_the_cpu_device(
+    one_gpu: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("HOTCOLD_CUDA", "auto")
+    assert cuda_plugin.find() is None
+    assert "CUDA_VISIBLE_DEVICES hides them" in caplog.text
+    monkeypatch.setenv("HOTCOLD_CUDA", "require")
+    with pytest.raises(BackendError, match="CUDA_VISIBLE_DEVICES hides them"):
+        cuda_plugin.find()
 
 
 def test_without_a_gpu_the_cpu_device_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

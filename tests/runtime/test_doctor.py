@@ -184,6 +184,16 @@ def test_a_gpu_and_its_tools(machine: Machine, monkeypatch: pytest.MonkeyPatch) 
     assert look(machine)["memlock"].mend.startswith("ulimit -l")
 
 
+def test_gpus_that_are_hidden(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(machine.root, {"dev/nvidiactl": ""})
+    program(machine.root, "nvidia-smi", "echo 'NVIDIA X1, 550.1, 8192 MiB'")
+    monkeypatch.setattr(gpu_probe, "_libcuda", lambda: gpu_probe.HIDDEN)
+    assert "reinstall the driver" in look(machine)["GPU"].mend
+    check = look(Machine(machine.root, {**machine.env, "CUDA_VISIBLE_DEVICES": "-1"}))["GPU"]
+    assert check.state == "warn" and "CUDA_VISIBLE_DEVICES=-1 hides all" in check.found
+    assert check.mend.startswith("unset CUDA_VISIBLE_DEVICES")
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [

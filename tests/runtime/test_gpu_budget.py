@@ -101,6 +101,16 @@ def test_on_a_gpu_the_predictor_actor_says_that_it_stands_by(
     assert role == "stands by: the GPU executor's graph runs predictor learned"
 
 
+def test_the_gpu_actor_says_what_it_reads_over_the_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTCOLD_CUDA", "off")
+    prepared = prepare_model(EngineConfig(predictor="exact"))
+    made = deploy(prepared, solve(prepared))
+    assert "over the bus" not in replace(made, gpu=CHOICE).roles["gpu"]
+    homes = {**made.plan.modules, "kv.0": "cpu0", "kv.1": "cpu0"}
+    plan = replace(made.plan, modules=homes)
+    assert replace(made, plan=plan, gpu=CHOICE).roles["gpu"].endswith("; over the bus: kv.0-1")
+
+
 MiB = 1 << 20
 
 

@@ -61,3 +61,44 @@ def session(model: Path, share: float | None = 0.5, **options: Any) -> LocalSess
 def ids_of(model: Path, count: int) -> list[int]:
     vocab = Oracle.load(model).tensors["model.embed_tokens.weight"].shape[0]
     return np.random.default_rng(0).integers(3, vocab, count).tolist()
+
+
+# ---- what every form of model promises, of an oracle that has its form --------------------------
+def check_gate_first(
+    model: Path, oracle: Oracle, ids: list[int], share: float, **options: Any
+) -> None:
+    """Without prediction: the dense model's logits."""
+    with session(model, share, **options) as local:
+        logits, _ = local.logits(ids)
+    np.testing.assert_allclose(logits, oracle.forward(ids).logits_TV, atol=1e-3, rtol=0)
+
+
+def check_masked(
+    model: Path, oracle: Oracle, ids: list[int], share: float, **options: Any
+) -> float:
+    """With it: those of the oracle masked by the proposals made, whose firing neurons are counted.
+
+    Returns:
+        Share of the neurons that were proposed.
+    """
+    with session(model, share, **options) as local:
+        logits, masks_TLN = local.logits(ids)
+        states = {actor: local.segment.actor_state(actor) for actor in local.executors}
+    masks_LTN = masks_TLN.transpose(1, 0, 2)
+    expected = oracle.forward(ids, masks_LTN=masks_LTN)
+    np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
+    fired = states["gpu"].up_down_rows + states["cpu"].up_down_rows
+    wanted = (masks_LTN & (expected.gates_LTN > 0)).sum()
+    assert abs(fired - wanted) <= max(3, 1e-3 * wanted)
+    return float(masks_TLN.mean())
+
+
+def check_batches(model: Path, ids: list[int], batches: tuple[int, ...], **options: Any) -> None:
+    """The largest batch of a pass changes no bit of proposals and logits."""
+    runs = []
+    for batch in batches:
+        with session(model, max_batch=batch, **options) as local:
+            runs.append(local.logits(ids))
+    for logits, masks_TLN in runs[1:]:
+        np.testing.assert_array_equal(masks_TLN, runs[0][1])
+        np.testing.assert_array_equal(logits, runs[0][0])
