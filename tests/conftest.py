@@ -1,4 +1,4 @@
-"""What every test shares: the built kernels, a cache of their own, marks, and the leak check."""
+"""What tests share: built kernels, a cache and a Ray of their own, marks, and the leak check."""
 
 import gc
 import importlib.util
@@ -35,6 +35,23 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hotcold-cache")
     os.environ["HOTCOLD_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def one_ray() -> Iterator[str]:
+    """One Ray for all tests of a run, as a user's notebook would have; engines join it.
+
+    Returns:
+        its address, for drivers in processes of their own.
+    """
+    import ray
+
+    from hotcold.actors.cluster import joined
+
+    os.environ["RAY_ADDRESS"] = "local"
+    with joined(None):
+        yield ray.get_runtime_context().gcs_address
+    assert not ray.is_initialized()
 
 
 @pytest.fixture(autouse=True)

@@ -88,7 +88,8 @@ def workplace(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("block", runnable())
-def test_a_block_runs(block: Block, workplace: Path) -> None:
+def test_a_block_runs(block: Block, workplace: Path, request: pytest.FixtureRequest) -> None:
+    address = request.getfixturevalue("one_ray") if "ray" in block.marks else "local"
     if block.language == "python":
         (workplace / "block.py").write_text(block.code)
         command = [sys.executable, "block.py"]
@@ -97,7 +98,11 @@ def test_a_block_runs(block: Block, workplace: Path) -> None:
     done = subprocess.run(
         command,
         cwd=workplace,
-        env={**os.environ, "PATH": f"{workplace / 'bin'}:{os.environ['PATH']}"},
+        env={
+            **os.environ,
+            "PATH": f"{workplace / 'bin'}:{os.environ['PATH']}",
+            "RAY_ADDRESS": address,
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

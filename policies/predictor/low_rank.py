@@ -27,7 +27,6 @@ over the dense model's; read: feed-forward weights read a layer, gate-first; exa
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -36,6 +35,7 @@ import numpy.typing as npt
 import torch
 
 from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.lone_pool import lone_pool
 from hotcold.runtime.predictor import F32, F64, ModelView, PredictorLayer
 from hotcold.runtime.profile import ActivationProfile
 
@@ -147,13 +147,8 @@ class LowRank:
 
 def each_layer(n_layers: int, work: Callable[[int], Made]) -> list[Made]:
     """What work makes of every layer: side by side, each layer's sums on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(min(n_layers, os.cpu_count() or 1, 8)) as pool:
-            return list(pool.map(work, range(n_layers)))
-    finally:
-        torch.set_num_threads(threads)
+    with lone_pool(min(n_layers, os.cpu_count() or 1, 8)) as pool:
+        return list(pool.map(work, range(n_layers)))
 
 
 def components(gram_DD: torch.Tensor, rank: int, exact: bool = True) -> torch.Tensor:

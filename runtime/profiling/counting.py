@@ -11,7 +11,6 @@ N neurons, S = ceil(N / 8) bytes of packed bits.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,8 +20,8 @@ from numpy.typing import NDArray
 from hotcold.runtime import memory
 from hotcold.runtime.errors import CheckpointError
 from hotcold.runtime.formats.bundle import Bundle
+from hotcold.runtime.lone_pool import lone_pool
 from hotcold.runtime.profiling.tally import Tally
-from hotcold.runtime.training.capture import lone_threads
 from hotcold.runtime.training.dense import DenseModel
 
 Tensor = torch.Tensor
@@ -76,8 +75,7 @@ def count_unit(
         with torch.inference_mode():
             batch.h_RD = model.embedded(batch.ids_BT)
 
-    # One switch of torch's own threads for all: it is a setting of the process.
-    with lone_threads(), ThreadPoolExecutor(workers) as pool:
+    with lone_pool(workers) as pool:
         list(pool.map(start, batches))
         for layer in range(spec.n_layers):
             model.layers[layer]  # streamed ones are read once, not by every worker  # noqa: B018

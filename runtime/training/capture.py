@@ -7,9 +7,7 @@ not stored: it is one product with the gate rows away.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hotcold.runtime.lone_pool import lone_pool
 from hotcold.runtime.training.dense import DenseModel, token_batches
 
 HEADER = "capture.json"
 Report = Callable[[int, float], None]
-
-
-@contextmanager
-def lone_threads(precision: str = "highest") -> Iterator[None]:
-    """Torch operations on one thread each: this package runs whole layers and batches side by side.
-
-    Measured on two shared cores: one thread an operation is 1.7 times as fast as two, because each
-    of thousands of small operations waits for the slower of its threads.
-
-    Args:
-        precision: of float32 products; "medium" lets CPUs with bfloat16 units use them.
-    """
-    threads, before = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(1)
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(before)
 
 
 def capture_inputs(
@@ -83,7 +62,7 @@ def capture_inputs(
         with torch.inference_mode():
             model.hidden(batches[index][0], visit=keep)
 
-    with lone_threads(), ThreadPoolExecutor(workers) as pool:
+    with lone_pool(workers) as pool:
         step = max(1, 4 * workers)
         for at in range(int(header["done"]), len(batches), step):
             list(pool.map(run, range(at, min(at + step, len(batches)))))

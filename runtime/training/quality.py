@@ -9,7 +9,6 @@ Axes: R rows (tokens), D d_model, N neurons, L layers.
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from hotcold.runtime.audit import PredictionAudit
 from hotcold.runtime.formats.predictors import Calibration, OperatingPoint
-from hotcold.runtime.training.capture import lone_threads
+from hotcold.runtime.lone_pool import lone_pool
 from hotcold.runtime.training.dense import DenseModel, token_batches
 from hotcold.runtime.training.fit import Fitted
 
@@ -72,7 +71,7 @@ def calibrate(
     batches = [ids for ids, _ in token_batches(windows, 2048)]
     recalls = sorted({*RECALLS, recall})
     result: list[Calibration] = []
-    with torch.inference_mode(), lone_threads(), ThreadPoolExecutor(workers) as pool:
+    with torch.inference_mode(), lone_pool(workers) as pool:
         states = list(pool.map(model.embedded, batches))
         inputs: list[list[Tensor]] = []
         for index, fitted in enumerate(layers):
@@ -116,7 +115,7 @@ def dense_perplexity(
         with torch.inference_mode():
             return loss_sum(model, ids_BT)
 
-    with lone_threads(), ThreadPoolExecutor(workers) as pool:
+    with lone_pool(workers) as pool:
         total = sum(pool.map(run, batches))
     predicted = sum(ids.shape[0] * (ids.shape[1] - 1) for ids in batches)
     return math.exp(total / max(1, predicted))
@@ -184,7 +183,7 @@ def measure(
             own = loss_sum(model, ids_BT, propose)
             return audits, losses, own, loss_sum(model, ids_BT)
 
-    with lone_threads(), ThreadPoolExecutor(workers) as pool:
+    with lone_pool(workers) as pool:
         results = list(pool.map(run, batches))
     tokens = sum(ids.numel() for ids in batches)
     predicted = sum(ids.shape[0] * (ids.shape[1] - 1) for ids in batches)

@@ -12,7 +12,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,9 +26,10 @@ from safetensors.torch import save_file
 from hotcold.runtime.errors import CheckpointError, ConfigError
 from hotcold.runtime.formats.bundle import Bundle
 from hotcold.runtime.formats.predictors import FILE_NAME, Calibration, save_predictors
+from hotcold.runtime.lone_pool import lone_pool
 from hotcold.runtime.predictor import PredictorLayer
 from hotcold.runtime.profile import ActivationProfile
-from hotcold.runtime.training.capture import capture_inputs, lone_threads
+from hotcold.runtime.training.capture import capture_inputs
 from hotcold.runtime.training.dense import DenseModel
 from hotcold.runtime.training.fit import FitSettings, Fitted, density_at, fit_layer
 from hotcold.runtime.training.quality import (
@@ -204,7 +204,7 @@ class _Job:
             starts = start_widths(spec, self.profile, min(s.start, s.share))
             limits = start_widths(spec, self.profile, s.share)
         goals = density_goals(self.profile, s.density)
-        with lone_threads("medium"), ThreadPoolExecutor(s.workers) as pool:
+        with lone_pool(s.workers, "medium") as pool:
             return list(
                 pool.map(
                     lambda i: self._layer(i, starts[i], limits[i], goals[i], say),

@@ -1,23 +1,9 @@
-"""One Ray for all tests of a run, as a user's notebook would have; engines join it."""
+"""A model small enough to launch in a blink."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.models import TinyLlama, write_llama
-
-
-@pytest.fixture(scope="session")
-def one_ray() -> Iterator[None]:
-    import ray
-
-    from hotcold.actors.cluster import joined
-
-    os.environ["RAY_ADDRESS"] = "local"
-    with joined(None):
-        yield
-    assert not ray.is_initialized()
 
 
 @pytest.fixture(scope="session")

@@ -20,23 +20,29 @@ COMMAND = [sys.executable, "-m", "hotcold.runtime.cli.main", "generate", "Once u
 SLOW = {**os.environ, "RAY_ADDRESS": "local", "HOTCOLD_CPU": "ref"}
 
 
-def start(*more: str) -> "subprocess.Popen[str]":
+def start(*more: str, env: dict[str, str] = SLOW) -> "subprocess.Popen[str]":
     command = [*COMMAND, "--context", "1024", "--max-tokens", "1000", "--ignore-eos", *more]
     return subprocess.Popen(
-        command, env=SLOW, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
-def actor_pid(command: int, name: str) -> int:
-    """Pid of the actor of a class among a command's descendants."""
-    for pid in descendants(command):
+def environment(own_ray: bool, one_ray: str) -> dict[str, str]:
+    """Of a command that starts a Ray, which takes the longest of it, or joins the tests' own."""
+    joining = {"HOTCOLD_CPU": "ref", "RAY_ADDRESS": one_ray}  # and what Ray put there to be joined
+    return SLOW if own_ray else {**os.environ, **joining}
+
+
+def actor_pid(ray_of: int, name: str) -> int:
+    """Pid of the actor of a class among the descendants of who started its Ray."""
+    for pid in descendants(ray_of):
         try:
             line = Path(f"/proc/{pid}/cmdline").read_text()
         except OSError:
             continue
         if line.startswith(f"ray::{name}"):
             return pid
-    raise AssertionError(f"no {name} among the processes of {command}")
+    raise AssertionError(f"no {name} among the processes of {ray_of}")
 
 
 def running(pid: int) -> bool:
@@ -53,10 +59,11 @@ def wait_for_text(process: "subprocess.Popen[str]") -> None:
     assert first, process.communicate()[1]
 
 
-def test_json_is_the_last_line_and_every_actor_worked() -> None:
+def test_json_is_the_last_line_and_every_actor_worked(one_ray: str) -> None:
     command = [*COMMAND, "--max-tokens", "12", "--predictor", "exact", "--json"]
+    env = environment(own_ray=False, one_ray=one_ray)
     done = subprocess.run(
-        command, env=SLOW, capture_output=True, text=True, timeout=120, check=False
+        command, env=env, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -78,11 +85,11 @@ def test_json_is_the_last_line_and_every_actor_worked() -> None:
 @pytest.mark.parametrize(
     ("actor", "name"), [("gpu", "GpuExecutor"), ("cpu", "CpuExecutor"), ("predictor", "Predictor")]
 )
-def test_a_killed_actor_ends_the_command_with_its_name(actor: str, name: str) -> None:
-    process = start("--restarts", "0")
+def test_a_killed_actor_ends_the_command_with_its_name(actor: str, name: str, one_ray: str) -> None:
+    process = start("--restarts", "0", env=environment(own_ray=False, one_ray=one_ray))
     try:
         wait_for_text(process)
-        os.kill(actor_pid(process.pid, name), signal.SIGKILL)
+        os.kill(actor_pid(os.getpid(), name), signal.SIGKILL)
         began = time.monotonic()
         while time.monotonic() - began < 2.0 and process.poll() is None:
             time.sleep(0.01)
@@ -95,12 +102,17 @@ def test_a_killed_actor_ends_the_command_with_its_name(actor: str, name: str) ->
     assert "Traceback" not in errors
 
 
+@pytest.fixture(scope="module")
+def undisturbed() -> str:
+    """What 150 tokens are where nothing is lost."""
+    text, errors = start("--max-tokens", "150").communicate(timeout=120)
+    assert text, errors
+    return text
+
+
 @pytest.mark.slow
-def test_a_killed_actor_does_not_show_in_the_text() -> None:
-    more = ["--context", "512", "--max-tokens", "300"]
-    undisturbed = start(*more)
-    expected, _ = undisturbed.communicate(timeout=120)
-    process = start(*more)
+def test_a_killed_actor_does_not_show_in_the_text(undisturbed: str) -> None:
+    process = start("--max-tokens", "150")
     try:
         assert process.stdout is not None
         first = os.read(process.stdout.fileno(), 200).decode()
@@ -109,15 +121,13 @@ def test_a_killed_actor_does_not_show_in_the_text() -> None:
     finally:
         process.kill()
     assert process.returncode == 0, errors
-    assert first + rest == expected
+    assert first + rest == undisturbed
     assert "recovered from the loss of the cpu actor (died) in" in errors
     assert "s to notice" in errors and "s to the next token" in errors
 
 
 @pytest.mark.slow
-def test_the_fourth_loss_ends_the_command_with_its_text_so_far() -> None:
-    undisturbed = start("--max-tokens", "100")
-    expected, _ = undisturbed.communicate(timeout=120)
+def test_the_fourth_loss_ends_the_command_with_its_text_so_far(undisturbed: str) -> None:
     process = start()
     try:
         assert process.stdout is not None
@@ -132,9 +142,9 @@ def test_the_fourth_loss_ends_the_command_with_its_text_so_far() -> None:
         process.kill()
     text = shown.decode() + rest
     assert process.returncode == 1
-    both = min(len(text), len(expected)) - 1  # without the line end
+    both = min(len(text), len(undisturbed)) - 1  # without the line end
     assert text.endswith("\n") and both > 10
-    assert text[:both] == expected[:both]
+    assert text[:both] == undisturbed[:both]
     assert errors.strip().splitlines()[-1].startswith("hotcold: error: the cpu actor died")
     assert "Traceback" not in errors
 
@@ -173,8 +183,12 @@ def test_nothing_outlives_a_killed_driver() -> None:
     process.communicate(timeout=20)
 
 
-@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "1 / 0"])
-def test_a_script_that_forgets_to_close_leaves_nothing(end: str) -> None:
+@pytest.mark.parametrize(
+    ("end", "own_ray"), [("", True), ("raise SystemExit(3)", False), ("1 / 0", False)]
+)
+def test_a_script_that_forgets_to_close_leaves_nothing(
+    end: str, own_ray: bool, one_ray: str
+) -> None:
     script = (
         "from hotcold.actors import Engine\n"
         "engine = Engine.launch()\n"
@@ -182,7 +196,7 @@ def test_a_script_that_forgets_to_close_leaves_nothing(end: str) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env=SLOW,
+        env=environment(own_ray, one_ray),
         capture_output=True,
         text=True,
         timeout=120,
@@ -211,9 +225,13 @@ def test_a_signal_to_the_whole_group_ends_the_command_too() -> None:
     assert process.returncode != 143 or said.splitlines()[-1] == "hotcold: terminated"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_command(number: signal.Signals, code: int) -> None:
-    process = start()
+@pytest.mark.parametrize(
+    ("number", "code", "own_ray"), [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)]
+)
+def test_a_signal_ends_the_command(
+    number: signal.Signals, code: int, own_ray: bool, one_ray: str
+) -> None:
+    process = start(env=environment(own_ray, one_ray))
     try:
         wait_for_text(process)
         process.send_signal(number)
@@ -224,8 +242,8 @@ def test_a_signal_ends_the_command(number: signal.Signals, code: int) -> None:
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("moment", ["generating", "closing"])
-def test_closed_by_a_signal_handler(moment: str) -> None:
+@pytest.mark.parametrize(("moment", "own_ray"), [("generating", False), ("closing", True)])
+def test_closed_by_a_signal_handler(moment: str, own_ray: bool, one_ray: str) -> None:
     script = (
         "import signal, sys\n"
         "from hotcold.actors import Engine\n"
@@ -246,13 +264,28 @@ def test_closed_by_a_signal_handler(moment: str) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env=SLOW,
+        env=environment(own_ray, one_ray),
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout) == (7, "closed\n"), done.stderr
+
+
+def test_a_hundred_thousand_characters_are_refused(one_ray: str) -> None:
+    done = subprocess.run(
+        [*COMMAND[:-1], "caf\u00e9 " * 20_000],
+        env=environment(own_ray=False, one_ray=one_ray),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("hotcold: error: the prompt has ") and "context holds 512" in last
 
 
 def test_input_that_cannot_be_used_starts_nothing(tmp_path: Path) -> None:

@@ -108,8 +108,9 @@ def test_a_killed_actor_is_named_within_two_seconds(victim: str, transport: str)
         assert caught.value.actor == victim
         assert time.monotonic() - began < 2.0
     assert not any(alive(pid) for pid in pids.values())
-    with Engine.launch() as engine:  # another one works after that
-        assert len(list(engine.generate(PROMPT, max_tokens=5))) == 5
+    if victim == "predictor":  # another one works after that; after the others, the next case's
+        with Engine.launch() as engine:
+            assert len(list(engine.generate(PROMPT, max_tokens=5))) == 5
 
 
 def test_control_calls_are_answered_while_tokens_run() -> None:

@@ -54,7 +54,7 @@ BAD = {
 
 
 @pytest.fixture(scope="module")
-def engine(one_ray: None) -> Iterator[Engine]:
+def engine(one_ray: str) -> Iterator[Engine]:
     before = left_behind()
     with Engine.launch(vram=VRAM, predictor="exact", context=1024, name="replanned") as running:
         yield running

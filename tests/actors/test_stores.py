@@ -36,7 +36,7 @@ def memory(engine: Engine) -> int:
 
 
 @pytest.fixture(scope="module")
-def expected(one_ray: None) -> list[int]:
+def expected(one_ray: str) -> list[int]:
     with Engine.launch(store="file") as engine:
         return ids(engine)
 
