@@ -152,8 +152,8 @@ def members(
 ) -> NDArray[np.bool_]:
     """Which rows of W x (arguments as of gemv) reach the threshold, [B, R]."""
     batch, rows = len(x_BD), len(w_RD)
-    words = np.zeros(rows, np.uint32)
-    a = _gemv_args(w_RD, dtype, x_BD, np.zeros((batch, rows), np.float32), bias_R)
+    words, y_BR = np.zeros(rows, np.uint32), np.zeros((batch, rows), np.float32)
+    a = _gemv_args(w_RD, dtype, x_BD, y_BR, bias_R)
     more: dict[str, Any] = {} if scale_R is None else {"scale_R": scale_R}
     more["members_R"] = pointer(words, "uint32_t *")
     _operate(plugin, "gemv", a, 0, threshold=threshold, **more)

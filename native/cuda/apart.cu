@@ -41,7 +41,7 @@ void PredictorProcess::start() {
                                  std::to_string(device_.vram_bytes) + "; raise --vram");
     open_mailbox();
     check(cudaMalloc(&memory_, bytes_), "allocating " + std::to_string(bytes_) + " bytes");
-    check(cudaMemset(memory_, 0, bytes_), "GPU memory");
+    clear(memory_, bytes_);
     char *mapped = nullptr;
     if (pinned_)
         pin(&parts_, &mapped, pinned_);

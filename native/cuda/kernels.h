@@ -237,6 +237,16 @@ inline void check(cudaError_t error, const char *what) { // no string is made wh
 }
 void check_host(cudaError_t error, int64_t bytes); // of an allocation of pinned host memory
 
+// What the default stream was given is done: copies and fills there return early, and our streams do
+// not wait for it. On a GPU that others use, weights were overtaken by the zeros meant to precede them.
+inline void settle() {
+    check(cudaStreamSynchronize(nullptr), "GPU memory");
+}
+inline void clear(void *at, int64_t bytes) {
+    check(cudaMemset(at, 0, bytes), "GPU memory");
+    settle();
+}
+
 // Whether the code waits for its forerunners by itself: below compute capability 9.0 wait_prior()
 // (common.cuh) compiles to nothing, also where a newer GPU compiles it from the plug-in's PTX.
 constexpr bool waits_itself() {

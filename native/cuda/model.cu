@@ -42,7 +42,7 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
     try {
         if (device.apart) {
             check(cudaMalloc(&shared_, shared), "allocating " + std::to_string(shared) + " bytes");
-            check(cudaMemset(shared_, 0, shared), "GPU memory");
+            clear(shared_, shared);
             lay_out_mailbox(shared_, m, bucket, ahead, mailbox);
         }
         allocate(own);
@@ -65,7 +65,7 @@ Model::~Model() {
 
 void Model::allocate(int64_t size) {
     check(cudaMalloc(&memory_, size), "allocating " + std::to_string(size) + " bytes");
-    check(cudaMemset(memory_, 0, size), "GPU memory");
+    clear(memory_, size);
     void *mapped = nullptr;
     if (pinned) {
         check_host(cudaHostAlloc(reinterpret_cast<void **>(&parts_), pinned, cudaHostAllocMapped),

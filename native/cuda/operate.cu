@@ -5,6 +5,7 @@
 #include "rates.h"
 
 #include <cstring>
+#include <numeric>
 
 namespace hotcold {
 namespace {
@@ -143,11 +144,9 @@ void operate_ffn(const hc_device_op &op) {
     };
     run(op, scratch, launch, body, [&] {
         fetch(a.y_BD, h, a.batch * a.d * 4);
-        std::vector<int32_t> fired(4 * S);
+        std::vector<int32_t> fired((bucket + 7) / 8 * S); // others were not written
         fetch(fired.data(), f.fired_C, fired.size() * 4);
-        a.up_down_rows = 0;
-        for (int i = 0; i < (bucket + 7) / 8 * S; i++)
-            a.up_down_rows += fired[i];
+        a.up_down_rows = std::accumulate(fired.begin(), fired.end(), int64_t{0});
     });
 }
 

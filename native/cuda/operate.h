@@ -26,7 +26,7 @@ class Scratch { // device memory that goes with the scope
     }
     template <class T> T *zeros(int64_t count) {
         T *made = make<T>(count);
-        check(cudaMemset(made, 0, count * sizeof(T)), "GPU memory");
+        clear(made, count * sizeof(T));
         return made;
     }
     // Of no content that is read and ignored, which a tool would report.

@@ -89,6 +89,7 @@ void Scratch::deliver(const Launch &launch) {
         a.from[a.n] = static_cast<const uint32_t *>(part.from);
         a.words[a.n++] = part.bytes / 4;
     }
+    settle();
     enqueue<Late>(late_kernel, dim3(BLOCKS), THREADS, 0, launch, a);
 }
 

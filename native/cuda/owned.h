@@ -76,10 +76,12 @@ template <class T> class DeviceMemory { // zeroed
     explicit DeviceMemory(int64_t count) {
         const int64_t size = count * static_cast<int64_t>(sizeof(T));
         check(cudaMalloc(reinterpret_cast<void **>(&at_), size), "GPU memory");
-        const cudaError_t error = cudaMemset(at_, 0, size);
-        if (error != cudaSuccess)
+        try {
+            clear(at_, size);
+        } catch (...) {
             cudaFree(at_);
-        check(error, "GPU memory");
+            throw;
+        }
     }
     ~DeviceMemory() {
         cudaFree(at_);

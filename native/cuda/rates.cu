@@ -156,6 +156,7 @@ void rate_of_exchange(const hc_device_op &op) {
     state.batch = 1;
     for (int i = 0; i < 2; i++)
         check(cudaMemcpy(passes.get() + i, &state, sizeof state, cudaMemcpyHostToDevice), "pass");
+    settle();
     Ends ends = {
         passes.get(), rows.get(),     rows.get() + d, rows.get() + 2 * d, x.mapped(), y.mapped(),
         nullptr,      abort.mapped(), relay.get(),    skipped.get(),      d};

@@ -126,6 +126,7 @@ def test_the_passes_oracle_is_the_models(monkeypatch: pytest.MonkeyPatch) -> Non
 # ---- without one ---------------------------------------------------------------------------------
 def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvml, "gpus", list)
+    monkeypatch.setenv("HOTCOLD_CUDA", "auto")
     with pytest.raises(BackendError, match="holds CUDA kernels and there is no GPU"):
         prepare_kernels(str(EXAMPLE))
     with pytest.raises(ConfigError, match="there is no kernel file"):
