@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from support.command import Run, only_line
 from support.fake_engine import FakeEngine
+from support.problems import tiny_problem
 
+from hotcold.policies.run import place
 from hotcold.runtime import deployment
-from hotcold.runtime.cli import cases, subjects
+from hotcold.runtime.cli import cases, solving, subjects
 from hotcold.runtime.cli.cases import Case, make_cases
 from hotcold.runtime.cli.options import EngineOptions
 from hotcold.runtime.cli.solving import solve_all
@@ -315,3 +318,18 @@ def test_the_planted_model_is_drawn_once_and_has_the_papers_skew(
         for one in (embedded, planted)
     ]
     assert shares[0] == pytest.approx(shares[1], abs=0.01) and 0.1 < shares[0] < 0.9
+
+
+def test_an_interruption_does_not_wait_for_a_policy(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import time\n\n\nclass Mine:\n    place = lambda *_: time.sleep(600)\n")
+
+    def call(name: str) -> object:
+        if name == "interrupted":
+            raise KeyboardInterrupt
+        return place(name, tiny_problem(), timeout_s=600)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        solving._several(call, ["interrupted", f"{file}:Mine", f"{file}:Mine"])
+    assert time.monotonic() - began < 60
