@@ -212,7 +212,7 @@ def make_plan(
         PolicyError: the placement breaks a rule; the message blames policy_name.
     """
     check_placement(problem, placement, policy_name)
-    notes = [placement.note]
+    notes = [_printable(placement.note)]
     if not problem.profiled:
         notes.append("no activation profile: every neuron counts as equally active")
     modules = {module.name: str(placement.modules[module.name]) for module in problem.modules}
@@ -237,6 +237,11 @@ def make_plan(
         devices=problem.devices,
         figures={str(name): float(value) for name, value in placement.figures.items()},
     )
+
+
+def _printable(text: str) -> str:
+    """A foreign text without what a terminal would obey; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def _compact(names: list[str]) -> str:

@@ -29,9 +29,10 @@ PREDICTOR_HELP = (
 
 @dataclass
 class State:
-    """What the whole command line shares: whether a failure shows its traceback."""
+    """What the whole command line shares: whether a failure shows its traceback, what was typed."""
 
     debug: bool = False
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
