@@ -12,7 +12,9 @@ knapsack. It is small enough for dynamic programming once hopeless choices are o
   than what is between the bound and the best known placement is in no better placement;
 - memory is counted in units, each choice rounded down, so that the table's value is a bound.
 
-Used by the policy `ilp`. Shape suffixes: L layers, K steps of a layer, S units of memory, B a block of them.
+Used by the policy `ilp`.
+
+Shape suffixes: L layers, K steps of a layer, S units of memory, B a block of them.
 """
 
 from dataclasses import dataclass

@@ -94,8 +94,9 @@ def _empty(rows: Sequence[Row]) -> list[str]:
     """Why some cases have no neuron on the GPU, in their policies' words."""
     found = []
     for row in rows:
-        run, remark = row.run, row.run["note"].partition("\n")[0]
-        if remark and not (row.ready.plan.device_LN == 0).any():
+        run, plan = row.run, row.ready.plan
+        remark = plan.remark.replace("\n", "; ")
+        if remark and not (plan.device_LN == 0).any():
             case = f"{run['policy']} on {run['model']}, {_budget(run['vram'])}"
             found.append(f"{case}: no neuron on the GPU: {remark}.")
     return list(dict.fromkeys(found))
