@@ -12,7 +12,6 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hotcold.policies.blame import PluginTraceback, traceback_text
 from hotcold.policies.settings import Setting
@@ -24,7 +23,7 @@ from hotcold.runtime.plan import Plan
 from hotcold.runtime.problem import Module, Placement, Problem
 from hotcold.runtime.schedule import Schedule
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, Any]  # numpy arrays by name
 Header = dict[str, Any]
 
 _PROBLEM_ARRAYS = ("activations_LN", "neuron_bytes_L", "predictor_density_L")
