@@ -91,7 +91,7 @@ class Ilp:
         return Placement(
             place_prefixes(problem, order_LN, count_L),
             modules,
-            note=f"{_closed(count_L, least_L)}; gap {gap:.4%}{remark}",
+            note=f"{_closed(count_L, least_L, problem.shape[1])}; gap {gap:.4%}{remark}",
             figures={"objective": objective, "bound": bound, "gap": gap},
         )
 
@@ -106,14 +106,16 @@ class Ilp:
         return least_L, ""
 
 
-def _closed(count_L: I64, least_L: I64) -> str:
+def _closed(count_L: I64, least_L: I64, neurons: int) -> str:
     """How many layers have no neuron on the GPU, and how many they would need to have (C_l)."""
     closed_L = (count_L == 0) & (least_L > 0)
     text = f"{int(closed_L.sum())} layers without a neuron on the GPU"
     if not closed_L.any():
         return text
-    least, most = int(least_L[closed_L].min()), int(least_L[closed_L].max())
-    return f"{text}, where {least:,}{'' if least == most else f' to {most:,}'} would be the fewest"
+    least = int(least_L[closed_L].min())
+    if least > neurons:
+        return f"{text}, where more than all {neurons:,} would have to be"
+    return f"{text}, where at least {least:,} would have to be"
 
 
 def least_neurons(problem: Problem, sparse: bool = False) -> I64 | None:
