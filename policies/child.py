@@ -108,7 +108,9 @@ def stop_children() -> None:
 def _ask(kind: str, spec: str, question: bytes, limit: int, timeout_s: float) -> Any:
     """Start a child with a question, and return what it answers, not yet checked."""
     if not (math.isfinite(timeout_s) and timeout_s > 0):
-        raise ConfigError(f"the policy timeout is {timeout_s} s; it must be a finite number above 0")
+        raise ConfigError(
+            f"the policy timeout is {timeout_s} s; it must be a finite number above 0"
+        )
     request = os.memfd_create("hotcold-request")
     reply = os.memfd_create("hotcold-reply")
     try:

@@ -150,7 +150,7 @@ def each_layer(n_layers: int, work: Callable[[int], Made]) -> list[Made]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # In every thread: OpenMP counts a thread's own, and sums of two threads differ in last bits.
+        # In every thread, for the count is a thread's own; sums by two differ in their last bits.
         workers = min(n_layers, os.cpu_count() or 1, 8)
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(work, range(n_layers)))
