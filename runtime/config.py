@@ -102,7 +102,9 @@ class EngineConfig:
         if not 0.1 <= self.stuck_s <= 3600:
             raise ConfigError(f"stuck_s {self.stuck_s} is outside 0.1..3600 seconds")
         if not (math.isfinite(self.policy_timeout) and self.policy_timeout > 0):
-            raise ConfigError(f"policy_timeout is {self.policy_timeout} s; it must be a finite number above 0")
+            raise ConfigError(
+                f"policy_timeout is {self.policy_timeout} s; it must be a finite number above 0"
+            )
         if self.transport not in TRANSPORTS:
             raise ConfigError(
                 f"transport {self.transport!r} is unknown; choose from {', '.join(TRANSPORTS)}"
