@@ -9,7 +9,7 @@ import itertools
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from hotcold.actors.client import Client
 from hotcold.actors.stats import EngineStats
 from hotcold.actors.supervisor import Recovery, Supervisor
 from hotcold.actors.trio import Trio
-from hotcold.policies.child import TIMEOUT_S
 from hotcold.policies.run import policy_name
 from hotcold.runtime.config import DEFAULT_RESTARTS, EngineConfig, Sampling
 from hotcold.runtime.deployment import deploy, load_plan, solve
@@ -263,7 +262,7 @@ class Engine:
         *,
         plan: str | os.PathLike[str] | None = None,
         vram: str | int | None = None,
-        timeout_s: float = TIMEOUT_S,
+        timeout_s: float | None = None,
     ) -> None:
         """Place and schedule anew; the actors and their weights stay.
 
@@ -275,7 +274,8 @@ class Engine:
             policy: placement policy; None: the plan stays as it is.
             schedule: schedule policy; None: that of the last plan.
             plan: folder of a saved plan, instead of a policy.
-            timeout_s: seconds a policy given by name or file may take.
+            timeout_s: seconds that a policy or schedule given by name or file may take; None: the
+                engine's `policy_timeout`.
             vram: another budget of the GPU executor, from here on; takes a policy that places
                 under it.
 
@@ -293,14 +293,17 @@ class Engine:
         if vram is not None and policy is None:
             raise ConfigError("replan(vram=...) needs a policy that places under the new budget")
         prepared = self._prepared if vram is None else with_budget(self._prepared, vram)
+        asked = prepared
+        if timeout_s is not None:
+            asked = replace(prepared, config=replace(prepared.config, policy_timeout=timeout_s))
         chosen = now.plan
         if plan is not None:
             chosen = load_plan(prepared, plan)
         elif policy is not None:
-            chosen = solve(prepared, policy, timeout_s)
+            chosen = solve(asked, policy)
         kept = self._schedule if policy_name(self._schedule) == now.schedule else now.schedule
         wanted = kept if schedule is None else schedule
-        self._client.load(deploy(prepared, chosen, wanted))
+        self._client.load(deploy(asked, chosen, wanted))
         self._prepared, self._schedule = prepared, wanted
 
     def close(self) -> None:

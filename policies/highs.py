@@ -75,4 +75,4 @@ def highs_optimum(items: Items) -> float:
     )
     if not result.success:
         raise PolicyError(f"policy 'ilp': HiGHS did not finish: {result.message}")
-    return float(-result.fun)
+    return max(0.0, float(-result.fun))  # which is -0.0 where nothing fits

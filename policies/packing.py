@@ -12,7 +12,9 @@ knapsack. It is small enough for dynamic programming once hopeless choices are o
   than what is between the bound and the best known placement is in no better placement;
 - memory is counted in units, each choice rounded down, so that the table's value is a bound.
 
-Used by the policy `ilp`. Shape suffixes: L layers, K steps of a layer, S units of memory.
+Used by the policy `ilp`.
+
+Shape suffixes: L layers, K steps of a layer, S units of memory, B a block of them.
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,9 @@ from numpy.typing import NDArray
 from hotcold.policies.prefixes import F64, I64, Items, complete, relax
 
 STEP = 16
-_CELLS = 2 * 10**8  # of the table, about half a second
+_CELLS = 2 * 10**8  # of the table, about a quarter of a second
+_CHOICES = 2 * 10**4  # rows of the table, for what each costs whatever its length
+_BLOCK = 2**14  # units of memory that are looked at together
 _ROUNDS = 3  # each knows a better placement, so fewer choices are left and units are smaller
 
 
@@ -110,31 +114,61 @@ def _table(steps: Steps, items: Items, best: float) -> tuple[I64 | None, float] 
     )
     fits_LK1[:, 0] = True
     keep_LK1 = fits_LK1 & (most_L1 - gain_LK1 <= max(bound - best, 0.0) * (1 + 1e-9))
-    unit = max(1, -(-int(keep_LK1.sum()) * room // _CELLS))
     choices = [np.flatnonzero(keep_K1) for keep_K1 in keep_LK1]
     if not all(len(k) for k in choices):
         return None, best  # some layer has nothing left that could be better than what is known
+    unit = _unit([steps.edge_LK1[layer, kept] for layer, kept in enumerate(choices)], room)
     slots = (room + STEP) // unit
     value_S, picks = np.zeros(slots + 1), []
     for layer, kept in enumerate(choices):
-        value_S, pick_S = _add_layer(
-            value_S, kept, steps.edge_LK1[layer, kept] // unit, steps.items.value_LK1[layer, kept]
-        )
+        units, values = steps.edge_LK1[layer, kept] // unit, steps.items.value_LK1[layer, kept]
+        rows = _best_of_equals(units, values)
+        value_S, pick_S = _add_layer(value_S, kept[rows], units[rows], values[rows])
         picks.append(pick_S)
     return _read(steps, items, picks, unit, slots), float(value_S[slots])
 
 
+def _unit(edges: list[I64], room: int) -> int:
+    """Neurons of a unit of memory: as few as the table's size allows, a power of two."""
+    unit = 1
+    while True:
+        rows = sum(1 + int(np.count_nonzero(np.diff(edge_K // unit))) for edge_K in edges)
+        if (rows <= _CHOICES and rows * (room // unit) <= _CELLS) or unit > room:
+            return unit
+        unit *= 2
+
+
+def _best_of_equals(units: I64, values: F64) -> I64:
+    """Of the choices that take as many units the one worth most, the smallest of equals.
+
+    Args:
+        units: of each choice, rising.
+        values: likewise.
+    """
+    last = np.flatnonzero(np.append(np.diff(units) > 0, True))
+    first = np.append(0, last[:-1] + 1)
+    rows: I64 = np.maximum(np.searchsorted(values, values[last]), first)
+    return rows
+
+
 def _add_layer(value_S: F64, kept: I64, units: I64, values: F64) -> tuple[F64, NDArray[np.int32]]:
     """The table with one layer more: best value by memory, and the choice that makes it."""
-    next_S = np.full(len(value_S), -np.inf)
-    pick_S = np.zeros(len(value_S), np.int32)
-    for k, used, value in zip(kept, units, values, strict=True):
-        if used >= len(value_S):
-            break
-        with_it = value_S[: len(value_S) - used] + value
-        better = with_it > next_S[used:]
-        next_S[used:][better] = with_it[better]
-        pick_S[used:][better] = k
+    size = len(value_S)
+    next_S = np.full(size, -np.inf)
+    pick_S = np.zeros(size, np.int32)
+    # A block stays in the cache while all choices pass over it: twice as fast as one at a time.
+    with_B, better_B = np.empty(_BLOCK), np.empty(_BLOCK, np.bool_)
+    for begin in range(0, size, _BLOCK):
+        end = min(size, begin + _BLOCK)
+        for k, used, value in zip(kept, units, values, strict=True):
+            first = max(begin, used)
+            if first >= end:
+                break
+            span = slice(first, end)
+            with_it = np.add(value_S[first - used : end - used], value, out=with_B[: end - first])
+            better = np.greater(with_it, next_S[span], out=better_B[: end - first])
+            np.copyto(next_S[span], with_it, where=better)
+            np.copyto(pick_S[span], k, where=better)
     return next_S, pick_S
 
 

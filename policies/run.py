@@ -1,19 +1,19 @@
 """Running a policy, wherever it comes from, and refusing what it must not return.
 
 The one door for the engine, `compare` and `solve`: a name or a file runs in a child process with a
-time limit (placement), an object in this one; foreign exceptions become a PolicyError that names
-the line; the result is checked. Policies never run on the actors.
+time limit, an object and our own schedules in this one; foreign exceptions become a PolicyError
+that names the line; the result is checked. Policies never run on the actors.
 """
 
 import copy
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from hotcold.policies.blame import blaming, source_file
-from hotcold.policies.child import TIMEOUT_S, place_in_child
-from hotcold.policies.registry import find, instantiate
+from hotcold.policies.child import TIMEOUT_S, place_in_child, schedule_in_child
+from hotcold.policies.registry import BUILT_IN, find, instantiate
 from hotcold.policies.settings import Setting
 from hotcold.runtime.dag import Dag
 from hotcold.runtime.hardware import HardwareProfile
@@ -37,10 +37,29 @@ class SchedulePolicy(Protocol):
         """Decide; runs once for a plan."""
 
 
+@dataclass(frozen=True)
+class MadeSchedule:
+    """A schedule that is there already, in the place of the policy that made it.
+
+    Args:
+        name: of that policy, as typed.
+        made: what it returned.
+    """
+
+    name: str
+    made: Schedule
+
+    def schedule(self, dag: Dag, plan: Plan, hardware: HardwareProfile) -> Schedule:
+        """The schedule, whatever the graph; it is checked like any other."""
+        return self.made
+
+
 def policy_name(policy: object) -> str:
     """What to call a policy in messages and tables: as typed, or an object's class."""
     if isinstance(policy, str):
         return policy
+    if isinstance(policy, MadeSchedule):
+        return policy.name
     return policy.__name__ if isinstance(policy, type) else type(policy).__name__
 
 
@@ -82,13 +101,25 @@ def make_schedule(
     plan: Plan,
     hardware: HardwareProfile,
     settings: Mapping[str, Setting] | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Schedule:
-    """Ask a schedule policy; it runs in this process, given by name or not.
+    """Ask a schedule policy.
+
+    Args:
+        policy: a name or file (runs in a child process, but for the built-in ones, which are quick
+            and end), or an object (runs here, without limit).
+        dag: the graph to schedule.
+        plan: where the neurons are.
+        hardware: rates of the machine.
+        settings: the policy's parameters, if given by name or file.
+        timeout_s: seconds a child process may take.
 
     Raises:
-        PolicyError: it cannot be found, raised, or its schedule cannot run.
-        ConfigError: a setting cannot be used.
+        PolicyError: it cannot be found, raised, did not finish, or its schedule cannot run.
+        ConfigError: a setting or the timeout cannot be used.
     """
+    if isinstance(policy, str) and policy not in BUILT_IN["schedule"]:
+        return schedule_in_child(policy, settings or {}, dag, plan, hardware, timeout_s)
     name = policy_name(policy)
     maker: Any = instantiate(find("schedule", policy), settings or {}, name)
     with blaming(name, source_file(maker)):

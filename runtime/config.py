@@ -64,6 +64,7 @@ class EngineConfig:
             recall; 0: none. Outputs do not depend on it.
         hardware: rates that policies decide by: a reference machine, or a file of `hotcold
             hardware`; None: this machine's file, if it was measured.
+        policy_timeout: seconds that a policy given by name or file may take.
 
     Raises:
         ConfigError: a value out of range.
@@ -94,11 +95,16 @@ class EngineConfig:
     kernels: str | None = None
     audit: int = DEFAULT_AUDIT
     hardware: str | None = None
+    policy_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         check_range("restarts", self.restarts, 0, 1000)
         if not 0.1 <= self.stuck_s <= 3600:
             raise ConfigError(f"stuck_s {self.stuck_s} is outside 0.1..3600 seconds")
+        if not (math.isfinite(self.policy_timeout) and self.policy_timeout > 0):
+            raise ConfigError(
+                f"policy_timeout is {self.policy_timeout} s; it must be a finite number above 0"
+            )
         if self.transport not in TRANSPORTS:
             raise ConfigError(
                 f"transport {self.transport!r} is unknown; choose from {', '.join(TRANSPORTS)}"

@@ -140,7 +140,7 @@ def _check_on_gpu(dag: Dag, schedule: Schedule, name: str) -> None:
             )
 
 
-def solve(prepared: Prepared, policy: Any = None, timeout_s: float = 60.0) -> Plan:
+def solve(prepared: Prepared, policy: Any = None) -> Plan:
     """Make the plan: loaded where the config names one, else placed by the policy.
 
     A policy given by name or file runs in a child process, an object in this one.
@@ -156,7 +156,7 @@ def solve(prepared: Prepared, policy: Any = None, timeout_s: float = 60.0) -> Pl
         return load_plan(prepared, config.plan)
     policy = config.policy if policy is None else policy
     settings = split_settings(config.settings)["placement"] if isinstance(policy, str) else {}
-    placement = place(policy, prepared.problem, settings, timeout_s)
+    placement = place(policy, prepared.problem, settings, config.policy_timeout)
     return make_plan(prepared.problem, placement, policy_name(policy), bundle.checksum)
 
 
@@ -205,7 +205,8 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     dag = build_dag(spec, plan, prepared.predicts)
     settings = split_settings(config.settings)
     own = settings["schedule"] if isinstance(schedule, str) else {}
-    result = make_schedule(schedule, dag, plan, prepared.problem.hardware, own)
+    hardware, timeout_s = prepared.problem.hardware, config.policy_timeout
+    result = make_schedule(schedule, dag, plan, hardware, own, timeout_s)
     if prepared.gpu is not None and config.bus_share and not any(result.fetch):
         result = fetching(dag, result, (config.bus_share,) * spec.n_layers)
     if prepared.gpu is not None:

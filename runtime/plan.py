@@ -25,6 +25,9 @@ from hotcold.runtime.units import format_bytes
 
 _ONE = 2**20  # probabilities are cut in integers, so every machine cuts at the same neuron
 
+_UNPROFILED = "no activation profile: every neuron counts as equally active"
+_ON_HOST = "modules on {} are counted there; the GPU executor still computes them, from host memory"
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -121,6 +124,12 @@ class Plan:
         )
 
     @property
+    def remark(self) -> str:
+        """What the policy itself noted, without make_plan's lines."""
+        ours = (_UNPROFILED, _ON_HOST.format(self.devices[-1]))
+        return "\n".join(line for line in self.note.splitlines() if line not in ours)
+
+    @property
     def gpu_activation_share(self) -> float:
         """Share of expected activations that falls on gpu0 (of neurons, if none ever fire)."""
         on_gpu = self.device_LN == 0
@@ -212,15 +221,12 @@ def make_plan(
         PolicyError: the placement breaks a rule; the message blames policy_name.
     """
     check_placement(problem, placement, policy_name)
-    notes = [placement.note]
+    notes = [_printable(placement.note)]
     if not problem.profiled:
-        notes.append("no activation profile: every neuron counts as equally active")
+        notes.append(_UNPROFILED)
     modules = {module.name: str(placement.modules[module.name]) for module in problem.modules}
     if problem.devices[-1] in modules.values():
-        notes.append(
-            f"modules on {problem.devices[-1]} are counted there; "
-            "the GPU executor still computes them, from host memory"
-        )
+        notes.append(_ON_HOST.format(problem.devices[-1]))
     return Plan(
         device_LN=placement.device_LN,
         modules=modules,
@@ -237,6 +243,11 @@ def make_plan(
         devices=problem.devices,
         figures={str(name): float(value) for name, value in placement.figures.items()},
     )
+
+
+def _printable(text: str) -> str:
+    """A foreign text without what a terminal would obey; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def _compact(names: list[str]) -> str:

@@ -1,6 +1,7 @@
-"""all-cpu: no neuron on the GPU, as a baseline.
+"""all-cpu: no neuron on the GPU, as a baseline of ours: what any placement of neurons is worth.
 
-Modules still fill the GPU in their default order. It ignores the activation profile altogether.
+Modules still fill the GPU in their default order. It ignores the activation profile, and the memory
+that they leave.
 """
 
 from dataclasses import dataclass

@@ -41,6 +41,7 @@ from hotcold.runtime.problem import Placement, Problem
 
 EXACT_BINARIES = 4000
 _NODES_EXACT, _NODES_GAP = 4096, 4
+_FEW_LAYERS, _NODES_FEW = 16, 256
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,11 @@ class Ilp:
             from hotcold.policies.highs import cross_check
 
             remark += cross_check(items, objective, bound)
-        closed = int(((count_L == 0) & (least_L > 0)).sum())
         gap = (bound - objective) / bound if bound else 0.0
         return Placement(
             place_prefixes(problem, order_LN, count_L),
             modules,
-            note=f"{closed} layers without a neuron on the GPU; gap {gap:.4%}{remark}",
+            note=f"{_closed(count_L, least_L, problem.shape[1])}; gap {gap:.4%}{remark}",
             figures={"objective": objective, "bound": bound, "gap": gap},
         )
 
@@ -104,6 +104,18 @@ class Ilp:
         if least_L is None:
             return none_L, "; the GPU is no faster than the host, so no number meets equation 4"
         return least_L, ""
+
+
+def _closed(count_L: I64, least_L: I64, neurons: int) -> str:
+    """How many layers have no neuron on the GPU, and how many they would need to have (C_l)."""
+    closed_L = (count_L == 0) & (least_L > 0)
+    text = f"{int(closed_L.sum())} layers without a neuron on the GPU"
+    if not closed_L.any():
+        return text
+    least = int(least_L[closed_L].min())
+    if least > neurons:
+        return f"{text}, where more than all {neurons:,} would have to be"
+    return f"{text}, where at least {least:,} would have to be"
 
 
 def least_neurons(problem: Problem, sparse: bool = False) -> I64 | None:
@@ -143,13 +155,17 @@ def batched(items: Items, size: int) -> Items:
 def solve(items: Items, batch: int, gap: float) -> tuple[I64, float]:
     """Best counts a layer and a bound on every choice.
 
-    Small problems are solved to the optimum; large ones in batches and to `gap`.
+    Small problems and those of few layers are solved to the optimum; large ones in batches and to
+    `gap`.
     """
     layers, most = items.value_LK1.shape
     free_L = np.full(layers, -1, np.int8)
     if layers * (most - 1) <= EXACT_BINARIES:
-        count_L, bound = branch(items, free_L, 0.0, _NODES_EXACT)
-        return count_L, bound
+        return branch(items, free_L, 0.0, _NODES_EXACT)
+    if layers <= _FEW_LAYERS:  # however wide, there is little to decide
+        count_L, bound = branch(items, free_L, 0.0, _NODES_FEW)
+        if bound <= float(items.at(items.value_LK1, count_L).sum()) * (1 + gap):
+            return count_L, bound
     root = relax(items, free_L)
     assert root is not None  # noqa: S101 - nothing is forced
     coarse = batched(items, batch)

@@ -1,6 +1,7 @@
 """random: neurons drawn by lot, as a baseline.
 
-It ignores the activation profile: what it loses against greedy is what the profile is worth.
+What the paper's ablation (Figure 15) calls "+Engine", before its solver places anything. It ignores
+the activation profile: what it loses against greedy is what the profile is worth.
 """
 
 from dataclasses import dataclass

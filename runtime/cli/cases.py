@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from hotcold.runtime.cli import output
 from hotcold.runtime.errors import ConfigError
+from hotcold.runtime.units import format_bytes
 
 DEFAULT_POLICIES = ("greedy", "random", "all-cpu")
 DEFAULT_SCHEDULE = "selective"
@@ -43,7 +44,8 @@ class Case:
     @property
     def described(self) -> str:
         """The label and the budget."""
-        return self.label if self.vram is None else f"{self.label}, {self.vram}"
+        size = format_bytes(self.vram) if isinstance(self.vram, int) else self.vram
+        return self.label if size is None else f"{self.label}, {size}"
 
 
 # The steps of Figure 15, each on top of the one before, in what this engine can be asked for: the

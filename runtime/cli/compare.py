@@ -37,7 +37,7 @@ from hotcold.runtime.cli.options import (
     hardware_option,
     json_option,
 )
-from hotcold.runtime.cli.running import Terminated, running_engine
+from hotcold.runtime.cli.running import Terminated, running_engine, signal_inside
 from hotcold.runtime.cli.solving import Ready, solve_all, solve_shape, without_schedules
 from hotcold.runtime.cli.subjects import Subject, make_subjects
 from hotcold.runtime.errors import ConfigError, HotcoldError
@@ -171,8 +171,8 @@ def command(
     if shape is not None:
         rows = _rows(shape, solve_shape(shape, options, cases), {})
     else:
-        for subject in make_subjects(options, cases, planted):
-            rows += compare(options, subject, manner, rescue)
+        for subject, ready in solve_subjects(options, make_subjects(options, cases, planted)):
+            rows += compare(options, subject, ready, manner, rescue)
     _report(rows, manner, out, as_json)
 
 
@@ -197,28 +197,54 @@ def _gpu_here(options: EngineOptions) -> bool:
     return options.transport == "native" and cuda_plugin.find() is not None
 
 
+def solve_subjects(
+    options: EngineOptions, subjects: Sequence[Subject]
+) -> list[tuple[Subject, list[Ready]]]:
+    """Every case on every model, before any of them is run.
+
+    Raises:
+        HotcoldError: a case that somebody asked for cannot be solved.
+    """
+    solved = []
+    for subject in subjects:
+        try:
+            ready = solve_all(replace(options, model=subject.model), subject.cases)
+        except HotcoldError as error:
+            if not subject.implied:
+                raise
+            output.note(f"hotcold: the {subject.name} model is left out: {error}")
+        else:
+            solved.append((subject, ready))
+    return solved
+
+
 def compare(
-    options: EngineOptions, subject: Subject, manner: Manner, rescue: Callable[[list[Row]], None]
+    options: EngineOptions,
+    subject: Subject,
+    ready: Sequence[Ready],
+    manner: Manner,
+    rescue: Callable[[list[Row]], None],
 ) -> list[Row]:
-    """Solve and run every case on one model.
+    """Run every case on one model.
 
     Args:
         options: what was asked for.
-        subject: the model and its cases.
+        subject: the model.
+        ready: its cases.
         manner: how to run them.
         rescue: gets what was measured when the runs end early, by a signal or a failure.
 
     Raises:
-        HotcoldError: what solving or the engine raises.
+        HotcoldError: what the engine raises.
     """
     options = replace(options, model=subject.model)
-    ready = solve_all(options, subject.cases)
     measured = {one.case: Measured() for one in ready}
     options = replace(options, settings=without_schedules(options.settings))
     with ExitStack() as stack:
         engine, loaded = _launch(stack, options, ready, measured)
         try:
-            measure_all(engine, ready, manner, measured, loaded, f"comparing on {subject.name}")
+            with signal_inside():
+                measure_all(engine, ready, manner, measured, loaded, f"comparing on {subject.name}")
         except (KeyboardInterrupt, Terminated, HotcoldError):
             # Before the engine closes: who ends a command may not wait so long.
             rescue(_rows(subject.name, ready, measured))

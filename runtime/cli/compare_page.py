@@ -5,10 +5,13 @@ It holds all it shows and needs no network; the pictures lie beside it as PNG fi
 
 import html
 import re
+import shlex
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 
 from hotcold.runtime.cli.comparison import Manner, Row
@@ -55,13 +58,14 @@ def write_page(out: Path, rows: Sequence[Row], manner: Manner, table: Table, not
     from hotcold.runtime.pictures.draw import figure_png
     from hotcold.runtime.pictures.page import Picture, document, figure, html_table
 
-    parts = [f"<p>{_how(rows, manner)}</p>"]
+    parts = [f"<p>{_how(rows, manner)}</p>", f'<p class="small">{html.escape(_origin())}</p>']
     pictures: list[Picture] = []
     for group_rows in _groups(rows):
         group = _group(group_rows, manner.max_tokens)
         parts.append(f"<h2>{html.escape(group.caption)}</h2>")
         parts.append(f'<div class="wide">{html_table(*table([r.run for r in group_rows]))}</div>')
-        parts += [f'<p class="small">{html.escape(line)}</p>' for line in notes.split("\n") if line]
+        said = [line for line in notes.split("\n") if line] + _remarks(group_rows)
+        parts += [f'<p class="small">{html.escape(line)}</p>' for line in said]
         for name, drawn in draw_all(group):
             picture = Picture(f"{_file_name(group)}-{name}", *TEXTS[name], figure_png(drawn))
             pictures.append(picture)
@@ -86,6 +90,27 @@ def _how(rows: Sequence[Row], manner: Manner) -> str:
         f"Each case continued the same prompt by {manner.max_tokens} tokens, greedily; {runs} "
         f"runs, turns in an order drawn from seed {manner.seed}, a warm-up before each."
     )
+
+
+def _origin() -> str:
+    """Where the page comes from: the day, the machine, and what was typed."""
+    from hotcold.runtime.cli.main import version
+    from hotcold.runtime.cli.options import State
+    from hotcold.runtime.this_machine import identity
+
+    machine = identity()
+    gpus = "".join(f", {name}" for name in machine["gpus"])
+    here = f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB{gpus}"
+    context = click.get_current_context(silent=True)
+    state = None if context is None else context.find_object(State)
+    typed = "" if state is None else f": {shlex.join(['hotcold', *state.words])}"
+    return f"hotcold {version()}, {time.strftime('%Y-%m-%d')}, {here}{typed}"
+
+
+def _remarks(rows: Sequence[Row]) -> list[str]:
+    """What the policies say of their placements."""
+    found = [(row.ready.case.label, row.run["note"].replace("\n", "; ")) for row in rows]
+    return [f"{label}: {note}" for label, note in found if note]
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:

@@ -84,4 +84,19 @@ def explain(rows: Sequence[Row]) -> str:
     if any("speedup" in row.run for row in rows):
         by = "measured" if on_gpu else "by the cost model"
         lines.append(f"speedup: over the step +PO, {by} (paper, Figure 15).")
-    return "\n".join(lines)
+    if len({row.run["model"] for row in rows}) > 1 and isinstance(rows[-1].run["vram"], int):
+        first, last = rows[0].run["model"], rows[-1].run["model"]
+        lines.append(f"{last}: budgets that hold the same share of its neurons as of {first}'s.")
+    return "\n".join(lines + _empty(rows))
+
+
+def _empty(rows: Sequence[Row]) -> list[str]:
+    """Why some cases have no neuron on the GPU, in their policies' words."""
+    found = []
+    for row in rows:
+        run, plan = row.run, row.ready.plan
+        remark = plan.remark.replace("\n", "; ")
+        if remark and not (plan.device_LN == 0).any():
+            case = f"{run['policy']} on {run['model']}, {_budget(run['vram'])}"
+            found.append(f"{case}: no neuron on the GPU: {remark}.")
+    return list(dict.fromkeys(found))

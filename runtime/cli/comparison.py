@@ -225,6 +225,7 @@ def _entry(model: str, one: Ready, record: Measured, reference: list[int]) -> di
         "repeat": len(speeds),
         "replan_s": middle(record.replan_s),
         "refused": record.refused,
+        "note": one.plan.note,
     }
 
 

@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _never_fail_on_characters()
     _show_progress_lines()
-    state = State()
+    state = State(words=tuple(sys.argv[1:] if argv is None else argv))
     try:
         return _run(argv, state)
     except Exception as problem:

@@ -29,9 +29,10 @@ PREDICTOR_HELP = (
 
 @dataclass
 class State:
-    """What the whole command line shares: whether a failure shows its traceback."""
+    """What the whole command line shares: whether a failure shows its traceback, what was typed."""
 
     debug: bool = False
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class EngineOptions:
         prompt_form: on a GPU, "auto", "dense" or "sparse" prompts.
         predictor_process: on a GPU, "fused" or "mps".
         hardware: machine that policies decide for; set by commands that have --hardware.
+        policy_timeout: seconds that a policy given by name or file may take.
     """
 
     model: str | None = None
@@ -79,6 +81,7 @@ class EngineOptions:
     prompt_form: str | None = None
     predictor_process: str | None = None
     hardware: str | None = None
+    policy_timeout: float | None = None
 
     def launch_arguments(self) -> dict[str, Any]:
         """Keyword arguments of Engine.launch; what the user left out is left out here too."""
@@ -99,6 +102,7 @@ class EngineOptions:
             "prompt_form": self.prompt_form,
             "predictor_process": self.predictor_process,
             "hardware": self.hardware,
+            "policy_timeout": self.policy_timeout,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         always = {"predictor": self.predictor, "transport": self.transport, "seed": self.seed}
@@ -180,6 +184,16 @@ def seed_option(command: Command) -> Command:
     return option(command)
 
 
+def policy_timeout_option(command: Command) -> Command:
+    """Add --policy-timeout."""
+    option = click.option(
+        "--policy-timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Seconds that a policy given by name or file may take.  [default: 60]",
+    )
+    return option(command)
+
+
 def _group(without: Collection[str]) -> list[Callable[[Any], Any]]:
     """The options in the order --help shows them, but for those of the given fields."""
     vram = click.option(
@@ -225,6 +239,7 @@ def _group(without: Collection[str]) -> list[Callable[[Any], Any]]:
             multiple=True,
             help="A parameter of a plug-in (share=0.8, schedule.depth=1); may be repeated.",
         ),
+        policy_timeout_option,
         *([] if "predictor" in without else prediction),
         dtype_option,
         click.option("--threads", type=click.IntRange(min=1), help="Worker threads an executor."),
@@ -295,6 +310,7 @@ FIELDS = (
     "kernels",
     "prompt_form",
     "predictor_process",
+    "policy_timeout",
 )
 
 

@@ -92,7 +92,7 @@ def running_engine(options: EngineOptions, **more: object) -> Iterator["Engine"]
         from hotcold.actors import Engine
 
         # Ray prints what befalls its workers to standard output, which is for results.
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), signal_inside():
             try:
                 engine = Engine.launch(**{**options.launch_arguments(), **more})
             except SystemExit as stop:
@@ -110,6 +110,17 @@ def running_engine(options: EngineOptions, **more: object) -> Iterator["Engine"]
                 engine.close()
     finally:
         signals.restore()
+
+
+@contextmanager
+def signal_inside() -> Iterator[None]:
+    """Unwrap a signal that came in Ray's compiled code: there it ends up in a SystemError."""
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__, (KeyboardInterrupt, Terminated)):
+            raise error.__cause__ from None
+        raise
 
 
 def figures(engine: "Engine") -> "GenerationStats":

@@ -20,6 +20,7 @@ from hotcold.runtime.cli.options import (
     json_option,
     model_option,
     parse_settings,
+    policy_timeout_option,
 )
 from hotcold.runtime.errors import ConfigError
 
@@ -62,13 +63,7 @@ if TYPE_CHECKING:
 )
 @click.option("--predictor", metavar="KIND", default="auto", show_default=True)
 @click.option("--context", type=click.IntRange(min=1), help="Positions of KV cache.")
-@click.option(
-    "--policy-timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=60.0,
-    show_default=True,
-    help="Seconds the policy may take.",
-)
+@policy_timeout_option
 @model_option
 @dtype_option
 @json_option
@@ -84,7 +79,7 @@ def command(
     settings: tuple[str, ...],
     predictor: str,
     context: int | None,
-    policy_timeout: float,
+    policy_timeout: float | None,
     dtype: str | None,
     as_json: bool,
 ) -> None:
@@ -92,6 +87,7 @@ def command(
 
     MODEL is a folder; without one, the embedded model. Times are the cost model's, not measured.
     """
+    from hotcold.policies.child import TIMEOUT_S
     from hotcold.policies.run import place
     from hotcold.policies.settings import split_settings
     from hotcold.runtime.plan import make_plan
@@ -108,7 +104,7 @@ def command(
     else:
         problem, name = _of_model(model, vram, context, dtype, predictor, machine)
     started = time.monotonic()
-    placement = place(policy, problem, own, policy_timeout)
+    placement = place(policy, problem, own, policy_timeout or TIMEOUT_S)
     solve_s = placement.solve_s or time.monotonic() - started
     plan = make_plan(problem, placement, policy, name)
     plan.save(out)

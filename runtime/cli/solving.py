@@ -5,6 +5,7 @@ that cannot be used ends the command before it has cost anything. Runs nothing.
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -16,6 +17,8 @@ from hotcold.runtime.cli.options import EngineOptions
 from hotcold.runtime.errors import ConfigError, HotcoldError
 
 if TYPE_CHECKING:
+    from hotcold.policies.registry import PluginKind
+    from hotcold.policies.run import MadeSchedule
     from hotcold.policies.settings import Setting
     from hotcold.runtime.cost import TokenTime
     from hotcold.runtime.hardware import HardwareProfile
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from hotcold.runtime.prepare import Prepared
     from hotcold.runtime.problem import Placement, Problem
 
+STOP_S = 0.05
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 
@@ -46,7 +50,7 @@ class Ready:
     Args:
         case: which.
         placement: its placement, as a policy.
-        schedule: its schedule policy, settings in it.
+        schedule: its schedule, as a policy.
         plan: what the placement becomes.
         load: share of the expected activations that the GPU executor computes.
         predicted: the cost model's times.
@@ -56,7 +60,7 @@ class Ready:
 
     case: Case
     placement: Solved
-    schedule: Any
+    schedule: "MadeSchedule"
     plan: "Plan"
     load: float
     predicted: "TokenTime"
@@ -79,9 +83,9 @@ def solve_all(options: EngineOptions, cases: Sequence[Case]) -> list[Ready]:
     arguments = options.launch_arguments()
     arguments.pop("address", None)
     settings = split_settings(options.settings)
-    schedules = _schedules(settings["schedule"], [case.schedule for case in cases])
-    own = _placement_settings(settings["placement"], [case.policy for case in cases])
-    # A schedule's settings are in the objects; one that another schedule lacks is no error.
+    by_schedule = _own_settings("schedule", settings["schedule"], [c.schedule for c in cases])
+    own = _own_settings("placement", settings["placement"], [case.policy for case in cases])
+    # Schedules are made here; a setting that one of them lacks is no error.
     arguments["settings"] = without_schedules(options.settings)
     prepared = prepare_model(EngineConfig(**arguments))
     by_budget = {case.vram: prepared for case in cases}
@@ -95,7 +99,7 @@ def solve_all(options: EngineOptions, cases: Sequence[Case]) -> list[Ready]:
         return solve(replace(prepared, config=config), key[1])
 
     def ready(case: Case, plan: "Plan") -> Ready:
-        return _ready(by_budget[case.vram], case, schedules[case.schedule], plan)
+        return _ready(by_budget[case.vram], case, by_schedule[case.schedule], plan)
 
     return _each(cases, solved, ready)
 
@@ -138,36 +142,41 @@ def _each(
     return done
 
 
-def _ready(prepared: "Prepared", case: Case, schedule: Any, plan: "Plan") -> Ready:
+def _ready(
+    prepared: "Prepared", case: Case, settings: "Mapping[str, Setting]", plan: "Plan"
+) -> Ready:
     from hotcold.runtime.deployment import deploy
 
-    deploy(prepared, plan, schedule)  # refuses what could not run, before anything does
     spec, predicts = prepared.bundle.spec, prepared.predicts
-    return _judged(prepared.problem, spec, predicts, case, schedule, plan, prepared.gpu is not None)
+    on_gpu, timeout_s = prepared.gpu is not None, prepared.config.policy_timeout
+    one = _judged(prepared.problem, spec, predicts, case, settings, plan, timeout_s, on_gpu)
+    deploy(prepared, plan, one.schedule)  # refuses what could not run, before anything does
+    return one
 
 
-def _judged(
+def _judged(  # noqa: PLR0917 - everything a case is made of
     problem: "Problem",
     spec: "ModelSpec",
     predicts: bool,
     case: Case,
-    schedule: Any,
+    settings: "Mapping[str, Setting]",
     plan: "Plan",
+    timeout_s: float,
     on_gpu: bool = False,
 ) -> Ready:
-    """A case with what the cost model says of it."""
-    from hotcold.policies.run import make_schedule
+    """A case with its schedule and what the cost model says of it."""
+    from hotcold.policies.run import MadeSchedule, make_schedule
     from hotcold.runtime.cost import predict_schedule
     from hotcold.runtime.dag import build_dag
     from hotcold.runtime.fetch import computed_plan
     from hotcold.runtime.problem import Placement
 
     dag = build_dag(spec, plan, predicts)
-    made = make_schedule(schedule, dag, plan, problem.hardware)
+    made = make_schedule(case.schedule, dag, plan, problem.hardware, settings, timeout_s)
     return Ready(
         case,
         Solved(Placement(plan.device_LN, plan.modules)),
-        schedule,
+        MadeSchedule(case.schedule, made),
         plan,
         computed_plan(plan, made.fetch).gpu_activation_share,
         predict_schedule(problem, plan, made),
@@ -183,6 +192,7 @@ def solve_shape(shape: str, options: EngineOptions, cases: Sequence[Case]) -> li
         PolicyError: a policy that cannot be used.
         ConfigError: no such shape, or an option that cannot be used.
     """
+    from hotcold.policies.child import TIMEOUT_S
     from hotcold.policies.run import place
     from hotcold.policies.settings import split_settings
     from hotcold.runtime.config import DEFAULT_CONTEXT
@@ -195,26 +205,38 @@ def solve_shape(shape: str, options: EngineOptions, cases: Sequence[Case]) -> li
     machine = chosen_hardware(options.hardware, options.threads)
     dtype = cast("DType", options.dtype or "float16")
     settings = split_settings(options.settings)
-    schedules = _schedules(settings["schedule"], [case.schedule for case in cases])
-    own = _placement_settings(settings["placement"], [case.policy for case in cases])
+    by_schedule = _own_settings("schedule", settings["schedule"], [c.schedule for c in cases])
+    own = _own_settings("placement", settings["placement"], [case.policy for case in cases])
+    timeout_s = options.policy_timeout or TIMEOUT_S
     context, spec = options.context or DEFAULT_CONTEXT, find_shape(shape).spec(None, dtype)
 
     def solved(key: "tuple[str | int | None, str]") -> "tuple[Problem, Plan]":
         vram = None if key[0] is None else parse_bytes(key[0], "--vram")
         problem = shaped_problem(shape, vram, context, dtype, machine)
-        placement = place(key[1], problem, own[key[1]])
+        placement = place(key[1], problem, own[key[1]], timeout_s)
         return problem, make_plan(problem, placement, key[1], f"shape {shape}")
 
     def ready(case: Case, made: "tuple[Problem, Plan]") -> Ready:
-        return _judged(made[0], spec, True, case, schedules[case.schedule], made[1])
+        problem, plan = made
+        return _judged(problem, spec, True, case, by_schedule[case.schedule], plan, timeout_s)
 
     return _each(cases, solved, ready)
 
 
 def _several(call: Callable[[Key], Result], keys: Sequence[Key]) -> list[Result]:
     """Results in order; policies run in processes of their own, several at a time."""
+    from hotcold.policies.child import stop_children
+
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
-        return list(pool.map(call, keys))
+        futures = [pool.submit(call, key) for key in keys]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:  # Ctrl-C must not wait until a policy's time is up
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in futures):
+                stop_children()
+                time.sleep(STOP_S)
+            raise
 
 
 def without_schedules(settings: dict[str, str]) -> dict[str, str]:
@@ -249,28 +271,16 @@ def own_settings(
     }
 
 
-def _placement_settings(
-    settings: "Mapping[str, Setting]", names: Sequence[str]
+def _own_settings(
+    kind: "PluginKind", settings: "Mapping[str, Setting]", names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Settings by placement policy. Files are imported in their own process only, never here."""
-    from hotcold.policies.registry import BUILT_IN, find
-
-    built_in = BUILT_IN["placement"]
-    known = {
-        name: fields_of(find("placement", name)) if name in built_in else None for name in names
-    }
-    return own_settings("placement", settings, known)
-
-
-def _schedules(settings: "Mapping[str, Setting]", names: Sequence[str]) -> dict[str, Any]:
-    """Schedule policies by name, each with the settings it knows.
+    """Settings by policy. Files are imported in their own process only, never here.
 
     Raises:
-        PolicyError: no such schedule.
-        ConfigError: a setting that none of them has, or that does not convert.
+        ConfigError: a setting that none of them has.
     """
-    from hotcold.policies.registry import find, instantiate
+    from hotcold.policies.registry import BUILT_IN, find
 
-    classes = {name: find("schedule", name) for name in dict.fromkeys(names)}
-    own = own_settings("schedule", settings, {name: fields_of(c) for name, c in classes.items()})
-    return {name: instantiate(made, own[name], name) for name, made in classes.items()}
+    built_in = BUILT_IN[kind]
+    known = {name: fields_of(find(kind, name)) if name in built_in else None for name in names}
+    return own_settings(kind, settings, known)

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +30,13 @@ class Subject:
         name: for the table.
         model: its folder; None: the embedded model.
         cases: what to compare.
+        implied: nobody named it; a case that cannot be solved for it is left out.
     """
 
     name: str
     model: str | None
     cases: tuple[Case, ...]
+    implied: bool = False
 
 
 def make_subjects(
@@ -49,15 +51,16 @@ def make_subjects(
     """
     name = "embedded" if options.model is None else Path(options.model).name
     subjects = [Subject(name, options.model, tuple(cases))]
-    if planted or (planted is None and options.model is None):
+    if planted:
         subjects.append(_planted(options, cases))
+    elif planted is None and options.model is None:
+        lenient = [replace(case, named=False) for case in cases]
+        subjects.append(replace(_planted(options, lenient), implied=True))
     return subjects
 
 
 def _planted(options: EngineOptions, cases: Sequence[Case]) -> Subject:
     """The planted model; its budgets hold the same share of its neurons as the first model's."""
-    from dataclasses import replace
-
     from hotcold.runtime.config import EngineConfig
     from hotcold.runtime.prepare import prepare_model
 

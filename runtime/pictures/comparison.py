@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 64  # columns of a map: as many equal parts of a layer's neurons, hottest first
-MOST_TOKENS = 6  # timelines in one picture
+MOST_TOKENS = 24  # timelines in one picture
 CPU_COLOUR = COLOURS["cold"]
 
 
@@ -191,7 +191,8 @@ def draw_tokens(group: Group) -> "Figure | None":
     """The token of median length of the first cases, one below the other on one axis."""
     from matplotlib.figure import Figure
 
-    shown = [(e.label, e.token) for e in group.entries if e.token is not None][:MOST_TOKENS]
+    found = [(e.label, e.token) for e in group.entries if e.token is not None]
+    shown, more = found[:MOST_TOKENS], len(found[MOST_TOKENS:])
     if not shown:
         return None
     figure = Figure(figsize=(10.0, 1.2 + 1.35 * len(shown)), layout="constrained")
@@ -204,7 +205,8 @@ def draw_tokens(group: Group) -> "Figure | None":
         draw_lanes(axes, token)
         axes.tick_params(axis="y", labelsize=8)
     grid[0].set_xlim(0, max(token.total_ns for _, token in shown) / 1e3)
-    grid[-1].set_xlabel("time (us)")
+    left_out = f"; {more} more cases are not shown" if more else ""
+    grid[-1].set_xlabel(f"time (us){left_out}")
     legend(figure, [token for _, token in shown])
     return figure
 
@@ -231,7 +233,7 @@ def draw_hot_maps(group: Group) -> "Figure":
             extent=(0, 1, layers - 0.5, -0.5),
         )
         axes.set_title(entry.label, fontsize=9, loc="left", color=BLUE)
-        axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
+        axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}")
         axes.set_xticks([0, 0.5, 1])
         axes.yaxis.get_major_locator().set_params(integer=True)
     for axes in grid[len(group.entries) :]:
@@ -239,7 +241,7 @@ def draw_hot_maps(group: Group) -> "Figure":
     bar = figure.colorbar(image, ax=list(grid), pad=0.01, shrink=0.9)
     bar.set_label("neurons on the GPU")
     bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
-    figure.supxlabel("neurons of the layer, hottest first", fontsize=10)
+    figure.supxlabel("neurons of the layer, hottest first (%)", fontsize=10)
     figure.supylabel("layer", fontsize=10)
     return figure
 
@@ -268,7 +270,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "tokens": (
         "One token",
         "The token of median length of each case's last run, all actors on one clock. "
-        "hotcold trace records every token for ui.perfetto.dev.",
+        "White is neither work nor a wait: the machine did something else. hotcold trace records "
+        "every token for ui.perfetto.dev.",
     ),
     "hot_maps": (
         "What lies on the GPU",

@@ -211,6 +211,38 @@ def test_what_a_policy_does_wrong_leaves_the_plan(
     assert generating.whole and not generating.wrong
 
 
+SCHEDULE = """import os, time
+from hotcold.policies import in_order
+
+
+class Mine:
+    def schedule(self, dag, plan, hardware):
+        {}
+"""
+
+
+def test_what_a_schedule_does_wrong_leaves_the_plan(
+    engine: Engine, undisturbed: dict[bool, list[int]], tmp_path: Path
+) -> None:
+    file, before = tmp_path / "mine.py", engine.stats()
+    with Generating(engine, undisturbed[False]) as generating:
+        for body, message in {
+            "raise RuntimeError('boom')": "mine.py:7: RuntimeError: boom",
+            "os._exit(0)": "mine.py:Mine' ended its process with exit code 0",
+            "time.sleep(600)": "mine.py:Mine' did not finish in 1 s",
+            "pass": "mine.py:Mine' returned nothing",
+        }.items():
+            file.write_text(SCHEDULE.format(body))
+            with pytest.raises(PolicyError, match=message):
+                engine.replan(schedule=f"{file}:Mine", timeout_s=1.0 if "sleep" in body else 60.0)
+            assert engine.stats().schedule == before.schedule
+        file.write_text(SCHEDULE.format("return in_order(dag)"))
+        engine.replan(schedule=f"{file}:Mine")
+        assert engine.stats().schedule == f"{file}:Mine"
+    assert generating.whole and not generating.wrong
+    engine.replan(schedule=before.schedule)
+
+
 def test_a_plan_that_does_not_fit_leaves_the_plan(
     engine: Engine, undisturbed: dict[bool, list[int]], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -1,18 +1,27 @@
+import contextlib
 import os
 import pickle
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.problems import tiny_problem
+from support.problems import tiny_plan, tiny_problem, tiny_spec
 
-from hotcold.policies.child import place_in_child
+from hotcold.policies.child import place_in_child, schedule_in_child, stop_children
+from hotcold.policies.run import make_schedule
+from hotcold.runtime.dag import Dag, build_dag
 from hotcold.runtime.errors import ConfigError, PolicyError
+from hotcold.runtime.hardware import HardwareProfile
+from hotcold.runtime.plan import Plan
+from hotcold.runtime.schedule import Schedule, fetching, in_order
+
+HARDWARE = HardwareProfile.unmeasured()
 
 # The policy of the documentation, as printed there.
 PRINTED = '''from dataclasses import dataclass
@@ -157,14 +166,19 @@ def test_a_policy_without_end_is_killed_with_all_it_started(mine: Any, tmp_path:
     ):
         place_in_child(mine(body), {}, tiny_problem(), timeout_s=2)
     assert time.monotonic() - started < 30
-    grandchild = int(pid_file.read_text())
+    assert ends(int(pid_file.read_text())), "the policy's own child is still running"
+
+
+def ends(pid: int) -> bool:
+    """Whether a process ends within five seconds."""
     for _ in range(100):
-        status = Path(f"/proc/{grandchild}/stat")
-        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
-            break
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
         time.sleep(0.05)
-    else:
-        pytest.fail("the policy's own child is still running")
+    return False
 
 
 def test_threads_left_behind_do_not_hold_the_answer(mine: Any) -> None:
@@ -221,3 +235,123 @@ def test_nothing_is_left_open(mine: Any) -> None:
     with pytest.raises(PolicyError):
         place_in_child(mine("os._exit(1)"), {}, tiny_problem())
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+SCHEDULES = """
+import os, signal, sys, time
+from dataclasses import dataclass, replace
+
+from hotcold.policies import in_order
+
+
+@dataclass(frozen=True)
+class Mine:
+    start: int = 1
+
+    def schedule(self, dag, plan, hardware):
+        {}
+"""
+
+
+@pytest.fixture
+def graph() -> tuple[Dag, Plan]:
+    """Three layers; the last has all of its neurons on the GPU."""
+    plan = tiny_plan(np.array([[0, 1, 1], [1, 0, 1], [0, 0, 0]], dtype=np.int8))
+    return build_dag(tiny_spec(3, 3), plan, True), plan
+
+
+def scheduled(mine: Any, graph: tuple[Dag, Plan], body: str, **settings: str) -> Schedule:
+    return schedule_in_child(mine(SCHEDULES.format(body)), settings, *graph, HARDWARE)
+
+
+def test_a_schedule_comes_back_as_it_was_made(mine: Any, graph: tuple[Dag, Plan]) -> None:
+    dag, _ = graph
+    body = (
+        "return fetching(dag, replace(in_order(dag, 'selective', [0] * self.start + [1] * (3 - "
+        "self.start)), threads={'cpu0': 2}, after=[('cold.0', 'hot.1')]), [0.5, 0, 1])"
+    )
+    source = "from hotcold.policies import fetching; "
+    found = scheduled(mine, graph, source + body, start="2")
+    plain = replace(
+        in_order(dag, "selective", (0, 0, 1)), threads={"cpu0": 2}, after=(("cold.0", "hot.1"),)
+    )
+    assert found == fetching(dag, plain, (0.5, 0, 1))
+
+
+def test_the_child_sees_the_whole_graph(mine: Any, graph: tuple[Dag, Plan], tmp_path: Path) -> None:
+    out = tmp_path / "pickle"
+    body = (
+        f"import pickle; pickle.dump((dag, plan, hardware), open({str(out)!r}, 'wb')); "
+        "return in_order(dag)"
+    )
+    scheduled(mine, graph, body)
+    dag, plan, hardware = pickle.loads(out.read_bytes())
+    assert dag == graph[0] and hardware == HARDWARE
+    assert plan.hash == graph[1].hash and plan.budgets == graph[1].budgets
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise RuntimeError('boom')", "mine.py:13: RuntimeError: boom$"),
+        ("raise KeyboardInterrupt", "mine.py:13: KeyboardInterrupt$"),
+        ("os._exit(0)", "mine.py:Mine' ended its process with exit code 0 before it .* a schedule"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "mine.py:Mine' crashed its process by SIGKILL"),
+        ("pass", "mine.py:Mine' returned nothing; schedule.. must return a Schedule"),
+        (
+            "s = in_order(dag); return replace(s, order={k: v[::-1] for k, v in s.order.items()})",
+            "mine.py:Mine' runs .* before .* on lane",
+        ),
+        (
+            "import hotcold.policies.child as c; c.check_schedule = print; "
+            "return replace(in_order(dag), sync=('odd',) * 3)",
+            "mine.py:Mine' has sync 'odd' for layer 0",
+        ),
+        ("return replace(in_order(dag), fetch=(float('nan'),) * 3)", "mine.py:Mine' has fetch nan"),
+    ],
+)
+def test_whatever_a_schedule_does_is_one_error_that_names_it(
+    mine: Any, graph: tuple[Dag, Plan], body: str, message: str
+) -> None:
+    with pytest.raises(PolicyError, match=message) as caught:
+        scheduled(mine, graph, body)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_schedule_without_end_is_stopped(mine: Any, graph: tuple[Dag, Plan]) -> None:
+    endless = mine(SCHEDULES.format("time.sleep(600)"))
+    with pytest.raises(PolicyError, match="mine.py:Mine' did not finish in 1 s; .*-timeout"):
+        make_schedule(endless, *graph, HARDWARE, timeout_s=1)
+
+
+@pytest.mark.parametrize("end", ["return problem.fill(problem.activations_LN)", "os._exit(3)"])
+def test_what_a_policy_started_ends_with_it(mine: Any, tmp_path: Path, end: str) -> None:
+    pids = tmp_path / "pids"
+    body = (
+        "p = subprocess.Popen(['sleep', '600']); pid = os.fork() or time.sleep(600); "
+        f"open({str(pids)!r}, 'w').write(f'{{p.pid}} {{pid}}'); {end}"
+    )
+    with contextlib.suppress(PolicyError):
+        place_in_child(mine(body), {}, tiny_problem(), timeout_s=30)
+    for pid in map(int, pids.read_text().split()):
+        assert ends(pid), "what the policy started is still running"
+
+
+def test_all_that_runs_can_be_stopped(mine: Any) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(place_in_child, mine("time.sleep(600)"), {}, tiny_problem())
+        while not wait([waiting], 0.05).done:
+            stop_children()
+        with pytest.raises(PolicyError, match="crashed its process by SIGKILL"):
+            waiting.result()
+
+
+def test_an_answer_too_large_or_that_cannot_be_written(mine: Any) -> None:
+    large = "return replace(problem.fill(problem.activations_LN), figures={'x' * 3000000: 1.0})"
+    head = "import hotcold.policies.child as c; c.check_placement = print; "
+    head += "from dataclasses import replace; "
+    with pytest.raises(PolicyError, match="mine.py:Mine' returned 30.* bytes; a placement of this"):
+        place_in_child(mine(head + large), {}, tiny_problem())
+    closed = "os.closerange(3, 64); return problem.fill(problem.activations_LN)"
+    with pytest.raises(PolicyError, match="ended its process with exit code 1 before it returned"):
+        place_in_child(mine(closed), {}, tiny_problem())

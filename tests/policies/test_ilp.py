@@ -193,3 +193,26 @@ def test_figures_agree_with_the_saved_plan(opt_175b: Problem, solved: Plan, tmp_
         prices.append(price * room + np.maximum(gain_L, 0).sum())
     assert plan.figures["bound"] <= min(prices) * (1 + 1e-9)
     assert plan.figures["gap"] == pytest.approx(1 - objective / plan.figures["bound"], abs=1e-9)
+
+
+def test_few_layers_are_solved_to_the_optimum_however_wide() -> None:
+    draw = np.random.default_rng(3)
+    p_LN = draw.random((6, 2000)) ** np.arange(1, 7)[:, None]
+    for fit in (1700, 3500, 6000):
+        placement = Ilp().place(problem_with(p_LN, fit, least=1600))
+        count_L = (placement.device_LN == 0).sum(axis=1)
+        assert ((count_L == 0) | (count_L >= 1600)).all() and count_L.sum() <= fit
+        sorted_LN = -np.sort(-p_LN, axis=1)
+        best = 0.0
+        for open_L in itertools.product((False, True), repeat=6):
+            if 1600 * sum(open_L) > fit or not any(open_L):
+                continue
+            rows_LN = sorted_LN[list(open_L)]
+            rest = np.sort(rows_LN[:, 1600:].reshape(-1))[::-1][: fit - 1600 * sum(open_L)]
+            best = max(best, float(rows_LN[:, :1600].sum() + rest.sum()))
+        assert placement.figures["objective"] == pytest.approx(best, rel=1e-9)
+        assert placement.figures["gap"] < 1e-12
+        assert ", where at least 1,600 would have to be" in placement.note
+    placement = Ilp().place(problem_with(p_LN, 6000, least=2001))
+    assert not (placement.device_LN == 0).any()
+    assert placement.note.startswith("6 layers without a neuron on the GPU, where more than all 2,")
