@@ -12,14 +12,13 @@ C_FILES := $(filter %.c %.h,$(NATIVE)) \
 PROMPT ?= Once upon a time
 SAMPLING ?= --temperature 0.7 --top-p 0.9 --seed 1
 
-.PHONY: run test test-slow test-all test-actors test-alone setup check fix types native bench wheel clean help sanitize test-neon \
-  sanitize-gpu cuda exchange-forms
+.PHONY: run test test-actors test-alone setup check fix types native bench wheel clean help \
+  sanitize test-neon sanitize-gpu cuda exchange-forms
 
 help:
 	@echo "make run      install into $(VENV) if needed, generate a story with three actors"
-	@echo "make test     lint, types and the test suite"
-	@echo "make test-slow  the tests that lose actors on purpose, minutes of them"
-	@echo "make test-all  all of these; make -j2 test-all: what waits and what computes side by side"
+	@echo "make test     lint, types and every test"
+	@echo "make test-actors  the tests that start actors; make test-alone: all others"
 	@echo "make sanitize the native tests on kernels built with ASan and UBSan"
 	@echo "make sanitize-gpu small cases of every CUDA kernel, and tiny models, under compute-sanitizer"
 	@echo "make test-neon the NEON kernels under qemu (gcc-aarch64-linux-gnu, qemu-user-static)"
@@ -88,15 +87,11 @@ fix: setup
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(C_FILES)
 
-test: check
-	$(BIN)/python -m pytest -m "not slow"
-
-test-slow: setup
-	$(BIN)/python -m pytest -m slow
-
-# The same tests in two parts. Those that start actors wait for processes much of the time, and some
-# of them for a second at most: what runs beside them gives way.
-test-all: test-actors check test-alone
+# Every test, in two lanes: those that start actors wait for processes much of the time, and some of
+# them for a second at most, so what runs beside them gives way.
+test: setup
+	@echo "Two lanes side by side, 10 to 15 minutes on two cores; each prints when it is over."
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-actors check test-alone
 
 test-actors: setup
 	$(BIN)/python -m pytest -m ray
