@@ -29,7 +29,7 @@ means).
 Shape suffixes: L layers, N neurons of a layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -148,6 +148,25 @@ class CostModel:
                 dense_L[module.layer] += seconds
         return dense_L, rest_s
 
+    def by_layer(self, modules: Mapping[str, str], kinds: Collection[str]) -> F64:
+        """Seconds of each layer's modules of some kinds."""
+        seconds_L = np.zeros(self.problem.shape[0])
+        for module in self.problem.modules:
+            if module.layer is not None and module.kind in kinds:
+                seconds_L[module.layer] += self.module_s(module, modules[module.name])
+        return seconds_L
+
+    def read_ahead(self, modules: Mapping[str, str], early_L: Sequence[int]) -> F64:
+        """Seconds of reading cold neurons that attention hides, at most, in each layer.
+
+        Args:
+            modules: device by name.
+            early_L: by layer, above 0 where its list comes early and is read ahead.
+        """
+        if not self.problem.hardware.has_gpu:
+            return np.zeros(self.problem.shape[0])  # memory is busy with attention
+        return np.where(np.array(early_L) > 0, self.by_layer(modules, ("attention", "kv")), 0.0)
+
     def module_s(self, module: Module, device: str) -> float:
         """Seconds that one module takes on a device."""
         home = self.fetched_s_per_byte
@@ -184,8 +203,9 @@ def predict(problem: Problem, placed: Placement | Plan, selective: bool = True) 
 def predict_schedule(problem: Problem, placed: Placement | Plan, schedule: Schedule) -> TokenTime:
     """Seconds of one token under a placement and a schedule.
 
-    What of the schedule counts: where it synchronises always, what it fetches over the bus, and in
-    which layers one executor waits for the other. An early prediction costs the same bytes.
+    What of the schedule counts: where it synchronises always, what it fetches over the bus, what it
+    reads ahead, and in which layers one executor waits for the other. An early prediction costs the
+    same bytes.
     """
     model = CostModel(problem)
     fetched_LN = fetched(placed.device_LN, schedule.fetch)
@@ -194,11 +214,15 @@ def predict_schedule(problem: Problem, placed: Placement | Plan, schedule: Sched
     always_L = CostModel(problem, selective=False).exchange(on_gpu_LN)
     selective_L = model.exchange(on_gpu_LN)
     bytes_L = np.where(fetched_LN, model.bytes_LN, 0.0).sum(axis=1)
+    early_L = schedule.lookahead if schedule.read_ahead else [0] * len(schedule.lookahead)
+    hidden_L = model.read_ahead(placed.modules, early_L)
     after = {(source, target) for source, target in schedule.after}
     layers = tuple(
         replace(
             layer,
-            cold_s=layer.cold_s - float(bytes_L[i]) * model.cold_s_per_byte,
+            cold_s=max(
+                layer.cold_s - float(bytes_L[i]) * model.cold_s_per_byte - float(hidden_L[i]), 0.0
+            ),
             exchange_s=float((selective_L if sync == "selective" else always_L)[i]),
             fetched_s=float(bytes_L[i]) * model.fetched_s_per_byte,
             overlap=layer.overlap and (f"cold.{i}", f"hot.{i}") not in after,

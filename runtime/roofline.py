@@ -34,28 +34,32 @@ The bytes agree; decoding reached 22.6 to 23.4 GB/s of the 30.4 that reads of
 Against measured ones on one H100: a 13B ReGLU shape, fp16, context 512, fp16 KV, 12 % fire, 30 %
 of the neurons hold 80 %, predictor width 960; a token reads 8.39 GB of attention, 0.33 of head,
 1.46 of predictor (int8 0.73), 0.21 of KV and 0.12 * 16.99 of FFN. Tokens/s by bench/gpu_decode.py
-(40 + 64 tokens, three runs), the bound from rates measured minutes before (`h100-16core`: host
-127 GB/s, GPU 2851), commit a01328e, 2026-11-22; by hand: 92 GB/s and 1 us between two of 9 nodes
-a layer:
+(40 + 64 tokens, three runs), the bound from rates measured minutes before (host 138 GB/s, GPU
+2862), commit 5e07622, 2026-11-22; by hand: 92 GB/s and 1 us between two of 9 nodes a layer:
 
-    budget                       by hand   bound   measured       of the bound
-    all on the GPU                   230     219   173-178        81 %
-    16 GiB, fp16 predictor           130     146   94-106         66 %
-    16 GiB, int8 predictor             -     159   79-89, 97-110  52 %, 69 %
-    10 GiB, int8 predictor            38      52   32             62 %
+    budget, predictor, schedule          by hand   bound   measured   of the bound
+    all on the GPU, fp16                     230     220    178          81 %
+    16 GiB, int8, selective                    -     165    119-121      73 %
+    16 GiB, int8, lookahead                    -     225    144-162      68 %
+    10 GiB, int8, selective                   38      55     34-38       62 %
+    10 GiB, int8, lookahead                    -      67     38-44       60 %
+    OPT-30B, 3 %, 24 GiB, selective            -      84     58-65       70-78 %
+    OPT-30B, 3 %, 24 GiB, lookahead            -     114     71-78       63-68 %
 
-The second pair at 16 GiB is the same through three actors, minutes later. The host's memory
-belongs to others too: in four sittings of the day reads alone gave 113 to 151 GB/s, and the same
-plans 85 to 110 tokens/s (16 GiB, int8) and 28 to 38 (10 GiB).
+(OPT-30B at 0f35ac7.) The host's memory belongs to others too: in six sittings of the day reads
+alone gave 113 to 151 GB/s, and the same plans 79 to 121 tokens/s (16 GiB, int8, selective).
 
 What is missing. All on the GPU, by ncu (40 nodes one after the other, caches cold): qkv 55 us a
 layer at 85 % of the memory's peak; o 24 us, 65 %; the predictor's products 8.7 us, 34 %, and
 12.3, 65 %; gate and up rows 15 us, 58 %; down columns 14 us, 31 %; the split, one block, 14 us;
-attention over 100 positions 11 us; merge 8 us. Small grids do not reach the rate of large ones;
-overlap of launches wins some of that back (5.5 ms a pass, 6.5 by the sum of nodes). With cold
+attention over 100 positions 11 us (7 since 5e07622, not by ncu); merge 8 us. Small grids do not
+reach the rate of large ones; overlap of launches wins some of that back (5.5 ms a pass, 6.5 by the
+sum of nodes). With cold
 neurons it is the host: lists of 270 and 1570 neurons are read at 89 GB/s (median layer: 93 and
 545 us) where reading alone gave 118: two hand-overs in the pool, ramps of two short phases, and
-columns read in pieces (native/ops/ffn.c).
+columns read in pieces (native/ops/ffn.c). With lookahead at 16 GiB 306 MB a token are read ahead
+of 303 (some for nothing) and the wait is 0.4 of 6.1 ms: what remains are the GPU's kernels. At
+10 GiB attention is too short for 1.9 GB: 0.4 GB are read ahead, and the rest at 102 GB/s.
 
 A measured run may pass the bound a little where 40 + 64 tokens fill less than the half of the KV
 cache that is counted. `--bus-share` (neurons that the GPU reads over the bus) is not in it: here
@@ -66,7 +70,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hotcold.runtime.cost import CostModel
 from hotcold.runtime.errors import ConfigError
@@ -138,12 +141,12 @@ def roofline(
     together = sum if hardware.in_turn else max
     parts["ffn"] = sum(together((layer.hot_s, layer.cold_s)) for layer in token.layers)
     if ahead and hardware.has_gpu:
-        early = _by_layer(problem, placed, cost, ("attention", "kv"))
-        guess = _by_layer(problem, placed, cost, ("predictor",))
+        early = [0] + [1] * (len(token.layers) - 1)  # the first layer's list comes with its input
+        hidden = cost.read_ahead(placed.modules, early)
+        guess = cost.by_layer(placed.modules, ("predictor",))
         guess, parts["predictor"] = np.append(guess[1:], 0.0), float(guess[0])
-        early[0] = 0.0  # the first layer's list comes with its input
         hot, cold = (np.array([getattr(x, name) for x in token.layers]) for name in FFN_PARTS)
-        parts["ffn"] = float(np.maximum(hot + guess, np.maximum(cold - early, 0.0)).sum())
+        parts["ffn"] = float(np.maximum(hot + guess, np.maximum(cold - hidden, 0.0)).sum())
     parts["exchange"] = sum(layer.exchange_s for layer in token.layers)
     parts["gaps"] = hardware.gap_s * graph_nodes(problem, placed) if hardware.has_gpu else 0.0
     first = problem.devices[0]
@@ -154,17 +157,6 @@ def roofline(
         sizes,
         tuple(name for name, home in placed.modules.items() if home != first),
     )
-
-
-def _by_layer(
-    problem: Problem, placed: Placement | Plan, cost: CostModel, kinds: tuple[str, ...]
-) -> NDArray[np.float64]:
-    """Seconds of the modules of some kinds, by layer."""
-    seconds_L = np.zeros(problem.shape[0])
-    for module in problem.modules:
-        if module.kind in kinds and module.layer is not None:
-            seconds_L[module.layer] += cost.module_s(module, placed.modules[module.name])
-    return seconds_L
 
 
 def graph_nodes(problem: Problem, placed: Placement | Plan) -> int:

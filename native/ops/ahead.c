@@ -29,9 +29,11 @@ static int fetch(const ahead_run *run, int64_t k, int64_t offset, int64_t bytes,
     const hc_ffn_args *a = run->a;
     if (*room < bytes || __atomic_load_n(run->flag, __ATOMIC_RELAXED) == run->seq)
         return 0;
-    const char *at = (const char *)a->records + a->ids[k] * a->record_bytes + offset;
+    const char *record = (const char *)a->records + a->ids[k] * a->record_bytes;
     for (int64_t i = 0; i < bytes; i += LINE)
-        __builtin_prefetch(at + i, 0, 2);
+        __builtin_prefetch(record + offset + i, 0, 2);
+    if (a->bias_offset && offset == a->gate_offset)
+        __builtin_prefetch(record + a->bias_offset, 0, 2);
     *room -= bytes;
     return 1;
 }

@@ -92,6 +92,8 @@ static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, piec
     }
     if (n <= 0)
         return 0;
+    for (int64_t i = 0; i < n && a->bias_offset; i++) /* a line of its own */
+        __builtin_prefetch(record(a, entry[i]) + a->bias_offset);
     for (int64_t i = 0; i < n + AHEAD; i++)
         rows[i] = record(a, entry[i < n ? i : n - 1]) + a->gate_offset;
     run->p->dot[a->dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);

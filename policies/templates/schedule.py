@@ -25,7 +25,8 @@ class Mine:
 
         dag.nodes  id, kind (attention predict hot cold fetch merge), layer, bytes, flops
         dag.edges  (a, b): b reads what a wrote
-        Schedule   lane and order of the nodes, sync and lookahead by layer, after: further order
+        Schedule   lane and order of the nodes, sync and lookahead by layer, after: further order;
+                   read_ahead: read early lists' records while attention runs
         """
         plain = in_order(dag, sync="selective")
         sync = tuple(

@@ -5,6 +5,7 @@ import pytest
 from support.problems import tiny_plan, tiny_problem, tiny_spec
 
 from hotcold.policies.schedule.fetch import Fetch
+from hotcold.policies.schedule.lookahead import Lookahead
 from hotcold.policies.schedule.paper import Paper
 from hotcold.policies.schedule.selective import Selective
 from hotcold.policies.schedule.serial import Serial
@@ -114,3 +115,26 @@ def test_a_schedule_changes_what_is_awaited_and_what_comes_over_the_bus() -> Non
     assert half.total_s == pytest.approx(half.dense_s + half.hot_s + half.fetched_s)
     assert everything.fetched_s == half.fetched_s and everything.exchange_s == 0
     assert times["half"].layers[1] == times["selective"].layers[1]
+
+
+def test_what_is_read_ahead_is_hidden_behind_attention() -> None:
+    case = problem()
+    placed = Placement(SPLIT[::-1].copy(), homes(case))  # cold neurons in the second layer
+    plan = make_plan(case, placed, "test", "model")
+    dag = build_dag(tiny_spec(2, 4), plan, predicts=True)
+    plain, ahead = (
+        predict_schedule(case, plan, Lookahead(read_ahead=on).schedule(dag, plan, HARDWARE))
+        for on in (False, True)
+    )
+    assert plain == predict(case, plan)
+    hidden_s = CostModel(case).by_layer(placed.modules, ("attention", "kv"))[1]
+    cold_s = plain.layers[1].cold_s
+    assert cold_s > 0 and hidden_s > 0
+    assert ahead.layers[1].cold_s == pytest.approx(max(cold_s - hidden_s, 0))
+    assert ahead.layers[0] == plain.layers[0] and ahead.rest_s == plain.rest_s
+    two_cores = replace(HARDWARE, has_gpu=False)
+    schedule = Lookahead().schedule(dag, plan, HARDWARE)
+    slow = replace(case, hardware=two_cores)
+    assert predict_schedule(slow, plan, schedule) == predict_schedule(
+        slow, plan, replace(schedule, read_ahead=False)
+    )
