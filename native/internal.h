@@ -23,6 +23,9 @@ typedef struct {
 } hc_ffn_cut;
 hc_ffn_cut hc_ffn_cut_of(const hc_ffn_args *args, int64_t threads);
 
+/* ops/ffn_check.c: the arguments of hc_ffn; not HC_OK after hc_fail. */
+hc_status hc_ffn_check(const hc_ffn_args *args);
+
 /* ops/ahead.c: read what a list names into the caches of the threads that will compute it, until
  * *flag == seq; x is not looked at. Returns the bytes asked for. */
 int64_t hc_ffn_ahead(const hc_ffn_args *args, hc_pool *pool, const uint32_t *flag, uint32_t seq);

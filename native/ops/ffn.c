@@ -305,48 +305,6 @@ static void sum_columns(void *context, int64_t task, int32_t thread) {
     }
 }
 
-static hc_status check_shapes(const hc_ffn_args *a) {
-    if (!a || !a->x_BD || !a->y_BD || !a->scratch)
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: x, y and the scratch area must be given");
-    const int64_t bytes = hc_dtype_bytes(a->dtype);
-    if (!bytes)
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: dtype %d is unknown; 0 to 2 are", a->dtype);
-    if (a->batch < 1 || a->batch > HC_MAX_BATCH)
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: batch %d; 1 to %d are possible", a->batch,
-                       HC_MAX_BATCH);
-    if (a->d < 1 || a->d > HC_MAX_D || a->n < 0 || a->n > INT32_MAX)
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: d %lld of %lld neurons; 1 to %d of up to %d",
-                       (long long)a->d, (long long)a->n, HC_MAX_D, INT32_MAX);
-    const int64_t up = a->up_offset == -1 ? a->down_offset : a->up_offset;
-    const int64_t offsets[] = {a->gate_offset, up, a->down_offset};
-    for (int i = 0; i < 3; i++)
-        if (offsets[i] < 0 || offsets[i] % bytes || a->record_bytes % bytes ||
-            offsets[i] > a->record_bytes - a->d * bytes)
-            return hc_fail(HC_ERR_ARGUMENT, "ffn: a row at byte %lld of a record of %lld bytes",
-                           (long long)offsets[i], (long long)a->record_bytes);
-    if (a->bias_offset && (a->bias_offset < 0 || a->bias_offset % 4 || a->record_bytes % 4 ||
-                           a->bias_offset > a->record_bytes - 4))
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: a bias at byte %lld of a record of %lld bytes",
-                       (long long)a->bias_offset, (long long)a->record_bytes);
-    return HC_OK;
-}
-
-/* The list must ascend within the layer: then no id or counter is out of range. */
-static hc_status check_ids(const hc_ffn_args *a) {
-    if (a->n_ids < 0 || (a->n_ids > 0 && (!a->ids || !a->records)))
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: %lld ids without a list or without records",
-                       (long long)a->n_ids);
-    uint32_t descents = 0;
-    for (int64_t k = 1; k < a->n_ids; k++)
-        descents += a->ids[k - 1] >= a->ids[k];
-    if (descents)
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: the id list does not ascend at %u places", descents);
-    if (a->n_ids > 0 && (a->ids[0] < 0 || a->ids[a->n_ids - 1] >= a->n))
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: ids %d to %d; the layer has %lld neurons", a->ids[0],
-                       a->ids[a->n_ids - 1], (long long)a->n);
-    return HC_OK;
-}
-
 static int64_t lines(int64_t bytes) {
     return (bytes + 63) / 64 * 64;
 }
@@ -366,9 +324,7 @@ hc_ffn_cut hc_ffn_cut_of(const hc_ffn_args *a, int64_t threads) {
 }
 
 hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
-    hc_status status = check_shapes(args);
-    if (status == HC_OK)
-        status = check_ids(args);
+    const hc_status status = hc_ffn_check(args);
     if (status != HC_OK)
         return status;
     ffn_run run = {.a = args, .p = hc_primitives_get(), .size = hc_dtype_bytes(args->dtype)};

@@ -142,7 +142,7 @@ def command(
         own = split_settings(parse_settings(settings))["placement"]
         made = make_plan(problem, place(policy or "greedy", problem, own), policy or "greedy", name)
     bound = roofline(problem, made, ahead=more["schedule"] == "lookahead")
-    result = describe(problem, made, bound)
+    result = {**describe(problem, made, bound), "schedule": more["schedule"]}
     if budget is not None and machine.has_gpu:
         result["reserve_bytes"] = budget - problem.budgets[problem.devices[0]]
     _print(result, made, bound)
@@ -308,6 +308,8 @@ def _print(result: dict[str, Any], plan: "Plan", bound: "Roofline") -> None:
     click.echo(output.table(("part", "GB", "ms", "of the token"), rows))
     at_once = hardware["has_gpu"] or hardware["at_once"]
     how = "at the same time" if at_once else "in turn, from one memory"
+    if hardware["has_gpu"] and result["schedule"] == "lookahead":
+        how += "; cold from the attention before on, beside hot the next layer's prediction"
     click.echo(f"\nffn: hot {bound.hot_s * 1e3:.4g} ms and cold {bound.cold_s * 1e3:.4g} ms, {how}")
     measured = "" if hardware["measured"] else ", rates not measured"
     click.echo(f"bound  {bound.tokens_per_s:.4g} tokens/s ({hardware['name']}{measured})")

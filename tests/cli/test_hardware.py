@@ -179,6 +179,22 @@ def test_roofline_of_a_shape(run: Run) -> None:
     assert "of the budget beside that: CUDA context (560.0 MiB)" in ended.out
 
 
+def test_roofline_of_a_schedule_that_reads_ahead(run: Run) -> None:
+    shape = ("roofline", "--shape", "llama2-13b", "--vram", "16GiB", "--density", "0.12", "--json")
+    plain, ahead, two_cores, same = (
+        run(*shape, "--hardware", machine, "--schedule", schedule)
+        for machine in ("h100-box", "xeon-2core")
+        for schedule in ("selective", "lookahead")
+    )
+    one, other = (json.loads(ended.out.splitlines()[-1]) for ended in (plain, ahead))
+    assert other["bound_tokens_per_s"] > 1.1 * one["bound_tokens_per_s"]
+    assert other["cold_ms"] == one["cold_ms"] and other["attention_ms"] == one["attention_ms"]
+    assert "cold from the attention before on" in ahead.out
+    assert "attention before" not in plain.out + same.out
+    assert two_cores.out.replace('"selective"', '"lookahead"') == same.out  # memory is never idle
+    assert run(*shape, "--schedule", "serial").code == 2
+
+
 def test_roofline_of_the_embedded_model_and_a_plan(run: Run, tmp_path: Path) -> None:
     plan = str(tmp_path / "plan")
     exact = ("--vram", "24MiB", "--predictor", "exact")
