@@ -48,8 +48,8 @@ def logits(
     model: Path, expected: Any, form: str, tolerance: float, **options: Any
 ) -> dict[str, Any]:
     """Compare logits of a session with the oracle under its masks; the GPU executor's counts."""
-    prepared = prepare_model(
-        EngineConfig(model=model, vram="2GiB", policy=Share(0.5), prompt_form=form, **options)
+    prepared = prepare_model(  # a context under a tool takes up to 3 GiB
+        EngineConfig(model=model, vram="8GiB", policy=Share(0.5), prompt_form=form, **options)
     )
     assert prepared.gpu is not None
     with LocalSession(deploy(prepared, solve(prepared))) as local:
