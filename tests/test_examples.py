@@ -16,12 +16,12 @@ TIMEOUT_S = 180
 SHORTER = {"06_train_relu_model": ("--steps", "20", "--report-tokens", "4096")}
 
 
-def examples() -> list[object]:
-    """All, and whether they launch actors."""
+def examples(actors: bool) -> list[object]:
+    """Those that launch actors, or all others."""
     return [
-        pytest.param(path.relative_to(ROOT), ray, id=path.stem, marks=[pytest.mark.ray] * ray)
+        pytest.param(path.relative_to(ROOT), id=path.stem)
         for path in sorted((ROOT / "examples").glob("*.py"))
-        for ray in ["Engine.launch" in path.read_text()]
+        if ("Engine.launch" in path.read_text()) == actors
     ]
 
 
@@ -33,11 +33,19 @@ def test_there_are_examples_and_they_are_numbered() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("path", "ray"), examples())
-def test_an_example_runs(
-    path: Path, ray: bool, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    address = request.getfixturevalue("one_ray") if ray else "local"
+@pytest.mark.parametrize("path", examples(actors=False))
+def test_an_example_runs(path: Path, tmp_path: Path) -> None:
+    check_example(path, tmp_path, "local")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("path", examples(actors=True))
+def test_an_example_with_actors_runs(path: Path, tmp_path: Path, one_ray: str) -> None:
+    check_example(path, tmp_path, one_ray)
+
+
+def check_example(path: Path, tmp_path: Path, address: str) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / path), *SHORTER.get(path.stem, ())],
         cwd=tmp_path,

@@ -46,15 +46,11 @@ def blocks() -> list[Block]:
     ]
 
 
-def runnable() -> list[object]:
+def runnable(ray: bool) -> list[object]:
     return [
-        pytest.param(
-            block,
-            id=f"line-{block.line}",
-            marks=[pytest.mark.ray, pytest.mark.slow] if "ray" in block.marks else [],
-        )
+        pytest.param(block, id=f"line-{block.line}")
         for block in blocks()
-        if block.marks[:1] == ("run",)
+        if block.marks[:1] == ("run",) and ("ray" in block.marks) == ray
     ]
 
 
@@ -87,9 +83,19 @@ def workplace(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("block", runnable())
-def test_a_block_runs(block: Block, workplace: Path, request: pytest.FixtureRequest) -> None:
-    address = request.getfixturevalue("one_ray") if "ray" in block.marks else "local"
+@pytest.mark.parametrize("block", runnable(ray=False))
+def test_a_block_runs(block: Block, workplace: Path) -> None:
+    check_block(block, workplace, "local")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("block", runnable(ray=True))
+def test_a_block_with_actors_runs(block: Block, workplace: Path, one_ray: str) -> None:
+    check_block(block, workplace, one_ray)
+
+
+def check_block(block: Block, workplace: Path, address: str) -> None:
     if block.language == "python":
         (workplace / "block.py").write_text(block.code)
         command = [sys.executable, "block.py"]
