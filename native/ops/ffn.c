@@ -32,7 +32,7 @@
  * v5 cut the list by neuron id in 28 chunks with a partial sum each: uneven lists, 28 KB to clear,
  * write and add a chunk. v7 adds up a thread's columns as one list, not piece by piece, short ones in
  * registers (avx512.c). Microseconds of the second phase and of the first beside it, d 7168, 344 fired,
- * each pair in one run, runs on different days' machines:
+ * each pair in one run, the runs in other sittings:
  *                                              v6 67 : 45, in the caches 34 : 19
  *                                              v7 85 : 84, in the caches 19 : 46
  */
