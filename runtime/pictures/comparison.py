@@ -106,7 +106,7 @@ def draw_speeds(group: Group) -> "Figure":
     figure = Figure(figsize=(10.0, _height(group)), layout="constrained")
     here, model = figure.subplots(1, 2, sharey=True)
     titled(here, "Tokens/s, measured here", group.caption)
-    machine = shorten(group.hardware, 46, placeholder=" ...")  # half of the figure is its room
+    machine = shorten(group.hardware, 40, placeholder=" ...")  # half of the figure is its room
     titled(model, "Tokens/s, cost model", f"{machine}: computed, not measured")
     for axes in (here, model):
         rows = _rows(axes, group)
