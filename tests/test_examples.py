@@ -1,17 +1,15 @@
 """Every example runs; those that are programs, and not a plug-in to name, also print something."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from support.checkout import ROOT, tracked_under
+from support.programs import check_program
 
 from hotcold.policies.check import check_placement_policy, check_schedule_policy
 
-TIMEOUT_S = 180
 # What runs until its time is up by itself, and reports at length.
 SHORTER = {"06_train_relu_model": ("--steps", "20", "--report-tokens", "4096")}
 
@@ -46,19 +44,10 @@ def test_an_example_with_actors_runs(path: Path, tmp_path: Path, one_ray: str) -
 
 
 def check_example(path: Path, tmp_path: Path, address: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / path), *SHORTER.get(path.stem, ())],
-        cwd=tmp_path,
-        env={**os.environ, "RAY_ADDRESS": address},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    command = [sys.executable, str(ROOT / path), *SHORTER.get(path.stem, ())]
+    printed = check_program(command, tmp_path, address)
     if "__main__" in (ROOT / path).read_text():
-        assert done.stdout.strip()
+        assert printed.strip()
 
 
 def test_the_example_package_conforms_and_registers_what_it_has(

@@ -7,19 +7,18 @@ looked at. Blocks of plain text need no such line.
 
 import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support.checkout import PACKAGES, ROOT, tracked_under
+from support.programs import check_program
 
 README = ROOT / "README.md"
 BLOCK = re.compile(
     r"(?:<!-- test: (?P<mark>[^>]*?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
 )
-TIMEOUT_S = 180
 BOOK = "The old ship lay in the harbour. The children ran down to the sea to look at it. " * 200
 
 
@@ -101,22 +100,8 @@ def check_block(block: Block, workplace: Path, address: str) -> None:
         command = [sys.executable, "block.py"]
     else:
         command = ["bash", "-euo", "pipefail", "-c", block.code]
-    done = subprocess.run(
-        command,
-        cwd=workplace,
-        env={
-            **os.environ,
-            "PATH": f"{workplace / 'bin'}:{os.environ['PATH']}",
-            "RAY_ADDRESS": address,
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"README line {block.line}:\n{done.stdout}\n{done.stderr}"
-    assert done.stdout.strip(), f"README line {block.line} printed nothing"
+    path = f"{workplace / 'bin'}:{os.environ['PATH']}"
+    assert check_program(command, workplace, address, PATH=path).strip(), "it printed nothing"
 
 
 def test_links_lead_somewhere() -> None:

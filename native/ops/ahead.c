@@ -38,8 +38,8 @@ static int fetch(const ahead_run *run, int64_t k, int64_t offset, int64_t bytes,
     return 1;
 }
 
-/* What thread `task` reads of the list. */
-static int fetch_share(const ahead_run *run, int64_t task, int64_t *room) {
+/* What thread `task` reads of the list, until it is time to stop. */
+static void fetch_share(const ahead_run *run, int64_t task, int64_t *room) {
     const hc_ffn_args *a = run->a;
     const int64_t pieces = run->cut.pieces;
     for (int64_t piece = task; piece < pieces; piece += run->threads) {
@@ -48,14 +48,13 @@ static int fetch_share(const ahead_run *run, int64_t task, int64_t *room) {
         for (int row = 0; row < 2; row++)
             for (int64_t k = a->n_ids * piece / pieces; k < end && offsets[row] >= 0; k++)
                 if (!fetch(run, k, offsets[row], run->row_bytes, room))
-                    return 0;
+                    return;
     }
     const int64_t size = run->row_bytes / a->d, begin = task * run->cut.columns;
     const int64_t columns = a->d - begin < run->cut.columns ? a->d - begin : run->cut.columns;
     for (int64_t k = 0; k < a->n_ids && columns > 0; k++)
         if (!fetch(run, k, a->down_offset + begin * size, columns * size, room))
-            return 0;
-    return 1;
+            return;
 }
 
 static void ahead(void *context, int64_t task, int32_t thread) {
