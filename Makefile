@@ -6,9 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NVCC ?= nvcc
 CONSTRAINTS := .constraints.txt
-NATIVE := $(sort $(wildcard native/*.c native/*.h native/*/*.c native/*/*.h) native/_build.py)
+NATIVE := $(sort $(wildcard native/*/*.c native/*/*.h) native/_build.py)
 C_FILES := $(filter %.c %.h,$(NATIVE)) \
-  $(sort $(wildcard native/cuda/*.cu native/cuda/*.cuh tests/cuda/*.cu examples/*.cu))
+  $(sort $(wildcard native/cuda/*/*.cu native/cuda/*/*.cuh native/cuda/*/*.h tests/cuda/*.cu \
+  examples/*.cu))
 PROMPT ?= Once upon a time
 SAMPLING ?= --temperature 0.7 --top-p 0.9 --seed 1
 
@@ -137,9 +138,9 @@ native: setup
 
 # Found by later launches of this user, also where nvcc is gone by then.
 cuda: setup
-	$(BIN)/python -m hotcold.native.cuda_plugin
+	$(BIN)/python -m hotcold.native.gpu.cuda_plugin
 
-# The figures in native/cuda/merge.cu; needs an NVIDIA GPU and the CUDA toolkit.
+# The figures in native/cuda/kernels/merge.cu; needs an NVIDIA GPU and the CUDA toolkit.
 exchange-forms:
 	@mkdir -p build
 	$(NVCC) -std=c++17 -O3 -arch=native tests/cuda/exchange_forms.cu -o build/exchange_forms

@@ -3,10 +3,10 @@
 Everything in this folder is Ray code, and thin: what an actor does is in `hotcold.runtime`.
 """
 
-from hotcold.actors.engine import Engine
-from hotcold.actors.stats import ActorStats, EngineStats
-from hotcold.runtime.errors import ActorLostError, HotcoldError, LaunchError
-from hotcold.runtime.generation import GenerationStats, Token
+from hotcold.actors.engine.engine import Engine
+from hotcold.actors.engine.stats import ActorStats, EngineStats
+from hotcold.native.errors import ActorLostError, HotcoldError, LaunchError
+from hotcold.runtime.text.generation import GenerationStats, Token
 
 __all__ = [
     "ActorLostError",

@@ -1,9 +1,9 @@
-"""A sweep of placement policies over several trios of actors that run side by side on one cluster.
+"""A sweep of placement policies over several actor groups that run side by side on one cluster.
 
 Each setting gets a Ray task, and the task an engine of its own in a placement group of its own, so
-Ray finds a node for each and queues what has no room. Side by side the trios take each other's
-cores and memory bandwidth: read the shares and whether the tokens agree, not the speeds; for those
-there is `hotcold compare`.
+Ray finds a node for each and queues what has no room. Side by side the actor groups take each
+other's cores and memory bandwidth: read the shares and whether the tokens agree, not the speeds;
+for those there is `hotcold compare`.
 
 Run: python examples/04_sweep.py [POLICY...]
 On a cluster: hotcold submit --working-dir examples -- python 04_sweep.py
@@ -21,7 +21,7 @@ from hotcold.actors import Engine
 POLICIES = ("greedy", "latency")
 BUDGETS = ("24MiB", "32MiB")
 SIDE_BY_SIDE = 4
-CPUS = 0.4  # of one trio; small, so that several fit a laptop
+CPUS = 0.4  # of one group; small, so that several fit a laptop
 PROMPT, TOKENS = "The sea was", 24
 
 

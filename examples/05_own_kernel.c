@@ -5,7 +5,7 @@
  *     HOTCOLD_CPU=examples/05_own_kernel.c hotcold generate "Once upon a time"
  *
  * What you write. All operators (sparse FFN, dense layers, attention, sampling) rest on five
- * primitives: dot, dot_batch, axpy, max, exp_sum. native/variant.h declares them and says what each
+ * primitives: dot, dot_batch, axpy, max, exp_sum. native/abi/variant.h declares them and says what each
  * one owes its callers. Replace one for one dtype, or all; HC_VARIANT exports your table and the
  * best built-in kernels fill the rest. Weights are rows of float, IEEE half or bfloat16; x, sums and
  * results are float. Rows are aligned to their element and nothing more; d is any number from 1.

@@ -27,10 +27,10 @@ from relu_recipe.state import only_one
 from relu_recipe.text import TokenWindows, prepare_text
 from relu_recipe.training import Stopped, Trainer
 
-from hotcold.runtime.cli import output
-from hotcold.runtime.errors import ConfigError, HotcoldError
-from hotcold.runtime.npz import write_atomically
-from hotcold.runtime.tokenizer import Tokenizer
+from hotcold.actors.cli.common import output
+from hotcold.native.errors import ConfigError, HotcoldError
+from hotcold.runtime.files.npz import write_atomically
+from hotcold.runtime.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
 TRIAL_MINUTES = 0.25  # of a trial without --text

@@ -4,7 +4,7 @@
 //     hotcold generate --kernels examples/07_own_cuda_kernel.cu "Once upon a time"
 //
 // What you write. Launchers for the operators of a pass: gemv, norm, attention, gate_up, down.
-// native/cuda/kernels.h declares their arguments, variant.cuh brings helpers (packs of 16 bytes, warp
+// native/cuda/kernels/kernels.h declares their arguments, variant.cuh brings helpers (packs of 16 bytes, warp
 // sums). Replace one or all; HC_CUDA_VARIANT names them. A launcher enqueues its kernel and returns
 // true, or returns false where it has none for this shape: the built-in kernel serves it then.
 //

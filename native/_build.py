@@ -34,15 +34,15 @@ def declarations(header: Path) -> str:
 
 def sources() -> list[Path]:
     """Every C file of this folder, in a fixed order."""
-    return sorted(HERE.glob("*.c")) + sorted(HERE.glob("*/*.c"))
+    return sorted(HERE.glob("*/*.c"))
 
 
 def emit_glue(folder: Path) -> Path:
     """Write cffi's glue for the header into folder and return its path."""
     ffi = FFI()
     for header in ("hotcold.h", "predict.h", "gpu.h"):
-        ffi.cdef(declarations(HERE / header))
-    ffi.set_source(MODULE, '#include "hotcold.h"', py_limited_api=True)
+        ffi.cdef(declarations(HERE / "abi" / header))
+    ffi.set_source(MODULE, '#include "abi/hotcold.h"', py_limited_api=True)
     folder.mkdir(parents=True, exist_ok=True)
     glue = folder / "_kernels_glue.c"
     ffi.emit_c_code(str(glue))

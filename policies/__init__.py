@@ -3,14 +3,14 @@
 The engine finds and runs policies through registry.py and run.py.
 """
 
-from hotcold.policies.check import check_placement_policy, check_schedule_policy
-from hotcold.policies.check_predictor import check_predictor
-from hotcold.runtime.dag import Dag, Node
-from hotcold.runtime.hardware import HardwareProfile
-from hotcold.runtime.placement import check_placement
-from hotcold.runtime.plan import Plan
-from hotcold.runtime.problem import Module, Placement, Problem
-from hotcold.runtime.schedule import Schedule, check_schedule, fetching, in_order
+from hotcold.policies.suites.check import check_placement_policy, check_schedule_policy
+from hotcold.policies.suites.check_predictor import check_predictor
+from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.plan.dag import Dag, Node
+from hotcold.runtime.plan.placement import check_placement
+from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.plan.problem import Module, Placement, Problem
+from hotcold.runtime.plan.schedule import Schedule, check_schedule, fetching, in_order
 
 __all__ = [
     "Dag",

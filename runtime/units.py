@@ -7,7 +7,7 @@ bytes are for.
 import re
 from fractions import Fraction
 
-from hotcold.runtime.errors import ConfigError
+from hotcold.native.errors import ConfigError
 
 _UNITS = {
     "": 1,

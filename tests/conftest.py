@@ -46,7 +46,7 @@ def one_ray() -> Iterator[str]:
     """
     import ray
 
-    from hotcold.actors.cluster import joined
+    from hotcold.actors.cluster.ray_cluster import joined
 
     os.environ["RAY_ADDRESS"] = "local"
     with joined(None):

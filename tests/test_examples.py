@@ -8,7 +8,7 @@ import pytest
 from support.checkout import ROOT, tracked_under
 from support.programs import check_program
 
-from hotcold.policies.check import check_placement_policy, check_schedule_policy
+from hotcold.policies.suites.check import check_placement_policy, check_schedule_policy
 
 # What runs until its time is up by itself, and reports at length.
 SHORTER = {"06_train_relu_model": ("--steps", "20", "--report-tokens", "4096")}

@@ -100,7 +100,7 @@ def test_the_wheel_runs_from_its_own_files(wheel: Path, tmp_path: Path) -> None:
     """Unpacked on its own and first on the path, it answers with its own kernels."""
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = (
-        "import hotcold.native._kernels as k, hotcold.runtime.cli.main as m; "
+        "import hotcold.native._kernels as k, hotcold.actors.cli.main as m; "
         "print(k.__file__); raise SystemExit(m.main(['--help']))"
     )
     done = subprocess.run(

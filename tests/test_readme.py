@@ -77,7 +77,7 @@ def workplace(tmp_path: Path) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     script = folder / "hotcold"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hotcold.runtime.cli.main "$@"\n')
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hotcold.actors.cli.main "$@"\n')
     script.chmod(0o755)
     return tmp_path
 
@@ -123,7 +123,7 @@ def test_the_settings_table_is_complete() -> None:
 
 
 def test_the_commands_it_names_exist() -> None:
-    from hotcold.runtime.cli.main import COMMANDS
+    from hotcold.actors.cli.main import COMMANDS
 
     named = set(re.findall(r"(?:^|`|-- )hotcold ([a-z-]+)", README.read_text(), re.M))
     assert named <= set(COMMANDS), named - set(COMMANDS)

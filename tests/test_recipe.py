@@ -20,11 +20,11 @@ from relu_recipe.recipe import Recipe  # noqa: E402
 from relu_recipe.sparsity import SparsityControl  # noqa: E402
 from relu_recipe.training import Trainer  # noqa: E402
 
-from hotcold.runtime.config import EngineConfig  # noqa: E402
-from hotcold.runtime.deployment import deploy, solve  # noqa: E402
-from hotcold.runtime.prepare import prepare_model  # noqa: E402
-from hotcold.runtime.profile import ActivationProfile  # noqa: E402
-from hotcold.runtime.session import LocalSession  # noqa: E402
+from hotcold.runtime.engine.deployment import deploy, solve  # noqa: E402
+from hotcold.runtime.engine.prepare import prepare_model  # noqa: E402
+from hotcold.runtime.engine.session import LocalSession  # noqa: E402
+from hotcold.runtime.options.config import EngineConfig  # noqa: E402
+from hotcold.runtime.profiles.profile import ActivationProfile  # noqa: E402
 
 TINY = "--layers 2 --d-model 32 --ffn 96 --heads 2 --vocab 300 --context 32 --batch 8 --threads 1"
 STEPS = 90

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from hotcold.runtime.errors import CheckpointError, ConfigError
-from hotcold.runtime.formats.hf_config import Config, config_dtype
-from hotcold.runtime.models.llama import read_spec
+from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.runtime.model.architectures.hf_config import Config, config_dtype
+from hotcold.runtime.model.architectures.llama import read_spec
 from relu_recipe.recipe import Recipe
 from relu_recipe.sparsity import Gate
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hotcold.runtime.errors import ConfigError, HotcoldError
+from hotcold.native.errors import ConfigError, HotcoldError
 
 DTYPES = ("float16", "bfloat16", "float32")
 WORK = ".training"  # folder inside --out; gone when all is done

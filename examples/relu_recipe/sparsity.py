@@ -28,7 +28,7 @@ Tensor = torch.Tensor
 
 MEMORY = 0.8  # of the running firing rates, an update: short, or the guard comes late
 FLOOR = 0.1  # of a neuron's rate over its layer's in the weights: none is charged without bound
-LEAST, MOST = 0.02, 1e3  # range of the coefficient; it starts at the lower end
+LEAST, MAX_PIECES = 0.02, 1e3  # range of the coefficient; it starts at the lower end
 CORRECTION = 1.5  # how strongly it answers to today's error, beside what errors added up to
 RAMP = (0.05, 0.55)  # shares of the training between which the target falls to its final value
 MARGIN = 0.1  # how far above zero, in rms, the guard lifts a neuron
@@ -141,8 +141,8 @@ class SparsityControl:
         error = math.log(density / self.target(done))
         error = max(-1.0, min(1.0, error))
         summed = numbers["summed"] + error * self._gain
-        numbers["summed"] = max(math.log(LEAST), min(math.log(MOST), summed))
-        numbers["coefficient"] = min(MOST, math.exp(numbers["summed"] + CORRECTION * error))
+        numbers["summed"] = max(math.log(LEAST), min(math.log(MAX_PIECES), summed))
+        numbers["coefficient"] = min(MAX_PIECES, math.exp(numbers["summed"] + CORRECTION * error))
 
     @property
     def _gain(self) -> float:

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from hotcold.runtime.errors import CheckpointError, ConfigError
-from hotcold.runtime.npz import write_atomically
+from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.runtime.files.npz import write_atomically
 
 FILE_NAME = "state.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")

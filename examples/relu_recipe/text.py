@@ -18,10 +18,10 @@ import tokenizers
 import torch
 from numpy.typing import NDArray
 
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.npz import write_atomically
-from hotcold.runtime.tokenizer import Tokenizer
-from hotcold.runtime.windows import file_bytes, token_windows
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.files.npz import write_atomically
+from hotcold.runtime.text.tokenizer import Tokenizer
+from hotcold.runtime.text.windows import file_bytes, token_windows
 from relu_recipe.recipe import Recipe
 
 HELD_BACK = 20  # one window in so many is for the report, where there is no --validation

@@ -17,8 +17,8 @@
  *   dot_batch, 32 tokens, the same   v1 48 GFLOPS; v2 x kept in registers 57; v3 sums kept in
  *                                    registers where a row is one tile 66   in use
  */
-#include "instances.h"
-#include "internal.h"
+#include "core/internal.h"
+#include "cpu/instances.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

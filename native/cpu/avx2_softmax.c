@@ -3,7 +3,7 @@
  * exp: split the argument in n ln 2 + r, |r| <= ln 2 / 2, a Taylor polynomial of degree 7 in r, the
  * exponent n put in as bits; within 2 units in the last place of float64's exp. Eight partial sums.
  */
-#include "internal.h"
+#include "core/internal.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

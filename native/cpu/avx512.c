@@ -30,8 +30,8 @@
  * x in three bfloat16 parts would keep the promise at three such instructions for two FMAs. AVX512-
  * FP16 sums in half precision.
  */
-#include "instances.h"
-#include "internal.h"
+#include "core/internal.h"
+#include "cpu/instances.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

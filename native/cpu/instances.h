@@ -5,7 +5,7 @@
  */
 #ifndef HOTCOLD_CPU_INSTANCES_H
 #define HOTCOLD_CPU_INSTANCES_H
-#include "internal.h"
+#include "core/internal.h"
 
 #define HC_INSTANCE(TARGET, suffix, dtype)                                                         \
     static TARGET void dot_##suffix(const void *const *rows, const void *const *ahead, int64_t n,  \

@@ -8,8 +8,8 @@
  * Roofline, fp16: as avx2.c, 1 FLOP a byte for one token. Checked against the other variants under
  * qemu, whose speed says nothing; not yet timed on an ARM machine.
  */
-#include "instances.h"
-#include "internal.h"
+#include "core/internal.h"
+#include "cpu/instances.h"
 
 #if defined(__aarch64__)
 #include <arm_neon.h>

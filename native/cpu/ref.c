@@ -5,8 +5,8 @@
  * the last d mod 16 elements follow one by one: the compiler may turn the sixteen into vectors, but
  * the order is written here. One product and one addition an element, each rounded.
  */
-#include "instances.h"
-#include "internal.h"
+#include "core/internal.h"
+#include "cpu/instances.h"
 
 #include <math.h>
 #include <string.h>

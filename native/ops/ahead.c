@@ -10,7 +10,7 @@
  * 8 GB/s, 14 of them 118: in the 80 us that attention of a 13B layer takes 9 MB, in the 150 us of an
  * OPT-30B layer 18 MB, where 14 second-level caches of 2 MB hold 28.
  */
-#include "internal.h"
+#include "core/internal.h"
 
 #define CACHE_BYTES 1310720 /* a thread's share: of 2 MiB, beside x, y and what ffn.c writes */
 #define LINE        64

@@ -12,7 +12,7 @@
  *   v1 no prefetch                              AVX2 16.1 GB/s   AVX-512 13.9
  *   v2 eight positions ahead prefetched (in use)     15.7                15.0
  */
-#include "internal.h"
+#include "core/internal.h"
 
 #include <math.h>
 

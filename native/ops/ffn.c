@@ -36,7 +36,7 @@
  *                                              v6 67 : 45, in the caches 34 : 19
  *                                              v7 85 : 84, in the caches 19 : 46
  */
-#include "internal.h"
+#include "core/internal.h"
 
 #include <string.h>
 
@@ -45,7 +45,7 @@
 #define AHEAD      4      /* rows the prefetch runs ahead */
 #define PIECES     256    /* of either phase, at most */
 #define TASK_BYTES 262144 /* of a piece, where a thread has more than one: about 20 us of reading */
-#define MOST       4      /* pieces of the list a thread */
+#define MAX_PIECES 4      /* pieces of the list a thread */
 #define COLUMNS    128    /* of a piece of the sum, at least */
 
 typedef struct {                /* what a piece of the list leaves for the sum */
@@ -318,7 +318,7 @@ int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch) {
 hc_ffn_cut hc_ffn_cut_of(const hc_ffn_args *a, int64_t threads) {
     const int64_t bytes = a->n_ids * a->d * hc_dtype_bytes(a->dtype);
     const int64_t each = bytes / (TASK_BYTES * threads);
-    const int64_t pieces = threads * (each < 1 ? 1 : each < MOST ? each : MOST);
+    const int64_t pieces = threads * (each < 1 ? 1 : each < MAX_PIECES ? each : MAX_PIECES);
     const int64_t columns = ((a->d + threads - 1) / threads + 31) / 32 * 32;
     return (hc_ffn_cut){pieces < PIECES ? pieces : PIECES, columns > COLUMNS ? columns : COLUMNS};
 }

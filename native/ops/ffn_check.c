@@ -3,7 +3,7 @@
  * Python and the programs of a plan are checked before they get here; this keeps whatever else calls
  * from reading or counting outside of what it named.
  */
-#include "internal.h"
+#include "core/internal.h"
 
 static hc_status check_shapes(const hc_ffn_args *a) {
     if (!a || !a->x_BD || !a->y_BD || !a->scratch)

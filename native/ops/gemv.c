@@ -4,7 +4,7 @@
  * bound by how fast rows can be read: 1 FLOP a byte. Tasks are blocks of rows; a row's sum never
  * depends on its block, so neither on the thread count.
  */
-#include "internal.h"
+#include "core/internal.h"
 
 #define BLOCK_BYTES 32768 /* weights of a task, at least: about 2 us, several times a hand-over */
 #define GROUP       16    /* rows whose results wait on the stack */

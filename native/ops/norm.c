@@ -3,7 +3,7 @@
  *   RMS norm    y = x / sqrt(mean(x^2) + eps) * weight                        4 d FLOPs
  *   layer norm  y = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias   7 d FLOPs
  */
-#include "internal.h"
+#include "core/internal.h"
 
 #include <math.h>
 

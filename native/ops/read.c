@@ -9,7 +9,7 @@
  *   v1 16-byte loads      11.0              15.3
  *   v2 64-byte loads      14.2     16.2     16.4     in use where there is AVX-512
  */
-#include "internal.h"
+#include "core/internal.h"
 
 #define BLOCK_BYTES 262144 /* bytes of a task, at least */
 #define LINE        64

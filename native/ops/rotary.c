@@ -4,7 +4,7 @@
  * (a, b) -> (a cos - b sin, b cos + a sin). 3 FLOPs an element; the tables cover every position the
  * caller passes.
  */
-#include "internal.h"
+#include "core/internal.h"
 
 static void turn_head(float *head, int32_t half, const float *cos_E, const float *sin_E) {
     float *low = head, *high = head + half;

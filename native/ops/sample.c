@@ -9,7 +9,7 @@
  * 32000 logits, 2-core Intel Xeon (Sapphire Rapids), 2026-11-21: greedy 25 us, top-k 40 45 us,
  * top-p 0.9 88 us; a flat distribution with top-p 0.99 430 us (v1, popping a heap: 7900 us).
  */
-#include "internal.h"
+#include "core/internal.h"
 
 #include <math.h>
 

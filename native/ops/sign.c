@@ -14,7 +14,7 @@
  *
  * A row: W * 8 bytes, 1/16 of fp16 (and 8 bytes of scale and bias), W * P words of xor, popcount, add.
  */
-#include "internal.h"
+#include "core/internal.h"
 
 #include <math.h>
 #include <string.h>

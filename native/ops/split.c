@@ -5,7 +5,7 @@
  * each part on a cache line of its own. Reads 4 bytes a score; a block of 64 neurons is marked for
  * all tokens first (vectorised), then written out, so scores_BN is read in order.
  */
-#include "internal.h"
+#include "core/internal.h"
 
 #define BLOCK 64
 

@@ -6,7 +6,7 @@ that they leave.
 
 from dataclasses import dataclass
 
-from hotcold.runtime.problem import Placement, Problem
+from hotcold.runtime.plan.problem import Placement, Problem
 
 
 @dataclass(frozen=True)

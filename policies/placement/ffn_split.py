@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hotcold.runtime.fill import fill_modules
-from hotcold.runtime.problem import Placement, Problem
+from hotcold.runtime.plan.problem import Placement, Problem, fill_modules
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ balance between the two executors within a layer.
 
 from dataclasses import dataclass
 
-from hotcold.runtime.problem import Placement, Problem
+from hotcold.runtime.plan.problem import Placement, Problem
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.policies.packing import pack
-from hotcold.policies.prefixes import (
+from hotcold.native.errors import ConfigError
+from hotcold.policies.solvers.packing import pack
+from hotcold.policies.solvers.prefixes import (
     I64,
     Items,
     complete,
@@ -35,9 +36,7 @@ from hotcold.policies.prefixes import (
     place_prefixes,
     relax,
 )
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.fill import fill_modules
-from hotcold.runtime.problem import Placement, Problem
+from hotcold.runtime.plan.problem import Placement, Problem, fill_modules
 
 EXACT_BINARIES = 4000
 _NODES_EXACT, _NODES_GAP = 4096, 4
@@ -84,7 +83,7 @@ class Ilp:
         objective = float(items.at(items.value_LK1, count_L).sum())
         bound = max(bound, objective)  # equal but for rounding
         if self.check:
-            from hotcold.policies.highs import cross_check
+            from hotcold.policies.solvers.highs import cross_check
 
             remark += cross_check(items, objective, bound)
         gap = (bound - objective) / bound if bound else 0.0

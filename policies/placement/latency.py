@@ -2,9 +2,9 @@
 
 Ours. The paper's program maximises how often the GPU's neurons fire; what a user waits for is the
 sum over the layers of max(GPU, CPU) + exchange, which is what this minimises, by the cost model of
-runtime/cost.py. The difference: past a layer's balance of both executors a further hot neuron costs
-time instead of saving it, so its memory goes to another layer; and a layer that is nearly complete
-is completed, because then nobody exchanges.
+runtime/plan/cost.py. The difference: past a layer's balance of both executors a further hot neuron
+costs time instead of saving it, so its memory goes to another layer; and a layer that is nearly
+complete is completed, because then nobody exchanges.
 
 Modules come first as everywhere, but head and KV cache are also tried in host memory: a token reads
 only part of them, so hot neurons may be worth more.
@@ -18,12 +18,11 @@ from itertools import product
 
 import numpy as np
 
-from hotcold.policies.curves import LayerCurve, share_memory
 from hotcold.policies.placement.ilp import Ilp
-from hotcold.policies.prefixes import I64, hottest_first
-from hotcold.runtime.cost import CostModel
-from hotcold.runtime.fill import fill_modules
-from hotcold.runtime.problem import Placement, Problem
+from hotcold.policies.solvers.curves import LayerCurve, share_memory
+from hotcold.policies.solvers.prefixes import I64, hottest_first
+from hotcold.runtime.plan.cost import CostModel
+from hotcold.runtime.plan.problem import Placement, Problem, fill_modules
 
 _MOVABLE = ("head", "kv")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hotcold.runtime.problem import Placement, Problem
+from hotcold.runtime.plan.problem import Placement, Problem
 
 
 @dataclass(frozen=True)

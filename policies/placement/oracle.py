@@ -1,7 +1,7 @@
 """oracle: the best static choice in hindsight, from bitmaps of what really fired.
 
 Ours, as a yardstick. It needs a recording of the very tokens that will be generated, such as
-`hotcold profile --bitmaps` makes of a text (runtime/recording.py): an npz with the array
+`hotcold profile --bitmaps` makes of a text (runtime/files/recording.py): an npz with the array
 `fired_TLB`, uint8, which holds for each token and layer one bit a neuron, as
 numpy.packbits(fired_TLN, axis=-1) gives them. The neurons that fired in most of these tokens go to
 the GPU. What another policy loses against it is what its profile does not know; no policy can have
@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.problem import Placement, Problem
-from hotcold.runtime.recording import read_recording
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.files.recording import read_recording
+from hotcold.runtime.plan.problem import Placement, Problem
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hotcold.policies.prefixes import hottest_first, place_prefixes
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.fill import fill_modules
-from hotcold.runtime.problem import Placement, Problem
+from hotcold.native.errors import ConfigError
+from hotcold.policies.solvers.prefixes import hottest_first, place_prefixes
+from hotcold.runtime.plan.problem import Placement, Problem, fill_modules
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.predictor import ABOVE_ZERO, F32, ModelView, PredictorLayer
-from hotcold.runtime.profile import ActivationProfile
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.predictors.predictor import ABOVE_ZERO, F32, ModelView, PredictorLayer
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.predictor import F32, ModelView, PredictorLayer
-from hotcold.runtime.profile import ActivationProfile
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.predictors.predictor import F32, ModelView, PredictorLayer
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ many it misses is its recall, measured elsewhere. Training is not in here.
 import math
 from dataclasses import dataclass, field, replace
 
-from hotcold.runtime.errors import CheckpointError, ConfigError
-from hotcold.runtime.formats.predictors import PredictorFile, load_predictors
-from hotcold.runtime.predictor import F32, INPUTS, ModelView, PredictorLayer
-from hotcold.runtime.profile import ActivationProfile
+from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.runtime.predictors.predictor import F32, INPUTS, ModelView, PredictorLayer
+from hotcold.runtime.predictors.predictor_file import PredictorFile, load_predictors
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 
 @dataclass(frozen=True)

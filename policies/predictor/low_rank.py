@@ -34,10 +34,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.lone_pool import lone_pool
-from hotcold.runtime.predictor import F32, F64, ModelView, PredictorLayer
-from hotcold.runtime.profile import ActivationProfile
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.hardware.lone_pool import lone_pool
+from hotcold.runtime.predictors.predictor import F32, F64, ModelView, PredictorLayer
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 # Up to this width all components are computed exactly; above it, the leading ones by subspace
 # iteration, which costs a few products of [D, D] with [D, rank].

@@ -35,11 +35,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hotcold.native.errors import ConfigError
 from hotcold.policies.predictor.low_rank import each_layer, mean_input, probit
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.predictor import F32, ModelView
-from hotcold.runtime.predictor_forms import MAX_INPUT_BITS, SignLayer
-from hotcold.runtime.profile import ActivationProfile
+from hotcold.runtime.predictors.predictor import F32, ModelView
+from hotcold.runtime.predictors.predictor_forms import MAX_INPUT_BITS, SignLayer
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 _GRID = torch.linspace(-4.5, 4.5, 73, dtype=torch.float64)  # of a normal variable, in deviations
 _FARTHEST = 8.0  # margins used, in deviations of what is left out

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hotcold.native.errors import ConfigError
 from hotcold.policies.predictor.frequency import coldest
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.predictor import F32, F64, ModelView
-from hotcold.runtime.predictor_forms import MAX_WINDOW, WindowLayer
-from hotcold.runtime.profile import ActivationProfile
+from hotcold.runtime.predictors.predictor import F32, F64, ModelView
+from hotcold.runtime.predictors.predictor_forms import MAX_WINDOW, WindowLayer
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ neurons are cheap to fetch: they are spread evenly over the cold ones.
 
 from dataclasses import dataclass
 
-from hotcold.runtime.dag import Dag
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.hardware import HardwareProfile
-from hotcold.runtime.plan import Plan
-from hotcold.runtime.schedule import Schedule, fetching, in_order
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.plan.dag import Dag
+from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.plan.schedule import Schedule, fetching, in_order
 
 
 @dataclass(frozen=True)

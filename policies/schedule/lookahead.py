@@ -5,20 +5,20 @@ layer to layer, so the active set of layer l can be guessed from what layer l - 
 layer is still being computed. The prediction is off the critical path, and less accurate: the gate
 still decides, so what is missed is missing in the sum and the tokens may change. On a GPU the
 prediction and the lists come before the merge of the layer it reads: they are computed while that
-layer's cold sum is awaited (native/cuda/graph.cu), as `Engine.stats().phase_s` and the spans show.
-While the GPU then computes the layer's attention, the CPU executor reads the records of its list
-into its caches (native/ops/ahead.c): what is read then, the GPU does not wait for.
+layer's cold sum is awaited (native/cuda/executor/graph.cu), as `Engine.stats().phase_s` and the
+spans show. While the GPU then computes the layer's attention, the CPU executor reads the records of
+its list into its caches (native/ops/ahead.c): what is read then, the GPU does not wait for.
 It ignores whether a layer's prediction takes long enough to be worth that. Without a predictor it
 is `selective`.
 """
 
 from dataclasses import dataclass, replace
 
-from hotcold.runtime.dag import Dag
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.hardware import HardwareProfile
-from hotcold.runtime.plan import Plan
-from hotcold.runtime.schedule import Schedule, in_order
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.plan.dag import Dag
+from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.plan.schedule import Schedule, in_order
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ where something is cold, the wait is as long as in `paper`.
 
 from dataclasses import dataclass
 
-from hotcold.runtime.dag import Dag
-from hotcold.runtime.hardware import HardwareProfile
-from hotcold.runtime.plan import Plan
-from hotcold.runtime.schedule import Schedule, in_order
+from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.plan.dag import Dag
+from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.plan.schedule import Schedule, in_order
 
 
 @dataclass(frozen=True)

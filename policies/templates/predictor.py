@@ -5,7 +5,7 @@ Try it:
     hotcold generate "Once upon a time" --predictor mine.py:Mine --vram 28MiB
     hotcold evaluate --text book.txt --predictor mine.py:Mine --predictor all
 
-and test it with `hotcold.policies.check_predictor(Mine())`.
+and test it with `hotcold.policies.suites.check_predictor(Mine())`.
 """
 
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from hotcold.runtime.predictor import ModelView, PredictorLayer
-from hotcold.runtime.profile import ActivationProfile
+from hotcold.runtime.predictors.predictor import ModelView, PredictorLayer
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 F32 = npt.NDArray[np.float32]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from hotcold.native.pool import Pool
-from hotcold.native.timing import TimedRead
+from hotcold.native.bindings.pool import Pool
+from hotcold.native.bindings.timing import TimedRead
+from hotcold.native.errors import ConfigError
 from hotcold.runtime.bench.kernels import ColdBuffer
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.formats.bundle import Bundle
+from hotcold.runtime.model.checkpoints.bundle import Bundle
 
 PROMPT = "Once upon a time there was a king who"
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native import cuda_plugin
-from hotcold.runtime.errors import BackendError, ConfigError
-from hotcold.runtime.phases import pass_lengths
+from hotcold.native.errors import BackendError, ConfigError
+from hotcold.native.gpu import cuda_plugin
+from hotcold.runtime.tracing.phases import pass_lengths
 
 GENERATIONS, TOKENS = 5, 48
 
@@ -61,11 +61,11 @@ def passes(cold: int, model: str | os.PathLike[str] | None = None) -> Passes:
     Raises:
         BackendError: the model does not run on the GPU.
     """
-    from hotcold.runtime.config import EngineConfig
-    from hotcold.runtime.deployment import deploy, solve
-    from hotcold.runtime.executor import make_request
-    from hotcold.runtime.prepare import prepare_model
-    from hotcold.runtime.session import LocalSession
+    from hotcold.runtime.engine.deployment import deploy, solve
+    from hotcold.runtime.engine.executor import make_request
+    from hotcold.runtime.engine.prepare import prepare_model
+    from hotcold.runtime.engine.session import LocalSession
+    from hotcold.runtime.options.config import EngineConfig
 
     prepared = prepare_model(EngineConfig(model=model, predictor="exact"))
     plan = solve(prepared, _AllBut(cold))

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native import cuda_plugin, device_kernels
-from hotcold.native.device import open_plugin
-from hotcold.native.timing import BYTES
+from hotcold.native.bindings import device_kernels
+from hotcold.native.bindings.device import open_plugin
+from hotcold.native.bindings.timing import BYTES
+from hotcold.native.errors import BackendError, ConfigError
+from hotcold.native.gpu import cuda_plugin
 from hotcold.runtime.bench.kernels import HEAD_DIM, Settings
-from hotcold.runtime.errors import BackendError, ConfigError
-from hotcold.runtime.gpu_memory import HOT_CHUNKS
+from hotcold.runtime.engine.gpu_memory import HOT_CHUNKS
 
 COLD_BYTES = 256 << 20  # what a round touches at least: five caches of an H100
 MOST_BYTES = 4 << 30  # and what all copies may take

@@ -1,10 +1,10 @@
 """The GPU's part of `hotcold hardware`: memory, bus, arithmetic, active neurons, exchange, gaps.
 
-Operators come from the plug-in (native/device_kernels.py), the bus is measured through libcuda.
-The exchange and the gaps only exist inside a captured graph, and are measured in graphs that hold
-nothing else (native/cuda/rates.cu): bounds are made of them, which must not sink when a pass's
-kernels get slower. Beside them, for comparison, the exchange as it is in passes of the embedded
-model: with one cold neuron a layer (a microsecond's work) against none.
+Operators come from the plug-in (native/bindings/device_kernels.py), the bus is measured through
+libcuda. The exchange and the gaps only exist inside a captured graph, and are measured in graphs
+that hold nothing else (native/cuda/operate/rates.cu): bounds are made of them, which must not sink
+when a pass's kernels get slower. Beside them, for comparison, the exchange as it is in passes of
+the embedded model: with one cold neuron a layer (a microsecond's work) against none.
 
 Called by bench/hardware.py only. Without a GPU it says why and measures nothing.
 """
@@ -18,15 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from hotcold.native import cuda_plugin, cuda_probe, device_kernels, nvml
-from hotcold.native.device import open_plugin
+from hotcold.native.bindings import device_kernels
+from hotcold.native.bindings.device import open_plugin
+from hotcold.native.errors import BackendError
+from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
 from hotcold.runtime.bench.gpu_exchange import exchange
-from hotcold.runtime.config import MAX_BATCH
-from hotcold.runtime.errors import BackendError
-from hotcold.runtime.gpu import CONTEXT_BYTES
-from hotcold.runtime.gpu_memory import graph_shape
-from hotcold.runtime.gpu_probe import LIBCUDA
-from hotcold.runtime.machine_file import Figure
+from hotcold.runtime.bench.rows import Row, neuron_row
+from hotcold.runtime.doctor.gpu_probe import LIBCUDA
+from hotcold.runtime.engine.gpu import CONTEXT_BYTES
+from hotcold.runtime.engine.gpu_memory import graph_shape
+from hotcold.runtime.hardware.machine_file import Figure
+from hotcold.runtime.options.config import MAX_BATCH
 
 ROWS, WIDTH, BATCH = 16384, 8192, 32  # 256 MiB of float16: more than any GPU's cache
 NEURONS, D = 8192, 4096
@@ -34,7 +36,6 @@ REPEAT = 20
 BUS_BYTES = 256 << 20
 NODES, LAYERS, ROUNDS = 480, 48, 200  # of the graphs that gaps and the exchange are taken from
 GRAPH_LAYERS = 40  # whose graphs are counted with the context
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,6 @@ def _memory(plugin: Any) -> tuple[float, float]:
 
 def _neurons(plugin: Any, dtype: str) -> Row:
     """Time of an active neuron of a layer in which all fire."""
-    from hotcold.runtime.bench.hardware import neuron_row
-
     kind = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[dtype]
     one = 0x3C00 if dtype == "bfloat16" else 0.01  # both small and positive: every gate fires
     records = np.full((NEURONS, 3 * D), one, kind).view(np.uint8)

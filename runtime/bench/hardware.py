@@ -23,24 +23,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, product
-from typing import Any
 
 import numpy as np
 
-from hotcold.native import cuda_plugin, kernels, nvml
-from hotcold.native.pool import Pool
-from hotcold.native.timing import BYTES
-from hotcold.runtime import memory
+from hotcold.native.bindings import kernels
+from hotcold.native.bindings.pool import Pool
+from hotcold.native.bindings.timing import BYTES
+from hotcold.native.errors import BackendError
+from hotcold.native.gpu import cuda_plugin, nvml
 from hotcold.runtime.bench import kernels as operators
 from hotcold.runtime.bench.decode import read_rates
 from hotcold.runtime.bench.gpu_rates import GpuRates, gpu_rates
 from hotcold.runtime.bench.hop import measure_hop
+from hotcold.runtime.bench.rows import Row, four_digits, neuron_row
 from hotcold.runtime.bench.stores import three_kinds
-from hotcold.runtime.caches import last_level_bytes
-from hotcold.runtime.cores import share_cores
-from hotcold.runtime.errors import BackendError
-from hotcold.runtime.machine_file import YARDSTICK, Figure, MachineFile
-from hotcold.runtime.this_machine import identity
+from hotcold.runtime.hardware.caches import last_level_bytes
+from hotcold.runtime.hardware.cores import divide_cores
+from hotcold.runtime.hardware.machine_file import YARDSTICK, Figure, MachineFile
+from hotcold.runtime.hardware.this_machine import identity
+from hotcold.runtime.weights import host_memory as memory
 
 RECORDS = (4 << 10, 12 << 10, 30 << 10, 60 << 10)  # bytes; 12: d 2048, 30: d 5120, both float16
 SIDES = (1, 8)  # records read side by side
@@ -50,7 +51,6 @@ LARGEST, SMALLEST = 1 << 30, 128 << 20
 CACHES = 8  # times the last-level caches: what is read between two reads of the same bytes, or more
 STEP = 64 << 20
 ROWS, BATCH = 512, 32  # of the dense product that arithmetic is measured with
-Row = dict[str, Any]
 Progress = Callable[[str], None]
 
 
@@ -102,7 +102,7 @@ def measure(
     effort = Effort.choose(quick)
     machine = identity()
     beside_gpu = nvml.visible() is not None and cuda_plugin.mode() != "off"
-    threads = share_cores(None, None, gpu=beside_gpu)["cpu"].threads
+    threads = divide_cores(None, None, gpu=beside_gpu)["cpu"].threads
     reads = host_reads(effort, sorted({*thread_counts(), threads}), progress)
     neurons = host_neurons(effort, threads, progress)
     progress("arithmetic")
@@ -163,8 +163,8 @@ def host_reads(effort: Effort, counts: list[int], progress: Progress) -> list[Ro
                 "store": kind,
                 "threads": threads,
                 "record_bytes": length,
-                "gb_per_s": _short(max(map(statistics.median, both))),
-                "best_gb_per_s": _short(max(map(max, both))),
+                "gb_per_s": four_digits(max(map(statistics.median, both))),
+                "best_gb_per_s": four_digits(max(map(max, both))),
             }
         )
     return rows
@@ -196,18 +196,6 @@ def host_neurons(effort: Effort, threads: int, progress: Progress) -> list[Row]:
     return rows
 
 
-def neuron_row(device: str, dtype: str, threads: int, d: int, seconds: float) -> Row:
-    """A row of the table `neurons`, from the seconds of one gated neuron."""
-    return {
-        "device": device,
-        "dtype": dtype,
-        "threads": threads,
-        "d_model": d,
-        "us_per_neuron": _short(seconds * 1e6),
-        "gb_per_s": _short(3 * d * BYTES[dtype] / seconds / 1e9),
-    }
-
-
 def host_gflops(threads: int) -> float:
     """Multiply-adds of 32 tokens with a float16 matrix in the caches, 10**9 a second."""
     rng = np.random.default_rng(0)
@@ -237,8 +225,8 @@ def host_exchanges(effort: Effort, progress: Progress) -> list[Row]:
         rows.append(
             {
                 "what": what,
-                "round_trip_us": _short(hop.p50_us * sides),
-                "p99_round_trip_us": _short(hop.p99_us * sides),
+                "round_trip_us": four_digits(hop.p50_us * sides),
+                "p99_round_trip_us": four_digits(hop.p99_us * sides),
             }
         )
     return rows
@@ -259,16 +247,11 @@ def host_figures(
         "host_gb_per_s": host,
         "gpu_gb_per_s": Figure(host.value, "measured", device + how),
         "pcie_gb_per_s": Figure(host.value, "measured", device + how),
-        "host_gflops": Figure(_short(gflops), "measured", compute),
-        "gpu_gflops": Figure(_short(gflops), "measured", f"no GPU: {compute}"),
+        "host_gflops": Figure(four_digits(gflops), "measured", compute),
+        "gpu_gflops": Figure(four_digits(gflops), "measured", f"no GPU: {compute}"),
         "sync_s": Figure(
-            _short(sync["round_trip_us"] * 1e-6),
+            four_digits(sync["round_trip_us"] * 1e-6),
             "measured",
             f"round trip of the native exchange, {sync['what']}, median, no payload",
         ),
     }
-
-
-def _short(value: float) -> float:
-    """Four digits: nobody can measure more."""
-    return float(f"{value:.4g}")

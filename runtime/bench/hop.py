@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native import segment as native
-from hotcold.runtime.errors import ConfigError, HotcoldError, KernelError
-from hotcold.runtime.exchange import (
+from hotcold.native.bindings import segment as native
+from hotcold.native.errors import ConfigError, HotcoldError, KernelError
+from hotcold.runtime.exchange.segment import (
     DRIVER,
     PoisonCode,
     Segment,

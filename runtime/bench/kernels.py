@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.kernels import Pool, active_cpu_variant, force_cpu_variant
-from hotcold.native.timing import BYTES, TimedAttention, TimedFfn, TimedGemv, TimedRead
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.memory import require
+from hotcold.native.bindings.kernels import Pool, active_cpu_variant, force_cpu_variant
+from hotcold.native.bindings.timing import BYTES, TimedAttention, TimedFfn, TimedGemv, TimedRead
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.weights.host_memory import require
 
 CASES = ("sparse_ffn", "gate_first", "gemv", "attention")
 WIDTHS = (2048, 4096, 5120)

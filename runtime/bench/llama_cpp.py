@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.formats.bundle import Bundle
-from hotcold.runtime.formats.gguf import write_gguf
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.model.checkpoints.bundle import Bundle
+from hotcold.runtime.weights.gguf import write_gguf
 
 CONTEXT = 512
 

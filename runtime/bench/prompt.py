@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hotcold.runtime.executor import make_request
-from hotcold.runtime.prompt import NEVER, Switch
-from hotcold.runtime.session import LocalSession
+from hotcold.runtime.engine.executor import make_request
+from hotcold.runtime.engine.prompt import NEVER, Switch
+from hotcold.runtime.engine.session import LocalSession
 
 REPEAT = 2
 

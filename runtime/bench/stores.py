@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native import kernels
-from hotcold.runtime import memory, stores
-from hotcold.runtime.pages import HUGE_BYTES
+from hotcold.native.bindings import kernels
+from hotcold.runtime.weights import host_memory as memory
+from hotcold.runtime.weights import stores
+from hotcold.runtime.weights.pages import HUGE_BYTES
 
 Bytes = NDArray[np.uint8]
 DEFAULT_BYTES = 2 << 30

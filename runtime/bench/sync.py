@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.executor import make_request
-from hotcold.runtime.phases import pass_lengths
-from hotcold.runtime.plan import Plan
-from hotcold.runtime.prepare import Prepared, prepare_model
-from hotcold.runtime.problem import Placement, Problem
-from hotcold.runtime.session import LocalSession
-from hotcold.runtime.shaped import Ask, shaped_problem
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executor import make_request
+from hotcold.runtime.engine.prepare import Prepared, prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.offline.plant.shaped import Ask, shaped_problem
+from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.plan.problem import Placement, Problem
+from hotcold.runtime.tracing.phases import pass_lengths
 
 QUIET = 1e-3  # a layer in which a smaller share of the neurons fires
 SCHEDULES = ("paper", "selective")

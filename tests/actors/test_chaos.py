@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from hotcold.actors import chaos
-from hotcold.actors.processes import is_gone
+from hotcold.actors.bench import chaos
+from hotcold.actors.cluster.processes import is_gone
 
 
 class Fake:
@@ -97,7 +97,7 @@ def test_faults_come_from_the_seed_alone_and_of_every_kind() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_chaos_finds_nothing() -> None:
-    command = [sys.executable, "-m", "hotcold.runtime.cli.main", "chaos", "--runs", "6"]
+    command = [sys.executable, "-m", "hotcold.actors.cli.main", "chaos", "--runs", "6"]
     done = subprocess.run(
         [*command, "--seed", "11", "--json"],
         env={**os.environ, "RAY_ADDRESS": "local"},

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from hotcold.actors.footprint import descendants
+from hotcold.actors.cluster.footprint import descendants
 
 pytestmark = [pytest.mark.ray]
-COMMAND = [sys.executable, "-m", "hotcold.runtime.cli.main", "generate", "Once upon a time"]
+COMMAND = [sys.executable, "-m", "hotcold.actors.cli.main", "generate", "Once upon a time"]
 # plain C kernels are slow enough that there is time to kill something
 SLOW = {**os.environ, "RAY_ADDRESS": "local", "HOTCOLD_CPU": "ref"}
 

@@ -12,13 +12,13 @@ import ray
 from support.oracle import Oracle
 
 from hotcold.actors import ActorLostError, Engine
-from hotcold.actors.processes import is_gone
+from hotcold.actors.cluster.processes import is_gone
+from hotcold.native.errors import ConfigError, PolicyError
 from hotcold.policies import Placement, Problem
-from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.errors import ConfigError, PolicyError
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
+from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.options.config import EngineConfig, Sampling
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 PROMPT = "Once upon a time"

@@ -6,7 +6,7 @@ import pytest
 from support.checkout import ROOT
 
 from hotcold.actors import Engine
-from hotcold.runtime.errors import ConfigError
+from hotcold.native.errors import ConfigError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("one_ray")]
 EXAMPLE = ROOT / "examples" / "05_own_kernel.c"
@@ -30,7 +30,7 @@ def test_the_actors_compute_with_the_file(tiny_model: Path) -> None:
 def test_a_file_that_changes_before_the_actors_load_it_is_refused(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hotcold.actors import engine as module
+    from hotcold.actors.engine import engine as module
 
     mine = tmp_path / "mine.c"
     mine.write_text(EXAMPLE.read_text())

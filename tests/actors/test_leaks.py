@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 import pytest
 from support.leaks import assert_nothing_left, left_behind
 
-from hotcold.actors import Engine, footprint
-from hotcold.native import nvml
+from hotcold.actors import Engine
+from hotcold.actors.cluster import footprint
+from hotcold.native.gpu import nvml
 
 SLEEP = ["-c", "import time; time.sleep(60)"]
 Leak = Callable[[], Callable[[], object]]  # makes something, and returns what ends it

@@ -8,10 +8,10 @@ import pytest
 
 from hotcold.actors import Engine
 from hotcold.policies.predictor.window import Window
-from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
+from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.options.config import EngineConfig, Sampling
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 PROMPT = [7, 9, 11, 7, 20, 33, 4, 5]

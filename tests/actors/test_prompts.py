@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from hotcold.actors import Engine
-from hotcold.runtime.errors import ConfigError
+from hotcold.native.errors import ConfigError
 
 pytestmark = pytest.mark.ray
 

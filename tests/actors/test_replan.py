@@ -16,13 +16,13 @@ import ray
 from support.leaks import assert_nothing_left, left_behind
 
 from hotcold.actors import Engine
+from hotcold.native.errors import ConfigError, HotcoldError, PolicyError
 from hotcold.policies.placement.all_cpu import AllCpu
 from hotcold.policies.placement.greedy import Greedy
 from hotcold.policies.placement.random import Random
-from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import solve
-from hotcold.runtime.errors import ConfigError, HotcoldError, PolicyError
-from hotcold.runtime.prepare import prepare_model
+from hotcold.runtime.engine.deployment import solve
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.options.config import EngineConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 PROMPT = "Once upon a time"
@@ -140,7 +140,7 @@ import json, sys
 from hotcold.actors import Engine
 from hotcold.policies.placement.all_cpu import AllCpu
 from hotcold.policies.placement.greedy import Greedy
-from hotcold.runtime.errors import HotcoldError
+from hotcold.native.errors import HotcoldError
 
 engine, found, said = Engine.connect("replanned", address=sys.argv[1]), [[], []], []
 options = json.loads(sys.argv[2])
@@ -266,13 +266,13 @@ def test_a_plan_that_does_not_fit_leaves_the_plan(
 def test_a_plan_the_actors_refuse_leaves_the_plan(
     engine: Engine, undisturbed: dict[bool, list[int]]
 ) -> None:
-    trio = engine._trio
-    assert trio is not None
+    group = engine._group
+    assert group is not None
     running = stream(engine)
     found = [next(running).id for _ in range(5)]
     plan = engine.stats().plan_hash
-    gone = replace(trio.deployment, bundle_path=Path("/no/such/bundle"))
+    gone = replace(group.deployment, bundle_path=Path("/no/such/bundle"))
     with pytest.raises(HotcoldError, match="/no/such/bundle"):
-        trio.load(gone)
+        group.load(gone)
     assert engine.stats().plan_hash == plan
     assert found + [token.id for token in running] == undisturbed[False]

@@ -8,8 +8,8 @@ import pytest
 from support.stores import Holder, weight_memory
 
 from hotcold.actors import Engine
-from hotcold.runtime import memfd
-from hotcold.runtime.formats import Bundle, resolve_model
+from hotcold.runtime.model.checkpoints.bundle import Bundle, resolve_model
+from hotcold.runtime.weights import memfd
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 PROMPT = "Once upon a time"

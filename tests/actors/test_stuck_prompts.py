@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from support.models import TinyLlama, write_llama
 
-from hotcold.actors.supervisor import _Watch
-from hotcold.actors.trio import Trio
-from hotcold.native import nvml
-from hotcold.native.nvml import Gpu
-from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.errors import ActorLostError
-from hotcold.runtime.exchange import PoisonCode
-from hotcold.runtime.gpu import GpuChoice
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
+from hotcold.actors.group.actor_group import ActorGroup
+from hotcold.actors.group.supervisor import _Watch
+from hotcold.native.errors import ActorLostError
+from hotcold.native.gpu import nvml
+from hotcold.native.gpu.nvml import Gpu
+from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.gpu import GpuChoice
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.exchange.segment import PoisonCode
+from hotcold.runtime.options.config import EngineConfig, Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU = Gpu("none at all", "90", 1 << 30, 0)
@@ -65,11 +65,11 @@ def word(library: Path, name: str) -> ctypes.c_int32:
     return ctypes.c_int32.in_dll(ctypes.CDLL(str(library)), name)
 
 
-def watched(local: LocalSession) -> tuple[Trio, _Watch]:
-    """A trio as its supervisor sees it, without actors."""
-    trio = Trio.__new__(Trio)
-    trio._segment, trio.deployment, trio.facts = local.segment, local.deployment, {}
-    return trio, _Watch(trio, LIMIT_S)
+def watched(local: LocalSession) -> tuple[ActorGroup, _Watch]:
+    """An actor group as its supervisor sees it, without actors."""
+    group = ActorGroup.__new__(ActorGroup)
+    group._segment, group.deployment, group.facts = local.segment, local.deployment, {}
+    return group, _Watch(group, LIMIT_S)
 
 
 def generating(local: LocalSession) -> tuple[threading.Thread, list[Any]]:
@@ -98,17 +98,17 @@ def until(what: Callable[[], Any], seconds: float = 10.0) -> Any:
 
 
 def test_a_prompt_pass_that_hangs_is_the_gpus(session: LocalSession, library: Path) -> None:
-    trio, watch = watched(session)
-    assert trio.running_progress() is None
-    assert trio.pass_age_s() == 0
+    group, watch = watched(session)
+    assert group.running_progress() is None
+    assert group.pass_age_s() == 0
     word(library, "works").value, word(library, "hold").value = 0, 1
     thread, outcome = generating(session)
     assert until(lambda: session.segment.native.pass_prompt) == 64
-    assert trio.running_progress() is not None
+    assert group.running_progress() is not None
     ages = []  # as long as the pass is there: once found stuck it ends, and its age with it
 
     def stuck() -> str | None:
-        ages.append(trio.pass_age_s())
+        ages.append(group.pass_age_s())
         return watch.stuck()
 
     assert until(stuck) == "gpu"  # not cpu, all of whose flags are set
@@ -123,7 +123,7 @@ def test_a_prompt_pass_that_hangs_is_the_gpus(session: LocalSession, library: Pa
 
 
 def test_a_prompt_pass_that_works_may_take_its_time(session: LocalSession, library: Path) -> None:
-    trio, watch = watched(session)
+    group, watch = watched(session)
     word(library, "works").value, word(library, "hold").value = 1, 1
     thread, outcome = generating(session)
     until(lambda: session.segment.native.pass_prompt)
@@ -135,5 +135,5 @@ def test_a_prompt_pass_that_works_may_take_its_time(session: LocalSession, libra
     thread.join(10)
     assert len(outcome[0]) == SAMPLING.max_tokens
     assert session.segment.native.pass_prompt == 0
-    assert trio.running_progress() is None
+    assert group.running_progress() is None
     assert session.segment.poisoned is None

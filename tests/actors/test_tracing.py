@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from hotcold.actors import Engine
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.timeline import exchanges, passes, totals
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.tracing.timeline import exchanges, passes, totals
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 IDS = [5, 6, 7, 8]

@@ -13,15 +13,16 @@ from support.command import Ended, Run
 from support.fake_engine import FakeEngine
 from support.problems import tiny_plan
 
-from hotcold.runtime.cli import compare, subjects
-from hotcold.runtime.cli.cases import Case
-from hotcold.runtime.cli.main import main
-from hotcold.runtime.cli.options import EngineOptions
-from hotcold.runtime.cli.solving import Ready
-from hotcold.runtime.cost import LayerTime, TokenTime
-from hotcold.runtime.errors import PolicyError
-from hotcold.runtime.hardware import load_hardware
-from hotcold.runtime.plan import Plan
+from hotcold.actors.cli.common.options import EngineOptions
+from hotcold.actors.cli.compare import command as compare
+from hotcold.actors.cli.compare import subjects
+from hotcold.actors.cli.compare.cases import Case
+from hotcold.actors.cli.compare.solving import Ready
+from hotcold.actors.cli.main import main
+from hotcold.native.errors import PolicyError
+from hotcold.runtime.hardware.machine_file import load_hardware
+from hotcold.runtime.plan.cost import LayerTime, TokenTime
+from hotcold.runtime.plan.plan import Plan
 
 
 @pytest.fixture

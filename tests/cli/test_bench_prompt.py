@@ -3,7 +3,7 @@
 import pytest
 from support.command import Run, only_line
 
-from hotcold.runtime.cli.bench_prompt import rows_of, sentence
+from hotcold.actors.cli.bench.bench_prompt import rows_of, sentence
 
 RESULT = {
     "sparse": {"64": 160.0, "512": 161.25},

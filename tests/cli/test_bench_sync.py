@@ -2,7 +2,7 @@
 
 from support.command import Run, only_line
 
-from hotcold.runtime.cli.bench_sync import sync_lines
+from hotcold.actors.cli.bench.bench_sync import sync_lines
 
 PLAN = {
     "layers": 4,

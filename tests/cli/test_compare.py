@@ -12,14 +12,14 @@ import pytest
 from support.command import Run, only_line
 from support.fake_engine import FakeEngine
 
-from hotcold.runtime import deployment
-from hotcold.runtime.cli import cases, subjects
-from hotcold.runtime.cli.cases import Case, make_cases
-from hotcold.runtime.cli.options import EngineOptions
-from hotcold.runtime.cli.solving import solve_all
-from hotcold.runtime.errors import ConfigError, PolicyError
-from hotcold.runtime.plan import Plan
-from hotcold.runtime.prepare import Prepared
+from hotcold.actors.cli.common.options import EngineOptions
+from hotcold.actors.cli.compare import cases, subjects
+from hotcold.actors.cli.compare.cases import Case, make_cases
+from hotcold.actors.cli.compare.solving import solve_all
+from hotcold.native.errors import ConfigError, PolicyError
+from hotcold.runtime.engine import deployment
+from hotcold.runtime.engine.prepare import Prepared
+from hotcold.runtime.plan.plan import Plan
 
 pytestmark = pytest.mark.usefixtures("solved")
 
@@ -304,8 +304,8 @@ def test_the_planted_model_is_drawn_once_and_has_the_papers_skew(
     assert subjects.planted_model() == folder
     made = solve_all(options(model=str(folder)), [cases.Case("greedy", "selective")])
     p_LN = np.sort(made[0].plan.activations_LN, axis=1)[:, ::-1]
-    shares_L = (np.cumsum(p_LN, axis=1) < 0.8 * p_LN.sum(axis=1, keepdims=True)).mean(axis=1)
-    assert shares_L == pytest.approx(0.26, abs=0.02)
+    owned_L = (np.cumsum(p_LN, axis=1) < 0.8 * p_LN.sum(axis=1, keepdims=True)).mean(axis=1)
+    assert owned_L == pytest.approx(0.26, abs=0.02)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     given = [Case("greedy", "selective", "30MiB")]
     embedded, planted = subjects.make_subjects(EngineOptions(predictor="exact"), given, True)

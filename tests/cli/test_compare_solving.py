@@ -11,13 +11,14 @@ from support.fake_engine import FakeEngine
 from support.models import TinyLlama, write_llama
 from support.problems import tiny_problem
 
-from hotcold.policies.run import place
-from hotcold.runtime import deployment
-from hotcold.runtime.cli import compare, solving, subjects
-from hotcold.runtime.cli.solving import solve_all
-from hotcold.runtime.errors import PolicyError
-from hotcold.runtime.plan import Plan
-from hotcold.runtime.prepare import Prepared
+from hotcold.actors.cli.compare import command as compare
+from hotcold.actors.cli.compare import solving, subjects
+from hotcold.actors.cli.compare.solving import solve_all
+from hotcold.native.errors import PolicyError
+from hotcold.runtime.engine import deployment
+from hotcold.runtime.engine.prepare import Prepared
+from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.plugins.run import place
 
 pytestmark = pytest.mark.usefixtures("placed")
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from support.command import Run
 
-from hotcold.runtime import doctor
-from hotcold.runtime.probes import Check
+from hotcold.runtime.doctor import doctor
+from hotcold.runtime.doctor.probes import Check
 
 CHECKS = [Check("cores", "ok", "2 of 2"), Check("swap", "warn", "1 GiB\nin use", "swapoff -a")]
 

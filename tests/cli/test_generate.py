@@ -8,8 +8,8 @@ import pytest
 from support.command import Run, only_line
 from support.fake_engine import FakeEngine
 
-from hotcold.runtime.audit import RecallEstimate
-from hotcold.runtime.cli import generate
+from hotcold.actors.cli.commands import generate
+from hotcold.runtime.engine.audit import RecallEstimate
 
 STORY = "There was a caf\u00e9."
 

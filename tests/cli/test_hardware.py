@@ -10,10 +10,10 @@ from support.command import Run, only_line
 from hotcold.runtime.bench import hardware
 from hotcold.runtime.bench.hardware import Effort, host_reads, thread_counts
 from hotcold.runtime.bench.hop import HopResult
-from hotcold.runtime.caches import last_level_bytes
-from hotcold.runtime.hardware import HardwareProfile, load_hardware
-from hotcold.runtime.machine_file import MachineFile
-from hotcold.runtime.this_machine import chosen_hardware, identity, own_path
+from hotcold.runtime.hardware.caches import last_level_bytes
+from hotcold.runtime.hardware.machine_file import MachineFile, load_hardware
+from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.hardware.this_machine import chosen_hardware, identity, own_path
 
 RECORDS = (4096, 30 << 10)
 
@@ -106,7 +106,7 @@ def test_threads_are_counted_up_to_the_cores(monkeypatch: pytest.MonkeyPatch) ->
 def test_effort_fits_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for free, expected in ((64 << 30, 1 << 30), (4 << 30, 512 << 20), (1 << 30, 128 << 20)):
         monkeypatch.setattr(
-            "hotcold.runtime.memory.available",
+            "hotcold.runtime.weights.host_memory.available",
             lambda n=free: type("Free", (), {"nbytes": n, "bound": "test"})(),
         )
         monkeypatch.setattr(hardware, "last_level_bytes", lambda: 0)

@@ -13,8 +13,8 @@ from support import fake_engine
 from support.command import Run
 from support.fake_engine import FakeEngine
 
-from hotcold.runtime import errors
-from hotcold.runtime.cli import main as main_module
+from hotcold.actors.cli import main as main_module
+from hotcold.native import errors
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["--version"]])
@@ -34,7 +34,7 @@ def test_every_command_has_help_and_an_entry_in_the_list(run: Run) -> None:
 
 def test_help_of_the_group_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from hotcold.runtime.cli.main import main; main(['--help']); "
+        "import sys; from hotcold.actors.cli.main import main; main(['--help']); "
         "heavy = {'ray', 'torch', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

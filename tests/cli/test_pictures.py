@@ -9,10 +9,10 @@ import pytest
 from support.command import Run, only_line
 from support.models import TinyLlama, write_llama
 
-from hotcold.runtime.formats.bundle import resolve_model
-from hotcold.runtime.formats.predictors import save_predictors
-from hotcold.runtime.predictor import PredictorLayer
-from hotcold.runtime.profile import ActivationProfile
+from hotcold.runtime.model.checkpoints.bundle import resolve_model
+from hotcold.runtime.predictors.predictor import PredictorLayer
+from hotcold.runtime.predictors.predictor_file import save_predictors
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 NAMES = ["activation_share.png", "sparsity.png", "predictor_size.png", "recall_density.png"]

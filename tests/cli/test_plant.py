@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.command import Run, only_line
 
-from hotcold.runtime.formats.bundle import open_bundle
+from hotcold.runtime.model.checkpoints.bundle import open_bundle
 
 
 def test_plants_a_bundle_and_says_what_it_measured(run: Run, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_refuses_a_full_folder_and_an_unknown_shape(run: Run, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_planting_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
-    command = [sys.executable, "-m", "hotcold.runtime.cli.main", "plant", "llama-1b"]
+    command = [sys.executable, "-m", "hotcold.actors.cli.main", "plant", "llama-1b"]
     process = subprocess.Popen(
         [*command, "--out", str(tmp_path / "model")], stderr=subprocess.PIPE, env=os.environ
     )

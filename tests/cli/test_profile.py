@@ -15,7 +15,7 @@ import torch
 from support.command import Run, only_line
 from support.models import TinyLlama, write_llama
 
-from hotcold.runtime.profile import ActivationProfile
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 STORY = "The old ship lay in the harbour and nobody came to look at it.\n"
 
@@ -140,7 +140,7 @@ def test_killed_in_the_middle_it_ends_the_same(run: Run, model: Path, tmp_path: 
     argv = ["profile", str(model), "--text", str(text), "--bitmaps", "--device", "cpu"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
-        [sys.executable, "-m", "hotcold.runtime.cli.main", *argv, "--out", str(killed)],
+        [sys.executable, "-m", "hotcold.actors.cli.main", *argv, "--out", str(killed)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=os.environ,

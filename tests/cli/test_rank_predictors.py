@@ -7,7 +7,7 @@ import pytest
 from support.cli_inputs import profiled_llama, random_words
 from support.command import Run
 
-from hotcold.policies.registry import BUILT_IN
+from hotcold.runtime.plugins.registry import BUILT_IN
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import pytest
 from support.fake_engine import FakeEngine
 
-from hotcold.runtime.cli.options import EngineOptions
-from hotcold.runtime.cli.running import Terminated, running_engine
+from hotcold.actors.cli.common.options import EngineOptions
+from hotcold.actors.cli.common.running import Terminated, running_engine
 
 
 @pytest.mark.parametrize("kind", [Terminated, KeyboardInterrupt])

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from support.command import Run, only_line
 
-from hotcold.runtime.hardware import load_hardware, reference_machines
-from hotcold.runtime.plan import Plan
+from hotcold.runtime.hardware.machine_file import load_hardware, reference_machines
+from hotcold.runtime.plan.plan import Plan
 
 
 def test_solve_the_embedded_model(run: Run, tmp_path: Path) -> None:

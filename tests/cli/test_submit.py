@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.command import Run, only_line
 
-from hotcold.runtime.jobstream import BEGIN, ERROR, EXIT, FILE, Splitter
+from hotcold.actors.jobs.jobstream import BEGIN, ERROR, EXIT, FILE, Splitter
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,14 @@ def test_nobody_at_the_address(
     pytest.importorskip("aiohttp", reason="needs Ray's job client: pip install 'hotcold[jobs]'")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)  # what Ray's client would prefer to the address given
-    command = ("hotcold.runtime.cli.main", "submit", "--address", "http://127.0.0.1:9")
+    command = ("hotcold.actors.cli.main", "submit", "--address", "http://127.0.0.1:9")
     done = python(tmp_path, *command, "--", "doctor")
     assert done.returncode == 1
     assert "no Ray dashboard answers at http://127.0.0.1:9" in only_line(done.stderr)
 
 
 def job(folder: Path, *arguments: str) -> tuple[int, list[tuple[str, str]]]:
-    done = python(folder, "hotcold.runtime.cli.job", *arguments)
+    done = python(folder, "hotcold.actors.cli.commands.job", *arguments)
     assert done.stderr == ""
     return done.returncode, list(Splitter().feed(done.stdout))
 

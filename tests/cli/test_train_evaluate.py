@@ -11,10 +11,10 @@ import pytest
 from support.cli_inputs import profiled_llama, random_words
 from support.command import Run
 
-from hotcold.runtime.cli import train_predictors
-from hotcold.runtime.formats.bundle import resolve_model
-from hotcold.runtime.formats.predictors import load_predictors
-from hotcold.runtime.profile import ActivationProfile
+from hotcold.actors.cli.offline import train_predictors
+from hotcold.runtime.model.checkpoints.bundle import resolve_model
+from hotcold.runtime.predictors.predictor_file import load_predictors
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_windows_to_train_calibrate_and_report_on_are_apart(text: Path, model: P
 def test_a_killed_training_goes_on_where_it_was(model: Path, text: Path, tmp_path: Path) -> None:
     """At most the layer under way is lost."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "hotcold.runtime.cli.main", "train-predictors", str(model)]
+    command = [sys.executable, "-m", "hotcold.actors.cli.main", "train-predictors", str(model)]
     command += ["--text", str(text), "--out", str(out), "--max-tokens", "4096", "--threads", "1"]
     command += ["--share", "0.4", "--perplexity", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -3,7 +3,7 @@
 // Build: nvcc layout.cu ../../native/cuda/model.cu ../../native/cuda/prompt_memory.cu
 // Use: layout L D N heads kv_heads head_dim vocab context dtype norm_bias biases gated embed_dim
 //      final_norm max_batch prompt_rows piece_rows hidden sign predictor_i8 ahead hot
-#include "../../native/cuda/model.h"
+#include "cuda/memory/model.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -61,10 +61,10 @@ int main(int argc, char **argv) {
         plan[i].predicted_at = !predicts ? -1 : i < ahead ? i : i - ahead;
     std::vector<int32_t> ids(next());
     std::iota(ids.begin(), ids.end(), 0);
-    hc_share share = {};
+    hc_owned share = {};
     share.ids = ids.data(), share.n_ids = static_cast<int64_t>(ids.size());
-    const std::vector<hc_share> shares(m.n_layers, share);
-    args.shares_L = shares.data();
+    const std::vector<hc_owned> shares(m.n_layers, share);
+    args.owned_L = shares.data();
     const std::vector<uint8_t> parts(m.n_layers + 1, 15); // all that may, on the host
     device.host_parts_L = parts.data();
     try {

@@ -11,17 +11,17 @@ from support.checkout import ROOT
 from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
-from hotcold.native import cuda_plugin, cuda_probe, nvml
-from hotcold.native.nvml import Gpu
-from hotcold.runtime.cli.main import main
-from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.cuda_variant import prepare_cuda_variant, variant_library
-from hotcold.runtime.cuda_variant_passes import EveryOther, masked_logits
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.errors import BackendError, ConfigError
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
-from hotcold.runtime.variant import prepare_kernels
+from hotcold.actors.cli.main import main
+from hotcold.native.errors import BackendError, ConfigError
+from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
+from hotcold.native.gpu.nvml import Gpu
+from hotcold.runtime.engine.cuda_variant import prepare_cuda_variant, variant_library
+from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.kernels import prepare_kernels
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.offline.kernel_checks.cuda_variant_passes import EveryOther, masked_logits
+from hotcold.runtime.options.config import EngineConfig
 
 EXAMPLE = ROOT / "examples" / "07_own_cuda_kernel.cu"
 
@@ -145,7 +145,7 @@ def test_it_is_compiled_once_and_its_errors_are_quoted(
     monkeypatch.setattr(cuda_plugin, "find", lambda: cuda_plugin.Plugin(tmp_path / "x.so", "path"))
     tested = []
     monkeypatch.setattr(
-        "hotcold.runtime.cuda_variant.check_in_child", lambda *given: tested.append(given)
+        "hotcold.runtime.engine.cuda_variant.check_in_child", lambda *given: tested.append(given)
     )
     first, second = prepare_cuda_variant(EXAMPLE), prepare_cuda_variant(EXAMPLE)
     assert first == second

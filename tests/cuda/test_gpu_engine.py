@@ -12,17 +12,17 @@ import pytest
 from support.gpu_engine import ERROR_S, ids, launch, nothing_left_on_the_gpu, park, within
 
 from hotcold.actors import ActorLostError, Engine
-from hotcold.actors.processes import is_gone
-from hotcold.native import nvml
-from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.prepare import prepare_model
+from hotcold.actors.cluster.processes import is_gone
+from hotcold.native.gpu import nvml
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.options.config import EngineConfig
 
 pytestmark = [pytest.mark.gpu, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")
 def one_ray(plugin: Any) -> Iterator[None]:
-    from hotcold.actors.cluster import joined
+    from hotcold.actors.cluster.ray_cluster import joined
 
     with joined(None):
         yield

@@ -17,16 +17,17 @@ from support.gpu_layout import Case, owned_of
 from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
-from hotcold.native import nvml
-from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import Deployment, deploy, solve
-from hotcold.runtime.errors import BudgetError
-from hotcold.runtime.formats.bundle import open_bundle
-from hotcold.runtime.gpu_probe import LIBCUDA
-from hotcold.runtime.predictor import ModelView, choose_predictor, native_layers
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
-from hotcold.runtime.weights import WeightStore
+from hotcold.native.errors import BudgetError
+from hotcold.native.gpu import nvml
+from hotcold.runtime.doctor.gpu_probe import LIBCUDA
+from hotcold.runtime.engine.deployment import Deployment, deploy, solve
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.model.checkpoints.bundle import open_bundle
+from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.predictors.predictor import ModelView, native_layers
+from hotcold.runtime.predictors.predictor_choice import choose_predictor
+from hotcold.runtime.weights.weights import WeightStore
 
 pytestmark = pytest.mark.gpu
 
@@ -222,10 +223,10 @@ def test_too_little_beside_the_context_is_refused_by_the_device(tiny: Path) -> N
 RUN = """
     import json, sys, threading, time
     from hotcold.native import nvml
-    from hotcold.runtime.config import EngineConfig, Sampling
-    from hotcold.runtime.deployment import deploy, solve
-    from hotcold.runtime.prepare import prepare_model
-    from hotcold.runtime.session import LocalSession
+    from hotcold.runtime.options.config import EngineConfig, Sampling
+    from hotcold.runtime.engine.deployment import deploy, solve
+    from hotcold.runtime.engine.prepare import prepare_model
+    from hotcold.runtime.engine.session import LocalSession
 
     model, vram = sys.argv[1] or None, int(sys.argv[2])
     before, peak, over = nvml.used_bytes(), 0, threading.Event()

@@ -27,14 +27,14 @@ from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
 from hotcold.actors import ActorLostError, Engine
-from hotcold.actors.processes import is_gone
-from hotcold.native import cuda_probe, mps, nvml
-from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.errors import HotcoldError
-from hotcold.runtime.exchange import ActorState, PoisonCode
-from hotcold.runtime.executor import Executor
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
+from hotcold.actors.cluster.processes import is_gone
+from hotcold.native.errors import HotcoldError
+from hotcold.native.gpu import cuda_probe, mps, nvml
+from hotcold.runtime.engine.executor import Executor
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.exchange.segment import ActorState, PoisonCode
+from hotcold.runtime.options.config import EngineConfig
 
 pytestmark = pytest.mark.gpu
 
@@ -169,7 +169,7 @@ def test_poison_ends_graphs_that_wait_for_each_other(
 
 @pytest.fixture(scope="module")
 def one_ray(plugin: Any) -> Iterator[None]:
-    from hotcold.actors.cluster import joined
+    from hotcold.actors.cluster.ray_cluster import joined
 
     with joined(None):
         yield
@@ -224,8 +224,8 @@ def victim_pid(engine: Engine, victim: str) -> int:
     """Of an actor, or of a part of the daemon."""
     if victim in ("gpu", "cpu", "predictor"):
         return engine.stats().actors[victim].pid
-    assert engine._trio is not None
-    daemon = engine._trio._sharing._daemon
+    assert engine._group is not None
+    daemon = engine._group._sharing._daemon
     assert daemon is not None
     if victim == "guard":
         return daemon.pid

@@ -9,10 +9,10 @@ import pytest
 import torch
 from support.planted import options, session
 
-from hotcold.runtime.formats.bundle import open_bundle
-from hotcold.runtime.formats.digest import file_digest
-from hotcold.runtime.plant.making import plant
-from hotcold.runtime.plant.streams import raw_pieces
+from hotcold.runtime.model.checkpoints.bundle import open_bundle
+from hotcold.runtime.model.checkpoints.digest import file_digest
+from hotcold.runtime.offline.plant.making import plant
+from hotcold.runtime.offline.plant.streams import raw_pieces
 
 pytestmark = pytest.mark.gpu
 

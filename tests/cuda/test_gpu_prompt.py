@@ -12,11 +12,11 @@ import pytest
 from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
-from hotcold.native import cuda_plugin
-from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
+from hotcold.native.gpu import cuda_plugin
+from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.options.config import EngineConfig, Sampling
 
 pytestmark = pytest.mark.gpu
 

@@ -16,7 +16,7 @@ SAMPLING: dict[str, Any] = {"max_tokens": 20, "temperature": 0.8, "seed": 5, "ig
 
 @pytest.fixture(scope="module")
 def one_ray(plugin: Any) -> Iterator[None]:
-    from hotcold.actors.cluster import joined
+    from hotcold.actors.cluster.ray_cluster import joined
 
     with joined(None):
         yield

@@ -14,10 +14,10 @@ from support.opt_models import FORMS, TinyOpt, write_opt
 from support.opt_oracle import OptOracle
 from support.oracle import Oracle
 
-from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
+from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.options.config import EngineConfig, Sampling
 
 pytestmark = pytest.mark.gpu
 
@@ -201,7 +201,7 @@ def test_the_length_of_a_pass_changes_no_bit(few: Path) -> None:
 
 @pytest.mark.parametrize("predictor", ["exact", "low-rank, int8", "sign"])
 def test_the_smallest_budget_has_room_for_a_dense_pass(few: Path, predictor: str) -> None:
-    """What runtime/prompt.py counts is at least what the device takes: else this is refused."""
+    """What engine/prompt.py counts is at least what the device takes: else this is refused."""
     options = PREDICTORS.get(predictor, {"predictor": predictor})
     options = {**options, "policy": "greedy"}
     least = 2 << 30

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from support.checkout import ROOT
 
-from hotcold.native import cuda_plugin, device_kernels
+from hotcold.native.bindings import device_kernels
+from hotcold.native.errors import BackendError
+from hotcold.native.gpu import cuda_plugin
 from hotcold.runtime.bench.gpu_exchange import exchange
 from hotcold.runtime.bench.gpu_rates import gpu_rates
 from hotcold.runtime.bench.hardware import Effort, measure
-from hotcold.runtime.errors import BackendError
-from hotcold.runtime.machine_file import MachineFile
+from hotcold.runtime.hardware.machine_file import MachineFile
 
 
 @pytest.mark.gpu
@@ -78,6 +79,6 @@ def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match="HOTCOLD_CUDA is off"):
         gpu_rates(lambda text: None)
     monkeypatch.setenv("HOTCOLD_CUDA", "auto")
-    monkeypatch.setattr("hotcold.native.nvml.gpus", list)
+    monkeypatch.setattr("hotcold.native.gpu.nvml.gpus", list)
     with pytest.raises(BackendError, match="no NVIDIA GPU is visible"):
         gpu_rates(lambda text: None)

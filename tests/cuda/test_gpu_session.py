@@ -11,15 +11,15 @@ from support.gpu import Share, check_batches, check_gate_first, check_masked, id
 from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
-from hotcold.native import nvml
+from hotcold.native.errors import ActorLostError, HotcoldError
+from hotcold.native.gpu import nvml
 from hotcold.runtime import embedded
-from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.errors import ActorLostError, HotcoldError
-from hotcold.runtime.exchange import PoisonCode
-from hotcold.runtime.fetch import fetched
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
+from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.exchange.segment import PoisonCode
+from hotcold.runtime.options.config import EngineConfig, Sampling
+from hotcold.runtime.plan.fetch import fetched
 
 pytestmark = pytest.mark.gpu
 

@@ -15,10 +15,10 @@ from support.opt_models import TinyOpt, write_opt
 from support.opt_oracle import OptOracle
 from support.oracle import Oracle
 
-from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
+from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.options.config import EngineConfig
 
 pytestmark = pytest.mark.gpu
 

@@ -12,12 +12,12 @@ from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
 from hotcold.runtime.bench import sync
-from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.phases import phase_times
-from hotcold.runtime.plant.making import plant
-from hotcold.runtime.plant.options import PlantOptions
-from hotcold.runtime.session import LocalSession
-from hotcold.runtime.spans import Span, read
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.offline.plant.making import plant
+from hotcold.runtime.offline.plant.options import PlantOptions
+from hotcold.runtime.options.config import EngineConfig, Sampling
+from hotcold.runtime.tracing.phases import phase_times
+from hotcold.runtime.tracing.spans import Span, read
 
 pytestmark = pytest.mark.gpu
 

@@ -18,9 +18,9 @@ from support.kernels import (
     table,
 )
 
-from hotcold.native import device_kernels as kernels
+from hotcold.native.bindings import device_kernels as kernels
 from hotcold.policies.predictor.sign import pack_signs
-from hotcold.runtime.predictor_forms import SignLayer
+from hotcold.runtime.predictors.predictor_forms import SignLayer
 
 pytestmark = pytest.mark.gpu
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from support.kernels import SMALL, guarded, some
 
-from hotcold.native import device_kernels as kernels
+from hotcold.native.bindings import device_kernels as kernels
 
 pytestmark = pytest.mark.gpu
 

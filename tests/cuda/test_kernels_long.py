@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from support.kernels import close, guarded, reglu, rms_normed, some, stored, table
 
-from hotcold.native import device_kernels as kernels
+from hotcold.native.bindings import device_kernels as kernels
 
 pytestmark = pytest.mark.gpu
 

@@ -22,10 +22,10 @@ from support.kernels import (
     table,
 )
 
-from hotcold.native import device_prompt_kernels as kernels
-from hotcold.native.device_kernels import norm, sign
+from hotcold.native.bindings import device_prompt_kernels as kernels
+from hotcold.native.bindings.device_kernels import norm, sign
 from hotcold.policies.predictor.sign import pack_signs
-from hotcold.runtime.predictor_forms import SignLayer
+from hotcold.runtime.predictors.predictor_forms import SignLayer
 
 pytestmark = pytest.mark.gpu
 

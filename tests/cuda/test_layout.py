@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from hotcold.native import cuda_plugin
-from hotcold.runtime.gpu_memory import pass_bytes, table_bytes
-from hotcold.runtime.model import ModelSpec
-from hotcold.runtime.plant.shapes import find_shape
-from hotcold.runtime.prompt import piece_rows, prompt_bytes, resident_bytes
+from hotcold.native.gpu import cuda_plugin
+from hotcold.runtime.engine.gpu_memory import pass_bytes, table_bytes
+from hotcold.runtime.engine.prompt import piece_rows, prompt_bytes, resident_bytes
+from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.offline.plant.shapes import find_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT, BATCH, AHEAD = 1024, 32, 1

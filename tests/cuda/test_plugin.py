@@ -7,10 +7,10 @@ import pytest
 from support.checkout import ROOT
 from support.gpu import usable_plugin
 
-from hotcold.native import cuda_plugin, nvml
-from hotcold.native.device import open_plugin
-from hotcold.native.nvml import Gpu
-from hotcold.runtime.errors import BackendError, ConfigError
+from hotcold.native.bindings.device import open_plugin
+from hotcold.native.errors import BackendError, ConfigError
+from hotcold.native.gpu import cuda_plugin, nvml
+from hotcold.native.gpu.nvml import Gpu
 
 H100 = Gpu("H100", "90", 80 << 30, 0)
 

@@ -12,7 +12,7 @@ from support.command import Ended
 from support.ray_cluster import RAY, Cluster, running_cluster
 
 TIMEOUT_S = 300
-HOTCOLD = [sys.executable, "-m", "hotcold.runtime.cli.main"]
+HOTCOLD = [sys.executable, "-m", "hotcold.actors.cli.main"]
 
 
 @pytest.fixture(scope="session")

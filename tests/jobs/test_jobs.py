@@ -16,7 +16,7 @@ from jobs.conftest import UnderWay, ended
 from support.checkout import ROOT
 from support.ray_cluster import Cluster
 
-from hotcold.runtime.plan import Plan
+from hotcold.runtime.plan.plan import Plan
 
 pytestmark = [pytest.mark.ray_cluster, pytest.mark.ray]
 MINE = """from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Broken:
 # Every command, in an order in which each finds what it reads; slow ones at their smallest. Not
 # among them: bench, chaos, hardware and train-predictors, for their time alone.
 COMMANDS = """set -e
-hotcold() { python -m hotcold.runtime.cli.main "$@" > /dev/null && echo "done $1"; }
+hotcold() { python -m hotcold.actors.cli.main "$@" > /dev/null && echo "done $1"; }
 hotcold doctor
 hotcold policies
 hotcold inspect
@@ -157,7 +157,7 @@ def test_a_stopped_job_has_cleaned_up(
     with_it = json.dumps({"env_vars": {"PYTHONPATH": str(installed), "PYTHONUNBUFFERED": "1"}})
     plain = here.ray_job(
         *("submit", "--no-wait", "--submission-id", "plain", "--runtime-env-json", with_it),
-        *("--", "python", "-m", "hotcold.runtime.cli.main", *LONG),
+        *("--", "python", "-m", "hotcold.actors.cli.main", *LONG),
     )
     sent = here.submit("--", *LONG)
     assert sent.stderr is not None
@@ -178,7 +178,7 @@ def test_a_stopped_job_has_cleaned_up(
 FOREIGN = """
 from hotcold.actors import Engine
 from hotcold.policies.placement.greedy import Greedy
-from hotcold.runtime.errors import LaunchError
+from hotcold.native.errors import LaunchError
 try:
     Engine.launch(address={gcs!r}, policy=Greedy())
 except LaunchError as error:

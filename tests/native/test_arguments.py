@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotcold.native._arrays import ffn_scratch
-from hotcold.native._ffi import check, last_error, pointer
 from hotcold.native._kernels import ffi, lib
-from hotcold.runtime.errors import ConfigError
+from hotcold.native.bindings._arrays import ffn_scratch
+from hotcold.native.bindings._ffi import check, last_error, pointer
+from hotcold.native.errors import ConfigError
 
 ROOM = np.zeros(4096, np.float32)
 

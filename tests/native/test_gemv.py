@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.weights import DTYPES, VARIANTS, close_dot, float64, forced, random_weights
 
-from hotcold.native import kernels
-from hotcold.runtime.errors import ConfigError
+from hotcold.native.bindings import kernels
+from hotcold.native.errors import ConfigError
 
 SIZES = [1, 3, 7, 8, 15, 16, 24, 31, 65, 320, 513, 1040]
 

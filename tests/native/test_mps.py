@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from support import fake_mps
 
-from hotcold.native import mps
-from hotcold.native.mps import Daemon
-from hotcold.runtime.errors import BackendError
+from hotcold.native.errors import BackendError
+from hotcold.native.gpu import mps
+from hotcold.native.gpu.mps import Daemon
 
 WAIT_S = 10.0
 
@@ -118,7 +118,7 @@ def test_a_killed_guard(programs: Path) -> None:
 def test_a_killed_owner(programs: Path, number: int) -> None:
     fake_mps.install(programs)
     code = (
-        "import time; from hotcold.native.mps import Daemon; d = Daemon(); "
+        "import time; from hotcold.native.gpu.mps import Daemon; d = Daemon(); "
         "print(d.pid, d.folder, flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.checkout import ROOT
 
-from hotcold.native import kernels
+from hotcold.native.bindings import kernels
 
 CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"
 FLAGS = "-std=gnu11 -O2 -Wall -Wextra -Werror -pthread -fno-math-errno -ffp-contract=off".split()

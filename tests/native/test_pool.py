@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from support.weights import VARIANTS, forced
 
-from hotcold.native import kernels
-from hotcold.runtime.errors import BackendError, ConfigError
+from hotcold.native.bindings import kernels
+from hotcold.native.errors import BackendError, ConfigError
 
 
 def threads_of_this_process() -> set[str]:
@@ -128,7 +128,7 @@ def test_an_unsupported_variable_is_an_error_everywhere() -> None:
     code = """
 import numpy as np
 from hotcold.native import kernels
-from hotcold.runtime.errors import BackendError
+from hotcold.native.errors import BackendError
 one = np.ones((1, 2), np.float32)
 calls = [
     kernels.active_cpu_variant,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.weights import DTYPES, VARIANTS, float64, forced, random_weights
 
-from hotcold.native import kernels
-from hotcold.runtime.errors import ConfigError
+from hotcold.native.bindings import kernels
+from hotcold.native.errors import ConfigError
 
 
 def case(

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.weights import VARIANTS, forced
 
-from hotcold.native import kernels
-from hotcold.runtime.errors import ConfigError
+from hotcold.native.bindings import kernels
+from hotcold.native.errors import ConfigError
 
 
 def philox(seed: int, position: int) -> list[int]:

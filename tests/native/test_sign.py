@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from support.weights import VARIANTS, forced
 
-from hotcold.native import kernels
+from hotcold.native.bindings import kernels
+from hotcold.native.errors import ConfigError
 from hotcold.policies.predictor.sign import pack_signs
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.predictor_forms import SignLayer
+from hotcold.runtime.predictors.predictor_forms import SignLayer
 
 
 def layer(rng: np.random.Generator, n: int, d: int, bits: int, bias: bool = True) -> SignLayer:

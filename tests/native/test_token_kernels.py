@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.weights import VARIANTS, forced
 
-from hotcold.native import kernels
-from hotcold.runtime.errors import ConfigError
+from hotcold.native.bindings import kernels
+from hotcold.native.errors import ConfigError
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

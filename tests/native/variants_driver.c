@@ -3,7 +3,7 @@
  * Every supported variant computes dots, the sparse FFN, attention and sampling; prints a line each,
  * ends with 1 at the first wrong result.
  */
-#include "internal.h"
+#include "core/internal.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from support.problems import module_bytes, tiny_problem
 
+from hotcold.native.errors import ConfigError, PolicyError
 from hotcold.policies import check_placement
 from hotcold.policies.placement.ffn_split import FfnSplit
 from hotcold.policies.placement.greedy import Greedy
 from hotcold.policies.placement.layer_split import LayerSplit
 from hotcold.policies.placement.per_layer import PerLayer
-from hotcold.policies.run import place
-from hotcold.runtime.errors import ConfigError, PolicyError
-from hotcold.runtime.problem import Problem
+from hotcold.runtime.plan.problem import Problem
+from hotcold.runtime.plugins.run import place
 
 RECORD = 192
 

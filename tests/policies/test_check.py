@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hotcold.policies import Placement, check_placement_policy, check_schedule_policy, in_order
-from hotcold.policies.registry import BUILT_IN
+from hotcold.runtime.plugins.registry import BUILT_IN
 
 
 @pytest.mark.parametrize("name", sorted(set(BUILT_IN["placement"]) - {"oracle"}))

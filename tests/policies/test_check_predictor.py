@@ -10,16 +10,16 @@ import pytest
 from support.models import TinyLlama, write_llama
 from support.predictors import random_layers
 
-from hotcold.policies import check_predictor
+from hotcold.native.errors import ConfigError
 from hotcold.policies.predictor.frequency import Frequency
 from hotcold.policies.predictor.learned import Learned
 from hotcold.policies.predictor.sign import Sign
-from hotcold.policies.registry import BUILT_IN
+from hotcold.policies.suites import check_predictor
 from hotcold.policies.templates.predictor import Mine as Template
-from hotcold.runtime.errors import ConfigError
-from hotcold.runtime.formats.bundle import resolve_model
-from hotcold.runtime.formats.predictors import FILE_NAME, save_predictors
-from hotcold.runtime.predictor import PredictorLayer
+from hotcold.runtime.model.checkpoints.bundle import resolve_model
+from hotcold.runtime.plugins.registry import BUILT_IN
+from hotcold.runtime.predictors.predictor import PredictorLayer
+from hotcold.runtime.predictors.predictor_file import FILE_NAME, save_predictors
 
 
 @pytest.mark.parametrize("name", sorted(set(BUILT_IN["predictor"]) - {"learned"}))
@@ -36,7 +36,7 @@ def test_settings_and_standing_by_conform() -> None:
 
 
 def test_the_template_conforms(tmp_path: Path) -> None:
-    from hotcold.runtime.cli.policies import template_text
+    from hotcold.actors.cli.commands.policies import template_text
 
     file = tmp_path / "mine.py"
     file.write_text(template_text("predictor"))

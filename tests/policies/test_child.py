@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from support.problems import tiny_plan, tiny_problem, tiny_spec
 
-from hotcold.policies.child import place_in_child, schedule_in_child, stop_children
-from hotcold.policies.run import make_schedule
-from hotcold.runtime.dag import Dag, build_dag
-from hotcold.runtime.errors import ConfigError, PolicyError
-from hotcold.runtime.hardware import HardwareProfile
-from hotcold.runtime.plan import Plan
-from hotcold.runtime.schedule import Schedule, fetching, in_order
+from hotcold.native.errors import ConfigError, PolicyError
+from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.plan.dag import Dag, build_dag
+from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.plan.schedule import Schedule, fetching, in_order
+from hotcold.runtime.plugins.child import place_in_child, schedule_in_child, stop_children
+from hotcold.runtime.plugins.run import make_schedule
 
 HARDWARE = HardwareProfile.unmeasured()
 
@@ -207,7 +207,7 @@ def test_a_script_without_a_main_guard(mine: Any, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\n"
-        "from hotcold.policies.child import place_in_child\n"
+        "from hotcold.runtime.plugins.child import place_in_child\n"
         "from support.problems import tiny_problem\n"
         "print('once')\n"
         f"print(len(place_in_child({mine(PRINTED)!r}, {{}}, tiny_problem()).modules))\n"
@@ -303,7 +303,7 @@ def test_the_child_sees_the_whole_graph(mine: Any, graph: tuple[Dag, Plan], tmp_
             "mine.py:Mine' runs .* before .* on lane",
         ),
         (
-            "import hotcold.policies.child as c; c.check_schedule = print; "
+            "import hotcold.runtime.plugins.child as c; c.check_schedule = print; "
             "return replace(in_order(dag), sync=('odd',) * 3)",
             "mine.py:Mine' has sync 'odd' for layer 0",
         ),
@@ -348,7 +348,7 @@ def test_all_that_runs_can_be_stopped(mine: Any) -> None:
 
 def test_an_answer_too_large_or_that_cannot_be_written(mine: Any) -> None:
     large = "return replace(problem.fill(problem.activations_LN), figures={'x' * 3000000: 1.0})"
-    head = "import hotcold.policies.child as c; c.check_placement = print; "
+    head = "import hotcold.runtime.plugins.child as c; c.check_placement = print; "
     head += "from dataclasses import replace; "
     with pytest.raises(PolicyError, match="mine.py:Mine' returned 30.* bytes; a placement of this"):
         place_in_child(mine(head + large), {}, tiny_problem())

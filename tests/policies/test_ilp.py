@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.problems import module_bytes, tiny_problem
 
-from hotcold.policies.highs import highs_optimum
+from hotcold.native.errors import ConfigError, PolicyError
 from hotcold.policies.placement.greedy import Greedy
 from hotcold.policies.placement.ilp import (
     Ilp,
@@ -15,14 +15,14 @@ from hotcold.policies.placement.ilp import (
     neuron_items,
     solve,
 )
-from hotcold.policies.prefixes import Items, hottest_first, relax
-from hotcold.policies.run import place
-from hotcold.runtime.errors import ConfigError, PolicyError
-from hotcold.runtime.fill import fill_modules
-from hotcold.runtime.hardware import HardwareProfile, load_hardware
-from hotcold.runtime.plan import Plan, make_plan
-from hotcold.runtime.problem import Problem
-from hotcold.runtime.shaped import shaped_problem
+from hotcold.policies.solvers.highs import highs_optimum
+from hotcold.policies.solvers.prefixes import Items, hottest_first, relax
+from hotcold.runtime.hardware.machine_file import load_hardware
+from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.offline.plant.shaped import shaped_problem
+from hotcold.runtime.plan.plan import Plan, make_plan
+from hotcold.runtime.plan.problem import Problem, fill_modules
+from hotcold.runtime.plugins.run import place
 
 RECORD = 192
 

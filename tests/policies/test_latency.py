@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from support.problems import module_bytes, tiny_problem
 
-from hotcold.policies.curves import LayerCurve, share_memory
 from hotcold.policies.placement.greedy import Greedy
 from hotcold.policies.placement.ilp import Ilp
 from hotcold.policies.placement.latency import Latency
-from hotcold.policies.prefixes import hottest_first
-from hotcold.runtime.cost import CostModel, predict
-from hotcold.runtime.hardware import HardwareProfile
-from hotcold.runtime.placement import check_placement
-from hotcold.runtime.problem import Placement, Problem
-from hotcold.runtime.shaped import shaped_problem
+from hotcold.policies.solvers.curves import LayerCurve, share_memory
+from hotcold.policies.solvers.prefixes import hottest_first
+from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.offline.plant.shaped import shaped_problem
+from hotcold.runtime.plan.cost import CostModel, predict
+from hotcold.runtime.plan.placement import check_placement
+from hotcold.runtime.plan.problem import Placement, Problem
 
 RECORD = 192
 
@@ -117,7 +117,7 @@ def test_memory_by_price_is_close_to_memory_by_table(monkeypatch: pytest.MonkeyP
         room = int(draw.integers(0, 1200)) * RECORD
         table_L, table_bound = share_memory(curves, problem.neuron_bytes_L, room)
         with monkeypatch.context() as patch:
-            patch.setattr("hotcold.policies.curves._CELLS", 0)
+            patch.setattr("hotcold.policies.solvers.curves._CELLS", 0)
             price_L, price_bound = share_memory(curves, problem.neuron_bytes_L, room)
         assert price_L.sum() * RECORD <= room
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hotcold.policies import packing
-from hotcold.policies.packing import in_steps, pack
 from hotcold.policies.placement.greedy import Greedy
 from hotcold.policies.placement.ilp import Ilp
-from hotcold.policies.prefixes import Items, relax
-from hotcold.runtime.hardware import load_hardware
-from hotcold.runtime.shaped import shaped_problem
+from hotcold.policies.solvers import packing
+from hotcold.policies.solvers.packing import in_steps, pack
+from hotcold.policies.solvers.prefixes import Items, relax
+from hotcold.runtime.hardware.machine_file import load_hardware
+from hotcold.runtime.offline.plant.shaped import shaped_problem
 
 SIZE = 12  # bytes of a neuron
 

@@ -10,14 +10,14 @@ import torch
 from support.oracle import Oracle, Trace
 from support.predictors import random_layers, random_oracle, spec_of, view_of
 
+from hotcold.native.errors import CheckpointError, ConfigError
 from hotcold.policies.predictor.exact import Exact
 from hotcold.policies.predictor.learned import Learned
 from hotcold.policies.predictor.low_rank import LowRank, components, probit
-from hotcold.runtime.audit import PredictionAudit
-from hotcold.runtime.errors import CheckpointError, ConfigError
-from hotcold.runtime.formats.predictors import FILE_NAME, save_predictors
-from hotcold.runtime.predictor import Predictor, native_layers
-from hotcold.runtime.profile import ActivationProfile
+from hotcold.runtime.engine.audit import PredictionAudit
+from hotcold.runtime.predictors.predictor import Predictor, native_layers
+from hotcold.runtime.predictors.predictor_file import FILE_NAME, save_predictors
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 ORACLE = random_oracle()
 SPEC = spec_of(ORACLE)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from hotcold.policies import registry
+from hotcold.native.errors import PolicyError
 from hotcold.policies.placement.greedy import Greedy
-from hotcold.policies.registry import BUILT_IN, find, listing, load
-from hotcold.runtime.errors import PolicyError
+from hotcold.runtime.plugins import registry
+from hotcold.runtime.plugins.registry import BUILT_IN, find, listing, load
 
 ROOT = Path(__file__).parents[2]
 MINE = "class Mine:\n    def place(self, problem): ...\n\nclass _Hidden: ...\n"

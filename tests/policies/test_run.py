@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from support.problems import tiny_plan, tiny_problem, tiny_spec
 
+from hotcold.native.errors import ConfigError, PolicyError
 from hotcold.policies.placement.greedy import Greedy
-from hotcold.policies.run import make_schedule, place, policy_name
 from hotcold.policies.schedule.paper import Paper
-from hotcold.runtime.dag import build_dag
-from hotcold.runtime.errors import ConfigError, PolicyError
-from hotcold.runtime.hardware import HardwareProfile
-from hotcold.runtime.schedule import in_order
+from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.plan.dag import build_dag
+from hotcold.runtime.plan.schedule import in_order
+from hotcold.runtime.plugins.run import make_schedule, place, policy_name
 
 HARDWARE = HardwareProfile.unmeasured()
 

@@ -4,8 +4,8 @@ from typing import Any, Literal, Optional
 
 import pytest
 
-from hotcold.policies.settings import instantiate, split_settings
-from hotcold.runtime.errors import ConfigError, PolicyError
+from hotcold.native.errors import ConfigError, PolicyError
+from hotcold.runtime.plugins.settings import instantiate, split_settings
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 
 from hotcold.policies import check_placement_policy, check_schedule_policy
-from hotcold.policies.registry import find
 from hotcold.policies.templates.predictor import Mine as MinePredictor
-from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.prepare import prepare_model
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.plugins.registry import find
 
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Any:
     """A template as the user gets it, in a file: mine("placement") -> "mine.py:Mine"."""
-    from hotcold.runtime.cli.policies import template_text
+    from hotcold.actors.cli.commands.policies import template_text
 
     def write(kind: str) -> str:
         file = tmp_path / "mine.py"

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from hotcold.runtime.errors import ConfigError
+from hotcold.native.errors import ConfigError
 from hotcold.runtime.units import format_bytes, parse_bytes
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from support.models import TinyLlama, write_llama
 
-from hotcold.runtime.formats.bundle import resolve_model
-from hotcold.runtime.profile import ActivationProfile
+from hotcold.runtime.model.checkpoints.bundle import resolve_model
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 
 def profiled_llama(folder: Path) -> Path:

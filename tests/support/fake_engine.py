@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from hotcold.runtime.audit import RecallEstimate
-from hotcold.runtime.errors import ActorLostError, BudgetError
-from hotcold.runtime.spans import Span
+from hotcold.native.errors import ActorLostError, BudgetError
+from hotcold.runtime.engine.audit import RecallEstimate
+from hotcold.runtime.tracing.spans import Span
 
 STORY = ["There", " was", " a", " caf\u00e9", "."]
 
@@ -182,7 +182,7 @@ def module() -> ModuleType:
 
 
 if __name__ == "__main__":
-    from hotcold.runtime.cli.main import main
+    from hotcold.actors.cli.main import main
 
     sys.modules["hotcold.actors"] = module()
     FakeEngine.marker = Path(sys.argv[1])

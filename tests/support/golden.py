@@ -1,14 +1,14 @@
 """Tokens of every predictor and schedule, recorded once: a change of structure must not move them.
 
-`python tests/support/golden.py FILE [--device gpu]` records; tests/golden holds what was recorded
-before the folders were rearranged (commit d1e0720), and tests/runtime/test_golden.py compares. Ids
-are kept for ever; digests of the logits are for two runs on one machine with one compiler.
+`PYTHONPATH=tests python -m support.golden FILE [--device gpu]` records; tests/golden holds what was
+recorded before the folders were rearranged (commit d1e0720), and tests/runtime/test_golden.py
+compares. Ids are kept for ever; digests of the logits are for two runs on one machine with one
+compiler.
 """
 
 import argparse
 import hashlib
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from support.models import TinyLlama, write_llama
 from support.opt_models import FORMS, TinyOpt, write_opt
 from support.opt_oracle import OptOracle
 from support.oracle import Oracle
 
-from hotcold.runtime.config import EngineConfig, Sampling
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.profile import ActivationProfile
-from hotcold.runtime.session import LocalSession
+from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.options.config import EngineConfig, Sampling
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 PROMPT_TOKENS, NEW_TOKENS = 40, 16
 LLAMA = TinyLlama(d=35, layers=4, neurons=51, heads=5, kv_heads=1, head_dim=6, vocab=301)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from support.oracle import Oracle
 
-from hotcold.native import cuda_plugin, nvml
-from hotcold.native.device import open_plugin
-from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.errors import BackendError
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
+from hotcold.native.bindings.device import open_plugin
+from hotcold.native.errors import BackendError
+from hotcold.native.gpu import cuda_plugin, nvml
+from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.options.config import EngineConfig
 
 
 def usable_plugin() -> Any:

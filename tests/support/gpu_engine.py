@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from hotcold.actors import Engine
-from hotcold.actors.processes import is_stopped
-from hotcold.native import nvml
+from hotcold.actors.cluster.processes import is_stopped
+from hotcold.native.gpu import nvml
 
 SAMPLING: dict[str, Any] = {"max_tokens": 60, "temperature": 0.8, "seed": 5, "ignore_eos": True}
 FREED_S = 5.0

@@ -1,7 +1,9 @@
-"""What Model::lay_out (native/cuda/model.cu) takes of a device, written down once more in Python.
+"""What Model::lay_out (native/cuda/memory/model.cu) takes of a device, written down once more in
+Python.
 
-Without a dense prompt form. The arithmetic of runtime/gpu.py is held against this on machines
-without a GPU; tests/cuda/test_gpu_memory.py holds this against what a GPU executor reports.
+Without a dense prompt form. The arithmetic of runtime/engine/gpu.py is held against this on
+machines without a GPU; tests/cuda/test_gpu_memory.py holds this against what a GPU executor
+reports.
 """
 
 from dataclasses import dataclass, field
@@ -10,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.runtime.gpu_memory import ATTENTION_PIECE, HOT_CHUNKS
-from hotcold.runtime.model import ModelSpec
-from hotcold.runtime.neurons import NeuronRecord
+from hotcold.runtime.engine.gpu_memory import ATTENTION_PIECE, HOT_CHUNKS
+from hotcold.runtime.model.neurons import NeuronRecord
+from hotcold.runtime.model.spec import ModelSpec
 
 
 @dataclass

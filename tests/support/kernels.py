@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.device_kernels import Bare
+from hotcold.native.bindings.device_kernels import Bare
 
 SMALL = os.environ.get("HOTCOLD_TEST_SMALL") == "1"
 

@@ -1,10 +1,10 @@
 """The check that a test left nothing behind, for every test that starts actors.
 
-What is counted is `hotcold.actors.footprint`: processes of actors, threads, unnamed memory (open or
-mapped), descriptors, sockets, files in /dev/shm and the temp folder, GPU memory. Added here is what
-a test run can say and an engine cannot: any other process that this run started, found by the cache
-folder in its environment even where its parent is gone. While the run keeps one Ray for all its
-tests, Ray's own processes, which come and go, are left out.
+What is counted is `hotcold.actors.cluster.footprint`: processes of actors, threads, unnamed memory
+(open or mapped), descriptors, sockets, files in /dev/shm and the temp folder, GPU memory. Added
+here is what a test run can say and an engine cannot: any other process that this run started, found
+by the cache folder in its environment even where its parent is gone. While the run keeps one Ray
+for all its tests, Ray's own processes, which come and go, are left out.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from hotcold.actors import footprint
+from hotcold.actors.cluster import footprint
 
 WAIT_S = 10.0
 CONTEXT = "CUDA context of this process"

@@ -13,9 +13,9 @@ from dataclasses import asdict
 
 import numpy as np
 
-from hotcold.native.segment import Watcher
-from hotcold.runtime.errors import HotcoldError
-from hotcold.runtime.exchange import DRIVER, Segment, SegmentHandle, SegmentLayout
+from hotcold.native.bindings.segment import Watcher
+from hotcold.native.errors import HotcoldError
+from hotcold.runtime.exchange.segment import DRIVER, Segment, SegmentHandle, SegmentLayout
 
 LAYOUT = SegmentLayout.build(2, 16, 32, 2)
 _CHILD = (

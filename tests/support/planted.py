@@ -10,13 +10,13 @@ import numpy.typing as npt
 from support.oracle import F64, Oracle, Trace
 
 from hotcold.policies.placement.greedy import Greedy
-from hotcold.runtime.config import EngineConfig
-from hotcold.runtime.deployment import deploy, solve
-from hotcold.runtime.formats.predictors import load_predictors
-from hotcold.runtime.plant.making import PlantReport
-from hotcold.runtime.plant.options import PlantOptions
-from hotcold.runtime.prepare import prepare_model
-from hotcold.runtime.session import LocalSession
+from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.offline.plant.making import PlantReport
+from hotcold.runtime.offline.plant.options import PlantOptions
+from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.predictors.predictor_file import load_predictors
 
 UNSEEN = 1250  # tokens that statistics are measured on
 LENGTH = 250  # tokens of a context

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import numpy as np
 from support.oracle import Oracle
 
-from hotcold.runtime.model import ModelSpec
-from hotcold.runtime.predictor import ModelView, PredictorLayer
+from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.predictors.predictor import ModelView, PredictorLayer
 
 
 def spec_of(oracle: Oracle, dtype: Literal["float32", "float16"] = "float16") -> ModelSpec:

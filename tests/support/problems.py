@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.runtime.hardware import HardwareProfile
-from hotcold.runtime.model import ModelSpec
-from hotcold.runtime.plan import Plan, make_plan
-from hotcold.runtime.problem import Placement, Problem, make_problem
+from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.plan.plan import Plan, make_plan
+from hotcold.runtime.plan.problem import Placement, Problem, make_problem
 
 
 def tiny_spec(layers: int = 3, neurons: int = 40, **changes: Any) -> ModelSpec:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotcold.actors.footprint import descendants
+from hotcold.actors.cluster.footprint import descendants
 
 START_S = 60.0
 NAMES = "port dashboard-port ray-client-server-port dashboard-agent-listen-port "
@@ -52,7 +52,7 @@ class Cluster:
                 line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue
-            if "Executor" in line or "ray::Predictor" in line or "hotcold.runtime.cli" in line:
+            if "Executor" in line or "ray::Predictor" in line or "hotcold.actors.cli" in line:
                 found.append(f"{pid} {line[:80]}")
         return found
 

@@ -1,6 +1,6 @@
 /* still_device.c - a GPU plug-in without a GPU, whose dense prompt passes last for as long as a test
  * wants: computes nothing, so that what others see of such a pass can be tested anywhere. */
-#include "device.h"
+#include "loop/device.h"
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>

@@ -10,8 +10,8 @@ HOLDER = """
 import sys
 from pathlib import Path
 import numpy as np
-from hotcold.runtime.formats import open_bundle
-from hotcold.runtime.weights import WeightStore
+from hotcold.runtime.model.checkpoints.bundle import open_bundle
+from hotcold.runtime.weights.weights import WeightStore
 bundle = open_bundle(Path(sys.argv[1]))
 own = None
 if sys.argv[3] == "own":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native import kernels
+from hotcold.native.bindings import kernels
 
 VARIANTS = kernels.cpu_variants()
 DTYPES = ["float32", "float16", "bfloat16"]

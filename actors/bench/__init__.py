@@ -1,0 +1,1 @@
+"""Measurements that launch actors: chaos, hops between actors, decoding on a GPU."""

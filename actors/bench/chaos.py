@@ -1,0 +1,238 @@
+"""Chaos: kill and stop actors at random steps, and check that nobody can tell from the tokens.
+
+Called by `hotcold chaos`. A run is one generation, all on one engine; its faults are drawn from the
+seed before it begins. Most strike inside a step (native/loop/loop.c raises the signal in its own
+process), so the peers are parked on whatever flag that step would have set; the others strike from
+outside at any moment. After every run the engine must be whole again and hold what it held before.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hotcold.actors.cluster import footprint
+from hotcold.actors.cluster.processes import is_gone, is_stopped
+from hotcold.actors.engine.engine import Engine
+
+OPS = {
+    "gpu": ("embed", "attention", "hot", "merge", "head"),
+    "cpu": ("cold",),
+    "predictor": ("predict",),
+}
+PROMPTS = (
+    "Once upon a time",
+    "The old man looked at the sea",
+    "There was a little girl who lived near the forest. " * 5,  # several passes
+)
+TOKENS = 240  # a quarter of a second on two cores: what is armed early strikes midway
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP)
+STRIKES = (1, 1, 1, 2, 2, 3)
+FROM_OUTSIDE = 0.25  # share of the faults
+HANG_S = 90.0
+WHOLE_S = 15.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Args:
+        at: strikes once more tokens than this have come; -1: in the prompt.
+        actor: the victim.
+        op: the step it strikes in; None: from outside, at once.
+        number: the signal.
+    """
+
+    at: int
+    actor: str
+    op: str | None
+    number: int
+
+
+@dataclass
+class Tally:
+    """What happened.
+
+    Attributes:
+        runs, recoveries, hangs, errors, wrong_tokens, leaks: counts.
+        faults: those sent; some meet an actor that is already gone.
+        recovery_s: seconds of every recovery.
+        run_s: seconds of every run.
+        slowest: the longest recovery by phase.
+        complaints: what went wrong, in words.
+    """
+
+    runs: int = 0
+    faults: int = 0
+    recoveries: int = 0
+    hangs: int = 0
+    errors: int = 0
+    wrong_tokens: int = 0
+    leaks: int = 0
+    recovery_s: list[float] = field(default_factory=list)
+    run_s: list[float] = field(default_factory=list)
+    slowest: str = ""
+    complaints: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the median and the longest times."""
+        data = {**self.__dict__}
+        for name in ("recovery_s", "run_s"):
+            times, stem = data.pop(name), name.removesuffix("_s")
+            data[f"{stem}_median_s"] = statistics.median(times) if times else None
+            data[f"{stem}_max_s"] = max(times, default=None)
+        return data
+
+    def complain(self, kind: str, text: str, count: int = 1) -> None:
+        """Count something that must not happen."""
+        setattr(self, kind, getattr(self, kind) + count)
+        self.complaints.append(f"run {self.runs}: {text}")
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing went wrong."""
+        return not self.complaints
+
+
+def run(
+    launch: Callable[[], Engine],
+    runs: int,
+    seed: int,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Tally:
+    """Run chaos. The caller has joined a Ray cluster.
+
+    Args:
+        launch: makes an engine; called again after a hang.
+        runs: generations to disturb.
+        seed: of everything that is random.
+        progress: told how far it is.
+    """
+    rng, tally = random.Random(seed), Tally()
+    nothing = footprint.take()
+    engine = launch()
+    try:
+        expected = {prompt: list(_stream(engine, prompt, seed)) for prompt in PROMPTS}
+        whole = footprint.take()
+        for _ in range(runs):
+            tally.runs += 1
+            known, begin = len(engine.recoveries), time.monotonic()
+            prompt, faults = rng.choice(PROMPTS), draw(rng)
+            if _disturbed(engine, prompt, seed, faults, expected[prompt], tally):
+                _check_whole(engine, whole, tally)
+            else:
+                engine.close()
+                engine, known = launch(), 0
+            tally.run_s.append(time.monotonic() - begin)
+            recovered = engine.recoveries[known:]
+            tally.recoveries += len(recovered)
+            for recovery in recovered:
+                if recovery.total_s > max(tally.recovery_s, default=0.0):
+                    tally.slowest = str(recovery)
+                tally.recovery_s.append(recovery.total_s)
+            progress(
+                f"run {tally.runs} of {runs}: {tally.run_s[-1]:.1f} s, {len(faults)} faults, "
+                f"{len(recovered)} recoveries, {len(tally.complaints)} complaints so far"
+            )
+    finally:
+        engine.close()
+    for what, count in footprint.settled(nothing).items():
+        tally.complain("leaks", f"{what}: {count} more than before the engine", count)
+    return tally
+
+
+def draw(rng: random.Random) -> list[Fault]:
+    """The faults of one run, in the order they strike."""
+    moments = sorted(rng.sample(range(-1, TOKENS // 2), rng.choice(STRIKES)))
+    return [_draw_one(rng, at) for at in moments]
+
+
+def _draw_one(rng: random.Random, at: int) -> Fault:
+    actor = rng.choice(list(OPS))
+    op = None if rng.random() < FROM_OUTSIDE else rng.choice(OPS[actor])
+    return Fault(at, actor, op, int(rng.choice(SIGNALS)))
+
+
+def _stream(engine: Engine, prompt: str, seed: int) -> Any:
+    stream = engine.generate(
+        prompt, max_tokens=TOKENS, temperature=0.9, top_p=0.95, seed=seed, ignore_eos=True
+    )
+    return (token.id for token in stream)
+
+
+def _disturbed(
+    engine: Engine,
+    prompt: str,
+    seed: int,
+    faults: list[Fault],
+    expected: list[int],
+    tally: Tally,
+) -> bool:
+    """One disturbed generation; False where it hung."""
+    got: list[int] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        left = list(faults)
+
+        def strike_due() -> None:
+            while left and len(got) > left[0].at:
+                tally.faults += strike(engine, left.pop(0))
+
+        try:
+            strike_due()
+            for id_ in _stream(engine, prompt, seed):
+                got.append(id_)
+                strike_due()
+        except BaseException as error:  # noqa: BLE001 - counted, whatever it is
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(HANG_S)
+    if thread.is_alive():
+        tally.complain("hangs", f"no end after {HANG_S:.0f} s and {len(got)} tokens of {faults}")
+        return False
+    for failure in failures:
+        tally.complain("errors", f"{type(failure).__name__}: {failure} after {faults}")
+    if got != expected[: len(got)] or (not failures and len(got) != len(expected)):
+        tally.complain("wrong_tokens", f"{len(got)} tokens, not those expected, after {faults}")
+    return True
+
+
+def strike(engine: Engine, fault: Fault) -> bool:
+    """Send a fault; False where its victim was not there to take it.
+
+    Where the GPU executor predicts in its own graph, the predictor has no steps to strike in.
+    """
+    pid = engine.pids[fault.actor]
+    if is_gone(pid) or is_stopped(pid):
+        return False
+    idle = fault.actor == "predictor" and engine.uses_gpu and not engine.shares_gpu
+    if fault.op is not None and not idle:
+        # Not waited for: an actor may die before it answers.
+        engine.actors[fault.actor].arm.remote(fault.op, 0, fault.number)
+        return True
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, fault.number)
+    return True
+
+
+def _check_whole(engine: Engine, whole: Counter[str], tally: Tally) -> None:
+    """Wait for three living actors again, and for everything else they held to be gone."""
+    deadline = time.monotonic() + WHOLE_S
+    while not engine.is_whole:
+        if time.monotonic() > deadline:
+            tally.complain("errors", "an actor was not replaced")
+            return
+        time.sleep(0.02)
+    for what, count in footprint.settled(whole, WHOLE_S, slack_mib=64).items():
+        tally.complain("leaks", f"{what}: {count} more than before", count)

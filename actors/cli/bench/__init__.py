@@ -1,0 +1,1 @@
+"""`hotcold bench`: one subcommand a measurement."""

@@ -1,0 +1,401 @@
+"""`hotcold bench`: the measurements of runtime/bench, printed.
+
+Each subcommand is one file there, which returns plain nested data with units in its keys.
+"""
+
+import os
+import statistics
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hotcold.actors.cli.bench import bench_prompt, bench_sync
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import (
+    DTYPES,
+    EngineOptions,
+    debug_option,
+    engine_options,
+    json_option,
+)
+from hotcold.actors.cli.common.running import figures, running_engine
+from hotcold.runtime.units import parse_bytes
+
+if TYPE_CHECKING:
+    from hotcold.actors import Engine
+    from hotcold.runtime.bench.kernels import Settings
+    from hotcold.runtime.model.checkpoints.bundle import Bundle
+
+
+@click.group("bench")
+def command() -> None:
+    """Measure kernels, the exchange between actors, weight stores, prompts and decoding."""
+
+
+command.add_command(bench_prompt.command)
+command.add_command(bench_sync.command)
+
+
+@command.command("hop")
+@click.option(
+    "--rounds",
+    type=click.IntRange(100, 100_000_000),
+    default=20_000,
+    show_default=True,
+    help="Round trips of each case.",
+)
+@click.option("--address", default=None, help="Ray cluster to join; none starts one here.")
+@click.option(
+    "--model",
+    default=None,
+    type=click.Path(),
+    help="Whose passes are measured on a GPU.  [default: the embedded model]",
+)
+@json_option
+@debug_option
+def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> None:
+    """One way between Ray actors: their resident C loops through shared memory, and a Ray call.
+
+    pinned: two loops, a core each. unpinned: two loops, wherever the system puts them. loaded: all
+    three loops take turns and the driver is alive. On a machine with a GPU also what the exchange
+    of a layer, there and back, adds to a pass captured in its graph.
+    """
+    from hotcold.runtime.bench.gpu_exchange import check_model, exchange
+
+    check_model(model)
+    from hotcold.actors.bench.hop import measure
+    from hotcold.actors.cluster.ray_cluster import joined
+
+    with joined(address):
+        result = measure(rounds)
+    in_graph = exchange(model)
+    rows = [
+        (case, f"{times['p50_us']:.2f}", f"{times['p99_us']:.2f}")
+        for case, times in hop_cases(result)
+    ]
+    click.echo(output.table(("one way", "p50 us", "p99 us"), rows))
+    if in_graph is not None:
+        result["gpu_graph"] = in_graph
+        click.echo(
+            f"an exchange in a GPU's graph adds {in_graph['p50_us']:.2f} us a layer (99 %: "
+            f"{in_graph['p99_us']:.2f}; width {in_graph['width']}); by a Ray call there and back "
+            f"{2 * result['ray']['p50_us']:.0f} us"
+        )
+    if as_json:
+        output.emit_json(result)
+
+
+def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """Name and times of every measured case, nested names joined by a blank."""
+    cases: list[tuple[str, dict[str, float]]] = []
+    for name, value in result.items():
+        if isinstance(value, dict) and "p50_us" in value:
+            cases.append((name, value))
+        elif isinstance(value, dict):
+            cases += [(f"{name} {inner}", times) for inner, times in hop_cases(value)]
+    return cases
+
+
+@command.command("stores")
+@click.option("--size", default="2GiB", show_default=True, help="Bytes of each kind of store.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Of each case."
+)
+@json_option
+@debug_option
+def weight_stores(size: str, rounds: int, as_json: bool) -> None:
+    """What the kernels read from each kind of weight store (--store), one thread and two.
+
+    rows_4k: gate rows that do not fire. records_30k: whole neurons. sequential: a dense product.
+    """
+    from hotcold.runtime.bench.stores import measure
+
+    result = measure(parse_bytes(size, "--size"), rounds=rounds)
+    rows = [
+        (case, threads.removeprefix("threads_"), kind, *(f"{rate:.1f}" for rate in rates.values()))
+        for case, by_threads in result.items()
+        if isinstance(by_threads, dict)
+        for threads, by_kind in by_threads.items()
+        for kind, rates in by_kind.items()
+    ]
+    click.echo(output.table(("read", "threads", "store", "best GB/s", "median GB/s"), rows))
+    if as_json:
+        output.emit_json(result)
+
+
+@command.command("kernels")
+@click.option(
+    "--case",
+    "cases",
+    multiple=True,
+    type=click.Choice(("sparse_ffn", "gate_first", "gemv", "attention")),
+    help="Operator; may be repeated.  [default: all]",
+)
+@click.option(
+    "--d",
+    "widths",
+    multiple=True,
+    type=click.IntRange(128, 65536),
+    help=("Width of the model; may be repeated.  [default: 2048 4096 5120]"),
+)
+@click.option(
+    "--density",
+    "densities",
+    multiple=True,
+    type=click.IntRange(1, 100),
+    help=("Per cent of neurons that fire; may be repeated.  [default: 5 10 30 100]"),
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="float16",
+    show_default=True,
+    help="Dtype of the weights.",
+)
+@click.option(
+    "--threads",
+    multiple=True,
+    type=click.IntRange(1, 1024),
+    help=("Threads; may be repeated.  [default: 1, and one a core]"),
+)
+@click.option(
+    "--buffer",
+    metavar="SIZE",
+    help="Memory to walk through; several times the caches.  [default: 2GiB]",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(3, 100_000),
+    default=21,
+    show_default=True,
+    help="Timed calls of each operator.",
+)
+@click.option(
+    "--variant",
+    metavar="FILE",
+    help=("Kernels of your own to test and to time beside the built-in ones: C, or CUDA (.cu)."),
+)
+@click.option("--gpu", is_flag=True, help="The GPU's kernels; goes without saying with a .cu file.")
+@json_option
+@debug_option
+def kernels(
+    buffer: str | None,
+    variant: str | None,
+    gpu: bool,
+    as_json: bool,
+    **chosen: Any,  # noqa: ANN401 - as click parsed them
+) -> None:
+    """Bytes a second of every operator on one token, beside those of reading alone, cold memory.
+
+    fraction: of the cold read bandwidth of rows of the same length, measured in the same run,
+    medians; best: the same of the fastest calls, which tells more on a machine that is busy. On a
+    GPU: of the rate of a large dense product.
+    """
+    from hotcold.runtime.bench.kernels import Settings, doubts, measure
+
+    given = {name: value for name, value in chosen.items() if value}
+    if gpu or (variant is not None and variant.endswith(".cu")):
+        if buffer is not None or "threads" in given:
+            raise click.UsageError("--buffer and --threads belong to the CPU's kernels")
+        _gpu_kernels(Settings(**given), variant, as_json)
+        return
+    given.setdefault("threads", sorted({1, len(os.sched_getaffinity(0))}))
+    settings = Settings(
+        **given,
+        buffer_bytes=parse_bytes(buffer or "2GiB", "--buffer"),
+        variant=_tested(variant),
+    )
+    result = measure(settings, lambda text: output.note(f"bench kernels: {text}"))
+    click.echo(output.table(KERNEL_COLUMNS, kernel_rows(result)))
+    for doubt in doubts(result):
+        output.note(f"bench kernels: {doubt}")
+    if as_json:
+        output.emit_json(result)
+
+
+def _gpu_kernels(settings: "Settings", variant: str | None, as_json: bool) -> None:
+    """The GPU's part of bench kernels."""
+    from hotcold.runtime.bench.gpu_kernels import measure, rows
+    from hotcold.runtime.engine.cuda_variant import prepare_cuda_variant, variant_library
+
+    library = None
+    if variant is not None:
+        prepared = prepare_cuda_variant(variant)
+        library = variant_library(prepared)
+        output.note(f"bench kernels: {prepared.name} computes what float64 does")
+    result = measure(settings, library, lambda text: output.note(f"bench kernels: {text}"))
+    columns = ("case", "kernels", "us", "GB/s", "fraction")
+    click.echo(output.table(columns, list(rows(result))))
+    click.echo(f"a dense product reads {result['read_gb_per_s']:.0f} GB/s")
+    if as_json:
+        output.emit_json(result)
+
+
+KERNEL_COLUMNS = ("case", "threads", "kernels", "GB/s", "best", "read", "best", "fraction", "best")
+
+
+def _tested(variant: str | None) -> str | None:
+    """The name of a kernel file that was compiled, tested and loaded."""
+    if variant is None:
+        return None
+    from hotcold.runtime.engine.variant import load_variant, prepare_variant
+
+    prepared = prepare_variant(variant)
+    load_variant(prepared)
+    output.note(f"bench kernels: {prepared.name} computes what float64 does")
+    return prepared.name
+
+
+def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """A table row for every case, thread count and variant of the nested result."""
+    rows: list[tuple[str, ...]] = []
+    for name, value in result.items():
+        if not isinstance(value, dict):
+            continue
+        if not name.startswith("threads"):
+            rows += kernel_rows(value, (*path, name))
+            continue
+        for kind in ("built-in", "variant"):
+            figures = value if kind == "built-in" else value.get("variant")
+            if figures is None:
+                continue
+            speeds = [figures["gb_per_s"], figures["gb_per_s_best"]]
+            speeds += [value["read_gb_per_s"], value["read_gb_per_s_best"]]
+            shares = [figures["bandwidth_fraction"], figures["bandwidth_fraction_best"]]
+            numbers = [f"{speed:.1f}" for speed in speeds] + [f"{share:.2f}" for share in shares]
+            rows.append((" ".join(path), name.removeprefix("threads"), kind, *numbers))
+    return rows
+
+
+@command.command("decode")
+@click.option("--max-tokens", type=click.IntRange(min=8), default=128, show_default=True)
+@click.option(
+    "--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Rounds measured."
+)
+@click.option(
+    "--rival",
+    "rivals",
+    multiple=True,
+    type=click.Choice(("transformers", "llama.cpp", "none")),
+    help="Whom to take turns with; may be repeated.  [default: transformers]",
+)
+@click.option(
+    "--ray/--no-ray",
+    "with_ray",
+    default=True,
+    help="Also the transport ray, which computes without a GPU.  [default: yes]",
+)
+@json_option
+@engine_options()
+def decode(  # noqa: PLR0917 - as click passes them
+    options: EngineOptions,
+    max_tokens: int,
+    repeat: int,
+    rivals: tuple[str, ...],
+    with_ray: bool,
+    as_json: bool,
+) -> None:
+    """Decode tokens/s of both transports, beside rivals on the same weights.
+
+    The engine and its rivals (transformers in float32 and bfloat16, llama.cpp) take turns; medians
+    over the rounds. bytes bound: bytes a token over the read bandwidth measured in the same run;
+    on a GPU that of `hotcold roofline` for the plan. By phase: of the newest tokens; cold, and
+    predict where it is not on a GPU, run beside the others.
+    """
+    result = decode_rates(options, max_tokens, repeat, rivals or ("transformers",), with_ray)
+    rows = [(name, f"{speed:.1f}") for name, speed in decode_speeds(result)]
+    click.echo(output.table(("what", "tokens/s"), rows))
+    if "speedup" in result:
+        click.echo(f"native over the best rival: {result['speedup']:.2f}x")
+    click.echo(
+        f"{result['native']['gb_per_s']:.1f} GB/s, host memory gives {result['read_gb_per_s']:.1f}:"
+        f" {output.percent(result['bytes_bound_fraction'])} of the bytes bound"
+    )
+    phases = ", ".join(f"{name} {ms:.3f}" for name, ms in result["phase_ms"].items())
+    error = result["clock_error_us"]
+    click.echo(
+        f"ms a token by phase: {phases}" + (f"; GPU's clock within {error:.1f} us" if error else "")
+    )
+    if as_json:
+        output.emit_json(result)
+
+
+def decode_rates(
+    options: EngineOptions,
+    max_tokens: int,
+    repeat: int,
+    names: tuple[str, ...],
+    with_ray: bool = True,
+) -> dict[str, Any]:
+    """Measure the engine with its two transports, and the rivals between the native runs."""
+    from hotcold.runtime.bench.decode import PROMPT, compare, read_bandwidth
+    from hotcold.runtime.model.checkpoints.bundle import resolve_model
+    from hotcold.runtime.text.tokenizer import Tokenizer
+
+    bundle = resolve_model(None if options.model is None else Path(options.model), options.dtype)
+    ids = Tokenizer.load(bundle.path).encode(PROMPT)
+    cores = len(os.sched_getaffinity(0))
+    with TemporaryDirectory(prefix="hotcold-") as folder:
+        rivals = _rivals(names, bundle, Path(folder), ids, max_tokens)
+        with running_engine(options, transport="native") as engine:
+            rate = partial(_engine_rate, engine, ids, max_tokens)
+            result = compare(
+                rate, rivals, repeat, lambda text: output.note(f"bench decode: {text}")
+            )
+            stats = engine.stats()
+            result["phase_ms"] = {name: 1e3 * s for name, s in stats.phase_s.items()}
+            result["clock_error_us"] = 1e6 * stats.clock_error_s
+            bound_s = engine.roofline().token_s if engine.uses_gpu else None
+    output.note(f"bench decode: read bandwidth{', transport ray' if with_ray else ''}")
+    read = read_bandwidth(bundle.record.record_bytes, cores)
+    result["read_gb_per_s"] = read
+    native = result["native"]
+    result["bytes_bound_fraction"] = (
+        native["decode_tokens_per_s"] * bound_s if bound_s else native["gb_per_s"] / read
+    )
+    if not with_ray:
+        return result
+    with running_engine(options, transport="ray") as engine:
+        rates = [_engine_rate(engine, ids, max_tokens)[0] for _ in range(3)]
+    result["ray"] = {"decode_tokens_per_s": statistics.median(rates)}
+    return result
+
+
+def _rivals(
+    names: tuple[str, ...], bundle: "Bundle", folder: Path, ids: list[int], max_tokens: int
+) -> dict[str, Callable[[], float]]:
+    """Who takes turns with the engine, by name."""
+    from hotcold.runtime.bench.decode import source_folder, transformers_rates
+    from hotcold.runtime.bench.llama_cpp import llama_cpp_rate
+
+    cores = len(os.sched_getaffinity(0))
+    rivals: dict[str, Callable[[], float]] = {}
+    if "transformers" in names:
+        rivals |= transformers_rates(source_folder(bundle), ids, max_tokens, cores)
+    if "llama.cpp" in names:
+        output.note("bench decode: writing GGUF for llama.cpp")
+        rivals["llama_cpp"] = llama_cpp_rate(bundle, folder, ids, max_tokens, cores)
+    return rivals
+
+
+def _engine_rate(engine: "Engine", ids: list[int], max_tokens: int) -> tuple[float, float]:
+    """Decode once: tokens/s and GB/s."""
+    deque(engine.generate(ids, max_tokens=max_tokens, ignore_eos=True), maxlen=0)
+    last = figures(engine)
+    return last.decode_tokens_per_s, last.gb_per_s
+
+
+def decode_speeds(result: dict[str, Any], path: str = "") -> list[tuple[str, float]]:
+    """Every decode_tokens_per_s in the nested result, named by where it stands."""
+    speeds: list[tuple[str, float]] = []
+    for name, value in result.items():
+        if name == "decode_tokens_per_s" and isinstance(value, (int, float)):
+            speeds.append((path, float(value)))
+        elif isinstance(value, dict):
+            speeds += decode_speeds(value, f"{path} {name}".strip())
+    return speeds

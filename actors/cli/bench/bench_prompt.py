@@ -1,0 +1,78 @@
+"""`hotcold bench prompt`: both forms of a prompt on a GPU, and the length where they change places.
+
+The measurement is runtime/bench/prompt.py; this is its table.
+"""
+
+from typing import Any
+
+import click
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import EngineOptions, engine_options, json_option
+
+
+@click.command("prompt")
+@click.option(
+    "--tokens",
+    "lengths",
+    multiple=True,
+    type=click.IntRange(1, 1 << 20),
+    help="Length of a prompt; may be repeated.  [default: 32 64 128 256 500]",
+)
+@click.option("--kv-dtype", type=click.Choice(("float32", "float16")), default="float16")
+@click.option("--predictor-dtype", type=click.Choice(("int8",)), help="Quantise predictors by row.")
+@json_option
+@engine_options()
+def command(
+    options: EngineOptions,
+    lengths: tuple[int, ...],
+    kv_dtype: str,
+    predictor_dtype: str | None,
+    as_json: bool,
+) -> None:
+    """Prompt tokens/s by length on a GPU: sparse in blocks, dense with the cold weights streamed.
+
+    The switch point is where a dense pass takes less than the blocks it stands for; an engine
+    measures the same on the first prompt that is long enough, and keeps it.
+    """
+    from dataclasses import replace
+
+    from hotcold.actors.cli.offline.evaluate import engine_config
+    from hotcold.native.errors import BackendError
+    from hotcold.runtime.bench.prompt import measure
+    from hotcold.runtime.engine.deployment import deploy, solve
+    from hotcold.runtime.engine.prepare import prepare_model
+    from hotcold.runtime.engine.session import LocalSession
+
+    config = replace(
+        engine_config(options, options.model), kv_dtype=kv_dtype, predictor_dtype=predictor_dtype
+    )
+    prepared = prepare_model(config)
+    if prepared.gpu is None or not prepared.gpu.prompt_rows:
+        raise BackendError(
+            "there is no dense prompt form to measure: it needs a GPU, and with --prompt-form auto "
+            "a context above 64 and memory to spare; see hotcold doctor"
+        )
+    with LocalSession(deploy(prepared, solve(prepared))) as local:
+        result = measure(local, lengths or (32, 64, 128, 256, 500))
+    click.echo(output.table(("prompt", "sparse tokens/s", "dense tokens/s"), rows_of(result)))
+    click.echo(sentence(result))
+    if as_json:
+        output.emit_json(result)
+
+
+def rows_of(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A table row for each length."""
+    sparse, dense = result["sparse"], result["dense"]
+    return [(length, f"{sparse[length]:.1f}", f"{dense[length]:.1f}") for length in sparse]
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The switch point and what it follows from."""
+    switch = result["switch_tokens"]
+    text = "prompts stay sparse" if switch is None else f"dense from {switch} tokens on"
+    return (
+        f"{text}: {result['sparse_block_ms']:.1f} ms a sparse block of {result['block']}, "
+        f"{result['dense_pass_ms']:.1f} ms a dense pass of up to {result['rows']}, "
+        f"{result['streamed_gb']:.2f} GB streamed at {result['streamed_gb_per_s']:.1f} GB/s"
+    )

@@ -1,0 +1,43 @@
+"""`hotcold chaos`: actors killed and stopped at random steps; the tokens must not show it."""
+
+import click
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import EngineOptions, engine_options, json_option
+
+STUCK_S = 1.0  # short, so that a stopped actor is found quickly
+RESTARTS = 100
+
+
+@click.command("chaos")
+@click.option("--runs", type=click.IntRange(1, 1_000_000), default=20, show_default=True)
+@json_option
+@engine_options()
+def command(options: EngineOptions, runs: int, as_json: bool) -> None:
+    """Disturb RUNS generations by faults drawn from --seed, and count what went wrong.
+
+    Exit code 1 where a generation hung, failed or had wrong tokens, or where something leaked:
+    processes, threads, memory, descriptors, sockets, files, GPU memory.
+    """
+    from hotcold.actors.bench import chaos
+    from hotcold.actors.cluster import ray_cluster as cluster
+    from hotcold.actors.engine.engine import Engine
+
+    arguments = {**options.launch_arguments(), "stuck_s": STUCK_S, "restarts": RESTARTS}
+    with cluster.joined(options.address):
+        tally = chaos.run(lambda: Engine.launch(**arguments), runs, options.seed, output.note)
+    result = tally.to_json()
+    rows = [
+        (name, "" if value is None else f"{value:.4g}")
+        for name, value in result.items()
+        if name not in ("slowest", "complaints")
+    ]
+    click.echo(output.table(("chaos", "count"), rows))
+    if as_json:
+        output.emit_json(result)
+    if tally.slowest:
+        output.note(f"slowest: {tally.slowest}")
+    for complaint in tally.complaints:
+        output.note(complaint)
+    if not tally.is_clean:
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,32 @@
+"""`hotcold doctor`: a table of what this machine offers and how to mend what is badly set."""
+
+from dataclasses import asdict
+
+import click
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import debug_option, json_option
+
+
+@click.command("doctor")
+@json_option
+@debug_option
+def command(as_json: bool) -> int:
+    """Look at this machine and say what hotcold can use, what slows it down, and what to do.
+
+    Ends with 1 only where hotcold cannot run at all. Changes nothing.
+    """
+    from hotcold.runtime.doctor.doctor import examine
+
+    checks = examine()
+    rows = [(check.name, check.state, output.one_line(check.found)) for check in checks]
+    click.echo(output.table(("what", "state", "found"), rows))
+    mends = [check for check in checks if check.mend]
+    if mends:
+        click.echo()
+        advice = [(check.name, output.one_line(check.mend)) for check in mends]
+        click.echo(output.table(("to mend or to gain", "do"), advice))
+    usable = all(check.state != "fail" for check in checks)
+    if as_json:
+        output.emit_json({"usable": usable, "checks": [asdict(check) for check in checks]})
+    return 0 if usable else 1

@@ -1,0 +1,193 @@
+"""`hotcold generate`: text from a prompt, as it comes, then what each actor did for it."""
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import EngineOptions, engine_options, json_option
+from hotcold.actors.cli.common.running import figures, running_engine
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.options.config import Sampling
+
+if TYPE_CHECKING:
+    from hotcold.actors import Engine
+
+MAX_PROMPT_BYTES = 16 << 20
+ACTORS = ("gpu", "cpu", "predictor")
+
+
+@click.command("generate")
+@click.argument("prompt", required=False)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Tokens to generate at most.",
+)
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="0 takes the likeliest token every time.",
+)
+@click.option(
+    "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0: all tokens."
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Draw from the likeliest tokens that together have this probability.",
+)
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
+@json_option
+@engine_options()
+def command(
+    options: EngineOptions,
+    prompt: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    stop: tuple[str, ...],
+    ignore_eos: bool,
+    as_json: bool,
+) -> None:
+    """Generate text that continues PROMPT (standard input where it is left out or is "-").
+
+    The text goes to standard output as it comes; with --json it goes to standard error, and
+    standard output has the JSON line alone.
+    """
+    text = read_prompt(prompt)
+    # Made before anything starts, so that a bad number is refused at once.
+    sampling = Sampling(max_tokens, temperature, top_k, top_p, options.seed, stop, ignore_eos)
+    shown = sys.stderr if as_json else sys.stdout
+    with running_engine(options) as engine:
+        ids, pieces = _stream(engine, text, sampling, shown)
+        result = _result(engine, "".join(pieces), ids)
+    _print_actors(result)
+    if as_json:
+        output.emit_json(result)
+
+
+def _stream(
+    engine: "Engine", prompt: str, sampling: Sampling, shown: TextIO
+) -> tuple[list[int], list[str]]:
+    """Print the continuation as it comes; its ids and pieces of text."""
+    if shown.isatty() and sys.stderr.isatty():
+        click.secho(prompt, nl=False, err=True, dim=True)
+    ids: list[int] = []
+    pieces: list[str] = []
+    try:
+        for token in engine.generate(prompt, **asdict(sampling)):
+            ids.append(token.id)
+            pieces.append(token.text)
+            click.echo(token.text, nl=False, file=shown)
+    finally:
+        # The line ends here even when an error or Ctrl-C cuts the text: what is said next on
+        # standard error then stands on a line of its own.
+        click.echo(file=shown)
+    return ids, pieces
+
+
+def _result(engine: "Engine", text: str, ids: list[int]) -> dict[str, Any]:
+    last = figures(engine)
+    stats = engine.stats()
+    keys = ("node_id", "pid", "gate_rows", "up_down_rows", "bytes", "busy_s", "wait_s", "role")
+    actors = {name: {key: getattr(stats.actors[name], key) for key in keys} for name in ACTORS}
+    return {
+        "text": text,
+        "token_ids": ids,
+        "finish": last.finish,
+        "prompt_tokens": last.prompt_tokens,
+        "new_tokens": last.new_tokens,
+        "prompt_tokens_per_s": last.prompt_tokens_per_s,
+        "decode_tokens_per_s": last.decode_tokens_per_s,
+        "gb_per_s": last.gb_per_s,
+        "gpu_neuron_load": stats.gpu_neuron_load,
+        "plan": stats.plan_hash,
+        "recall": None if stats.recall is None else stats.recall.recall,
+        "recall_standard_error": None if stats.recall is None else stats.recall.standard_error,
+        "actors": actors,
+    }
+
+
+def _print_actors(result: dict[str, Any]) -> None:
+    """One line an actor with the work it did, then the speed."""
+    rows = []
+    for name, work in result["actors"].items():
+        rows.append(
+            (
+                name,
+                str(work["pid"]),
+                output.count(work["gate_rows"]),
+                output.count(work["up_down_rows"]),
+                f"{work['bytes'] / 1e6:,.1f}",
+                f"{work['busy_s']:.3f}",
+                f"{work['wait_s']:.3f}",
+                work["role"],
+            )
+        )
+    headers = ("actor", "pid", "gate rows", "up/down rows", "MB read", "busy s", "wait s", "role")
+    output.note(output.table(headers, rows))
+    if result["recall"] is not None:
+        output.note(
+            f"recall: {100 * result['recall']:.1f} % of the neurons that fire were predicted "
+            f"(+- {196 * result['recall_standard_error']:.1f}, from a sample of the others)"
+        )
+    output.note(
+        f"prompt: {result['prompt_tokens']} tokens, {result['prompt_tokens_per_s']:.1f} tokens/s; "
+        f"decode: {result['new_tokens']} tokens, {result['decode_tokens_per_s']:.1f} tokens/s, "
+        f"{result['gb_per_s']:.2f} GB/s; "
+        f"neurons on gpu: {output.percent(result['gpu_neuron_load'])}; end: {result['finish']}"
+    )
+
+
+def read_prompt(argument: str | None) -> str:
+    """The prompt given, or all of standard input.
+
+    Raises:
+        ConfigError: empty, not UTF-8, or unreasonably long.
+        click.UsageError: no prompt, and a terminal on standard input.
+    """
+    if argument is None and sys.stdin.isatty():
+        raise click.UsageError("no prompt; give one as an argument or on standard input")
+    text = _from_stdin() if argument in (None, "-") else _checked(argument or "")
+    if not text.strip():
+        raise ConfigError("the prompt is empty; give at least one word")
+    return text
+
+
+def _from_stdin() -> str:
+    raw = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    if len(raw) > MAX_PROMPT_BYTES:
+        raise ConfigError(
+            f"the prompt on standard input has more than {MAX_PROMPT_BYTES} bytes, which no "
+            "model's context holds; give a shorter one"
+        )
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise ConfigError(
+            f"the prompt on standard input is not UTF-8 (byte 0x{raw[problem.start]:02x} at offset "
+            f"{problem.start}); convert it, with iconv for example"
+        ) from None
+    # The line end that `echo` and editors add is not meant as part of the prompt.
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _checked(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as problem:
+        raise ConfigError(
+            f"the prompt is not UTF-8 (character {problem.start}); check the terminal's encoding"
+        ) from None
+    return text

@@ -1,0 +1,120 @@
+"""`hotcold hardware`: measure this machine, print its rates, keep them for later commands.
+
+The file is written once, at the end: an interrupted run leaves nothing.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import debug_option, json_option
+from hotcold.actors.cli.common.running import StopSignals
+from hotcold.native.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hotcold.runtime.hardware.machine_file import MachineFile
+
+
+@click.command("hardware")
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write here instead, to pass on or for --hardware FILE.  [default: the user's cache,"
+    " where later commands on this machine find it]",
+)
+@click.option("--name", metavar="TEXT", help="Name of the machine.  [default: its parts]")
+@click.option("--quick", is_flag=True, help="Seconds instead of a minute, and rougher.")
+@json_option
+@debug_option
+def command(out: Path | None, name: str | None, quick: bool, as_json: bool) -> None:
+    """Measure this machine: memory, arithmetic, exchange, and its GPU where there is one.
+
+    Takes about a minute on an idle machine; other programs falsify it. Placement policies and cost
+    models that are given no --hardware use the result from then on, on this machine only.
+    """
+    from hotcold.runtime.bench.hardware import measure
+    from hotcold.runtime.hardware.this_machine import own_path
+
+    check_out(out, name)
+    signals = StopSignals()  # SIGTERM, too, ends it with its temporary files removed
+    signals.install()
+    try:
+        file = measure(name, quick, lambda text: output.note(f"hardware: {text}"))
+    finally:
+        signals.restore()
+    path = own_path(str(file.machine["key"])) if out is None else out
+    file.save(path)
+    show(file)
+    output.note(f"hardware: written to {path}")
+    if as_json:
+        output.emit_json(file.to_json() | {"path": str(path)})
+
+
+def check_out(out: Path | None, name: str | None) -> None:
+    """Refuse, before a minute is spent, what could not be written.
+
+    Raises:
+        ConfigError: a folder, a file of something else, or a name that is empty or too long.
+    """
+    if name is not None and not 0 < len(name.strip()) <= 200:
+        raise ConfigError(f"--name is {len(name)} characters long; give 1 to 200")
+    if out is None:
+        return
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; give a file")
+    if out.exists():
+        from hotcold.native.errors import CheckpointError
+        from hotcold.runtime.hardware.machine_file import MachineFile
+
+        try:
+            MachineFile.load(out)
+        except CheckpointError as error:
+            raise ConfigError(
+                f"--out {out} exists and is no hardware file; give another name"
+            ) from error
+
+
+def show(file: "MachineFile") -> None:
+    """The figures and tables, for people."""
+    from hotcold.runtime.hardware.machine_file import UNITS
+
+    named = "" if file.about.startswith(file.name) else f"{file.name}: "
+    click.echo(f"{named}{file.about}; {file.date}\n")
+    rows = [
+        (name, f"{one.value:.4g}", UNITS[name], one.source, one.origin)
+        for name, one in file.figures.items()
+    ]
+    click.echo(output.table(("figure", "value", "unit", "source", "from"), rows))
+    for name, lines in file.tables.items():
+        if lines:
+            click.echo(f"\n{_table(name, [dict(line) for line in lines])}")
+
+
+def _table(name: str, rows: list[dict[str, Any]]) -> str:
+    """One table; reads side by side for the kinds of store."""
+    if name == "host_reads":
+        kinds = list(dict.fromkeys(row["store"] for row in rows))
+        rates = {(r["threads"], r["record_bytes"], r["store"]): r["gb_per_s"] for r in rows}
+        cells = [
+            (
+                str(threads),
+                f"{length / 1024:g}",
+                *(f"{rates[threads, length, kind]:.1f}" for kind in kinds),
+            )
+            for threads, length in dict.fromkeys((r["threads"], r["record_bytes"]) for r in rows)
+        ]
+        return output.table(
+            ("host reads: threads", "record KiB", *(f"{k} GB/s" for k in kinds)), cells
+        )
+    headers = [key.replace("_", " ") for key in rows[0]]
+    headers[0] = f"{name}: {headers[0]}"
+    return output.table(
+        headers,
+        [
+            tuple(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
+            for row in rows
+        ],
+    )

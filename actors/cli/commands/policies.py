@@ -1,0 +1,50 @@
+"""`hotcold policies`: which plug-ins are installed, by kind; a file to start one of your own."""
+
+from dataclasses import asdict
+from typing import Literal
+
+import click
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import debug_option, json_option
+
+KINDS: tuple[Literal["placement", "schedule", "predictor"], ...] = (
+    "placement",
+    "schedule",
+    "predictor",
+)
+
+
+@click.command("policies")
+@click.option(
+    "--template",
+    type=click.Choice(KINDS),
+    help="Print a ready file for a policy of your own: --template placement > mine.py",
+)
+@json_option
+@debug_option
+def command(template: str | None, as_json: bool) -> None:
+    """List the installed placement policies, schedule policies and predictors.
+
+    A policy that is not installed is named file.py:Class or package.module:Class.
+    """
+    if template is not None:
+        if as_json:
+            raise click.UsageError("--template prints a file; give it without --json")
+        click.echo(template_text(template), nl=False)
+        return
+    from hotcold.runtime.plugins import registry
+
+    found = [asdict(entry) for kind in KINDS for entry in registry.listing(kind)]
+    columns = ("name", "kind", "version", "origin", "target")
+    rows = [tuple(entry[column] for column in columns) for entry in found]
+    click.echo(output.table(columns, rows))
+    if as_json:
+        output.emit_json({"policies": found})
+
+
+def template_text(kind: str) -> str:
+    """The file to start a policy of this kind from."""
+    from importlib.resources import files
+
+    return files("hotcold.policies.templates").joinpath(f"{kind}.py").read_text(encoding="utf-8")

@@ -1,0 +1,326 @@
+"""`hotcold roofline`: the bound of a plan on a machine, part by part; nothing is run.
+
+The plan is --plan's or what --policy places here; the arithmetic is
+hotcold.runtime.plan.roofline's.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import (
+    choose_model,
+    debug_option,
+    dtype_option,
+    hardware_option,
+    json_option,
+    model_option,
+    parse_settings,
+)
+from hotcold.runtime.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from hotcold.runtime.hardware.profile import HardwareProfile
+    from hotcold.runtime.model.spec import DType, ModelSpec
+    from hotcold.runtime.plan.plan import Plan
+    from hotcold.runtime.plan.problem import Problem
+    from hotcold.runtime.plan.roofline import Roofline
+
+SHAPE_ONLY = ("predictor_width", "density", "share80", "overfire")
+
+
+@click.command("roofline")
+@click.argument("folder", required=False, metavar="[MODEL]")
+@click.option(
+    "--shape",
+    metavar="SHAPE",
+    help="A published shape with synthetic statistics, instead of MODEL: llama2-13b, for example.",
+)
+@click.option(
+    "--vram",
+    metavar="SIZE",
+    help="Memory budget of the GPU, context and scratch included.  [default: room for everything;"
+    " without a GPU, for half of the neurons]",
+)
+@click.option(
+    "--policy",
+    metavar="NAME",
+    help="Placement policy: a name, file.py:Class or package.module:Class.  [default: greedy]",
+)
+@click.option(
+    "--plan",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A saved plan, instead of --policy.",
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="A parameter of the policy (share=0.8); may be repeated.",
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(("selective", "lookahead")),
+    default="selective",
+    show_default=True,
+    help="lookahead: beside a GPU, cold neurons are read while attention runs.",
+)
+@hardware_option("bound it on")
+@click.option("--context", type=click.IntRange(min=1), help="Positions of KV cache.")
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(("float32", "float16")),
+    default="float32",
+    show_default=True,
+    help="Of the KV cache on a GPU; the CPU device keeps float32.",
+)
+@click.option("--predictor", metavar="KIND", default="auto", show_default=True)
+@click.option(
+    "--predictor-dtype",
+    type=click.Choice(("float16", "int8")),
+    help="Of the predictor's matrices on a GPU.  [default: as they are; of a shape, float16]",
+)
+@click.option(
+    "--predictor-width",
+    type=click.IntRange(min=0),
+    help="With --shape: hidden width of the predictors, 0: none.  [default: 3/16 of d]",
+)
+@click.option("--density", type=float, help="With --shape: share of neurons that fire.")
+@click.option(
+    "--share80",
+    type=float,
+    help="With --shape: share of a layer's neurons that hold 80 % of its activations.",
+)
+@click.option(
+    "--overfire",
+    type=float,
+    help="With --shape: neurons proposed for each that fires.  [default: 1]",
+)
+@model_option
+@dtype_option
+@json_option
+@debug_option
+def command(
+    folder: str | None,
+    model: str | None,
+    shape: str | None,
+    vram: str | None,
+    policy: str | None,
+    plan: Path | None,
+    settings: tuple[str, ...],
+    hardware: str | None,
+    as_json: bool,
+    **more: Any,  # noqa: ANN401 - as click parsed them
+) -> None:
+    """Compute the bound of a plan: bytes over the machine's rates, exchange and gaps.
+
+    MODEL is a folder; without one, the embedded model. A well made engine decodes at 70 to 90 % of
+    the bound; where it does not, the parts say where to look.
+    """
+    from hotcold.runtime.hardware.this_machine import chosen_hardware
+    from hotcold.runtime.plan.plan import Plan, make_plan
+    from hotcold.runtime.plan.roofline import roofline
+    from hotcold.runtime.plugins.run import place
+    from hotcold.runtime.plugins.settings import split_settings
+
+    model = choose_model(folder, model)
+    _check_usage(model, shape, policy, plan, more)
+    machine = chosen_hardware(hardware)
+    budget = None if vram is None else parse_bytes(vram, "--vram")
+    if shape is not None:
+        problem, name = shape_problem(shape, budget, machine, more), f"shape {shape}"
+    else:
+        problem, name = model_problem(model, vram, machine, more)
+    if plan is not None:
+        made = Plan.load(plan)
+    else:
+        own = split_settings(parse_settings(settings))["placement"]
+        made = make_plan(problem, place(policy or "greedy", problem, own), policy or "greedy", name)
+    bound = roofline(problem, made, ahead=more["schedule"] == "lookahead")
+    result = {**describe(problem, made, bound), "schedule": more["schedule"]}
+    if budget is not None and machine.has_gpu:
+        result["reserve_bytes"] = budget - problem.budgets[problem.devices[0]]
+    _print(result, made, bound)
+    if as_json:
+        output.emit_json(result)
+
+
+def _check_usage(
+    model: str | None, shape: str | None, policy: str | None, plan: Path | None, more: Any
+) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        click.UsageError: naming both.
+    """
+    if shape is not None and model is not None:
+        raise click.UsageError("MODEL and --shape exclude each other; give one of them")
+    if plan is not None and policy is not None:
+        raise click.UsageError("--plan and --policy exclude each other; give one of them")
+    if shape is None:
+        for name in SHAPE_ONLY:
+            if more[name] is not None:
+                option = name.replace("_", "-")
+                raise click.UsageError(f"--{option} belongs to --shape; a model has its own")
+    elif more["predictor"] != "auto":
+        raise click.UsageError(
+            "--predictor belongs to MODEL; a shape takes --predictor-width and --predictor-dtype"
+        )
+
+
+def shape_problem(
+    shape: str, budget: int | None, machine: "HardwareProfile", more: dict[str, Any]
+) -> "Problem":
+    """The problem of a published shape on a machine.
+
+    Raises:
+        ConfigError: no such shape, or a number out of range.
+    """
+    from hotcold.runtime.offline.plant.shaped import Ask, shaped_problem
+    from hotcold.runtime.offline.plant.shapes import find_shape
+    from hotcold.runtime.options.config import DEFAULT_CONTEXT
+    from hotcold.runtime.plan.roofline import for_gpu
+
+    width: int | None = more["predictor_width"]
+    dtype: DType = more["dtype"] or "float16"
+    spec = find_shape(shape).spec(None, dtype)
+    ask = Ask(
+        density=more["density"],
+        share80=more["share80"],
+        predictor_width=spec.d_model * 3 // 16 if width is None else width,
+        predictor_dtype=more["predictor_dtype"] or "float16",
+        overfire=1.0 if more["overfire"] is None else more["overfire"],
+        kv_bytes=_kv_bytes(machine, more),
+        embed_on_host=machine.has_gpu,
+    )
+    context = more["context"] or DEFAULT_CONTEXT
+    problem = shaped_problem(shape, budget, context, dtype, machine, ask=ask)
+    return for_gpu(problem, budget, _scratch(spec, context)) if machine.has_gpu else problem
+
+
+def model_problem(
+    model: str | None, vram: str | None, machine: "HardwareProfile", more: dict[str, Any]
+) -> tuple["Problem", str]:
+    """The problem of a model on a machine, and the model's checksum.
+
+    Without a GPU here, the budget and the KV cache are made what they would be on a machine that
+    has one.
+
+    Raises:
+        HotcoldError: a model or option that cannot be used.
+    """
+    from hotcold.runtime.engine.prepare import prepare_model
+    from hotcold.runtime.options.config import EngineConfig
+    from hotcold.runtime.plan.problem import make_problem
+    from hotcold.runtime.plan.roofline import for_gpu
+
+    int8 = more["predictor_dtype"] == "int8"
+    prepared = prepare_model(
+        EngineConfig(
+            model=model,
+            vram=vram,
+            context=more["context"],
+            dtype=more["dtype"],
+            predictor=more["predictor"],
+            kv_dtype=more["kv_dtype"],
+            predictor_dtype="int8" if int8 else None,
+        )
+    )
+    checksum = prepared.bundle.checksum
+    problem = replace(prepared.problem, hardware=machine)
+    if prepared.with_gate:  # every gate row is read, by the predictor's actor if not the others
+        problem = replace(problem, predictor_density_L=np.ones(problem.shape[0]))
+    if not machine.has_gpu or prepared.gpu is not None:
+        return problem, checksum
+    spec, budget = prepared.bundle.spec, None if vram is None else parse_bytes(vram, "--vram")
+    problem = make_problem(
+        spec,
+        prepared.bundle.record.record_bytes,
+        problem.activations_LN if problem.profiled else None,
+        budget,
+        prepared.context,
+        1,
+        prepared.predictor_bytes_L or [0] * spec.n_layers,
+        problem.predictor_density_L.tolist(),
+        machine,
+        kv_bytes=_kv_bytes(machine, more),
+        embed_on_host=True,
+    )
+    return for_gpu(problem, budget, _scratch(spec, prepared.context)), checksum
+
+
+def _kv_bytes(machine: "HardwareProfile", more: dict[str, Any]) -> int:
+    return 2 if machine.has_gpu and more["kv_dtype"] == "float16" else 4
+
+
+def _scratch(spec: "ModelSpec", context: int) -> int:
+    from hotcold.runtime.engine.gpu_memory import scratch_bytes
+    from hotcold.runtime.options.config import MAX_BATCH
+
+    return scratch_bytes(spec, context, MAX_BATCH)
+
+
+def describe(problem: "Problem", plan: "Plan", bound: "Roofline") -> dict[str, Any]:
+    """The bound and its parts, units in the keys."""
+    parts = {f"{name}_ms": seconds * 1e3 for name, seconds in bound.parts_s.items()}
+    return {
+        "bound_tokens_per_s": bound.tokens_per_s,
+        "token_ms": bound.token_s * 1e3,
+        **parts,
+        "hot_ms": bound.hot_s * 1e3,
+        "cold_ms": bound.cold_s * 1e3,
+        "bytes": dict(bound.bytes),
+        "hardware": problem.hardware.to_json(),
+        "policy": plan.policy,
+        "plan_hash": plan.hash,
+        "gpu_activation_share": plan.gpu_activation_share,
+        "bytes_by_device": plan.bytes_by_device,
+        "budgets": dict(problem.budgets),
+        "elsewhere": list(bound.elsewhere),
+    }
+
+
+def _print(result: dict[str, Any], plan: "Plan", bound: "Roofline") -> None:
+    click.echo(plan.describe())
+    if reserve := result.get("reserve_bytes"):
+        context = format_bytes(result["hardware"]["context_bytes"])
+        click.echo(
+            f"  {format_bytes(reserve)} of the budget beside that: CUDA context ({context}), "
+            "tables and the scratch of a pass"
+        )
+    click.echo()
+    hardware, token = result["hardware"], bound.token_s
+    rows = [
+        (
+            name,
+            f"{_bytes(result['bytes'], name) / 1e9:.4g}" if _bytes(result["bytes"], name) else "",
+            f"{seconds * 1e3:.4g}",
+            output.percent(seconds / token),
+        )
+        for name, seconds in bound.parts_s.items()
+    ]
+    rows.append(("token", "", f"{token * 1e3:.4g}", output.percent(1.0)))
+    click.echo(output.table(("part", "GB", "ms", "of the token"), rows))
+    at_once = hardware["has_gpu"] or hardware["at_once"]
+    how = "at the same time" if at_once else "in turn, from one memory"
+    if hardware["has_gpu"] and result["schedule"] == "lookahead":
+        how += "; cold from the attention before on, beside hot the next layer's prediction"
+    click.echo(f"\nffn: hot {bound.hot_s * 1e3:.4g} ms and cold {bound.cold_s * 1e3:.4g} ms, {how}")
+    measured = "" if hardware["measured"] else ", rates not measured"
+    click.echo(f"bound  {bound.tokens_per_s:.4g} tokens/s ({hardware['name']}{measured})")
+    if bound.elsewhere and hardware["has_gpu"]:
+        output.note(
+            f"roofline: {len(bound.elsewhere)} modules do not fit the GPU, {bound.elsewhere[0]} "
+            "first; the GPU reads them over the bus, token by token"
+        )
+
+
+def _bytes(sizes: dict[str, float], part: str) -> float:
+    """Bytes that a part of the token reads."""
+    return sizes["hot"] + sizes["cold"] if part == "ffn" else sizes.get(part, 0.0)

@@ -1,0 +1,235 @@
+"""`hotcold solve`: a placement policy's plan, saved and explained; nothing is run.
+
+Bytes by device, the share of activations on the GPU and the predicted time of a token are
+recomputed here from the plan, whatever the policy says of itself.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import (
+    choose_model,
+    debug_option,
+    dtype_option,
+    hardware_option,
+    json_option,
+    model_option,
+    parse_settings,
+    policy_timeout_option,
+)
+from hotcold.native.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hotcold.runtime.hardware.profile import HardwareProfile
+    from hotcold.runtime.plan.cost import TokenTime
+    from hotcold.runtime.plan.plan import Plan
+    from hotcold.runtime.plan.problem import Placement, Problem
+
+
+@click.command("solve")
+@click.argument("folder", required=False, metavar="[MODEL]")
+@click.option(
+    "--policy",
+    default="greedy",
+    show_default=True,
+    metavar="NAME",
+    help="Placement policy: a name, file.py:Class or package.module:Class.",
+)
+@click.option("--vram", metavar="SIZE", help="Memory budget of the GPU, 24MiB for example.")
+@hardware_option("solve for")
+@click.option(
+    "--shape",
+    metavar="SHAPE",
+    help="A published shape with synthetic statistics, instead of MODEL: opt-175b, for example.",
+)
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder for the plan; made if it is not there.",
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="A parameter of the policy (share=0.8); may be repeated.",
+)
+@click.option("--predictor", metavar="KIND", default="auto", show_default=True)
+@click.option("--context", type=click.IntRange(min=1), help="Positions of KV cache.")
+@policy_timeout_option
+@model_option
+@dtype_option
+@json_option
+@debug_option
+def command(
+    folder: str | None,
+    model: str | None,
+    policy: str,
+    vram: str | None,
+    hardware: str | None,
+    shape: str | None,
+    out: Path,
+    settings: tuple[str, ...],
+    predictor: str,
+    context: int | None,
+    policy_timeout: float | None,
+    dtype: str | None,
+    as_json: bool,
+) -> None:
+    """Place MODEL's neurons under a memory budget, save the plan and explain it.
+
+    MODEL is a folder; without one, the embedded model. Times are the cost model's, not measured.
+    """
+    from hotcold.runtime.hardware.this_machine import chosen_hardware
+    from hotcold.runtime.plan.plan import make_plan
+    from hotcold.runtime.plugins.child import TIMEOUT_S
+    from hotcold.runtime.plugins.run import place
+    from hotcold.runtime.plugins.settings import split_settings
+
+    check_out(out)
+    machine = chosen_hardware(hardware)
+    model = choose_model(folder, model)
+    own = split_settings(parse_settings(settings))["placement"]
+    if shape is not None and model is not None:
+        raise click.UsageError("MODEL and --shape exclude each other; give one of them")
+    if shape is not None:
+        problem, name = _shaped(shape, vram, context, dtype, machine)
+    else:
+        problem, name = _of_model(model, vram, context, dtype, predictor, machine)
+    started = time.monotonic()
+    placement = place(policy, problem, own, policy_timeout or TIMEOUT_S)
+    solve_s = placement.solve_s or time.monotonic() - started
+    plan = make_plan(problem, placement, policy, name)
+    plan.save(out)
+    result = describe(problem, placement, plan) | {"solve_s": solve_s, "plan": str(out)}
+    _print(result, plan, problem)
+    if as_json:
+        output.emit_json(result)
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that holds something else than an earlier plan.
+
+    Raises:
+        ConfigError: it is a file, or has files but no plan.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; give a folder")
+    if out.is_dir() and not (out / "plan.json").exists() and any(out.iterdir()):
+        raise ConfigError(
+            f"--out {out} exists and is not a plan (it has files but no plan.json); "
+            "give another folder"
+        )
+
+
+def _shaped(
+    shape: str, vram: str | None, context: int | None, dtype: str | None, machine: "HardwareProfile"
+) -> tuple["Problem", str]:
+    from hotcold.runtime.offline.plant.shaped import shaped_problem
+    from hotcold.runtime.options.config import DEFAULT_CONTEXT
+    from hotcold.runtime.units import parse_bytes
+
+    budget = None if vram is None else parse_bytes(vram, "--vram")
+    chosen: Any = dtype or "float16"
+    problem = shaped_problem(shape, budget, context or DEFAULT_CONTEXT, chosen, machine)
+    return problem, f"shape {shape}"
+
+
+def _of_model(
+    model: str | None,
+    vram: str | None,
+    context: int | None,
+    dtype: str | None,
+    predictor: str,
+    machine: "HardwareProfile",
+) -> tuple["Problem", str]:
+    from hotcold.runtime.engine.prepare import prepare_model
+    from hotcold.runtime.options.config import EngineConfig
+
+    config = EngineConfig(model=model, vram=vram, context=context, dtype=dtype, predictor=predictor)
+    prepared = prepare_model(config)
+    return replace(prepared.problem, hardware=machine), prepared.bundle.checksum
+
+
+def describe(problem: "Problem", placement: "Placement", plan: "Plan") -> dict[str, Any]:
+    """The facts of a plan, units in the keys.
+
+    `objective`, `bound` and `gap` are the policy's; one that gives none has as its objective what
+    the paper maximises, the neurons expected to fire on the GPU for a token.
+    """
+    from hotcold.runtime.plan.cost import predict
+
+    token = predict(problem, plan)
+    hot_activations = float(plan.activations_LN[plan.device_LN == 0].sum())
+    figures = placement.figures
+    return {
+        "policy": plan.policy,
+        "hardware": problem.hardware.to_json(),
+        "objective": figures.get("objective", hot_activations),
+        "bound": figures.get("bound"),
+        "gap": figures.get("gap"),
+        "bytes": plan.bytes_by_device,
+        "budgets": dict(plan.budgets),
+        "gpu_activations": hot_activations,
+        "gpu_activation_share": plan.gpu_activation_share,
+        "predicted_token_s": token.total_s,
+        "predicted_tokens_per_s": token.tokens_per_s,
+        "predicted_rest_s": token.rest_s,
+        "layers": _layers(plan, token),
+        "plan_hash": plan.hash,
+    }
+
+
+def _layers(plan: "Plan", token: "TokenTime") -> list[dict[str, Any]]:
+    hot_LN = plan.device_LN == 0
+    p_LN = plan.activations_LN
+    return [
+        {
+            "hot_neurons": int(hot_LN[layer].sum()),
+            "gpu_activation_share": float(p_LN[layer, hot_LN[layer]].sum() / total)
+            if (total := p_LN[layer].sum()) > 0
+            else 0.0,
+            "dense_s": time.dense_s,
+            "hot_s": time.hot_s,
+            "cold_s": time.cold_s,
+            "exchange_s": time.exchange_s,
+            "predicted_s": time.total_s,
+        }
+        for layer, time in enumerate(token.layers)
+    ]
+
+
+def _print(result: dict[str, Any], plan: "Plan", problem: "Problem") -> None:
+    click.echo(plan.describe())
+    click.echo()
+    times = ("dense_s", "hot_s", "cold_s", "exchange_s", "predicted_s")
+    rows = [
+        (
+            str(layer),
+            output.count(row["hot_neurons"]),
+            output.percent(row["gpu_activation_share"]),
+            *(f"{row[key] * 1e6:.1f}" for key in times),
+        )
+        for layer, row in enumerate(result["layers"])
+    ]
+    headers = ("layer", "hot neurons", "of activations", "dense us", "hot us", "cold us")
+    click.echo(output.table((*headers, "exchange us", "layer us"), rows))
+    click.echo()
+    measured = "" if problem.hardware.measured else ", rates not measured"
+    click.echo(
+        f"predicted  {result['predicted_token_s'] * 1e3:.4g} ms a token, "
+        f"{result['predicted_tokens_per_s']:.4g} tokens/s ({problem.hardware.name}{measured}; "
+        "the cost model's, not a measurement)"
+    )
+    bound = result["bound"]
+    proven = "" if bound is None else f", bound {bound:.6g}, gap {result['gap']:.4%}"
+    click.echo(f"objective  {result['objective']:.6g}{proven}")
+    click.echo(f"solved in  {result['solve_s']:.3f} s")
+    output.note(f"plan in {result['plan']}")

@@ -1,0 +1,1 @@
+"""`hotcold compare`: cases, turns, table and page."""

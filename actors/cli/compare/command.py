@@ -1,0 +1,278 @@
+"""`hotcold compare`: placements and schedules, one engine a model, the same prompt.
+
+Every placement is solved before the first token is generated, so a policy that cannot be used ends
+the command before it has cost anything. Cases are cases.py's, solving.py solves and comparison.py
+runs them, models are subjects.py's, table and page compare_table.py's and compare_page.py's; here
+are the options.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import (
+    EngineOptions,
+    choose_model,
+    engine_options,
+    hardware_option,
+    json_option,
+)
+from hotcold.actors.cli.common.running import Terminated, running_engine, signal_inside
+from hotcold.actors.cli.compare.cases import DEFAULT_POLICIES, DEFAULT_SCHEDULE, Case, make_cases
+from hotcold.actors.cli.compare.page import check_page, write_page
+from hotcold.actors.cli.compare.runs import (
+    FOR_WANT,
+    Manner,
+    Measured,
+    Row,
+    add_speedups,
+    measure_all,
+    refuse,
+    summarise,
+)
+from hotcold.actors.cli.compare.solving import Ready, solve_all, solve_shape, without_schedules
+from hotcold.actors.cli.compare.subjects import Subject, make_subjects
+from hotcold.actors.cli.compare.table import explain, table
+from hotcold.native.errors import ConfigError, HotcoldError
+
+if TYPE_CHECKING:
+    from hotcold.actors import Engine
+
+MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
+
+
+@click.command("compare")
+@click.argument("folder", required=False, metavar="[MODEL]")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME",
+    help="A placement policy, or 'all' built-in ones; give it once for each to compare."
+    f"  [default: {', '.join(DEFAULT_POLICIES)}; {DEFAULT_POLICIES[0]} to compare schedules]",
+)
+@click.option(
+    "--schedule",
+    "schedules",
+    multiple=True,
+    metavar="NAME",
+    help=f"A schedule policy; give it once for each to compare.  [default: {DEFAULT_SCHEDULE}]",
+)
+@click.option(
+    "--vram",
+    "budgets",
+    multiple=True,
+    metavar="SIZE",
+    help="Memory budget of the GPU executor's device, 24MiB for example; give it once for each to"
+    " compare.",
+)
+@click.option(
+    "--ablation",
+    is_flag=True,
+    help="The steps of the paper's Figure 15: +PO, +Engine, +Policy, and ours.",
+)
+@click.option(
+    "--planted/--no-planted",
+    default=None,
+    help="Also on a planted model with the paper's skew.  [default: where no MODEL is given]",
+)
+@click.option(
+    "--shape",
+    metavar="SHAPE",
+    help="A published shape with synthetic statistics, instead of MODEL: opt-30b, for example."
+    " Nothing is run; speeds are the cost model's.",
+)
+@click.option(
+    "--prompt", default="Once upon a time", show_default=True, help="What every run continues."
+)
+@click.option("--max-tokens", type=click.IntRange(min=2), default=64, show_default=True)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1, 1000),
+    default=3,
+    show_default=True,
+    help="Turns of each case, in an order drawn from the seed.",
+)
+@click.option(
+    "--each",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Runs a turn, after its warm-up.",
+)
+@click.option(
+    "--time-limit",
+    "limit_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Begin no turn later than this; the table has what was measured until then.",
+)
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder for a page with pictures (needs hotcold[pictures]); made if it is not there.",
+)
+@hardware_option("place neurons and predict speeds for", "this one, if it has a GPU; else pc-low")
+@json_option
+@engine_options(policy=False, schedule=False, vram=False)
+def command(
+    options: EngineOptions,
+    folder: str | None,
+    policies: tuple[str, ...],
+    schedules: tuple[str, ...],
+    budgets: tuple[str, ...],
+    ablation: bool,
+    planted: bool | None,
+    shape: str | None,
+    prompt: str,
+    max_tokens: int,
+    repeat: int,
+    each: int,
+    limit_s: float | None,
+    out: Path | None,
+    hardware: str | None,
+    as_json: bool,
+) -> None:
+    """Run placement policies and schedules on the same prompt and print a table.
+
+    Tokens are chosen greedily, so "same tokens" says whether a policy changed the output. Without a
+    GPU the loads and tokens are measured, and a column says what the cost model predicts for a
+    machine with one. MODEL is a folder; without one, the embedded model and a planted one.
+    """
+    options = replace(options, model=choose_model(folder, options.model))
+    cases = make_cases(policies, schedules, budgets, ablation, options.settings)
+    if not prompt.strip():
+        raise ConfigError("the prompt is empty; give at least one word")
+    if out is not None:
+        check_page(out)
+    if shape is not None and (options.model is not None or planted):
+        raise click.UsageError("--shape is run on nothing; leave out MODEL and --planted")
+    if hardware is None and (shape is not None or not _gpu_here(options)):
+        hardware = MODELLED
+    options = replace(options, hardware=hardware)
+    until = None if limit_s is None else time.monotonic() + limit_s
+    manner = Manner(prompt, max_tokens, repeat, each, options.seed, out is not None, until)
+    rows: list[Row] = []
+    results = sys.stdout
+
+    def rescue(more: list[Row]) -> None:
+        if any(row.measured.tokens_per_s for row in [*rows, *more]):
+            with redirect_stdout(results):  # which is standard error while an engine runs
+                _report([*rows, *more], manner, None, as_json)
+
+    if shape is not None:
+        rows = _rows(shape, solve_shape(shape, options, cases), {})
+    else:
+        for subject, ready in solve_subjects(options, make_subjects(options, cases, planted)):
+            rows += compare(options, subject, ready, manner, rescue)
+    _report(rows, manner, out, as_json)
+
+
+def _report(rows: Sequence[Row], manner: Manner, out: Path | None, as_json: bool) -> None:
+    """Table and notes, the page where one is asked for, and the line of JSON."""
+    runs = [row.run for row in rows]
+    add_speedups(runs)
+    notes = explain(rows)
+    click.echo(output.table(*table(runs)))
+    click.echo(f"\n{notes}")
+    report = None
+    if out is not None:
+        report = str(write_page(out, rows, manner, table, notes))
+        output.note(f"page: {report}")
+    if as_json:
+        output.emit_json({"runs": runs, "report": report})
+
+
+def _gpu_here(options: EngineOptions) -> bool:
+    from hotcold.native.gpu import cuda_plugin
+
+    return options.transport == "native" and cuda_plugin.find() is not None
+
+
+def solve_subjects(
+    options: EngineOptions, subjects: Sequence[Subject]
+) -> list[tuple[Subject, list[Ready]]]:
+    """Every case on every model, before any of them is run.
+
+    Raises:
+        HotcoldError: a case that somebody asked for cannot be solved.
+    """
+    solved = []
+    for subject in subjects:
+        try:
+            ready = solve_all(replace(options, model=subject.model), subject.cases)
+        except HotcoldError as error:
+            if not subject.implied:
+                raise
+            output.note(f"hotcold: the {subject.name} model is left out: {error}")
+        else:
+            solved.append((subject, ready))
+    return solved
+
+
+def compare(
+    options: EngineOptions,
+    subject: Subject,
+    ready: Sequence[Ready],
+    manner: Manner,
+    rescue: Callable[[list[Row]], None],
+) -> list[Row]:
+    """Run every case on one model.
+
+    Args:
+        options: what was asked for.
+        subject: the model.
+        ready: its cases.
+        manner: how to run them.
+        rescue: gets what was measured when the runs end early, by a signal or a failure.
+
+    Raises:
+        HotcoldError: what the engine raises.
+    """
+    options = replace(options, model=subject.model)
+    measured = {one.case: Measured() for one in ready}
+    options = replace(options, settings=without_schedules(options.settings))
+    with ExitStack() as stack:
+        engine, loaded = _launch(stack, options, ready, measured)
+        try:
+            with signal_inside():
+                measure_all(engine, ready, manner, measured, loaded, f"comparing on {subject.name}")
+        except (KeyboardInterrupt, Terminated, HotcoldError):
+            # Before the engine closes: who ends a command may not wait so long.
+            rescue(_rows(subject.name, ready, measured))
+            raise
+    return _rows(subject.name, ready, measured)
+
+
+def _launch(
+    stack: ExitStack,
+    options: EngineOptions,
+    ready: Sequence[Ready],
+    measured: Mapping[Case, Measured],
+) -> "tuple[Engine, Ready]":
+    """An engine with the first case that this machine can run."""
+    for one in ready:
+        vram = {} if one.case.vram is None else {"vram": one.case.vram}
+        running = running_engine(options, policy=one.placement, schedule=one.schedule, **vram)
+        try:
+            return stack.enter_context(running), one
+        except FOR_WANT as error:
+            if one is ready[-1]:
+                raise
+            refuse(measured[one.case], one, error)
+    raise AssertionError("solve_all gives at least one case")
+
+
+def _rows(name: str, ready: Sequence[Ready], measured: Mapping[Case, Measured]) -> list[Row]:
+    """Cases with their entries; where nothing was run, nothing is measured."""
+    found = [measured.get(one.case, Measured()) for one in ready]
+    runs = summarise(name, ready, found)
+    return [Row(*parts) for parts in zip(runs, ready, found, strict=True)]

@@ -1,0 +1,147 @@
+"""The console script: finds the command, and turns every way it can end into an exit code.
+
+0 done; 1 failed; 2 input or usage that cannot be used; 130 interrupted; 143 terminated. A failure
+leaves exactly one line on standard error, and a traceback only with --debug.
+"""
+
+import importlib
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.commands import COMMANDS, version
+from hotcold.actors.cli.common.options import State
+from hotcold.actors.cli.common.running import Terminated
+from hotcold.native.errors import HotcoldError
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, its module imported, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"hotcold.actors.cli.{COMMANDS[cmd_name][0]}")
+        command = module.command
+        assert isinstance(command, click.Command)  # noqa: S101 - invariant of this package
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command list of --help, from the table above, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(version(), message="hotcold %(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Run ReLU language models split by neuron temperature over Ray actors.
+
+    The first thing to try: hotcold generate "Once upon a time"
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+    """
+    _never_fail_on_characters()
+    _show_progress_lines()
+    state = State(words=tuple(sys.argv[1:] if argv is None else argv))
+    try:
+        return _run(argv, state)
+    except Exception as problem:
+        if state.debug:
+            traceback.print_exc()
+        return _report(problem, state)
+
+
+def _show_progress_lines() -> None:
+    """What hotcold's modules log (a conversion under way, say) goes to standard error."""
+    logger = logging.getLogger("hotcold")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("hotcold: %(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def _run(argv: Sequence[str] | None, state: State) -> int:
+    args = None if argv is None else list(argv)
+    try:
+        result: Any = cli.main(args=args, prog_name="hotcold", standalone_mode=False, obj=state)
+    except (click.Abort, KeyboardInterrupt):
+        output.note("hotcold: interrupted")
+        return INTERRUPTED
+    except Terminated:
+        output.note("hotcold: terminated")
+        return TERMINATED
+    sys.stdout.flush()
+    return result if isinstance(result, int) else 0
+
+
+def _report(problem: Exception, state: State) -> int:
+    """Print the one line of a failure and say which exit code it has."""
+    if isinstance(problem, BrokenPipeError):
+        _forget_stdout()
+        return 1
+    if isinstance(problem, click.ClickException):
+        output.error(_usage(problem))
+        return 2
+    if isinstance(problem, HotcoldError):
+        output.error(str(problem))
+        return problem.exit_code
+    hint = "" if state.debug else " (run with --debug for the traceback)"
+    # Ray puts a remote traceback into the message; what went wrong is its last line.
+    said = (str(problem).strip().splitlines() or ["no message"])[-1]
+    output.error(f"{type(problem).__name__}: {said}{hint}")
+    return 1
+
+
+def _usage(problem: click.ClickException) -> str:
+    context = getattr(problem, "ctx", None)
+    text = problem.format_message().rstrip(".")
+    return f"{text}; see '{context.command_path} --help'" if context is not None else text
+
+
+def _never_fail_on_characters() -> None:
+    """Let a terminal that is not UTF-8 show '?' instead of ending the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _forget_stdout() -> None:
+    """Keep the interpreter's last flush from complaining about a reader that has left."""
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

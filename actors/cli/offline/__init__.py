@@ -1,0 +1,1 @@
+"""Commands for work before or after tokens: profile, train, evaluate, plant, draw."""

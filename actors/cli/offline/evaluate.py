@@ -1,0 +1,263 @@
+"""`hotcold evaluate`: perplexity, recall and speed of a predictor, plan or dtype, over text.
+
+With --sweep the curve of a model's predictors beside an untrained one of the same bytes; with
+--audit-runs how far the running engine's own estimate of the recall can be trusted.
+"""
+
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import (
+    PREDICTOR_HELP,
+    EngineOptions,
+    choose_model,
+    engine_options,
+    json_option,
+)
+from hotcold.actors.cli.offline import evaluation
+
+if TYPE_CHECKING:
+    from hotcold.runtime.model.checkpoints.bundle import Bundle
+    from hotcold.runtime.offline.evaluation.audit_trials import AuditTrials
+    from hotcold.runtime.offline.evaluation.evaluate import Evaluation
+    from hotcold.runtime.offline.evaluation.sweep import Curves
+    from hotcold.runtime.options.config import EngineConfig
+
+CONTEXT = 512
+SORTS = ("speed", "bytes", "recall", "density", "perplexity")
+
+
+@click.command("evaluate")
+@click.argument("folder", required=False, metavar="[MODEL]")
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A text to measure on, in UTF-8; may be repeated.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=2),
+    default=8192,
+    show_default=True,
+    help="Tokens, in windows spread over the texts.",
+)
+@click.option(
+    "--decode",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    help="Tokens generated to measure speed; 0: no speed.",
+)
+@click.option(
+    "--sweep",
+    is_flag=True,
+    help="Trained predictors at every recall, beside a low rank of the same bytes.",
+)
+@click.option(
+    "--audit-runs",
+    type=click.IntRange(1, 10_000),
+    help="Seeded runs of the recall audit over 512 tokens: does its interval hold the truth?",
+)
+@click.option(
+    "--audit-every",
+    type=click.IntRange(min=1),
+    help="One in so many neurons is audited.  [default: as every engine does]",
+)
+@click.option(
+    "--tasks",
+    multiple=True,
+    metavar="NAME",
+    help="A task of the lm-evaluation-harness, such as piqa; may be repeated.",
+)
+@click.option(
+    "--task-folder",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Tasks of your own, YAML files of the harness.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Documents of each task at most.")
+@click.option("--few-shot", type=click.IntRange(min=0), help="Examples before each document.")
+@click.option(
+    "--predictor",
+    "predictors",
+    multiple=True,
+    metavar="KIND",
+    help=f"{PREDICTOR_HELP} Given more than once, or as `all`: a table of them.  [default: auto]",
+)
+@click.option(
+    "--sort",
+    type=click.Choice(SORTS),
+    default="speed",
+    show_default=True,
+    help="Column the table is sorted by, the best first.",
+)
+@json_option
+@engine_options(predictor=False)
+def command(
+    folder: str | None,
+    texts: tuple[Path, ...],
+    max_tokens: int,
+    decode: int,
+    sweep: bool,
+    audit_runs: int | None,
+    audit_every: int | None,
+    tasks: tuple[str, ...],
+    task_folder: Path | None,
+    limit: int | None,
+    few_shot: int | None,
+    predictors: tuple[str, ...],
+    sort: str,
+    options: EngineOptions,
+    as_json: bool,
+) -> None:
+    """Compare MODEL under the given predictor, plan and dtype with the dense checkpoint.
+
+    Runs in this process, without Ray. The windows are the same for every setting, so results of
+    two calls on the same texts can be compared. With `--predictor all`, every installed predictor
+    that the model has the data for; a `--set predictor.NAME=VALUE` goes to those that know it.
+    """
+    if sum(map(bool, (sweep, audit_runs, tasks))) > 1:
+        raise click.UsageError("--sweep, --audit-runs and --tasks exclude each other")
+    if not texts and not tasks:
+        raise click.UsageError("no text to measure on; give --text FILE")
+    several = len(predictors) > 1 or predictors == ("all",)
+    if several and (sweep or audit_runs or tasks):
+        raise click.UsageError("--sweep, --audit-runs and --tasks take one --predictor")
+    if not several:
+        options = replace(options, predictor=predictors[0] if predictors else "auto")
+    config = engine_config(options, choose_model(folder, options.model))
+    if audit_every is not None:
+        config = replace(config, audit=audit_every)
+    result: dict[str, Any]
+    if several:
+        text, result = measure_ranking(config, predictors, (texts, max_tokens, decode), sort)
+    elif tasks:
+        result = measure_tasks(config, tasks, task_folder, limit, few_shot)
+        text = evaluation.tasks_summary(result)
+    elif sweep:
+        curves, share = measure_curves(config, texts, max_tokens)
+        text = evaluation.curves_summary(curves, share)
+        result = evaluation.curves_json(curves, share)
+    elif audit_runs:
+        trials = measure_trials(config, texts, audit_runs)
+        text, result = evaluation.trials_summary(trials), asdict(trials)
+    else:
+        single = measure_all([config], texts, max_tokens, decode)[0]
+        text, result = evaluation.summary(single), evaluation.as_json_keys(single)
+    click.echo(text)
+    if as_json:
+        output.emit_json(result)
+
+
+def engine_config(options: EngineOptions, model: str | None) -> "EngineConfig":
+    """The options as a configuration for a session in this process."""
+    from hotcold.runtime.options.config import EngineConfig
+
+    given: dict[str, Any] = options.launch_arguments()
+    given.pop("address", None)
+    given["transport"] = "native"
+    return EngineConfig(**{**given, "model": model})
+
+
+def _windows(
+    config: "EngineConfig", texts: tuple[Path, ...], max_tokens: int
+) -> tuple["EngineConfig", list[list[int]], "Bundle"]:
+    """The configuration with the context that is measured in, windows of it, and the model."""
+    from hotcold.runtime.model.checkpoints.bundle import resolve_model
+    from hotcold.runtime.text.tokenizer import Tokenizer
+    from hotcold.runtime.text.windows import spread_windows
+
+    bundle = resolve_model(None if config.model is None else Path(config.model), config.dtype)
+    context = min(config.context or CONTEXT, bundle.spec.max_context)
+    windows = spread_windows(list(texts), Tokenizer.load(bundle.path), context, max_tokens)
+    return replace(config, context=context), windows, bundle
+
+
+def measure_all(
+    configs: Sequence["EngineConfig"], texts: tuple[Path, ...], max_tokens: int, decode: int
+) -> list["Evaluation"]:
+    """Run the evaluation of several configurations of one model with a progress line."""
+    from hotcold.runtime.offline.evaluation.evaluate import evaluate_all
+
+    first, windows, _ = _windows(configs[0], texts, max_tokens)
+    held = [replace(one, context=first.context) for one in configs]
+    progress = output.Progress("evaluating", "tokens")
+    try:
+        return evaluate_all(held, windows, decode, progress)
+    finally:
+        progress.close()
+
+
+def measure_ranking(
+    config: "EngineConfig",
+    predictors: tuple[str, ...],
+    how: tuple[tuple[Path, ...], int, int],
+    sort: str,
+) -> tuple[str, dict[str, Any]]:
+    """Evaluate predictors one after the other; the table that ranks them, and its JSON."""
+    from hotcold.runtime.offline.evaluation.ranking import candidates
+
+    chosen, left_out = candidates(config, predictors)
+    for name, why in left_out.items():
+        output.note(f"hotcold: predictor '{name}' left out: {why}")
+    results = measure_all(list(chosen.values()), *how)
+    runs = sorted(zip(chosen, results, strict=True), key=lambda run: evaluation.rank(run[1], sort))
+    rows = [{**evaluation.as_json_keys(result), "predictor": name} for name, result in runs]
+    return evaluation.ranking_summary(runs), {"runs": rows, "left_out": left_out}
+
+
+def measure_curves(
+    config: "EngineConfig", texts: tuple[Path, ...], max_tokens: int
+) -> tuple["Curves", float]:
+    """Measure all operating points; and the predictors' share of the model's parameters."""
+    from hotcold.actors.cli.commands.inspect import describe
+    from hotcold.runtime.offline.evaluation.sweep import sweep
+
+    config, windows, bundle = _windows(config, texts, max_tokens)
+    progress = output.Progress("sweeping", "windows")
+    try:
+        curves = sweep(config, windows, progress)
+    finally:
+        progress.close()
+    return curves, curves.parameters / describe(bundle)["parameters"]["total"]
+
+
+def measure_trials(config: "EngineConfig", texts: tuple[Path, ...], runs: int) -> "AuditTrials":
+    """Run the audit's trials over the text's first window."""
+    from hotcold.runtime.offline.evaluation.audit_trials import run_trials
+
+    config, windows, _ = _windows(config, texts, CONTEXT)
+    progress = output.Progress("auditing", "runs")
+    try:
+        return run_trials(config, windows[0], runs, progress=progress)
+    finally:
+        progress.close()
+
+
+def measure_tasks(
+    config: "EngineConfig",
+    tasks: tuple[str, ...],
+    folder: Path | None,
+    limit: int | None,
+    few_shot: int | None,
+) -> dict[str, dict[str, float]]:
+    """Run tasks of the harness; names may be joined by commas."""
+    from hotcold.runtime.offline.evaluation.harness import run_tasks
+
+    names = [name for joined in tasks for name in joined.split(",") if name]
+    progress = output.Progress("asking", "requests")
+    try:
+        with redirect_stdout(sys.stderr):  # results alone go to standard output
+            return run_tasks(config, names, folder, limit, few_shot, progress)
+    finally:
+        progress.close()

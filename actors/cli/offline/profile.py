@@ -1,0 +1,231 @@
+"""`hotcold profile`: how often and how strongly each neuron fires over a text.
+
+What placement policies, predictors, pictures and the policy `oracle` start from. Runs the model in
+this process, in plain torch, on a GPU where there is one.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import (
+    choose_model,
+    debug_option,
+    dtype_option,
+    json_option,
+    model_option,
+)
+from hotcold.native.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from hotcold.runtime.offline.profiling.job import Profiled, ProfileJob
+    from hotcold.runtime.offline.profiling.sampling import SelfText
+    from hotcold.runtime.profiles.profile import ActivationProfile
+
+FILE_NAME = "activations.npz"  # hotcold.runtime.profiles.profile, which costs numpy to import
+SELF_TOKENS = 32768
+
+
+@click.command("profile")
+@click.argument("folder", required=False, metavar="[MODEL]")
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A text to count over, in UTF-8; .jsonl: a document a line. May be repeated.",
+)
+@click.option(
+    "--self",
+    "by_itself",
+    is_flag=True,
+    help="Count over text sampled from the model itself, kept as sampled.jsonl.",
+)
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help=f"Folder for {FILE_NAME}; made if it is not there.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    help=f"Stop after so many tokens.  [default: all; with --self {SELF_TOKENS}]",
+)
+@click.option("--field", default="text", show_default=True, help="Of a JSON line, with its text.")
+@click.option("--bitmaps", is_flag=True, help="Also keep which neurons fired for every token.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=2),
+    help="Tokens of a window.  [default: the model's, at most 512]",
+)
+@click.option(
+    "--temperature", type=float, default=1.0, show_default=True, help="Of the text of --self."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the text of --self.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to run the model.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads to count with.")
+@click.option(
+    "--against",
+    metavar="PATH",
+    type=click.Path(exists=True, path_type=Path),
+    help="Another profile: print how much of the hottest 20 % both texts share.",
+)
+@model_option
+@dtype_option
+@json_option
+@debug_option
+def command(
+    folder: str | None,
+    model: str | None,
+    out: Path,
+    against: Path | None,
+    dtype: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Count how often, and how strongly, each neuron of MODEL fires over the texts.
+
+    MODEL is a folder; without one, the embedded model. The counts are exact: every gate row is
+    evaluated for every token. An interrupted run, started again with the same arguments, goes on
+    where it was. Profiles are read as their file, their folder, or as a folder of PowerInfer's
+    activation_0.pt, activation_1.pt and so on.
+    """
+    from hotcold.runtime.offline.profiling.job import run_job
+    from hotcold.runtime.profiles.profile import ActivationProfile
+
+    own = _own_text(given)
+    check_out(out)
+    other = None if against is None else ActivationProfile.load(against)
+    job = make_job(choose_model(folder, model), dtype, given, own)
+    if other is not None:
+        other.check_fits(job.bundle.spec)
+    progress = output.Progress("profiling", "tokens")
+    begin = time.monotonic()
+    try:
+        done = run_job(job, out, progress, output.note)
+    finally:
+        progress.close()
+    seconds = time.monotonic() - begin
+    click.echo(done.profile.summary())
+    result = describe(job, done, seconds)
+    output.note(f"counts in {done.path}, {result['tokens_per_s']:.0f} tokens/s on {job.device}")
+    if done.skipped.lines:
+        output.note(f"{done.skipped}")
+    if other is not None:
+        result["overlap"] = done.profile.overlap(other)
+        click.echo(f"{result['overlap']:.1%} of the hottest 20 % as in {against}")
+    if as_json:
+        output.emit_json(result)
+
+
+def make_job(
+    model: str | None, dtype: str | None, given: dict[str, Any], own: "SelfText | None"
+) -> "ProfileJob":
+    """The options as a job.
+
+    Raises:
+        HotcoldError: a model, device or context that cannot be used.
+    """
+    from hotcold.runtime.model.checkpoints.bundle import resolve_model
+    from hotcold.runtime.offline.plant.making import find_device
+    from hotcold.runtime.offline.profiling.job import ProfileJob
+    from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
+
+    device = find_device(given["device"])
+    bundle = resolve_model(None if model is None else Path(model), dtype)
+    most = bundle.spec.max_context
+    context = given["context"] or min(most, DEFAULT_CONTEXT)
+    if context > most:
+        raise ConfigError(
+            f"--context {context} is more than the {most} positions this model was made for"
+        )
+    threads = given["threads"]
+    return ProfileJob(
+        bundle,
+        EngineConfig(model, dtype=dtype, threads=threads, predictor="exact", context=context),
+        context,
+        device,
+        threads or len(os.sched_getaffinity(0)),
+        given["texts"],
+        own,
+        given["field"],
+        None if own is not None else given["max_tokens"],
+        given["bitmaps"],
+    )
+
+
+def _own_text(given: dict[str, Any]) -> "SelfText | None":
+    """What --self asks for; None with --text.
+
+    Raises:
+        click.UsageError: both of them, or neither.
+    """
+    from hotcold.runtime.offline.profiling.sampling import SelfText
+
+    if given["by_itself"] == bool(given["texts"]):
+        raise click.UsageError("give either --text FILE, which may be repeated, or --self")
+    if not given["by_itself"]:
+        return None
+    return SelfText(given["max_tokens"] or SELF_TOKENS, given["temperature"], given["seed"])
+
+
+def describe(job: "ProfileJob", done: "Profiled", seconds: float) -> dict[str, Any]:
+    """The result as plain data, units in the keys."""
+    profile: ActivationProfile = done.profile
+    counted = profile.tokens - done.resumed_tokens
+    return {
+        "profile": str(done.path),
+        "tokens": profile.tokens,
+        "sparsity": float(profile.sparsity_L.mean()),
+        "sparsity_L": [float(share) for share in profile.sparsity_L],
+        "hot_share_for_80": profile.share_for_model(0.8),
+        "dead_neurons": int((profile.counts_LN == 0).sum()),
+        "skipped_lines": done.skipped.lines,
+        "resumed_tokens": done.resumed_tokens,
+        "device": str(job.device),
+        "tokens_per_s": counted / seconds if seconds > 0 else 0.0,
+        "bitmaps": str(done.path.with_name("bitmaps.npz")) if job.bitmaps else None,
+        "sampled": None if job.own is None else str(done.path.with_name("sampled.jsonl")),
+    }
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that holds something else than an earlier profile, or an unfinished one.
+
+    Raises:
+        ConfigError: it is a file, or has files but no profile, or its profile is not one.
+    """
+    from hotcold.runtime.offline.profiling.work import FOLDER
+    from hotcold.runtime.profiles.profile import ActivationProfile
+
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; give a folder")
+    target = out / FILE_NAME
+    if target.exists():
+        try:
+            ActivationProfile.load(target)
+        except CheckpointError as problem:
+            raise ConfigError(
+                f"--out {out} has a file {FILE_NAME} that is not a profile ({problem}); "
+                "remove it or give another folder"
+            ) from None
+    elif any(out.iterdir()) and not (out / FOLDER).is_dir():
+        raise ConfigError(
+            f"--out {out} exists and is not a profile (it has files but no {FILE_NAME}); "
+            "give another folder"
+        )

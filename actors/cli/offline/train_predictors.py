@@ -1,0 +1,262 @@
+"""`hotcold train-predictors`: adaptive predictors for a model, from a profile and text."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import (
+    choose_model,
+    debug_option,
+    dtype_option,
+    json_option,
+    model_option,
+)
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.units import format_bytes
+
+if TYPE_CHECKING:
+    from hotcold.runtime.model.checkpoints.bundle import Bundle
+    from hotcold.runtime.profiles.profile import ActivationProfile
+
+REPORT = "predictors.json"
+HELD_BACK = 8  # one window in so many is for thresholds, one for the report
+TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("train-predictors")
+@click.argument("folder", required=False, metavar="[MODEL]")
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    type=TEXT,
+    help="A text to train on, in UTF-8; may be repeated.",
+)
+@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--profile",
+    "profile_folder",
+    metavar="DIR",
+    type=click.Path(exists=True, path_type=Path),
+    help="Counts made by `hotcold profile`.  [default: those that come with the model]",
+)
+@click.option(
+    "--calibrate", multiple=True, metavar="FILE", type=TEXT, help="Text that sets the thresholds."
+    "  [default: an eighth of --text, held back]",
+)  # fmt: skip
+@click.option(
+    "--report", multiple=True, metavar="FILE", type=TEXT, help="Text the figures are reported on."
+    "  [default: another eighth]",
+)  # fmt: skip
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=64),
+    default=163_840,
+    show_default=True,
+    help="Tokens to train on, spread over the texts. Their inputs are kept on disk meanwhile.",
+)
+@click.option("--recall", type=float, default=0.95, show_default=True, help="Recall of a layer.")
+@click.option(
+    "--density",
+    type=float,
+    default=0.25,
+    show_default=True,
+    help="Mean share of neurons proposed that is good enough; predictors shrink to just meet it.",
+)
+@click.option(
+    "--perplexity",
+    type=float,
+    default=1.02,
+    show_default=True,
+    help="Highest ratio to the dense model's; recall is raised to meet it. 0: no limit.",
+)
+@click.option(
+    "--share",
+    type=float,
+    default=0.10,
+    show_default=True,
+    help="Largest share of the model's parameters.",
+)
+@click.option("--width", type=int, default=0, help="The same width in every layer.")
+@click.option(
+    "--lookahead", type=int, default=0, help="Predict from the input of so many layers earlier."
+)
+@click.option("--epochs", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="Layers trained at a time.")
+@model_option
+@dtype_option
+@json_option
+@debug_option
+def command(
+    folder: str | None, model: str | None, dtype: str | None, as_json: bool, **given: Any
+) -> None:
+    """Train a predictor for every layer of MODEL, set its threshold, and report its quality.
+
+    MODEL is a folder; without one, the embedded model. An interrupted run goes on with the layers
+    it has not finished. Use the result with --predictor DIR.
+    """
+    from hotcold.runtime.model.checkpoints.bundle import resolve_model
+    from hotcold.runtime.offline.training.report import as_report, run_time
+    from hotcold.runtime.offline.training.train import train_predictors
+
+    out: Path = given["out"]
+    check_out(out)
+    settings = _settings(given)
+    chosen = choose_model(folder, model)
+    bundle = resolve_model(None if chosen is None else Path(chosen), dtype)
+    profile = _profile(bundle, given["profile_folder"])
+    context = min(settings.context, bundle.spec.max_context)
+    parts = _windows(bundle, given, context)
+    out.mkdir(parents=True, exist_ok=True)
+    trained = train_predictors(bundle, profile, *parts, out, settings, output.note)
+    speed = run_time(bundle, trained, settings.lookahead, parts[2])
+    report = output.finite(as_report(bundle, profile, trained, speed))
+    (out / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+    click.echo(summary(report))
+    output.note(f"predictors in {trained.path}, report in {out / REPORT}")
+    if as_json:
+        output.emit_json(report)
+
+
+def _settings(given: dict[str, Any]) -> Any:
+    from hotcold.runtime.offline.training.fit import FitSettings
+    from hotcold.runtime.offline.training.train import TrainSettings
+
+    names = ("recall", "density", "perplexity", "share", "width", "lookahead")
+    more = {} if given["threads"] is None else {"workers": given["threads"]}
+    return TrainSettings(
+        **{name: given[name] for name in names}, fit=FitSettings(epochs=given["epochs"]), **more
+    )
+
+
+def check_out(out: Path) -> None:
+    """Refuse an output that is a file, or a folder of something else.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    from hotcold.actors.cli.offline.profile import FILE_NAME as PROFILE
+    from hotcold.runtime.offline.training.train import WORK
+    from hotcold.runtime.predictors.predictor_file import FILE_NAME
+
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; give a folder")
+    known = {FILE_NAME, REPORT, PROFILE, WORK}
+    if out.exists() and (found := {path.name for path in out.iterdir()}) and not found & known:
+        raise ConfigError(
+            f"--out {out} holds other files ({sorted(found)[0]}); give a new or empty folder"
+        )
+
+
+def _profile(bundle: "Bundle", folder: Path | None) -> "ActivationProfile":
+    """The profile to size predictors by, checked against the model."""
+    from hotcold.runtime.profiles.profile import ActivationProfile
+
+    if folder is None:
+        if bundle.profile_path is None:
+            raise ConfigError(
+                "the model has no profile; make one with `hotcold profile` and give --profile"
+            )
+        return ActivationProfile.load(bundle.profile_path)
+    profile = ActivationProfile.load(folder)
+    profile.check_model(bundle.spec, bundle.checksum)
+    return profile
+
+
+def _windows(
+    bundle: "Bundle", given: dict[str, Any], context: int
+) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """Windows to train on, to set thresholds on, and to report on; no window is in two of them.
+
+    Raises:
+        ConfigError: a file given for two of the three, or too little text.
+    """
+    from hotcold.runtime.text.tokenizer import Tokenizer
+    from hotcold.runtime.text.windows import spread_windows
+
+    check_apart({name: given[name] for name in ("texts", "calibrate", "report")})
+    tokenizer = Tokenizer.load(bundle.path)
+    tokens = given["max_tokens"]
+
+    def take(paths: Sequence[Path], most: int) -> list[list[int]]:
+        return spread_windows(list(paths), tokenizer, context, max(most, context))
+
+    train = take(given["texts"], tokens)
+    held: list[list[list[int]]] = []
+    for name, offset in (("calibrate", 3), ("report", 7)):
+        if given[name]:
+            held.append(take(given[name], max(tokens // HELD_BACK, 4 * context)))
+        else:
+            held.append(train[offset::HELD_BACK])
+    kept = [
+        window
+        for index, window in enumerate(train)
+        if (given["calibrate"] or index % HELD_BACK != 3)
+        and (given["report"] or index % HELD_BACK != 7)
+    ]
+    if not kept or not all(held):
+        raise ConfigError(
+            f"the text makes {len(train)} windows of {context} tokens; at least {HELD_BACK} are "
+            "needed where --calibrate or --report is not given"
+        )
+    return kept, held[0], held[1]
+
+
+def check_apart(texts: dict[str, Sequence[Path]]) -> None:
+    """Refuse a file that serves two ends: thresholds and figures need text not seen before.
+
+    Raises:
+        ConfigError: naming the file and the two options.
+    """
+    seen: dict[tuple[int, int], tuple[str, Path]] = {}
+    for end, paths in texts.items():
+        option = f"--{end.removesuffix('s')}"
+        for path in paths:
+            stat = path.stat()
+            before, first = seen.setdefault((stat.st_dev, stat.st_ino), (option, path))
+            if before != option:
+                raise ConfigError(
+                    f"{path} is given for {before} (as {first}) and for {option}; the figures "
+                    "would be of text already used: give another file, or leave the option out to "
+                    "have a part of --text held back"
+                )
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The report as a table and three lines."""
+    heads = ("layer", "width", "bytes", "recall", "precision", "density", "cosine loss")
+    rows = [
+        (
+            str(row["layer"]),
+            str(row["width"]),
+            output.count(row["bytes"]),
+            *(f"{row[name]:.3f}" for name in ("recall", "precision", "density")),
+            f"{row['cosine_loss']:.4f}",
+        )
+        for row in report["layers"]
+    ]
+    total = ("all", "", output.count(report["bytes"]))
+    rows.append(
+        (*total, *(f"{report[name]:.3f}" for name in ("recall", "precision", "density")), "")
+    )
+    cost, share = report["ffn_bytes_per_token"], report["predict_time_share"]
+    return "\n".join(
+        [
+            output.table(heads, rows),
+            f"perplexity {report['perplexity']:.3f}, dense {report['perplexity_dense']:.3f}: "
+            f"{report['perplexity_ratio']:.4f}x",
+            f"{report['parameter_share']:.1%} of the model's parameters, "
+            f"{format_bytes(report['bytes'])}",
+            f"decode {report['decode_tokens_per_s']:.1f} tokens/s, prediction "
+            f"{output.percent(math.nan if share is None else share)} of the time",
+            "feed-forward weights a token: "
+            + ", ".join(f"{name} {value / 1e6:.2f} MB" for name, value in cost.items()),
+        ]
+    )

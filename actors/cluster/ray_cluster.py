@@ -1,0 +1,234 @@
+"""Joining Ray or starting it, and reserving room for one group of actors.
+
+Measured facts this rests on (Ray 2.60, 2-core machine): a local Ray starts in 3.3 s; workers run at
+nice +15 unless RAY_worker_niceness says otherwise; an infeasible placement group waits for ever, so
+its readiness is awaited with a deadline.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util import placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from hotcold.actors.cluster.processes import is_gone, is_stopped
+from hotcold.native.errors import ConfigError, LaunchError
+from hotcold.runtime.hardware.cores import Cores
+
+NAMESPACE = "hotcold"
+READY_S, END_S = 30.0, 3.0
+TRIO_CPUS = 1.25  # of a small node: the driver keeps the rest
+WORKER_ENV = {"RAY_worker_niceness": "0"}
+OURS = "HOTCOLD_"  # variables that actors must see as their driver does
+_inherited: dict[str, str] | None = None  # what workers have of these anyway; None: nothing
+
+
+def worker_options() -> dict[str, Any]:
+    """Ray options that give an actor our variables and niceness 0.
+
+    None are needed where the Ray that this process started hands them down itself: a runtime
+    environment costs 0.3 s a start (Ray 2.60), and Ray's idle workers cannot be used for it.
+    """
+    now = {name: value for name, value in os.environ.items() if name.startswith(OURS)}
+    wanted = {**WORKER_ENV, **now}
+    missing = {k: v for k, v in wanted.items() if (_inherited or {}).get(k) != v}
+    return {"runtime_env": {"env_vars": missing}} if missing else {}
+
+
+def join(address: str | None) -> bool:
+    """Join a Ray cluster, or start one on this machine.
+
+    Order: the Ray this process is already in; `address`; RAY_ADDRESS; a cluster running on this
+    machine; a new local one.
+
+    Returns:
+        Whether a new one was started, which the caller must then shut down.
+
+    Raises:
+        LaunchError: no cluster at the address, or Ray does not start.
+    """
+    if ray.is_initialized():
+        return False
+    with _own_signal_handlers():
+        return _init(address)
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keep the caller's handlers: ray.init puts C++ ones in their place, which end the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _init(address: str | None) -> bool:
+    common: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if wanted and wanted != "local":
+            ray.init(address=wanted, **common)
+            return False
+        if wanted is None:
+            try:
+                ray.init(address="auto", **common)
+                return False
+            except ConnectionError:
+                pass
+        _start(common)
+        return True
+    except (ConnectionError, RayError, RuntimeError, ValueError, OSError) as error:
+        where = f"join the Ray cluster at {wanted!r}" if wanted else "start Ray on this machine"
+        raise LaunchError(f"cannot {where}: {_first_line(error)}; check --address") from error
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Start Ray here; its workers inherit this process's environment."""
+    global _inherited  # noqa: PLW0603 - there is one Ray in a process
+    given = {name: os.environ.get(name) for name in WORKER_ENV}
+    os.environ.update(WORKER_ENV)
+    try:
+        ray.init(address="local", include_dashboard=False, **options)
+        _inherited = {k: v for k, v in os.environ.items() if k in WORKER_ENV or k.startswith(OURS)}
+    finally:
+        for name, value in given.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+_started_here = 0  # users of the Ray this process started
+_lock = threading.RLock()
+
+
+def enter(address: str | None) -> bool:
+    """Join or start Ray, counting who uses a Ray that was started here.
+
+    Returns:
+        Whether `leave` must be called in the end.
+    """
+    global _started_here  # noqa: PLW0603 - there is one Ray in a process
+    with _lock:
+        started = join(address) or _started_here > 0
+        _started_here += started
+        return started
+
+
+def is_last() -> bool:
+    """Whether the next `leave` shuts Ray down, so that nothing has to be given back to it.
+
+    A signal to the whole process group (as `timeout` sends it) ends Ray before us, and whatever is
+    given back then tries for a minute to reach it, busily, and ends the process after that.
+    """
+    return _started_here == 1
+
+
+def leave() -> None:
+    """Shut down the Ray that was started here once its last user is gone."""
+    global _started_here, _inherited  # noqa: PLW0603
+    with _lock:
+        _started_here -= 1
+        if _started_here == 0:
+            ray.shutdown()
+            _inherited = None
+
+
+@contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """Be in a Ray cluster for a while; one that was started for it is shut down after."""
+    started = enter(address)
+    try:
+        yield
+    finally:
+        if started:
+            leave()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def reserve(shares: dict[str, Cores], name: str) -> tuple[PlacementGroup, dict[str, float]]:
+    """One bundle on the driver's node for all three actors (they share its memory).
+
+    Returns:
+        the placement group and the CPUs each actor takes of it.
+
+    Raises:
+        LaunchError: the node has no room; says what is missing.
+    """
+    node = ray.get_runtime_context().get_node_id()
+    here = next(entry for entry in ray.nodes() if entry["NodeID"] == node)
+    cpus = cpu_fractions(shares, here["Resources"].get("CPU", 0.0))
+    bundle = {"CPU": sum(cpus.values()), f"node:{here['NodeManagerAddress']}": 0.001}
+    group = placement_group([bundle], strategy="STRICT_PACK", name=f"hotcold-{name}-{os.getpid()}")
+    try:
+        ready = group.wait(READY_S)
+    except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception for a lost group
+        raise LaunchError(f"the Ray cluster gave no room: {_first_line(error)}") from error
+    if not ready:
+        free = ray.available_resources().get("CPU", 0.0)
+        remove_placement_group(group)
+        raise LaunchError(
+            f"no room for the actors: they need {bundle['CPU']:g} CPUs of this node, "
+            f"{free:g} are free in the cluster; close another engine or lower --threads"
+        )
+    return group, cpus
+
+
+def cpu_fractions(shares: dict[str, Cores], node_cpus: float) -> dict[str, float]:
+    """CPUs to reserve for each actor: its threads where the node has them, else a fraction."""
+    threads = {actor: share.threads for actor, share in shares.items()}
+    total = sum(threads.values())
+    if total + 1 <= node_cpus:
+        return {actor: float(count) for actor, count in threads.items()}
+    scale = min(TRIO_CPUS, max(0.3, node_cpus - 0.5)) / total
+    return {actor: round(count * scale, 4) for actor, count in threads.items()}
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is empty, odd, or taken."""
+    if not name or not all(c.isalnum() or c in "-_." for c in name):
+        raise ConfigError(f"engine name {name!r} must be letters, digits, '-', '_' and '.'")
+    try:
+        ray.get_actor(f"{name}-gpu", namespace=NAMESPACE)
+    except ValueError:
+        return
+    raise ConfigError(
+        f"an engine named {name!r} is running in this cluster; connect to it or choose another name"
+    )
+
+
+def kill_actors(actors: Sequence[Any], pids: Sequence[int]) -> None:
+    """End actors and wait until their processes, as far as they are known, are gone."""
+    for pid in pids:
+        if is_stopped(pid):
+            os.kill(pid, signal.SIGKILL)  # it would not hear of it
+    for actor in actors:
+        ray.kill(actor, no_restart=True)
+    deadline = time.monotonic() + END_S
+    for pid in pids:
+        while not is_gone(pid):
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                break
+            time.sleep(0.005)

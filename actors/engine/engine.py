@@ -1,0 +1,342 @@
+"""Engine: door 1, the actor API. Launch a group of actors, generate, look, replan, close.
+
+The launching driver owns the actors (and the Ray it may have started); an engine that was connected
+or unpickled only talks to them. Generation is one Ray call a request, its tokens streamed back.
+"""
+
+import difflib
+import itertools
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup
+
+from hotcold.actors.cluster import ray_cluster as cluster
+from hotcold.actors.engine.client import Client
+from hotcold.actors.engine.stats import EngineStats
+from hotcold.actors.group.actor_group import ActorGroup
+from hotcold.actors.group.supervisor import Recovery, Supervisor
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.engine.deployment import deploy, load_plan, solve
+from hotcold.runtime.engine.prepare import Prepared, prepare_model, with_budget
+from hotcold.runtime.exchange.segment import ACTORS
+from hotcold.runtime.options.config import DEFAULT_RESTARTS, EngineConfig, Sampling
+from hotcold.runtime.plan.program import Program
+from hotcold.runtime.plan.roofline import Roofline, roofline
+from hotcold.runtime.plugins.run import policy_name
+from hotcold.runtime.text.generation import GenerationStats, Token
+from hotcold.runtime.tracing.spans import Span
+
+_numbers = itertools.count()
+
+
+class Engine:
+    """Three actors that run one model. Use `launch` or `connect`, as a context manager.
+
+    Attributes:
+        name: prefix of the actors' names.
+        last: figures of the last finished generation, None before.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        group: ActorGroup | None = None,
+        prepared: Prepared | None = None,
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        self.name = client.name
+        self.last: GenerationStats | None = None
+        self._client, self._group, self._prepared = client, group, prepared
+        self._supervisor = supervisor
+        self._schedule: Any = None if prepared is None else prepared.config.schedule
+        self._finalizer: Any = None
+
+    @classmethod
+    def launch(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        vram: str | int | None = None,
+        policy: Any = "greedy",
+        schedule: Any = "selective",
+        *,
+        name: str | None = None,
+        address: str | None = None,
+        placement_group: PlacementGroup | None = None,
+        **options: Any,
+    ) -> "Engine":
+        """Prepare a model, start its three actors, and wait until they are ready.
+
+        Args:
+            model: Hugging Face folder or bundle; None: the embedded model.
+            vram: budget of the GPU executor, bytes or "24MiB".
+            policy: placement policy: name, "file.py:Class", "package.module:Class" or object.
+            schedule: schedule policy, likewise.
+            name: of the engine; others connect by it.
+            address: Ray cluster to join; None joins the one at hand or starts one here.
+            placement_group: the caller's, with room for the actor group in its first bundle.
+            **options: the further fields of `hotcold.runtime.options.config.EngineConfig`.
+
+        Raises:
+            ConfigError, CheckpointError, PolicyError: input that cannot be used; nothing started.
+            LaunchError: Ray or the actors could not be started.
+        """
+        _check_options(options)
+        config = EngineConfig(model=model, vram=vram, policy=policy, schedule=schedule, **options)
+        prepared = prepare_model(config)
+        deployment = deploy(prepared, solve(prepared))
+        started_ray = cluster.enter(address)
+        try:
+            engine_name = name or f"hotcold-{os.getpid()}-{next(_numbers)}"
+            group = ActorGroup(
+                deployment, engine_name, placement_group, started_ray, config.stuck_s
+            )
+        except BaseException:
+            if started_ray:
+                cluster.leave()
+            raise
+        supervisor = Supervisor(group, config.stuck_s)
+        client = Client(engine_name, group.actors, deployment, group, supervisor, config.restarts)
+        engine = cls(client, group, prepared, supervisor)
+        engine._finalizer = weakref.finalize(engine, _take_down, group, supervisor, started_ray)
+        return engine
+
+    @classmethod
+    def connect(
+        cls, name: str, address: str | None = None, restarts: int = DEFAULT_RESTARTS
+    ) -> "Engine":
+        """Reach an engine that another driver, task or notebook of the cluster launched.
+
+        Args:
+            name: given to `launch`.
+            address: Ray cluster to join, where this process is in none.
+            restarts: losses of actors a generation of this engine survives.
+
+        Raises:
+            ConfigError: no engine of that name in the cluster.
+        """
+        if not ray.is_initialized():
+            cluster.join(address)
+        try:
+            actors = {
+                actor: ray.get_actor(f"{name}-{actor}", namespace=cluster.NAMESPACE)
+                for actor in ACTORS
+            }
+            deployment, _ = ray.get(actors["gpu"].describe.remote())
+        except (ValueError, RayError) as error:
+            raise ConfigError(
+                f"no engine named {name!r} in this Ray cluster; launch one with that name first"
+            ) from error
+        return cls(Client(name, actors, deployment, restarts=restarts))
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Engine.connect, (self.name,)
+
+    @property
+    def actors(self) -> dict[str, Any]:
+        """Ray handles of "gpu", "cpu" and "predictor"."""
+        return dict(self._client.actors)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of the actors, by name."""
+        return self._client.pids
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no actor is being replaced or has to be; a connected engine cannot know."""
+        return self._group is None or self._group.is_whole
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether the GPU executor computes on a GPU, and not on its CPU device."""
+        return self._client.deployment.gpu is not None
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether the predictor has a process of its own on that GPU, under MPS."""
+        gpu = self._client.deployment.gpu
+        return gpu is not None and gpu.apart
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Iterator[Token]:
+        """Continue a prompt; tokens come as they are computed, coalesced over at most 200 ms.
+
+        Leaving the iterator early ends the generation. `last` has its figures afterwards.
+
+        Args:
+            prompt: text, or token ids (taken as they are).
+            max_tokens: new tokens at most; the context may end it earlier.
+            temperature: 0 is greedy.
+            top_k: keep the k likeliest tokens; 0 is off.
+            top_p: keep the likeliest tokens that reach this probability; 1 is off.
+            seed: of the draws; None: the engine's.
+            stop: strings that end the text; they are not part of it.
+            ignore_eos: go on past the end-of-sequence token.
+
+        Raises:
+            ConfigError: a prompt or parameter that cannot be used; raised at once.
+            ActorLostError: an actor died; raised by the iterator, names the actor.
+        """
+        sampling = Sampling(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=self._default_seed if seed is None else seed,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            ignore_eos=ignore_eos,
+        )
+        return self._remember(self._client.generate(prompt, sampling))
+
+    def _remember(self, stream: "Iterator[Token | GenerationStats]") -> Iterator[Token]:
+        try:
+            for item in stream:
+                if isinstance(item, GenerationStats):
+                    self.last = item
+                else:
+                    yield item
+        finally:
+            close = getattr(stream, "close", None)
+            if close is not None:
+                close()
+
+    @property
+    def _default_seed(self) -> int:
+        return self._prepared.config.seed if self._prepared is not None else 0
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of every position of a sequence, float32 [T, V]."""
+        return self._client.score(token_ids)[0]
+
+    @property
+    def recoveries(self) -> list[Recovery]:
+        """Losses of actors this engine recovered from, oldest first; none when connected."""
+        return list(self._supervisor.recoveries) if self._supervisor is not None else []
+
+    def stats(self) -> EngineStats:
+        """Counters of the actors since the current plan was loaded."""
+        return self._client.stats()
+
+    def spans(self) -> dict[str, list[Span]]:
+        """The last steps of every actor with their times, some hundred tokens of them.
+
+        `hotcold.runtime.tracing.timeline` makes passes, a Perfetto file and sums of them.
+        """
+        return self._client.spans()
+
+    def roofline(self) -> Roofline:
+        """What bounds the running plan, by the rates it was placed with (`hotcold hardware`).
+
+        Raises:
+            ConfigError: this engine was connected: only who launched it knows the rates.
+        """
+        if self._prepared is None:
+            raise ConfigError("only the driver that launched an engine knows its machine's rates")
+        running = self._client.deployment
+        return roofline(self._prepared.problem, running.plan, ahead=running.reads_ahead)
+
+    @property
+    def programs(self) -> dict[str, Program]:
+        """The steps that each actor runs for a token, with the flags they wait for and set."""
+        return dict(self._client.deployment.programs)
+
+    def replan(
+        self,
+        policy: Any = None,
+        schedule: Any = None,
+        *,
+        plan: str | os.PathLike[str] | None = None,
+        vram: str | int | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Place and schedule anew; the actors and their weights stay.
+
+        A running generation goes on with the new plan from its next token on, whoever asked for
+        it (over the Ray transport it must have ended), and any driver may ask. What fails here
+        leaves the old plan running.
+
+        Args:
+            policy: placement policy; None: the plan stays as it is.
+            schedule: schedule policy; None: that of the last plan.
+            plan: folder of a saved plan, instead of a policy.
+            timeout_s: seconds that a policy or schedule given by name or file may take; None: the
+                engine's `policy_timeout`.
+            vram: another budget of the GPU executor, from here on; takes a policy that places
+                under it.
+
+        Raises:
+            ConfigError: a plan for another model or a larger budget; a budget without a policy;
+                over the Ray transport, a generation that runs or an engine that was connected.
+            PolicyError: the policy failed; names it.
+            BudgetError: the budget cannot hold what must be on the GPU.
+        """
+        now = self._client.current_deployment()
+        if self._prepared is None:  # connected: what the owner asked for, prepared once more
+            self._prepared = prepare_model(now.config or EngineConfig())
+        if policy is not None and plan is not None:
+            raise ConfigError("replan takes a policy or a plan, not both")
+        if vram is not None and policy is None:
+            raise ConfigError("replan(vram=...) needs a policy that places under the new budget")
+        prepared = self._prepared if vram is None else with_budget(self._prepared, vram)
+        asked = prepared
+        if timeout_s is not None:
+            asked = replace(prepared, config=replace(prepared.config, policy_timeout=timeout_s))
+        chosen = now.plan
+        if plan is not None:
+            chosen = load_plan(prepared, plan)
+        elif policy is not None:
+            chosen = solve(asked, policy)
+        kept = self._schedule if policy_name(self._schedule) == now.schedule else now.schedule
+        wanted = kept if schedule is None else schedule
+        self._client.load(deploy(asked, chosen, wanted))
+        self._prepared, self._schedule = prepared, wanted
+
+    def close(self) -> None:
+        """End the actors this engine launched and free everything; idempotent."""
+        self._client.actors = {}
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    known = [field.name for field in fields(EngineConfig)]
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; options: {', '.join(known)}"
+            raise ConfigError(f"unknown option {option!r}{hint}")
+
+
+def _take_down(group: ActorGroup, supervisor: Supervisor, started_ray: bool) -> None:
+    try:
+        supervisor.close()
+        group.close()
+    except BaseException:
+        group.close()  # a signal's exception cut it short; every part of it may be done again
+        raise
+    finally:
+        if started_ray:
+            cluster.leave()

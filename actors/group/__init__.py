@@ -1,0 +1,1 @@
+"""The actors of one engine as a group: launch, watch, replace, end."""

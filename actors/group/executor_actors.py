@@ -1,0 +1,348 @@
+"""The three actors: shells around `hotcold.runtime.engine.executor.Executor`.
+
+A shell opens, runs and closes one executor in its own process. `loop` is one resident call in a
+concurrency group of its own (the native loop, GIL released); control calls are answered meanwhile
+in 0.6 ms; requests stream in a third group. Restarts are off: Ray then reports a death in 10 ms
+instead of 1.2 s, and the engine has to rebuild the actor group anyway.
+"""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from hotcold.actors.cluster.processes import end_processes
+from hotcold.actors.group.mps_session import join
+from hotcold.native.bindings.device import Mailbox
+from hotcold.native.bindings.executor import Request, RequestTimes
+from hotcold.native.bindings.segment import Watcher
+from hotcold.native.errors import ConfigError, HotcoldError, LaunchError
+from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.executor import Executor, Sampled
+from hotcold.runtime.engine.kv import KvCache, KvHandle
+from hotcold.runtime.exchange.segment import ActorState, PoisonCode, Segment, SegmentHandle
+from hotcold.runtime.model.checkpoints.bundle import open_bundle
+from hotcold.runtime.plan.program import OP_CODES
+from hotcold.runtime.tracing.phases import phase_times
+from hotcold.runtime.tracing.spans import read_array
+from hotcold.runtime.weights.weights import WeightStore
+
+ASKED_S = 150.0
+GROUPS = {"loop": 1, "control": 4, "request": 1}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where an actor runs."""
+
+    pid: int
+    node_id: str
+    nice: int
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Bytes of the exchange at an offset, carried by Ray instead of shared memory."""
+
+    offset: int
+    data: bytes
+
+
+class ExecutorActor:
+    """What all three actors have in common; not an actor itself.
+
+    Stability: beta, all methods. Call them through `Engine`, which knows the order.
+    """
+
+    actor = ""
+
+    def __init__(self) -> None:
+        self._executor: Executor | None = None
+        self._segment: Segment | None = None
+        self._watcher: Watcher | None = None
+        self._serving = threading.Lock()  # a request; a new plan waits until it has heard of it
+        self._loading = threading.Lock()  # a new plan; control calls wait until it is there
+        self._agents: tuple[int, ...] = ()
+
+    @ray.method(concurrency_group="control")
+    def facts(self) -> Facts:
+        """Process, node and niceness."""
+        return Facts(os.getpid(), ray.get_runtime_context().get_node_id(), os.nice(0))
+
+    @ray.method(concurrency_group="control")
+    def load(
+        self,
+        deployment: Deployment,
+        handle: SegmentHandle | None,
+        pids: dict[int, str],
+        agents: tuple[int, ...] = (),
+        kv: KvHandle | None = None,
+        clients: Mapping[str, str] | None = None,
+        mailbox: Mailbox | None = None,
+    ) -> Mailbox | None:
+        """Attach to an epoch's segment and build the executor for a deployment.
+
+        Replaces what was loaded before, whose loop must have ended.
+
+        Args:
+            deployment: what to run.
+            handle: the shared segment, or None to use private memory (Ray transport).
+            pids: processes whose death must poison the exchange.
+            agents: processes of the driver's own Ray that must not outlive it.
+            kv: the driver's KV memory, for the GPU executor; None: private memory.
+            clients: environment of clients of an MPS daemon; empty: there is none.
+            mailbox: of the GPU executor, for a predictor that has a process of its own on the GPU.
+
+        Returns:
+            the mailbox of a GPU executor that asks such a predictor.
+        """
+        self._agents = agents
+        if self.actor != "cpu":
+            join(clients or {})
+        if deployment.store == "memfd":
+            # Held over the change, or the machine's only copy could go with its last user.
+            with WeightStore.open(open_bundle(deployment.bundle_path), deployment.store):
+                return self._replace(deployment, handle, kv, pids, mailbox)
+        return self._replace(deployment, handle, kv, pids, mailbox)
+
+    def _replace(
+        self,
+        deployment: Deployment,
+        handle: SegmentHandle | None,
+        kv: KvHandle | None,
+        pids: dict[int, str],
+        mailbox: Mailbox | None,
+    ) -> Mailbox | None:
+        """Build anew while nobody uses what is there."""
+        with self._serving, self._loading:
+            return self._build(deployment, handle, kv, pids, mailbox)
+
+    def _build(
+        self,
+        deployment: Deployment,
+        handle: SegmentHandle | None,
+        kv: KvHandle | None,
+        pids: dict[int, str],
+        mailbox: Mailbox | None,
+    ) -> Mailbox | None:
+        self._release()
+        if handle is None:
+            self._segment = Segment.private(deployment.layout, 1)
+        else:
+            self._segment = Segment.attach(handle)
+            self._watcher = self._segment.watch(pids)
+        cache = None
+        if kv is not None:
+            cache = KvCache.attach(kv, deployment.spec, deployment.context)
+        made = Executor(self.actor, deployment, self._segment, cache, mailbox=mailbox)
+        self._executor = made
+        return made.mailbox
+
+    @ray.method(concurrency_group="control")
+    def unload(self) -> None:
+        """Free what was loaded, whose loop must have ended."""
+        with self._serving, self._loading:
+            self._release()
+
+    @ray.method(concurrency_group="control")
+    def ready(self) -> None:
+        """Answer once something is loaded."""
+        deadline = time.monotonic() + 60
+        while self._executor is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert self._loaded
+
+    @ray.method(concurrency_group="loop")
+    def loop(self) -> None:
+        """Run passes until the exchange is poisoned; the call's end is the sign of life's end."""
+        executor = self._loaded
+        executor.run()
+        poison = executor.segment.poisoned
+        if poison is not None and poison.code is PoisonCode.DIED and poison.actor == "driver":
+            end_processes(self._agents)
+            os._exit(1)  # nobody is left to serve; Ray would notice in a second or two
+
+    @ray.method(concurrency_group="control")
+    def arm(self, op: str, at_seq: int, signal_number: int) -> None:
+        """Fault injection: raise a signal in this process when a step of op next begins."""
+        self._loaded.native.arm(OP_CODES[op], at_seq, signal_number)
+
+    @ray.method(concurrency_group="control")
+    def state(self) -> ActorState:
+        """This actor's counters."""
+        with self._loading:
+            return self._loaded.segment.actor_state(self.actor)
+
+    @ray.method(concurrency_group="control")
+    def spans(self, actors: tuple[str, ...]) -> dict[str, NDArray[np.void]]:
+        """Spans of the last steps by actor, as this actor's segment has them."""
+        return {actor: read_array(self._loaded.segment, actor)[0] for actor in actors}
+
+    @ray.method(concurrency_group="control")
+    def begin(
+        self, seq: int, batch: int, tokens: NDArray[np.int32] | None, position: int, rows: int
+    ) -> None:
+        """Ray transport: set up a pass."""
+        self._loaded.native.begin(seq, batch, tokens, position, rows)
+
+    @ray.method(concurrency_group="control")
+    def step(
+        self, index: int, seq: int, writes: list[tuple[int, int]], *inputs: list[Payload]
+    ) -> list[Payload]:
+        """Ray transport: take payloads in, compute one step, hand its payloads out."""
+        segment = self._loaded.segment
+        for payload in (one for group in inputs for one in group):
+            view = segment.view(payload.offset, len(payload.data))
+            view[:] = np.frombuffer(payload.data, np.uint8)
+        self._loaded.native.step(index, seq)
+        return [Payload(at, segment.view(at, size).tobytes()) for at, size in writes]
+
+    @property
+    def _loaded(self) -> Executor:
+        if self._executor is None:
+            raise LaunchError(f"the {self.actor} actor has nothing loaded; launch the engine again")
+        return self._executor
+
+    def _release(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+        if self._executor is not None:
+            self._executor.close()
+        if self._segment is not None:
+            self._segment.close()
+        self._watcher = self._executor = self._segment = None
+
+
+class GpuExecutor(ExecutorActor):
+    """Attention, head, hot neurons, merge, sampling; here on its CPU device."""
+
+    actor = "gpu"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asking = threading.Lock()
+        self._asked: Deployment | None = None
+        self._answer: queue.Queue[HotcoldError | None] = queue.Queue()
+
+    @ray.method(concurrency_group="control")
+    def ask(self, deployment: Deployment) -> None:
+        """Have the owner load a deployment that another driver made; returns once it runs.
+
+        Ends the epoch, by which the owner learns of it.
+
+        Raises:
+            HotcoldError: why it could not be loaded; the one before runs again.
+        """
+        if not self._asking.acquire(blocking=False):
+            raise ConfigError("another driver is replanning this engine; try again when it is done")
+        try:
+            self._answer = queue.Queue()
+            self._asked = deployment
+            with self._loading:
+                self._loaded.segment.poison(PoisonCode.CLOSED, self.actor)
+            error = self._answer.get(timeout=ASKED_S)
+        except queue.Empty:
+            raise LaunchError("the driver that owns the engine did not load the plan") from None
+        finally:
+            self._asked = None
+            self._asking.release()
+        if error is not None:
+            raise error
+
+    @ray.method(concurrency_group="control")
+    def asked(self) -> Deployment | None:
+        """For the owner: what another driver wants loaded."""
+        return self._asked
+
+    @ray.method(concurrency_group="control")
+    def answer(self, error: HotcoldError | None) -> None:
+        """From the owner: it runs, or why it does not."""
+        self._answer.put(error)
+
+    @ray.method(concurrency_group="control")
+    def describe(self) -> tuple[Deployment, Facts]:
+        """What runs here, for drivers that connect to it."""
+        with self._loading:
+            deployment = self._loaded.deployment
+        return deployment, Facts(os.getpid(), ray.get_runtime_context().get_node_id(), os.nice(0))
+
+    @ray.method(concurrency_group="control")
+    def states(self) -> dict[str, ActorState]:
+        """Counters of all three actors, read from the shared segment."""
+        with self._loading:
+            segment = self._loaded.segment
+            return {actor: segment.actor_state(actor) for actor in ("gpu", "cpu", "predictor")}
+
+    @ray.method(concurrency_group="control")
+    def phases(self) -> dict[str, float]:
+        """Seconds a pass by phase, over the newest passes; native transport only."""
+        return phase_times(self._loaded.segment)
+
+    @ray.method(concurrency_group="request")
+    def generate(self, request: Request) -> Iterator[Sampled | RequestTimes | HotcoldError]:
+        """Stream a request's tokens, coalesced; its times come last.
+
+        A typed error is yielded, not raised, so that it reaches the driver as it is.
+        """
+        try:
+            with self._serving:
+                yield from self._loaded.generate(request)
+                yield self._loaded.request_times()
+        except HotcoldError as error:
+            yield error
+
+    @ray.method(concurrency_group="request")
+    def score(
+        self, request: Request, vocab: int, masks: tuple[int, int, int] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+        """Logits of every prompt position, and the proposed neurons as bits where asked for."""
+        logits = np.zeros((len(request.prompt), vocab), np.float32)
+        bits = None if masks is None else np.zeros(masks, np.uint8)
+        fields = {**request.__dict__, "logits_PV": logits, "masks_PLN": bits, "max_tokens": 0}
+        with self._serving:
+            for _ in self._loaded.generate(Request(**fields)):
+                pass
+        return logits, bits
+
+    @ray.method(concurrency_group="control")
+    def cancel(self) -> None:
+        """End the running request after its current token."""
+        with self._loading:
+            self._loaded.native.cancel()
+
+    @ray.method(concurrency_group="control")
+    def logits(self, rows: int, vocab: int) -> NDArray[np.float32]:
+        """Ray transport: logits of the last head step."""
+        return self._loaded.native.logits(rows, vocab)
+
+
+class CpuExecutor(ExecutorActor):
+    """Cold neurons, from host memory."""
+
+    actor = "cpu"
+
+
+class Predictor(ExecutorActor):
+    """The active set of every layer: predictor matrices, or the gate rows themselves."""
+
+    actor = "predictor"
+
+
+CLASSES: dict[str, type[ExecutorActor]] = {
+    "gpu": GpuExecutor,
+    "cpu": CpuExecutor,
+    "predictor": Predictor,
+}
+
+
+def remote_class(actor: str) -> Any:
+    """The Ray actor class of a shell."""
+    options: dict[str, Any] = {"max_restarts": 0, "concurrency_groups": GROUPS}
+    return ray.remote(**options)(CLASSES[actor])

@@ -1,0 +1,1 @@
+"""Ray jobs: submit a command, send the package along, fetch its output."""

@@ -1,0 +1,389 @@
+/* hotcold.h - the ABI between Python, the C kernels and (later) the CUDA plug-in.
+ *
+ * The text between the two cffi marks is fed to cffi's cdef by _build.py and included by every C
+ * file, so both compilers check the same declarations. Nothing below allocates or frees memory that
+ * it was handed: the caller owns every pointer, and must keep it alive while it is in use.
+ *
+ * Shape suffixes: B batch (tokens of one pass, <= HC_MAX_BATCH), D d_model, N neurons of a layer,
+ * R rows, K active neurons (entries of an id list), C chunks, L layers, V vocabulary, P positions.
+ * Neuron ids are the checkpoint's own row numbers. Sizes are int64_t, ids int32_t, strides bytes
+ * unless said otherwise. Weights are HC_F32, HC_F16 or HC_BF16; sums are fp32 throughout.
+ */
+#ifndef HOTCOLD_H
+#define HOTCOLD_H
+#include <stddef.h>
+#include <stdint.h>
+
+/* cffi: begin */
+#define HC_ABI_VERSION 3
+#define HC_MAX_BATCH   32
+#define HC_MAX_DEVICES 2
+#define HC_ACTORS      3
+
+typedef enum {
+    HC_OK = 0,
+    HC_ERR_ARGUMENT = 1,    /* a size, id or pointer out of range */
+    HC_ERR_MEMORY = 2,      /* an allocation failed */
+    HC_ERR_POISONED = 3,    /* the exchange was poisoned: a peer died, or the engine is closing */
+    HC_ERR_EPOCH = 4,       /* the segment belongs to another epoch */
+    HC_ERR_TIMEOUT = 5,     /* a deadline passed */
+    HC_ERR_UNSUPPORTED = 6, /* a variant this machine does not offer */
+    HC_ERR_SYSTEM = 7       /* a system call failed */
+} hc_status;
+
+typedef enum { HC_F32 = 0, HC_F16 = 1, HC_BF16 = 2 } hc_dtype;
+typedef enum {
+    HC_GPU = 0,
+    HC_CPU = 1,
+    HC_PREDICTOR = 2
+} hc_actor; /* also device index: gpu0, cpu0 */
+
+const char *hc_last_error(void); /* text of this thread's last failure */
+int32_t hc_abi_version(void);
+
+/* ---- CPU variants (dispatch.c): "avx512", "avx2", "neon", "ref"; best supported first ---- */
+const char *hc_cpu_variant(int32_t index); /* NULL past the end */
+const char *hc_cpu_active(void);
+hc_status hc_cpu_force(const char *name); /* process-wide; NULL: best */
+/* Open a compiled variant (variant.h) under a name for hc_cpu_force; it stays open. */
+hc_status hc_cpu_load(const char *path, const char *name);
+
+/* ---- Thread pool (pool.c). threads counts the caller; cores NULL: not pinned ---- */
+typedef struct hc_pool hc_pool;
+hc_pool *hc_pool_create(int32_t threads, const int32_t *cores);
+void hc_pool_destroy(hc_pool *pool);
+int32_t hc_pool_threads(const hc_pool *pool);
+
+/* ---- Operators (ops/: one file each). pool may be NULL: the caller's thread alone ---- */
+typedef struct {
+    const void *w; /* w_RD, rows stride_bytes apart */
+    int64_t stride_bytes;
+    int64_t rows, d;
+    int32_t dtype, batch;
+    const float *x_BD; /* rows of x are x_stride floats apart */
+    int64_t x_stride;
+    float *y_BR; /* written, or added to when accumulate; rows y_stride floats apart */
+    int64_t y_stride;
+    const float *bias_R; /* NULL: none */
+    int32_t relu;        /* clamp the result at 0 (never with accumulate) */
+    int32_t accumulate;
+    int64_t bias_stride; /* bytes from one bias to the next; 0: 4 */
+} hc_gemv_args;
+hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool);
+
+/* Sparse FFN over an ascending id list, gate first: y = sum_i relu(g_i.x) (u_i.x) d_i, or without
+ * up rows (a plain ReLU layer: fc1 is the gate, fc2 the down matrix) y = sum_i relu(g_i.x + b_i) d_i.
+ * The gate row of every listed neuron is read (unless its pre-activation is given in gate_KB), its
+ * up row and down column only where the gate fired. Neurons are added in the list's order: the result
+ * depends neither on the thread count nor on the batch a token travels in. */
+typedef struct {
+    const void *records; /* neuron-major records of one layer, record_bytes apart */
+    int64_t record_bytes, gate_offset, up_offset, down_offset; /* bytes; up_offset -1: no up rows */
+    int64_t d;
+    int32_t dtype, batch;
+    const int32_t *ids;
+    int64_t n_ids;
+    const uint32_t *members; /* members[k] bit b: token b asks for neuron ids[k]; NULL: all do */
+    const float *gate_KB;    /* NULL, or gate pre-activations (bias added), entry [k * batch + b] */
+    int64_t n;               /* neurons of the layer: ids are less */
+    const float *x_BD;       /* contiguous */
+    float *y_BD;             /* written, contiguous */
+    void *scratch;           /* hc_ffn_scratch_bytes(n_ids, batch), on a cache line */
+    int64_t *fired_N;        /* NULL, or counts: += tokens for which the neuron's gate fired */
+    int64_t gate_rows;       /* out: gate rows times tokens evaluated here */
+    int64_t up_down_rows;    /* out: neurons times tokens whose gate fired */
+    int64_t bytes;           /* out: weight bytes touched (a row counts once per batch) */
+    int64_t bias_offset;     /* bytes to the gate's bias, one float; 0: none */
+} hc_ffn_args;
+int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch);
+hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool);
+
+typedef struct { /* header of an active list; ids, members, gate follow (hc_active_*) */
+    uint64_t epoch;
+    uint32_t seq;
+    int32_t batch;
+    int64_t count;
+    int64_t capacity; /* entries there is room for: N */
+    int32_t has_gate; /* hc_gate_list */
+    int32_t reserved[7];
+} hc_active; /* 64 bytes */
+int64_t hc_active_bytes(int64_t capacity, int32_t max_batch, int32_t with_gate);
+int32_t *hc_active_ids(hc_active *list);
+uint32_t *hc_active_members(hc_active *list);
+float *hc_active_gate(hc_active *list); /* entry [k * batch + b] */
+
+/* Cut predicted scores into one ascending active list per device. Neuron i is active for token b
+ * where scores_BN[b][i] >= threshold; it is listed where any token has it. */
+typedef struct {
+    const float *scores_BN; /* contiguous */
+    int64_t n;
+    int32_t batch;
+    float threshold;
+    const int8_t *device_N;         /* owner of each neuron: index into out */
+    hc_active *out[HC_MAX_DEVICES]; /* epoch, seq, capacity are left as they are */
+    int32_t with_gate;              /* hc_gate_list: copy the scores as gate pre-activations */
+} hc_split_args;
+hc_status hc_split(const hc_split_args *args);
+
+hc_status hc_rmsnorm(const float *x_BD, const float *weight_D, float eps, float *y_BD,
+                     int32_t batch, int64_t d);
+/* y = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; bias_D NULL: none. */
+hc_status hc_layernorm(const float *x_BD, const float *weight_D, const float *bias_D, float eps,
+                       float *y_BD, int32_t batch, int64_t d);
+/* Rotate-half rotary embedding in place over heads * head_dim floats a token. cos, sin: [P][head_dim/2]. */
+hc_status hc_rotary(float *x, int64_t x_stride, int32_t heads, int32_t head_dim,
+                    const float *cos_PE, const float *sin_PE, const int32_t *position_B,
+                    int32_t batch);
+
+typedef struct {
+    const float *q; /* [B][heads * head_dim], rows q_stride floats apart, rotary applied */
+    int64_t q_stride;
+    const float *k_cache; /* [slot][kv_heads][context][head_dim] */
+    const float *v_cache;
+    int32_t heads, kv_heads, head_dim, batch;
+    int64_t context;
+    const int32_t *slot_B;     /* which sequence a row belongs to; NULL: slot 0 */
+    const int32_t *position_B; /* row b attends to positions 0..position_B[b] */
+    float *scores;             /* scratch, threads * context floats */
+    float *out;                /* [B][heads * head_dim] written, contiguous */
+} hc_attention_args;
+hc_status hc_attention(const hc_attention_args *args, hc_pool *pool);
+
+/* Sampling, counter-based on (seed, position): the same draw whatever ran before. Order: top-k,
+ * temperature, softmax, top-p. temperature 0: greedy, the lowest id among equals. */
+typedef struct {
+    const float *logits_V;
+    int64_t vocab;
+    float temperature; /* >= 0 */
+    int32_t top_k;     /* 0: off */
+    float top_p;       /* 1: off */
+    uint64_t seed, position;
+    int32_t *scratch_V; /* ids */
+    float *prob_V;      /* scratch */
+    int32_t id;         /* out */
+    float logprob;      /* out: log softmax of the raw logits at id */
+} hc_sample_args;
+hc_status hc_sample(hc_sample_args *args);
+
+typedef struct { /* bench: read rows and nothing else, what a sparse operator could reach at best */
+    const void *base;
+    int64_t stride_bytes, row_bytes; /* row_bytes a multiple of 64 */
+    const int32_t *ids;
+    int64_t n;
+    int32_t side;  /* rows read side by side: 1, 4 or 8 */
+    uint64_t fold; /* out: of all that was read */
+} hc_read_args;
+hc_status hc_read(hc_read_args *args, hc_pool *pool);
+
+/* ---- The exchange (exchange.c; layout: runtime/exchange/segment.py) ---- */
+typedef struct
+{ /* one cache line, one setter: the sequence number of the last pass that signalled */
+    uint32_t value;
+    uint32_t sleepers;
+    uint32_t reserved[14];
+} hc_flag;
+
+typedef struct {       /* written by its actor alone, read by anyone at any time */
+    uint64_t progress; /* steps done: unchanged past a deadline while a pass runs means stuck */
+    int64_t gate_rows, up_down_rows, bytes, busy_ns, wait_ns, passes, skipped_exchanges;
+    uint64_t span_count; /* spans ever written; the ring keeps the last span_capacity */
+    int64_t pid;
+    int64_t audit_rows, audit_missed; /* neurons not proposed but evaluated; those that fired */
+    int64_t clock_error_ns; /* spans of a GPU: by how much their times may be off at most */
+    int64_t asks, asked_ns; /* predictor in a process of its own: questions, time until answered */
+    int64_t ahead_bytes; /* of `bytes`, or of what was read in vain: asked for before x was there */
+} hc_actor_state;        /* 128 bytes */
+
+typedef struct {
+    uint64_t begin_ns, ready_ns, end_ns; /* CLOCK_MONOTONIC: step begun, waits over, step ended */
+    uint32_t seq;
+    int16_t layer;
+    int16_t op;
+} hc_span; /* 32 bytes */
+
+typedef struct {
+    uint64_t magic;
+    uint32_t abi, n_flags;
+    uint64_t epoch, bytes;
+    int64_t flags_offset, span_offset[HC_ACTORS];
+    int64_t span_capacity;
+    int32_t spin_ns,
+        yield_every; /* wait policy: futex after spin_ns, sched_yield every so many spins */
+    int32_t reserved[12];
+    uint64_t poison; /* own line. 0, or code << 8 | actor: never cleared */
+    uint64_t poison_pad[7];
+    int32_t
+        pass_batch; /* own line. the running pass, written by the GPU executor before its first signal */
+    uint32_t pass_seq;
+    uint64_t pass_begin_ns;
+    int32_t pass_position; /* of its first token in the context */
+    int32_t pass_prompt;   /* tokens of the dense prompt pass that the GPU runs alone; 0: none */
+    int32_t pass_reserved[10];
+    hc_actor_state actor[HC_ACTORS];
+} hc_segment;
+
+typedef enum {
+    HC_POISON_CLOSED = 1, /* orderly end */
+    HC_POISON_DIED = 2,   /* the named actor's process is gone */
+    HC_POISON_FAILED = 3, /* the named actor reported an error */
+    HC_POISON_STUCK = 4   /* no progress past the deadline */
+} hc_poison_code;
+
+hc_status hc_segment_init(hc_segment *segment, uint64_t bytes, uint64_t epoch, uint32_t n_flags,
+                          int64_t flags_offset, const int64_t *span_offset, int64_t span_capacity);
+hc_status hc_segment_check(const hc_segment *segment, uint64_t bytes, uint64_t epoch);
+void hc_segment_poison(hc_segment *segment, int32_t code, int32_t actor); /* the first one stays */
+uint64_t hc_segment_poisoned(const hc_segment *segment);
+void hc_flag_signal(hc_segment *segment, int32_t flag, uint32_t seq);
+/* Wait until flag == seq. timeout_ns < 0: no deadline. waited_ns (may be NULL) += time spent. */
+hc_status hc_flag_wait(hc_segment *segment, int32_t flag, uint32_t seq, uint64_t epoch,
+                       int64_t timeout_ns, int64_t *waited_ns);
+uint64_t hc_now_ns(void);
+
+/* A thread that poisons the segment (HC_POISON_DIED, actor) as soon as one of the pids ends. */
+typedef struct hc_watcher hc_watcher;
+hc_watcher *hc_watcher_start(hc_segment *segment, const int32_t *pids, const int32_t *actors,
+                             int32_t n);
+void hc_watcher_stop(hc_watcher *watcher);
+
+/* Bench: play ping (side 0) or pong (side 1) on two flags for n round trips; ping fills rtt_ns. */
+hc_status hc_hop(hc_segment *segment, int32_t side, int32_t flag_out, int32_t flag_in, int64_t n,
+                 uint64_t epoch, int32_t core, uint32_t *rtt_ns);
+
+/* ---- Programs and the resident loop (loop.c, steps.c, request.c) ---- */
+typedef enum {
+    HC_OP_EMBED = 0,
+    HC_OP_ATTENTION = 1,
+    HC_OP_PREDICT = 2,
+    HC_OP_HOT = 3,
+    HC_OP_COLD = 4,
+    HC_OP_MERGE = 5,
+    HC_OP_HEAD = 6
+} hc_op;
+
+typedef struct {
+    int32_t op, layer;
+    int32_t wait[2];                      /* flags that must equal seq first; -1: none */
+    int32_t signal;                       /* flag set to seq afterwards; -1: none */
+    int32_t flags;                        /* HC_STEP_* */
+    int64_t x, active[HC_MAX_DEVICES], y; /* payload offsets in the segment; -1: none */
+} hc_step;
+#define HC_STEP_SELECTIVE 1 /* merge: do not wait where no cold neuron is active */
+#define HC_STEP_ALL  2 /* hot, cold: no active list; every owned neuron is proposed (gate-first) */
+#define HC_STEP_HOT  4 /* merge: this layer has hot neurons */
+#define HC_STEP_COLD 8 /* merge: this layer has cold neurons; wait[1] is the flag of their sum */
+#define HC_STEP_AHEAD                                                                              \
+    32 /* cold: its list, wait[1], comes well before x, wait[0]; read ahead meanwhile */
+#define HC_STEP_RESIDUAL                                                                           \
+    16 /* attention: the residual stream follows x in its slot (predictors that read it) */
+
+typedef struct {
+    const float *attention_norm_D, *ffn_norm_D;
+    const void *qkv; /* [(heads + 2 kv_heads) * head_dim][D] */
+    const void *o;   /* [D][heads * head_dim] */
+    const void *records;
+    const float *attention_norm_bias_D, *ffn_norm_bias_D; /* NULL: none; as all biases here */
+    const float *qkv_bias, *o_bias_D;
+    const float *ffn_bias_D; /* of the down matrix; the merge adds it, once */
+} hc_layer;
+
+typedef enum { HC_NORM_RMS = 0, HC_NORM_LAYER = 1 } hc_norm;
+
+typedef struct {
+    int32_t n_layers, heads, kv_heads, head_dim, dtype;
+    int64_t d, n, vocab, context;
+    float norm_eps;
+    int64_t record_bytes, gate_offset, up_offset, down_offset; /* up_offset -1: no up rows */
+    const hc_layer *layers;
+    const void *embed, *head;     /* [V][embed_dim] */
+    const float *final_norm_D;    /* NULL: no norm before the head */
+    const float *cos_PE, *sin_PE; /* NULL: no rotary embedding */
+    int32_t norm;                 /* hc_norm */
+    int32_t post_norm;   /* norms follow the residual additions, instead of leading the blocks */
+    int64_t bias_offset; /* of the gate's bias (fp32) in a record; 0: none */
+    int64_t embed_dim;   /* width of embed and head; d unless projected */
+    const float *final_norm_bias_D;
+    const void *positions; /* [context at least][D], added to embeddings; NULL: none */
+    const void *project_in, *project_out; /* [D][embed_dim], [embed_dim][D]; NULL: none */
+} hc_model;
+
+typedef struct {        /* what one device owns in one layer */
+    const int32_t *ids; /* ascending */
+    int64_t n_ids;
+} hc_owned;
+
+typedef struct hc_predictor_layer hc_predictor_layer; /* predict.h */
+
+typedef struct {
+    int32_t actor, max_batch, n_steps;
+    const hc_model *model;
+    hc_segment *segment;
+    uint64_t epoch;
+    const hc_step *steps;
+    const hc_owned *owned_L;                /* GPU, CPU */
+    const hc_predictor_layer *predictors_L; /* predictor */
+    const int8_t *device_LN;                /* predictor */
+    float *k_cache, *v_cache;               /* GPU: [L][slot][kv_heads][context][head_dim] */
+    int64_t *fired_LN;                      /* NULL, or profile counts */
+    hc_pool *pool;
+    int32_t core;        /* of the loop thread; -1: not pinned */
+    int32_t audit_every; /* GPU, CPU: one in so many neurons is looked at; 0: no recall audit */
+    uint64_t audit_seed;
+    struct hc_device *device; /* GPU, predictor: computes the passes; NULL: the CPU device does */
+} hc_executor_args;
+typedef struct hc_executor hc_executor;
+hc_executor *hc_executor_create(const hc_executor_args *args);
+void hc_executor_destroy(hc_executor *executor);
+/* CPU, predictor: pass after pass. GPU: request after request. Returns when poisoned. */
+hc_status hc_executor_run(hc_executor *executor);
+
+/* Ray transport: the caller leads. Set up a pass (tokens NULL off the GPU executor), then compute
+ * its steps one by one, without waits or signals. rows: logits wanted (0, 1 or batch). */
+hc_status hc_executor_begin(hc_executor *executor, uint32_t seq, int32_t batch,
+                            const int32_t *tokens, int32_t position, int32_t rows);
+hc_status hc_executor_step(hc_executor *executor, int32_t step, uint32_t seq);
+/* Fault injection (hotcold chaos): raise signal_number in this process when the loop next begins a
+ * step of this operation in pass at_seq or later. op -1 disarms. */
+void hc_executor_arm(hc_executor *executor, int32_t op, uint32_t at_seq, int32_t signal_number);
+const float *hc_executor_logits(const hc_executor *executor); /* [rows][V] of the last head step */
+
+typedef struct {
+    int64_t id;
+    const int32_t *prompt;
+    int32_t n_prompt, max_tokens, n_eos;
+    int32_t n_past;  /* leading positions whose keys and values the cache already holds */
+    int32_t n_dense; /* leading tokens that a device computes in dense passes; 0: none */
+    const int32_t *eos;
+    float temperature, top_p;
+    int32_t top_k;
+    uint64_t seed;
+    float *logits_PV;   /* NULL, or logits of every prompt position and of every decoded one */
+    uint8_t *masks_PLN; /* NULL, or proposed neurons, bits: [position][layer][(N + 7) / 8] */
+} hc_request;
+typedef struct {
+    int32_t id;
+    float logprob;
+    uint64_t time_ns;
+} hc_token;
+hc_status hc_executor_post(hc_executor *executor, const hc_request *request);
+void hc_executor_cancel(hc_executor *executor);
+/* Copy up to max tokens of the posted request from index on; wait timeout_ms until at_least of them
+ * are there. done: 0 running, 1 finished (all tokens were ever delivered once this returns fewer
+ * than max). One reader at a time. */
+int32_t hc_executor_tokens(hc_executor *executor, int64_t index, int32_t at_least, hc_token *out,
+                           int32_t max, int32_t timeout_ms, int32_t *done);
+typedef struct {
+    hc_status status;
+    char error[160];                      /* text of a status that is not HC_OK */
+    uint64_t begin_ns, prompt_ns, end_ns; /* posted request begun, prompt done, all done */
+    int64_t passes;
+    int64_t prompt_bytes, decode_bytes; /* weight and KV bytes all actors read meanwhile */
+} hc_request_state;
+void hc_executor_request_state(const hc_executor *executor, hc_request_state *out);
+
+/* cffi: end */
+#include "abi/predict.h"
+
+#include "abi/gpu.h" /* names what predict.h declares */
+
+#endif

@@ -1,0 +1,278 @@
+"""Typed wrappers over the C exchange: segment header, flags, poison, watcher, hop.
+
+Called by `hotcold.runtime.exchange.segment`, which decides the layout and owns the memory; the
+executors' wrappers take `NativeSegment.pointer`. Knows addresses and C structs, no files and no
+models.
+"""
+
+import os
+import weakref
+from collections.abc import Mapping
+from enum import IntEnum
+from mmap import mmap
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native._kernels import ffi, lib
+from hotcold.native.bindings._ffi import check, last_error, pointer
+from hotcold.native.errors import ConfigError, KernelError
+
+HEADER_BYTES: int = ffi.sizeof("hc_segment")
+FLAG_BYTES: int = ffi.sizeof("hc_flag")
+SPAN_BYTES: int = ffi.sizeof("hc_span")
+ABI_VERSION: int = lib.HC_ABI_VERSION
+N_ACTORS: int = lib.HC_ACTORS
+N_DEVICES: int = lib.HC_MAX_DEVICES
+MAX_BATCH: int = lib.HC_MAX_BATCH
+OP_NAMES: tuple[str, ...] = ("embed", "attention", "predict", "hot", "cold", "merge", "head")
+
+MAX_WATCHED = 64  # MAX_PIDS of watcher.c
+
+_COUNTERS = (
+    *("progress", "gate_rows", "up_down_rows", "bytes", "busy_ns", "wait_ns"),
+    *("passes", "skipped_exchanges", "span_count", "pid"),
+    *("audit_rows", "audit_missed", "clock_error_ns", "asks", "asked_ns", "ahead_bytes"),
+)
+
+Buffer = mmap | bytearray | memoryview
+
+
+class PoisonCode(IntEnum):
+    """Why a segment was poisoned."""
+
+    CLOSED = 1
+    DIED = 2
+    FAILED = 3
+    STUCK = 4
+
+
+class WaitStatus(IntEnum):
+    """How a wait ended."""
+
+    READY = 0
+    POISONED = 3
+    EPOCH = 4
+    TIMEOUT = 5
+
+
+def active_bytes(capacity: int, max_batch: int, with_gate: bool) -> int:
+    """Bytes of an active list as the C kernels lay it out."""
+    return int(lib.hc_active_bytes(capacity, max_batch, with_gate))
+
+
+class NativeSegment:
+    """The C view of one mapped segment; keeps the mapping alive as long as it lives itself.
+
+    Args:
+        buffer: writable memory that starts on a cache line; at least HEADER_BYTES.
+    """
+
+    def __init__(self, buffer: Buffer) -> None:
+        self._buffer = ffi.from_buffer("char[]", buffer, require_writable=True)
+        self.bytes = len(self._buffer)
+        if self.bytes < HEADER_BYTES:
+            raise ValueError(f"a segment of {self.bytes} bytes is shorter than its header")
+        self.pointer: Any = ffi.cast("hc_segment *", self._buffer)
+
+    def init(
+        self,
+        epoch: int,
+        n_flags: int,
+        flags_offset: int,
+        span_offsets: tuple[int, ...],
+        span_capacity: int,
+    ) -> None:
+        """Write a fresh header and zero the flags; ConfigError for parts that do not fit."""
+        spans = np.asarray(span_offsets, dtype=np.int64)
+        if spans.shape != (N_ACTORS,):
+            raise ValueError(f"{spans.size} span offsets, one for each of {N_ACTORS} actors needed")
+        offsets = pointer(spans, "int64_t *")
+        status = lib.hc_segment_init(
+            self.pointer, self.bytes, epoch, n_flags, flags_offset, offsets, span_capacity
+        )
+        check(status)
+
+    def check(self, epoch: int) -> None:
+        """Raise ConfigError or KernelError unless this is a whole segment of that epoch."""
+        check(lib.hc_segment_check(self.pointer, self.bytes, epoch))
+
+    def set_wait_policy(self, spin_ns: int, yield_every: int) -> None:
+        """Sleep after spin_ns of waiting; give up the core once in yield_every spins."""
+        self.pointer.spin_ns = spin_ns
+        self.pointer.yield_every = yield_every
+
+    @property
+    def abi(self) -> int:
+        """ABI number in the header."""
+        return int(self.pointer.abi)
+
+    @property
+    def epoch(self) -> int:
+        """Epoch in the header."""
+        return int(self.pointer.epoch)
+
+    @property
+    def n_flags(self) -> int:
+        """Flags the segment has."""
+        return int(self.pointer.n_flags)
+
+    @property
+    def span_capacity(self) -> int:
+        """Spans each actor's ring keeps."""
+        return int(self.pointer.span_capacity)
+
+    def span_offset(self, actor: int) -> int:
+        """Offset of an actor's span ring, bytes from the segment's start."""
+        return int(self.pointer.span_offset[actor])
+
+    def poison(self, code: int, actor: int) -> None:
+        """Poison and wake every sleeper; the first poison stays."""
+        lib.hc_segment_poison(self.pointer, code, actor)
+
+    def poisoned(self) -> tuple[int, int] | None:
+        """(code, actor) of the first poison, or None."""
+        word = int(lib.hc_segment_poisoned(self.pointer))
+        return (word >> 8, word & 0xFF) if word else None
+
+    def signal(self, flag: int, seq: int) -> None:
+        """Set a flag to seq (mod 2**32) and wake who sleeps on it."""
+        self._check_flag(flag)
+        lib.hc_flag_signal(self.pointer, flag, seq & 0xFFFFFFFF)
+
+    def value(self, flag: int) -> int:
+        """Current value of a flag."""
+        return self._words(flag)[0]
+
+    def sleepers(self, flag: int) -> int:
+        """Waiters registered as asleep on a flag (a killed one stays counted; it costs a wake)."""
+        return self._words(flag)[1]
+
+    def wait(self, flag: int, seq: int, epoch: int, timeout_ns: int) -> tuple[WaitStatus, int]:
+        """Wait until a flag equals seq, with the GIL released.
+
+        Args:
+            flag: index of the flag.
+            seq: value to wait for (mod 2**32).
+            epoch: epoch the caller works in.
+            timeout_ns: deadline from now; negative: none.
+
+        Returns:
+            How it ended, and nanoseconds waited.
+        """
+        self._check_flag(flag)
+        waited = ffi.new("int64_t *")
+        status = lib.hc_flag_wait(self.pointer, flag, seq & 0xFFFFFFFF, epoch, timeout_ns, waited)
+        return WaitStatus(status), int(waited[0])
+
+    def counters(self, actor: int) -> dict[str, int]:
+        """The counters an actor keeps in the header, by field name of hc_actor_state."""
+        state = self.pointer.actor[actor]
+        return {name: int(getattr(state, name)) for name in _COUNTERS}
+
+    def set_counter(self, actor: int, name: str, value: int) -> None:
+        """Set one counter; only the actor itself may, while its native loop does not run."""
+        setattr(self.pointer.actor[actor], name, value)
+
+    @property
+    def pass_header(self) -> tuple[int, int]:
+        """(batch, seq) of the running pass, as the GPU executor wrote it."""
+        return int(self.pointer.pass_batch), int(self.pointer.pass_seq)
+
+    @pass_header.setter
+    def pass_header(self, value: tuple[int, int]) -> None:
+        self.pointer.pass_batch, self.pointer.pass_seq = value
+
+    @property
+    def pass_prompt(self) -> int:
+        """Tokens of the dense prompt pass that the GPU executor runs alone; 0: none."""
+        return int(self.pointer.pass_prompt)
+
+    @property
+    def pass_begin_ns(self) -> int:
+        """When the last pass or dense prompt pass began, on CLOCK_MONOTONIC."""
+        return int(self.pointer.pass_begin_ns)
+
+    def _words(self, flag: int) -> tuple[int, int]:
+        self._check_flag(flag)
+        base = ffi.cast("char *", self.pointer) + self.pointer.flags_offset
+        word = ffi.cast("hc_flag *", base)[flag]
+        return int(word.value), int(word.sleepers)
+
+    def _check_flag(self, flag: int) -> None:
+        if not 0 <= flag < self.n_flags:
+            raise ValueError(f"flag {flag} is not one of the segment's {self.n_flags}")
+
+
+class Watcher:
+    """A native thread that poisons a segment (DIED, actor) as soon as one of the processes ends.
+
+    Args:
+        segment: what to poison; kept alive until close.
+        pids: actor index by process id. One that is gone already poisons at once.
+
+    Raises:
+        ConfigError: a pid below 1, or more than 64 of them.
+        KernelError: the kernel has no pidfd_open (Linux before 5.3), or no more descriptors.
+    """
+
+    def __init__(self, segment: NativeSegment, pids: Mapping[int, int]) -> None:
+        if len(pids) > MAX_WATCHED or any(not 0 < pid < 2**31 for pid in pids):
+            raise ConfigError(
+                f"cannot watch processes {list(pids)}: give at most {MAX_WATCHED} ids above 0"
+            )
+        ids = np.asarray(list(pids), dtype=np.int32)
+        actors = np.asarray(list(pids.values()), dtype=np.int32)
+        watcher = lib.hc_watcher_start(
+            segment.pointer, pointer(ids, "int32_t *"), pointer(actors, "int32_t *"), ids.size
+        )
+        if watcher == ffi.NULL:
+            raise KernelError(last_error())
+        self._stop = weakref.finalize(self, _stop_watcher, watcher, os.getpid(), segment)
+
+    def close(self) -> None:
+        """End the thread; idempotent, and nothing in a forked child, which has no such thread."""
+        self._stop()
+
+    def __enter__(self) -> "Watcher":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _stop_watcher(watcher: object, owner: int, segment: NativeSegment) -> None:
+    """The segment is an argument so that it lives until the thread is gone."""
+    if os.getpid() == owner:
+        lib.hc_watcher_stop(watcher)
+
+
+def hop(
+    segment: NativeSegment,
+    side: int,
+    flag_out: int,
+    flag_in: int,
+    rounds: int,
+    *,
+    epoch: int,
+    core: int = -1,
+) -> NDArray[np.uint32]:
+    """Play one side of the ping-pong in C for a number of rounds.
+
+    Args:
+        segment: mapped by all sides.
+        side: 0 signals first and measures, 1 answers.
+        flag_out: flag this side sets.
+        flag_in: flag this side waits for.
+        rounds: round trips.
+        epoch: epoch of the segment.
+        core: core to pin this thread to meanwhile; -1: none.
+
+    Returns:
+        Nanoseconds of every round trip on side 0, an empty array on side 1.
+    """
+    rtt_ns = np.zeros(rounds if side == 0 else 0, dtype=np.uint32)
+    out = pointer(rtt_ns, "uint32_t *") if side == 0 else ffi.NULL
+    check(lib.hc_hop(segment.pointer, side, flag_out, flag_in, rounds, epoch, core, out))
+    return rtt_ns

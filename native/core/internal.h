@@ -1,0 +1,58 @@
+/* internal.h - what the C files share among themselves; not seen by cffi.
+ *
+ * Primitives are the only code that depends on an instruction set: one table of function pointers
+ * per variant, chosen once in dispatch.c. Operators are plain C on top of them.
+ */
+#ifndef HOTCOLD_INTERNAL_H
+#define HOTCOLD_INTERNAL_H
+#include "abi/hotcold.h"
+#include "abi/variant.h"
+
+/* Set this thread's error text and return status. */
+hc_status hc_fail(hc_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Run body(context, task, thread) for every task of [0, n_tasks), on all threads of the pool (NULL:
+ * here). Task t is offered to thread t modulo the threads first, then to any: what it computes must not
+ * depend on thread. */
+typedef void (*hc_task)(void *context, int64_t task, int32_t thread);
+void hc_pool_run(hc_pool *pool, hc_task body, void *context, int64_t n_tasks);
+
+/* ops/ffn.c: how a list is cut among threads: pieces by position, then columns of the sum. */
+typedef struct {
+    int64_t pieces, columns;
+} hc_ffn_cut;
+hc_ffn_cut hc_ffn_cut_of(const hc_ffn_args *args, int64_t threads);
+
+/* ops/ffn_check.c: the arguments of hc_ffn; not HC_OK after hc_fail. */
+hc_status hc_ffn_check(const hc_ffn_args *args);
+
+/* ops/ahead.c: read what a list names into the caches of the threads that will compute it, until
+ * *flag == seq; x is not looked at. Returns the bytes asked for. */
+int64_t hc_ffn_ahead(const hc_ffn_args *args, hc_pool *pool, const uint32_t *flag, uint32_t seq);
+
+/* exchange.c: the word of a flag; NULL where there is none of this number. */
+const uint32_t *hc_flag_word(hc_segment *segment, int32_t flag);
+
+extern const hc_primitives hc_primitives_ref;
+#if defined(__x86_64__)
+extern const hc_primitives hc_primitives_avx2, hc_primitives_avx512;
+#elif defined(__aarch64__)
+extern const hc_primitives hc_primitives_neon;
+#endif
+
+/* The table in force; NULL after hc_fail where HOTCOLD_CPU names a variant this machine lacks
+ * or a file that nobody has loaded. */
+const hc_primitives *hc_primitives_get(void);
+const hc_primitives *hc_primitives_best(void);          /* of the built-in ones */
+const hc_primitives *hc_variant_find(const char *name); /* of those loaded (variant.c), or NULL */
+#define HC_VARIANT_NAME 128
+
+/* Bytes of one weight; 0 for an unknown dtype. */
+static inline int64_t hc_dtype_bytes(int32_t dtype) {
+    return dtype == HC_F32 ? 4 : dtype == HC_F16 || dtype == HC_BF16 ? 2 : 0;
+}
+
+#define HC_MAX_D       (1 << 24) /* longest row: keeps every product of sizes within int64 */
+#define HC_MAX_THREADS 1024
+
+#endif

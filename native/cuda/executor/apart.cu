@@ -1,0 +1,168 @@
+// apart.cu - the predictor's own process on the GPU: one graph a pass, from question to question.
+//
+//   take the pass in | wait for the question of a layer | fc1 | fc2 and threshold into the mailbox
+//   | answer, wait for the next question | ... | answer, report to the host
+// The kernels are predictor.cu's, the order of the layers is the executor's (asking_order). Memory:
+// the predictor's matrices, scratch and norms are this process's; the mailbox is the executor's and
+// mapped here (cudaIpc), or used by its address where both are threads of one process.
+#include "cuda/executor/apart.h"
+#include "cuda/executor/host.h"
+#include "cuda/memory/upload.h"
+
+#include <unistd.h>
+
+namespace hotcold {
+
+PredictorProcess::PredictorProcess(const hc_executor_args &args, const hc_device_args &device,
+                                   const hc_device_layer *layers_L)
+    : args_(args), device_(device), plan_(layers_L, layers_L + args.model->n_layers),
+      order_(asking_order(layers_L, args.model->n_layers)), bucket_(bucket_of(args.max_batch)),
+      layers_(args.model->n_layers) {
+    try {
+        start();
+    } catch (...) {
+        release();
+        throw;
+    }
+}
+
+PredictorProcess::~PredictorProcess() {
+    release();
+}
+
+void PredictorProcess::start() {
+    check(cudaSetDevice(device_.index), "CUDA device");
+    Arena count, count_host;
+    lay_out(count, count_host);
+    bytes_ = count.used(), pinned_ = count_host.used();
+    if (device_.vram_bytes > 0 && bytes_ > device_.vram_bytes)
+        throw std::runtime_error("the predictor needs " + std::to_string(bytes_) +
+                                 " bytes of GPU memory, its part of the budget is " +
+                                 std::to_string(device_.vram_bytes) + "; raise --vram");
+    open_mailbox();
+    check(cudaMalloc(&memory_, bytes_), "allocating " + std::to_string(bytes_) + " bytes");
+    clear(memory_, bytes_);
+    char *mapped = nullptr;
+    if (pinned_)
+        pin(&parts_, &mapped, pinned_);
+    Arena arena(memory_), host(mapped);
+    lay_out(arena, host);
+    check(cudaStreamCreateWithFlags(&launch_.stream, cudaStreamNonBlocking), "stream");
+    launch_.overlap = device_.launch_overlap != 0;
+    launch_.variant = open_variant(device_.variant);
+    check(cudaDeviceGetAttribute(&launch_.sms, cudaDevAttrMultiProcessorCount, device_.index),
+          "CUDA device");
+    pin(&host_, &host_mapped_, 1);
+    upload();
+    graphs_.capture(launch_.stream, bucket_, [&](int32_t bucket) { capture(bucket); });
+    check(cudaStreamSynchronize(launch_.stream), "graphs");
+}
+
+void PredictorProcess::release() {
+    if (launch_.stream)
+        cudaStreamSynchronize(launch_.stream);
+    graphs_.clear();
+    if (mapped_)
+        cudaIpcCloseMemHandle(mapped_);
+    cudaFree(memory_);
+    cudaFreeHost(parts_);
+    cudaFreeHost(host_);
+    if (launch_.stream)
+        cudaStreamDestroy(launch_.stream);
+}
+
+bool PredictorProcess::stays(int layer) const {
+    return device_.host_parts_L && (device_.host_parts_L[layer] & HC_PART_PREDICTOR);
+}
+
+void PredictorProcess::lay_out(Arena &arena, Arena &host) {
+    const hc_model &m = *args_.model;
+    int64_t hidden = 0, planes = 0;
+    for (const Asked &asked : order_) {
+        const hc_predictor_layer &from = device_.predictors_L[asked.layer];
+        LayerParts &to = layers_[asked.layer];
+        lay_out_predictor(arena, stays(asked.layer) ? host : arena, m, from, device_.predictor_i8,
+                          to.weights);
+        to.norm_D = folds_norm(m, from, asked.layer, asked.at) ? arena.take<float>(m.d) : nullptr;
+        if (from.form == HC_PREDICT_SIGN)
+            planes = 8 * ((m.d + 63) / 64);
+        else
+            hidden = std::max(hidden, from.hidden);
+    }
+    pass_ = arena.take<PassState>(1);
+    times_ = arena.take<TurnTimes>(1);
+    hidden_ = arena.take<float>(bucket_ * hidden);
+    planes_BPW_ = arena.take<uint64_t>(bucket_ * planes);
+    step_B_ = arena.take<float>(bucket_);
+}
+
+void PredictorProcess::open_mailbox() {
+    const hc_mailbox &from = device_.mailbox;
+    char *base = reinterpret_cast<char *>(from.address);
+    if (from.pid != getpid()) {
+        cudaIpcMemHandle_t handle;
+        std::memcpy(&handle, from.handle, sizeof handle);
+        check(cudaIpcOpenMemHandle(&mapped_, handle, cudaIpcMemLazyEnablePeerAccess),
+              "mapping the GPU executor's memory");
+        base = static_cast<char *>(mapped_);
+    }
+    lay_out_mailbox(base, *args_.model, bucket_, layers_ahead(plan_.data(), args_.model->n_layers),
+                    mailbox_);
+}
+
+void PredictorProcess::upload() {
+    const hc_model &m = *args_.model;
+    for (const Asked &asked : order_) {
+        const hc_predictor_layer &from = device_.predictors_L[asked.layer];
+        LayerParts &to = layers_[asked.layer];
+        upload_predictor(m, from, device_.predictor_i8, to.weights);
+        read_bytes_ += predictor_read_bytes(m, from, to.weights.dtype);
+        if (!to.norm_D)
+            continue;
+        Uploader up;
+        up.copy(to.norm_D, m.layers[asked.layer].ffn_norm_D, m.d * 4);
+        up.finish();
+    }
+}
+
+void PredictorProcess::capture_layer(const Asked &asked, int32_t bucket) {
+    Prediction p = {};
+    p.model = args_.model, p.shape = &device_.predictors_L[asked.layer];
+    p.weights = &layers_[asked.layer].weights;
+    p.input = mailbox_.input(asked.layer), p.norm_D = layers_[asked.layer].norm_D;
+    p.hidden = hidden_, p.planes_BPW = planes_BPW_, p.step_B = step_B_;
+    p.members_N = mailbox_.members_LN + asked.layer * args_.model->n;
+    p.pass = pass_;
+    predict(p, bucket, launch_);
+}
+
+void PredictorProcess::capture(int32_t bucket) {
+    Turn t = {};
+    t.host = host_mapped_, t.pass = pass_, t.times = times_;
+    for (const Asked &asked : order_) {
+        t.ask = mailbox_.ask(asked.layer);
+        turn(t, launch_);
+        record_layer(asked, bucket);
+        t.answer = mailbox_.answer(asked.layer);
+    }
+    t.ask = nullptr;
+    turn(t, launch_);
+}
+
+hc_status PredictorProcess::pass(uint32_t seq, int32_t batch, hc_device_report &report) {
+    check(cudaSetDevice(device_.index), "CUDA device");
+    host_->seq = seq, host_->batch = batch;
+    graphs_.launch(batch, launch_.stream);
+    watch({args_.segment, launch_.stream, &host_->done, &host_->abort}, seq, [] {});
+    if (host_->failed)
+        return HC_ERR_POISONED;
+    report = {};
+    report.pass_ns = static_cast<int64_t>(host_->times.busy + host_->times.waited);
+    report.asks = static_cast<int64_t>(order_.size());
+    report.asked_ns = static_cast<int64_t>(host_->times.busy);
+    report.bytes = read_bytes_;
+    report.allocated_bytes = bytes_, report.pinned_bytes = pinned_;
+    return HC_OK;
+}
+
+} // namespace hotcold

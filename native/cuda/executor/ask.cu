@@ -1,0 +1,65 @@
+// ask.cu - a layer's prediction where another process makes it: ask, go on, await the answer.
+//
+//   predicted by its own input:  ask | norm, x to the host | await | split, cold list and flags
+//   predicted early:             ask behind the norm of the earlier layer; await and split where the
+//                                lists are wanted, so that hot neurons, merge and attention of the
+//                                layers between are computed meanwhile
+// Where the first product folds the norm in (folds_norm) the question is the residual stream, so it
+// leaves before the norm; else it is the normed input.
+#include "cuda/executor/executor.h"
+
+#include <cstring>
+#include <unistd.h>
+
+namespace hotcold {
+
+void Executor::capture_ask(int layer, int at) {
+    const Mailbox &box = model_->mailbox;
+    Ask a = {};
+    a.from = prediction_input(layer, at), a.to = box.input(layer), a.d = args_.model->d;
+    a.word = box.ask(layer), a.pass = model_->buffers.pass;
+    a.stamps = model_->buffers.stamps + (layer + 1) * STAMPS;
+    a.stamp = at == layer ? AT_PREDICT : -1;
+    ask(a, launch_);
+}
+
+void Executor::capture_answer(int layer, bool with_x) {
+    const Mailbox &box = model_->mailbox;
+    Await a = {};
+    a.word = box.answer(layer), a.abort = &host_mapped_->abort;
+    a.pass = model_->buffers.pass;
+    a.stamps = model_->buffers.stamps + (layer + 1) * STAMPS;
+    a.stamp = plan_[layer].predicted_at == layer ? -1 : AT_PREDICT;
+    await_answer(a, launch_);
+    record_split(layer, with_x);
+}
+
+void Executor::capture_input_apart(int layer, int32_t bucket) {
+    const int at = plan_[layer].predicted_at;
+    const bool own = at == layer;
+    const bool before = own && folds_norm(*args_.model, device_.predictors_L[layer], layer, layer);
+    if (at >= 0 && !own)
+        record_answer(layer, false);
+    if (before)
+        record_ask(layer, layer);
+    record_ffn_norm(layer, !own, bucket);
+    if (own && !before)
+        record_ask(layer, layer);
+    for (int later = layer + 1; later < args_.model->n_layers; later++)
+        if (plan_[later].predicted_at == layer)
+            record_ask(later, layer);
+    if (own)
+        record_answer(layer, true);
+}
+
+// The mailbox's name for other processes of this GPU, and its address for this one.
+void Executor::share() {
+    cudaIpcMemHandle_t handle;
+    static_assert(sizeof handle == sizeof mailbox_.handle, "a handle fits");
+    check(cudaIpcGetMemHandle(&handle, model_->mailbox.asks), "sharing GPU memory");
+    std::memcpy(mailbox_.handle, &handle, sizeof handle);
+    mailbox_.address = reinterpret_cast<int64_t>(model_->mailbox.asks);
+    mailbox_.pid = getpid();
+}
+
+} // namespace hotcold

@@ -1,0 +1,73 @@
+// executor.h - one GPU executor: its memory, its graphs, its pinned words.
+#ifndef HOTCOLD_CUDA_EXECUTOR_H
+#define HOTCOLD_CUDA_EXECUTOR_H
+#include "cuda/executor/timeline.h"
+#include "cuda/memory/owned.h"
+#include "cuda/prompt/prompt.h"
+
+#include <memory>
+
+namespace hotcold {
+
+class Executor {
+  public:
+    Executor(const hc_executor_args &args, const hc_device_args &device,
+             const hc_device_layer *layers_L);
+    ~Executor();
+    hc_status pass(const hc_device_pass &in, hc_device_report &report);
+    hc_status prompt(const hc_device_prompt &in, hc_device_report &report);
+    const hc_mailbox &mailbox() const {
+        return mailbox_;
+    }
+    float *logits() {
+        return logits_host_;
+    }
+
+  private:
+    void start();
+    void release();
+    void register_segment();
+    void capture(int32_t bucket);
+    void record_attention(int layer, int32_t bucket);
+    void record_norm(const Norm &args, int32_t bucket);
+    float *ffn_input() const;
+    const float *prediction_input(int layer, int at) const;
+    float *x_slot(int layer) const;
+    int32_t audit_of(int layer) const;
+    void record_prediction(int layer, int at, int32_t bucket);
+    void record_split(int layer, bool with_x);
+    void record_ffn_norm(int layer, bool x_flag, int32_t bucket);
+    void record_input(int layer, int32_t bucket);
+    void record_input_apart(int layer, int32_t bucket);
+    void record_ask(int layer, int at);
+    void record_answer(int layer, bool with_x);
+    void record_hot(int layer, int32_t bucket);
+    void record_merge(int layer, int32_t bucket);
+    void record_head(int32_t bucket);
+    Exchange exchange(int layer) const;
+    uint32_t *flag(int32_t index) const;
+    void ring(uint32_t seq);
+    void share();
+    void fill(const hc_device_pass &in, hc_device_report &report);
+    Gemv dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const;
+
+    hc_executor_args args_;
+    hc_device_args device_;
+    std::vector<hc_device_layer> plan_;
+    std::vector<hc_device_layer> shown_; // the plan as spans show it
+    std::unique_ptr<Model> model_;
+    Launch launch_ = {};
+    PassHost *host_ = nullptr, *host_mapped_ = nullptr;
+    float *embedded_ = nullptr, *embedded_mapped_ = nullptr;
+    float *logits_host_ = nullptr, *logits_mapped_ = nullptr;
+    uint64_t *stamps_host_ = nullptr, *stamps_mapped_ = nullptr;
+    Clock clock_;
+    char *segment_ = nullptr; // as the device sees it
+    std::unique_ptr<Prompt> prompt_;
+    bool predicted_ = false;
+    hc_mailbox mailbox_ = {};
+    BatchGraphs graphs_;
+};
+
+} // namespace hotcold
+#endif

@@ -1,0 +1,278 @@
+// graph.cu - the kernels of a pass in order, captured once for each batch bucket.
+//
+// A layer (predicted, with cold neurons):
+//   qkv (norm folded in) | attention | o + residual | fc1 (+ x to both devices) | fc2 and threshold
+//   | split, cold list and flags to the host | gate and up | down | wait for the cold sum, merge
+// A layer that is predicted early has its fc1, fc2 and split before the merge of an earlier one: they
+// run while that one's cold sum is awaited, and the list is with the host long before x is. Its own x
+// then leaves with a norm of its own. A predictor that has its own process is asked instead: ask.cu.
+// Layer norms are kernels of their own always, before qkv and before fc1; where norms follow the
+// residual additions (opt-350m) they work in place on the stream, which is then the next block's
+// input.
+#include "cuda/executor/executor.h"
+
+namespace hotcold {
+
+uint32_t *Executor::flag(int32_t index) const {
+    if (index < 0)
+        return nullptr;
+    char *flags = segment_ + args_.segment->flags_offset;
+    return &reinterpret_cast<hc_flag *>(flags)[index].value;
+}
+
+Exchange Executor::exchange(int layer) const {
+    const hc_device_layer &plan = plan_[layer];
+    Exchange e = {};
+    e.epoch = args_.epoch;
+    e.capacity = args_.model->n;
+    e.abort = &host_mapped_->abort;
+    e.relay = model_->layers[layer].relay;
+    if (!plan.has_cold)
+        return e;
+    e.x_flag = flag(plan.x_flag);
+    e.active_flag = flag(plan.active_flag);
+    e.y_flag = flag(plan.y_flag);
+    if (plan.cold_list >= 0)
+        e.cold = reinterpret_cast<hc_active *>(segment_ + plan.cold_list);
+    e.y = reinterpret_cast<const float *>(segment_ + plan.y);
+    return e;
+}
+
+Gemv Executor::dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const {
+    Gemv g = {};
+    g.w = w;
+    g.dtype = args_.model->dtype;
+    g.stride = d * bytes_of(g.dtype);
+    g.rows = static_cast<int32_t>(rows);
+    g.d = static_cast<int32_t>(d);
+    g.x = x, g.x_stride = d, g.y = y, g.y_stride = rows;
+    g.eps = args_.model->norm_eps;
+    g.pass = model_->buffers.pass;
+    return g;
+}
+
+void Executor::capture_attention(int layer, int32_t bucket) {
+    const hc_model &m = *args_.model;
+    const Layer &from = model_->layers[layer];
+    const Buffers &b = model_->buffers;
+    const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
+    uint64_t *stamps = b.stamps + (layer + 1) * STAMPS;
+    Gemv qkv = dense(from.qkv, q_dim + 2 * kv_dim, m.d, b.h, b.qkv);
+    qkv.bias_R = from.qkv_bias;
+    qkv.stamps = stamps, qkv.stamp = AT_QKV;
+    if (m.norm == HC_NORM_RMS && !m.post_norm) {
+        qkv.norm_D = from.attention_norm_D;
+    } else if (!m.post_norm) {
+        Norm n = {};
+        n.x = b.h, n.weight_D = from.attention_norm_D, n.bias_D = from.attention_norm_bias_D;
+        n.y = b.normed, n.stamps = stamps, n.stamp = AT_QKV;
+        record_norm(n, bucket);
+        qkv.x = b.normed, qkv.stamps = nullptr;
+    }
+    gemv(qkv, bucket, launch_);
+    attention(Attention{b.qkv, from.k_cache, from.v_cache, b.cos_PE, b.sin_PE, b.attended, m.heads,
+                        m.kv_heads, m.head_dim, static_cast<int32_t>(m.context), device_.kv_f16,
+                        b.pass, attention_pieces(m.context), b.partial, b.stats, b.arrived},
+              bucket, launch_);
+    Gemv o = dense(from.o, m.d, q_dim, b.attended, b.h);
+    o.bias_R = from.o_bias_D;
+    o.epilogue = ADD;
+    gemv(o, bucket, launch_);
+}
+
+// A norm of the model's kind; shapes and the pass are filled in here.
+void Executor::capture_norm(const Norm &args, int32_t bucket) {
+    const hc_model &m = *args_.model;
+    Norm n = args;
+    n.d = m.d, n.eps = m.norm_eps, n.kind = m.norm, n.pass = model_->buffers.pass;
+    norm(n, bucket, launch_);
+}
+
+// The proposals of `layer` from the feed-forward input of layer `at`. Its own: the norm goes with it,
+// and x leaves for the host. An earlier layer's: that one has been normed, and is not merged yet.
+void Executor::capture_prediction(int layer, int at, int32_t bucket) {
+    const Buffers &b = model_->buffers;
+    Prediction p = {};
+    p.model = args_.model, p.shape = &device_.predictors_L[layer];
+    p.weights = &model_->layers[layer].predictor;
+    p.input = prediction_input(layer, at);
+    if (folds_norm(*p.model, *p.shape, layer, at)) {
+        p.norm_D = model_->layers[at].ffn_norm_D;
+        p.normed = b.normed, p.normed_host = x_slot(at);
+    }
+    p.hidden = b.hidden, p.planes_BPW = b.planes_BPW, p.step_B = b.step_B;
+    p.members_N = model_->layers[layer].members_N, p.pass = b.pass;
+    p.stamps = b.stamps + (layer + 1) * STAMPS;
+    predict(p, bucket, launch_);
+}
+
+// What a layer's prediction reads, on the device: [B][D].
+const float *Executor::prediction_input(int layer, int at) const {
+    const hc_predictor_layer &shape = device_.predictors_L[layer];
+    const bool residual = shape.input || folds_norm(*args_.model, shape, layer, at);
+    return residual ? model_->buffers.h : ffn_input();
+}
+
+// Where the normed input of a feed-forward block lies on the device.
+float *Executor::ffn_input() const {
+    return args_.model->post_norm ? model_->buffers.h : model_->buffers.normed;
+}
+
+float *Executor::x_slot(int layer) const {
+    return plan_[layer].has_cold ? reinterpret_cast<float *>(segment_ + plan_[layer].x) : nullptr;
+}
+
+// Lists of a layer out of its proposals; with_x: x is out too, tell the host of both.
+void Executor::capture_split(int layer, bool with_x) {
+    const Layer &from = model_->layers[layer];
+    const Buffers &b = model_->buffers;
+    Split s = {};
+    s.members_N = from.members_N, s.owned_G = from.owned_G, s.row_G = from.row_G;
+    s.n = static_cast<int32_t>(args_.model->n), s.n_chunks = device_.n_chunks;
+    s.bounds_C = from.bounds_C, s.hot = model_->hot_of(layer);
+    s.cold_ids = b.cold_ids, s.cold_members = b.cold_members, s.counts = from.counts;
+    s.layer = layer, s.audit_every = audit_of(layer), s.audit_seed = args_.audit_seed;
+    s.to = exchange(layer), s.pass = b.pass;
+    if (!with_x)
+        s.to.x_flag = nullptr;
+    split(s, launch_);
+}
+
+int32_t Executor::audit_of(int layer) const {
+    return plan_[layer].predicted_at >= 0 && plan_[layer].has_hot ? args_.audit_every : 0;
+}
+
+// The feed-forward input of a layer by a norm of its own, in device memory and with the host; x_flag:
+// tell it, here and not with the lists.
+void Executor::capture_ffn_norm(int layer, bool x_flag, int32_t bucket) {
+    const Layer &from = model_->layers[layer];
+    const bool after = args_.model->post_norm;
+    Exchange to = exchange(layer);
+    to.active_flag = nullptr;
+    if (!x_flag)
+        to.x_flag = nullptr;
+    Norm n = {};
+    n.x = model_->buffers.h, n.y = ffn_input(), n.y_host = x_slot(layer), n.to = to;
+    n.weight_D = after ? from.attention_norm_D : from.ffn_norm_D;
+    n.bias_D = after ? from.attention_norm_bias_D : from.ffn_norm_bias_D;
+    record_norm(n, bucket);
+}
+
+// The feed-forward input of a layer, in device memory and with the host, and the layer's lists.
+void Executor::capture_input(int layer, int32_t bucket) {
+    const bool own = plan_[layer].predicted_at == layer;
+    if (!own || !folds_norm(*args_.model, device_.predictors_L[layer], layer, layer))
+        record_ffn_norm(layer, !own, bucket);
+    if (!own)
+        return;
+    record_prediction(layer, layer, bucket);
+    record_split(layer, true);
+}
+
+void Executor::capture_hot(int layer, int32_t bucket) {
+    const hc_model &m = *args_.model;
+    const Layer &from = model_->layers[layer];
+    const Buffers &b = model_->buffers;
+    if (!plan_[layer].has_hot)
+        return;
+    HotList hot = model_->hot_of(layer);
+    if (plan_[layer].predicted_at < 0)
+        hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
+    const Ffn ffn = {from.record_R,
+                     m.record_bytes,
+                     m.gate_offset,
+                     m.up_offset,
+                     m.down_offset,
+                     static_cast<int32_t>(m.d),
+                     m.dtype,
+                     static_cast<int32_t>(args_.owned_L[layer].n_ids),
+                     device_.n_chunks,
+                     ffn_input(),
+                     hot,
+                     b.partial_CBD,
+                     from.fired_4C,
+                     b.pass,
+                     b.stamps + (layer + 1) * STAMPS,
+                     m.bias_offset};
+    gate_up(ffn, bucket, launch_);
+    down(ffn, bucket, launch_);
+}
+
+void Executor::capture_merge(int layer, int32_t bucket) {
+    const hc_device_layer &plan = plan_[layer];
+    const Layer &from = model_->layers[layer];
+    const Buffers &b = model_->buffers;
+    const HotList &hot = model_->hot_of(layer);
+    Merge m = {};
+    m.h = b.h, m.partial_CBD = plan.has_hot ? b.partial_CBD : nullptr;
+    m.n_chunks = device_.n_chunks, m.d = static_cast<int32_t>(args_.model->d), m.bucket = bucket;
+    m.from = exchange(layer), m.selective = plan.selective, m.skipped = b.skipped;
+    m.cold_count = plan.predicted_at >= 0 ? from.counts + COUNT_COLD : nullptr;
+    m.pass = b.pass, m.stamps = b.stamps + (layer + 1) * STAMPS;
+    if (audit_of(layer))
+        m.audit = hot.audit, m.c_KB = hot.c_KB, m.missed = from.counts + COUNT_MISSED;
+    m.bias_D = from.ffn_bias_D;
+    merge(m, launch_);
+    if (args_.model->post_norm) {
+        Norm n = {};
+        n.x = n.y = b.h, n.weight_D = from.ffn_norm_D, n.bias_D = from.ffn_norm_bias_D;
+        record_norm(n, bucket);
+    }
+}
+
+void Executor::capture_head(int32_t bucket) {
+    const hc_model &m = *args_.model;
+    const Buffers &b = model_->buffers;
+    Gemv head = dense(b.head, m.vocab, m.embed_dim, b.h, b.logits);
+    Gemv project = dense(b.project_out, m.embed_dim, m.d, b.h, b.projected);
+    Gemv &first = m.project_out ? project : head; // every row is projected: the head picks its own
+    first.stamps = b.stamps, first.stamp = AT_HEAD;
+    if (m.norm == HC_NORM_RMS) {
+        first.norm_D = b.final_norm_D;
+    } else if (b.final_norm_D) {
+        Norm n = {};
+        n.x = b.h, n.weight_D = b.final_norm_D, n.bias_D = b.final_norm_bias_D, n.y = b.normed;
+        n.stamps = b.stamps, n.stamp = AT_HEAD;
+        record_norm(n, bucket);
+        first.x = b.normed, first.stamps = nullptr;
+    }
+    if (m.project_out) {
+        gemv(project, bucket, launch_);
+        head.x = b.projected;
+    }
+    head.when = ONE_ROW;
+    gemv(head, bucket, launch_);
+    head.when = ALL_ROWS;
+    head.stamps = nullptr;
+    if (bucket > 1)
+        gemv(head, bucket, launch_);
+}
+
+void Executor::capture(int32_t bucket) {
+    const hc_model &m = *args_.model;
+    const Buffers &b = model_->buffers;
+    begin(Begin{host_mapped_, embedded_mapped_, b.h, m.d, b.pass, b.skipped, b.stamps}, bucket,
+          launch_);
+    for (int layer = 0; layer < m.n_layers; layer++) {
+        record_attention(layer, bucket);
+        if (device_.apart)
+            record_input_apart(layer, bucket);
+        else
+            record_input(layer, bucket);
+        record_hot(layer, bucket);
+        for (int later = layer + 1; later < m.n_layers && !device_.apart; later++)
+            if (plan_[later].predicted_at == layer) {
+                record_prediction(later, layer, bucket);
+                record_split(later, false);
+            }
+        record_merge(layer, bucket);
+    }
+    record_head(bucket);
+    const Layer &first = model_->layers[0];
+    finish(Finish{b.logits, logits_mapped_, m.vocab, b.pass, host_mapped_, first.counts,
+                  first.fired_4C, b.skipped, b.n_hot_L, m.n_layers, device_.n_chunks,
+                  (bucket + 7) / 8, predicted_, b.stamps, stamps_mapped_},
+           launch_);
+}
+
+} // namespace hotcold

@@ -1,0 +1,90 @@
+// table.cu - the plug-in's C face: the table of device.h, and exceptions turned into texts.
+#include "cuda/executor/apart.h"
+#include "cuda/executor/executor.h"
+
+namespace hotcold {
+
+hc_status operate(const hc_device_op &op); // operate.cu
+
+namespace {
+
+thread_local std::string last_error;
+
+template <class Body> hc_status guarded(Body body) {
+    try {
+        return body();
+    } catch (const std::exception &error) {
+        last_error = error.what();
+        return HC_ERR_SYSTEM;
+    }
+}
+
+void *create(const hc_executor_args *args, const hc_device_args *device,
+             const hc_device_layer *layers_L) {
+    Executor *made = nullptr;
+    guarded([&] {
+        made = new Executor(*args, *device, layers_L);
+        return HC_OK;
+    });
+    return made;
+}
+
+void destroy(void *self) {
+    delete static_cast<Executor *>(self);
+}
+
+hc_status pass(void *self, const hc_device_pass *in, hc_device_report *report) {
+    return guarded([&] { return static_cast<Executor *>(self)->pass(*in, *report); });
+}
+
+hc_status prompt(void *self, const hc_device_prompt *in, hc_device_report *report) {
+    return guarded([&] { return static_cast<Executor *>(self)->prompt(*in, *report); });
+}
+
+float *logits(void *self) {
+    return static_cast<Executor *>(self)->logits();
+}
+
+void mailbox(void *self, hc_mailbox *out) {
+    *out = static_cast<Executor *>(self)->mailbox();
+}
+
+void *create_predictor(const hc_executor_args *args, const hc_device_args *device,
+                       const hc_device_layer *layers_L) {
+    PredictorProcess *made = nullptr;
+    guarded([&] {
+        made = new PredictorProcess(*args, *device, layers_L);
+        return HC_OK;
+    });
+    return made;
+}
+
+void destroy_predictor(void *self) {
+    delete static_cast<PredictorProcess *>(self);
+}
+
+hc_status answer(void *self, uint32_t seq, int32_t batch, hc_device_report *report) {
+    return guarded(
+        [&] { return static_cast<PredictorProcess *>(self)->pass(seq, batch, *report); });
+}
+
+const char *error() {
+    return last_error.c_str();
+}
+
+hc_status operate_guarded(const hc_device_op *op) {
+    return guarded([&] { return hotcold::operate(*op); });
+}
+
+} // namespace
+
+} // namespace hotcold
+
+extern "C" const hc_device_api *hc_device_table(void) {
+    using namespace hotcold;
+    static const hc_device_api table = {
+        HC_DEVICE_ABI, "cuda", create,         destroy,          pass,
+        prompt,        logits, mailbox,        create_predictor, destroy_predictor,
+        answer,        error,  operate_guarded};
+    return &table;
+}

@@ -1,0 +1,166 @@
+// timeline.cu - stamps of the device's clock become spans on the host's.
+//
+// The kernels of a pass run one after the other, so a step ends where the next begins; that is all
+// there is to a stamp: one thread of a kernel reads %globaltimer when what it waited for is there.
+// 64 bytes a layer travel to the host with the report.
+//
+// %globaltimer and CLOCK_MONOTONIC differ by an offset and drift (the one is a crystal, the other is
+// slewed). The offset is known within bounds: from a ping-pong at the start (an H100 answers over
+// the bus in about 2 us), and from every pass, which cannot have begun before it was launched nor
+// ended after that was seen. Between two looks the bounds widen by DRIFT. What is left is the error.
+#include "cuda/executor/timeline.h"
+#include "cuda/kernels/common.cuh"
+#include "cuda/memory/owned.h"
+
+#include <algorithm>
+#include <time.h>
+
+namespace hotcold {
+
+int64_t now_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
+namespace {
+
+constexpr int ROUNDS = 64, TICKS = 32;
+constexpr int64_t GIVE_UP_NS = 1000000000;
+constexpr int64_t DRIFT = 5000; // nanoseconds of a second for one: 200 per million
+
+struct Ping { // pinned, mapped
+    uint32_t ask, answer;
+    uint64_t stamp, tick;
+};
+
+__global__ void clock_kernel(Ping *ping) {
+    uint64_t last = now(), least = ~0ull;
+    for (int i = 0; i < TICKS;) {
+        const uint64_t t = now();
+        if (t != last)
+            least = min(least, t - last), last = t, i++;
+    }
+    ping->tick = least;
+    const uint64_t begin = now();
+    for (uint32_t round = 1; round <= ROUNDS; round++) {
+        while (load_flag(&ping->ask) != round)
+            if (now() - begin > GIVE_UP_NS)
+                return;
+        ping->stamp = now();
+        store_flag(&ping->answer, round);
+    }
+}
+
+} // namespace
+
+void Clock::take(int64_t low, int64_t high) {
+    low_ = std::max(low_, low), high_ = std::min(high_, high);
+    if (low_ > high_) // a clock was set, or the machine slept
+        low_ = low, high_ = high;
+}
+
+void Clock::calibrate(cudaStream_t stream) {
+    const Pinned<Ping> pinned(1);
+    Ping *const ping = pinned.get();
+    clock_kernel<<<1, 1, 0, stream>>>(pinned.mapped());
+    const cudaError_t error = cudaGetLastError();
+    const int64_t begin = now_ns();
+    for (uint32_t round = 1; error == cudaSuccess && round <= ROUNDS; round++) {
+        const int64_t asked = now_ns();
+        int64_t answered = asked;
+        __atomic_store_n(&ping->ask, round, __ATOMIC_RELEASE);
+        while (__atomic_load_n(&ping->answer, __ATOMIC_ACQUIRE) != round &&
+               answered - begin < GIVE_UP_NS)
+            answered = now_ns();
+        answered = now_ns();
+        if (answered - begin >= GIVE_UP_NS)
+            break; // passes will give bounds
+        tick_ = static_cast<int64_t>(ping->tick);
+        const int64_t stamp = static_cast<int64_t>(ping->stamp);
+        take(asked - stamp - tick_, answered - stamp);
+    }
+    seen_ns_ = now_ns();
+    const cudaError_t ended = cudaStreamSynchronize(stream);
+    check(error == cudaSuccess ? ended : error, "calibrating the clock");
+}
+
+void Clock::narrow(int64_t launched_ns, uint64_t begin, uint64_t end, int64_t done_ns) {
+    const int64_t drift = (done_ns - seen_ns_) / DRIFT + 1;
+    low_ -= drift, high_ += drift;
+    seen_ns_ = done_ns;
+    take(launched_ns - static_cast<int64_t>(begin) - tick_, done_ns - static_cast<int64_t>(end));
+}
+
+namespace {
+
+constexpr int PHASE_OF[] = {-1, 0, 1, 2, -1, 4, 5}; // by hc_op
+constexpr int WAIT = 3;
+
+// Collects steps in the order of the stream; each ends where the next begins.
+class Steps {
+  public:
+    Steps(const Clock &clock, uint32_t seq, hc_span *out, int64_t *phase_ns)
+        : clock_(clock), seq_(seq), out_(out), phase_ns_(phase_ns) {}
+    void begin(uint64_t at, int op, int layer, uint64_t ready = 0) {
+        end(at);
+        at_ = at, ready_ = ready ? ready : at, op_ = op, layer_ = layer;
+    }
+    void end(uint64_t at) {
+        if (op_ < 0)
+            return;
+        out_[count_++] = {static_cast<uint64_t>(clock_.host_ns(at_)),
+                          static_cast<uint64_t>(clock_.host_ns(ready_)),
+                          static_cast<uint64_t>(clock_.host_ns(at)),
+                          seq_,
+                          static_cast<int16_t>(layer_),
+                          static_cast<int16_t>(op_)};
+        if (PHASE_OF[op_] >= 0)
+            phase_ns_[PHASE_OF[op_]] += static_cast<int64_t>(at - ready_);
+        phase_ns_[WAIT] += static_cast<int64_t>(ready_ - at_);
+        op_ = -1;
+    }
+    int32_t count() const {
+        return count_;
+    }
+
+  private:
+    const Clock &clock_;
+    uint32_t seq_;
+    hc_span *out_;
+    int64_t *phase_ns_;
+    uint64_t at_ = 0, ready_ = 0;
+    int op_ = -1, layer_ = -1;
+    int32_t count_ = 0;
+};
+
+} // namespace
+
+int32_t read_timeline(const uint64_t *stamps, const std::vector<hc_device_layer> &plan,
+                      const Clock &clock, uint32_t seq, hc_span *out, int64_t *phase_ns) {
+    const int n = static_cast<int>(plan.size());
+    Steps steps(clock, seq, out, phase_ns);
+    steps.begin(stamps[AT_BEGIN], HC_OP_EMBED, -1);
+    for (int layer = 0; layer < n; layer++) {
+        const uint64_t *s = stamps + (layer + 1) * STAMPS;
+        steps.begin(s[AT_QKV], HC_OP_ATTENTION, layer); // the norm and x's way out with it
+        if (plan[layer].predicted_at == layer)
+            steps.begin(s[AT_PREDICT], HC_OP_PREDICT, layer);
+        if (plan[layer].has_hot)
+            steps.begin(s[AT_HOT], HC_OP_HOT, layer);
+        bool early = false;
+        for (int later = layer + 1; later < n; later++)
+            if (plan[later].predicted_at == layer) {
+                steps.begin(stamps[(later + 1) * STAMPS + AT_PREDICT], HC_OP_PREDICT, later);
+                early = true;
+            }
+        if (early && plan[layer].has_hot)
+            steps.begin(s[AT_MERGE], HC_OP_HOT, layer); // its partial sums
+        steps.begin(s[AT_SUMMED], HC_OP_MERGE, layer, s[AT_WAITED]);
+    }
+    steps.begin(stamps[AT_HEAD], HC_OP_HEAD, -1);
+    steps.end(stamps[AT_END]);
+    return steps.count();
+}
+
+} // namespace hotcold

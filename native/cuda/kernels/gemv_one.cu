@@ -1,0 +1,204 @@
+// gemv_one.cu - dense y = W x for one token: v2 of gemv.cu, the kernel decoding spends its time in.
+//
+// A block of 128 threads holds x, spread over its threads, in registers for its whole life, and walks
+// over groups of R rows: R * P loads of 16 bytes a thread are in flight (P packs of a row a thread),
+// and those of the next group are requested before the sums of this one are reduced.
+#include "cuda/kernels/gemv.cuh"
+#include "cuda/kernels/norm.cuh"
+
+namespace hotcold {
+namespace v2 {
+
+constexpr int THREADS = 128, WARPS = THREADS / WARP;
+
+struct Gemv2 : Gemv {
+    int32_t workers, row_groups, extra; // extra: block 0 writes the normed x out
+};
+
+// x of this thread's packs, times the norm's weight; returns 1 / rms of the whole row.
+template <class W, int P, bool NORM>
+__device__ __forceinline__ float load_x(const Gemv2 &a, float (&x)[P][W::E]) {
+    __shared__ float shared[WARPS];
+    const float *from = a.x + (a.when == ONE_ROW ? a.pass->batch - 1 : 0) * a.x_stride;
+    float squares = 0;
+#pragma unroll
+    for (int p = 0; p < P; p++) {
+        const int at = (threadIdx.x + p * THREADS) * W::E;
+#pragma unroll
+        for (int i = 0; i < W::E; i++)
+            x[p][i] = 0;
+        if (at >= a.d)
+            continue;
+        load_floats<W::E>(from, at, a.d, true, x[p]);
+        if (!NORM)
+            continue;
+        float weight[W::E];
+        load_floats<W::E>(a.norm_D, at, a.d, true, weight);
+#pragma unroll
+        for (int i = 0; i < W::E; i++) {
+            squares = fmaf(x[p][i], x[p][i], squares);
+            x[p][i] *= weight[i];
+        }
+    }
+    if (!NORM)
+        return 1.0f;
+    squares = warp_sum(squares);
+    if (threadIdx.x % WARP == 0)
+        shared[threadIdx.x / WARP] = squares;
+    __syncthreads();
+    squares = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++)
+        squares += shared[w];
+    return rsqrtf(squares / static_cast<float>(a.d) + a.eps);
+}
+
+template <class W, int P, int R>
+__device__ __forceinline__ void request(const Gemv2 &a, int group, uint4 (&w)[R][P]) {
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        const char *row =
+            static_cast<const char *>(a.w) + min(group * R + r, a.rows - 1) * a.stride;
+#pragma unroll
+        for (int p = 0; p < P; p++)
+            w[r][p] = load_pack<W>(row, (threadIdx.x + p * THREADS) * W::E, a.d, true);
+    }
+}
+
+template <class W, int P, int R>
+__device__ __forceinline__ void multiply(const uint4 (&w)[R][P], const float (&x)[P][W::E],
+                                         float (&sum)[R]) {
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        sum[r] = 0;
+#pragma unroll
+        for (int p = 0; p < P; p++) {
+            float weight[W::E];
+            W::unpack(w[r][p], weight);
+#pragma unroll
+            for (int i = 0; i < W::E; i++)
+                sum[r] = fmaf(weight[i], x[p][i], sum[r]);
+        }
+    }
+}
+
+template <class W, int P, int R, bool NORM, int BLOCKS>
+__global__ void __launch_bounds__(THREADS, BLOCKS) gemv_one_kernel(const Gemv2 a) {
+    __shared__ float shared[2][WARPS][R];
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    launch_next();
+    const int worker = static_cast<int>(blockIdx.x) - a.extra;
+    if (NORM && worker < 0) {
+        wait_prior();
+        stamp(a.stamps, a.stamp);
+        norm_row<THREADS>(a.x, a.norm_D, a.d, a.eps, a.normed, a.normed_host);
+        return;
+    }
+    uint4 w[R][P];
+    request<W, P, R>(a, worker, w);
+    wait_prior();
+    stamp(a.stamps, a.stamp);
+    if (!takes_part(a))
+        return;
+    float x[P][W::E];
+    const float scale = load_x<W, P, NORM>(a, x);
+    int turn = 0;
+    for (int group = worker; group < a.row_groups; group += a.workers, turn ^= 1) {
+        float sum[R];
+        multiply<W, P, R>(w, x, sum);
+        if (group + a.workers < a.row_groups)
+            request<W, P, R>(a, group + a.workers, w);
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            sum[r] = warp_sum(sum[r]);
+            if (lane == 0)
+                shared[turn][warp][r] = sum[r];
+        }
+        __syncthreads();
+        const int row = group * R + static_cast<int>(threadIdx.x);
+        if (threadIdx.x < R && row < a.rows) {
+            float y[1] = {0};
+#pragma unroll
+            for (int k = 0; k < WARPS; k++)
+                y[0] += shared[turn][k][threadIdx.x];
+            if (NORM)
+                y[0] = __fmul_rn(y[0], scale);
+            if (a.scale_R)
+                y[0] = __fmul_rn(y[0], a.scale_R[row]);
+            write_out<1>(a, row, 0, y);
+        }
+    }
+}
+
+template <class W, int P, int R, bool NORM, int BLOCKS> void start(Gemv2 &a, const Launch &launch) {
+    a.row_groups = (a.rows + R - 1) / R;
+    a.workers = min(a.row_groups, BLOCKS * launch.sms);
+    a.extra = NORM && a.normed ? 1 : 0;
+    enqueue<Gemv2>(gemv_one_kernel<W, P, R, NORM, BLOCKS>, dim3(a.workers + a.extra), THREADS, 0,
+                   launch, a);
+}
+
+template <class W, int P, int R, int BLOCKS> void start_norm(Gemv2 &a, const Launch &launch) {
+    if (a.norm_D)
+        start<W, P, R, true, BLOCKS>(a, launch);
+    else
+        start<W, P, R, false, BLOCKS>(a, launch);
+}
+
+// Rows at once and blocks a multiprocessor, by the length of a row and the number of rows; measured on
+// an H100 (us, fp16): 15360 x 5120: 52.8 (3 TB/s); 5120 x 5120: 18.1, with R 2: 19.2; 960 x 5120: 5.9,
+// with 5 blocks: 7.4; 13824 x 960: 10.5, with 3 blocks: 12.0; 32000 x 5120: 106.5.
+template <class W, int P> void start_rows(Gemv2 &a, const Launch &launch) {
+    if constexpr (P == 1)
+        start_norm<W, P, 8, 5>(a, launch);
+    else if (a.rows >= launch.sms * 8)
+        start_norm<W, P, P == 2 ? 6 : P == 7 ? 3 : 4, 3>(a, launch); // P 7: 4 rows would spill
+    else
+        start_norm<W, P, 1, 4>(a, launch);
+}
+
+template <class W> bool start_packs(Gemv2 &a, const Launch &launch) {
+    switch ((a.d + THREADS * W::E - 1) / (THREADS * W::E)) {
+    case 1:
+        start_rows<W, 1>(a, launch);
+        return true;
+    case 2:
+        start_rows<W, 2>(a, launch);
+        return true;
+    case 3:
+        start_rows<W, 3>(a, launch);
+        return true;
+    case 4:
+        start_rows<W, 4>(a, launch);
+        return true;
+    case 5:
+        start_rows<W, 5>(a, launch);
+        return true;
+    case 7:
+        start_rows<W, 7>(a, launch);
+        return true;
+    default:
+        return false;
+    }
+}
+
+} // namespace v2
+
+bool gemv_one(const Gemv &args, bool vec, const Launch &launch) {
+    if (!vec)
+        return false;
+    v2::Gemv2 a;
+    static_cast<Gemv &>(a) = args;
+    switch (args.dtype) {
+    case HC_F16:
+        return v2::start_packs<F16>(a, launch);
+    case HC_BF16:
+        return v2::start_packs<BF16>(a, launch);
+    case HC_I8:
+        return v2::start_packs<I8>(a, launch);
+    default:
+        return false; // float32 models are small: v1 serves them
+    }
+}
+
+} // namespace hotcold

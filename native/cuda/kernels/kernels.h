@@ -1,0 +1,277 @@
+// kernels.h - the operators of the plug-in: arguments and launchers, one .cu file each.
+//
+// Launchers only enqueue. All pointers are device memory, or host memory mapped into the device
+// where the name says host. `bucket` is the batch a graph was made for (1, 2, 4, 8, 16, 32); the
+// tokens that really travel are in PassState, and rows past them are computed and ignored.
+#ifndef HOTCOLD_KERNELS_H
+#define HOTCOLD_KERNELS_H
+#include "loop/device.h"
+
+#include <cuda_runtime.h>
+#include <stdexcept>
+#include <string>
+
+namespace hotcold {
+
+constexpr int HC_I8 = 3; // dtype of predictor matrices quantised by row, beside hc_dtype
+// Stamps of the device's clock, a row of them a layer, each written by the kernel that begins (or,
+// SUMMED and WAITED, gets so far) then; timeline.cu reads them. The row before those of the layers
+// is of the whole pass.
+constexpr int STAMPS = 8;
+enum { AT_QKV, AT_PREDICT, AT_HOT, AT_MERGE, AT_SUMMED, AT_WAITED, AT_ASKED, AT_ANSWERED };
+enum { AT_BEGIN, AT_HEAD, AT_END };
+// Counts of a pass, a row of them a layer.
+constexpr int COUNTS = 4;
+enum { COUNT_COLD, COUNT_HOT, COUNT_AUDITED, COUNT_MISSED }; // neurons; the others * tokens
+
+struct PassState { // the running pass, in device memory; written by begin
+    uint32_t seq;
+    int32_t batch, head_rows;
+    uint32_t failed; // a wait ended without its flag
+    int32_t position_B[HC_MAX_BATCH];
+};
+
+struct Operators;
+struct Launch { // how to enqueue
+    cudaStream_t stream;
+    bool overlap; // programmatic dependent launch, where the code waits_itself
+    int sms;
+    const Operators *variant; // NULL, or a user's launchers, asked before the built-in ones
+};
+
+enum Epilogue { STORE, ADD, RELU, MEMBERS };
+enum When { ALWAYS, ONE_ROW, ALL_ROWS }; // head: by PassState.head_rows
+struct Gemv {
+    const void *w; // rows `stride` bytes apart
+    int64_t stride;
+    int32_t rows, d, dtype;
+    const float *scale_R; // HC_I8
+    const float *x;       // rows of x are x_stride floats apart
+    int64_t x_stride;
+    const float *norm_D; // x is rms-normed on the way in; NULL: taken as it is
+    float eps;
+    float *y;
+    int64_t y_stride;
+    const float *bias_R; // added to the product; NULL: none
+    float threshold;     // MEMBERS: bit b of members[row] = y[b] >= threshold
+    uint8_t *members;    // 4 bytes a row, one for each eight tokens
+    Epilogue epilogue;
+    When when;
+    const PassState *pass;
+    float *normed, *normed_host; // with norm_D: one block more writes the normed x here
+    uint64_t *stamps;
+    int32_t stamp;
+};
+void gemv(const Gemv &args, int bucket, const Launch &launch);
+
+struct Sign { // the predictor that reads one bit a weight; see ../ops/sign.c
+    const uint64_t *signs_NW;
+    const float *scale_N, *bias_N, *column_D; // bias, column NULL: none, ones
+    const float *x;                           // [B][D]
+    int32_t n, d, input_bits;
+    float threshold;
+    uint64_t *planes_BPW; // scratch
+    float *step_B;        // scratch
+    uint32_t *members_N;  // out
+    const PassState *pass;
+    uint64_t *stamps;
+};
+void sign(const Sign &args, int bucket, const Launch &launch);
+
+constexpr int ATTENTION_PIECE = 256; // positions that are summed up on their own
+inline int32_t attention_pieces(int64_t context) {
+    return static_cast<int32_t>((context + ATTENTION_PIECE - 1) / ATTENTION_PIECE);
+}
+struct Attention {
+    const float *qkv;             // [B][(heads + 2 kv_heads) * head_dim], not yet rotated
+    void *k_cache, *v_cache;      // one layer: [kv_heads][context][head_dim]
+    const float *cos_PE, *sin_PE; // NULL: no rotary embedding
+    float *out;                   // [B][heads * head_dim]
+    int32_t heads, kv_heads, head_dim, context, kv_f16;
+    const PassState *pass;
+    int32_t pieces;    // attention_pieces(context)
+    float *partial;    // [B * heads][pieces][head_dim]; NULL for one piece
+    float2 *stats;     // [B * heads][pieces]: highest score and sum of weights; NULL likewise
+    uint32_t *arrived; // [B * heads] zeros, and zeros again after every launch
+};
+void attention(const Attention &args, int bucket, const Launch &launch);
+
+struct HotList {       // active hot neurons of one layer, ascending
+    int32_t *rows;     // of the neuron table; NULL: every row
+    uint32_t *members; // NULL: all tokens
+    int32_t *count;
+    int32_t *starts; // n_chunks + 1 positions in the list
+    float *c_KB;     // relu(gate) * up, or relu(gate); entry [k * bucket + b]
+    int32_t *audit;  // entries from audit[0] to audit[1] are looked at and not summed
+};
+struct Exchange { // one layer's part of the shared segment, mapped; NULL where there is none
+    uint32_t *x_flag, *active_flag, *y_flag;
+    hc_active *cold;
+    const float *y;
+    uint64_t epoch;
+    int64_t capacity;
+    const uint32_t *abort; // host word: not 0: end every wait
+    uint32_t *relay;       // device word: seq once the wait of this layer is over
+};
+struct Norm {
+    const float *x, *weight_D, *bias_D; // bias NULL: none
+    float *y, *y_host;                  // y may be x; y_host NULL: none
+    int64_t d;
+    float eps;
+    int32_t kind; // hc_norm
+    Exchange to;  // flags to set once y is out
+    const PassState *pass;
+    uint64_t *stamps;
+    int32_t stamp;
+};
+void norm(const Norm &args, int bucket, const Launch &launch);
+struct Split {
+    const uint32_t *members_N;
+    const uint32_t *owned_G; // bit i of word g: neuron 32 g + i is hot
+    const int32_t *row_G;    // rows of the hot table before group g
+    int32_t n, n_chunks;
+    const int32_t *bounds_C; // n_chunks + 1 neuron ids
+    HotList hot;
+    int32_t *cold_ids; // the cold list, where it is too long for shared memory
+    uint32_t *cold_members;
+    bool in_shared;             // set by split()
+    int32_t *counts;            // out: COUNT_COLD, COUNT_HOT, COUNT_AUDITED
+    int32_t layer, audit_every; // one in so many neurons that are left out is looked at; 0: none
+    uint64_t audit_seed;
+    Exchange to;
+    const PassState *pass;
+};
+void split(const Split &args, const Launch &launch);
+void signal_x(const Exchange &to, const PassState *pass, const Launch &launch);
+
+struct Ffn {
+    const char *const
+        *record_R; // where each row of the table lies: on the device or in host memory
+    int64_t record_bytes, gate_offset, up_offset, down_offset; // up_offset -1: no up rows
+    int32_t d, dtype, n_rows, n_chunks;
+    const float *x;
+    HotList hot;
+    float *partial_CBD;
+    int32_t *fired_C; // [4][n_chunks]: neurons * tokens whose gate fired
+    const PassState *pass;
+    uint64_t *stamps;
+    int64_t bias_offset; // of the gate's bias (fp32) in a record; 0: none
+};
+void gate_up(const Ffn &args, int bucket, const Launch &launch);
+void down(const Ffn &args, int bucket, const Launch &launch);
+
+struct Merge {
+    float *h;                 // [B][D] residual
+    const float *partial_CBD; // NULL: no hot neurons
+    int32_t n_chunks, d, bucket;
+    Exchange from;             // y_flag NULL: no cold neurons
+    const int32_t *cold_count; // NULL: not predicted, always wait and add
+    int32_t selective;
+    int32_t *skipped; // += 1 where the exchange was skipped
+    PassState *pass;
+    uint64_t *stamps;
+    const float *bias_D;  // of the down matrix, added once; NULL: none
+    const int32_t *audit; // of the hot list; NULL: no audit
+    const float *c_KB;
+    int32_t *missed; // out: audited neurons * tokens whose gate fired
+};
+void merge(const Merge &args, const Launch &launch);
+
+struct PassHost { // pinned and mapped: how a pass goes in and its report out
+    hc_device_pass in;
+    int32_t position_B[HC_MAX_BATCH];
+    uint32_t abort, done; // done: seq of the last finished pass
+    uint32_t failed;
+    int64_t counters[6]; // gate_rows, up_down_rows, skipped, cold, audited, missed
+};
+struct Begin {
+    const PassHost *host;
+    const float *embedded_host;
+    float *h;
+    int64_t d;
+    PassState *pass;
+    int32_t *skipped;
+    uint64_t *stamps;
+};
+void begin(const Begin &args, int bucket, const Launch &launch);
+struct Finish {
+    const float *logits;
+    float *logits_host;
+    int64_t vocab;
+    const PassState *pass;
+    PassHost *host;
+    const int32_t *counts_LC, *fired_LC, *skipped, *n_hot_L; // counts: [L][COUNTS]
+    int32_t n_layers, n_chunks, groups, predicted;
+    uint64_t *stamps, *stamps_host; // [L + 1][STAMPS]
+};
+void finish(const Finish &args, const Launch &launch);
+
+// What a variant (variant.cuh) may replace. A launcher enqueues and returns true, or returns false
+// where it has no kernel for this shape; NULL: never asked.
+struct Operators {
+    bool (*gemv)(const Gemv &args, int bucket, const Launch &launch);
+    bool (*norm)(const Norm &args, int bucket, const Launch &launch);
+    bool (*attention)(const Attention &args, int bucket, const Launch &launch);
+    bool (*gate_up)(const Ffn &args, int bucket, const Launch &launch);
+    bool (*down)(const Ffn &args, int bucket, const Launch &launch);
+};
+const Operators *open_variant(const char *path); // variant.cu; NULL: none; throws
+
+template <class Args>
+bool by_variant(bool (*Operators::*op)(const Args &, int, const Launch &), const Args &args,
+                int bucket, const Launch &launch) {
+    const Operators *variant = launch.variant;
+    return variant && variant->*op && (variant->*op)(args, bucket, launch);
+}
+
+// Throws with the figures where the device has no memory left; the text names --vram, by which the
+// Python side knows it for a budget's error.
+[[noreturn]] void fail(cudaError_t error, const std::string &what); // executor.cu
+inline void check(cudaError_t error, const std::string &what) {
+    if (error != cudaSuccess)
+        fail(error, what);
+}
+inline void check(cudaError_t error, const char *what) { // no string is made where all is well
+    if (error != cudaSuccess)
+        fail(error, what);
+}
+void check_host(cudaError_t error, int64_t bytes); // of an allocation of pinned host memory
+
+// What the default stream was given is done: copies and fills there return early, and our streams do
+// not wait for it. On a GPU that others use, weights were overtaken by the zeros meant to precede them.
+inline void settle() {
+    check(cudaStreamSynchronize(nullptr), "GPU memory");
+}
+inline void clear(void *at, int64_t bytes) {
+    check(cudaMemset(at, 0, bytes), "GPU memory");
+    settle();
+}
+
+// Whether the code waits for its forerunners by itself: below compute capability 9.0 wait_prior()
+// (common.cuh) compiles to nothing, also where a newer GPU compiles it from the plug-in's PTX.
+constexpr bool waits_itself() {
+    constexpr int built[] = {__CUDA_ARCH_LIST__};
+    for (int arch : built)
+        if (arch < 900)
+            return false;
+    return true;
+}
+
+template <class Args>
+void enqueue(void (*kernel)(Args), dim3 grid, int threads, size_t shared, const Launch &launch,
+             const Args &args) {
+    cudaLaunchAttribute attribute[1];
+    attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute[0].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = launch.stream;
+    config.attrs = attribute;
+    config.numAttrs = launch.overlap && waits_itself() ? 1 : 0;
+    check(cudaLaunchKernelEx(&config, kernel, args), "kernel launch");
+}
+
+} // namespace hotcold
+#endif

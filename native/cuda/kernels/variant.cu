@@ -1,0 +1,38 @@
+// variant.cu - open a user's compiled kernels (variant.cuh); they stay open for the process's life.
+#include "cuda/kernels/kernels.h"
+
+#include <dlfcn.h>
+#include <map>
+#include <mutex>
+
+namespace hotcold {
+
+const Operators *open_variant(const char *path) {
+    static std::mutex lock;
+    static std::map<std::string, Operators> opened; // of a map, so that addresses stay
+    if (!path)
+        return nullptr;
+    const std::lock_guard<std::mutex> held(lock);
+    const auto found = opened.find(path);
+    if (found != opened.end())
+        return &found->second;
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        throw std::runtime_error(std::string("the CUDA variant does not open: ") + dlerror());
+    const auto *abi = static_cast<const uint32_t *>(dlsym(library, "hc_cuda_variant_abi"));
+    const auto fill = reinterpret_cast<void (*)(Operators *)>(dlsym(library, "hc_cuda_variant"));
+    std::string why;
+    if (!abi || !fill)
+        why = "exports no table; end the file with HC_CUDA_VARIANT(table) { ... }";
+    else if (*abi != HC_DEVICE_ABI)
+        why = "has ABI " + std::to_string(*abi) + ", this plug-in " + std::to_string(HC_DEVICE_ABI);
+    if (!why.empty()) {
+        dlclose(library);
+        throw std::runtime_error("the CUDA variant " + why);
+    }
+    Operators table = {};
+    fill(&table);
+    return &opened.emplace(path, table).first->second;
+}
+
+} // namespace hotcold

@@ -1,0 +1,135 @@
+// mailbox.cu - questions and answers between two processes on one GPU; see mailbox.h.
+//
+// Under MPS the kernels of both run at once, so a wait is one thread that polls a word in device
+// memory. Nothing may be launched early behind a wait (launch_next): blocks that only stand there
+// would take the multiprocessors from the process that is waited for, and nobody would go on.
+#include "cuda/kernels/common.cuh"
+#include "cuda/memory/mailbox.h"
+
+#include <algorithm>
+
+namespace hotcold {
+
+int32_t layers_ahead(const hc_device_layer *plan, int32_t n_layers) {
+    int32_t ahead = 0;
+    for (int32_t i = 0; i < n_layers; i++)
+        if (plan[i].predicted_at >= 0)
+            ahead = std::max(ahead, i - plan[i].predicted_at);
+    return ahead;
+}
+
+int64_t lay_out_mailbox(char *base, const hc_model &m, int32_t bucket, int32_t ahead, Mailbox &to) {
+    constexpr int64_t GRANULE = 2 << 20; // smaller allocations would share theirs with others
+    Arena arena(base);
+    to.n_inputs = ahead + 1;
+    to.input_floats = bucket * m.d;
+    to.asks = arena.take<uint32_t>(m.n_layers * Mailbox::LINE);
+    to.answers = arena.take<uint32_t>(m.n_layers * Mailbox::LINE);
+    to.inputs = arena.take<float>(to.n_inputs * to.input_floats);
+    to.members_LN = arena.take<uint32_t>(m.n_layers * m.n);
+    return (arena.used() + GRANULE - 1) / GRANULE * GRANULE;
+}
+
+std::vector<Asked> asking_order(const hc_device_layer *plan, int32_t n_layers) {
+    std::vector<Asked> order;
+    for (int32_t at = 0; at < n_layers; at++)
+        for (int32_t layer = at; layer < n_layers; layer++)
+            if (plan[layer].predicted_at == at)
+                order.push_back({layer, at});
+    return order;
+}
+
+namespace v1 {
+
+constexpr int THREADS = 1024;
+// The predictor is the more patient one: who waits for the host is the executor, and it says so.
+constexpr uint64_t ANSWER_NS = 60ull * 1000 * 1000 * 1000, ASK_NS = 75ull * 1000 * 1000 * 1000;
+
+// Until *word == seq; false where the wait was ended otherwise. The abort word lies in host memory
+// and costs ten looks at the other, so it is looked at less often.
+__device__ __forceinline__ bool await(const uint32_t *word, uint32_t seq, const uint32_t *abort,
+                                      uint64_t limit_ns) {
+    const uint64_t begin = now();
+    for (unsigned spins = 0;; spins++) {
+        if (load_flag(word) == seq)
+            return true;
+        if (spins % 64 == 63 && (load_flag(abort) || now() - begin > limit_ns))
+            return false;
+    }
+}
+
+__global__ void __launch_bounds__(THREADS) ask_kernel(const Ask a) {
+    launch_next();
+    wait_prior();
+    stamp(a.stamps, AT_ASKED);
+    if (a.stamp >= 0)
+        stamp(a.stamps, a.stamp);
+    const int64_t count = a.pass->batch * a.d;
+    if (a.d % 4 == 0) {
+        const float4 *from = reinterpret_cast<const float4 *>(a.from);
+        float4 *to = reinterpret_cast<float4 *>(a.to);
+        for (int64_t i = threadIdx.x; i < count / 4; i += THREADS)
+            to[i] = from[i];
+    } else {
+        for (int64_t i = threadIdx.x; i < count; i += THREADS)
+            a.to[i] = a.from[i];
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence_system();
+        store_flag(a.word, a.pass->seq);
+    }
+}
+
+__global__ void await_kernel(const Await a) {
+    wait_prior();
+    if (a.stamp >= 0)
+        stamp(a.stamps, a.stamp);
+    if (!a.pass->failed && !await(a.word, a.pass->seq, a.abort, ANSWER_NS))
+        a.pass->failed = 1;
+    stamp(a.stamps, AT_ANSWERED);
+}
+
+__global__ void turn_kernel(const Turn a) {
+    wait_prior();
+    uint64_t at = now();
+    if (!a.answer) {
+        a.pass->seq = load_flag(&a.host->seq);
+        a.pass->batch =
+            static_cast<int32_t>(load_flag(reinterpret_cast<const uint32_t *>(&a.host->batch)));
+        a.pass->failed = 0;
+        *a.times = {at, 0, 0};
+    } else if (!a.pass->failed) {
+        a.times->busy += at - a.times->since;
+        __threadfence_system();
+        store_flag(a.answer, a.pass->seq);
+    }
+    const uint32_t seq = a.pass->seq;
+    if (a.ask) {
+        if (!a.pass->failed && !await(a.ask, seq, &a.host->abort, ASK_NS))
+            a.pass->failed = 1;
+        a.times->since = now();
+        a.times->waited += a.times->since - at;
+        return;
+    }
+    a.host->times = *a.times;
+    a.host->failed = a.pass->failed;
+    __threadfence_system();
+    store_flag(&a.host->done, seq);
+}
+
+} // namespace v1
+
+void ask(const Ask &args, const Launch &launch) {
+    enqueue<Ask>(v1::ask_kernel, dim3(1), v1::THREADS, 0, launch, args);
+}
+
+void await_answer(const Await &args, const Launch &launch) {
+    enqueue<Await>(v1::await_kernel, dim3(1), 1, 0, launch, args);
+}
+
+void turn(const Turn &args, const Launch &launch) {
+    enqueue<Turn>(v1::turn_kernel, dim3(1), 1, 0, launch, args);
+}
+
+} // namespace hotcold

@@ -1,0 +1,110 @@
+// predictor.cu - memory and kernels of one layer's predictor; see predictor.h.
+#include "cuda/memory/predictor.h"
+#include "cuda/memory/upload.h"
+
+namespace hotcold {
+
+int32_t bucket_of(int32_t batch) {
+    int32_t bucket = 1;
+    while (bucket < batch)
+        bucket *= 2;
+    return bucket;
+}
+
+int64_t bytes_of(int32_t dtype) {
+    return dtype == HC_F32 ? 4 : dtype == HC_I8 ? 1 : 2;
+}
+
+void lay_out_predictor(Arena &arena, Arena &at, const hc_model &m, const hc_predictor_layer &from,
+                       bool i8, Predictor &to) {
+    to.bias_N = arena.like(from.bias_N, m.n);
+    if (from.form == HC_PREDICT_SIGN) {
+        to.signs_NW = at.take<uint64_t>(m.n * ((m.d + 63) / 64));
+        to.scale2_N = arena.take<float>(m.n);
+        to.column_D = arena.like(from.column_D, m.d);
+        return;
+    }
+    to.dtype = i8 ? HC_I8 : from.dtype;
+    to.fc1 = at.take<char>(from.hidden * m.d * bytes_of(to.dtype));
+    to.fc2 = at.take<char>(m.n * from.hidden * bytes_of(to.dtype));
+    if (i8) {
+        to.scale1_H = arena.take<float>(from.hidden);
+        to.scale2_N = arena.take<float>(m.n);
+    }
+}
+
+void upload_predictor(const hc_model &m, const hc_predictor_layer &from, bool i8, Predictor &to) {
+    Uploader up;
+    up.copy_if(to.bias_N, from.bias_N, m.n * 4);
+    if (from.form == HC_PREDICT_SIGN) {
+        up.copy(to.signs_NW, from.signs_NW, m.n * ((m.d + 63) / 64) * 8);
+        up.copy(to.scale2_N, from.scale_N, m.n * 4);
+        up.copy_if(to.column_D, from.column_D, m.d * 4);
+        up.finish();
+        return;
+    }
+    if (!i8) {
+        up.copy(to.fc1, from.fc1, from.hidden * m.d * bytes_of(from.dtype));
+        up.copy(to.fc2, from.fc2, m.n * from.hidden * bytes_of(from.dtype));
+        up.finish();
+        return;
+    }
+    std::vector<int8_t> weights;
+    std::vector<float> scales;
+    quantise(from.fc1, from.dtype, from.hidden, m.d, weights, scales);
+    up.copy(to.fc1, weights.data(), weights.size());
+    up.copy(to.scale1_H, scales.data(), scales.size() * 4);
+    quantise(from.fc2, from.dtype, m.n, from.hidden, weights, scales);
+    up.copy(to.fc2, weights.data(), weights.size());
+    up.copy(to.scale2_N, scales.data(), scales.size() * 4);
+    up.finish();
+}
+
+int64_t predictor_read_bytes(const hc_model &m, const hc_predictor_layer &from, int32_t dtype) {
+    if (from.form == HC_PREDICT_SIGN)
+        return m.n * ((m.d + 63) / 64 * 8 + 8) + 4 * m.d;
+    return (m.d + m.n) * from.hidden * bytes_of(dtype);
+}
+
+bool folds_norm(const hc_model &m, const hc_predictor_layer &shape, int layer, int at) {
+    return at == layer && !shape.input && shape.form != HC_PREDICT_SIGN && m.norm == HC_NORM_RMS &&
+           !m.post_norm;
+}
+
+namespace {
+
+Gemv product(const Prediction &a, const void *w, int64_t rows, int64_t d, const float *x) {
+    Gemv g = {};
+    g.w = w, g.dtype = a.weights->dtype, g.stride = d * bytes_of(g.dtype);
+    g.rows = static_cast<int32_t>(rows), g.d = static_cast<int32_t>(d);
+    g.x = x, g.x_stride = d, g.y_stride = rows;
+    g.eps = a.model->norm_eps, g.pass = a.pass;
+    return g;
+}
+
+} // namespace
+
+void predict(const Prediction &a, int bucket, const Launch &launch) {
+    const hc_model &m = *a.model;
+    const hc_predictor_layer &shape = *a.shape;
+    const Predictor &p = *a.weights;
+    if (shape.form == HC_PREDICT_SIGN) {
+        sign(Sign{p.signs_NW, p.scale2_N, p.bias_N, p.column_D, a.input, static_cast<int32_t>(m.n),
+                  static_cast<int32_t>(m.d), shape.input_bits, shape.threshold, a.planes_BPW,
+                  a.step_B, a.members_N, a.pass, a.stamps},
+             bucket, launch);
+        return;
+    }
+    Gemv fc1 = product(a, p.fc1, shape.hidden, m.d, a.input);
+    fc1.y = a.hidden, fc1.scale_R = p.scale1_H, fc1.epilogue = shape.relu ? RELU : STORE;
+    fc1.norm_D = a.norm_D, fc1.normed = a.normed, fc1.normed_host = a.normed_host;
+    fc1.stamps = a.stamps, fc1.stamp = AT_PREDICT;
+    gemv(fc1, bucket, launch);
+    Gemv fc2 = product(a, p.fc2, m.n, shape.hidden, a.hidden);
+    fc2.scale_R = p.scale2_N, fc2.bias_R = p.bias_N;
+    fc2.epilogue = MEMBERS, fc2.threshold = shape.threshold;
+    fc2.members = reinterpret_cast<uint8_t *>(a.members_N);
+    gemv(fc2, bucket, launch);
+}
+
+} // namespace hotcold

@@ -1,0 +1,50 @@
+// predictor.h - a layer's predictor on a GPU: its memory, and its kernels in order.
+//
+// Shared by the GPU executor, which predicts in its own graph (fused), and by a predictor that has a
+// process of its own (apart.h): the same kernels in the same order, so the same proposals.
+#ifndef HOTCOLD_CUDA_PREDICTOR_H
+#define HOTCOLD_CUDA_PREDICTOR_H
+#include "cuda/kernels/kernels.h"
+#include "cuda/memory/arena.h"
+
+namespace hotcold {
+
+struct Predictor {
+    void *fc1 = nullptr, *fc2 = nullptr;
+    float *scale1_H = nullptr, *scale2_N = nullptr, *bias_N = nullptr;
+    int32_t dtype = 0;
+    uint64_t *signs_NW = nullptr; // of the form sign, with a scale a row in scale2_N
+    float *column_D = nullptr;
+};
+
+// Room for one layer's; matrices come from `at`, the rest from `arena`. i8: quantised by row.
+void lay_out_predictor(Arena &arena, Arena &at, const hc_model &m, const hc_predictor_layer &from,
+                       bool i8, Predictor &to);
+void upload_predictor(const hc_model &m, const hc_predictor_layer &from, bool i8, Predictor &to);
+int64_t predictor_read_bytes(const hc_model &m, const hc_predictor_layer &from, int32_t dtype);
+
+// Whether the first product of a layer's prediction, made at layer `at`, folds the norm of its input
+// in. The input is the residual stream then, or where the predictor asks for that.
+bool folds_norm(const hc_model &m, const hc_predictor_layer &shape, int layer, int at);
+
+struct Prediction {
+    const hc_model *model;
+    const hc_predictor_layer *shape;
+    const Predictor *weights;
+    const float *input;          // [B][D]
+    const float *norm_D;         // of folds_norm; NULL: none
+    float *normed, *normed_host; // with norm_D: NULL, or where the normed input goes
+    float *hidden;               // scratch, [B][H]
+    uint64_t *planes_BPW;        // scratch of the form sign
+    float *step_B;               // likewise
+    uint32_t *members_N;         // out
+    const PassState *pass;
+    uint64_t *stamps;
+};
+void predict(const Prediction &args, int bucket, const Launch &launch);
+
+int32_t bucket_of(int32_t batch);
+int64_t bytes_of(int32_t dtype);
+
+} // namespace hotcold
+#endif

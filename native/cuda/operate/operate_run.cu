@@ -1,0 +1,156 @@
+// operate_run.cu - memory, late inputs and timed rounds of the door for operators (operate.h).
+#include "cuda/kernels/common.cuh"
+#include "cuda/operate/operate.h"
+
+#include <cstring>
+
+namespace hotcold {
+namespace {
+
+constexpr uint64_t LATE_NS = 20000; // what is launched next has started by then
+constexpr int THREADS = 256, BLOCKS = 32, MAX_PIECES = 8;
+
+struct Late {
+    uint32_t *to[MAX_PIECES];
+    const uint32_t *from[MAX_PIECES];
+    int64_t words[MAX_PIECES];
+    int32_t n;
+};
+
+__global__ void __launch_bounds__(THREADS) late_kernel(const Late a) {
+    launch_next();
+    const uint64_t begin = now();
+    while (now() - begin < LATE_NS)
+        ;
+    for (int part = 0; part < a.n; part++)
+        for (int64_t i = blockIdx.x * THREADS + threadIdx.x; i < a.words[part];
+             i += BLOCKS * THREADS)
+            a.to[part][i] = a.from[part][i];
+}
+
+} // namespace
+
+Scratch::~Scratch() {
+    for (const Array &array : arrays_)
+        cudaFree(array.block);
+    for (void *block : pinned_)
+        cudaFreeHost(block);
+}
+
+void *Scratch::array(int64_t bytes, const void *from) {
+    char *block = nullptr;
+    const int64_t size = std::max<int64_t>(bytes, 1);
+    check(cudaMalloc(&block, size + 2 * guard_), "GPU memory");
+    arrays_.push_back({block, size});
+    if (!bare_)
+        check(cudaMemset(block, 0xff, size + 2 * guard_), "GPU memory");
+    if (from)
+        check(cudaMemcpy(block + guard_, from, bytes, cudaMemcpyHostToDevice), "copy in");
+    return block + guard_;
+}
+
+char *Scratch::repeated(int64_t count, const void *from, int copies) {
+    char *first = make<char>(count * copies);
+    check(cudaMemcpy(first, from, count, cudaMemcpyHostToDevice), "copy in");
+    for (int i = 1; i < copies; i++)
+        check(cudaMemcpy(first + i * count, first, count, cudaMemcpyDeviceToDevice), "copy");
+    return first;
+}
+
+float *Scratch::host(int64_t count) {
+    void *block = nullptr;
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
+    check_host(cudaHostAlloc(&block, bytes, cudaHostAllocMapped), bytes);
+    pinned_.push_back(block);
+    std::memset(block, 0, bytes);
+    return static_cast<float *>(block);
+}
+
+PassState *Scratch::pass(int32_t batch, const int32_t *position_B, int32_t head_rows) {
+    PassState state = {};
+    state.seq = 1, state.batch = batch, state.head_rows = head_rows;
+    for (int b = 0; b < batch; b++)
+        state.position_B[b] = position_B ? position_B[b] : b;
+    return late<PassState>(1, &state);
+}
+
+void Scratch::later(void *to, const void *from, int64_t bytes) {
+    if (bytes == 0)
+        return;
+    if (late_.size() == MAX_PIECES)
+        throw std::runtime_error("operator: too many late inputs");
+    late_.push_back({to, make<char>(bytes, from), bytes});
+}
+
+void Scratch::deliver(const Launch &launch) {
+    Late a = {};
+    for (const Part &part : late_) {
+        a.to[a.n] = static_cast<uint32_t *>(part.to);
+        a.from[a.n] = static_cast<const uint32_t *>(part.from);
+        a.words[a.n++] = part.bytes / 4;
+    }
+    settle();
+    enqueue<Late>(late_kernel, dim3(BLOCKS), THREADS, 0, launch, a);
+}
+
+void Scratch::verify() const {
+    std::vector<unsigned char> around(guard_), whole(guard_, 0xff);
+    for (const Array &array : arrays_)
+        for (const int64_t at : {static_cast<int64_t>(0), guard_ + array.bytes}) {
+            fetch(around.data(), array.block + at, guard_);
+            if (around != whole)
+                throw std::runtime_error("a kernel wrote " +
+                                         std::string(at ? "behind" : "in front of") +
+                                         " an array of " + std::to_string(array.bytes) + " bytes");
+        }
+}
+
+void fetch(void *to, const void *from, int64_t bytes) {
+    if (bytes)
+        check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "copy out");
+}
+
+Rounds::Rounds(const hc_device_op &op) : op_(op) {
+    try {
+        check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+        check(cudaEventCreate(&begin_), "event");
+        check(cudaEventCreate(&end_), "event");
+    } catch (...) {
+        release();
+        throw;
+    }
+}
+
+Rounds::~Rounds() {
+    release();
+}
+
+void Rounds::release() {
+    if (begin_)
+        cudaEventDestroy(begin_);
+    if (end_)
+        cudaEventDestroy(end_);
+    if (stream)
+        cudaStreamDestroy(stream);
+}
+
+void Rounds::begin() {
+    check(cudaEventRecord(begin_, stream), "event");
+}
+
+void Rounds::end(int launches) {
+    check(cudaEventRecord(end_, stream), "event");
+    check(cudaEventSynchronize(end_), "kernel");
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, begin_, end_), "event");
+    times_.push_back(milliseconds * 1e-3f / static_cast<float>(launches));
+}
+
+void Rounds::report() const {
+    std::vector<float> times = times_;
+    std::sort(times.begin(), times.end());
+    if (op_.seconds && !times.empty())
+        *op_.seconds = times[times.size() / 2];
+}
+
+} // namespace hotcold

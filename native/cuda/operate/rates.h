@@ -1,0 +1,12 @@
+// rates.h - two operators of the door for benches (operate.cu); see rates.cu.
+#ifndef HOTCOLD_CUDA_RATES_H
+#define HOTCOLD_CUDA_RATES_H
+#include "cuda/kernels/kernels.h"
+
+namespace hotcold {
+
+void rate_of_gaps(const hc_device_op &op);
+void rate_of_exchange(const hc_device_op &op);
+
+} // namespace hotcold
+#endif

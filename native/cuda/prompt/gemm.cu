@@ -1,0 +1,315 @@
+// gemm.cu - y = x W^T for many tokens, weights read where they lie (neuron records included).
+//
+// FLOPs: 2 T R K, twice over on tensor cores, because activations travel as two halves (dense.h).
+// 13B, 512 tokens: 27 TFLOP a pass; the bus needs 0.3 s for the 15 GB that are not resident, so 90
+// TFLOP/s hide behind it. A neuron's gate and up row are multiplied in one go, so that the pair of
+// products feeds on one load of x.
+//
+// v1, tensor cores: a block is 64 tokens by two tiles of 64 rows (gate and up, or 128 rows), four
+// warps of 32 by 32, 32 deep, three stages by cp.async. Rows of tiles are padded by 16 bytes, which
+// frees ldmatrix of bank conflicts. Token tiles run fastest over the grid: they share weights in L2.
+// v2, float weights and odd shapes: 64 by 64 a block on the ordinary cores.
+#include "cuda/kernels/common.cuh"
+#include "cuda/prompt/dense.h"
+
+#include <mma.h>
+
+namespace hotcold {
+namespace {
+
+__device__ __forceinline__ bool proposed(const Gemm &a, int t, int r) {
+    return !a.mask || a.mask[t * a.mask_stride + a.ids_R[r]];
+}
+
+// One element of the result, of one tile or of a pair (gate, up).
+__device__ __forceinline__ void write_out(const Gemm &a, int t, int r, float v, float up,
+                                          unsigned &fired) {
+    if (a.scale_R)
+        v *= a.scale_R[r];
+    if (a.bias_R)
+        v += a.bias_R[r];
+    float *to = a.y + t * a.y_stride + r;
+    switch (a.epilogue) {
+    case DENSE_STORE:
+        *to = v;
+        break;
+    case DENSE_ADD:
+        *to += v;
+        break;
+    case DENSE_RELU:
+        *to = fmaxf(v, 0.0f);
+        break;
+    case DENSE_MASK:
+        a.mask[t * a.mask_stride + r] = v >= a.threshold;
+        break;
+    case DENSE_NEURON: {
+        const float c = v > 0 && proposed(a, t, r) ? v * up : 0.0f;
+        *to = c;
+        fired += c != 0;
+        break;
+    }
+    case DENSE_PLAIN: {
+        if (a.bias)
+            v += *reinterpret_cast<const float *>(a.w + r * a.stride + a.bias);
+        const float c = v > 0 && proposed(a, t, r) ? v : 0.0f;
+        *to = c;
+        fired += c != 0;
+    }
+    }
+}
+
+__device__ __forceinline__ void count_fired(const Gemm &a, unsigned fired) {
+    if (!a.fired)
+        return;
+    fired = __reduce_add_sync(FULL, fired);
+    if (threadIdx.x % WARP == 0 && fired)
+        atomicAdd(a.fired, fired); // a count: the order of additions does not show
+}
+
+namespace v1 {
+
+using namespace nvcuda;
+constexpr int TILE = 64, DEEP = 32, STAGES = 3, THREADS = 128;
+constexpr int PITCH = DEEP + PACK, PITCH_T = TILE + PACK, PITCH_Y = TILE + 4;
+constexpr int PART = TILE * PITCH * 2; // bytes of one matrix of a stage
+constexpr int STAGE = 4 * PART;        // x hi, x lo, w of either tile
+static_assert(DEEP * PITCH_T * 2 <= PART && 2 * TILE * PITCH_Y * 4 <= STAGES * STAGE, "shared");
+
+template <class W> struct Element;
+template <> struct Element<F16> {
+    typedef __half type;
+};
+template <> struct Element<BF16> {
+    typedef __nv_bfloat16 type;
+};
+
+// 16 bytes to shared memory without a register; zeros where there is nothing to read.
+__device__ __forceinline__ void copy_async(char *to, const char *from, bool there) {
+    const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from),
+                 "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+// Rows [row0, row0 + 64) of w, columns [k0, k0 + 32); or transposed, rows k and columns r.
+template <bool TRANS>
+__device__ __forceinline__ void load_w(const Gemm &a, const char *w, int row0, int k0, char *to) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int at = threadIdx.x + i * THREADS;
+        if (TRANS) {
+            const int k = k0 + at / (TILE / PACK), r = row0 + at % (TILE / PACK) * PACK;
+            const bool there = k < a.x.k && r < a.rows;
+            const char *from = w + (there ? k * a.stride + r * 2ll : 0);
+            copy_async(to + at / (TILE / PACK) * PITCH_T * 2 + at % (TILE / PACK) * 16, from,
+                       there);
+        } else {
+            const int r = row0 + at / (DEEP / PACK), k = k0 + at % (DEEP / PACK) * PACK;
+            const bool there = k < a.x.k && r < a.rows;
+            const char *from = w + (there ? r * a.stride + k * 2ll : 0);
+            copy_async(to + at / (DEEP / PACK) * PITCH * 2 + at % (DEEP / PACK) * 16, from, there);
+        }
+    }
+}
+
+__device__ __forceinline__ void load_x(const Gemm &a, int token0, int k0, char *to) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int at = threadIdx.x + i * THREADS;
+        const int t = token0 + at / (DEEP / PACK), k = k0 + at % (DEEP / PACK) * PACK;
+        const bool there = k < a.x.k;
+        const char *from = a.x.data + (there ? (t * a.x.ld + k) * 2 : 0);
+        char *slot = to + at / (DEEP / PACK) * PITCH * 2 + at % (DEEP / PACK) * 16;
+        copy_async(slot, from, there);
+        copy_async(slot + PART, from + a.x.half, there);
+    }
+}
+
+template <class W, bool TRANS>
+__global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
+    typedef typename Element<W>::type E;
+    typedef wmma::fragment<wmma::matrix_a, 16, 16, 16, E, wmma::row_major> FragmentX;
+    typedef typename std::conditional<TRANS, wmma::row_major, wmma::col_major>::type Major;
+    typedef wmma::fragment<wmma::matrix_b, 16, 16, 16, E, Major> FragmentW;
+    typedef wmma::fragment<wmma::accumulator, 16, 16, 16, float> FragmentY;
+    extern __shared__ __align__(128) char shared[];
+    const bool neuron = a.epilogue == DENSE_NEURON;
+    const int token0 = blockIdx.x * TILE, warp = threadIdx.x / WARP;
+    const int row0 = blockIdx.y * (neuron ? TILE : 2 * TILE), second = neuron ? row0 : row0 + TILE;
+    const char *w1 = a.w, *w2 = neuron ? a.w + a.up : a.w;
+    const int t0 = warp / 2 * 32, r0 = warp % 2 * 32, steps = (a.x.k + DEEP - 1) / DEEP;
+    const auto load = [&](int step) {
+        char *to = shared + step % STAGES * STAGE;
+        if (step < steps) {
+            load_x(a, token0, step * DEEP, to);
+            load_w<TRANS>(a, w1, row0, step * DEEP, to + 2 * PART);
+            load_w<TRANS>(a, w2, second, step * DEEP, to + 3 * PART);
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    };
+    FragmentY y[2][2][2]; // tile, tokens, rows
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        wmma::fill_fragment(y[i / 4][i / 2 % 2][i % 2], 0.0f);
+    for (int s = 0; s < STAGES - 1; s++)
+        load(s);
+    for (int step = 0; step < steps; step++) {
+        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+        __syncthreads(); // all have the stage, and none still reads the one that is filled next
+        load(step + STAGES - 1);
+        const char *stage = shared + step % STAGES * STAGE;
+        const E *x = reinterpret_cast<const E *>(stage);
+#pragma unroll
+        for (int k = 0; k < DEEP; k += 16) {
+            FragmentX hi[2], lo[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int at = (t0 + 16 * i) * PITCH + k;
+                wmma::load_matrix_sync(hi[i], x + at, PITCH);
+                wmma::load_matrix_sync(lo[i], x + PART / 2 + at, PITCH);
+            }
+#pragma unroll
+            for (int tile = 0; tile < 2; tile++) {
+                const E *w = reinterpret_cast<const E *>(stage + (2 + tile) * PART);
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    FragmentW f;
+                    const int r = r0 + 16 * j;
+                    wmma::load_matrix_sync(f, w + (TRANS ? k * PITCH_T + r : r * PITCH + k),
+                                           TRANS ? PITCH_T : PITCH);
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        wmma::mma_sync(y[tile][i][j], lo[i], f, y[tile][i][j]);
+                        wmma::mma_sync(y[tile][i][j], hi[i], f, y[tile][i][j]);
+                    }
+                }
+            }
+        }
+    }
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncthreads();
+    float *out = reinterpret_cast<float *>(shared);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        wmma::store_matrix_sync(out + (i / 4 * TILE + t0 + i / 2 % 2 * 16) * PITCH_Y + r0 +
+                                    i % 2 * 16,
+                                y[i / 4][i / 2 % 2][i % 2], PITCH_Y, wmma::mem_row_major);
+    __syncthreads();
+    unsigned fired = 0;
+    for (int i = threadIdx.x; i < TILE * TILE; i += THREADS) {
+        const int t = token0 + i / TILE, r = i % TILE;
+        if (t >= a.tokens)
+            continue;
+        const float scale = a.x.scale_T[t];
+        const float first = out[i / TILE * PITCH_Y + r] * scale;
+        const float other = out[(TILE + i / TILE) * PITCH_Y + r] * scale;
+        if (row0 + r < a.rows)
+            write_out(a, t, row0 + r, first, other, fired);
+        if (!neuron && second + r < a.rows)
+            write_out(a, t, second + r, other, 0.0f, fired);
+    }
+    count_fired(a, fired);
+}
+
+template <class W, bool TRANS> void start(const Gemm &a, const Launch &launch) {
+    const int per_block = a.epilogue == DENSE_NEURON ? TILE : 2 * TILE;
+    const dim3 grid((a.tokens + TILE - 1) / TILE, (a.rows + per_block - 1) / per_block);
+    check(cudaFuncSetAttribute(gemm_kernel<W, TRANS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               STAGES * STAGE),
+          "gemm: shared memory");
+    enqueue<Gemm>(gemm_kernel<W, TRANS>, grid, THREADS, STAGES * STAGE, launch, a);
+}
+
+} // namespace v1
+
+namespace v2 {
+
+constexpr int TILE = 64, DEEP = 16, THREADS = 256, EACH = 4; // a thread: 4 by 4
+
+template <class W> __device__ __forceinline__ float element(const char *at) {
+    return static_cast<float>(*reinterpret_cast<const typename W::type *>(at));
+}
+
+template <class W, bool TRANS>
+__device__ __forceinline__ float read_w(const Gemm &a, int64_t offset, int r, int k) {
+    if (r >= a.rows || k >= a.x.k)
+        return 0;
+    constexpr int64_t E = sizeof(typename W::type);
+    return element<W>(a.w + offset + (TRANS ? k * a.stride + r * E : r * a.stride + k * E));
+}
+
+template <class W, bool TRANS>
+__global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
+    __shared__ float x[DEEP][TILE + 1], w[2][DEEP][TILE + 1];
+    const bool neuron = a.epilogue == DENSE_NEURON;
+    const int token0 = blockIdx.x * TILE, row0 = blockIdx.y * TILE;
+    const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    float sum[EACH][EACH] = {}, up[EACH][EACH] = {};
+    for (int k0 = 0; k0 < a.x.k; k0 += DEEP) {
+        for (int i = threadIdx.x; i < TILE * DEEP; i += THREADS) {
+            const int t = i / DEEP, k = i % DEEP;
+            const float *from = reinterpret_cast<const float *>(a.x.data) + k0 + k;
+            x[k][t] = token0 + t < a.tokens && k0 + k < a.x.k ? from[(token0 + t) * a.x.ld] : 0;
+            const int wk = TRANS ? i / TILE : k, r = TRANS ? i % TILE : t;
+            w[0][wk][r] = read_w<W, TRANS>(a, 0, row0 + r, k0 + wk);
+            if (neuron)
+                w[1][wk][r] = read_w<W, TRANS>(a, a.up, row0 + r, k0 + wk);
+        }
+        __syncthreads();
+        for (int k = 0; k < DEEP; k++)
+#pragma unroll
+            for (int i = 0; i < EACH; i++)
+#pragma unroll
+                for (int j = 0; j < EACH; j++) {
+                    const float v = x[k][ty + 16 * i];
+                    sum[i][j] = fmaf(v, w[0][k][tx + 16 * j], sum[i][j]);
+                    if (neuron)
+                        up[i][j] = fmaf(v, w[1][k][tx + 16 * j], up[i][j]);
+                }
+        __syncthreads();
+    }
+    unsigned fired = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+#pragma unroll
+        for (int j = 0; j < EACH; j++) {
+            const int t = token0 + ty + 16 * i, r = row0 + tx + 16 * j;
+            if (t < a.tokens && r < a.rows)
+                write_out(a, t, r, sum[i][j], up[i][j], fired);
+        }
+    count_fired(a, fired);
+}
+
+template <class W> void start(const Gemm &a, const Launch &launch) {
+    const dim3 grid((a.tokens + TILE - 1) / TILE, (a.rows + TILE - 1) / TILE);
+    enqueue<Gemm>(a.transposed ? gemm_kernel<W, true> : gemm_kernel<W, false>, grid, THREADS, 0,
+                  launch, a);
+}
+
+} // namespace v2
+} // namespace
+
+int32_t operand_dtype(int32_t dtype, const void *w, int64_t stride, int64_t offsets, int64_t k,
+                      int64_t rows, bool transposed) {
+    const bool aligned =
+        reinterpret_cast<uintptr_t>(w) % 16 == 0 && stride % 16 == 0 && offsets % 16 == 0;
+    const bool whole = transposed ? rows % PACK == 0 : k % PACK == 0;
+    return dtype != HC_F32 && aligned && whole ? dtype : static_cast<int32_t>(HC_F32);
+}
+
+void gemm(const Gemm &a, const Launch &launch) {
+    if (a.x.dtype == HC_F32) {
+        if (a.dtype == HC_F32)
+            v2::start<F32>(a, launch);
+        else if (a.dtype == HC_F16)
+            v2::start<F16>(a, launch);
+        else
+            v2::start<BF16>(a, launch);
+    } else if (a.dtype == HC_F16) {
+        a.transposed ? v1::start<F16, true>(a, launch) : v1::start<F16, false>(a, launch);
+    } else {
+        a.transposed ? v1::start<BF16, true>(a, launch) : v1::start<BF16, false>(a, launch);
+    }
+}
+
+} // namespace hotcold

@@ -1,0 +1,160 @@
+// prompt.cu - many prompt tokens in one pass over the whole model, cold weights streamed through.
+//
+// The sparse form reads a block of 32 tokens' neurons on the host, block after block; a long prompt
+// is better served by one dense pass on the device. Records that are not on the device come through
+// STREAM_SLOTS buffers: while one piece is computed the next ones are copied, across the borders of
+// layers, so that attention and predictors run while the bus goes on. The CPU executor takes no part
+// and no sequence number is spent.
+//
+// Same masks, same tokens: where a layer is predicted, the predictor's proposals of each token mask
+// the dense products, so the result is that of the sparse form (design.md 5.1), not of the dense
+// model; without a prediction it is the dense model, as in the sparse form.
+//
+// 13B, 10 GiB, 512 tokens: 15 GB over the bus, 27 TFLOP beside it. The operators in their order are in
+// prompt_layer.cu.
+#include "cuda/prompt/prompt.h"
+
+#include <algorithm>
+#include <cstring>
+#include <time.h>
+
+namespace hotcold {
+namespace {
+
+int64_t now_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
+struct Awake { // the copying threads, for the length of a pass
+    explicit Awake(Streamer *streamer) : streamer_(streamer) {
+        if (streamer_)
+            streamer_->begin();
+    }
+    ~Awake() {
+        if (streamer_)
+            streamer_->end();
+    }
+    Streamer *streamer_;
+};
+
+} // namespace
+
+Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
+               const std::vector<hc_device_layer> &plan, Model &model, const Launch &launch)
+    : args_(args), device_(device), plan_(plan), model_(model), launch_(launch) {
+    launch_.overlap = false; // these kernels do not wait for their forerunners by themselves
+    const hc_model &m = *args.model;
+    const int64_t rows = model.prompt.piece_rows;
+    for (int l = 0; l < m.n_layers; l++) {
+        const int64_t n = static_cast<int64_t>(model.layers[l].streamed.size());
+        for (int64_t at = 0; at < n; at += rows)
+            pieces_.push_back({l, at, std::min(rows, n - at)});
+    }
+    try {
+        const int64_t size = device.prompt_rows * (m.embed_dim + m.d) * bytes_of(m.dtype);
+        check_host(cudaHostAlloc(reinterpret_cast<void **>(&rows_), size, cudaHostAllocMapped),
+                   size);
+        check(cudaHostGetDevicePointer(reinterpret_cast<void **>(&rows_mapped_), rows_, 0),
+              "pinned memory");
+        for (int i = 0; i < STREAM_SLOTS; i++) {
+            check(cudaEventCreateWithFlags(&free_[i], cudaEventDisableTiming), "event");
+            check(cudaEventCreateWithFlags(&ready_[i], cudaEventDisableTiming), "event");
+        }
+        for (cudaEvent_t &event : layer_)
+            check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
+        if (!pieces_.empty())
+            streamer_ = std::make_unique<Streamer>(m.record_bytes);
+    } catch (...) {
+        release();
+        throw;
+    }
+}
+
+Prompt::~Prompt() {
+    release();
+}
+
+void Prompt::release() {
+    streamer_.reset();
+    cudaFreeHost(rows_);
+    for (int i = 0; i < STREAM_SLOTS; i++) {
+        if (free_[i])
+            cudaEventDestroy(free_[i]);
+        if (ready_[i])
+            cudaEventDestroy(ready_[i]);
+    }
+    for (cudaEvent_t event : layer_)
+        if (event)
+            cudaEventDestroy(event);
+}
+
+bool Prompt::poisoned() const {
+    return __atomic_load_n(&args_.segment->poison, __ATOMIC_ACQUIRE) != 0;
+}
+
+void Prompt::progress() const {
+    uint64_t *count = &args_.segment->actor[HC_GPU].progress;
+    __atomic_store_n(count, *count + 1, __ATOMIC_RELAXED);
+}
+
+void Prompt::feed(int64_t index) {
+    if (index >= static_cast<int64_t>(pieces_.size()))
+        return;
+    const Piece &piece = pieces_[index];
+    const int slot = static_cast<int>(index % STREAM_SLOTS);
+    streamer_->feed(model_.prompt.slots[slot],
+                    static_cast<const char *>(args_.model->layers[piece.layer].records),
+                    model_.layers[piece.layer].streamed.data() + piece.begin, piece.n, free_[slot],
+                    ready_[slot]);
+    progress();
+}
+
+hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_report &report) {
+    const hc_model &m = *args_.model;
+    const int64_t begin = now_ns();
+    const PromptBuffers &b = model_.prompt;
+    check(cudaMemsetAsync(b.fired, 0, sizeof *b.fired, launch_.stream), "counter");
+    embed(in);
+    at_ = 0;
+    const Awake awake(streamer_.get());
+    if (streamer_) {
+        for (int64_t i = 0; i + 1 < STREAM_SLOTS; i++)
+            feed(i);
+    }
+    for (int layer = 0; layer < m.n_layers && !poisoned(); layer++) {
+        // two layers are enqueued at most, so that progress is the device's and not the host's
+        check(cudaEventSynchronize(layer_[layer % 2]), "the prompt failed on the device");
+        progress();
+        attend(layer, in);
+        feed_forward(layer, in);
+        check(cudaEventRecord(layer_[layer % 2], launch_.stream), "event");
+    }
+    unsigned long long fired = 0;
+    check(cudaMemcpyAsync(&fired, b.fired, sizeof fired, cudaMemcpyDeviceToHost, launch_.stream),
+          "counter");
+    check(cudaStreamSynchronize(launch_.stream), "the prompt failed on the device");
+    if (streamer_)
+        streamer_->drain();
+    if (poisoned())
+        return HC_ERR_POISONED;
+    head(in, logits_host);
+    std::memset(&report, 0, sizeof report);
+    report.gate_rows = m.n_layers * m.n * in.count;
+    report.up_down_rows = static_cast<int64_t>(fired);
+    report.pass_ns = now_ns() - begin;
+    report.allocated_bytes = model_.bytes, report.pinned_bytes = model_.pinned;
+    const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
+    report.bytes =
+        m.n_layers * (m.n * m.record_bytes + (2 * q_dim + 2 * kv_dim) * m.d * bytes_of(m.dtype));
+    for (int l = 0; l < m.n_layers; l++)
+        if (plan_[l].predicted_at >= 0 && device_.predictors_L[l].form == HC_PREDICT_SIGN)
+            report.bytes += m.n * ((m.d + 63) / 64 * 8 + 8) + 4 * m.d;
+        else if (plan_[l].predicted_at >= 0)
+            report.bytes +=
+                (m.d + m.n) * device_.predictors_L[l].hidden * bytes_of(model_.dtype_of(l));
+    return HC_OK;
+}
+
+} // namespace hotcold

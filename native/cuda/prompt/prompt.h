@@ -1,0 +1,64 @@
+// prompt.h - the dense prompt phase of one GPU executor.
+#ifndef HOTCOLD_CUDA_PROMPT_H
+#define HOTCOLD_CUDA_PROMPT_H
+#include "cuda/memory/model.h"
+#include "cuda/prompt/dense.h"
+#include "cuda/prompt/stream.h"
+
+#include <memory>
+
+namespace hotcold {
+
+class Prompt {
+  public:
+    // All references outlive it; launch has the stream of the passes.
+    Prompt(const hc_executor_args &args, const hc_device_args &device,
+           const std::vector<hc_device_layer> &plan, Model &model, const Launch &launch);
+    ~Prompt();
+    Prompt(const Prompt &) = delete;
+    hc_status run(const hc_device_prompt &in, float *logits_host, hc_device_report &report);
+
+  private:
+    struct Piece { // neurons that are streamed together
+        int32_t layer;
+        int64_t begin, n; // of the layer's streamed ids
+    };
+    void release();
+    void feed(int64_t piece);
+    bool poisoned() const;
+    void progress() const; // something was done, for those who watch
+    // prompt_layer.cu
+    void embed(const hc_device_prompt &in);
+    void attend(int layer, const hc_device_prompt &in);
+    void predict(int layer, int at, const hc_device_prompt &in);
+    const uint8_t *propose(int layer, const hc_device_prompt &in);
+    void feed_forward(int layer, const hc_device_prompt &in);
+    void neurons(const char *records, int64_t n, const int32_t *ids, const uint8_t *mask,
+                 const float *bias_D, const Operand &x, int tokens);
+    void head(const hc_device_prompt &in, float *logits_host);
+    void decode(const void *w, int64_t rows, int64_t d, const float *x, const float *norm_D,
+                float *y, int32_t n);
+    void dense(const Rows &x, const void *w, const float *bias_R, int64_t rows, int64_t d,
+               DenseEpilogue epilogue, float *y, int tokens);
+    Rows stream(const float *norm_D, const float *norm_bias_D) const;
+    Rows ffn_input(int layer) const;
+    Operand operand(bool spare, const Rows &rows, int64_t k, int32_t dtype, int tokens);
+    Gemm product(const Operand &x, const void *w, int64_t stride, int64_t rows, int32_t dtype,
+                 int tokens) const;
+    uint8_t *mask(int layer) const;
+
+    const hc_executor_args &args_;
+    const hc_device_args &device_;
+    const std::vector<hc_device_layer> &plan_;
+    Model &model_;
+    Launch launch_;
+    std::vector<Piece> pieces_;
+    std::unique_ptr<Streamer> streamer_;
+    cudaEvent_t free_[STREAM_SLOTS] = {}, ready_[STREAM_SLOTS] = {};
+    cudaEvent_t layer_[2] = {};                     // a layer is done
+    int64_t at_ = 0;                                // the piece to compute next
+    char *rows_ = nullptr, *rows_mapped_ = nullptr; // of embedding, then of positions; pinned
+};
+
+} // namespace hotcold
+#endif

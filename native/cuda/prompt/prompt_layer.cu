@@ -1,0 +1,257 @@
+// prompt_layer.cu - the operators of a dense prompt pass in their order: embedding, layer, head.
+//
+// What kinds of model differ in is as in graph.cu: the norm and whether it leads a block or follows
+// its residual addition (then in place on the stream), biases, gated or plain neurons, positions, and
+// embeddings of another width, projected on the way in and out. The norm that leads a block is part
+// of its operand; products are in gemm.cu, everything else in prompt_ops.cu and prompt_sign.cu.
+#include "cuda/prompt/prompt.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace hotcold {
+
+// The residual stream, normed where a weight is given.
+Rows Prompt::stream(const float *norm_D, const float *norm_bias_D) const {
+    const hc_model &m = *args_.model;
+    return {model_.prompt.h, m.d, norm_D, norm_bias_D, m.norm_eps, m.norm};
+}
+
+// The input of a layer's feed-forward block, as long as that has not been added.
+Rows Prompt::ffn_input(int layer) const {
+    const Layer &from = model_.layers[layer];
+    return args_.model->post_norm ? stream(nullptr, nullptr)
+                                  : stream(from.ffn_norm_D, from.ffn_norm_bias_D);
+}
+
+// One of the two operand buffers, filled from k columns of rows.
+Operand Prompt::operand(bool spare, const Rows &rows, int64_t k, int32_t dtype, int tokens) {
+    const PromptBuffers &b = model_.prompt;
+    Operand to = {};
+    to.data = spare ? b.spare : b.operand;
+    to.scale_T = spare ? b.spare_scale_T : b.scale_T;
+    to.ld = (k + PACK - 1) / PACK * PACK;
+    to.half = b.tokens * to.ld * 2;
+    to.dtype = dtype;
+    to.k = static_cast<int32_t>(k);
+    make_operand(MakeOperand{rows, to}, tokens, launch_);
+    return to;
+}
+
+Gemm Prompt::product(const Operand &x, const void *w, int64_t stride, int64_t rows, int32_t dtype,
+                     int tokens) const {
+    Gemm g = {};
+    g.x = x;
+    g.w = static_cast<const char *>(w);
+    g.stride = stride, g.rows = static_cast<int32_t>(rows), g.dtype = dtype, g.tokens = tokens;
+    return g;
+}
+
+// y (+)= x W^T with a matrix of the model, its rows side by side.
+void Prompt::dense(const Rows &x, const void *w, const float *bias_R, int64_t rows, int64_t d,
+                   DenseEpilogue epilogue, float *y, int tokens) {
+    const int32_t dtype = args_.model->dtype;
+    const int64_t stride = d * bytes_of(dtype);
+    const int32_t form = operand_dtype(dtype, w, stride, 0, d, rows, false);
+    Gemm g = product(operand(false, x, d, form, tokens), w, stride, rows, dtype, tokens);
+    g.epilogue = epilogue, g.bias_R = bias_R, g.y = y, g.y_stride = rows;
+    gemm(g, launch_);
+}
+
+void Prompt::embed(const hc_device_prompt &in) {
+    const hc_model &m = *args_.model;
+    const PromptBuffers &b = model_.prompt;
+    const int64_t row = m.embed_dim * bytes_of(m.dtype), wide = m.d * bytes_of(m.dtype);
+    const int64_t behind = device_.prompt_rows * row; // positions
+    for (int64_t t = 0; t < in.count; t++) {
+        std::memcpy(rows_ + t * row, static_cast<const char *>(m.embed) + in.tokens[t] * row, row);
+        if (m.positions)
+            std::memcpy(rows_ + behind + t * wide,
+                        static_cast<const char *>(m.positions) + (in.position + t) * wide, wide);
+    }
+    float *to = m.project_in ? b.wide : b.h;
+    widen(rows_mapped_, m.dtype, to, false, in.count * m.embed_dim, launch_);
+    if (m.project_in)
+        dense({b.wide, m.embed_dim}, b.project_in, nullptr, m.d, m.embed_dim, DENSE_STORE, b.h,
+              in.count);
+    if (m.positions)
+        widen(rows_mapped_ + behind, m.dtype, b.h, true, in.count * m.d, launch_);
+}
+
+void Prompt::attend(int layer, const hc_device_prompt &in) {
+    const hc_model &m = *args_.model;
+    const Layer &from = model_.layers[layer];
+    const PromptBuffers &b = model_.prompt;
+    const int64_t q_dim = m.heads * m.head_dim, width = q_dim + 2 * m.kv_heads * m.head_dim;
+    const Rows x = m.post_norm ? stream(nullptr, nullptr)
+                               : stream(from.attention_norm_D, from.attention_norm_bias_D);
+    dense(x, from.qkv, from.qkv_bias, width, m.d, DENSE_STORE, b.wide, in.count);
+    prompt_attention(PromptAttention{b.wide, from.k_cache, from.v_cache, model_.buffers.cos_PE,
+                                     model_.buffers.sin_PE, b.attended, m.heads, m.kv_heads,
+                                     m.head_dim, static_cast<int32_t>(m.context), device_.kv_f16,
+                                     in.position, in.count},
+                     launch_);
+    dense({b.attended, q_dim}, from.o, from.o_bias_D, m.d, q_dim, DENSE_ADD, b.h, in.count);
+    if (m.post_norm)
+        prompt_norm(stream(from.attention_norm_D, from.attention_norm_bias_D), b.h, m.d, in.count,
+                    launch_);
+}
+
+// The proposals of `layer`, from the input of layer `at`.
+void Prompt::predict(int layer, int at, const hc_device_prompt &in) {
+    const hc_model &m = *args_.model;
+    const PromptBuffers &b = model_.prompt;
+    const Predictor &p = model_.layers[layer].predictor;
+    const hc_predictor_layer &shape = device_.predictors_L[layer];
+    const Rows input = shape.input ? stream(nullptr, nullptr) : ffn_input(at);
+    if (shape.form == HC_PREDICT_SIGN) {
+        prompt_sign(PromptSign{p.signs_NW, p.scale2_N, p.bias_N, p.column_D, input,
+                               static_cast<int32_t>(m.n), static_cast<int32_t>(m.d),
+                               shape.input_bits, in.count, shape.threshold,
+                               reinterpret_cast<uint64_t *>(b.spare), b.spare_scale_T, mask(layer)},
+                    launch_);
+        return;
+    }
+    const bool i8 = p.dtype == HC_I8;
+    const int32_t dtype = i8 ? static_cast<int32_t>(HC_F16) : p.dtype;
+    const int64_t e = bytes_of(dtype), H = shape.hidden;
+    const void *fc1 = i8 ? b.expanded : p.fc1, *fc2 = i8 ? b.expanded : p.fc2;
+    if (i8)
+        expand_i8(static_cast<const int8_t *>(p.fc1), b.expanded, H * m.d, launch_);
+    const int32_t form = operand_dtype(dtype, fc1, m.d * e, 0, m.d, H, false);
+    const Operand x = operand(true, input, m.d, form, in.count);
+    Gemm first = product(x, fc1, m.d * e, H, dtype, in.count);
+    first.epilogue = shape.relu ? DENSE_RELU : DENSE_STORE;
+    first.y = b.wide, first.y_stride = H, first.scale_R = p.scale1_H;
+    gemm(first, launch_);
+    if (i8)
+        expand_i8(static_cast<const int8_t *>(p.fc2), b.expanded, m.n * H, launch_);
+    const int32_t form2 = operand_dtype(dtype, fc2, H * e, 0, H, m.n, false);
+    const Operand hidden = operand(true, {b.wide, H}, H, form2, in.count);
+    Gemm second = product(hidden, fc2, H * e, m.n, dtype, in.count);
+    second.epilogue = DENSE_MASK, second.scale_R = p.scale2_N, second.bias_R = p.bias_N;
+    second.threshold = shape.threshold, second.mask = mask(layer), second.mask_stride = m.n;
+    gemm(second, launch_);
+}
+
+uint8_t *Prompt::mask(int layer) const {
+    const PromptBuffers &b = model_.prompt;
+    return b.mask + layer % b.masks * b.tokens * args_.model->n;
+}
+
+// Every prediction that reads this layer's input; returns the layer's own proposals, NULL: all.
+const uint8_t *Prompt::propose(int layer, const hc_device_prompt &in) {
+    const hc_model &m = *args_.model;
+    const PromptBuffers &b = model_.prompt;
+    for (int later = layer; later < m.n_layers; later++)
+        if (plan_[later].predicted_at == layer)
+            predict(later, layer, in);
+    if (plan_[layer].predicted_at < 0)
+        return nullptr;
+    if (in.masks_PLN) {
+        const int64_t row = (m.n + 7) / 8;
+        pack_mask(mask(layer), static_cast<int32_t>(m.n), b.bits, in.count, launch_);
+        check(cudaMemcpy2DAsync(in.masks_PLN + layer * row, m.n_layers * row, b.bits, row, row,
+                                in.count, cudaMemcpyDeviceToHost, launch_.stream),
+              "reading the proposals");
+    }
+    return mask(layer);
+}
+
+// h += of n neurons that lie side by side on the device (+ bias).
+void Prompt::neurons(const char *records, int64_t n, const int32_t *ids, const uint8_t *mask,
+                     const float *bias_D, const Operand &x, int tokens) {
+    const hc_model &m = *args_.model;
+    const PromptBuffers &b = model_.prompt;
+    const bool gated = m.up_offset >= 0;
+    Gemm gate = product(x, records + m.gate_offset, m.record_bytes, n, m.dtype, tokens);
+    gate.epilogue = gated ? DENSE_NEURON : DENSE_PLAIN;
+    gate.up = gated ? m.up_offset - m.gate_offset : 0;
+    gate.bias = m.bias_offset ? m.bias_offset - m.gate_offset : 0;
+    gate.y = b.wide, gate.y_stride = n;
+    gate.mask = const_cast<uint8_t *>(mask), gate.mask_stride = m.n;
+    gate.ids_R = ids, gate.fired = b.fired;
+    gemm(gate, launch_);
+    const char *columns = records + m.down_offset;
+    const int32_t form = operand_dtype(m.dtype, columns, m.record_bytes, 0, n, m.d, true);
+    const Operand c = operand(true, {b.wide, n}, n, form, tokens);
+    Gemm down = product(c, columns, m.record_bytes, m.d, m.dtype, tokens);
+    down.transposed = true, down.bias_R = bias_D;
+    down.epilogue = DENSE_ADD, down.y = b.h, down.y_stride = m.d;
+    gemm(down, launch_);
+}
+
+void Prompt::feed_forward(int layer, const hc_device_prompt &in) {
+    const hc_model &m = *args_.model;
+    const Layer &from = model_.layers[layer];
+    const PromptBuffers &b = model_.prompt;
+    const uint8_t *allowed = propose(layer, in);
+    const int64_t offsets = m.gate_offset | (m.up_offset >= 0 ? m.up_offset : 0);
+    const int32_t form =
+        operand_dtype(m.dtype, from.records, m.record_bytes, offsets, m.d, m.n, false);
+    const Operand x = operand(false, ffn_input(layer), m.d, form, in.count);
+    const float *bias_D = from.ffn_bias_D; // goes with the layer's first neurons
+    for (int64_t k = 0; k < from.n_resident; k += b.piece_rows, bias_D = nullptr)
+        neurons(from.records + k * m.record_bytes, std::min(b.piece_rows, from.n_resident - k),
+                from.ids_N + k, allowed, bias_D, x, in.count);
+    for (; at_ < static_cast<int64_t>(pieces_.size()) && pieces_[at_].layer == layer; at_++) {
+        const Piece &piece = pieces_[at_];
+        const int slot = static_cast<int>(at_ % STREAM_SLOTS);
+        check(cudaStreamWaitEvent(launch_.stream, ready_[slot], 0), "stream");
+        neurons(b.slots[slot], piece.n, from.ids_N + from.n_resident + piece.begin, allowed, bias_D,
+                x, in.count);
+        bias_D = nullptr;
+        check(cudaEventRecord(free_[slot], launch_.stream), "event");
+        if (poisoned())
+            return;
+        feed(at_ + STREAM_SLOTS - 1);
+    }
+    if (m.post_norm)
+        prompt_norm(stream(from.ffn_norm_D, from.ffn_norm_bias_D), b.h, m.d, in.count, launch_);
+}
+
+// Logits of the last row, or of every row where the request wants them, by the decode kernels.
+void Prompt::head(const hc_device_prompt &in, float *logits_host) {
+    const hc_model &m = *args_.model;
+    const Buffers &b = model_.buffers;
+    const bool folded =
+        m.norm == HC_NORM_RMS; // into the first product; else in place, it is the last
+    const int32_t first = in.logits_PV ? 0 : in.count - 1, step = in.logits_PV ? model_.bucket : 1;
+    const int32_t end = in.logits_PV || in.head ? in.count : first;
+    float *h = model_.prompt.h, *projected = reinterpret_cast<float *>(model_.prompt.spare);
+    if (b.final_norm_D && !folded && first < end) {
+        Rows rows = stream(b.final_norm_D, b.final_norm_bias_D);
+        rows.x += first * m.d;
+        prompt_norm(rows, h + first * m.d, m.d, end - first, launch_);
+    }
+    for (int32_t t = first; t < end; t += step) {
+        const int32_t n = std::min(step, end - t);
+        const float *norm_D = folded ? b.final_norm_D : nullptr;
+        if (m.project_out) {
+            decode(b.project_out, m.embed_dim, m.d, h + t * m.d, norm_D, projected, n);
+            decode(b.head, m.vocab, m.embed_dim, projected, nullptr, b.logits, n);
+        } else {
+            decode(b.head, m.vocab, m.d, h + t * m.d, norm_D, b.logits, n);
+        }
+        float *to = in.logits_PV ? in.logits_PV + t * m.vocab : logits_host;
+        check(cudaMemcpyAsync(to, b.logits, n * m.vocab * sizeof(float), cudaMemcpyDeviceToHost,
+                              launch_.stream),
+              "reading logits");
+    }
+    check(cudaStreamSynchronize(launch_.stream), "the prompt failed on the device");
+    if (in.logits_PV)
+        std::memcpy(logits_host, in.logits_PV + (in.count - 1) * m.vocab, m.vocab * sizeof(float));
+}
+
+// y = W x of n rows, as many as a decode pass takes; x is rms-normed where norm_D is given.
+void Prompt::decode(const void *w, int64_t rows, int64_t d, const float *x, const float *norm_D,
+                    float *y, int32_t n) {
+    Gemv g = {};
+    g.w = w, g.dtype = args_.model->dtype, g.stride = d * bytes_of(g.dtype);
+    g.rows = static_cast<int32_t>(rows), g.d = static_cast<int32_t>(d);
+    g.x = x, g.x_stride = d, g.y = y, g.y_stride = rows;
+    g.norm_D = norm_D, g.eps = args_.model->norm_eps, g.pass = model_.buffers.pass;
+    gemv(g, bucket_of(n), launch_);
+}
+
+} // namespace hotcold

@@ -1,0 +1,141 @@
+// stream.cu - gather records into pinned blocks with several threads, copy block after block.
+//
+// The weights lie in a memfd or a mapped file, which the device cannot read: pinning all of them
+// would cost a second copy or minutes at launch. Blocks are small (8 MiB, four of them), so that
+// the copying engine reads them out of the processor's cache and host memory is read once and
+// written never. Threads spin between blocks, because a wake-up costs a third of a block's time; they
+// sleep outside begin() and end().
+#include "cuda/prompt/stream.h"
+
+#include <algorithm>
+#include <cstring>
+#include <sched.h>
+
+namespace hotcold {
+namespace {
+
+constexpr int64_t BLOCK_BYTES = 8 << 20;
+constexpr int MOST_THREADS = 12;
+
+int threads_here() {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    const int cores = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
+    return std::max(1, std::min(MOST_THREADS, cores - 1));
+}
+
+} // namespace
+
+Streamer::Streamer(int64_t record_bytes)
+    : record_bytes_(record_bytes),
+      per_block_(std::max<int64_t>(1, BLOCK_BYTES / std::max<int64_t>(1, record_bytes))) {
+    try {
+        check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
+        for (int i = 0; i < BLOCKS; i++) {
+            const int64_t bytes = per_block_ * record_bytes_;
+            check_host(cudaHostAlloc(reinterpret_cast<void **>(&pinned_[i]), bytes, 0), bytes);
+            check(cudaEventCreateWithFlags(&copied_[i], cudaEventDisableTiming), "event");
+        }
+        for (int i = 1; i < threads_here(); i++) // the caller is the first
+            threads_.emplace_back(&Streamer::work, this, i);
+    } catch (...) {
+        release();
+        throw;
+    }
+}
+
+Streamer::~Streamer() {
+    release();
+}
+
+void Streamer::release() {
+    {
+        std::lock_guard<std::mutex> hold(lock_);
+        stop_ = true;
+        active_ = false;
+    }
+    changed_.notify_all();
+    for (std::thread &thread : threads_)
+        thread.join();
+    threads_.clear();
+    if (stream_)
+        cudaStreamSynchronize(stream_);
+    for (int i = 0; i < BLOCKS; i++) {
+        cudaFreeHost(pinned_[i]);
+        if (copied_[i])
+            cudaEventDestroy(copied_[i]);
+    }
+    if (stream_)
+        cudaStreamDestroy(stream_);
+}
+
+void Streamer::begin() {
+    {
+        std::lock_guard<std::mutex> hold(lock_);
+        active_ = true;
+    }
+    changed_.notify_all();
+}
+
+void Streamer::end() {
+    active_ = false;
+}
+
+void Streamer::copy_part(int index) const {
+    const int64_t parts = static_cast<int64_t>(threads_.size()) + 1;
+    const int64_t begin = job_n_ * index / parts, end = job_n_ * (index + 1) / parts;
+    for (int64_t k = begin; k < end; k++)
+        std::memcpy(job_to_ + k * record_bytes_, job_from_ + job_ids_[k] * record_bytes_,
+                    record_bytes_);
+}
+
+void Streamer::work(int index) {
+    uint64_t seen = 0;
+    for (;;) {
+        for (unsigned spins = 0; job_.load(std::memory_order_acquire) == seen; spins++) {
+            if (!active_) {
+                std::unique_lock<std::mutex> hold(lock_);
+                changed_.wait(hold, [&] { return active_ || stop_ || job_ != seen; });
+                if (stop_)
+                    return;
+            }
+            __builtin_ia32_pause();
+            if (spins % 64 == 63)
+                sched_yield();
+        }
+        seen++;
+        copy_part(index);
+        left_.fetch_sub(1, std::memory_order_release);
+    }
+}
+
+// One job by all threads; returns when the last of them is done.
+void Streamer::copy_all() {
+    left_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
+    job_.fetch_add(1, std::memory_order_release);
+    copy_part(0);
+    for (unsigned spins = 0; left_.load(std::memory_order_acquire); spins++) {
+        __builtin_ia32_pause();
+        if (spins % 64 == 63)
+            sched_yield();
+    }
+}
+
+void Streamer::feed(char *target, const char *records, const int32_t *ids, int64_t n,
+                    cudaEvent_t free, cudaEvent_t ready) {
+    check(cudaStreamWaitEvent(stream_, free, 0), "stream");
+    for (int64_t at = 0; at < n; at += per_block_) {
+        const int block = static_cast<int>(next_++ % BLOCKS);
+        check(cudaEventSynchronize(copied_[block]), "streaming weights");
+        job_to_ = pinned_[block], job_from_ = records, job_ids_ = ids + at;
+        job_n_ = std::min(per_block_, n - at);
+        copy_all();
+        check(cudaMemcpyAsync(target + at * record_bytes_, pinned_[block], job_n_ * record_bytes_,
+                              cudaMemcpyHostToDevice, stream_),
+              "streaming weights");
+        check(cudaEventRecord(copied_[block], stream_), "event");
+    }
+    check(cudaEventRecord(ready, stream_), "event");
+}
+
+} // namespace hotcold

@@ -1,0 +1,56 @@
+// stream.h - neuron records from pageable host memory to the device at the rate of the bus.
+#ifndef HOTCOLD_CUDA_STREAM_H
+#define HOTCOLD_CUDA_STREAM_H
+#include "cuda/kernels/kernels.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace hotcold {
+
+class Streamer {
+  public:
+    explicit Streamer(int64_t record_bytes);
+    ~Streamer();
+    Streamer(const Streamer &) = delete;
+    void begin(); // the copying threads wake, and spin until end()
+    void end();
+    // Records ids[0..n) of `records` to target, side by side, after `free` on the device. Returns
+    // when the last of them is in pinned memory; ready is recorded behind the copies.
+    void feed(char *target, const char *records, const int32_t *ids, int64_t n, cudaEvent_t free,
+              cudaEvent_t ready);
+    void drain() {
+        cudaStreamSynchronize(stream_);
+    }
+
+  private:
+    void release();
+    void work(int index);
+    void copy_part(int index) const;
+    void copy_all();
+
+    static constexpr int BLOCKS = 4;
+    int64_t record_bytes_, per_block_; // records of a pinned block
+    cudaStream_t stream_ = nullptr;
+    char *pinned_[BLOCKS] = {};
+    cudaEvent_t copied_[BLOCKS] = {};
+    int64_t next_ = 0;
+    // one job at a time: records of job_ids_ into job_to_, a part each thread
+    char *job_to_ = nullptr;
+    const char *job_from_ = nullptr;
+    const int32_t *job_ids_ = nullptr;
+    int64_t job_n_ = 0;
+    std::atomic<uint64_t> job_{0};
+    std::atomic<int> left_{0};
+    std::atomic<bool> active_{false};
+    bool stop_ = false;
+    std::mutex lock_;
+    std::condition_variable changed_;
+    std::vector<std::thread> threads_;
+};
+
+} // namespace hotcold
+#endif

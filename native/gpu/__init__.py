@@ -1,0 +1,1 @@
+"""The GPU from outside: plug-in, probe, MPS and NVML; needs no compiled kernels to import."""

@@ -1,0 +1,177 @@
+/* dense.c - the dense steps of the GPU executor: embedding, attention, head; and the model's norm.
+ *
+ * Kinds of model differ in a few places only, each a field of hc_model: the norm (RMS or layer norm)
+ * and whether it leads a block or follows its residual addition, biases (a NULL pointer is none),
+ * positions (rotary tables, or learned rows added to the embeddings), and embeddings of another
+ * width than the residual stream, projected on the way in and out.
+ */
+#include "loop/executor.h"
+#include <string.h>
+
+static float to_float(const void *row, int32_t dtype, int64_t i) {
+    if (dtype == HC_F32)
+        return ((const float *)row)[i];
+    uint16_t bits = ((const uint16_t *)row)[i];
+    if (dtype == HC_F16) {
+        _Float16 half;
+        memcpy(&half, &bits, sizeof half);
+        return (float)half;
+    }
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+/* y = W x (+ bias) for all rows of the pass, counting the weight bytes. */
+static hc_status multiply(hc_executor *e, const void *w, const float *bias_R, int64_t rows,
+                          int64_t d, const float *x, float *y, int32_t accumulate, int32_t batch) {
+    int32_t dtype = e->args.model->dtype;
+    int64_t row_bytes = d * hc_dtype_bytes(dtype);
+    hc_gemv_args a = {.w = w,
+                      .stride_bytes = row_bytes,
+                      .rows = rows,
+                      .d = d,
+                      .dtype = dtype,
+                      .batch = batch,
+                      .x_BD = x,
+                      .x_stride = d,
+                      .y_BR = y,
+                      .y_stride = rows,
+                      .bias_R = bias_R,
+                      .accumulate = accumulate};
+    hc_count(&hc_state_of(e)->bytes, rows * (row_bytes + (bias_R ? 4 : 0)));
+    return hc_gemv(&a, e->args.pool);
+}
+
+hc_status hc_model_norm(const hc_model *m, const float *x_BD, const float *weight_D,
+                        const float *bias_D, float *y_BD, int32_t batch) {
+    if (m->norm == HC_NORM_LAYER)
+        return hc_layernorm(x_BD, weight_D, bias_D, m->norm_eps, y_BD, batch, m->d);
+    return hc_rmsnorm(x_BD, weight_D, m->norm_eps, y_BD, batch, m->d);
+}
+
+hc_status hc_embed(hc_executor *e) {
+    const hc_model *m = e->args.model;
+    const int64_t element = hc_dtype_bytes(m->dtype), width = m->embed_dim;
+    float *rows = m->project_in ? e->embedded_BE : e->residual_BD;
+    for (int32_t b = 0; b < e->batch; b++) {
+        int32_t token = e->token_B[b];
+        if (token < 0 || token >= m->vocab)
+            return hc_fail(HC_ERR_ARGUMENT, "token id %d is outside the vocabulary of %lld", token,
+                           (long long)m->vocab);
+        const char *row = (const char *)m->embed + token * width * element;
+        for (int64_t i = 0; i < width; i++)
+            rows[b * width + i] = to_float(row, m->dtype, i);
+    }
+    if (m->project_in) {
+        hc_status s =
+            multiply(e, m->project_in, NULL, m->d, width, rows, e->residual_BD, 0, e->batch);
+        if (s)
+            return s;
+    }
+    for (int32_t b = 0; m->positions && b < e->batch; b++) {
+        const char *row = (const char *)m->positions + e->position_B[b] * m->d * element;
+        for (int64_t i = 0; i < m->d; i++)
+            e->residual_BD[b * m->d + i] += to_float(row, m->dtype, i);
+    }
+    return HC_OK;
+}
+
+/* Append this pass's keys and values: cache [slot 0][kv_heads][context][head_dim] of one layer. */
+static void append_kv(hc_executor *e, const float *qkv, float *k_cache, float *v_cache) {
+    const hc_model *m = e->args.model;
+    int64_t q_dim = (int64_t)m->heads * m->head_dim, kv_dim = (int64_t)m->kv_heads * m->head_dim;
+    int64_t stride = q_dim + 2 * kv_dim;
+    for (int32_t b = 0; b < e->batch; b++)
+        for (int32_t head = 0; head < m->kv_heads; head++) {
+            int64_t to = (head * m->context + e->position_B[b]) * m->head_dim;
+            const float *k = qkv + b * stride + q_dim + head * m->head_dim;
+            memcpy(k_cache + to, k, sizeof(float) * m->head_dim);
+            memcpy(v_cache + to, k + kv_dim, sizeof(float) * m->head_dim);
+        }
+}
+
+/* Queries, keys and values of this pass, positions applied, from the residual stream. */
+static hc_status project(hc_executor *e, const hc_layer *layer, int64_t width) {
+    const hc_model *m = e->args.model;
+    const float *x = m->post_norm ? e->residual_BD : e->normed_BD;
+    hc_status s = HC_OK;
+    if (!m->post_norm)
+        s = hc_model_norm(m, e->residual_BD, layer->attention_norm_D, layer->attention_norm_bias_D,
+                          e->normed_BD, e->batch);
+    if (!s)
+        s = multiply(e, layer->qkv, layer->qkv_bias, width, m->d, x, e->qkv_BQ, 0, e->batch);
+    if (s || !m->cos_PE)
+        return s;
+    /* query and key heads lie side by side and turn by the same angles: one call for both */
+    return hc_rotary(e->qkv_BQ, width, m->heads + m->kv_heads, m->head_dim, m->cos_PE, m->sin_PE,
+                     e->position_B, e->batch);
+}
+
+/* The feed-forward input x, and the residual stream behind it where a predictor reads that. */
+static hc_status hand_over(hc_executor *e, const hc_layer *layer, const hc_step *step) {
+    const hc_model *m = e->args.model;
+    const size_t bytes = sizeof(float) * e->batch * m->d;
+    float *x = (float *)hc_slot(e, step->x), *h = e->residual_BD;
+    hc_status s = HC_OK;
+    if (m->post_norm) {
+        s = hc_model_norm(m, h, layer->attention_norm_D, layer->attention_norm_bias_D, h, e->batch);
+        memcpy(x, h, bytes);
+    } else {
+        s = hc_model_norm(m, h, layer->ffn_norm_D, layer->ffn_norm_bias_D, x, e->batch);
+    }
+    if (!s && (step->flags & HC_STEP_RESIDUAL))
+        memcpy(x + (int64_t)e->args.max_batch * m->d, h, bytes);
+    return s;
+}
+
+hc_status hc_attend(hc_executor *e, const hc_step *step) {
+    const hc_model *m = e->args.model;
+    const hc_layer *layer = &m->layers[step->layer];
+    int64_t q_dim = (int64_t)m->heads * m->head_dim, kv_dim = (int64_t)m->kv_heads * m->head_dim;
+    int64_t stride = q_dim + 2 * kv_dim,
+            cache = step->layer * m->kv_heads * m->context * m->head_dim;
+    float *k_cache = e->args.k_cache + cache, *v_cache = e->args.v_cache + cache;
+    hc_status s = project(e, layer, stride);
+    if (s)
+        return s;
+    append_kv(e, e->qkv_BQ, k_cache, v_cache);
+    hc_attention_args a = {.q = e->qkv_BQ,
+                           .q_stride = stride,
+                           .k_cache = k_cache,
+                           .v_cache = v_cache,
+                           .heads = m->heads,
+                           .kv_heads = m->kv_heads,
+                           .head_dim = m->head_dim,
+                           .batch = e->batch,
+                           .context = m->context,
+                           .slot_B = NULL,
+                           .position_B = e->position_B,
+                           .scores = e->attention_scores,
+                           .out = e->attended_BQ};
+    s = hc_attention(&a, e->args.pool);
+    hc_count(&hc_state_of(e)->bytes, (e->position_B[e->batch - 1] + 1) * kv_dim * 8);
+    if (!s)
+        s = multiply(e, layer->o, layer->o_bias_D, m->d, q_dim, e->attended_BQ, e->residual_BD, 1,
+                     e->batch);
+    return s ? s : hand_over(e, layer, step);
+}
+
+hc_status hc_head(hc_executor *e) {
+    const hc_model *m = e->args.model;
+    const int32_t rows = e->head_rows;
+    if (!rows)
+        return HC_OK;
+    const float *h = e->residual_BD + (e->batch - rows) * m->d;
+    hc_status s = HC_OK;
+    if (m->final_norm_D) {
+        s = hc_model_norm(m, h, m->final_norm_D, m->final_norm_bias_D, e->normed_BD, rows);
+        h = e->normed_BD;
+    }
+    if (!s && m->project_out) {
+        s = multiply(e, m->project_out, NULL, m->embed_dim, m->d, h, e->embedded_BE, 0, rows);
+        h = e->embedded_BE;
+    }
+    return s ? s : multiply(e, m->head, NULL, m->vocab, m->embed_dim, h, e->logits_BV, 0, rows);
+}

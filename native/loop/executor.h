@@ -1,0 +1,86 @@
+/* executor.h - the state of one actor's resident loop, shared by loop.c, steps.c, dense.c and request.c. */
+#ifndef HOTCOLD_EXECUTOR_H
+#define HOTCOLD_EXECUTOR_H
+#include "core/internal.h"
+#include <pthread.h>
+
+/* A request on the GPU executor. The loop thread writes tokens and n_tokens, a reader thread copies
+ * them out; lock guards all of it, and is taken once a token. */
+typedef struct {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    hc_request request; /* a copy; its pointers belong to prompt and eos below, or to the caller */
+    int32_t *prompt, *eos;
+    hc_token *tokens;         /* max_tokens of them */
+    int64_t n_tokens, wanted; /* wanted: what the reader waits for */
+    int32_t posted, running, done, cancelled;
+    hc_request_state state;
+} hc_inbox;
+
+struct hc_executor {
+    hc_executor_args args;
+    uint32_t seq;
+    int32_t fault_op, fault_signal; /* see hc_executor_arm; fault_op -1: none */
+    uint32_t fault_seq;
+    int32_t batch; /* tokens of the running pass */
+    /* GPU executor */
+    int32_t head_rows; /* logits wanted of the running pass: 0, 1 (the last row) or batch */
+    int32_t token_B[HC_MAX_BATCH], position_B[HC_MAX_BATCH], slot_B[HC_MAX_BATCH];
+    float *embedded_BE; /* of width embed_dim; only where embeddings are projected */
+    float *residual_BD, *normed_BD, *qkv_BQ, *attended_BQ, *attention_scores, *hot_BD, *logits_BV;
+    uint8_t *mask_LN; /* NULL, or where this pass records its proposals; [b][layer][(N + 7) / 8] */
+    int32_t *sample_ids;
+    float *sample_probs;
+    hc_inbox inbox;
+    /* GPU and CPU executor */
+    void *ffn_scratch;
+    /* predictor */
+    float *scores_BN, *hidden_BH;
+    uint64_t *planes_BPW;               /* sign */
+    int32_t *last_LN, *next_position_L; /* window: last firings; where the next pass continues */
+    int32_t *proposed_N;
+};
+
+/* dense.c: the steps that only the GPU executor has. */
+hc_status hc_embed(hc_executor *executor);
+hc_status hc_attend(hc_executor *executor, const hc_step *step);
+hc_status hc_head(hc_executor *executor);
+/* The model's kind of norm; y may be x. */
+hc_status hc_model_norm(const hc_model *model, const float *x_BD, const float *weight_D,
+                        const float *bias_D, float *y_BD, int32_t batch);
+/* steps.c: compute one step, whose waits are over. */
+hc_status hc_compute_step(hc_executor *executor, const hc_step *step, uint32_t seq);
+/* steps.c: read ahead what a cold step's list names, until its other flag is set. */
+void hc_read_ahead(hc_executor *executor, const hc_step *step, uint32_t seq);
+/* steps.c: pre-activations of every neuron of a layer, into scores. */
+hc_status hc_gate_scores(hc_executor *executor, const hc_step *step);
+/* window.c: the same of proposed neurons; -infinity for the others. */
+hc_status hc_window_scores(hc_executor *executor, const hc_step *step,
+                           const hc_predictor_layer *predictor);
+/* steps.c: what a step leaves for after its signal: the recall audit. */
+void hc_after_step(hc_executor *executor, const hc_step *step, uint32_t seq);
+/* audit.c: count fired neurons among a sample of those a layer's list leaves out. */
+void hc_audit(hc_executor *executor, const hc_step *step, uint32_t seq);
+/* loop.c: append to the actor's span ring. */
+void hc_put_span(hc_executor *executor, hc_span span);
+/* loop.c: raise the signal of hc_executor_arm where a device takes pass seq as a whole. */
+void hc_fail_if_armed(hc_executor *executor, uint32_t seq);
+/* loop.c: one pass of the whole program with its waits and signals. */
+hc_status hc_run_pass(hc_executor *executor);
+/* request.c */
+hc_status hc_inbox_init(hc_executor *executor);
+void hc_inbox_free(hc_executor *executor);
+hc_status hc_serve_requests(hc_executor *executor);
+
+static inline hc_actor_state *hc_state_of(hc_executor *executor) {
+    return &executor->args.segment->actor[executor->args.actor];
+}
+/* A payload of the segment. */
+static inline char *hc_slot(hc_executor *executor, int64_t offset) {
+    return (char *)executor->args.segment + offset;
+}
+/* Counters have one writer; relaxed atomics so that readers elsewhere see whole values. */
+static inline void hc_count(int64_t *counter, int64_t more) {
+    __atomic_store_n(counter, *counter + more, __ATOMIC_RELAXED);
+}
+#endif

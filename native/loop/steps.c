@@ -1,0 +1,256 @@
+/* steps.c - what each operation of a program computes.
+ *
+ * Bytes a token, batch 1, e bytes a weight: attention (D * (q + 2 kv) + q * D) * e and the KV rows
+ * read; predict N * D * e (gate rows), (H * D + N * H) * e
+ * (matrices), N * D / 8 (signs) or D * e a proposed neuron (window); hot and cold: a record's
+ * 3 D * e per fired neuron (ReLU: 2 D * e), D * e per proposed one whose gate stays shut; head
+ * V * D * e. Every step is bound by these bytes; its FLOPs are one multiply-add a weight. The dense
+ * steps are in dense.c.
+ *
+ * A step reads its inputs from the segment or from the executor's own scratch, and writes its
+ * output before loop.c sets the flag. Nothing here waits, signals or allocates.
+ */
+#include "loop/executor.h"
+#include <float.h>
+
+/* Pre-activations of every neuron of a layer. */
+hc_status hc_gate_scores(hc_executor *e, const hc_step *step) {
+    const hc_model *m = e->args.model;
+    const char *records = m->layers[step->layer].records;
+    hc_gemv_args a = {.w = records + m->gate_offset,
+                      .stride_bytes = m->record_bytes,
+                      .rows = m->n,
+                      .d = m->d,
+                      .dtype = m->dtype,
+                      .batch = e->batch,
+                      .x_BD = (const float *)hc_slot(e, step->x),
+                      .x_stride = m->d,
+                      .y_BR = e->scores_BN,
+                      .y_stride = m->n};
+    if (m->bias_offset) {
+        a.bias_R = (const float *)(records + m->bias_offset);
+        a.bias_stride = m->record_bytes;
+    }
+    hc_actor_state *state = hc_state_of(e);
+    hc_count(&state->gate_rows, m->n * e->batch);
+    hc_count(&state->bytes, m->n * (m->d * hc_dtype_bytes(m->dtype) + (m->bias_offset ? 4 : 0)));
+    return hc_gemv(&a, e->args.pool);
+}
+
+/* The two matrices of a predictor. */
+static hc_status matrix_scores(hc_executor *e, const hc_predictor_layer *p, const float *input) {
+    const hc_model *m = e->args.model;
+    int64_t size = hc_dtype_bytes(p->dtype);
+    hc_gemv_args first = {.w = p->fc1,
+                          .stride_bytes = m->d * size,
+                          .rows = p->hidden,
+                          .d = m->d,
+                          .dtype = p->dtype,
+                          .batch = e->batch,
+                          .x_BD = input,
+                          .x_stride = m->d,
+                          .y_BR = e->hidden_BH,
+                          .y_stride = p->hidden,
+                          .relu = p->relu};
+    hc_gemv_args second = {.w = p->fc2,
+                           .stride_bytes = p->hidden * size,
+                           .rows = m->n,
+                           .d = p->hidden,
+                           .dtype = p->dtype,
+                           .batch = e->batch,
+                           .x_BD = e->hidden_BH,
+                           .x_stride = p->hidden,
+                           .y_BR = e->scores_BN,
+                           .y_stride = m->n,
+                           .bias_R = p->bias_N};
+    hc_count(&hc_state_of(e)->bytes, (m->d + m->n) * p->hidden * size + (p->bias_N ? 4 * m->n : 0));
+    hc_status s = hc_gemv(&first, e->args.pool);
+    return s ? s : hc_gemv(&second, e->args.pool);
+}
+
+static hc_status sign_scores(hc_executor *e, const hc_predictor_layer *p, const float *input) {
+    const hc_model *m = e->args.model;
+    hc_sign_args a = {.signs_NW = p->signs_NW,
+                      .scale_N = p->scale_N,
+                      .bias_N = p->bias_N,
+                      .column_D = p->column_D,
+                      .n = m->n,
+                      .d = m->d,
+                      .input_bits = p->input_bits,
+                      .batch = e->batch,
+                      .x_BD = input,
+                      .scores_BN = e->scores_BN,
+                      .planes_BPW = e->planes_BPW};
+    hc_count(&hc_state_of(e)->bytes,
+             m->n * ((m->d + 63) / 64 * 8 + (p->bias_N ? 8 : 4)) + (p->column_D ? 4 * m->d : 0));
+    return hc_sign(&a, e->args.pool);
+}
+
+/* Scores of one layer. */
+static hc_status score(hc_executor *e, const hc_step *step, const hc_predictor_layer *p) {
+    const float *x = (const float *)hc_slot(e, step->x);
+    const float *input = p->input ? x + (int64_t)e->args.max_batch * e->args.model->d : x;
+    switch (p->form) {
+    case HC_PREDICT_MATRICES:
+        return matrix_scores(e, p, input);
+    case HC_PREDICT_GATE:
+        return hc_gate_scores(e, step);
+    case HC_PREDICT_SIGN:
+        return sign_scores(e, p, input);
+    case HC_PREDICT_WINDOW:
+        return hc_window_scores(e, step, p);
+    }
+    return hc_fail(HC_ERR_ARGUMENT, "layer %d has a predictor of unknown form %d", step->layer,
+                   p->form);
+}
+
+static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
+    const hc_model *m = e->args.model;
+    const hc_predictor_layer *p = &e->args.predictors_L[step->layer];
+    hc_status s = score(e, step, p);
+    hc_split_args a = {.scores_BN = e->scores_BN,
+                       .n = m->n,
+                       .batch = e->batch,
+                       .threshold = p->threshold,
+                       .device_N = e->args.device_LN + step->layer * m->n};
+    if (p->form == HC_PREDICT_GATE)
+        a.with_gate = HC_GATE_ALL;
+    if (p->form == HC_PREDICT_WINDOW) /* its scores are gates, -infinity where not proposed */
+        a.threshold = -FLT_MAX, a.with_gate = HC_GATE_PROPOSED;
+    for (int device = 0; device < HC_MAX_DEVICES; device++) {
+        a.out[device] = (hc_active *)hc_slot(e, step->active[device]);
+        a.out[device]->epoch = e->args.epoch;
+        a.out[device]->seq = seq;
+        a.out[device]->capacity = m->n;
+    }
+    return s ? s : hc_split(&a);
+}
+
+/* The sparse FFN of this actor's share of a layer: records, lists, shapes. */
+static hc_status describe_ffn(hc_executor *e, const hc_step *step, uint32_t seq, hc_ffn_args *to) {
+    const hc_model *m = e->args.model;
+    const hc_owned *share = &e->args.owned_L[step->layer];
+    hc_ffn_args a = {.records = m->layers[step->layer].records,
+                     .record_bytes = m->record_bytes,
+                     .gate_offset = m->gate_offset,
+                     .up_offset = m->up_offset,
+                     .down_offset = m->down_offset,
+                     .bias_offset = m->bias_offset,
+                     .d = m->d,
+                     .dtype = m->dtype,
+                     .batch = e->batch,
+                     .ids = share->ids,
+                     .n_ids = share->n_ids,
+                     .n = m->n,
+                     .x_BD = (const float *)hc_slot(e, step->x),
+                     .scratch = e->ffn_scratch};
+    if (e->args.fired_LN)
+        a.fired_N = e->args.fired_LN + step->layer * m->n;
+    if (!(step->flags & HC_STEP_ALL)) {
+        hc_active *list = (hc_active *)hc_slot(e, step->active[e->args.actor]);
+        if (list->epoch != e->args.epoch || list->seq != seq || list->batch != e->batch)
+            return hc_fail(HC_ERR_EPOCH, "active list of layer %d is of pass %u, expected %u",
+                           step->layer, list->seq, seq);
+        a.ids = hc_active_ids(list), a.n_ids = list->count, a.members = hc_active_members(list);
+        if (list->has_gate)
+            a.gate_KB = hc_active_gate(list);
+    }
+    *to = a;
+    return HC_OK;
+}
+
+void hc_read_ahead(hc_executor *e, const hc_step *step, uint32_t seq) {
+    const uint32_t *x_flag = hc_flag_word(e->args.segment, step->wait[0]);
+    hc_ffn_args a;
+    e->batch = e->args.segment->pass_batch;
+    if (!x_flag || describe_ffn(e, step, seq, &a) != HC_OK)
+        return; /* the step itself says what is wrong */
+    hc_count(&hc_state_of(e)->ahead_bytes, hc_ffn_ahead(&a, e->args.pool, x_flag, seq));
+}
+
+static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq, float *y) {
+    hc_ffn_args a;
+    hc_status s = describe_ffn(e, step, seq, &a);
+    if (s)
+        return s;
+    a.y_BD = y;
+    if (!a.n_ids && e->args.actor == HC_CPU)
+        return HC_OK; /* nobody reads y then */
+    s = hc_ffn(&a, e->args.pool);
+    hc_actor_state *state = hc_state_of(e);
+    hc_count(&state->gate_rows, a.gate_rows);
+    hc_count(&state->up_down_rows, a.up_down_rows);
+    hc_count(&state->bytes, a.bytes);
+    return s;
+}
+
+/* Set the bits of what both devices' lists propose. */
+static void record_masks(hc_executor *e, const hc_step *step) {
+    int64_t row = (e->args.model->n + 7) / 8, token = e->args.model->n_layers * row;
+    for (int device = 0; device < HC_MAX_DEVICES; device++) {
+        hc_active *list = (hc_active *)hc_slot(e, step->active[device]);
+        const int32_t *ids = hc_active_ids(list);
+        const uint32_t *members = hc_active_members(list);
+        for (int64_t k = 0; k < list->count; k++)
+            for (int32_t b = 0; b < e->batch; b++)
+                if (members[k] >> b & 1)
+                    e->mask_LN[b * token + step->layer * row + ids[k] / 8] |= 1u << ids[k] % 8;
+    }
+}
+
+/* Add both shares and, once, the bias of the down matrix to the residual stream. */
+static hc_status merge(hc_executor *e, const hc_step *step) {
+    const hc_model *m = e->args.model;
+    int64_t n = e->batch * m->d;
+    int predicted = step->active[HC_CPU] >= 0;
+    if (step->flags & HC_STEP_HOT)
+        for (int64_t i = 0; i < n; i++)
+            e->residual_BD[i] += e->hot_BD[i];
+    int cold = step->flags & HC_STEP_COLD;
+    if (cold && predicted)
+        cold = ((hc_active *)hc_slot(e, step->active[HC_CPU]))->count > 0;
+    if (cold) {
+        const float *y = (const float *)hc_slot(e, step->y);
+        for (int64_t i = 0; i < n; i++)
+            e->residual_BD[i] += y[i];
+    }
+    const hc_layer *layer = &m->layers[step->layer];
+    if (layer->ffn_bias_D)
+        for (int64_t i = 0; i < n; i++)
+            e->residual_BD[i] += layer->ffn_bias_D[i % m->d];
+    if (predicted && e->mask_LN)
+        record_masks(e, step);
+    if (!m->post_norm)
+        return HC_OK;
+    return hc_model_norm(m, e->residual_BD, layer->ffn_norm_D, layer->ffn_norm_bias_D,
+                         e->residual_BD, e->batch);
+}
+
+/* What a step does once its result is out: a peer that waits for a sum does not wait for the audit. */
+void hc_after_step(hc_executor *e, const hc_step *step, uint32_t seq) {
+    if (e->args.audit_every <= 0 || (step->flags & HC_STEP_ALL) ||
+        (step->op != HC_OP_HOT && step->op != HC_OP_COLD))
+        return;
+    if (((hc_active *)hc_slot(e, step->active[e->args.actor]))->has_gate != HC_GATE_ALL)
+        hc_audit(e, step, seq);
+}
+
+hc_status hc_compute_step(hc_executor *e, const hc_step *step, uint32_t seq) {
+    switch (step->op) {
+    case HC_OP_EMBED:
+        return hc_embed(e);
+    case HC_OP_ATTENTION:
+        return hc_attend(e, step);
+    case HC_OP_PREDICT:
+        return predict(e, step, seq);
+    case HC_OP_HOT:
+        return feed_forward(e, step, seq, e->hot_BD);
+    case HC_OP_COLD:
+        return feed_forward(e, step, seq, (float *)hc_slot(e, step->y));
+    case HC_OP_MERGE:
+        return merge(e, step);
+    case HC_OP_HEAD:
+        return hc_head(e);
+    }
+    return hc_fail(HC_ERR_ARGUMENT, "unknown operation %d in a program", step->op);
+}

@@ -1,0 +1,1 @@
+"""Solvers that placement policies share."""

@@ -1,0 +1,253 @@
+"""Deployment: everything the three actors need to run a model, as plain data.
+
+Made of what prepare.py found: place the neurons, build the DAG, schedule it, compile the programs.
+The result travels to the actors; they open the bundle themselves (weights are never sent).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.engine.gpu import GpuChoice, host_parts
+from hotcold.runtime.engine.prepare import Prepared
+from hotcold.runtime.engine.variant import Variant
+from hotcold.runtime.exchange.segment import SegmentLayout
+from hotcold.runtime.hardware.cores import Cores, divide_cores
+from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.plan.dag import Dag, build_dag
+from hotcold.runtime.plan.fetch import computed_plan, fetched, idle_nodes
+from hotcold.runtime.plan.plan import Plan, make_plan
+from hotcold.runtime.plan.program import AHEAD, Program, compile_programs
+from hotcold.runtime.plan.schedule import Schedule, fetching
+from hotcold.runtime.predictors.predictor import (
+    check_lookahead,
+)
+from hotcold.runtime.profiles.profile import ActivationProfile
+from hotcold.runtime.weights.weights import choose_store
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What to run and where.
+
+    Args:
+        bundle_path: folder of the bundle, the same for all actors.
+        spec: the model's shapes.
+        plan: who owns which neuron.
+        programs: steps by actor.
+        layout: the exchange segment.
+        context: positions of the KV cache.
+        predictor: what to choose_predictor() with, on the predictor's own machine.
+        predictor_settings: its parameters.
+        predicts: False where the predictor stands by (gate-first).
+        profile: activation counts, or None.
+        cores: threads and cores by actor.
+        transport: "native" or "ray".
+        schedule: name of the schedule policy.
+        store: how weights are held in memory, a kind of `hotcold.runtime.weights.weights`.
+        kernels: what every actor computes with: a tested file, a built-in variant, or None (best).
+        audit_every: one in so many neurons is audited for recall; 0: none.
+        audit_seed: seed of that choice.
+        predictor_note: why this predictor, in words.
+        gpu: how the GPU executor uses a GPU; None: it computes on its CPU device.
+        config: what was asked for, from which other drivers prepare other plans; without objects.
+        remembers: what the predictor proposes depends on tokens before, which die with its process.
+        fetch_L: by layer, the share of its cold neurons that the GPU executor computes (fetch.py).
+    """
+
+    bundle_path: Path
+    spec: ModelSpec
+    plan: Plan
+    programs: dict[str, Program]
+    layout: SegmentLayout
+    context: int
+    predictor: Any
+    predictor_settings: Mapping[str, Any]
+    predicts: bool
+    profile: ActivationProfile | None
+    cores: dict[str, Cores]
+    transport: str
+    schedule: str
+    store: str = "file"
+    kernels: Variant | str | None = None
+    audit_every: int = 0
+    audit_seed: int = 0
+    predictor_note: str = ""
+    gpu: GpuChoice | None = None
+    remembers: bool = False
+    fetch_L: tuple[float, ...] = ()
+    config: EngineConfig | None = None
+
+    @property
+    def computed_plan(self) -> Plan:
+        """The plan as the executors compute it: what the schedule fetches is the GPU executor's."""
+        return computed_plan(self.plan, self.fetch_L)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether cold neurons of some layer are read before its input is there."""
+        return bool((self.programs["cpu"]["flags"] & AHEAD).any())
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """What each actor does under this plan, in words."""
+        hot = int(np.count_nonzero(self.plan.device_LN == 0))
+        total = self.plan.device_LN.size
+        over_bus = int(np.count_nonzero(fetched(self.plan.device_LN, self.fetch_L)))
+        fetches = f", {over_bus} fetched over the bus" if over_bus else ""
+        kernels = self.kernels.name if isinstance(self.kernels, Variant) else self.kernels
+        by = f", kernels {kernels}" if kernels else ""
+        on_gpu = isinstance(self.kernels, Variant) and self.kernels.on_gpu
+        away = self.gpu is not None and host_parts(self.plan) is not None
+        reads = f"; over the bus: {self.plan.modules_on(self.plan.devices[-1])}" if away else ""
+        return {
+            "gpu": f"attention, head, {hot} of {total} neurons{fetches}{by}{reads}",
+            "cpu": f"{total - hot - over_bus} of {total} neurons{'' if on_gpu else by}",
+            "predictor": self._predictor_role(),
+        }
+
+    def _predictor_role(self) -> str:
+        if not self.predicts:
+            return "stands by: the executors evaluate the gate of every neuron they own"
+        why = f"; chosen by auto: {self.predictor_note}" if self.predictor_note else ""
+        if self.gpu is not None and self.gpu.apart:
+            return f"predicts on the GPU ({self.predictor}), in its own process under MPS{why}"
+        if self.gpu is not None:
+            return f"stands by: the GPU executor's graph runs predictor {self.predictor}{why}"
+        every = self.layout.with_gate and not self.remembers
+        what = "evaluates every gate" if every else "predicts every layer"
+        return f"{what} ({self.predictor}){why}"
+
+
+def _check_on_gpu(dag: Dag, schedule: Schedule, name: str) -> None:
+    """Refuse an order that the GPU's graph does not keep, rather than run another one.
+
+    Raises:
+        ConfigError: a step of the GPU executor that waits for a cold sum before its merge.
+    """
+    for source, target in schedule.after:
+        apart = schedule.lane.get(source) != schedule.lane.get(target) == schedule.merge_on
+        if apart and dag.node[source].kind == "cold":
+            raise ConfigError(
+                f"schedule '{name}' lets {target} wait for {source}; a GPU waits for the CPU "
+                "executor at merges only; choose another schedule, a placement without layers on "
+                "both sides (ffn-split), or set HOTCOLD_CUDA=off"
+            )
+
+
+def solve(prepared: Prepared, policy: Any = None) -> Plan:
+    """Make the plan: loaded where the config names one, else placed by the policy.
+
+    A policy given by name or file runs in a child process, an object in this one.
+
+    Raises:
+        PolicyError: the policy cannot be found, raised, or returned an illegal placement.
+    """
+    from hotcold.runtime.plugins.run import place, policy_name
+    from hotcold.runtime.plugins.settings import split_settings
+
+    config, bundle = prepared.config, prepared.bundle
+    if policy is None and config.plan is not None:
+        return load_plan(prepared, config.plan)
+    policy = config.policy if policy is None else policy
+    settings = split_settings(config.settings)["placement"] if isinstance(policy, str) else {}
+    placement = place(policy, prepared.problem, settings, config.policy_timeout)
+    return make_plan(prepared.problem, placement, policy_name(policy), bundle.checksum)
+
+
+def load_plan(prepared: Prepared, folder: Any) -> Plan:
+    """A saved plan, if it goes with this model and its budgets.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        ConfigError: made for another model, or for a larger budget.
+    """
+    plan, bundle = Plan.load(Path(folder)), prepared.bundle
+    if plan.model != bundle.checksum or plan.device_LN.shape != prepared.problem.shape:
+        raise ConfigError(
+            f"plan {folder} was made for another model ({plan.model[:12]}, this one is "
+            f"{bundle.checksum[:12]}); solve again"
+        )
+    for device, used in plan.bytes_by_device.items():
+        budget = prepared.problem.budgets.get(device)
+        if budget is not None and used > budget:
+            raise ConfigError(
+                f"plan {folder} puts {used:,} bytes on {device}, {used - budget:,} over its budget "
+                f"of {budget:,}; solve again for this budget"
+            )
+    return plan
+
+
+def _without_objects(config: EngineConfig) -> EngineConfig:
+    """What others can be told; policies given as objects stay with the driver that has them."""
+    policy = config.policy if isinstance(config.policy, str) else "greedy"
+    schedule = config.schedule if isinstance(config.schedule, str) else "selective"
+    return replace(config, policy=policy, schedule=schedule, plan=None)
+
+
+def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
+    """Build the DAG, schedule it and compile the programs.
+
+    Raises:
+        PolicyError: no such schedule, or an illegal one.
+        ConfigError: one that does not go with the predictor.
+    """
+    from hotcold.runtime.plugins.run import make_schedule, policy_name
+    from hotcold.runtime.plugins.settings import split_settings
+
+    config, spec = prepared.config, prepared.bundle.spec
+    schedule = config.schedule if schedule is None else schedule
+    dag = build_dag(spec, plan, prepared.predicts)
+    settings = split_settings(config.settings)
+    own = settings["schedule"] if isinstance(schedule, str) else {}
+    hardware, timeout_s = prepared.problem.hardware, config.policy_timeout
+    result = make_schedule(schedule, dag, plan, hardware, own, timeout_s)
+    if prepared.gpu is not None and config.bus_share and not any(result.fetch):
+        result = fetching(dag, result, (config.bus_share,) * spec.n_layers)
+    if prepared.gpu is not None:
+        _check_on_gpu(dag, result, policy_name(schedule))
+    check_lookahead(prepared.lookahead, result.lookahead, policy_name(schedule))
+    if prepared.with_gate and any(result.lookahead):
+        raise ConfigError(
+            f"schedule '{policy_name(schedule)}' predicts layers early, but predictor "
+            f"'{policy_name(prepared.predictor)}' evaluates gates, for which it needs the layer's "
+            "own input; choose another schedule, or a predictor that estimates: learned, low-rank, "
+            "sign"
+        )
+    layout = SegmentLayout.build(
+        spec.n_layers,
+        spec.d_model,
+        spec.n_neurons,
+        config.max_batch,
+        with_gate=prepared.with_gate,
+        with_residual=prepared.residual_input,
+    )
+    return Deployment(
+        bundle_path=prepared.bundle.path,
+        spec=spec,
+        plan=plan,
+        programs=compile_programs(dag, result, layout, idle_nodes(plan, result.fetch)),
+        layout=layout,
+        context=prepared.context,
+        predictor=prepared.predictor,
+        predictor_settings=settings["predictor"],
+        predicts=prepared.predicts,
+        profile=prepared.profile,
+        cores=divide_cores(config.threads, config.pin, gpu=prepared.gpu is not None),
+        transport=config.transport,
+        schedule=policy_name(schedule),
+        store=choose_store(config.store, prepared.bundle.weights_bytes),
+        kernels=prepared.kernels,
+        audit_every=config.audit if prepared.predicts and not prepared.all_gates else 0,
+        remembers=prepared.remembers,
+        audit_seed=config.seed,
+        predictor_note=prepared.note,
+        config=_without_objects(config),
+        gpu=prepared.gpu,
+        fetch_L=tuple(float(share) for share in result.fetch),
+    )

@@ -1,0 +1,101 @@
+"""The predictor in a process of its own on the GPU, under MPS: what it takes, when it cannot be.
+
+The measured alternative to the fused form, in which the GPU executor predicts in its own graph. The
+price is a second CUDA context and the daemon's, out of the same budget, and a round trip of some
+microseconds a layer; the gain is that prediction runs beside the executor's other kernels where it
+is early. `choose_gpu` (gpu.py) asks here; the kernels are native/cuda/executor/ask.cu and apart.cu.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from hotcold.native.errors import ConfigError
+from hotcold.native.gpu import mps
+from hotcold.runtime.exchange.layout import SegmentLayout
+from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.plan.plan import Plan
+
+KERNELS_A_LAYER = 3  # of the predictor's graph, at most: wait and answer, two products
+GRANULE = 2 << 20  # of device memory: an allocation takes whole ones
+FUSED = "choose predictor_process fused"
+
+
+def wanted(config: EngineConfig) -> bool:
+    """Whether the predictor shall have a process of its own on the GPU."""
+    return config.predictor_process == "mps"
+
+
+def check_gpu(config: EngineConfig, missing: str) -> None:
+    """Refuse it where there is no GPU to share.
+
+    Args:
+        config: what the user asked for.
+        missing: why the GPU executor computes on its CPU device.
+
+    Raises:
+        ConfigError: it was asked for.
+    """
+    if wanted(config):
+        raise ConfigError(
+            f"predictor_process 'mps' shares a GPU, and this deployment uses none ({missing}); "
+            f"{FUSED}"
+        )
+
+
+def check_mps(forms: Collection[str]) -> None:
+    """Refuse it where there is nothing to run in that process, or nothing to run it under.
+
+    Args:
+        forms: of the predictor's layers, those that a GPU has kernels for.
+
+    Raises:
+        ConfigError: with what is missing.
+    """
+    if not forms:
+        raise ConfigError(
+            "predictor_process 'mps' has nothing to run: with this predictor the executors go "
+            f"gate-first; choose one that estimates (learned, low-rank, sign), or {FUSED}"
+        )
+    if mps.control_path() is None:
+        raise ConfigError(
+            f"predictor_process 'mps' needs {mps.CONTROL}, which is not on PATH; install the "
+            f"driver's compute utilities, or {FUSED}"
+        )
+
+
+def executor_bytes(spec: ModelSpec, max_batch: int, lookahead: int) -> int:
+    """Device memory of the questions, at most; lay_out_mailbox of native/cuda/memory/mailbox.cu.
+
+    The proposals are there in either form.
+    """
+    B = 1 << (max_batch - 1).bit_length()
+    inputs = 4 * (lookahead + 1) * B * spec.d_model
+    return inputs + 256 * spec.n_layers + 2 * GRANULE
+
+
+def predictor_bytes(spec: ModelSpec, max_batch: int, layers: Sequence[Any]) -> int:
+    """Device memory of the predictor's process beside its matrices, at most; as in apart.cu.
+
+    Biases and scales stay on the device where the plan leaves the matrices on the host.
+    """
+    B = 1 << (max_batch - 1).bit_length()
+    hidden = max((layer.fc1.shape[0] for layer in layers if layer.form == "matrices"), default=0)
+    scratch = B * (4 * hidden + 64 * (-(-spec.d_model // 64)) + 4)
+    vectors = spec.n_layers * (8 * spec.n_neurons + 4 * hidden + 8 * spec.d_model)  # and norms
+    return scratch + vectors + (8 * spec.n_layers + 8) * 256 + 2 * GRANULE
+
+
+def matrix_bytes(plan: Plan) -> int:
+    """Bytes of the predictors that the plan has on the GPU."""
+    gpu = plan.devices[0]
+    return sum(
+        plan.module_bytes[name]
+        for name, home in plan.modules.items()
+        if name.startswith("predictor.") and home == gpu
+    )
+
+
+def pass_flag(layout: SegmentLayout) -> int:
+    """The flag by which the predictor learns of a pass."""
+    return layout.spare_flag(1)

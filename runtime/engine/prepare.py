@@ -1,0 +1,194 @@
+"""Preparing: the first half of launching an engine, before anybody owns a neuron.
+
+Resolves the model, chooses the predictor and the GPU, and states the placement problem. What comes
+out, `Prepared`, is what plans are made from (deployment.py). No Ray in here.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.engine.gpu import GpuChoice, choose_gpu, with_vram
+from hotcold.runtime.engine.gpu_memory import int8_bytes
+from hotcold.runtime.engine.kernels import prepare_kernels
+from hotcold.runtime.engine.variant import Variant
+from hotcold.runtime.hardware.this_machine import chosen_hardware
+from hotcold.runtime.model.checkpoints.bundle import Bundle, resolve_model
+from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
+from hotcold.runtime.plan.problem import Problem, make_problem
+from hotcold.runtime.predictors.predictor import (
+    ModelView,
+    NativeLayer,
+    Predictor,
+    expected_density_L,
+    native_layers,
+    predictor_bytes_L,
+    predictor_parameters,
+    predicts,
+)
+from hotcold.runtime.predictors.predictor_choice import choose_auto, choose_predictor
+from hotcold.runtime.profiles.profile import ActivationProfile
+from hotcold.runtime.units import parse_bytes
+from hotcold.runtime.weights.weights import WeightStore
+
+WITH_GATE = ("gate", "window")  # forms that send gate pre-activations along
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model and its predictor, resolved once; plans are made from it."""
+
+    config: EngineConfig
+    bundle: Bundle
+    profile: ActivationProfile | None
+    problem: Problem
+    predicts: bool
+    residual_input: bool
+    with_gate: bool
+    context: int
+    all_gates: bool = False
+    remembers: bool = False
+    kernels: Variant | str | None = None
+    predictor: Any = "exact"
+    note: str = ""
+    predictor_bytes_L: tuple[int, ...] = ()
+    predictor_parameters: int = 0
+    lookahead: int = 0
+    gpu: GpuChoice | None = None
+
+
+def prepare_model(config: EngineConfig) -> Prepared:
+    """Resolve the model, choose the predictor and state the placement problem.
+
+    Raises:
+        CheckpointError, ConfigError, PolicyError: input that cannot be used.
+        BudgetError: too little GPU memory.
+    """
+    kernels = prepare_kernels(config.kernels)
+    bundle = resolve_model(None if config.model is None else Path(config.model), config.dtype)
+    spec = bundle.spec
+    context = _context(config, spec)
+    profile = ActivationProfile.load(bundle.profile_path) if bundle.profile_path else None
+    name, note = config.predictor, ""
+    if name == "auto":
+        choice = choose_auto(bundle, profile)
+        name, note = choice.kind, choice.why
+    predictor, layers = _predictor(config, name, bundle, profile)
+    vram = None if config.vram is None else parse_bytes(config.vram)
+    ahead = int(getattr(predictor, "lookahead", 0))
+    gpu = choose_gpu(config, spec, context, vram, layers, ahead, kernels)
+    if gpu is None and isinstance(kernels, Variant) and kernels.on_gpu:
+        raise ConfigError(
+            f"{kernels.name} holds CUDA kernels and this deployment computes without a GPU; leave "
+            "--kernels out, or use the native transport with HOTCOLD_CUDA=auto"
+        )
+    if gpu is not None:
+        layers = _on_gpu(layers, name)
+    bytes_L = predictor_bytes_L(layers) if layers else (0,) * spec.n_layers
+    if gpu is not None and gpu.predictor_dtype == "int8":
+        bytes_L = tuple(int8_bytes(layer, spec) for layer in layers) or bytes_L
+    problem = make_problem(
+        spec,
+        bundle.record.record_bytes,
+        None if profile is None else profile.probabilities_LN,
+        vram if gpu is None else gpu.room,
+        context,
+        1,
+        bytes_L,
+        # Standing by means gate-first: the executors read every gate row.
+        expected_density_L(predictor, profile, spec) if layers else [1.0] * spec.n_layers,
+        chosen_hardware(config.hardware, config.threads),
+        kv_bytes=2 if gpu is not None and gpu.kv_dtype == "float16" else 4,
+        embed_on_host=gpu is not None,
+    )
+    return Prepared(
+        config=config,
+        bundle=bundle,
+        profile=profile,
+        problem=problem,
+        predicts=bool(layers),
+        residual_input=any(layer.input == "residual" for layer in layers),
+        with_gate=any(layer.form in WITH_GATE for layer in layers),
+        all_gates=any(layer.form == "gate" for layer in layers),
+        remembers=any(layer.form == "window" for layer in layers),
+        context=context,
+        kernels=kernels,
+        predictor=name,
+        note=note,
+        predictor_bytes_L=tuple(bytes_L) if layers else (),
+        predictor_parameters=predictor_parameters(layers),
+        lookahead=ahead if layers else 0,
+        gpu=gpu,
+    )
+
+
+def with_budget(prepared: Prepared, vram: str | int) -> Prepared:
+    """The same model under another memory budget; nothing of it is read again.
+
+    Raises:
+        ConfigError: not a size.
+        BudgetError: less than what must be on the GPU.
+    """
+    size = parse_bytes(vram)
+    gpu, problem = prepared.gpu, prepared.problem
+    if gpu is not None:
+        gpu = with_vram(gpu, size)
+    budgets = {**problem.budgets, problem.devices[0]: size if gpu is None else gpu.room}
+    return replace(
+        prepared,
+        config=replace(prepared.config, vram=vram),
+        problem=replace(problem, budgets=budgets),
+        gpu=gpu,
+    )
+
+
+def _on_gpu(layers: tuple[NativeLayer, ...], name: object) -> tuple[NativeLayer, ...]:
+    """The layers a GPU executor predicts with; none where the executors go gate-first instead.
+
+    Raises:
+        ConfigError: a form the GPU has no kernels for.
+    """
+    from hotcold.runtime.plugins.run import policy_name
+
+    if any(layer.form == "window" for layer in layers):
+        # The device would have to learn, every layer, which of the host's neurons fired: one word
+        # more in the exchange, on the way that the device waits for anyway.
+        raise ConfigError(
+            f"predictor '{policy_name(name)}' remembers which neurons fired, and a GPU is not told "
+            "which of the host's did; choose exact, learned, low-rank, sign or frequency, or set "
+            "HOTCOLD_CUDA=off"
+        )
+    if any(layer.form == "gate" for layer in layers):
+        return ()  # gate rows are what the executors evaluate anyway, each those it holds
+    return layers
+
+
+def _context(config: EngineConfig, spec: ModelSpec) -> int:
+    if config.context is None:
+        return min(spec.max_context, DEFAULT_CONTEXT)
+    if config.context > spec.max_context:
+        raise ConfigError(
+            f"context {config.context} is more than the {spec.max_context} positions this model "
+            "was made for; lower --context"
+        )
+    return config.context
+
+
+def _predictor(
+    config: EngineConfig, name: Any, bundle: Bundle, profile: ActivationProfile | None
+) -> tuple[Predictor, tuple[NativeLayer, ...]]:
+    """The prepared predictor and its native layers; none where it stands by."""
+    from hotcold.runtime.plugins.settings import split_settings
+
+    settings = split_settings(config.settings)["predictor"]
+    predictor = choose_predictor(name, bundle, settings)
+    if not predicts(predictor):
+        return predictor, ()
+    store = WeightStore.open(bundle)
+    try:
+        predictor.prepare(ModelView.of(bundle, store), profile)
+        return predictor, native_layers(predictor, bundle.spec)
+    finally:
+        store.close()

@@ -1,0 +1,199 @@
+"""How a GPU executor computes a prompt: sparse in blocks, or dense in one pass over the model.
+
+The sparse form takes blocks of `max_batch` tokens through both executors. The dense form
+multiplies whole matrices on the GPU and streams through what is not resident
+(native/cuda/prompt/prompt.cu); its price hardly depends on the number of tokens, so it pays from
+some length on. That length is measured once for a plan on a machine, on the tokens of the first
+prompt that is long enough to ask, and kept, so that later runs of the plan take the same form and
+give the same bits. Both forms apply the same proposals of the predictor, so the tokens are the same
+within rounding.
+
+Both serve every model and predictor that the GPU's kernels serve.
+
+Called by gpu.py (memory) and executor.py (the choice). Without a GPU all prompts are sparse.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotcold.native.gpu import nvml
+from hotcold.native.gpu.cuda_plugin import cache_folder
+from hotcold.runtime.model.neurons import NeuronRecord
+from hotcold.runtime.model.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+ROWS = (512, 256, 128, 64)  # tokens of a dense pass, the most that memory allows
+# Neurons streamed and computed at once, so that their product fills the GPU: 128 rows a block, gate
+# and up together or gates alone. Three of them: 94 MB at 13B (ReGLU), 177 MB for OPT-30B.
+PIECE_ROWS = {"reglu": 1024, "relu": 2048}
+SLOTS = 3  # STREAM_SLOTS of native/cuda/memory/model.h
+MEMORY_SHARE = 1 / 50  # of the budget that `auto` gives to the dense form, at most
+NEVER = 1 << 30
+
+
+def piece_rows(spec: ModelSpec) -> int:
+    """Neurons of a layer that a dense pass streams and computes at once."""
+    return min(PIECE_ROWS[spec.ffn], spec.n_neurons)
+
+
+def prompt_bytes(spec: ModelSpec, rows: int, hidden: int, masks: int, int8: bool) -> int:
+    """Device memory of a dense pass, rounded up; lay_out_prompt of prompt_memory.cu.
+
+    Args:
+        spec: the model.
+        rows: tokens of a pass.
+        hidden: widest predictor of two matrices; 0: none.
+        masks: layers whose proposals are alive at once; 0: nothing is predicted.
+        int8: predictor matrices are int8, and expanded for the products.
+    """
+    D, N, piece = spec.d_model, spec.n_neurons, piece_rows(spec)
+    T, E = -(-rows // 64) * 64, spec.embed_dim or 0
+    planes = 16 * (-(-D // 64))  # of a predictor of signs: 8 bits an input, counted in floats
+    wide = max(spec.q_dim + 2 * spec.kv_dim, hidden, piece, E)
+    operands = max(D, spec.q_dim, E) + max(D, hidden, piece, E, planes) + 16
+    floats = D + spec.q_dim + wide + operands + 2
+    proposals = T * (masks * N + N // 8 + 1) if masks else 0
+    expanded = 2 * hidden * max(D, N) if int8 else 0
+    slots = SLOTS * piece * NeuronRecord.for_spec(spec).record_bytes
+    return 4 * T * floats + proposals + expanded + slots + 32 * 256
+
+
+def resident_bytes(spec: ModelSpec) -> int:
+    """Device memory of a dense pass that is there all the time: ids, and the projection inwards."""
+    inwards = spec.d_model * (spec.embed_dim or 0) * spec.element_bytes
+    return spec.n_layers * (4 * spec.n_neurons + 256) + inwards + 256
+
+
+def choose_rows(
+    form: str, context: int, budget: int, shared: int, need: Callable[[int], int]
+) -> int:
+    """Tokens of a dense pass; 0: there is none.
+
+    Args:
+        form: "auto", "dense" or "sparse".
+        context: positions of the KV cache; no prompt is longer.
+        budget: bytes of GPU memory.
+        shared: bytes that the sparse form's scratch has anyway; a dense pass uses them too.
+        need: bytes of a dense pass of so many tokens.
+    """
+    if form == "sparse" or form == "auto" and context <= ROWS[-1]:
+        return 0
+    for rows in ROWS:
+        fitting = min(rows, context)
+        if need(fitting) - shared <= MEMORY_SHARE * budget:
+            return fitting
+    return min(ROWS[-1], context) if form == "dense" else 0
+
+
+@dataclass(frozen=True)
+class Switch:
+    """From which length on prompts are dense, and the two times that say so, in seconds.
+
+    Args:
+        tokens: shortest prompt that is computed dense.
+        sparse_s: one block of the sparse form.
+        dense_s: one dense pass.
+    """
+
+    tokens: int
+    sparse_s: float
+    dense_s: float
+
+    @classmethod
+    def measured(cls, sparse_s: float, dense_s: float, block: int, rows: int) -> "Switch":
+        """The first length whose blocks take longer than a dense pass; NEVER where none does."""
+        tokens = block * int(dense_s / sparse_s) + 1
+        tokens = max(tokens, 2 * block + 1)
+        return cls(tokens if tokens <= rows else NEVER, sparse_s, dense_s)
+
+    def describe(self, block: int, rows: int) -> str:
+        """A line for people."""
+        times = (
+            f"a block of {block} tokens takes {self.sparse_s * 1e3:.1f} ms sparse, a dense pass of "
+            f"up to {rows} {self.dense_s * 1e3:.1f} ms"
+        )
+        if self.tokens >= NEVER:
+            return f"prompts stay sparse: {times}"
+        return f"prompts of {self.tokens} tokens and more go dense: {times}"
+
+
+def dense_tokens(given: int, switch: int, rows: int) -> int:
+    """How many leading tokens of a prompt go through dense passes of at most `rows`.
+
+    A rest that is shorter than the switch point goes sparse behind them.
+    """
+    if given < switch:
+        return 0
+    rest = given % rows
+    return given if rest == 0 or rest >= switch else given - rest
+
+
+class PromptForm:
+    """The choice for each prompt of one GPU executor.
+
+    Args:
+        form: "auto", "dense" or "sparse".
+        rows: tokens of a dense pass; 0: there is none.
+        block: tokens of a sparse pass.
+        identity: of plan, threads and whatever else decides the times.
+    """
+
+    def __init__(self, form: str, rows: int, block: int, identity: str) -> None:
+        self.form, self.rows, self.block = form if rows else "sparse", rows, block
+        self.switch: Switch | None = None
+        names = " ".join(gpu.name for gpu in nvml.gpus())
+        key = f"{identity} {rows} {block} {names}"
+        self._key = hashlib.sha256(key.encode()).hexdigest()[:16]
+
+    def dense_tokens(self, given: int, seconds: Callable[[int, int], float]) -> int:
+        """Leading tokens of a prompt of `given` that go dense.
+
+        Args:
+            given: length of the prompt.
+            seconds: runs so many tokens of the prompt, so many of them dense; takes how long.
+        """
+        if self.form == "sparse":
+            return 0
+        if self.form == "dense":
+            return given
+        if given <= 2 * self.block:
+            return 0
+        if self.switch is None:
+            self.switch = self._load() or self._measure(given, seconds)
+        return dense_tokens(given, self.switch.tokens, self.rows)
+
+    def _measure(self, given: int, seconds: Callable[[int, int], float]) -> Switch:
+        """Two runs of each form on the prompt at hand; the better one counts."""
+        most = min(given, self.rows)
+        sparse_s = min(seconds(self.block, 0) for _ in range(2))
+        dense_s = min(seconds(most, most) for _ in range(2))
+        found = Switch.measured(sparse_s, dense_s, self.block, self.rows)
+        logger.warning("%s", found.describe(self.block, self.rows))
+        self._save(found)
+        return found
+
+    def _path(self) -> Path:
+        return cache_folder() / f"prompt-{self._key}.json"
+
+    def _load(self) -> Switch | None:
+        """What an earlier run of the plan measured; anything else than that is measured again."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            kept = json.loads(self._path().read_text())
+            times = float(kept["sparse_s"]), float(kept["dense_s"])
+            return Switch(int(kept["tokens"]), *times)
+        return None
+
+    def _save(self, found: Switch) -> None:
+        path = self._path()
+        with suppress(OSError):  # a cache: what cannot be kept is measured again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_suffix(f".{os.getpid()}")
+            fresh.write_text(json.dumps(vars(found)))
+            fresh.replace(path)

@@ -1,0 +1,128 @@
+"""LocalSession: the three resident loops as threads of this process, without Ray.
+
+The same programs, exchange and executors as the actors run; for studies, profiling and tests, where
+starting a cluster would only cost time. A predictor with a process of its own on the GPU has a
+stream of its own here, in the one context there is, and no MPS. Not what users generate with: that
+is `hotcold.actors.Engine`.
+"""
+
+import sys
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.executor import Executor, make_request
+from hotcold.runtime.exchange.segment import ACTORS, PoisonCode, Segment
+from hotcold.runtime.options.config import Sampling
+from hotcold.runtime.text.generation import TextCodec, Token
+
+EPOCH = 1
+
+
+class LocalSession:
+    """Run a deployment in this process.
+
+    Args:
+        deployment: what to run (`hotcold.runtime.engine.deployment`).
+        fired_LN: int64 [L, N] counts to add fired gates into, or None.
+    """
+
+    def __init__(self, deployment: Deployment, fired_LN: NDArray[np.int64] | None = None) -> None:
+        self.deployment = deployment
+        self.segment = Segment.private(deployment.layout, EPOCH)
+        self.executors: dict[str, Executor] = {}
+        for actor in ACTORS:
+            self.executors[actor] = Executor(
+                *(actor, deployment, self.segment, None),
+                None if actor == "predictor" else fired_LN,
+                self.executors["gpu"].mailbox if actor == "predictor" else None,
+            )
+        self.text = TextCodec(deployment.bundle_path, deployment.spec)
+        self._threads = [
+            threading.Thread(target=executor.run, name=f"hotcold-{actor}", daemon=True)
+            for actor, executor in self.executors.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def sample(
+        self, ids: Sequence[int], sampling: Sampling
+    ) -> Generator[tuple[int, float], None, None]:
+        """Ids and log probabilities that continue ids.
+
+        Who stops taking them early closes the iterator; the next request can then be made at once.
+        """
+        context = self.deployment.context
+        request = make_request(
+            self.text.ids(ids, context),
+            sampling.max_tokens,
+            context,
+            () if sampling.ignore_eos else self.text.eos_ids,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        )
+        stream = self.executors["gpu"].generate(request)
+        try:
+            for ready in stream:
+                yield from zip(ready.ids, ready.logprobs, strict=True)
+        except GeneratorExit:
+            stream.close()  # cancels; the pass under way still ends
+            while not self.executors["gpu"].native.tokens(sys.maxsize, timeout_ms=50)[1]:
+                self.segment.raise_if_poisoned()
+            raise
+
+    def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
+        """Tokens that continue a prompt."""
+        ids = self.text.ids(prompt, self.deployment.context)
+        stream = self.text.stream(sampling)
+        with closing(self.sample(ids, sampling)) as sampled:
+            for id_, logprob in sampled:
+                yield from stream.push(id_, logprob)
+                if stream.finish:
+                    return
+        yield from stream.flush()
+
+    def logits(self, ids: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Run ids through the model.
+
+        Returns:
+            logits float32 [T, V], and which neurons were proposed, bool [T, L, N] (all True where
+            the executors go gate-first).
+
+        Raises:
+            ConfigError: ids that are empty, too many, or outside the vocabulary.
+        """
+        spec = self.deployment.spec
+        checked = self.text.ids(ids, self.deployment.context)
+        logits = np.zeros((len(checked), spec.vocab_size), np.float32)
+        width = -(-spec.n_neurons // 8)
+        fill = 0 if self.deployment.predicts else 255
+        masks = np.full((len(checked), spec.n_layers, width), fill, np.uint8)
+        request = make_request(
+            checked, 0, self.deployment.context, logits_PV=logits, masks_PLN=masks
+        )
+        for _ in self.executors["gpu"].generate(request):
+            pass
+        bits = np.unpackbits(masks, axis=-1, count=spec.n_neurons, bitorder="little")
+        return logits, bits.astype(bool)
+
+    def close(self) -> None:
+        """End the loops and free everything. Idempotent."""
+        self.segment.poison(PoisonCode.CLOSED)
+        for thread in self._threads:
+            thread.join()
+        for executor in reversed(self.executors.values()):
+            executor.close()  # a predictor before the GPU executor, whose memory it may use
+        self.segment.close()
+
+    def __enter__(self) -> "LocalSession":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""The exchange: one shared segment of flags and payloads, and its layout."""

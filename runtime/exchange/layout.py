@@ -1,0 +1,152 @@
+"""The bytes of an exchange segment: where flags, spans and payloads lie.
+
+    | header | flags, a cache line each | span rings, one an actor | per layer: x, active x 2, y |
+
+The engine builds one layout; the program compiler takes flags and offsets from it, the exchange
+makes a segment of that size. Knows sizes, no memory.
+"""
+
+import mmap
+from dataclasses import dataclass
+
+from hotcold.native.bindings import segment as native
+from hotcold.native.errors import ConfigError
+
+LINE = 64
+KINDS: tuple[str, ...] = ("x", "active", "y")
+SPARE_FLAGS = 4
+
+
+def align(offset: int, to: int = LINE) -> int:
+    """Round an offset up to a multiple of `to`."""
+    return -(-offset // to) * to
+
+
+def active_list_bytes(capacity: int, max_batch: int, with_gate: bool) -> int:
+    """Bytes of an active list: 64 of header, ids int32, members uint32, gate float32 if with_gate.
+
+    Each part starts on a cache line, as in hc_active_bytes.
+    """
+    gate = align(4 * capacity * max_batch) if with_gate else 0
+    return LINE + 2 * align(4 * capacity) + gate
+
+
+@dataclass(frozen=True)
+class LayerSlots:
+    """Payload offsets of one layer, in bytes from the segment's start.
+
+    Attributes:
+        x: FFN input, [max_batch, D] float32; written by the GPU executor.
+        active: active list of each device; written by the predictor.
+        y: the cold share of the FFN's output, [max_batch, D] float32; written by the CPU executor.
+    """
+
+    x: int
+    active: tuple[int, ...]
+    y: int
+
+
+@dataclass(frozen=True)
+class SegmentLayout:
+    """Where everything lies in a segment; the same numbers in every process."""
+
+    n_layers: int
+    d_model: int
+    n_neurons: int
+    max_batch: int
+    with_gate: bool
+    with_residual: bool
+    n_flags: int
+    span_capacity: int
+    flags_offset: int
+    span_offsets: tuple[int, ...]
+    layers: tuple[LayerSlots, ...]
+    bytes: int
+
+    @classmethod
+    def build(
+        cls,
+        n_layers: int,
+        d_model: int,
+        n_neurons: int,
+        max_batch: int,
+        *,
+        with_gate: bool = False,
+        with_residual: bool = False,
+        n_flags: int | None = None,
+        span_capacity: int = 8192,
+    ) -> "SegmentLayout":
+        """Lay out a segment.
+
+        Args:
+            n_layers: L.
+            d_model: D.
+            n_neurons: N, entries an active list has room for.
+            max_batch: tokens of one pass, at most 32.
+            with_gate: active lists carry gate pre-activations.
+            with_residual: the residual stream follows x in its slot, at max_batch rows.
+            n_flags: flags; None: three a layer and a few spare ones.
+            span_capacity: spans each actor's ring keeps.
+
+        Raises:
+            ConfigError: a count out of range.
+        """
+        flags = len(KINDS) * n_layers + SPARE_FLAGS if n_flags is None else n_flags
+        limits = {"n_layers": (n_layers, 4096), "d_model": (d_model, 1 << 20)}
+        limits |= {"n_neurons": (n_neurons, 1 << 24), "max_batch": (max_batch, native.MAX_BATCH)}
+        limits |= {"n_flags": (flags, 1 << 20), "span_capacity": (span_capacity, 1 << 24)}
+        for name, (value, limit) in limits.items():
+            if not 1 <= value <= limit:
+                raise ConfigError(f"segment: {name} {value} is not between 1 and {limit}")
+        flags_offset = align(native.HEADER_BYTES)
+        spans = align(flags_offset + flags * native.FLAG_BYTES)
+        ring = align(span_capacity * native.SPAN_BYTES)
+        span_offsets = tuple(spans + actor * ring for actor in range(native.N_ACTORS))
+        first = align(spans + native.N_ACTORS * ring, mmap.PAGESIZE)
+        rows = align(4 * max_batch * d_model)
+        x_rows = align(4 * max_batch * d_model * (2 if with_residual else 1))
+        lists = active_list_bytes(n_neurons, max_batch, with_gate)
+        stride = x_rows + native.N_DEVICES * lists + rows
+        layers = tuple(
+            LayerSlots(
+                x=start,
+                active=tuple(start + x_rows + device * lists for device in range(native.N_DEVICES)),
+                y=start + stride - rows,
+            )
+            for start in range(first, first + n_layers * stride, stride)
+        )
+        total = align(first + n_layers * stride, mmap.PAGESIZE)
+        return cls(
+            n_layers=n_layers,
+            d_model=d_model,
+            n_neurons=n_neurons,
+            max_batch=max_batch,
+            with_gate=with_gate,
+            with_residual=with_residual,
+            n_flags=flags,
+            span_capacity=span_capacity,
+            flags_offset=flags_offset,
+            span_offsets=span_offsets,
+            layers=layers,
+            bytes=total,
+        )
+
+    @property
+    def active_bytes(self) -> int:
+        """Bytes of one active list."""
+        return active_list_bytes(self.n_neurons, self.max_batch, self.with_gate)
+
+    def flag(self, kind: str, layer: int) -> int:
+        """Index of a layer's flag: "x" and "y" payload ready, "active" lists ready."""
+        if kind not in KINDS or not 0 <= layer < self.n_layers:
+            raise ConfigError(
+                f"segment: no flag {kind!r} of layer {layer}, layers: {self.n_layers}"
+            )
+        return len(KINDS) * layer + KINDS.index(kind)
+
+    def spare_flag(self, index: int) -> int:
+        """Index of a flag that belongs to no layer."""
+        flag = len(KINDS) * self.n_layers + index
+        if index < 0 or flag >= self.n_flags:
+            raise ConfigError(f"segment: no spare flag {index}, flags: {self.n_flags}")
+        return flag

@@ -1,0 +1,322 @@
+"""The exchange segment: what three processes share during a pass, and how it is made and attached.
+
+The driver creates one segment for one epoch of one engine; the actors attach to it through the
+driver's /proc entry. Flags and waits are C (`native/exchange/exchange.c`); here are the layout of
+the bytes and the life of the mapping. A memfd has no name, so nothing can be left behind: it goes
+with the last process that maps it. A new epoch is a new segment; poison is never cleared.
+"""
+
+import mmap
+import os
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native.bindings import segment as native
+from hotcold.native.bindings.segment import NativeSegment, PoisonCode, WaitStatus, Watcher
+from hotcold.native.errors import (
+    ActorLostError,
+    ConfigError,
+    KernelError,
+    LaunchError,
+    PlanReplaced,
+)
+from hotcold.runtime.exchange.layout import SegmentLayout
+from hotcold.runtime.weights.memfd import check_sealed, create_sealed, open_sealed
+
+__all__ = ["PoisonCode", "Segment", "SegmentHandle", "SegmentLayout"]
+
+ACTORS: tuple[str, ...] = ("gpu", "cpu", "predictor")
+DRIVER = 255  # the poisoner that is no actor
+WAIT_SLICE_NS = 200_000_000  # Python looks at signals (Ctrl-C) in between
+_ENDS = {
+    PoisonCode.DIED: "died",
+    PoisonCode.FAILED: "failed",
+    PoisonCode.STUCK: "made no progress",
+}
+
+
+class Poison(NamedTuple):
+    """Why a segment was poisoned, and by whom or because of whom ("driver" for no actor)."""
+
+    code: PoisonCode
+    actor: str
+
+
+class PassHeader(NamedTuple):
+    """The running pass: its tokens and its number."""
+
+    batch: int
+    seq: int
+
+
+@dataclass(frozen=True)
+class ActorState:
+    """An actor's counters since the segment was made; times in nanoseconds.
+
+    clock_error_ns: by how much the times of a GPU's spans may be off at most; 0 without a GPU.
+    asks, asked_ns: where the predictor has a process of its own on the GPU, questions to it, and
+    the GPU executor's time from each to its answer.
+    ahead_bytes: weights asked for before the layer's input was there (native/ops/ahead.c).
+    """
+
+    progress: int
+    gate_rows: int
+    up_down_rows: int
+    bytes: int
+    busy_ns: int
+    wait_ns: int
+    passes: int
+    skipped_exchanges: int
+    span_count: int
+    pid: int
+    audit_rows: int = 0
+    audit_missed: int = 0
+    clock_error_ns: int = 0
+    asks: int = 0
+    asked_ns: int = 0
+    ahead_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class SegmentHandle:
+    """What another process of this machine needs to attach; plain data."""
+
+    pid: int
+    fd: int
+    epoch: int
+    bytes: int
+
+
+class Segment:
+    """One mapped segment: flags, poison, counters, payload views.
+
+    Made by `create`, `private` or `attach`, never directly. Thread-safe where the C side is: every
+    flag and counter has one writer. Views and native users keep the mapping alive after `close`.
+    """
+
+    def __init__(self, memory: mmap.mmap, epoch: int, fd: int = -1) -> None:
+        self.epoch = epoch
+        self._memory: mmap.mmap | None = memory
+        self._native: NativeSegment | None = NativeSegment(memory)
+        self._fd = fd
+        self._close_fd = weakref.finalize(self, os.close, fd) if fd >= 0 else None
+
+    @classmethod
+    def create(
+        cls, layout: SegmentLayout, epoch: int, spin_ns: int = 200_000, yield_every: int = 64
+    ) -> "Segment":
+        """Make a segment on a sealed memfd that other processes can attach to.
+
+        Args:
+            layout: what it holds.
+            epoch: number of this incarnation of the engine's actors.
+            spin_ns: a waiter sleeps in the kernel after this time.
+            yield_every: a waiter offers its core to others once in so many spins.
+
+        Raises:
+            ConfigError: a wait setting out of range.
+            LaunchError: the system refuses the memory.
+        """
+        _check_wait_policy(spin_ns, yield_every)
+        fd = create_sealed("hotcold-exchange", layout.bytes)
+        try:
+            segment = cls(mmap.mmap(fd, layout.bytes), epoch, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        segment._init(layout, spin_ns, yield_every)
+        return segment
+
+    @classmethod
+    def private(cls, layout: SegmentLayout, epoch: int) -> "Segment":
+        """Make a segment in this process's own memory, for transports that copy payloads."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        segment = cls(mmap.mmap(-1, layout.bytes, flags=flags), epoch)
+        segment._init(layout, 200_000, 64)
+        return segment
+
+    @classmethod
+    def attach(cls, handle: SegmentHandle) -> "Segment":
+        """Map another process's segment (or this process's own once more).
+
+        Raises:
+            LaunchError: it is gone, not a segment, of another size, ABI or epoch.
+        """
+        fd = open_sealed(handle.pid, handle.fd, "exchange segment")
+        try:
+            return cls.attach_fd(fd, handle.epoch, handle.bytes)
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def attach_fd(cls, fd: int, epoch: int, n_bytes: int | None = None) -> "Segment":
+        """Map a segment by a descriptor, which stays the caller's. Raises as attach does."""
+        check_sealed(fd, "exchange segment")
+        size = os.fstat(fd).st_size
+        if size < native.HEADER_BYTES or (n_bytes is not None and size != n_bytes):
+            raise LaunchError(
+                f"exchange segment has {size} bytes, expected "
+                f"{n_bytes or f'at least {native.HEADER_BYTES}'}; start the engine again"
+            )
+        segment = cls(mmap.mmap(fd, size), epoch)
+        try:
+            segment.native.check(epoch)
+        except (ConfigError, KernelError) as error:
+            found = f"ABI {segment.native.abi}, epoch {segment.native.epoch}"
+            wanted = f"ABI {native.ABI_VERSION}, epoch {epoch}"
+            segment.close()
+            raise LaunchError(
+                f"exchange segment refused ({error}): it has {found}, expected {wanted}; "
+                "start the engine again"
+            ) from error
+        return segment
+
+    def _init(self, layout: SegmentLayout, spin_ns: int, yield_every: int) -> None:
+        self.native.init(
+            *(self.epoch, layout.n_flags, layout.flags_offset),
+            *(layout.span_offsets, layout.span_capacity),
+        )
+        self.native.set_wait_policy(spin_ns, yield_every)
+
+    @property
+    def native(self) -> NativeSegment:
+        """The C view; hold it for as long as native code uses its pointer."""
+        if self._native is None:
+            raise KernelError("the exchange segment is closed; start the engine again")
+        return self._native
+
+    @property
+    def handle(self) -> SegmentHandle:
+        """How other processes attach, for as long as this one keeps the segment open."""
+        if self._fd < 0:
+            raise KernelError("only the segment's creator hands it out, and not after close")
+        return SegmentHandle(os.getpid(), self._fd, self.epoch, self.native.bytes)
+
+    def signal(self, flag: int, seq: int) -> None:
+        """Set a flag to the number of the pass and wake who waits for it."""
+        self.native.signal(flag, seq)
+
+    def wait(self, flag: int, seq: int, timeout_s: float | None = None) -> bool:
+        """Wait until a flag equals seq; False when timeout_s passed first.
+
+        Raises:
+            ActorLostError: poisoned because an actor died, failed or got stuck.
+            KernelError: closed, or of another epoch.
+        """
+        deadline = None if timeout_s is None else time.monotonic_ns() + int(timeout_s * 1e9)
+        while True:
+            left = WAIT_SLICE_NS if deadline is None else deadline - time.monotonic_ns()
+            part = max(0, min(left, WAIT_SLICE_NS))
+            status, _ = self.native.wait(flag, seq, self.epoch, part)
+            if status is WaitStatus.READY:
+                return True
+            self.raise_if_poisoned()
+            if status is not WaitStatus.TIMEOUT:
+                raise KernelError(
+                    f"exchange segment left epoch {self.epoch}; start the engine again"
+                )
+            if left <= WAIT_SLICE_NS and deadline is not None:
+                return False
+
+    def poison(self, code: PoisonCode, actor: str = "driver") -> None:
+        """End every wait in every process; the first poison stays."""
+        self.native.poison(int(code), _actor_index(actor))
+
+    @property
+    def poisoned(self) -> Poison | None:
+        """The first poison, or None."""
+        found = self.native.poisoned()
+        if found is None:
+            return None
+        code, actor = found
+        name = ACTORS[actor] if actor < len(ACTORS) else "driver"
+        return Poison(PoisonCode(code), name)
+
+    def raise_if_poisoned(self) -> None:
+        """Raise what the poison stands for.
+
+        Raises:
+            ActorLostError: an actor died, failed or got stuck.
+            PlanReplaced: orderly ended for a new plan, in the name of an actor.
+            KernelError: orderly ended for good, in the name of the driver.
+        """
+        found = self.poisoned
+        if found is None:
+            return
+        if found.code is PoisonCode.CLOSED and found.actor != "driver":
+            raise PlanReplaced("the plan was replaced; ask again")
+        if found.code is PoisonCode.CLOSED or found.actor == "driver":
+            raise KernelError(
+                f"the exchange was ended ({found.code.name.lower()} by {found.actor})"
+            )
+        raise ActorLostError(found.actor, f"the {found.actor} actor {_ENDS[found.code]}")
+
+    def watch(self, pids: Mapping[int, str]) -> Watcher:
+        """Poison this segment as soon as one of the processes (pid: actor or "driver") ends."""
+        return Watcher(self.native, {pid: _actor_index(who) for pid, who in pids.items()})
+
+    def actor_state(self, actor: str) -> ActorState:
+        """An actor's counters at this moment."""
+        return ActorState(**self.native.counters(ACTORS.index(actor)))
+
+    @property
+    def pass_header(self) -> PassHeader:
+        """The running pass."""
+        return PassHeader(*self.native.pass_header)
+
+    def set_pass(self, batch: int, seq: int) -> None:
+        """Announce a pass; for the transports where the GPU executor does not do so natively."""
+        self.native.pass_header = (batch, seq)
+
+    def view(self, offset: int, n_bytes: int) -> NDArray[np.uint8]:
+        """Writable bytes of the segment; keeps the mapping alive.
+
+        Raises:
+            ConfigError: the range leaves the segment.
+        """
+        if offset < 0 or n_bytes < 0 or offset + n_bytes > self.native.bytes:
+            raise ConfigError(
+                f"segment: bytes {offset} to {offset + n_bytes} of {self.native.bytes} asked for"
+            )
+        assert self._memory is not None  # native, above, has raised otherwise
+        return np.frombuffer(self._memory, dtype=np.uint8, count=n_bytes, offset=offset)
+
+    def floats(self, offset: int, rows: int, d: int) -> NDArray[np.float32]:
+        """Writable float32 view [rows, d] of a payload slot."""
+        return self.view(offset, 4 * rows * d).view(np.float32).reshape(rows, d)
+
+    def close(self) -> None:
+        """Give up the mapping and the descriptor; idempotent. Poison first if others may wait."""
+        if self._close_fd is not None:
+            self._close_fd()
+        self._native, self._fd = None, -1
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            try:
+                memory.close()
+            except BufferError:
+                pass  # a view or a native user is alive; the mapping goes with the last of them
+
+    def __enter__(self) -> "Segment":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _actor_index(actor: str) -> int:
+    return DRIVER if actor == "driver" else ACTORS.index(actor)
+
+
+def _check_wait_policy(spin_ns: int, yield_every: int) -> None:
+    if not 0 <= spin_ns < 2**31 or not 1 <= yield_every < 2**31:
+        raise ConfigError(
+            f"segment: spin_ns {spin_ns} and yield_every {yield_every} must lie in "
+            f"[0, {2**31}) and [1, {2**31})"
+        )

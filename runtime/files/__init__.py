@@ -1,0 +1,1 @@
+"""Small files read and written with care: JSON, JSON lines, npz, recordings of activations."""

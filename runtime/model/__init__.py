@@ -1,0 +1,1 @@
+"""A model in numbers: its spec, its neurons, its rotary tables; no weights."""

@@ -1,0 +1,129 @@
+"""config.json of a Hugging Face checkpoint, every value checked as it is asked for.
+
+Called by the Hugging Face reader and by runtime/model/architectures, which know what the keys of
+each architecture mean. Reads no weights.
+"""
+
+from pathlib import Path
+
+from hotcold.native.errors import CheckpointError
+from hotcold.runtime.files.json_files import read_json_object, regular_file
+from hotcold.runtime.model.architectures.limits import LIMITS, check_spec, is_int, positive
+from hotcold.runtime.model.spec import ModelSpec
+
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+
+
+class Config:
+    """Typed access to config.json; every complaint names file, key, value and limit.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CheckpointError: it is missing or not a JSON object.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not regular_file(path):
+            raise CheckpointError(
+                f"{path.parent} holds no {path.name}, so it is neither a Hugging Face checkpoint "
+                "nor a bundle; give the folder that does"
+            )
+        self.path = path
+        self.data = read_json_object(path)
+
+    def refuse(self, text: str) -> CheckpointError:
+        """The error for something this file says."""
+        return CheckpointError(f"{self.path}: {text}")
+
+    def integer(self, key: str, field: str, default: int | None = None) -> int:
+        """An integer within the limits of a ModelSpec field; null counts as absent."""
+        value = self.data.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise self.refuse(f"{key} is missing; restore the original config.json")
+        low, high = LIMITS[field]
+        if not is_int(value) or not low <= value <= high:
+            raise self.refuse(
+                f"{key} is {value!r:.80}, it must be an integer of {low} to {high}; correct it"
+            )
+        return int(value)
+
+    def number(self, key: str, default: float, limit: float) -> float:
+        """A number in (0, limit]; null counts as absent."""
+        value = self.data.get(key)
+        value = default if value is None else value
+        if not positive(value, limit):
+            raise self.refuse(
+                f"{key} is {value!r:.80}, it must be above 0 and at most {limit:g}; correct it"
+            )
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """A bool; null counts as absent."""
+        value = self.data.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.refuse(f"{key} is {value!r:.80}, it must be true or false; correct it")
+        return value
+
+    def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
+        """One token id or a list of them; absent or null means none."""
+        value = self.data.get(key)
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if len(ids) > 1024 or any(not is_int(n) or not 0 <= n < vocab_size for n in ids):
+            raise self.refuse(
+                f"{key} is {value!r:.80}, it must be a token id, or a list of them, below the "
+                f"vocabulary of {vocab_size}; correct it"
+            )
+        return tuple(ids)
+
+    def refuse_quantised(self) -> None:
+        """Refuse weights that are not plain numbers."""
+        if self.data.get("quantization_config") is not None:
+            raise self.refuse(
+                "the checkpoint is quantised (quantization_config); use the float16 or bfloat16 one"
+            )
+
+    def require_relu(self, key: str, default: str) -> None:
+        """Refuse every activation but ReLU."""
+        activation = self.data.get(key, default)
+        if activation != "relu":
+            raise self.refuse(
+                f"activation {activation!r:.80} is not supported: only with ReLU is a neuron whose "
+                "gate does not fire exactly zero, so that it can be skipped; use a checkpoint with "
+                f"{key} 'relu'"
+            )
+
+    def checked(self, spec: ModelSpec) -> ModelSpec:
+        """The spec itself, every field of it found possible."""
+        try:
+            check_spec(spec)
+        except ValueError as error:
+            raise self.refuse(f"{error}; correct it") from error
+        return spec
+
+
+def eos_ids(config: Config, vocab_size: int) -> tuple[int, ...]:
+    """Ids that end a generation: generation_config.json first, as transformers has it."""
+    path = config.path.with_name(GENERATION_CONFIG)
+    if regular_file(path):
+        ids = Config(path).token_ids("eos_token_id", vocab_size)
+        if ids:
+            return ids
+    return config.token_ids("eos_token_id", vocab_size)
+
+
+def config_dtype(config: Config) -> str | None:
+    """The dtype config.json announces; None if it names none of the three.
+
+    Only used where the weights themselves are of several dtypes.
+    """
+    value = config.data.get("dtype") or config.data.get("torch_dtype")
+    if value is not None and not isinstance(value, str):
+        raise config.refuse(f"dtype is {value!r:.80}, it must be a name like 'float16'; correct it")
+    name = (value or "").removeprefix("torch.")
+    return name if name in ("float32", "float16", "bfloat16") else None

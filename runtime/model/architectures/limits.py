@@ -1,0 +1,132 @@
+"""What a model's shapes may be: the one table behind every refusal of an absurd number.
+
+Called by the checkpoint readers (which name the checkpoint's own keys) and by the bundle reader.
+The limits are far beyond any model that exists; they keep a wrong number from becoming an overflow
+or an allocation of terabytes further on.
+"""
+
+import math
+from typing import Any
+
+from hotcold.runtime.model.spec import DTYPE_BYTES, ModelSpec
+
+LIMITS: dict[str, tuple[int, int]] = {  # inclusive
+    "n_layers": (1, 1024),
+    "d_model": (1, 1 << 17),
+    "n_neurons": (1, 1 << 20),
+    "n_heads": (1, 4096),
+    "n_kv_heads": (1, 4096),
+    "head_dim": (2, 4096),
+    "vocab_size": (1, 1 << 22),
+    "max_context": (1, 1 << 24),
+}
+KINDS: dict[str, tuple[str, ...]] = {
+    "norm": ("rms", "layer"),
+    "ffn": ("reglu", "relu"),
+    "positions": ("rotary", "learned"),
+}
+FLAGS = ("tied", "biases", "post_norm", "final_norm")
+ROPE_NUMBERS: dict[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
+
+
+def is_int(value: object) -> bool:
+    """Whether value is an integer and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether value is a finite number and not a bool."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, int) or math.isfinite(value)
+
+
+def positive(value: object, limit: float) -> bool:
+    """Whether value is a number in (0, limit]."""
+    return is_number(value) and 0 < value <= limit  # type: ignore[operator]
+
+
+def check_rope_scaling(scaling: dict[str, Any] | None) -> None:
+    """Check a normalised scaling entry.
+
+    Raises:
+        ValueError: another type, or a factor missing or out of range; the text says which.
+    """
+    if scaling is None:
+        return
+    kind = scaling.get("rope_type")
+    if not isinstance(kind, str) or kind not in ROPE_NUMBERS:
+        raise ValueError(f"rope type {kind!r} is not supported; supported: default, linear, llama3")
+    for name in ROPE_NUMBERS[kind]:
+        if not positive(scaling.get(name), 1e9):
+            raise ValueError(
+                f"rope parameter {name} of type {kind!r} is {scaling.get(name)!r:.80}, "
+                "it must be a number above 0 and at most 1e9"
+            )
+    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise ValueError(
+            f"rope parameter high_freq_factor {scaling['high_freq_factor']} must exceed "
+            f"low_freq_factor {scaling['low_freq_factor']}"
+        )
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """Check every field of a spec, types included.
+
+    Raises:
+        ValueError: the first field that cannot be right; the text says which and why.
+    """
+    for name, (low, high) in LIMITS.items():
+        value = getattr(spec, name)
+        if not is_int(value) or not low <= value <= high:
+            raise ValueError(f"{name} is {value!r:.80}, it must be an integer of {low} to {high}")
+    _check_kinds(spec)
+    if spec.n_heads % spec.n_kv_heads:
+        raise ValueError(
+            f"{spec.n_heads} query heads cannot share {spec.n_kv_heads} key-value heads evenly"
+        )
+    if not positive(spec.norm_eps, 1.0):
+        raise ValueError(f"norm epsilon is {spec.norm_eps!r:.80}, it must be above 0, at most 1")
+    if spec.dtype not in DTYPE_BYTES:
+        raise ValueError(f"dtype {spec.dtype!r:.80} is not possible")
+    for token in spec.bos_ids + spec.eos_ids:
+        if not is_int(token) or not 0 <= token < spec.vocab_size:
+            raise ValueError(
+                f"token id {token!r:.80} is outside the vocabulary of {spec.vocab_size}"
+            )
+
+
+def _check_kinds(spec: ModelSpec) -> None:
+    """Check the kinds of layer, and what depends on them."""
+    for name, kinds in KINDS.items():
+        if getattr(spec, name) not in kinds:
+            raise ValueError(
+                f"{name} is {getattr(spec, name)!r:.80}, it must be one of {', '.join(kinds)}"
+            )
+    for name in FLAGS:
+        if not isinstance(getattr(spec, name), bool):
+            raise ValueError(f"{name} is {getattr(spec, name)!r:.80}, it must be true or false")
+    low, high = LIMITS["d_model"]
+    if spec.embed_dim is not None and not (
+        is_int(spec.embed_dim) and low <= spec.embed_dim <= high
+    ):
+        raise ValueError(f"embed_dim is {spec.embed_dim!r:.80}, it must be from {low} to {high}")
+    if spec.biases and spec.ffn == "reglu":
+        raise ValueError("biases are not supported in a gated feed-forward layer (reglu)")
+    if spec.positions == "learned":
+        if spec.rope_theta != 0 or spec.rope_scaling is not None:
+            raise ValueError("a model with learned positions has no rotary parameters")
+        return
+    if spec.head_dim % 2:
+        raise ValueError(f"head_dim {spec.head_dim} is odd; rotary embedding turns pairs")
+    if not positive(spec.rope_theta, 1e12):
+        raise ValueError(f"rope theta is {spec.rope_theta!r:.80}, it must be above 0, at most 1e12")
+    check_rope_scaling(spec.rope_scaling)

@@ -1,0 +1,284 @@
+"""Bundle: the folder hotcold runs a model from, and the way from any model name to one.
+
+    bundle.json     format, version, spec, place of every tensor, checksums (its own included)
+    weights.bin     neuron-major weights (layout.py), mapped by the weight store
+    tokenizer.json  and its like; activations.npz, predictors.safetensors if the source has them
+
+Called by whoever starts from a model: the driver, the command line, offline verbs. Opening one
+reads the header and compares stamps; weights are read only when they may have changed. Maps
+nothing.
+"""
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.runtime import embedded
+from hotcold.runtime.files.json_files import file_bytes, read_json_object, regular_file
+from hotcold.runtime.model.architectures.limits import check_spec
+from hotcold.runtime.model.checkpoints import cache as model_cache
+from hotcold.runtime.model.checkpoints.convert import (
+    COMPANIONS,
+    FORMAT,
+    HEADER,
+    PREDICTORS,
+    PROFILE,
+    TOKENIZER,
+    VERSION,
+    WEIGHTS,
+    Progress,
+    header_digest,
+    model_checksum,
+    write_bundle,
+)
+from hotcold.runtime.model.checkpoints.digest import (
+    RACY_NS,
+    STAMP,
+    file_digest,
+    has_stamp,
+    write_stamp,
+)
+from hotcold.runtime.model.checkpoints.huggingface import Checkpoint
+from hotcold.runtime.model.checkpoints.layout import TensorEntry, layout
+from hotcold.runtime.model.neurons import NeuronRecord
+from hotcold.runtime.model.spec import DTYPE_BYTES, DType, ModelSpec
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["Bundle", "TensorEntry", "open_bundle", "resolve_model"]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: checked metadata, no weights.
+
+    Args:
+        path: its folder.
+        name: what the source folder was called.
+        spec: shapes of the model.
+        tensors: place of every tensor in weights.bin, by name.
+        weights_bytes: size of weights.bin.
+        checksum: identity of the model (weights and spec), the same on every machine.
+        source: the folder it was converted from.
+    """
+
+    path: Path
+    name: str
+    spec: ModelSpec
+    tensors: dict[str, TensorEntry]
+    weights_bytes: int
+    checksum: str
+    source: str
+
+    @property
+    def weights_path(self) -> Path:
+        """weights.bin."""
+        return self.path / WEIGHTS
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """tokenizer.json; it need not exist."""
+        return self.path / TOKENIZER
+
+    @property
+    def profile_path(self) -> Path | None:
+        """The activation profile, where there is one."""
+        path = self.path / PROFILE
+        return path if regular_file(path) else None
+
+    @property
+    def predictors_path(self) -> Path | None:
+        """The trained predictors, where there are any."""
+        path = self.path / PREDICTORS
+        return path if regular_file(path) else None
+
+    @property
+    def record(self) -> NeuronRecord:
+        """Byte layout of this model's neurons."""
+        return NeuronRecord.for_spec(self.spec)
+
+
+def _corrupt(path: Path, text: str) -> CheckpointError:
+    return CheckpointError(f"bundle {path}: {text}; convert it again from its source")
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """bundle.json, of our version and intact."""
+    header = read_json_object(path / HEADER)
+    if header.get("format") != FORMAT:
+        raise _corrupt(path, f"{HEADER} says format {header.get('format')!r:.80}, not {FORMAT!r}")
+    if header.get("version") != VERSION:
+        raise _corrupt(
+            path, f"it has version {header.get('version')!r:.80}, this hotcold reads {VERSION}"
+        )
+    if header.get("header_sha256") != header_digest(header):
+        raise _corrupt(path, f"{HEADER} does not match its own checksum")
+    return header
+
+
+def _parse(path: Path, header: dict[str, Any]) -> tuple[Bundle, dict[str, tuple[int, str]]]:
+    """The bundle, and size and checksum of every file by name; offsets follow from the spec."""
+    try:
+        spec = ModelSpec.from_json(header["spec"])
+        check_spec(spec)
+        tensors, size = layout(spec)
+        claimed = header["tensors"]
+        files = {WEIGHTS: header["weights"], **header["files"]}
+        sums = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
+        checksum = model_checksum(spec, sums[WEIGHTS][1])
+        name, source = str(header["name"]), str(header["source"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _corrupt(path, f"{HEADER} cannot be used ({error})") from error
+    if claimed != {tensor: entry.to_json() for tensor, entry in tensors.items()}:
+        raise _corrupt(path, f"the tensors in {HEADER} are not those its spec implies")
+    if set(sums) - {WEIGHTS, *COMPANIONS}:
+        raise _corrupt(path, f"{HEADER} lists files that do not belong to a bundle")
+    if sums[WEIGHTS][0] != size or header.get("checksum") != checksum:
+        raise _corrupt(path, f"size or checksum of {WEIGHTS} is not what its spec implies")
+    return Bundle(path, name, spec, tensors, size, checksum, source), sums
+
+
+def _stamps(path: Path, header: dict[str, Any], cache: Path | None) -> tuple[list[Path], str]:
+    """Where a stamp may lie, and what it vouches for."""
+    stamps = [path / STAMP]
+    key = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()[:20]
+    try:
+        stamps.append(model_cache.cache_folder(cache) / "verified" / f"{key}.json")
+    except ConfigError:
+        pass
+    return stamps, str(header["header_sha256"])
+
+
+def _verify(path: Path, sums: dict[str, tuple[int, str]], stamps: list[Path], vouched: str) -> None:
+    """Check sizes always, contents unless a stamp vouches for these very files."""
+    paths = {name: path / name for name in sums}
+    for name, (size, _) in sums.items():
+        if file_bytes(paths[name]) != size:
+            raise _corrupt(
+                path, f"{name} has {file_bytes(paths[name])} bytes where {HEADER} says {size}"
+            )
+    if has_stamp(stamps, vouched, paths):
+        return
+    for name, (_, sha256) in sums.items():
+        if file_digest(paths[name], Progress(f"verifying {path}")) != sha256:
+            raise _corrupt(path, f"{name} does not match its checksum")
+    write_stamp(stamps, vouched, paths)
+
+
+def open_bundle(path: Path, cache: Path | None = None) -> Bundle:
+    """Open a bundle folder.
+
+    Verifies every checksum when the files' sizes, times or inodes differ from those of the last
+    verification, otherwise only the header.
+
+    Args:
+        path: the folder.
+        cache: where to remember a verification if the folder cannot be written; None: the default.
+
+    Raises:
+        CheckpointError: it is incomplete, corrupt, or of another version.
+    """
+    path = Path(path).absolute()
+    try:
+        header = _read_header(path)
+        bundle, sums = _parse(path, header)
+        _verify(path, sums, *_stamps(path, header, cache))
+    except OSError as error:
+        raise _corrupt(path, f"cannot be read ({error.strerror or error})") from error
+    return bundle
+
+
+def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
+    """The checkpoint's bundle in the cache, converted now if it is not there or not intact."""
+    root = model_cache.cache_folder(cache)
+    path = root / "bundles" / model_cache.entry_name(checkpoint)
+    if regular_file(path / HEADER):
+        try:
+            return open_bundle(path, root)
+        except CheckpointError:
+            pass  # looked at again, and said, under the lock
+
+    def usable() -> bool:
+        if not path.exists():
+            return False
+        try:
+            open_bundle(path, root)
+        except CheckpointError as error:
+            logger.warning("rebuilding a damaged bundle in the cache: %s", error)
+            return False
+        return True
+
+    def write(folder: Path) -> None:
+        before = model_cache.source_state(checkpoint)
+        header = write_bundle(checkpoint, folder)
+        if model_cache.source_state(checkpoint) != before:
+            raise CheckpointError(f"{checkpoint.folder} changed while it was converted; try again")
+        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is believed and nothing is read back
+        paths = {name: folder / name for name in (WEIGHTS, *header["files"])}
+        write_stamp([folder / STAMP], header["header_sha256"], paths)
+
+    model_cache.fill(root, path.name, usable, write)
+    return open_bundle(path, root)
+
+
+def _model_folder(model: str | Path | None) -> Path:
+    """The folder a model name stands for."""
+    if model is None:
+        return embedded.path()
+    if not str(model):
+        raise ConfigError("the model is an empty string; give a folder, or nothing at all")
+    try:
+        folder = Path(model).expanduser()
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"cannot look at model {str(model)!r:.300}: {error}") from error
+    if folder.suffix.lower() == ".gguf" and not is_folder:
+        raise CheckpointError(
+            f"{folder} is a GGUF file, which is not supported yet; give the Hugging Face folder "
+            "with the same model as safetensors"
+        )
+    if is_there and not is_folder:
+        raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
+    if not is_there:
+        raise CheckpointError(
+            f"model {str(model)!r:.300} does not exist; give a Hugging Face folder or a bundle on "
+            "this machine (download a model first, for example with `hf download`)"
+        )
+    return folder.absolute()
+
+
+def resolve_model(
+    model: str | Path | None = None, dtype: str | None = None, cache: Path | None = None
+) -> Bundle:
+    """The bundle of a model, converted into the cache if that has not happened yet.
+
+    Args:
+        model: None for the embedded model, a Hugging Face folder, or a bundle folder.
+        dtype: "float32", "float16" or "bfloat16" for the matrices; None: as stored.
+        cache: cache folder; None: $HOTCOLD_CACHE and so on.
+
+    Raises:
+        CheckpointError: the model cannot be used.
+        ConfigError: the dtype is unknown, or not the bundle's own; or the cache cannot be written.
+        BudgetError: the disk is too full for the bundle.
+    """
+    if dtype is not None and dtype not in DTYPE_BYTES:
+        raise ConfigError(f"dtype {dtype!r:.80} is unknown; choose one of {', '.join(DTYPE_BYTES)}")
+    folder = _model_folder(model)
+    if regular_file(folder / HEADER):
+        bundle = open_bundle(folder, cache)
+        if dtype not in (None, bundle.spec.dtype):
+            raise ConfigError(
+                f"bundle {folder} holds {bundle.spec.dtype}, dtype {dtype} was asked for; "
+                f"convert it from its source ({bundle.source}) instead"
+            )
+        return bundle
+    checkpoint = Checkpoint(folder, cast(DType | None, dtype))
+    try:
+        return _cached(checkpoint, cache)
+    finally:
+        checkpoint.close()

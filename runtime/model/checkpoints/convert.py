@@ -1,0 +1,221 @@
+"""Checkpoint -> bundle: neuron-major weights written once, in one pass, a block at a time.
+
+Called by `bundle.resolve_model` under the cache's lock, into a temporary folder. Never holds more
+than one down matrix and a few blocks of 64 MiB, whatever the size of the model.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hotcold.native.errors import BudgetError
+from hotcold.runtime.model.checkpoints.byte_level import MERGES, VOCAB
+from hotcold.runtime.model.checkpoints.digest import DigestWriter, file_digest
+from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES
+from hotcold.runtime.model.checkpoints.huggingface import BLOCK_BYTES, Checkpoint
+from hotcold.runtime.model.checkpoints.layout import layout
+from hotcold.runtime.model.neurons import NeuronRecord
+from hotcold.runtime.model.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "hotcold-bundle"
+VERSION = 1
+HEADER, WEIGHTS = "bundle.json", "weights.bin"
+TOKENIZER, PROFILE, PREDICTORS = "tokenizer.json", "activations.npz", "predictors.safetensors"
+COMPANIONS = (  # copied as they are where the checkpoint has them
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    VOCAB,
+    MERGES,
+    "generation_config.json",
+    "chat_template.jinja",
+    PROFILE,
+    PREDICTORS,
+)
+SPARE_BYTES = 64 << 20
+LOG_EVERY_S = 2.0
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit on a file's size
+
+
+class Progress:
+    """Log lines about work that takes over two seconds.
+
+    Args:
+        what: the work, "converting llama".
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._last = time.monotonic()
+        self._said = False
+
+    def __call__(self, done: int, total: int) -> None:
+        """Log how far it is, if the last line is two seconds old."""
+        now = time.monotonic()
+        if now - self._last >= LOG_EVERY_S or (self._said and done == total):
+            self._last, self._said = now, True
+            logger.info(
+                "%s: %d %% of %.2f GB", self._what, 100 * done // max(1, total), total / 1e9
+            )
+
+
+def header_digest(header: dict[str, Any]) -> str:
+    """Checksum of bundle.json itself, over everything but this very entry."""
+    body = {key: value for key, value in header.items() if key != "header_sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def model_checksum(spec: ModelSpec, weights_sha256: str) -> str:
+    """Identity of a model: the same on every machine, whatever path it was converted from."""
+    text = json.dumps([VERSION, spec.to_json(), weights_sha256], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file, or the entries of a folder, durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_neurons(checkpoint: Checkpoint, layer: int, out: DigestWriter) -> None:
+    """Interleave one layer's matrices into records."""
+    spec = checkpoint.spec
+    record = NeuronRecord.for_spec(spec)
+    d, itemsize = spec.d_model, spec.element_bytes
+    step = max(1, BLOCK_BYTES // record.record_bytes)
+    offsets = {"gate": record.gate_offset, "up": record.up_offset, "down": record.down_offset}
+    for parts in checkpoint.neurons(layer, step):
+        shape = len(parts["gate"]), record.record_bytes // itemsize
+        records = np.zeros(shape, RAW_TYPES[spec.dtype])
+        for part, rows in parts.items():
+            if part == "bias":
+                records.view(np.float32)[:, record.bias_offset // 4] = rows
+            else:
+                records[:, offsets[part] // itemsize :][:, :d] = rows
+        out.write(records.reshape(-1).view(np.uint8).data)
+
+
+def _write_weights(checkpoint: Checkpoint, path: Path, name: str) -> tuple[str, int]:
+    """Write weights.bin; its checksum and size."""
+    entries, total = layout(checkpoint.spec)
+    progress = Progress(f"converting {name}")
+    with path.open("wb") as file:
+        out = DigestWriter(file)
+        for tensor, entry in entries.items():
+            out.write(memoryview(bytes(entry.offset - out.written)))
+            if tensor.endswith(".neurons"):
+                _write_neurons(checkpoint, int(tensor.split(".")[1]), out)
+            else:
+                for rows in checkpoint.tensor(tensor):
+                    out.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+            progress(out.written, total)
+        out.write(memoryview(bytes(total - out.written)))
+        file.flush()
+        os.fsync(file.fileno())
+    return out.hexdigest(), total
+
+
+def _copy_companions(source: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """Copy tokenizer, profile and predictors; size and checksum of each."""
+    files: dict[str, dict[str, Any]] = {}
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+            fsync_path(folder / name)
+            size = (folder / name).stat().st_size
+            files[name] = {"bytes": size, "sha256": file_digest(folder / name)}
+    return files
+
+
+def _too_full(name: str, total: int, folder: Path, error: OSError | None = None) -> BudgetError:
+    """What a bundle takes and what there is; what is written already counts as free again."""
+    free = shutil.disk_usage(folder).free
+    if error is not None and (folder / WEIGHTS).is_file():
+        free += (folder / WEIGHTS).stat().st_blocks * 512
+    why = f" ({error.strerror})" if error is not None else ""
+    return BudgetError(
+        f"the bundle of {name} takes {total / 1e9:.2f} GB ({total} bytes), the disk of "
+        f"{folder.parent} has {free / 1e9:.2f} GB free ({free} bytes){why}; make room or set "
+        "HOTCOLD_CACHE to a folder on another disk"
+    )
+
+
+def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Write a complete bundle into an existing empty folder, durable when it returns.
+
+    Returns:
+        What bundle.json holds.
+
+    Raises:
+        BudgetError: the disk is too full.
+        CheckpointError: the checkpoint turned out unreadable.
+        OSError: the folder cannot be written.
+    """
+    spec, name = checkpoint.spec, checkpoint.folder.name
+    total = layout(spec)[1]
+    free = shutil.disk_usage(folder).free
+    if free < total + SPARE_BYTES:
+        raise _too_full(name, total, folder)
+    try:
+        weights = _write_weights(checkpoint, folder / WEIGHTS, name)
+        files = _copy_companions(checkpoint.folder, folder)
+        return write_header(folder, spec, name, str(checkpoint.folder), weights, files)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise _too_full(name, total, folder, error) from error
+
+
+def write_header(
+    folder: Path,
+    spec: ModelSpec,
+    name: str,
+    source: str,
+    weights: tuple[str, int],
+    files: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Write bundle.json, the last file of a bundle, durable when it returns.
+
+    Args:
+        folder: holds everything else already.
+        spec: of the model.
+        name: what it is called.
+        source: what it was made from.
+        weights: checksum and size of weights.bin.
+        files: size and checksum of every companion, by name.
+
+    Returns:
+        What bundle.json holds.
+    """
+    sha256, size = weights
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": name,
+        "source": source,
+        "checksum": model_checksum(spec, sha256),
+        "spec": spec.to_json(),
+        "record": vars(NeuronRecord.for_spec(spec)),
+        "weights": {"bytes": size, "sha256": sha256},
+        "tensors": {tensor: entry.to_json() for tensor, entry in layout(spec)[0].items()},
+        "files": files,
+    }
+    header = json.loads(json.dumps(header))  # as it will be read: tuples are lists
+    header["header_sha256"] = header_digest(header)
+    (folder / HEADER).write_text(json.dumps(header, indent=1), encoding="ascii")
+    fsync_path(folder / HEADER)
+    fsync_path(folder)
+    return header

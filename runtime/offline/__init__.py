@@ -1,0 +1,1 @@
+"""Work done before or after tokens: profiles, training, evaluation, planted models, pictures."""

@@ -1,0 +1,1 @@
+"""Evaluation: perplexity, recall and speed of predictors, sweeps, the harness."""

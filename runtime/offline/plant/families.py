@@ -1,0 +1,77 @@
+"""What a Hugging Face folder of each architecture says about a planted model: its config.json.
+
+Which tensors stand behind it and how they lie is known already: runtime/model/architectures says of
+which checkpoint tensors a bundle's are made, and `writers` reads that the other way round. A new
+architecture is one more function here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.model.spec import ModelSpec
+
+
+def _shared(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "hidden_size": spec.d_model,
+        "num_hidden_layers": spec.n_layers,
+        "num_attention_heads": spec.n_heads,
+        "max_position_embeddings": spec.max_context,
+        "vocab_size": spec.vocab_size,
+        "tie_word_embeddings": spec.tied,
+        "bos_token_id": spec.bos_ids[0],
+        "eos_token_id": spec.eos_ids[0],
+        "pad_token_id": None,
+        "torch_dtype": spec.dtype,
+    }
+
+
+def _llama(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "relu",
+        "intermediate_size": spec.n_neurons,
+        "num_key_value_heads": spec.n_kv_heads,
+        "head_dim": spec.head_dim,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_theta": spec.rope_theta,
+        "attention_bias": False,
+        "mlp_bias": False,
+        **_shared(spec),
+    }
+
+
+def _opt(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "activation_function": "relu",
+        "ffn_dim": spec.n_neurons,
+        "word_embed_proj_dim": spec.embed_width,
+        "do_layer_norm_before": not spec.post_norm,
+        "enable_bias": spec.biases,
+        "layer_norm_elementwise_affine": True,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "layerdrop": 0.0,
+        **_shared(spec),
+    }
+
+
+CONFIGS: dict[str, Callable[[ModelSpec], dict[str, Any]]] = {"llama": _llama, "opt": _opt}
+
+
+def hf_config(spec: ModelSpec) -> dict[str, Any]:
+    """config.json of a planted model, as transformers writes it.
+
+    Raises:
+        ConfigError: no class of transformers computes this architecture.
+    """
+    if spec.architecture not in CONFIGS:
+        raise ConfigError(
+            f"a planted {spec.architecture} has no Hugging Face form (see hotcold plant --help); "
+            f"plant a bundle, or a shape of {' or '.join(CONFIGS)}"
+        )
+    return CONFIGS[spec.architecture](spec)

@@ -1,0 +1,227 @@
+"""Where planted tensors go: straight into a bundle, or into a Hugging Face folder.
+
+A sink is given the layers in order, then what is not part of a layer, and is finished with the
+companions (tokenizer, profile, predictors) already in its folder. Neither holds more than a layer.
+Called by `making`, into a temporary folder.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hotcold.runtime.model.architectures.base import Source, Sources
+from hotcold.runtime.model.architectures.hf_config import CONFIG, GENERATION_CONFIG, Config
+from hotcold.runtime.model.architectures.table import find
+from hotcold.runtime.model.checkpoints.convert import (
+    COMPANIONS,
+    WEIGHTS,
+    model_checksum,
+    write_header,
+)
+from hotcold.runtime.model.checkpoints.digest import RACY_NS, STAMP, file_digest, write_stamp
+from hotcold.runtime.model.checkpoints.layout import layout
+from hotcold.runtime.model.checkpoints.safetensors_file import INDEX
+from hotcold.runtime.model.neurons import NeuronRecord
+from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.offline.plant.drawing import ROWS, Guess
+from hotcold.runtime.offline.plant.families import hf_config
+from hotcold.runtime.offline.plant.streams import BlockWriter, TensorStream
+
+RECORD_CHUNK_BYTES = 64 << 20
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Sink(Protocol):
+    """A format being written."""
+
+    def predictor(self, index: int, guess: Guess) -> None:
+        """Take the predictor of the layer that comes next, where the format has a place for it."""
+        ...
+
+    def layer(self, index: int, tensors: Tensors) -> None:
+        """Take the next layer, as PlantedLayer names its tensors."""
+        ...
+
+    def ends(self, tensors: Tensors) -> str:
+        """Take what is not part of a layer; the model's checksum, "" where it has none."""
+        ...
+
+    def counts(self, counts_LN: NDArray[np.int64]) -> None:
+        """Take how often each neuron fired, where the format has a place for it."""
+        ...
+
+    def finish(self, name: str, source: str) -> None:
+        """Write what describes the files; the companions are in the folder by now."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and threads. Idempotent."""
+        ...
+
+
+class _WithCompanions:
+    """Formats whose predictors and counts are files of their own, beside them."""
+
+    def predictor(self, index: int, guess: Guess) -> None:
+        """See Sink."""
+
+    def counts(self, counts_LN: NDArray[np.int64]) -> None:
+        """See Sink."""
+
+
+class BundleSink(_WithCompanions):
+    """weights.bin and bundle.json.
+
+    Args:
+        folder: empty.
+        spec: of the model.
+    """
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        self._folder, self._spec = folder, spec
+        self._entries, self._total = layout(spec)
+        self._out = BlockWriter(folder / WEIGHTS)
+        self._sha256 = ""
+
+    def _put(self, stem: str, tensors: Tensors, is_here: Callable[[str], bool]) -> None:
+        """Write the tensors whose place is here, in the order of the file."""
+        for name, entry in self._entries.items():
+            if not is_here(name):
+                continue
+            self._out.zeros(entry.offset - self._out.written)
+            if name.endswith(".neurons"):
+                self._neurons(tensors)
+            else:
+                tensor = tensors[name.removeprefix(stem)]
+                self._out.tensor(tensor.to(getattr(torch, entry.dtype)))
+
+    def layer(self, index: int, tensors: Tensors) -> None:
+        """See Sink."""
+        stem = f"layers.{index}."
+        self._put(stem, tensors, lambda name: name.startswith(stem))
+
+    def _neurons(self, tensors: Tensors) -> None:
+        """Interleave rows into records."""
+        record, itemsize = NeuronRecord.for_spec(self._spec), self._spec.element_bytes
+        gate_ND = tensors["gate"]
+        n, d = gate_ND.shape
+        offsets = {"gate": record.gate_offset, "up": record.up_offset, "down": record.down_offset}
+        step = max(1, RECORD_CHUNK_BYTES // record.record_bytes)
+        for begin in range(0, n, step):
+            part = slice(begin, min(n, begin + step))
+            records = gate_ND.new_zeros(part.stop - begin, record.record_bytes // itemsize)
+            for name in ROWS:
+                if name in tensors:
+                    records[:, offsets[name] // itemsize :][:, :d] = tensors[name][part]
+            if "bias" in tensors:
+                records.view(torch.float32)[:, record.bias_offset // 4] = tensors["bias"][part]
+            self._out.tensor(records)
+
+    def ends(self, tensors: Tensors) -> str:
+        """See Sink."""
+        self._put("", tensors, lambda name: not name.startswith("layers."))
+        self._out.zeros(self._total - self._out.written)
+        self._sha256 = self._out.digest()
+        self._out.close()
+        return model_checksum(self._spec, self._sha256)
+
+    def finish(self, name: str, source: str) -> None:
+        """See Sink; leaves a stamp, so that the first opening reads no weights."""
+        folder = self._folder
+        files: dict[str, dict[str, Any]] = {
+            companion: {
+                "bytes": (folder / companion).stat().st_size,
+                "sha256": file_digest(folder / companion),
+            }
+            for companion in COMPANIONS
+            if (folder / companion).is_file()
+        }
+        weights = (self._sha256, self._total)
+        header = write_header(folder, self._spec, name, source, weights, files)
+        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is believed
+        paths = {file: folder / file for file in (WEIGHTS, *files)}
+        write_stamp([folder / STAMP], header["header_sha256"], paths)
+
+    def close(self) -> None:
+        """See Sink."""
+        self._out.close()
+
+
+class HuggingFaceSink(_WithCompanions):
+    """Sharded safetensors, one shard a layer, with config.json.
+
+    Args:
+        folder: empty.
+        spec: of the model.
+
+    Raises:
+        ConfigError: the architecture has no Hugging Face form.
+    """
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        self._folder, self._spec = folder, spec
+        self._config = hf_config(spec)
+        self._write_json(CONFIG, self._config)  # complete at the end, needed for the sources
+        config = Config(folder / CONFIG)
+        self._sources: Sources = find(config).sources(spec, config)
+        self._dtype: torch.dtype = getattr(torch, spec.dtype)
+        self._weight_map: dict[str, str] = {}
+        self._bytes = 0
+        self._open: TensorStream | None = None
+
+    def _write_json(self, file: str, data: Mapping[str, Any]) -> None:
+        (self._folder / file).write_text(json.dumps(data, indent=1), encoding="ascii")
+
+    def _shard(self, stem: str, tensors: Tensors, number: int) -> None:
+        """Write bundle tensors as the checkpoint tensors behind them, into a file of their own."""
+        named = {name: self._sources[stem + name] for name in tensors}
+        groups = {name: group for name, group in named.items() if isinstance(group, tuple)}
+        announced = {
+            source.name: (source.shape, self._dtype) for g in groups.values() for source in g
+        }
+        file = f"model-{number:05d}-of-{self._spec.n_layers + 1:05d}.safetensors"
+        self._weight_map |= dict.fromkeys(announced, file)
+        self._open = TensorStream(self._folder / file, announced)
+        self._bytes += self._open.bytes
+        for name, group in groups.items():
+            whole = tensors[name].T if name == "down" else tensors[name]
+            for source, part in zip(group, _split(whole, group), strict=True):
+                self._open.write(source.name, part.to(self._dtype))
+        self._open.finish()
+
+    def layer(self, index: int, tensors: Tensors) -> None:
+        """See Sink."""
+        self._shard(f"layers.{index}.", tensors, index + 1)
+
+    def ends(self, tensors: Tensors) -> str:
+        """See Sink."""
+        self._shard("", tensors, self._spec.n_layers + 1)
+        return ""
+
+    def finish(self, name: str, source: str) -> None:
+        """See Sink."""
+        index = {"metadata": {"total_size": self._bytes}, "weight_map": self._weight_map}
+        ends = {"bos_token_id": self._spec.bos_ids[0], "eos_token_id": self._spec.eos_ids[0]}
+        self._write_json(INDEX, index)
+        self._write_json(GENERATION_CONFIG, ends)
+        self._write_json(CONFIG, {**self._config, "_name_or_path": name, "planted": source})
+
+    def close(self) -> None:
+        """See Sink."""
+        if self._open is not None:
+            self._open.close()
+
+
+def _split(whole: torch.Tensor, group: tuple[Source, ...]) -> list[torch.Tensor]:
+    """A bundle tensor as the checkpoint tensors it is stacked of; rows it leaves out are zeros."""
+    parts = whole.split([source.shape[0] - source.skip for source in group])
+    return [
+        torch.cat([part.new_zeros(source.skip, *source.shape[1:]), part]) if source.skip else part
+        for source, part in zip(group, parts, strict=True)
+    ]

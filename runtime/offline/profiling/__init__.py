@@ -1,0 +1,7 @@
+"""The offline profiler: a model run over text in plain torch, every fired gate counted.
+
+`counting.py` counts a unit of windows, `job.py` and `work.py` make a resumable job of many,
+`sampling.py` lets the model write the text itself. What comes out is a
+`hotcold.runtime.profiles.profile.ActivationProfile` and, if asked for, a recording
+(`hotcold.runtime.files.recording`).
+"""

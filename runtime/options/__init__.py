@@ -1,0 +1,1 @@
+"""What users can ask for: one table of options, and the data that it becomes."""

@@ -1,0 +1,252 @@
+"""The cost model: how long a token takes under a placement, from a hardware profile and counts.
+
+Used by the policy `latency`, by `hotcold solve` and by whoever wants seconds for a machine that is
+not here. One layer, with what the token reads in bytes and a rate for each device:
+
+    dense     attention, its KV cache and predictor, each over the rate of the device it lives on;
+              the GPU executor reads what lies in host memory over PCIe
+    hot       sum over the GPU's neurons of (gate * q + (1 - gate) * p) * bytes / GPU rate
+    cold      the same of the CPU's neurons / host rate
+    exchange  T_sync * P(some cold neuron is proposed)
+    layer     dense + max(hot, cold) + exchange
+
+A schedule may have some of the cold neurons fetched, which then cost the bus's rate on the hot
+side, may pay every exchange, or may let hot wait for cold (their sum instead of the longer). It is
+their sum, too, on a machine without a GPU whose executors share all cores: while one reads, the
+other waits.
+
+p is the probability that a neuron fires and q that the predictor proposes it. A predictor that
+proposes a share d of a layer in which f fires is taken to over-fire evenly,
+q = p + (1 - p) * (d - f) / (1 - f), and one that proposes less to miss evenly, q = p * d / f; d = 1
+is gate-first, every gate row read. In a batch a neuron is read if any sequence needs it,
+1 - (1 - p)**batch, which is an upper bound: real tokens agree more than chance. A rate is the
+memory's, or the arithmetic's where that is slower.
+
+Not in it: kernel launches, caches, the gate rows that the predictor `exact` reads in its own actor,
+and that loads vary from token to token (the mean of a maximum is more than the maximum of the
+means).
+
+Shape suffixes: L layers, N neurons of a layer.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.runtime.model.spec import DTYPE_BYTES
+from hotcold.runtime.plan.fetch import fetched
+from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.plan.problem import Module, Placement, Problem
+from hotcold.runtime.plan.schedule import Schedule
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Seconds that one layer takes for a token.
+
+    Args:
+        dense_s: its modules.
+        hot_s: the neurons in GPU memory.
+        cold_s: the neurons that the CPU executor computes.
+        exchange_s: the exchange.
+        fetched_s: the neurons that the GPU executor reads over the bus.
+        overlap: whether the executors compute at the same time.
+    """
+
+    dense_s: float
+    hot_s: float
+    cold_s: float
+    exchange_s: float
+    fetched_s: float = 0.0
+    overlap: bool = True
+
+    @property
+    def total_s(self) -> float:
+        """The layer's time: what the two executors do overlaps, the rest does not."""
+        gpu_s = self.hot_s + self.fetched_s
+        both_s = max(gpu_s, self.cold_s) if self.overlap else gpu_s + self.cold_s
+        return self.dense_s + both_s + self.exchange_s
+
+
+@dataclass(frozen=True)
+class TokenTime:
+    """Seconds of one decoded token (one pass of the batch).
+
+    Args:
+        layers: in their order.
+        rest_s: norms and head.
+    """
+
+    layers: tuple[LayerTime, ...]
+    rest_s: float
+
+    @property
+    def total_s(self) -> float:
+        """The whole token."""
+        return self.rest_s + sum(layer.total_s for layer in self.layers)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decode speed of one sequence."""
+        return 1 / self.total_s
+
+
+class CostModel:
+    """Times of a problem's placements.
+
+    Args:
+        problem: model, statistics and machine.
+        selective: whether the exchange of a layer is skipped for tokens without a cold neuron; if
+            not, every layer that has cold neurons pays for it.
+    """
+
+    def __init__(self, problem: Problem, selective: bool = True) -> None:
+        self.problem = problem
+        self.selective = selective
+        p_LN = problem.activations_LN
+        self.proposed_LN = _union(_proposed(p_LN, problem.predictor_density_L), problem.batch)
+        gate, fired_LN = problem.gate_share, _union(p_LN, problem.batch)
+        # A neuron that fires was proposed, or it would not be computed at all.
+        share_LN = gate * self.proposed_LN + (1 - gate) * np.minimum(fired_LN, self.proposed_LN)
+        self.bytes_LN: F64 = share_LN * problem.neuron_bytes_L[:, None]
+        hardware = problem.hardware
+        flops = 2.0 * problem.batch / DTYPE_BYTES.get(problem.dtype, 4)  # of one byte of weights
+        self.hot_s_per_byte = _rate(hardware.gpu_gb_per_s, hardware.gpu_gflops, flops)
+        self.cold_s_per_byte = _rate(hardware.host_gb_per_s, hardware.host_gflops, flops)
+        self.overlap = not hardware.in_turn
+        self.fetched_s_per_byte = _rate(hardware.pcie_gb_per_s, hardware.gpu_gflops, flops)
+
+    def token(self, device_LN: NDArray[np.int8], modules: Mapping[str, str]) -> TokenTime:
+        """Times under a placement of neurons (0: gpu0) and modules (device by name)."""
+        dense_L, rest_s = self.dense(modules)
+        hot_LN = device_LN == 0
+        hot_L = np.where(hot_LN, self.bytes_LN, 0.0).sum(axis=1) * self.hot_s_per_byte
+        cold_L = np.where(hot_LN, 0.0, self.bytes_LN).sum(axis=1) * self.cold_s_per_byte
+        exchange_L = self.exchange(hot_LN)
+        rows = zip(dense_L, hot_L, cold_L, exchange_L, strict=True)
+        layers = tuple(
+            LayerTime(
+                *(float(dense), float(hot), float(cold), float(exchange)), overlap=self.overlap
+            )
+            for dense, hot, cold, exchange in rows
+        )
+        return TokenTime(layers, rest_s)
+
+    def dense(self, modules: Mapping[str, str]) -> tuple[F64, float]:
+        """Seconds of each layer's modules, and of those that belong to no layer."""
+        dense_L, rest_s = np.zeros(self.problem.shape[0]), 0.0
+        for module in self.problem.modules:
+            seconds = self.module_s(module, modules[module.name])
+            if module.layer is None:
+                rest_s += seconds
+            else:
+                dense_L[module.layer] += seconds
+        return dense_L, rest_s
+
+    def by_layer(self, modules: Mapping[str, str], kinds: Collection[str]) -> F64:
+        """Seconds of each layer's modules of some kinds."""
+        seconds_L = np.zeros(self.problem.shape[0])
+        for module in self.problem.modules:
+            if module.layer is not None and module.kind in kinds:
+                seconds_L[module.layer] += self.module_s(module, modules[module.name])
+        return seconds_L
+
+    def read_ahead(self, modules: Mapping[str, str], early_L: Sequence[int]) -> F64:
+        """Seconds of reading cold neurons that attention hides, at most, in each layer.
+
+        Args:
+            modules: device by name.
+            early_L: by layer, above 0 where its list comes early and is read ahead.
+        """
+        if not self.problem.hardware.has_gpu:
+            return np.zeros(self.problem.shape[0])  # memory is busy with attention
+        return np.where(np.array(early_L) > 0, self.by_layer(modules, ("attention", "kv")), 0.0)
+
+    def module_s(self, module: Module, device: str) -> float:
+        """Seconds that one module takes on a device."""
+        home = self.fetched_s_per_byte
+        if device == self.problem.devices[0]:
+            home = self.hot_s_per_byte
+        elif module.kind == "predictor":  # computed where it lies
+            home = self.cold_s_per_byte
+        return module.bytes * module.read_share * home
+
+    def exchange(self, hot_LN: NDArray[np.bool_]) -> F64:
+        """Seconds that each layer spends on the exchange."""
+        sync_s = self.problem.hardware.sync_s
+        if not self.selective:
+            return np.where(hot_LN.all(axis=1), 0.0, sync_s)
+        none_L: F64 = np.exp(np.where(hot_LN, 0.0, self.log_quiet_LN).sum(axis=1))
+        return sync_s * (1 - none_L)
+
+    @cached_property
+    def log_quiet_LN(self) -> F64:
+        """Log of the probability that a neuron is not proposed; minus infinity where it always is.
+
+        Neurons are taken as independent, so these add up to that of a set.
+        """
+        with np.errstate(divide="ignore"):
+            quiet_LN: F64 = np.log1p(-self.proposed_LN)
+        return quiet_LN
+
+
+def predict(problem: Problem, placed: Placement | Plan, selective: bool = True) -> TokenTime:
+    """Seconds of one token under a placement or plan of this problem."""
+    return CostModel(problem, selective).token(placed.device_LN, placed.modules)
+
+
+def predict_schedule(problem: Problem, placed: Placement | Plan, schedule: Schedule) -> TokenTime:
+    """Seconds of one token under a placement and a schedule.
+
+    What of the schedule counts: where it synchronises always, what it fetches over the bus, what it
+    reads ahead, and in which layers one executor waits for the other. An early prediction costs the
+    same bytes.
+    """
+    model = CostModel(problem)
+    fetched_LN = fetched(placed.device_LN, schedule.fetch)
+    on_gpu_LN = (placed.device_LN == 0) | fetched_LN
+    plain = model.token(placed.device_LN, placed.modules)
+    always_L = CostModel(problem, selective=False).exchange(on_gpu_LN)
+    selective_L = model.exchange(on_gpu_LN)
+    bytes_L = np.where(fetched_LN, model.bytes_LN, 0.0).sum(axis=1)
+    early_L = schedule.lookahead if schedule.read_ahead else [0] * len(schedule.lookahead)
+    hidden_L = model.read_ahead(placed.modules, early_L)
+    after = {(source, target) for source, target in schedule.after}
+    layers = tuple(
+        replace(
+            layer,
+            cold_s=max(
+                layer.cold_s - float(bytes_L[i]) * model.cold_s_per_byte - float(hidden_L[i]), 0.0
+            ),
+            exchange_s=float((selective_L if sync == "selective" else always_L)[i]),
+            fetched_s=float(bytes_L[i]) * model.fetched_s_per_byte,
+            overlap=layer.overlap and (f"cold.{i}", f"hot.{i}") not in after,
+        )
+        for i, (layer, sync) in enumerate(zip(plain.layers, schedule.sync, strict=True))
+    )
+    return TokenTime(layers, plain.rest_s)
+
+
+def _proposed(p_LN: F64, density_L: F64) -> F64:
+    """Probability that a neuron is proposed, q; see the head of this file."""
+    fired_L1, density_L1 = p_LN.mean(axis=1, keepdims=True), density_L[:, None]
+    over_L1 = (density_L1 - fired_L1) / np.maximum(1 - fired_L1, 1e-300)
+    under_L1 = density_L1 / np.maximum(fired_L1, 1e-300)
+    more_LN = p_LN + (1 - p_LN) * np.clip(over_L1, 0.0, 1.0)
+    q_LN: F64 = np.where(density_L1 >= fired_L1, more_LN, p_LN * np.minimum(under_L1, 1.0))
+    return np.clip(q_LN, 0.0, 1.0)
+
+
+def _union(p_LN: F64, batch: int) -> F64:
+    """Probability that at least one of `batch` independent tokens needs a neuron."""
+    return p_LN if batch == 1 else 1 - (1 - p_LN) ** batch
+
+
+def _rate(gb_per_s: float, gflops: float, flops_per_byte: float) -> float:
+    """Seconds a byte of weights takes: the memory's or the arithmetic's, whichever is longer."""
+    return max(1 / gb_per_s, flops_per_byte / gflops) * 1e-9

@@ -1,0 +1,53 @@
+"""fetch: cold neurons that the GPU executor computes after all, read over the bus.
+
+The paper's Figure 6 asks whether a neuron in host memory had better be computed where it lies or be
+loaded and computed on the GPU. A schedule answers with a share by layer; which neurons it means is
+decided here, once and the same everywhere, from the plan alone: evenly spread over the cold ones by
+id, so that the share of those that fire for a token is about the same. Their records stay in host
+memory (beside a GPU in a pinned copy, which its kernels read directly), they count under no device
+budget, and each is still computed whole by one executor.
+
+Used by whoever turns a plan into programs and shares, and by the cost model. Decides nothing
+itself: policies/schedule/fetch.py does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.runtime.plan.plan import Plan
+
+
+def fetched(device_LN: NDArray[np.int8], share_L: Sequence[float]) -> NDArray[np.bool_]:
+    """Which of the host's neurons the GPU executor computes, bool [L, N].
+
+    Args:
+        device_LN: owners under the plan, 0: gpu0.
+        share_L: by layer, the share of its cold neurons to fetch, 0 to 1; empty: none.
+    """
+    if not any(share_L):
+        return np.zeros(device_LN.shape, np.bool_)
+    share_L1 = np.asarray(share_L, np.float64)[:, None]
+    on_host_LN = device_LN != 0
+    rank_LN = np.cumsum(on_host_LN, axis=1)
+    chosen_LN: NDArray[np.bool_] = np.floor(rank_LN * share_L1) > np.floor((rank_LN - 1) * share_L1)
+    chosen_LN &= on_host_LN
+    return chosen_LN
+
+
+def computed_plan(plan: Plan, share_L: Sequence[float]) -> Plan:
+    """The plan as the executors compute it: fetched neurons are the GPU executor's."""
+    chosen_LN = fetched(plan.device_LN, share_L)
+    if not chosen_LN.any():
+        return plan
+    return replace(plan, device_LN=np.where(chosen_LN, 0, plan.device_LN).astype(np.int8))
+
+
+def idle_nodes(plan: Plan, share_L: Sequence[float]) -> frozenset[str]:
+    """Nodes of the plan's graph with nothing to compute: no neuron fetched, or none left cold."""
+    chosen_LN, on_host_LN = fetched(plan.device_LN, share_L), plan.device_LN != 0
+    idle = {f"fetch.{layer}" for layer in np.flatnonzero(~chosen_LN.any(axis=1))}
+    left_L = (on_host_LN & ~chosen_LN).any(axis=1)
+    return frozenset(idle | {f"cold.{layer}" for layer in np.flatnonzero(~left_L)})

@@ -1,0 +1,122 @@
+"""The rules a placement must keep, and the message when it does not.
+
+Called by plan.py on whatever a policy returned, and in the policies' child process. Every message
+starts with the policy's name: its author is the one who can do something about it.
+"""
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native.errors import PolicyError
+from hotcold.runtime.plan.problem import Placement, Problem
+
+_NOTE_LIMIT = 10_000  # characters; a note is a line for people
+_FIGURE_LIMIT = 64
+
+
+def check_placement(problem: Problem, placement: Any, blame: str) -> None:
+    """Refuse a placement that breaks a rule.
+
+    Args:
+        problem: what the policy was given.
+        placement: whatever it returned.
+        blame: name of the policy.
+
+    Raises:
+        PolicyError: one sentence naming the policy, what is wrong, and what would be right.
+    """
+    fault = _fault(problem, placement)
+    if fault is not None:
+        raise PolicyError(f"policy {blame!r} {fault}")
+
+
+def _fault(problem: Problem, placement: Any) -> str | None:
+    """What is wrong with a placement, as the rest of "policy 'name' ..."."""
+    if not isinstance(placement, Placement):
+        kind = "nothing" if placement is None else f"a {type(placement).__name__}"
+        return f"returned {kind}; place(problem) must return a Placement"
+    if placement.dtype_LN is not None:
+        return "returned dtype_LN; it must be None, all neurons are stored in one dtype"
+    if not isinstance(placement.note, str):
+        return f"returned a note of type {type(placement.note).__name__}; it must be text"
+    if len(placement.note) > _NOTE_LIMIT:
+        return f"returned a note of {len(placement.note)} characters; at most {_NOTE_LIMIT}"
+    return (
+        _figure_fault(placement.figures)
+        or _neuron_fault(problem, placement.device_LN)
+        or _module_fault(problem, placement.modules)
+        or _budget_fault(problem, placement.device_LN, placement.modules)
+    )
+
+
+def _figure_fault(figures: Any) -> str | None:
+    """What is wrong with the figures: few, finite, by name."""
+    if not isinstance(figures, Mapping):
+        return f"returned figures of type {type(figures).__name__}; it must map name to number"
+    if len(figures) > _FIGURE_LIMIT:
+        return f"returned {len(figures)} figures; at most {_FIGURE_LIMIT}"
+    for name, value in figures.items():
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not isinstance(name, str) or not number or not math.isfinite(value):
+            return f"returned the figure {name!r} = {value!r}; it must be a finite number"
+    return None
+
+
+def _neuron_fault(problem: Problem, device_LN: Any) -> str | None:
+    """What is wrong with the neurons' devices: an int8 index of a device for each."""
+    if not isinstance(device_LN, np.ndarray) or device_LN.dtype != np.int8:
+        kind = str(getattr(device_LN, "dtype", type(device_LN).__name__))
+        return f"returned device_LN of {kind}; it must be a numpy array, x.astype(np.int8)"
+    if device_LN.shape != problem.shape:
+        return f"returned device_LN of shape {device_LN.shape}; the model has {problem.shape}"
+    last = len(problem.devices) - 1
+    wrong = np.argwhere((device_LN < 0) | (device_LN > last))
+    if len(wrong):
+        layer, neuron = (int(index) for index in wrong[0])
+        value = int(device_LN[layer, neuron])
+        return f"put neuron {neuron} of layer {layer} on device {value}; devices are 0 to {last}"
+    return None
+
+
+def _module_fault(problem: Problem, modules: Any) -> str | None:
+    """What is wrong with the modules' homes: one known device each, groups together."""
+    if not isinstance(modules, Mapping):
+        return f"returned modules of type {type(modules).__name__}; it must map name to device"
+    names = {module.name for module in problem.modules}
+    missing = sorted(names - set(modules))
+    if missing:
+        return f"gave module {missing[0]!r} no device; problem.modules lists all {len(names)}"
+    unknown = [name for name in modules if name not in names]
+    if unknown:
+        return f"placed a module {unknown[0]!r}, which problem.modules does not have"
+    homes: dict[str, tuple[str, str]] = {}
+    for module in problem.modules:
+        home = modules[module.name]
+        if not isinstance(home, str) or home not in problem.devices:
+            devices = ", ".join(problem.devices)
+            return f"put module {module.name!r} on {home!r}; devices are {devices}"
+        label = module.must_share_device
+        if label is not None:
+            other, other_home = homes.setdefault(label, (module.name, home))
+            if other_home != home:
+                return f"put {other!r} and {module.name!r} apart; they must share a device"
+    return None
+
+
+def _budget_fault(
+    problem: Problem, device_LN: NDArray[np.int8], modules: Mapping[str, str]
+) -> str | None:
+    """Which device holds more than it may."""
+    for device, need in problem.bytes_by_device(device_LN, modules).items():
+        budget = problem.budgets[device]
+        if need > budget:
+            return (
+                f"puts {need} bytes on {device}, {need - budget} over its budget of {budget}; "
+                "place fewer neurons there, problem.fill(score) never exceeds it"
+            )
+    return None

@@ -1,0 +1,398 @@
+"""Plan: a placement, validated and completed; the one thing that crosses from offline to online.
+
+A policy's Placement becomes a Plan here or is refused, the policy blamed by name. The executors are
+built from it, `--plan` reads it back, and its hash says whether two runs had the same one. It holds
+no weights, and says where things live, not in which order they are computed (schedule.py).
+
+Shape suffixes: L layers, N neurons of a layer, C chunks.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.runtime.files.npz import pack, unpack, write_atomically
+from hotcold.runtime.plan.placement import check_placement
+from hotcold.runtime.plan.problem import DEVICES, Placement, Problem, bytes_by_device, frozen_array
+from hotcold.runtime.units import format_bytes
+
+_ONE = 2**20  # probabilities are cut in integers, so every machine cuts at the same neuron
+
+_UNPROFILED = "no activation profile: every neuron counts as equally active"
+_ON_HOST = "modules on {} are counted there; the GPU executor still computes them, from host memory"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Where everything of a model lives; arrays are read-only.
+
+    Args:
+        device_LN: int8, index into `devices` for every neuron.
+        modules: device name by module name.
+        module_bytes: bytes by module name.
+        neuron_bytes_L: int64, bytes of one neuron of each layer.
+        activations_LN: float64, firing probability of each neuron.
+        budgets: bytes that were allowed, by device name.
+        policy: name of the placement policy.
+        model: checksum of the bundle the plan is for.
+        context: positions of KV cache a sequence that were counted.
+        batch: sequences decoded together that were counted.
+        dtype: of the stored matrices.
+        note: remarks of the policy and of make_plan.
+        figures: numbers of the policy, such as its objective and bound.
+        devices: names of the devices.
+
+    Raises:
+        ConfigError: parts that contradict each other.
+    """
+
+    device_LN: NDArray[np.int8]
+    modules: Mapping[str, str]
+    module_bytes: Mapping[str, int]
+    neuron_bytes_L: NDArray[np.int64]
+    activations_LN: NDArray[np.float64]
+    budgets: Mapping[str, int]
+    policy: str
+    model: str
+    context: int
+    batch: int
+    dtype: str
+    note: str = ""
+    devices: tuple[str, ...] = DEVICES
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device_LN", frozen_array(self.device_LN, np.int8))
+        object.__setattr__(self, "neuron_bytes_L", frozen_array(self.neuron_bytes_L, np.int64))
+        object.__setattr__(self, "activations_LN", frozen_array(self.activations_LN, np.float64))
+        object.__setattr__(self, "devices", tuple(self.devices))
+        shape, p_LN = self.device_LN.shape, self.activations_LN
+        problems = {
+            "device_LN must be layers by neurons": len(shape) != 2 or 0 in shape,
+            "activations_LN and device_LN must have the same shape": p_LN.shape != shape,
+            "neuron_bytes_L must have one entry a layer": self.neuron_bytes_L.shape != shape[:1],
+            "a neuron is on no device": not (
+                (self.device_LN >= 0) & (self.device_LN < len(self.devices))
+            ).all(),
+            "activations_LN must be from 0 to 1": not ((p_LN >= 0) & (p_LN <= 1)).all(),
+            "a module is on no device": not set(self.modules.values()) <= set(self.devices),
+            "modules and module_bytes must name the same": set(self.modules)
+            != set(self.module_bytes),
+            "every device needs a budget": set(self.budgets) != set(self.devices),
+        }
+        for problem, wrong in problems.items():
+            if wrong:
+                raise ConfigError(f"not a plan: {problem}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(L, N)."""
+        layers, neurons = self.device_LN.shape
+        return layers, neurons
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256, in hex, of all that decides a run; policy, note, figures and budgets do not."""
+        content = {
+            "devices": self.devices,
+            "modules": dict(self.modules),
+            "module_bytes": dict(self.module_bytes),
+            "model": self.model,
+            "shape": self.shape,
+            "context": self.context,
+            "batch": self.batch,
+            "dtype": self.dtype,
+        }
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+        digest.update(self.device_LN.tobytes())
+        digest.update(self.neuron_bytes_L.astype("<i8").tobytes())
+        digest.update(self.activations_LN.astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def bytes_by_device(self) -> dict[str, int]:
+        """Bytes that each device holds."""
+        return bytes_by_device(
+            self.device_LN, self.neuron_bytes_L, self.modules, self.module_bytes, self.devices
+        )
+
+    @property
+    def remark(self) -> str:
+        """What the policy itself noted, without make_plan's lines."""
+        ours = (_UNPROFILED, _ON_HOST.format(self.devices[-1]))
+        return "\n".join(line for line in self.note.splitlines() if line not in ours)
+
+    @property
+    def gpu_activation_share(self) -> float:
+        """Share of expected activations that falls on gpu0 (of neurons, if none ever fire)."""
+        on_gpu = self.device_LN == 0
+        total = float(self.activations_LN.sum())
+        if total == 0:
+            return float(on_gpu.mean())
+        return float(self.activations_LN[on_gpu].sum()) / total
+
+    def ids(self, layer: int, device_index: int) -> NDArray[np.int32]:
+        """Neurons of a layer that a device owns, ascending."""
+        return np.flatnonzero(self.device_LN[layer] == device_index).astype(np.int32)
+
+    def bounds(self, layer: int, device_index: int, n_chunks: int) -> NDArray[np.int32]:
+        """Cut a device's share of a layer into C chunks of about equal work, by neuron id.
+
+        Chunk c holds the owned ids from bounds[c] up to, not including, bounds[c + 1]. The cut
+        depends on the plan alone, never on threads or batch, and so does the order in which partial
+        sums are added. A neuron weighs its firing probability plus the mean of the share: the first
+        is the work of an active list, the second that of evaluating every gate row, and no chunk
+        gets more than twice its part of either, but for one neuron. A GPU adds a chunk's neurons
+        apart from the others'; the CPU needs none (native/ops/ffn.c).
+
+        Args:
+            layer: which layer.
+            device_index: of `devices`.
+            n_chunks: C.
+
+        Returns:
+            int32 [C + 1], ascending, from 0 to N.
+        """
+        ids = self.ids(layer, device_index)
+        bounds_C = np.full(n_chunks + 1, self.shape[1], dtype=np.int32)
+        bounds_C[0] = 0
+        if len(ids):
+            weight = np.rint(self.activations_LN[layer, ids] * _ONE).astype(np.int64)
+            weight += max(1, int(weight.sum()) // len(ids))
+            before = np.cumsum(weight) - weight
+            total = int(weight.sum())
+            cuts = [chunk * total // n_chunks for chunk in range(1, n_chunks)]
+            first = np.searchsorted(before, cuts, side="left")
+            bounds_C[1:-1] = np.append(ids, self.shape[1])[first]
+        return bounds_C
+
+    def save(self, folder: str | Path) -> None:
+        """Write plan.json and plan.npz into a folder, made if it is not there.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        save_plan(self, Path(folder))
+
+    @staticmethod
+    def load(path: str | Path) -> "Plan":
+        """Read what save wrote; the path is the folder.
+
+        Raises:
+            CheckpointError: no plan there, a damaged one, or one of another version.
+        """
+        return load_plan(Path(path))
+
+    def modules_on(self, device: str) -> str:
+        """The modules of one device, runs of layers folded: "attention.0-7, kv.0-3"."""
+        return _compact([name for name, home in self.modules.items() if home == device])
+
+    def describe(self) -> str:
+        """A few lines for people: bytes and modules by device, the share of the work on the GPU."""
+        lines = [f"plan {self.hash[:12]} by policy {self.policy!r}"]
+        for device, used in self.bytes_by_device.items():
+            room = f"{format_bytes(used)} of {format_bytes(self.budgets[device])}"
+            lines.append(f"  {device}: {room}: {self.modules_on(device) or 'no modules'}")
+        lines.append(
+            f"  {int((self.device_LN == 0).sum())} of {self.device_LN.size} neurons on "
+            f"{self.devices[0]}, {100 * self.gpu_activation_share:.1f} % of activations"
+        )
+        lines += [f"  {line}" for line in self.note.splitlines()]
+        return "\n".join(lines)
+
+
+def make_plan(
+    problem: Problem, placement: Placement, policy_name: str, model_checksum: str
+) -> Plan:
+    """Turn a placement into a plan: check it, copy its arrays, add what a run needs to know.
+
+    Raises:
+        PolicyError: the placement breaks a rule; the message blames policy_name.
+    """
+    check_placement(problem, placement, policy_name)
+    notes = [_printable(placement.note)]
+    if not problem.profiled:
+        notes.append(_UNPROFILED)
+    modules = {module.name: str(placement.modules[module.name]) for module in problem.modules}
+    if problem.devices[-1] in modules.values():
+        notes.append(_ON_HOST.format(problem.devices[-1]))
+    return Plan(
+        device_LN=placement.device_LN,
+        modules=modules,
+        module_bytes={module.name: module.bytes for module in problem.modules},
+        neuron_bytes_L=problem.neuron_bytes_L,
+        activations_LN=problem.activations_LN,
+        budgets=dict(problem.budgets),
+        policy=policy_name,
+        model=model_checksum,
+        context=problem.context,
+        batch=problem.batch,
+        dtype=problem.dtype,
+        note="\n".join(note for note in notes if note),
+        devices=problem.devices,
+        figures={str(name): float(value) for name, value in placement.figures.items()},
+    )
+
+
+def _printable(text: str) -> str:
+    """A foreign text without what a terminal would obey; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def _compact(names: list[str]) -> str:
+    """Module names with runs of layers folded: "norms, attention.0-7, kv.0-3"."""
+    layers: dict[str, list[int]] = {}
+    for name in names:
+        kind, _, layer = name.partition(".")
+        layers.setdefault(kind, []).extend([int(layer)] if layer.isdigit() else [])
+    parts = []
+    for kind, found in layers.items():
+        starts = [layer for layer in found if layer - 1 not in found]
+        ends = [layer for layer in found if layer + 1 not in found]
+        spans = [
+            f"{first}-{last}" if last > first else f"{first}"
+            for first, last in zip(sorted(starts), sorted(ends), strict=True)
+        ]
+        parts.append(f"{kind}.{','.join(spans)}" if spans else kind)
+    return ", ".join(parts)
+
+
+# ---- on disk: plan.json for people and diffs, plan.npz for the arrays
+
+
+VERSION = 2
+_JSON_LIMIT = 2**24
+_NEURON_LIMIT = 2**28  # neurons of a plan: 50 times the 175B model's
+_ARRAYS = {"device_LN": "|i1", "neuron_bytes_L": "<i8", "activations_LN": "<f8"}
+_TEXTS = ("policy", "model", "dtype", "note")
+_NUMBERS = ("context", "batch")
+
+
+def save_plan(plan: Plan, folder: Path) -> None:
+    """Write the two files; see Plan.save."""
+    header: dict[str, Any] = {"format": "hotcold plan", "version": VERSION, "hash": plan.hash}
+    header |= {name: getattr(plan, name) for name in (*_TEXTS, *_NUMBERS)}
+    header |= {name: dict(getattr(plan, name)) for name in _TABLES}
+    header["figures"] = dict(plan.figures)
+    header |= {"shape": plan.shape, "devices": plan.devices}
+    header["bytes"] = plan.bytes_by_device  # for readers; recomputed on load
+    header["gpu_activation_share"] = plan.gpu_activation_share
+    arrays = {name: getattr(plan, name).astype(dtype) for name, dtype in _ARRAYS.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "plan.npz", pack(arrays))
+        text = json.dumps(header, indent=2) + "\n"
+        write_atomically(folder / "plan.json", text.encode())
+    except OSError as error:
+        raise ConfigError(f"cannot write a plan to {folder}: {error.strerror or error}") from error
+
+
+def load_plan(folder: Path) -> Plan:
+    """Read the two files; see Plan.load."""
+    header = _read_header(folder)
+    try:
+        arrays = _read_arrays(folder, tuple(header["shape"]))
+        plan = Plan(
+            **{name: header[name] for name in (*_TEXTS, *_NUMBERS, *_TABLES)},
+            **arrays,
+            devices=tuple(header["devices"]),
+            figures=header["figures"],
+        )
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"the plan in {folder} cannot be read: {error}") from error
+    if plan.hash != header["hash"]:
+        raise CheckpointError(
+            f"the plan in {folder} does not match its hash; it was changed or only half written, "
+            "make it again"
+        )
+    return plan
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    """plan.json with every value of the right type."""
+    path = folder / "plan.json"
+    try:
+        if path.stat().st_size > _JSON_LIMIT:
+            raise ValueError(f"it is larger than {_JSON_LIMIT} bytes")
+        header = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"no plan in {folder}: there is no {path.name}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(header, dict) or header.get("format") != "hotcold plan":
+        raise CheckpointError(f"{path} is not a hotcold plan")
+    if header.get("version") != VERSION:
+        found = header.get("version")
+        raise CheckpointError(
+            f"{path} has version {found!r}, this hotcold reads {VERSION}; make the plan again"
+        )
+    wrong = _wrong_key(header)
+    if wrong:
+        raise CheckpointError(f"{path}: {wrong!r} is missing or not what a plan has there")
+    return header
+
+
+def _wrong_key(header: dict[str, Any]) -> str | None:
+    """A key that is missing or holds the wrong kind of value."""
+    valid = {name: isinstance(header.get(name), str) for name in (*_TEXTS, "hash")}
+    valid |= {name: _is_size(header.get(name)) for name in _NUMBERS}
+    for name, check in _TABLES.items():
+        table = header.get(name)
+        valid[name] = isinstance(table, dict) and all(check(value) for value in table.values())
+    figures = header.get("figures")
+    valid["figures"] = isinstance(figures, dict) and all(map(_is_number, figures.values()))
+    shape, devices = header.get("shape"), header.get("devices")
+    valid["shape"] = (
+        isinstance(shape, list)
+        and len(shape) == 2
+        and all(_is_size(size) for size in shape)
+        and shape[0] * shape[1] <= _NEURON_LIMIT
+    )
+    valid["devices"] = isinstance(devices, list) and all(_is_text(name) for name in devices)
+    return next((name for name, right in valid.items() if not right), None)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: object) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) < 1e308  # neither infinite nor NaN, nor an integer no float can hold
+
+
+_TABLES: dict[str, Callable[[object], bool]] = {
+    "modules": _is_text,
+    "module_bytes": _is_size,
+    "budgets": _is_size,
+}
+
+
+def _read_arrays(folder: Path, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The arrays of plan.npz, in the dtypes and shapes the header promises."""
+    layers, neurons = shape
+    limit = layers * neurons * 9 + layers * 8 + 65536
+    path = folder / "plan.npz"
+    if path.stat().st_size > limit:
+        raise ValueError(f"{path.name} is larger than {layers} layers of {neurons} neurons need")
+    _, arrays = unpack(path.read_bytes(), limit)
+    if set(arrays) != set(_ARRAYS):
+        raise ValueError(f"{path.name} holds {sorted(arrays)}, not {sorted(_ARRAYS)}")
+    for name, dtype in _ARRAYS.items():
+        expected = shape if name.endswith("LN") else shape[:1]
+        if arrays[name].dtype.str != dtype or arrays[name].shape != expected:
+            raise ValueError(f"{path.name}: {name} is {arrays[name].dtype} {arrays[name].shape}")
+    return arrays

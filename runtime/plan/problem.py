@@ -1,0 +1,384 @@
+"""Problem and Placement: what a placement policy is given, and what it returns.
+
+A policy decides, under every device's memory, where each neuron and each module of a model lives.
+Built by the offline side (`make_problem`), read by policies, checked and completed by plan.py. Both
+classes are plain data: no policy sees an engine, an actor or a weight.
+
+Shape suffixes: L layers, N neurons of a layer.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hotcold.native.errors import ConfigError, PolicyError
+from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.model.spec import ModelSpec
+
+DEVICES = ("gpu0", "cpu0")
+
+
+@dataclass(frozen=True)
+class Module:
+    """Something other than a neuron that needs a home.
+
+    Args:
+        name: "norms", "head" (embedding, positions, head), "attention.3" (with the
+            feed-forward bias), "predictor.3", "kv.3".
+        layer: its layer, None for what belongs to the whole model.
+        bytes: memory it takes.
+        must_share_device: None, or a label; modules with the same label go to the same device.
+        read_share: part of it that computing one token reads, on average: of an untied head with
+            its embedding about a half, of a KV cache that fills up a half.
+    """
+
+    name: str
+    layer: int | None
+    bytes: int
+    must_share_device: str | None = None
+    read_share: float = 1.0
+
+    @property
+    def kind(self) -> str:
+        """The name without its layer: "attention" of "attention.3"."""
+        return self.name.partition(".")[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """What a placement policy returns; check_placement says what must hold.
+
+    Args:
+        device_LN: int8, for every neuron an index into problem.devices.
+        modules: device name by module name, one entry for every module of the problem.
+        dtype_LN: reserved for plans of several dtypes; None here.
+        note: a line for people, kept in the plan.
+        figures: what the policy can tell in numbers, kept in the plan. Solvers give "objective",
+            "bound" (what no placement can beat) and "gap" (their relative distance).
+        solve_s: seconds the policy took; put in by whoever ran it.
+    """
+
+    device_LN: NDArray[np.int8]
+    modules: Mapping[str, str]
+    dtype_LN: NDArray[np.int8] | None = None
+    note: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    solve_s: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Everything a placement policy may base its decision on; arrays are read-only.
+
+    Args:
+        activations_LN: float64, probability that a neuron fires for a token.
+        neuron_bytes_L: int64, bytes of one neuron (all its rows and columns) of each layer.
+        modules: what else must be placed.
+        budgets: bytes that may be used, by device name.
+        hardware: rates of the machine.
+        predictor_density_L: float64, share of the neurons that the layer's predictor proposes.
+        context: positions the KV cache has room for.
+        batch: sequences that are decoded together, each with its own KV cache.
+        dtype: of the stored matrices.
+        devices: names of the devices; the last is the host, which has room for everything.
+        profiled: False where no activation profile was given and all neurons look alike.
+        gate_share: part of a neuron's bytes that tell whether it fires, its gate row: read for
+            every neuron that is proposed, the rest only for those that fire.
+
+    Raises:
+        ConfigError: parts that contradict each other.
+    """
+
+    activations_LN: NDArray[np.float64]
+    neuron_bytes_L: NDArray[np.int64]
+    modules: tuple[Module, ...]
+    budgets: Mapping[str, int]
+    hardware: HardwareProfile
+    predictor_density_L: NDArray[np.float64]
+    context: int
+    batch: int
+    dtype: str
+    devices: tuple[str, ...] = DEVICES
+    profiled: bool = True
+    gate_share: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        put("activations_LN", frozen_array(self.activations_LN, np.float64))
+        put("neuron_bytes_L", frozen_array(self.neuron_bytes_L, np.int64))
+        put("predictor_density_L", frozen_array(self.predictor_density_L, np.float64))
+        put("budgets", MappingProxyType(dict(self.budgets)))
+        put("modules", tuple(self.modules))
+        put("devices", tuple(self.devices))
+        _check_problem(self)
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        # A mapping proxy cannot be pickled; going through __init__ also freezes the arrays again.
+        values = [getattr(self, field.name) for field in fields(self)]
+        return type(self), tuple(
+            dict(value) if isinstance(value, MappingProxyType) else value for value in values
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(L, N)."""
+        layers, neurons = self.activations_LN.shape
+        return layers, neurons
+
+    def bytes_by_device(
+        self, device_LN: NDArray[np.int8], modules: Mapping[str, str]
+    ) -> dict[str, int]:
+        """Bytes that each device holds under a placement of neurons and modules."""
+        sizes = {module.name: module.bytes for module in self.modules}
+        return bytes_by_device(device_LN, self.neuron_bytes_L, modules, sizes, self.devices)
+
+    def fill(self, score_LN: ArrayLike, share: float = 1.0, device: str = "gpu0") -> Placement:
+        """Fill one device: the modules in their default order, then the neurons of best score.
+
+        Modules come first (norms, attention, head, predictors, KV; by layer within each): one that
+        does not fit goes to the host, and the next is tried. Of what is left, `share` is filled
+        with neurons of all layers together, best score first, until nothing more fits. Everything
+        else goes to the host, the last device. Equal scores go by layer, then by neuron id, so the
+        result depends on nothing but the arguments.
+
+        Args:
+            score_LN: one number a neuron, higher is placed first; infinities are allowed.
+            share: part of the memory left after the modules to use, 0 to 1.
+            device: the device to fill.
+
+        Raises:
+            PolicyError: a score of the wrong shape or NaN, a share out of range, no such device.
+        """
+        score = np.asarray(score_LN)
+        if score.shape != self.shape or score.dtype.kind not in "biuf":
+            raise PolicyError(
+                f"fill: score_LN is {score.dtype} {score.shape}; "
+                f"it must be one number a neuron, {self.shape}"
+            )
+        if np.isnan(score).any():
+            raise PolicyError(f"fill: score_LN has {int(np.isnan(score).sum())} NaN")
+        if not 0.0 <= share <= 1.0:
+            raise PolicyError(f"fill: share is {share}; it must be from 0 to 1")
+        if device not in self.devices:
+            raise PolicyError(f"fill: no device {device!r}; there are {', '.join(self.devices)}")
+        host = self.devices[-1]
+        modules, left = fill_modules(self.modules, self.budgets[device], device, host)
+        device_LN = np.full(self.shape, len(self.devices) - 1, dtype=np.int8)
+        chosen = best_neurons(score, self.neuron_bytes_L, math.floor(share * left))
+        device_LN.reshape(-1)[chosen] = self.devices.index(device)
+        return Placement(device_LN, modules)
+
+
+def frozen_array(values: ArrayLike, dtype: type[np.generic]) -> NDArray[Any]:
+    """A read-only, C-contiguous copy."""
+    array = np.array(values, dtype=dtype, order="C", copy=True)
+    array.flags.writeable = False
+    return array
+
+
+def _check_problem(problem: Problem) -> None:
+    """Raise ConfigError where the parts of a Problem contradict each other."""
+    p_LN = problem.activations_LN
+    if p_LN.ndim != 2 or 0 in p_LN.shape:
+        raise ConfigError(f"activations_LN has shape {p_LN.shape}; it must be layers by neurons")
+    if not ((p_LN >= 0) & (p_LN <= 1)).all():
+        raise ConfigError("activations_LN must be probabilities, from 0 to 1")
+    for name in ("neuron_bytes_L", "predictor_density_L"):
+        if getattr(problem, name).shape != p_LN.shape[:1]:
+            raise ConfigError(f"{name} must have one entry for each of {len(p_LN)} layers")
+    if (problem.neuron_bytes_L <= 0).any():
+        raise ConfigError("neuron_bytes_L must be above 0")
+    if not ((problem.predictor_density_L >= 0) & (problem.predictor_density_L <= 1)).all():
+        raise ConfigError("predictor_density_L must be from 0 to 1")
+    if not 0 <= problem.gate_share <= 1:
+        raise ConfigError(f"gate_share is {problem.gate_share}; it must be from 0 to 1")
+    if not problem.devices or set(problem.budgets) != set(problem.devices):
+        raise ConfigError(f"budgets are for {sorted(problem.budgets)}, devices {problem.devices}")
+    sizes = [*problem.budgets.values(), *(module.bytes for module in problem.modules)]
+    if min(sizes) < 0:
+        raise ConfigError("budgets and modules must not have negative bytes")
+    if not all(0 <= module.read_share <= 1 for module in problem.modules):
+        raise ConfigError("read_share of a module must be from 0 to 1")
+    names = [module.name for module in problem.modules]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"modules must have different names: {sorted(names)}")
+
+
+def make_problem(  # noqa: PLR0917 - every part of the problem, each once
+    spec: ModelSpec,
+    record_bytes: int,
+    activations_LN: ArrayLike | None,
+    vram_bytes: int | None,
+    context: int,
+    batch: int,
+    predictor_bytes_L: Sequence[int],
+    predictor_density_L: Iterable[float] | None,
+    hardware: HardwareProfile,
+    kv_bytes: int = 4,
+    embed_on_host: bool = False,
+) -> Problem:
+    """The placement problem of a model on this machine: one GPU executor, one CPU executor.
+
+    Args:
+        spec: the model.
+        record_bytes: bytes of one neuron's record, padding included.
+        activations_LN: firing probabilities, None where there is no profile: then every neuron
+            counts as firing for every token, which is the upper bound.
+        vram_bytes: budget of "gpu0". None, for a GPU executor on its CPU device without a budget:
+            room for all modules and half of the neurons, so that both executors share the work.
+        context: positions of KV cache a sequence.
+        batch: sequences decoded together.
+        predictor_bytes_L: bytes of each layer's predictor, 0 where it needs none of its own.
+        predictor_density_L: share of neurons each predictor proposes; None: what fires.
+        hardware: rates of the machine.
+        kv_bytes: of an element of the KV cache.
+        embed_on_host: rows of embedding and positions are looked up by the host, so only the head
+            counts.
+
+    Raises:
+        ConfigError: shapes that do not match the model, or sizes out of range.
+    """
+    shape = (spec.n_layers, spec.n_neurons)
+    p_LN = np.ones(shape) if activations_LN is None else np.asarray(activations_LN, np.float64)
+    if p_LN.shape != shape:
+        raise ConfigError(f"the activation profile is for {p_LN.shape}, the model has {shape}")
+    if len(predictor_bytes_L) != spec.n_layers:
+        raise ConfigError(f"{len(predictor_bytes_L)} predictors for {spec.n_layers} layers")
+    if context < 1 or batch < 1:
+        raise ConfigError(f"context {context} and batch {batch} must be at least 1")
+    modules = _modules(spec, context * batch, predictor_bytes_L, kv_bytes, embed_on_host)
+    module_bytes = sum(module.bytes for module in modules)
+    neuron_bytes = spec.n_layers * spec.n_neurons * record_bytes
+    gpu = module_bytes + neuron_bytes // 2 if vram_bytes is None else vram_bytes
+    return Problem(
+        activations_LN=p_LN,
+        neuron_bytes_L=np.full(spec.n_layers, record_bytes),
+        modules=modules,
+        budgets={"gpu0": gpu, "cpu0": module_bytes + neuron_bytes},
+        hardware=hardware,
+        predictor_density_L=np.array(
+            p_LN.mean(axis=1) if predictor_density_L is None else list(predictor_density_L)
+        ),
+        context=context,
+        batch=batch,
+        dtype=spec.dtype,
+        profiled=activations_LN is not None,
+        gate_share=1 / spec.neuron_rows,
+    )
+
+
+def _modules(
+    spec: ModelSpec,
+    kv_positions: int,
+    predictor_bytes_L: Sequence[int],
+    kv_bytes: int,
+    embed_on_host: bool,
+) -> tuple[Module, ...]:
+    """Everything but the neurons; norms, biases and KV are float32."""
+    d, vocab, size = spec.d_model, spec.vocab_size, spec.element_bytes
+    qkv = spec.q_dim + 2 * spec.kv_dim
+    attention = (qkv + spec.q_dim) * d * size + (qkv + 2 * d) * 4 * spec.biases
+    norms = 2 * spec.n_layers + spec.final_norm
+    read = vocab * spec.embed_width  # of embedding and positions a token reads a single row
+    copies = 1 if spec.tied or embed_on_host else 2
+    head = read * copies
+    if spec.positions == "learned" and not embed_on_host:
+        head += spec.max_context * d
+    head += 2 * d * spec.embed_width if spec.embed_dim is not None else 0
+    layers = range(spec.n_layers)
+    return (
+        Module("norms", None, norms * d * 4 * (2 if spec.norm == "layer" else 1)),
+        *(Module(f"attention.{i}", i, attention) for i in layers),
+        Module("head", None, head * size, read_share=read / head),
+        *(
+            Module(f"predictor.{i}", i, int(predictor_bytes_L[i]))
+            for i in layers
+            if predictor_bytes_L[i]
+        ),
+        *(
+            Module(f"kv.{i}", i, 2 * kv_positions * spec.kv_dim * kv_bytes, read_share=0.5)
+            for i in layers
+        ),
+    )
+
+
+# ---- filling one device, and counting bytes
+
+
+MODULE_ORDER = ("norms", "attention", "head", "predictor", "kv")
+
+
+def fill_modules(
+    modules: Sequence[Module], room: int, device: str, host: str
+) -> tuple[dict[str, str], int]:
+    """Homes of all modules when `device` has room for `room` bytes, and what is left of them.
+
+    A module that does not fit goes to the host and the next is tried; modules that must share a
+    device are one.
+    """
+    homes: dict[str, str] = {}
+    for module in sorted(modules, key=_default_order):
+        if module.name in homes:
+            continue
+        label = module.must_share_device
+        group = [other for other in modules if label and other.must_share_device == label]
+        group = group or [module]
+        size = sum(member.bytes for member in group)
+        home = device if size <= room else host
+        room -= size if home == device else 0
+        homes.update({member.name: home for member in group})
+    return homes, room
+
+
+def best_neurons(
+    score_LN: NDArray[Any], neuron_bytes_L: NDArray[np.int64], room: int
+) -> NDArray[np.int64]:
+    """Flat indices (layer * N + id) of the neurons taken: best first, each if it still fits."""
+    # The stable sort keeps equal scores in order of (layer, id).
+    best_first = np.argsort(-score_LN.astype(np.float64).reshape(-1), kind="stable")
+    bytes_of = neuron_bytes_L[best_first // score_LN.shape[1]]
+    taken: list[NDArray[np.int64]] = []
+    # Take the longest run that fits, drop what is now too large, go on behind it. A neuron that did
+    # not fit never fits later, so this is the same as asking one by one; every round but the last
+    # exhausts one size of neuron, so there are at most L + 1.
+    while True:
+        fits = bytes_of <= room
+        best_first, bytes_of = best_first[fits], bytes_of[fits]
+        if not len(best_first):
+            return np.concatenate([*taken, best_first])
+        total = np.cumsum(bytes_of)
+        run = int(np.searchsorted(total, room, side="right"))
+        taken.append(best_first[:run])
+        room -= int(total[run - 1])
+        best_first, bytes_of = best_first[run:], bytes_of[run:]
+
+
+def bytes_by_device(
+    device_LN: NDArray[np.int8],
+    neuron_bytes_L: NDArray[np.int64],
+    modules: Mapping[str, str],
+    module_bytes: Mapping[str, int],
+    devices: tuple[str, ...],
+) -> dict[str, int]:
+    """Bytes that each device holds under a placement of neurons and modules."""
+    used = {}
+    for index, device in enumerate(devices):
+        count_L = np.count_nonzero(device_LN == index, axis=1)
+        used[device] = sum(
+            int(count) * int(size) for count, size in zip(count_L, neuron_bytes_L, strict=True)
+        )
+    for name, home in modules.items():
+        used[home] += module_bytes[name]
+    return used
+
+
+def _default_order(module: Module) -> tuple[int, int, str]:
+    kind = MODULE_ORDER.index(module.kind) if module.kind in MODULE_ORDER else len(MODULE_ORDER)
+    return kind, -1 if module.layer is None else module.layer, module.name

@@ -1,0 +1,155 @@
+"""compile(dag, schedule, layout): from a schedule to the flat program each actor's loop runs.
+
+A step waits for the flags of its producers on other lanes, computes, and sets its own flag. From
+here on there is no Python per layer: `native/loop/loop.c` runs the steps. Called once a plan, by
+`deployment.py`; the programs are plain arrays that travel to the actors.
+
+Why the last merge with cold neurons is never selective: it is the barrier that lets the next pass
+reuse every flag and payload of this one (exchange.py, and the checker in the tests).
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native.bindings.executor import STEP
+from hotcold.runtime.exchange.segment import SegmentLayout
+from hotcold.runtime.plan.dag import Dag, Node
+from hotcold.runtime.plan.schedule import Schedule, all_edges
+
+OPS = ("embed", "attention", "predict", "hot", "cold", "merge", "head")
+OP_CODES = {name: code for code, name in enumerate(OPS)}
+ACTORS = ("gpu", "cpu", "predictor")
+LANE_ACTORS = {"gpu0": "gpu", "cpu0": "cpu", "predictor": "predictor"}
+SELECTIVE, ALL, HOT, COLD, RESIDUAL, AHEAD = 1, 2, 4, 8, 16, 32  # HC_STEP_* of hotcold.h
+FLAG_KINDS = {"attention": "x", "predict": "active", "cold": "y"}
+
+Program = NDArray[Any]  # of dtype STEP
+Slot = tuple[int, int]  # offset in the segment, bytes
+
+
+def compile_programs(
+    dag: Dag, schedule: Schedule, layout: SegmentLayout, idle: Collection[str] = ()
+) -> dict[str, Program]:
+    """One program an actor; an actor without work gets an empty one and stands by.
+
+    Args:
+        dag: the graph.
+        schedule: checked against it.
+        layout: of the segment.
+        idle: nodes that the schedule leaves nothing to compute (fetch.py); they become no steps.
+    """
+    programs: dict[str, list[np.void]] = {actor: [] for actor in ACTORS}
+    builder = _Compiler(dag, schedule, layout, idle)
+    for lane, order in schedule.order.items():
+        steps = [dag.node[id_] for id_ in order if builder.is_step(dag.node[id_])]
+        programs[LANE_ACTORS[lane]] = [builder.step(node) for node in steps]
+    programs["gpu"] = [_bare("embed"), *programs["gpu"], _bare("head")]
+    return {actor: np.array(steps, dtype=STEP) for actor, steps in programs.items()}
+
+
+def _bare(op: str) -> Any:
+    step = np.zeros((), dtype=STEP)
+    step["op"], step["layer"], step["wait"], step["signal"] = OP_CODES[op], -1, -1, -1
+    step["x"] = step["active"] = step["y"] = -1
+    return step
+
+
+class _Compiler:
+    """Turns one node into one step."""
+
+    def __init__(
+        self, dag: Dag, schedule: Schedule, layout: SegmentLayout, idle: Collection[str]
+    ) -> None:
+        self.dag, self.schedule, self.layout = dag, schedule, layout
+        unused = {n.id for n in dag.nodes if n.kind == "fetch" and n.id not in schedule.lane}
+        self.idle = unused | set(idle)
+        self.kinds = {(node.kind, node.layer) for node in dag.nodes if node.id not in self.idle}
+        self.barrier = max((layer for kind, layer in self.kinds if kind == "cold"), default=-1)
+
+    def is_step(self, node: Node) -> bool:
+        """Whether a node is a step of its own: it has work, and no hot node that does it along."""
+        along = node.kind == "fetch" and ("hot", node.layer) in self.kinds
+        return node.id not in self.idle and not along
+
+    def step(self, node: Node) -> Any:
+        """The step of a node: flags from its edges, offsets from the layout."""
+        step, layer = _bare("hot" if node.kind == "fetch" else node.kind), node.layer
+        slots = self.layout.layers[layer]
+        predicted = ("predict", layer) in self.kinds
+        step["layer"], step["x"], step["y"] = layer, slots.x, slots.y
+        if node.kind == "predict":
+            step["x"] = self.layout.layers[layer - self.schedule.lookahead[layer]].x
+        if predicted:
+            step["active"] = slots.active
+        step["flags"] = self._flags(node, predicted)
+        waits = self._waits(node, predicted)
+        step["wait"][: len(waits)] = waits
+        if node.kind == "merge" and step["flags"] & COLD:
+            step["wait"] = [waits[0] if predicted else -1, self.layout.flag("y", layer)]
+        if node.kind in FLAG_KINDS:
+            step["signal"] = self.layout.flag(FLAG_KINDS[node.kind], layer)
+        return step
+
+    def _flags(self, node: Node, predicted: bool) -> int:
+        layer = node.layer
+        if node.kind == "attention":
+            return RESIDUAL if self.layout.with_residual else 0
+        if node.kind in ("hot", "cold", "fetch"):
+            early = node.kind == "cold" and self.schedule.lookahead[layer] > 0
+            return (AHEAD if early and self.schedule.read_ahead else 0) if predicted else ALL
+        if node.kind != "merge":
+            return 0
+        on_gpu = bool({("hot", layer), ("fetch", layer)} & self.kinds)
+        flags = HOT * on_gpu | COLD * (("cold", layer) in self.kinds)
+        selective = self.schedule.sync[layer] == "selective" and layer != self.barrier
+        return flags | (SELECTIVE if selective and predicted and flags & COLD else 0)
+
+    def _waits(self, node: Node, predicted: bool) -> list[int]:
+        """Flags of the producers on other lanes; a merge also reads the active lists."""
+        lane = self.schedule.lane[node.id]
+        edges = all_edges(self.dag, self.schedule)
+        producers = [self.dag.node[a] for a, b in edges if b == node.id and a not in self.idle]
+        kinds = {
+            (p.kind, p.layer)
+            for p in producers
+            if self.schedule.lane[p.id] != lane and p.kind in FLAG_KINDS
+        }
+        if node.kind == "merge":
+            kinds = {("predict", node.layer)} if predicted else set()
+        return [self.layout.flag(FLAG_KINDS[kind], layer) for kind, layer in sorted(kinds)]
+
+
+def step_slots(step: Any, layout: SegmentLayout, batch: int) -> tuple[list[Slot], list[Slot]]:
+    """Segment ranges a step reads and writes across lanes, for the Ray transport."""
+    op, d = OPS[step["op"]], layout.d_model
+    rows = layout.max_batch + batch if layout.with_residual else batch
+    x = [(int(step["x"]), rows * d * 4)]
+    y = [(int(step["y"]), batch * d * 4)]
+    active = [(int(at), layout.active_bytes) for at in step["active"] if at >= 0]
+    reads = {
+        "predict": x,
+        "hot": active[:1],
+        "cold": x + active[1:],
+        "merge": (y if step["flags"] & COLD else []) + active,
+    }
+    writes = {"attention": x, "predict": active, "cold": y}
+    return reads.get(op, []), writes.get(op, [])
+
+
+def in_turn(programs: dict[str, Program]) -> Iterator[tuple[str, int]]:
+    """(actor, step index) in an order where every producer comes first."""
+    ready: set[int] = {-1}
+    at = dict.fromkeys(programs, 0)
+    while any(at[actor] < len(steps) for actor, steps in programs.items()):
+        moved = False
+        for actor, steps in programs.items():
+            while at[actor] < len(steps) and ready.issuperset(steps[at[actor]]["wait"].tolist()):
+                ready.add(int(steps[at[actor]]["signal"]))
+                yield actor, at[actor]
+                at[actor] += 1
+                moved = True
+        if not moved:
+            raise RuntimeError("programs wait for flags nobody sets; check_schedule missed a cycle")

@@ -1,0 +1,198 @@
+"""roofline: the least time that one token of a plan can take on a machine, part by part.
+
+Bytes over rates, as in the cost model (cost.py), which it is made from; what that leaves out
+because no placement changes it is added here: the gaps between the nodes of the GPU's graph, the
+memory that a CUDA context takes of the budget, and that a machine without a GPU has one memory for
+both executors. One token, layer order kept:
+
+    token     attention + predictor + KV + head, each over the rate of where it lies
+              + sum over layers of max(hot, cold)   (hot + cold where both read one memory)
+              + exchange: T_sync a layer in which a cold neuron is proposed
+              + gaps: nodes of the graph times the gap between two
+
+Where lists come a layer early and their records are read ahead (schedule `lookahead` beside a GPU),
+cold neurons are read while attention runs, and a layer's prediction while the cold sum of the one
+before is awaited: the sum over layers is then of max(hot + next prediction, cold - attention). How
+much caches hold (native/ops/ahead.c) is not in that.
+
+Half of the KV cache counts: the mean of a context that fills up. Neurons are the mean of the
+activation profile; real loads vary and max(hot, cold) is then larger. So this is a bound from below
+on the time (how close kernels come to a copy's bandwidth is not in it) and no forecast.
+
+Used by `hotcold roofline`. Measures nothing.
+
+Against decoding on two cores without a GPU (`xeon-2core`, 30.4 GB/s, commit 9d4bd4a, 2026-11-22;
+--context is what half-filled equals the mean filling of the run):
+
+    model, tokens decoded        bytes a token, here / run   bound   measured   of the bound
+    embedded, exact, 128               21.2 / 20.8 MB         1429    1078-1101   76 %
+    planted llama-1b, learned, 32      0.79 / 0.79 GB         38.5    29.2-29.7   77 %
+
+The bytes agree; decoding reached 22.6 to 23.4 GB/s of the 30.4 that reads of
+30 KiB reach; records of the embedded model are 1.9 KiB, read at 25.0 GB/s in the same minute.
+
+Against measured ones on one H100: a 13B ReGLU shape, fp16, context 512, fp16 KV, 12 % fire, 30 %
+of the neurons hold 80 %, predictor width 960; a token reads 8.39 GB of attention, 0.33 of head,
+1.46 of predictor (int8 0.73), 0.21 of KV and 0.12 * 16.99 of FFN. Tokens/s by bench/gpu_decode.py
+(40 + 64 tokens, three runs), the bound from rates measured minutes before (host 138 GB/s, GPU
+2862), commit 5e07622, 2026-11-22; by hand: 92 GB/s and 1 us between two of 9 nodes a layer:
+
+    budget, predictor, schedule          by hand   bound   measured   of the bound
+    all on the GPU, fp16                     230     220    178          81 %
+    16 GiB, int8, selective                    -     165    119-121      73 %
+    16 GiB, int8, lookahead                    -     225    144-162      68 %
+    10 GiB, int8, selective                   38      55     34-38       62 %
+    10 GiB, int8, lookahead                    -      67     38-44       60 %
+    OPT-30B, 3 %, 24 GiB, selective            -      84     58-65       70-78 %
+    OPT-30B, 3 %, 24 GiB, lookahead            -     114     71-78       63-68 %
+
+(OPT-30B at 0f35ac7.) The host's memory belongs to others too: in six sittings of the day reads
+alone gave 113 to 151 GB/s, and the same plans 79 to 121 tokens/s (16 GiB, int8, selective).
+
+What is missing. All on the GPU, by ncu (40 nodes one after the other, caches cold): qkv 55 us a
+layer at 85 % of the memory's peak; o 24 us, 65 %; the predictor's products 8.7 us, 34 %, and
+12.3, 65 %; gate and up rows 15 us, 58 %; down columns 14 us, 31 %; the split, one block, 14 us;
+attention over 100 positions 11 us (7 since 5e07622, not by ncu); merge 8 us. Small grids do not
+reach the rate of large ones; overlap of launches wins some of that back (5.5 ms a pass, 6.5 by the
+sum of nodes). With cold
+neurons it is the host: lists of 270 and 1570 neurons are read at 89 GB/s (median layer: 93 and
+545 us) where reading alone gave 118: two hand-overs in the pool, ramps of two short phases, and
+columns read in pieces (native/ops/ffn.c). With lookahead at 16 GiB 306 MB a token are read ahead
+of 303 (some for nothing) and the wait is 0.4 of 6.1 ms: what remains are the GPU's kernels. At
+10 GiB attention is too short for 1.9 GB: 0.4 GB are read ahead, and the rest at 102 GB/s.
+
+A measured run may pass the bound a little where 40 + 64 tokens fill less than the half of the KV
+cache that is counted. `--bus-share` (neurons that the GPU reads over the bus) is not in it: here
+each neuron is read where it lies.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.plan.cost import CostModel
+from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.plan.problem import Placement, Problem
+from hotcold.runtime.units import format_bytes
+
+# Nodes of a captured pass (native/cuda/executor/graph.cu): qkv, attention, o; norm or split; merge.
+NODES_LAYER, NODES_PREDICTOR, NODES_HOT, NODES_ONCE = 5, 2, 2, 3
+FFN_PARTS = ("hot_s", "cold_s")
+KINDS = {"attention": "attention", "predictor": "predictor", "kv": "kv"}  # the rest: "head"
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The bound of one token, seconds and bytes by part.
+
+    Args:
+        parts_s: attention, predictor, kv, head, ffn, exchange, gaps: their sum is the token.
+        hot_s, cold_s: what `ffn` is made of, each summed over the layers.
+        bytes: read for a token: attention, predictor, kv, head, hot, cold.
+        elsewhere: modules that do not lie on the GPU's device.
+    """
+
+    parts_s: Mapping[str, float]
+    hot_s: float
+    cold_s: float
+    bytes: Mapping[str, float]
+    elsewhere: tuple[str, ...]
+
+    @property
+    def token_s(self) -> float:
+        """The least time of a token."""
+        return sum(self.parts_s.values())
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The bound on decode speed of one sequence."""
+        return 1 / self.token_s
+
+
+def roofline(
+    problem: Problem, placed: Placement | Plan, selective: bool = True, ahead: bool = False
+) -> Roofline:
+    """The bound of a placement or plan of this problem.
+
+    Args:
+        problem: model, statistics and machine.
+        placed: where neurons and modules lie.
+        selective: as in CostModel.
+        ahead: lists come a layer early and their records are read meanwhile; of no effect without
+            a GPU, where memory is busy meanwhile.
+
+    Raises:
+        ConfigError: the plan is for another model.
+    """
+    _check_same(problem, placed)
+    cost, hardware = CostModel(problem, selective), problem.hardware
+    token = cost.token(placed.device_LN, placed.modules)
+    parts = dict.fromkeys(("attention", "predictor", "kv", "head"), 0.0)
+    sizes = dict.fromkeys(parts, 0.0)
+    for module in problem.modules:
+        kind = KINDS.get(module.kind, "head")
+        parts[kind] += cost.module_s(module, placed.modules[module.name])
+        sizes[kind] += module.bytes * module.read_share
+    hot_LN = placed.device_LN == 0
+    for name, own_LN in (("hot", hot_LN), ("cold", ~hot_LN)):
+        sizes[name] = float(cost.bytes_LN[own_LN].sum())
+    together = sum if hardware.in_turn else max
+    parts["ffn"] = sum(together((layer.hot_s, layer.cold_s)) for layer in token.layers)
+    if ahead and hardware.has_gpu:
+        early = [0] + [1] * (len(token.layers) - 1)  # the first layer's list comes with its input
+        hidden = cost.read_ahead(placed.modules, early)
+        guess = cost.by_layer(placed.modules, ("predictor",))
+        guess, parts["predictor"] = np.append(guess[1:], 0.0), float(guess[0])
+        hot, cold = (np.array([getattr(x, name) for x in token.layers]) for name in FFN_PARTS)
+        parts["ffn"] = float(np.maximum(hot + guess, np.maximum(cold - hidden, 0.0)).sum())
+    parts["exchange"] = sum(layer.exchange_s for layer in token.layers)
+    parts["gaps"] = hardware.gap_s * graph_nodes(problem, placed) if hardware.has_gpu else 0.0
+    first = problem.devices[0]
+    return Roofline(
+        parts,
+        sum(layer.hot_s for layer in token.layers),
+        sum(layer.cold_s for layer in token.layers),
+        sizes,
+        tuple(name for name, home in placed.modules.items() if home != first),
+    )
+
+
+def graph_nodes(problem: Problem, placed: Placement | Plan) -> int:
+    """Kernels one after the other in the GPU's graph of a token."""
+    hot_layers = int((placed.device_LN == 0).any(axis=1).sum())
+    predictors = sum(module.kind == "predictor" for module in problem.modules)
+    layers = problem.shape[0]
+    return NODES_LAYER * layers + NODES_HOT * hot_layers + NODES_PREDICTOR * predictors + NODES_ONCE
+
+
+def for_gpu(problem: Problem, vram_bytes: int | None, scratch_bytes: int) -> Problem:
+    """The problem with the budget that a GPU leaves: less context and scratch; None: enough.
+
+    Raises:
+        ConfigError: context and scratch alone are more.
+    """
+    modules = sum(module.bytes for module in problem.modules)
+    everything = modules + int(problem.neuron_bytes_L.sum()) * problem.shape[1]
+    if vram_bytes is None:
+        return replace(problem, budgets={**problem.budgets, problem.devices[0]: everything})
+    reserve = problem.hardware.context_bytes + scratch_bytes
+    if vram_bytes < reserve:
+        raise ConfigError(
+            f"--vram {vram_bytes} bytes is less than the {reserve} bytes ({format_bytes(reserve)}) "
+            "that the CUDA context and a pass's scratch take; raise --vram"
+        )
+    return replace(problem, budgets={**problem.budgets, problem.devices[0]: vram_bytes - reserve})
+
+
+def _check_same(problem: Problem, placed: Placement | Plan) -> None:
+    """Raise unless a plan was made for these shapes and modules."""
+    names = {module.name for module in problem.modules}
+    if np.shape(placed.device_LN) != problem.shape or set(placed.modules) != names:
+        missing = sorted(names ^ set(placed.modules))
+        raise ConfigError(
+            f"the plan is for {np.shape(placed.device_LN)} neurons"
+            f"{f' and differs in {missing[0]}' if missing else ''}, the problem has "
+            f"{problem.shape}; give the options the plan was solved with"
+        )

@@ -1,0 +1,98 @@
+"""Saying which line of a plug-in failed: "mine.py:7: RuntimeError: boom".
+
+Called around every piece of foreign code: loading a file, constructing a policy, running it. The
+author sees the innermost frame inside the plug-in's own file; the whole traceback stays behind the
+error as its cause.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from hotcold.native.errors import HotcoldError, PolicyError
+
+
+class PluginTraceback(Exception):
+    """The traceback of a plug-in that ran in another process, as text; only ever a cause."""
+
+    def __str__(self) -> str:
+        return "\n" + str(self.args[0])
+
+
+@contextmanager
+def blaming(name: str, file: str | None) -> Iterator[None]:
+    """Turn whatever foreign code raises in this block into a PolicyError that names its line.
+
+    KeyboardInterrupt passes: in this process it is the user's.
+
+    Args:
+        name: the plug-in as the user gave it.
+        file: path of its source, None where there is none.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise PolicyError(describe(error, name, file)) from error
+
+
+def describe(error: BaseException, name: str, file: str | None) -> str:
+    """One line for an exception: where in the plug-in's file, what, and its message.
+
+    A plug-in given as "file.py:Class" is named by that file; of any other the name goes in front.
+    What our own policies refuse on purpose is the user's to mend and needs no line.
+    """
+    if isinstance(error, HotcoldError) and file and _is_own(file):
+        return str(error)
+    given = name.rpartition(":")[0]
+    by_file = given.endswith(".py")
+    line = _line_in(error, file) if file else None
+    text = type(error).__name__
+    message = _first_line(error)
+    if message:
+        text += f": {message}"
+    if line is not None:
+        text = f"{given if by_file else os.path.basename(str(file))}:{line}: {text}"
+    elif by_file:
+        return f"{given}: {text}"
+    return text if by_file else f"policy {name!r}: {text}"
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback as Python prints it, the last 20,000 characters."""
+    return "".join(traceback.format_exception(error))[-20_000:]
+
+
+def source_file(plugin: object) -> str | None:
+    """Path of the file that defines a class or an object's class."""
+    owner = plugin if isinstance(plugin, type) else type(plugin)
+    module = sys.modules.get(owner.__module__)
+    return getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file is one of the built-in policies."""
+    folder = os.path.dirname(os.path.realpath(__file__))
+    return os.path.dirname(os.path.dirname(os.path.realpath(file))) == folder
+
+
+def _line_in(error: BaseException, file: str) -> int | None:
+    """Innermost line of the traceback that lies in the file."""
+    path = os.path.realpath(file)
+    if isinstance(error, SyntaxError) and os.path.realpath(error.filename or "") == path:
+        return error.lineno
+    line = None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if os.path.realpath(frame.f_code.co_filename) == path:
+            line = number
+    return line
+
+
+def _first_line(error: BaseException) -> str:
+    try:
+        text = str(error.msg if isinstance(error, SyntaxError) else error).strip()
+    except Exception:  # a __str__ that raises must not hide the error
+        return ""
+    return text.splitlines()[0][:500] if text else ""

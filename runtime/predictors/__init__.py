@@ -1,0 +1,1 @@
+"""Predictors: what one is, its native forms, its files, and which one is chosen."""

@@ -1,0 +1,1 @@
+"""Activation profiles: how often each neuron fires, and the files that say so."""

@@ -1,0 +1,376 @@
+"""ActivationProfile: how often and how strongly each neuron fires over a text.
+
+Placement policies read probabilities from it, predictors their neurons' statistics, pictures all of
+it. Counted by `hotcold.runtime.offline.profiling`, read and written by `profilefile.py`; no model
+is loaded in here.
+
+Axes: L layers, N neurons of a layer, K numbers of neurons that fired for a token, from 0.
+"""
+
+import io
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hotcold.native.errors import CheckpointError
+from hotcold.runtime.files.npz import write_atomically
+from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.profiles.activation_pt import find_counts, read_counts
+
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+
+FILE_NAME = "activations.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationProfile:
+    """Firing counts of every neuron over a text, and what else was counted with them.
+
+    Args:
+        counts_LN: tokens for which the neuron's gate was above 0.
+        tokens: tokens run; no count is above it.
+        model: checksum of the bundle it was counted with; "" where unknown.
+        source: what was run, in words.
+        sums_LN: sum over all tokens of the gate after its ReLU, relu(g . x + b): for a gated neuron
+            without the factor of its up row. None where it was not counted.
+        tokens_LK: tokens for which exactly k neurons of the layer fired. None likewise.
+    """
+
+    counts_LN: I64
+    tokens: int
+    model: str = ""
+    source: str = ""
+    sums_LN: F64 | None = None
+    tokens_LK: I64 | None = None
+
+    def __post_init__(self) -> None:
+        counts = self.counts_LN
+        if counts.ndim != 2 or counts.dtype != np.int64 or 0 in counts.shape:
+            raise CheckpointError(
+                f"profile: counts are {counts.dtype}{list(counts.shape)}, must be int64 [L, N]"
+            )
+        if self.tokens < 1:
+            raise CheckpointError(f"profile: tokens is {self.tokens}, must be at least 1")
+        low, high = int(counts.min()), int(counts.max())
+        if low < 0 or high > self.tokens:
+            raise CheckpointError(
+                f"profile: counts reach from {low} to {high}, must be within 0 and the "
+                f"{self.tokens} tokens counted"
+            )
+        self._check_sums()
+        self._check_tokens()
+
+    def _check_sums(self) -> None:
+        sums = self.sums_LN
+        if sums is None:
+            return
+        if sums.shape != self.counts_LN.shape or sums.dtype != np.float64:
+            raise CheckpointError(
+                f"profile: sums are {sums.dtype}{list(sums.shape)}, must be float64 "
+                f"{list(self.counts_LN.shape)} as the counts"
+            )
+        silent_LN = self.counts_LN == 0
+        if not (np.isfinite(sums).all() and (sums >= 0).all() and not sums[silent_LN].any()):
+            raise CheckpointError("profile: sums contradict the counts")
+
+    def _check_tokens(self) -> None:
+        tokens_LK = self.tokens_LK
+        if tokens_LK is None:
+            return
+        layers, neurons = self.counts_LN.shape
+        fits = tokens_LK.ndim == 2 and tokens_LK.dtype == np.int64
+        if not fits or len(tokens_LK) != layers or not 1 <= tokens_LK.shape[1] <= neurons + 1:
+            raise CheckpointError(
+                f"profile: tokens by fired neurons are {tokens_LK.dtype}{list(tokens_LK.shape)}, "
+                f"must be int64 [{layers}, up to {neurons + 1}]"
+            )
+        fired_L = (tokens_LK * np.arange(tokens_LK.shape[1])).sum(axis=1)
+        if (
+            int(tokens_LK.min()) < 0
+            or (tokens_LK.sum(axis=1) != self.tokens).any()
+            or (fired_L != self.counts_LN.sum(axis=1)).any()
+        ):
+            raise CheckpointError("profile: tokens by fired neurons contradict the counts")
+
+    @property
+    def probabilities_LN(self) -> F64:
+        """Share of tokens for which each neuron fires."""
+        probabilities_LN: F64 = self.counts_LN / np.float64(self.tokens)
+        return probabilities_LN
+
+    @property
+    def magnitudes_LN(self) -> F64 | None:
+        """Mean gate after its ReLU, over all tokens; those it is silent for count as 0."""
+        return None if self.sums_LN is None else self.sums_LN / np.float64(self.tokens)
+
+    @property
+    def fired_magnitudes_LN(self) -> F64 | None:
+        """Mean gate over the tokens the neuron fires for; 0 for one that never does."""
+        return None if self.sums_LN is None else self.sums_LN / np.maximum(self.counts_LN, 1)
+
+    def density_quantile(self, share: float) -> F64 | None:
+        """For each layer, the density (share of its neurons firing) not exceeded by so many tokens.
+
+        Args:
+            share: of the tokens; 0.5 gives the median.
+        """
+        if self.tokens_LK is None:
+            return None
+        running_LK = np.cumsum(self.tokens_LK, axis=1)
+        quantile_L: F64 = (running_LK < share * self.tokens).sum(axis=1) / self.counts_LN.shape[1]
+        return quantile_L
+
+    @property
+    def sparsity_L(self) -> F64:
+        """Share of a layer's neurons that stay silent for a token, on average."""
+        sparsity_L: F64 = 1.0 - self.probabilities_LN.mean(axis=1)
+        return sparsity_L
+
+    def share_for(self, fraction: float) -> F64:
+        """Smallest share of each layer's neurons that holds this fraction of its activations."""
+        return np.array([_share_for(counts_N, fraction) for counts_N in self.counts_LN])
+
+    def share_for_model(self, fraction: float) -> float:
+        """The same over all neurons of the model at once."""
+        return _share_for(self.counts_LN.reshape(-1), fraction)
+
+    def overlap(self, other: "ActivationProfile", share: float = 0.2) -> float:
+        """How much of each layer's hottest share of neurons two texts have in common, on average.
+
+        Raises:
+            CheckpointError: the other profile is of another shape of model.
+        """
+        if self.counts_LN.shape != other.counts_LN.shape:
+            raise CheckpointError(
+                f"profiles of {list(self.counts_LN.shape)} and {list(other.counts_LN.shape)} "
+                "neurons do not compare; count both with the same model"
+            )
+        keep = max(1, round(share * int(self.counts_LN.shape[1])))
+        mine_LK, theirs_LK = (
+            np.argsort(-profile.counts_LN, axis=1, kind="stable")[:, :keep]
+            for profile in (self, other)
+        )
+        common = [int(np.intersect1d(a, b).size) for a, b in zip(mine_LK, theirs_LK, strict=True)]
+        return sum(common) / (keep * len(common))
+
+    def check_fits(self, spec: ModelSpec) -> None:
+        """Refuse a profile of another shape of model.
+
+        Raises:
+            CheckpointError: naming both shapes.
+        """
+        shape = (spec.n_layers, spec.n_neurons)
+        if self.counts_LN.shape != shape:
+            raise CheckpointError(
+                f"profile is for {self.counts_LN.shape[0]} layers of {self.counts_LN.shape[1]} "
+                f"neurons, the model has {shape[0]} of {shape[1]}; profile this model"
+            )
+
+    def summary(self) -> str:
+        """A table: sparsity, skewness and, where counted, spread of each layer and the model."""
+        half_L, most_L = self.share_for(0.5), self.share_for(0.8)
+        dead_L = (self.counts_LN == 0).mean(axis=1)
+        heads = f"{'layer':>5} {'sparsity':>9} {'hot for 50%':>12} {'hot for 80%':>12} {'dead':>6}"
+        low_L, high_L = self.density_quantile(0.05), self.density_quantile(0.95)
+        heads += f" {'active, 5-95% of tokens':>24}" if low_L is not None else ""
+        heads += f" {'mean gate if > 0':>17}" if self.sums_LN is not None else ""
+        lines = [heads]
+        for layer, sparsity in enumerate(self.sparsity_L):
+            line = _row(str(layer), sparsity, half_L[layer], most_L[layer], dead_L[layer])
+            if low_L is not None and high_L is not None:
+                spread = f"{100 * low_L[layer]:.1f} - {high_L[layer]:.1%}"
+                line += f" {spread:>24}"
+            if self.sums_LN is not None:
+                fired = max(1, int(self.counts_LN[layer].sum()))
+                line += f" {self.sums_LN[layer].sum() / fired:>17.4g}"
+            lines.append(line)
+        dead = float((self.counts_LN == 0).mean())
+        half, most = self.share_for_model(0.5), self.share_for_model(0.8)
+        lines.append(_row("all", float(self.sparsity_L.mean()), half, most, dead))
+        return "\n".join([*lines, f"over {self.tokens:,} tokens"])
+
+    def check_model(self, spec: ModelSpec, checksum: str) -> None:
+        """Refuse a profile of another model; one that does not say which is judged by its shape.
+
+        Args:
+            spec: of the model.
+            checksum: of its bundle.
+
+        Raises:
+            CheckpointError: naming both.
+        """
+        self.check_fits(spec)
+        if self.model not in ("", checksum):
+            raise CheckpointError(
+                f"profile was counted with another model ({self.model[:12]}, this one is "
+                f"{checksum[:12]}); profile this model"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write an npz file atomically; the same profile always gives the same bytes."""
+        save_profile(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ActivationProfile":
+        """Read a profile: the file, a folder with one, or PowerInfer's `activation_{i}.pt`.
+
+        Raises:
+            CheckpointError: not a profile, damaged, or with impossible values.
+        """
+        return load_profile(Path(path))
+
+
+def _share_for(counts_N: I64, fraction: float) -> float:
+    """Share of neurons, hottest first, whose counts reach fraction of the sum; 0 if none fired."""
+    running = np.cumsum(np.sort(counts_N)[::-1])
+    if running[-1] == 0:
+        return 0.0
+    needed = int(np.searchsorted(running, fraction * running[-1])) + 1
+    return min(needed, len(counts_N)) / len(counts_N)
+
+
+def _row(name: str, sparsity: float, half: float, most: float, dead: float) -> str:
+    return f"{name:>5} {sparsity:>9.1%} {half:>12.1%} {most:>12.1%} {dead:>6.1%}"
+
+
+# ---- on disk: activations.npz
+
+
+MAX_ARRAY_BYTES = 1 << 28  # of one array in a profile; 400 layers of 80,000 neurons fit
+# The date in every archive entry: the same counts give the same bytes.
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def save_profile(profile: ActivationProfile, path: Path) -> None:
+    """Write the file; see ActivationProfile.save."""
+    notes = json.dumps({"model": profile.model, "source": profile.source}, sort_keys=True)
+    arrays: dict[str, Any] = {
+        "counts": profile.counts_LN,
+        "tokens": np.int64(profile.tokens),
+        "notes": np.frombuffer(notes.encode(), dtype=np.uint8),
+    }
+    if profile.sums_LN is not None:
+        arrays["sums"] = profile.sums_LN
+    if profile.tokens_LK is not None:
+        arrays["fired"] = profile.tokens_LK
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.asanyarray(array), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy", _DATE)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, buffer.getvalue())
+    write_atomically(path, out.getvalue())
+
+
+def load_profile(path: Path) -> ActivationProfile:
+    """Read a profile, checking every size before anything is allocated for it.
+
+    Raises:
+        CheckpointError: not a profile, damaged, or with impossible values.
+    """
+    if path.is_dir():
+        if (path / FILE_NAME).exists():
+            path = path / FILE_NAME
+        elif files := find_counts(path):
+            return _of_counts(files, path)
+        else:
+            raise CheckpointError(
+                f"{path} holds no profile: neither {FILE_NAME} nor PowerInfer's activation_0.pt"
+            )
+    arrays = _read(path)
+    counts, tokens = arrays["counts"], arrays["tokens"]
+    if tokens.shape != () or tokens.dtype.kind not in "iu":
+        raise CheckpointError(f"{path}: tokens is {tokens.dtype}{list(tokens.shape)}, not a count")
+    if counts.dtype.kind not in "iu":
+        raise CheckpointError(f"{path}: counts have dtype {counts.dtype}, must be integers")
+    said = _notes(arrays.get("notes"), path)
+    fired = arrays.get("fired")
+    try:
+        return ActivationProfile(
+            counts.astype(np.int64),
+            int(tokens),
+            said["model"],
+            said["source"],
+            arrays.get("sums"),
+            fired,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _of_counts(files: list[Path], folder: Path) -> ActivationProfile:
+    """PowerInfer's counts. It keeps no number of tokens: the highest count stands for it."""
+    counts_LN = read_counts(files)
+    source = f"PowerInfer's {folder.name}, tokens not known: taken as the highest count"
+    return ActivationProfile(counts_LN, max(1, int(counts_LN.max())), "", source)
+
+
+# The last two: odd compression and encryption.
+_DAMAGE = (
+    *(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(NotImplementedError, RuntimeError),
+)
+
+
+def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The members a profile has, those that must be there among them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            there = set(archive.namelist())
+            names = ["counts", "tokens"]
+            names += [name for name in ("notes", "sums", "fired") if f"{name}.npy" in there]
+            return {name: _member(archive, name, path) for name in names}
+    except CheckpointError:
+        raise
+    except _DAMAGE as error:
+        raise CheckpointError(f"{path} is not a readable profile ({error})") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str, path: Path) -> npt.NDArray[Any]:
+    """Read one array; its header must agree with the bytes that are there."""
+    try:
+        info = archive.getinfo(f"{name}.npy")
+    except KeyError:
+        raise CheckpointError(f"{path} is not a profile: it has no array '{name}'") from None
+    if info.file_size > MAX_ARRAY_BYTES:
+        raise CheckpointError(
+            f"{path}: array '{name}' claims {info.file_size} bytes, the limit is {MAX_ARRAY_BYTES}"
+        )
+    with archive.open(info) as member:
+        data = io.BytesIO(member.read(MAX_ARRAY_BYTES + 1))
+    version = np.lib.format.read_magic(data)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(data)
+    else:
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(data)
+    if dtype.hasobject or dtype.kind not in "iuf" or fortran:
+        raise CheckpointError(f"{path}: array '{name}' has dtype {dtype} or order not of a profile")
+    body = data.read()
+    wanted = dtype.itemsize
+    for size in shape:
+        wanted *= int(size)
+    if len(body) != wanted:
+        raise CheckpointError(
+            f"{path}: array '{name}' of shape {list(shape)} needs {wanted} bytes, has {len(body)}"
+        )
+    return np.frombuffer(body, dtype=dtype).reshape(shape)
+
+
+def _notes(array: npt.NDArray[Any] | None, path: Path) -> dict[str, str]:
+    said = {"model": "", "source": ""}
+    if array is None:
+        return said
+    try:
+        found = json.loads(array.astype(np.uint8).tobytes().decode())
+        return {name: str(found.get(name, "")) for name in said}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its notes are damaged ({error})") from error

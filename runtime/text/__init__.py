@@ -1,0 +1,1 @@
+"""Text: the tokenizer, windows of a text, and the stream of a generation."""

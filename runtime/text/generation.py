@@ -1,0 +1,199 @@
+"""One generation: a prompt in, tokens with their text out.
+
+What happens between the ids the native loop samples and the `Token`s a user sees: incremental
+decoding, stop strings, the reason it ended, and its figures. Used by the engine (any transport) and
+by `LocalSession`; samples nothing itself (that is native/ops/sample.c).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.options.config import Sampling
+from hotcold.runtime.text.tokenizer import StreamDecoder, Tokenizer
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token.
+
+    Args:
+        id: vocabulary id.
+        text: the text that became certain with it; the texts of a generation concatenate to its
+            text. May be empty: half a character, an end-of-sequence token.
+        logprob: log probability under the model, before temperature and cut-offs.
+    """
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class GenerationStats:
+    """Figures of one finished generation.
+
+    Args:
+        prompt_tokens: tokens of the prompt.
+        new_tokens: tokens generated.
+        prompt_s: seconds from the first pass to the end of the prompt.
+        decode_s: seconds from there to the last token.
+        bytes: weight and KV bytes all actors read while decoding.
+        finish: "length", "eos" or "stop".
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    prompt_s: float
+    decode_s: float
+    bytes: int
+    finish: str
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        """Prompt tokens over the seconds they took."""
+        return self.prompt_tokens / self.prompt_s if self.prompt_s > 0 else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Decode passes over the seconds they took; the first token comes with the prompt."""
+        return (self.new_tokens - 1) / self.decode_s if self.decode_s > 0 else 0.0
+
+    @property
+    def gb_per_s(self) -> float:
+        """Bytes read while decoding over the seconds it took, in 1e9 bytes a second."""
+        return self.bytes / self.decode_s / 1e9 if self.decode_s > 0 else 0.0
+
+
+class TextCodec:
+    """A model's tokenizer, where its bundle has one, and what ends its texts.
+
+    Without a tokenizer's files prompts must be token ids, and tokens have no text.
+
+    Args:
+        folder: of the bundle.
+        spec: the model.
+
+    Raises:
+        CheckpointError: a tokenizer that cannot be read.
+    """
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        self._folder, self._spec = folder, spec
+        present = Tokenizer.in_folder(folder)
+        self._tokenizer = Tokenizer.load(folder, spec.vocab_size) if present else None
+        named = self._tokenizer.eos_ids if self._tokenizer is not None else ()
+        self.eos_ids: tuple[int, ...] = spec.eos_ids or named
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.load(self._folder, self._spec.vocab_size)
+        return self._tokenizer
+
+    def ids(self, prompt: str | Sequence[int], context: int) -> list[int]:
+        """Ids of a prompt, checked.
+
+        Raises:
+            ConfigError: an empty prompt, one longer than the context, an id outside the vocabulary.
+            CheckpointError: text for a model without a tokenizer.
+        """
+        if isinstance(prompt, str):
+            if not prompt:
+                raise ConfigError("the prompt is empty; give at least one character")
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = [int(id_) for id_ in prompt]
+        if not ids:
+            raise ConfigError("the prompt has no tokens; give at least one")
+        spec = self._spec
+        if len(ids) > context:
+            way_out = (
+                f"shorten it or launch with a context up to {spec.max_context}"
+                if context < spec.max_context
+                else "shorten it; that is all this model was made for"
+            )
+            raise ConfigError(
+                f"the prompt has {len(ids)} tokens, the context holds {context}; {way_out}"
+            )
+        bad = next((id_ for id_ in ids if not 0 <= id_ < spec.vocab_size), None)
+        if bad is not None:
+            raise ConfigError(f"token id {bad} is outside the vocabulary of {spec.vocab_size}")
+        return ids
+
+    def stream(self, sampling: Sampling) -> "TokenStream":
+        """What turns the ids sampled for a request into Tokens."""
+        decoder = self._tokenizer.stream() if self._tokenizer is not None else None
+        return TokenStream(decoder, sampling, self.eos_ids)
+
+
+class TokenStream:
+    """Turns sampled ids into Tokens, one for each id, and knows when the text has ended.
+
+    A token waits while its text could still turn out to be the beginning of a stop string, or while
+    its character is incomplete.
+    """
+
+    def __init__(
+        self, decoder: StreamDecoder | None, sampling: Sampling, eos_ids: Sequence[int]
+    ) -> None:
+        self._decoder, self._stop = decoder, sampling.stop
+        self._eos = () if sampling.ignore_eos else tuple(eos_ids)
+        self._waiting: list[Token] = []
+        self.finish: str | None = None
+        self.count = 0
+
+    def push(self, id_: int, logprob: float) -> list[Token]:
+        """Tokens that became certain with this id; none after the end."""
+        if self.finish is not None:
+            return []
+        self.count += 1
+        if id_ in self._eos:
+            self.finish = "eos"
+            return [*self.flush(), Token(id_, "", logprob)]
+        if self._decoder is None:
+            return [Token(id_, "", logprob)]
+        self._waiting.append(Token(id_, self._decoder.push(id_), logprob))
+        text = "".join(token.text for token in self._waiting)
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.finish = "stop"
+            return self._release(min(found))
+        return [] if self._may_begin_stop(text) else self._release(len(text), keep_open=True)
+
+    def flush(self) -> list[Token]:
+        """What still waited when the generation ended without a stop string."""
+        rest = self._decoder.flush() if self._decoder is not None else ""
+        if rest and self._waiting:
+            last = self._waiting[-1]
+            self._waiting[-1] = Token(last.id, last.text + rest, last.logprob)
+        return self._release(sum(len(token.text) for token in self._waiting))
+
+    def _release(self, length: int, keep_open: bool = False) -> list[Token]:
+        """Hand out the waiting tokens with the first length characters of their text.
+
+        keep_open: tokens at the end without text yet go on waiting for it.
+        """
+        ready = len(self._waiting)
+        while keep_open and ready and not self._waiting[ready - 1].text:
+            ready -= 1
+        out = []
+        for token in self._waiting[:ready]:
+            out.append(Token(token.id, token.text[:length], token.logprob))
+            length = max(0, length - len(token.text))
+        self._waiting = self._waiting[ready:]
+        return out
+
+    def _may_begin_stop(self, text: str) -> bool:
+        return any(
+            text.endswith(stop[:n])
+            for stop in self._stop
+            for n in range(1, min(len(stop), len(text) + 1))
+        )

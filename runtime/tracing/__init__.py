@@ -1,0 +1,1 @@
+"""What happened when: spans, phases and timelines of passes."""

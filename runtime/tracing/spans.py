@@ -1,0 +1,107 @@
+"""The span ring: what every actor's native loop did when, read while it runs.
+
+Each step of a program writes one span of 32 bytes into its actor's ring of the exchange segment and
+then counts it; the ring holds `span_capacity`. Readers copy and drop what the writer may
+have overwritten meanwhile. Called by statistics and traces; writes nothing, draws nothing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native.bindings.segment import OP_NAMES, SPAN_BYTES
+from hotcold.runtime.exchange.segment import ACTORS, Segment
+
+SPAN_DTYPE = np.dtype(
+    [
+        ("begin_ns", np.uint64),
+        ("ready_ns", np.uint64),
+        ("end_ns", np.uint64),
+        ("seq", np.uint32),
+        ("layer", np.int16),
+        ("op", np.int16),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """One step of one actor; times on CLOCK_MONOTONIC, in nanoseconds.
+
+    Attributes:
+        actor: "gpu", "cpu" or "predictor".
+        op: name of the operation, such as "attention" or "cold".
+        layer: its layer; -1 where it has none.
+        seq: number of the pass.
+        begin_ns: the step began to wait for its flags.
+        ready_ns: the flags had arrived.
+        end_ns: the step was computed; its signal comes next.
+    """
+
+    actor: str
+    op: str
+    layer: int
+    seq: int
+    begin_ns: int
+    ready_ns: int
+    end_ns: int
+
+    @property
+    def wait_ns(self) -> int:
+        """Time spent waiting for others."""
+        return self.ready_ns - self.begin_ns
+
+    @property
+    def busy_ns(self) -> int:
+        """Time spent on the operation itself."""
+        return self.end_ns - self.ready_ns
+
+
+def op_name(op: int) -> str:
+    """Name of an operation number; "op 9" for one this version does not know."""
+    return OP_NAMES[op] if 0 <= op < len(OP_NAMES) else f"op {op}"
+
+
+def read_array(segment: Segment, actor: str, since: int = 0) -> tuple[NDArray[np.void], int]:
+    """Copy the spans of an actor that the ring still holds, oldest first.
+
+    Args:
+        segment: the exchange.
+        actor: "gpu", "cpu" or "predictor".
+        since: number of the first span wanted; pass the last call's second value to go on.
+
+    Returns:
+        Spans as an array of SPAN_DTYPE, and the number the next span will have.
+    """
+    native = segment.native
+    index, capacity = ACTORS.index(actor), native.span_capacity
+    count = segment.actor_state(actor).span_count
+    ring = segment.view(native.span_offset(index), capacity * SPAN_BYTES).view(SPAN_DTYPE)
+    first = max(0, since, count - capacity)
+    spans = ring[np.arange(first, max(first, count)) % capacity]
+    # The writer may be filling the slot after the last it counted, whose old content is then torn.
+    written = segment.actor_state(actor).span_count
+    lost = max(0, written - capacity + 1 - first)
+    return spans[lost:], count
+
+
+def read(segment: Segment, actor: str, since: int = 0) -> list[Span]:
+    """The same as a list of Span."""
+    return as_spans(actor, read_array(segment, actor, since)[0])
+
+
+def as_spans(actor: str, spans: NDArray[np.void]) -> list[Span]:
+    """Spans of an actor out of an array of SPAN_DTYPE."""
+    return [
+        Span(
+            actor=actor,
+            op=op_name(int(row["op"])),
+            layer=int(row["layer"]),
+            seq=int(row["seq"]),
+            begin_ns=int(row["begin_ns"]),
+            ready_ns=int(row["ready_ns"]),
+            end_ns=int(row["end_ns"]),
+        )
+        for row in spans
+    ]

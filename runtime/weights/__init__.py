@@ -1,0 +1,1 @@
+"""Weights in memory: stores, pages, memory files, how much memory there is."""

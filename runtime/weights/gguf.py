@@ -1,0 +1,171 @@
+"""GGUF, so that llama.cpp and PowerInfer can be timed on the same weights; written, never read.
+
+For benchmarks only: llama.cpp's Llama applies SiLU where these models apply ReLU, so the bytes and
+the operations are the same and the text is not (PowerInfer applies ReLU). A bundle's file carries
+no vocabulary, prompts are ids; a planted one has bytes and numbered words. Sources of the layout:
+the GGUF specification, version 3; llama.cpp's converter, which permutes query and key rows from
+rotate-half to interleaved pairs; PowerInfer's converter (convert-hf-to-powerinfer-gguf.py), whose
+file differs in this:
+
+    the first four bytes are "PWRI"; the key powerinfer.sparse_threshold (of the logits);
+    blk.N.ffn_down_t.weight [N, D] instead of ffn_down [D, N]; blk.N.fc1.weight [H, D] and
+    blk.N.fc2.weight [N, H], the predictor, which is given the stream before the norm
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.model.checkpoints.bundle import Bundle
+from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.weights.weights import WeightStore
+
+POWERINFER_MAGIC = b"PWRI"
+THRESHOLD_KEY = "powerinfer.sparse_threshold"
+NO_VOCABULARY = "no_vocab"
+ENDS = {
+    "embed": "token_embd.weight",
+    "final_norm": "output_norm.weight",
+    "head": "output.weight",
+}
+
+
+def gguf_package() -> ModuleType:
+    """The gguf package.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise ConfigError(
+            f"writing GGUF needs the gguf package ({error}); pip install 'hotcold[rivals]'"
+        ) from error
+    module: ModuleType = gguf
+    return module
+
+
+def check_gguf(spec: ModelSpec, powerinfer: bool = False) -> None:
+    """Refuse a model that has no such file.
+
+    Raises:
+        ConfigError: not a Llama in float16 (for llama.cpp, float32 too), or no gguf package.
+    """
+    dtypes = ("float16",) if powerinfer else ("float16", "float32")
+    if spec.architecture != "llama" or spec.dtype not in dtypes:
+        raise ConfigError(
+            f"{'PowerInfer GGUF' if powerinfer else 'GGUF'} is written for Llama models in "
+            f"{' or '.join(dtypes)}, this one is {spec.architecture} in {spec.dtype}"
+        )
+    gguf_package()
+
+
+def open_gguf(path: Path, spec: ModelSpec, name: str) -> Any:
+    """A GGUFWriter of a Llama, its keys filled in but for the tokenizer's; no tensors yet.
+
+    Raises:
+        ConfigError: see check_gguf.
+    """
+    check_gguf(spec)
+    writer = gguf_package().GGUFWriter(path, "llama")
+    writer.add_name(name)
+    writer.add_context_length(spec.max_context)
+    writer.add_embedding_length(spec.d_model)
+    writer.add_block_count(spec.n_layers)
+    writer.add_feed_forward_length(spec.n_neurons)
+    writer.add_head_count(spec.n_heads)
+    writer.add_head_count_kv(spec.n_kv_heads)
+    writer.add_key_length(spec.head_dim)
+    writer.add_value_length(spec.head_dim)
+    writer.add_rope_dimension_count(spec.head_dim)
+    writer.add_rope_freq_base(spec.rope_theta)
+    writer.add_layer_norm_rms_eps(spec.norm_eps)
+    writer.add_vocab_size(spec.vocab_size)
+    writer.add_file_type(1 if spec.dtype == "float16" else 0)
+    return writer
+
+
+def write_gguf(bundle: Bundle, path: Path) -> None:
+    """Write a bundle's weights as a GGUF file of the architecture "llama"; atomic.
+
+    Raises:
+        ConfigError: not a Llama in float16 or float32, or the gguf package is not installed.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    writer = open_gguf(temporary, bundle.spec, bundle.name)
+    writer.add_tokenizer_model(NO_VOCABULARY)
+    try:
+        with WeightStore.open(bundle) as store:
+            for name, tensor in _tensors(bundle, store):
+                writer.add_tensor(name, tensor)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+    finally:
+        writer.close()
+    temporary.replace(path)
+
+
+def _tensors(bundle: Bundle, store: WeightStore) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Tensors by GGUF name; matrices in the bundle's dtype, norms float32."""
+    spec, record = bundle.spec, bundle.record
+    ends = [name for name in ENDS if name != "head" or not spec.tied]
+    yield from end_tensors({name: store.array(name) for name in ends}).items()
+    parts = {"gate": record.gate_offset, "up": record.up_offset, "down": record.down_offset}
+    row_bytes = spec.d_model * spec.element_bytes
+    for layer in range(spec.n_layers):
+        ours = f"layers.{layer}"
+        tensors: dict[str, Any] = {
+            name: store.array(f"{ours}.{name}")
+            for name in ("attention_norm", "ffn_norm", "qkv", "o")
+        }
+        records = store.array(f"{ours}.neurons")
+        for part, offset in parts.items():
+            raw = np.ascontiguousarray(records[:, offset : offset + row_bytes])
+            tensors[part] = raw.view(np.dtype(spec.dtype))
+        for name, tensor in layer_tensors(spec, layer, tensors).items():
+            yield name, np.ascontiguousarray(tensor)
+
+
+def end_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not part of a layer by GGUF name, from a bundle's names."""
+    return {ENDS[name]: tensor for name, tensor in tensors.items()}
+
+
+def layer_tensors(
+    spec: ModelSpec, layer: int, tensors: Mapping[str, Any], powerinfer: bool = False
+) -> dict[str, Any]:
+    """A layer's tensors by GGUF name; of numpy or torch, not necessarily contiguous.
+
+    Args:
+        spec: of the model.
+        layer: its number.
+        tensors: by a bundle's names, the neurons as rows [N, D] of gate, up and down.
+        powerinfer: down as rows, not as columns.
+    """
+    q_dim, kv_dim, qkv = spec.q_dim, spec.kv_dim, tensors["qkv"]
+    q, k, v = qkv[:q_dim], qkv[q_dim : q_dim + kv_dim], qkv[q_dim + kv_dim :]
+    named = {
+        "attn_norm": tensors["attention_norm"],
+        "ffn_norm": tensors["ffn_norm"],
+        "attn_q": _interleaved(q, spec.n_heads),
+        "attn_k": _interleaved(k, spec.n_kv_heads),
+        "attn_v": v,
+        "attn_output": tensors["o"],
+        "ffn_gate": tensors["gate"],
+        "ffn_up": tensors["up"],
+        **({"ffn_down_t": tensors["down"]} if powerinfer else {"ffn_down": tensors["down"].T}),
+    }
+    return {f"blk.{layer}.{name}.weight": tensor for name, tensor in named.items()}
+
+
+def _interleaved(rows: Any, heads: int) -> Any:
+    """Rotate-half rows of every head in the order of interleaved pairs; numpy's or torch's."""
+    shape = (heads, 2, rows.shape[0] // heads // 2, rows.shape[1])
+    return rows.reshape(shape).swapaxes(1, 2).reshape(rows.shape)

@@ -1,0 +1,137 @@
+"""A predictor with its own process on the GPU: when it is refused, what of the budget it takes."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from support import fake_mps
+from support.models import TinyLlama, write_llama
+
+from hotcold.native.errors import ConfigError
+from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
+from hotcold.runtime.engine import predictor_process as apart
+from hotcold.runtime.engine.gpu import GpuChoice, choose_gpu
+from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.exchange.layout import SegmentLayout
+from hotcold.runtime.model.checkpoints.bundle import resolve_model
+from hotcold.runtime.options.config import EngineConfig
+
+MATRICES = SimpleNamespace(
+    form="matrices",
+    fc1=np.zeros((96, 32), np.float16),
+    fc2=np.zeros((48, 96), np.float16),
+    bias_N=None,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: Any) -> Path:
+    return write_llama(tmp_path_factory.mktemp("models") / "tiny", TinyLlama())
+
+
+@pytest.fixture
+def a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A machine that has a GPU of 8 GiB and MPS, as far as the choice can see."""
+    seen: dict[str, Any] = {}
+
+    def context_bytes(plugin: Path, nodes: int, graphs: int, apart: int, variant: Any) -> int:
+        seen["nodes"], seen["apart"] = nodes, apart
+        return (1100 if apart else 500) << 20
+
+    fake_mps.install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    gpu = nvml.Gpu("a GPU", "90", 8 << 30, 0)
+    monkeypatch.setattr(nvml, "gpus", lambda: [gpu])
+    plugin = cuda_plugin.Plugin(tmp_path / "plugin.so", "path")
+    monkeypatch.setattr(cuda_plugin, "find", lambda: plugin)
+    monkeypatch.setattr(cuda_probe, "context_bytes", context_bytes)
+    return seen
+
+
+def chosen(model: Path, *layers: Any, lookahead: int = 0, **options: Any) -> GpuChoice:
+    config = EngineConfig(model=model, **options)
+    choice = choose_gpu(config, resolve_model(model).spec, 64, 4 << 30, layers, lookahead)
+    assert choice is not None
+    return choice
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"predictor_process": "forked"}, "'forked' is unknown; choose from fused, mps"),
+        ({"predictor_process": "mps", "transport": "ray"}, "choose transport native"),
+        ({"predictor_process": "mps", "prompt_form": "dense"}, "choose prompt_form sparse"),
+    ],
+)
+def test_what_cannot_go_together_is_refused(options: dict[str, str], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        EngineConfig(**options)  # type: ignore[arg-type]
+
+
+def test_without_a_gpu_it_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTCOLD_CUDA", "off")
+    options: dict[str, Any] = {"model": tiny, "predictor": "low-rank"}
+    assert prepare_model(EngineConfig(**options)).gpu is None
+    with pytest.raises(ConfigError, match="shares a GPU, and this deployment uses none"):
+        prepare_model(EngineConfig(**options, predictor_process="mps"))
+
+
+def test_without_mps_it_is_refused(tiny: Path, a_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert chosen(tiny, MATRICES).predictor_process == "fused"
+    with pytest.raises(ConfigError, match="needs nvidia-cuda-mps-control, which is not on PATH"):
+        chosen(tiny, MATRICES, predictor_process="mps")
+
+
+@pytest.mark.parametrize("layers", [(), (SimpleNamespace(form="gate"),)], ids=["none", "gate"])
+def test_with_nothing_to_predict_it_is_refused(
+    tiny: Path, a_gpu: Any, layers: tuple[Any, ...]
+) -> None:
+    with pytest.raises(ConfigError, match="nothing to run"):
+        chosen(tiny, *layers, predictor_process="mps")
+
+
+def test_the_second_context_and_the_questions_are_in_the_budget(
+    tiny: Path, a_gpu: dict[str, Any]
+) -> None:
+    spec = resolve_model(tiny).spec
+    fused, own = chosen(tiny, MATRICES), chosen(tiny, MATRICES, predictor_process="mps")
+    assert a_gpu["apart"] == 3 * spec.n_layers + 1
+    assert own.context_bytes - fused.context_bytes == 600 << 20
+    assert (fused.last_actor, own.last_actor) == ("gpu", "predictor")
+    more = own.predictor_bytes + apart.executor_bytes(spec, 32, 1)
+    assert own.reserve_bytes - fused.reserve_bytes == (600 << 20) + more
+    assert fused.predictor_bytes == 0 < own.predictor_bytes
+    early = {
+        process: chosen(tiny, MATRICES, predictor_process=process, lookahead=2).reserve_bytes
+        for process in ("fused", "mps")
+    }
+    inputs = 4 * 32 * spec.d_model  # of one layer more
+    assert early["mps"] - own.reserve_bytes == early["fused"] - fused.reserve_bytes + inputs
+
+
+def test_prompts_become_sparse(tiny: Path, a_gpu: Any) -> None:
+    config = EngineConfig(model=tiny, predictor_process="mps")
+    spec = resolve_model(tiny).spec
+    own = choose_gpu(config, spec, 512, 4 << 30, (MATRICES,))
+    assert own is not None and own.prompt_rows == 0
+    fused = choose_gpu(EngineConfig(model=tiny), spec, 512, 4 << 30, (MATRICES,))
+    assert fused is not None and fused.prompt_rows > 0
+
+
+def test_matrices_that_the_plan_has_on_the_gpu_are_counted() -> None:
+    plan: Any = SimpleNamespace(
+        devices=("gpu0", "cpu0"),
+        modules={"predictor.0": "gpu0", "predictor.1": "cpu0", "kv.0": "gpu0"},
+        module_bytes={"predictor.0": 100, "predictor.1": 50, "kv.0": 7},
+    )
+    assert apart.matrix_bytes(plan) == 100
+
+
+def test_the_flag_of_a_pass_is_no_other_flag() -> None:
+    layout = SegmentLayout.build(3, 32, 64, 8)
+    others = {layout.flag(kind, layer) for kind in ("x", "active", "y") for layer in range(3)}
+    never = {layout.spare_flag(0), layout.n_flags - 1}  # of the supervisor, of who stands by
+    assert apart.pass_flag(layout) not in others | never
