@@ -163,7 +163,7 @@ class Engine:
     def shares_gpu(self) -> bool:
         """Whether the predictor has a process of its own on that GPU, under MPS."""
         gpu = self._client.deployment.gpu
-        return gpu is not None and gpu.apart
+        return gpu is not None and gpu.remote_predictor
 
     def generate(
         self,

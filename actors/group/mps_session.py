@@ -38,7 +38,7 @@ class MpsSession:
         Raises:
             BackendError: it does not start.
         """
-        if deployment.gpu is None or not deployment.gpu.apart:
+        if deployment.gpu is None or not deployment.gpu.remote_predictor:
             return {}
         if self._daemon is None:
             self._daemon = Daemon()

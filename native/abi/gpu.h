@@ -30,9 +30,9 @@ typedef struct {
     int64_t prompt_rows;         /* tokens of a dense prompt pass; 0: prompts are always sparse */
     int64_t piece_rows;          /* neurons that a dense pass streams and computes at once */
     const char *variant;         /* NULL, or a compiled CUDA variant (cuda/variant.cuh) */
-    int32_t apart;               /* the predictor is a process of its own, and asked */
-    int32_t pass_flag;           /* apart: set where a pass begins; the predictor waits for it */
-    const hc_step *gpu_steps;    /* predictor: the GPU executor's program */
+    int32_t remote_predictor;    /* the predictor is a process of its own, and asked */
+    int32_t pass_flag; /* remote predictor: set where a pass begins; the predictor waits for it */
+    const hc_step *gpu_steps; /* predictor: the GPU executor's program */
     int32_t n_gpu_steps;
     hc_mailbox mailbox; /* predictor: the GPU executor's */
 } hc_device_args;
@@ -51,7 +51,8 @@ typedef struct { /* of the last pass */
     int64_t audit_rows, audit_missed; /* neurons not proposed but evaluated; those that fired */
     int64_t clock_error_ns;           /* bound on the error of the spans' times */
     int32_t n_spans;                  /* steps of the pass, in the executor's span ring */
-    int64_t asks, asked_ns; /* apart: questions, and the time from each to its answer; as the
+    int64_t asks,
+        asked_ns; /* remote predictor: questions, and the time from each to its answer; as the
                              * predictor has it, to which the way there and back does not count */
 } hc_device_report;
 
@@ -125,7 +126,8 @@ const void *hc_device_open(const char *path);
 hc_device *hc_device_create(const void *plugin, const hc_executor_args *args,
                             const hc_device_args *device);
 void hc_device_destroy(hc_device *device);
-void hc_device_mailbox(const hc_device *device, hc_mailbox *out); /* of a GPU executor, apart */
+void hc_device_mailbox(const hc_device *device,
+                       hc_mailbox *out); /* of a GPU executor with a remote predictor */
 void hc_device_report_last(const hc_device *device, hc_device_report *out);
 hc_status hc_device_operate(const void *plugin, const hc_device_op *op);
 /* cffi: end */

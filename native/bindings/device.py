@@ -145,7 +145,7 @@ class NativeDevice:
     def _set_apart(c: Any, arrays: DeviceArrays) -> None:
         if arrays.pass_flag is None:
             return
-        c.apart, c.pass_flag = True, arrays.pass_flag
+        c.remote_predictor, c.pass_flag = True, arrays.pass_flag
         if arrays.gpu_steps is not None:
             c.gpu_steps, c.n_gpu_steps = (
                 pointer(arrays.gpu_steps, "hc_step *"),

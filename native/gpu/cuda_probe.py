@@ -4,8 +4,8 @@ It depends on GPU, driver, plug-in and the number of kernels in a model's graphs
 at launch, in a process of its own that ends at once: `python -m hotcold.native.gpu.cuda_probe
 PLUGIN NODES GRAPHS` makes a context with all kernels loaded, runs one, builds graphs of as many
 kernels and prints the bytes by which the driver's count of used memory rose. `--variant LIBRARY`
-loads a CUDA variant's kernels too; with `--apart NODES` there is a second such process, both under
-a private MPS daemon, whose server counts too.
+loads a CUDA variant's kernels too; with `--remote-predictor NODES` there is a second such process,
+both under a private MPS daemon, whose server counts too.
 
 The driver counts the whole device, so whatever another program took or freed meanwhile would be in
 the figure: it counts only if the device is afterwards as full as it was before, and is measured
@@ -34,7 +34,7 @@ FREED_S = 1.0  # within which the memory of a process that ended is free again
 
 @cache
 def context_bytes(
-    plugin: Path, nodes: int, graphs: int, apart: int = 0, variant: Path | None = None
+    plugin: Path, nodes: int, graphs: int, remote: int = 0, variant: Path | None = None
 ) -> int | None:
     """Device memory of a process that uses the plug-in, bytes; None where it cannot be measured.
 
@@ -42,12 +42,12 @@ def context_bytes(
         plugin: the library.
         nodes: kernels of a graph.
         graphs: how many graphs.
-        apart: kernels of a graph of a second process, both under MPS; 0: there is none.
+        remote: kernels of a graph of a second process, both under MPS; 0: there is none.
         variant: a compiled CUDA variant that is loaded too.
     """
     command = [sys.executable, "-m", "hotcold.native.gpu.cuda_probe"]
     command += [str(plugin), str(nodes), str(graphs)]
-    command += ["--apart", str(apart)] if apart else []
+    command += ["--remote-predictor", str(remote)] if remote else []
     command += [] if variant is None else ["--variant", str(variant)]
     likely = []
     for _ in range(ATTEMPTS):
@@ -102,14 +102,14 @@ def _take(plugin: Path, nodes: int, graphs: int, variant: Path | None) -> None:
     device_kernels.hold_graphs(library, nodes, graphs)
 
 
-def _probe(plugin: Path, nodes: int, graphs: int, apart: int, variant: Path | None) -> int:
+def _probe(plugin: Path, nodes: int, graphs: int, remote: int, variant: Path | None) -> int:
     before = nvml.used_bytes() or 0
-    if not apart:
+    if not remote:
         _take(plugin, nodes, graphs, variant)
         return (nvml.used_bytes() or 0) - before
     with ExitStack() as held:
         daemon = held.enter_context(mps.Daemon())
-        for kernels in (nodes, apart):
+        for kernels in (nodes, remote):
             command = [sys.executable, "-m", "hotcold.native.gpu.cuda_probe", "--hold"]
             command += [str(plugin), str(kernels), str(graphs)]
             process = held.enter_context(
@@ -131,7 +131,7 @@ def _main() -> None:
     parser.add_argument("plugin", type=Path)
     parser.add_argument("nodes", type=int)
     parser.add_argument("graphs", type=int)
-    parser.add_argument("--apart", type=int, default=0)
+    parser.add_argument("--remote-predictor", type=int, default=0)
     parser.add_argument("--variant", type=Path)
     parser.add_argument("--hold", action="store_true", help="until standard input ends")
     options = parser.parse_args()
@@ -140,7 +140,15 @@ def _main() -> None:
         print("taken", flush=True)
         sys.stdin.read()
     else:
-        print(_probe(options.plugin, options.nodes, options.graphs, options.apart, options.variant))
+        print(
+            _probe(
+                options.plugin,
+                options.nodes,
+                options.graphs,
+                options.remote_predictor,
+                options.variant,
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ hc_device *hc_device_create(const void *plugin, const hc_executor_args *args,
     }
     made->api = api;
     made->prompt_rows = (int32_t)device->prompt_rows;
-    made->pass_flag = device->apart ? device->pass_flag : -1;
+    made->pass_flag = device->remote_predictor ? device->pass_flag : -1;
     made->follows = args->actor == HC_PREDICTOR;
     made->self = (made->follows ? api->create_predictor : api->create)(args, device, layers);
     free(layers);

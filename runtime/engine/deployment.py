@@ -115,7 +115,7 @@ class Deployment:
         if not self.predicts:
             return "stands by: the executors evaluate the gate of every neuron they own"
         why = f"; chosen by auto: {self.predictor_note}" if self.predictor_note else ""
-        if self.gpu is not None and self.gpu.apart:
+        if self.gpu is not None and self.gpu.remote_predictor:
             return f"predicts on the GPU ({self.predictor}), in its own process under MPS{why}"
         if self.gpu is not None:
             return f"stands by: the GPU executor's graph runs predictor {self.predictor}{why}"
@@ -131,8 +131,8 @@ def _check_on_gpu(dag: Dag, schedule: Schedule, name: str) -> None:
         ConfigError: a step of the GPU executor that waits for a cold sum before its merge.
     """
     for source, target in schedule.after:
-        apart = schedule.lane.get(source) != schedule.lane.get(target) == schedule.merge_on
-        if apart and dag.node[source].kind == "cold":
+        on_both = schedule.lane.get(source) != schedule.lane.get(target) == schedule.merge_on
+        if on_both and dag.node[source].kind == "cold":
             raise ConfigError(
                 f"schedule '{name}' lets {target} wait for {source}; a GPU waits for the CPU "
                 "executor at merges only; choose another schedule, a placement without layers on "

@@ -31,8 +31,8 @@ from hotcold.native.errors import KernelError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.gpu import GpuChoice, check_promise, device_arrays, say_parts
 from hotcold.runtime.engine.kv import KvCache
-from hotcold.runtime.engine.predictor_process import matrix_bytes, pass_flag
 from hotcold.runtime.engine.prompt import PromptForm
+from hotcold.runtime.engine.remote_predictor import matrix_bytes, pass_flag
 from hotcold.runtime.engine.variant import use_kernels
 from hotcold.runtime.exchange.segment import Segment
 from hotcold.runtime.model.checkpoints.bundle import Bundle, open_bundle
@@ -122,7 +122,7 @@ class Executor:
         plan, device = deployment.computed_plan, 1 if self.actor == "cpu" else 0
         if self.actor == "predictor":
             arrays.steps = arrays.steps[:0]
-            if not gpu.apart:
+            if not gpu.remote_predictor:
                 return
         arrays.owned = _owned(plan, device)
         if self.actor == "cpu":
@@ -142,7 +142,7 @@ class Executor:
     def mailbox(self) -> Mailbox | None:
         """What a predictor with a process of its own opens; None where none does."""
         gpu, device = self.deployment.gpu, self.native.device
-        asks = self.actor == "gpu" and gpu is not None and gpu.apart
+        asks = self.actor == "gpu" and gpu is not None and gpu.remote_predictor
         return device.mailbox() if asks and device is not None else None
 
     def _prompt_form(self, arrays: ExecutorArrays) -> PromptForm:
@@ -171,7 +171,11 @@ class Executor:
             own: dict[str, Any] = {name: next(ready) for name in layer.arrays}
             own |= {name: getattr(layer, name) for name in _NUMBERS if hasattr(layer, name)}
             residual = layer.input == "residual"
-            if self.actor == "gpu" and deployment.gpu is not None and deployment.gpu.apart:
+            if (
+                self.actor == "gpu"
+                and deployment.gpu is not None
+                and deployment.gpu.remote_predictor
+            ):
                 own = {}  # the other process has them; here they would take host memory
             made.append(PredictorArrays(layer.form, layer.threshold, residual, **own))
         return made

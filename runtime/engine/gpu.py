@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hotcold.native.bindings.device import PART_BITS, DeviceArrays
 from hotcold.native.errors import BackendError, BudgetError
 from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
-from hotcold.runtime.engine import predictor_process as apart
+from hotcold.runtime.engine import remote_predictor
 from hotcold.runtime.engine.cuda_variant import variant_library
 from hotcold.runtime.engine.gpu_memory import (
     HOT_CHUNKS,
@@ -56,7 +56,7 @@ class GpuChoice:
         visible: CUDA_VISIBLE_DEVICES of the driver.
         prompt_form: "auto", "dense" or "sparse".
         prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
-        predictor_process: "fused", or "mps": one of its own on the same GPU (apart.py).
+        predictor_process: "fused", or "mps": one of its own on the same GPU (remote_predictor.py).
         predictor_bytes: what that one takes beside its matrices and its context.
         prompt_piece: neurons that such a pass streams and computes at once.
     """
@@ -75,14 +75,14 @@ class GpuChoice:
     predictor_bytes: int = 0
 
     @property
-    def apart(self) -> bool:
+    def remote_predictor(self) -> bool:
         """Whether the predictor has a process of its own on the GPU."""
         return self.predictor_process == "mps"
 
     @property
     def last_actor(self) -> str:
         """Who takes its device memory last at a launch."""
-        return "predictor" if self.apart else "gpu"
+        return "predictor" if self.remote_predictor else "gpu"
 
     @property
     def room(self) -> int:
@@ -121,17 +121,17 @@ def choose_gpu(
         return None
     plugin, gpu = cuda_plugin.find(), nvml.visible()
     if plugin is None or gpu is None:
-        apart.check_gpu(config, "no GPU or no plug-in for it, or HOTCOLD_CUDA=off")
+        remote_predictor.check_gpu(config, "no GPU or no plug-in for it, or HOTCOLD_CUDA=off")
         return None
     if missing := unsupported(spec):
-        apart.check_gpu(config, f"the kernels do not serve {missing}")
+        remote_predictor.check_gpu(config, f"the kernels do not serve {missing}")
         if cuda_plugin.mode() == "require":
             raise BackendError(f"the GPU kernels do not serve {missing}; set HOTCOLD_CUDA=auto")
         logger.warning("running on the CPU device: the GPU kernels do not serve %s", missing)
         return None
     forms = {layer.form for layer in layers} - {"gate"}  # which stands by on a GPU
-    if apart.wanted(config):
-        apart.check_mps(forms)
+    if remote_predictor.wanted(config):
+        remote_predictor.check_mps(forms)
     free = gpu.total_bytes - gpu.used_bytes
     budget = free - KEEP_FREE if vram_bytes is None else vram_bytes
     context_bytes = _context_bytes(plugin.path, config, spec, kernels)
@@ -145,13 +145,13 @@ def choose_gpu(
     def need(rows: int) -> int:
         return prompt_bytes(spec, rows, hidden, masks, int8)
 
-    form = "sparse" if apart.wanted(config) else config.prompt_form
+    form = "sparse" if remote_predictor.wanted(config) else config.prompt_form
     rows = choose_rows(form, context, budget, shared, need)
     scratch = max(shared, need(rows)) + resident_bytes(spec) if rows else shared
     predictor_bytes = 0
-    if apart.wanted(config):
-        predictor_bytes = apart.predictor_bytes(spec, config.max_batch, layers)
-        scratch += predictor_bytes + apart.executor_bytes(spec, config.max_batch, early)
+    if remote_predictor.wanted(config):
+        predictor_bytes = remote_predictor.predictor_bytes(spec, config.max_batch, layers)
+        scratch += predictor_bytes + remote_predictor.executor_bytes(spec, config.max_batch, early)
     tables = table_bytes(spec, context, config.max_batch, early, kept_bytes(layers, int8))
     choice = GpuChoice(
         kv_dtype=config.kv_dtype,
@@ -176,7 +176,11 @@ def _context_bytes(
 ) -> int:
     """Device memory of the contexts of all our processes, measured; else what they may take."""
     nodes, graphs = graph_shape(spec.n_layers, config.max_batch)
-    second = apart.KERNELS_A_LAYER * spec.n_layers + 1 if apart.wanted(config) else 0
+    second = (
+        remote_predictor.KERNELS_A_LAYER * spec.n_layers + 1
+        if remote_predictor.wanted(config)
+        else 0
+    )
     measured = cuda_probe.context_bytes(plugin, nodes, graphs, second, _cuda_variant(kernels))
     return CONTEXT_BYTES * (2 if second else 1) if measured is None else measured
 
@@ -307,7 +311,11 @@ def device_arrays(
     if plugin is None:
         raise BackendError("this deployment was made for a GPU, and none can be used here")
     layers, neurons = plan.shape
-    own = choice.predictor_bytes + apart.matrix_bytes(plan) if choice.apart else 0
+    own = (
+        choice.predictor_bytes + remote_predictor.matrix_bytes(plan)
+        if choice.remote_predictor
+        else 0
+    )
     computed = computed_plan(plan, fetch_L)
     bounds_LC = np.stack([computed.bounds(layer, 0, HOT_CHUNKS) for layer in range(layers)])
     if neurons >= 32 * HOT_CHUNKS:  # whole words of proposals: the split need not count inside one
@@ -326,7 +334,7 @@ def device_arrays(
         prompt_rows=choice.prompt_rows,
         piece_rows=choice.prompt_piece,
         variant=_cuda_variant(kernels),
-        pass_flag=pass_flag if choice.apart else None,
+        pass_flag=pass_flag if choice.remote_predictor else None,
     )
 
 

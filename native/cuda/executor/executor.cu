@@ -58,7 +58,7 @@ void Executor::start() {
         plan_[i].has_hot = args_.owned_L[i].n_ids > 0; // those read over the bus too
     }
     shown_ = plan_;
-    for (size_t i = 0; device_.apart && i < shown_.size(); i++)
+    for (size_t i = 0; device_.remote_predictor && i < shown_.size(); i++)
         if (shown_[i].predicted_at >= 0) // what of a prediction takes time here is its own layer's
             shown_[i].predicted_at = static_cast<int32_t>(i);
     pin(&host_, &host_mapped_, 1);
@@ -70,7 +70,7 @@ void Executor::start() {
     graphs_.capture(launch_.stream, model_->bucket, [&](int32_t bucket) { capture(bucket); });
     if (device_.prompt_rows)
         prompt_ = std::make_unique<Prompt>(args_, device_, plan_, *model_, launch_);
-    if (device_.apart)
+    if (device_.remote_predictor)
         share();
     check(cudaStreamSynchronize(launch_.stream), "graphs");
 }
@@ -138,7 +138,7 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
         (in.position_B[in.batch - 1] + 1) * kv_dim * m.n_layers * (device_.kv_f16 ? 4 : 8);
     report.bytes += in.head_rows ? m.vocab * m.embed_dim * e : 0;
     for (int l = 0; l < m.n_layers; l++)
-        if (plan_[l].predicted_at >= 0 && !device_.apart)
+        if (plan_[l].predicted_at >= 0 && !device_.remote_predictor)
             report.bytes += predictor_read_bytes(m, device_.predictors_L[l], model_->dtype_of(l));
         else if (plan_[l].predicted_at >= 0) {
             const uint64_t *stamps = stamps_host_ + (l + 1) * STAMPS;

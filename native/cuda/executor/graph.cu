@@ -5,7 +5,7 @@
 //   | split, cold list and flags to the host | gate and up | down | wait for the cold sum, merge
 // A layer that is predicted early has its fc1, fc2 and split before the merge of an earlier one: they
 // run while that one's cold sum is awaited, and the list is with the host long before x is. Its own x
-// then leaves with a norm of its own. A predictor that has its own process is asked instead: ask.cu.
+// then leaves with a norm of its own. A predictor that has its own process is asked instead: remote_ask.cu.
 // Layer norms are kernels of their own always, before qkv and before fc1; where norms follow the
 // residual additions (opt-350m) they work in place on the stream, which is then the next block's
 // input.
@@ -66,7 +66,7 @@ void Executor::capture_attention(int layer, int32_t bucket) {
         Norm n = {};
         n.x = b.h, n.weight_D = from.attention_norm_D, n.bias_D = from.attention_norm_bias_D;
         n.y = b.normed, n.stamps = stamps, n.stamp = AT_QKV;
-        record_norm(n, bucket);
+        capture_norm(n, bucket);
         qkv.x = b.normed, qkv.stamps = nullptr;
     }
     gemv(qkv, bucket, launch_);
@@ -155,18 +155,18 @@ void Executor::capture_ffn_norm(int layer, bool x_flag, int32_t bucket) {
     n.x = model_->buffers.h, n.y = ffn_input(), n.y_host = x_slot(layer), n.to = to;
     n.weight_D = after ? from.attention_norm_D : from.ffn_norm_D;
     n.bias_D = after ? from.attention_norm_bias_D : from.ffn_norm_bias_D;
-    record_norm(n, bucket);
+    capture_norm(n, bucket);
 }
 
 // The feed-forward input of a layer, in device memory and with the host, and the layer's lists.
 void Executor::capture_input(int layer, int32_t bucket) {
     const bool own = plan_[layer].predicted_at == layer;
     if (!own || !folds_norm(*args_.model, device_.predictors_L[layer], layer, layer))
-        record_ffn_norm(layer, !own, bucket);
+        capture_ffn_norm(layer, !own, bucket);
     if (!own)
         return;
-    record_prediction(layer, layer, bucket);
-    record_split(layer, true);
+    capture_prediction(layer, layer, bucket);
+    capture_split(layer, true);
 }
 
 void Executor::capture_hot(int layer, int32_t bucket) {
@@ -216,7 +216,7 @@ void Executor::capture_merge(int layer, int32_t bucket) {
     if (args_.model->post_norm) {
         Norm n = {};
         n.x = n.y = b.h, n.weight_D = from.ffn_norm_D, n.bias_D = from.ffn_norm_bias_D;
-        record_norm(n, bucket);
+        capture_norm(n, bucket);
     }
 }
 
@@ -233,7 +233,7 @@ void Executor::capture_head(int32_t bucket) {
         Norm n = {};
         n.x = b.h, n.weight_D = b.final_norm_D, n.bias_D = b.final_norm_bias_D, n.y = b.normed;
         n.stamps = b.stamps, n.stamp = AT_HEAD;
-        record_norm(n, bucket);
+        capture_norm(n, bucket);
         first.x = b.normed, first.stamps = nullptr;
     }
     if (m.project_out) {
@@ -254,20 +254,20 @@ void Executor::capture(int32_t bucket) {
     begin(Begin{host_mapped_, embedded_mapped_, b.h, m.d, b.pass, b.skipped, b.stamps}, bucket,
           launch_);
     for (int layer = 0; layer < m.n_layers; layer++) {
-        record_attention(layer, bucket);
-        if (device_.apart)
-            record_input_apart(layer, bucket);
+        capture_attention(layer, bucket);
+        if (device_.remote_predictor)
+            capture_remote_input(layer, bucket);
         else
-            record_input(layer, bucket);
-        record_hot(layer, bucket);
-        for (int later = layer + 1; later < m.n_layers && !device_.apart; later++)
+            capture_input(layer, bucket);
+        capture_hot(layer, bucket);
+        for (int later = layer + 1; later < m.n_layers && !device_.remote_predictor; later++)
             if (plan_[later].predicted_at == layer) {
-                record_prediction(later, layer, bucket);
-                record_split(later, false);
+                capture_prediction(later, layer, bucket);
+                capture_split(later, false);
             }
-        record_merge(layer, bucket);
+        capture_merge(layer, bucket);
     }
-    record_head(bucket);
+    capture_head(bucket);
     const Layer &first = model_->layers[0];
     finish(Finish{b.logits, logits_mapped_, m.vocab, b.pass, host_mapped_, first.counts,
                   first.fired_4C, b.skipped, b.n_hot_L, m.n_layers, device_.n_chunks,

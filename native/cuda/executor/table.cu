@@ -1,6 +1,6 @@
 // table.cu - the plug-in's C face: the table of device.h, and exceptions turned into texts.
-#include "cuda/executor/apart.h"
 #include "cuda/executor/executor.h"
+#include "cuda/executor/remote_predictor.h"
 
 namespace hotcold {
 

@@ -32,7 +32,8 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
     Arena count, count_host;
     lay_out(count, count_host);
     const int64_t own = count.used();
-    const int64_t shared = device.apart ? lay_out_mailbox(nullptr, m, bucket, ahead, mailbox) : 0;
+    const int64_t shared =
+        device.remote_predictor ? lay_out_mailbox(nullptr, m, bucket, ahead, mailbox) : 0;
     bytes = own + shared, pinned = count_host.used();
     if (device.vram_bytes > 0 && bytes > device.vram_bytes)
         throw std::runtime_error("the plan needs " + std::to_string(bytes) +
@@ -40,7 +41,7 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
                                  std::to_string(device.vram_bytes) +
                                  "; raise --vram or use a smaller context");
     try {
-        if (device.apart) {
+        if (device.remote_predictor) {
             check(cudaMalloc(&shared_, shared), "allocating " + std::to_string(shared) + " bytes");
             clear(shared_, shared);
             lay_out_mailbox(shared_, m, bucket, ahead, mailbox);
@@ -106,7 +107,7 @@ void Model::reserve_bus() {
 }
 
 bool Model::predicts(int layer) const {
-    return plan_[layer].predicted_at >= 0 && !device_.apart;
+    return plan_[layer].predicted_at >= 0 && !device_.remote_predictor;
 }
 
 bool Model::signs(int layer) const {
@@ -118,8 +119,9 @@ void Model::lay_out(Arena &arena, Arena &host) {
     const int64_t B = bucket, D = m.d, S = device_.n_chunks, head_dim = m.head_dim;
     const int64_t q_dim = m.heads * head_dim, kv_dim = m.kv_heads * head_dim;
     Buffers &b = buffers;
-    uint32_t *members = device_.apart ? mailbox.members_LN // one block: masks leave it whole
-                                      : arena.take<uint32_t>(m.n_layers * m.n);
+    uint32_t *members = device_.remote_predictor
+                            ? mailbox.members_LN // one block: masks leave it whole
+                            : arena.take<uint32_t>(m.n_layers * m.n);
     int32_t *counts = arena.take<int32_t>(COUNTS * m.n_layers);
     int32_t *fired = arena.take<int32_t>(4 * S * m.n_layers);
     for (int i = 0; i < m.n_layers; i++) {

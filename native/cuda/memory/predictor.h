@@ -1,7 +1,7 @@
 // predictor.h - a layer's predictor on a GPU: its memory, and its kernels in order.
 //
 // Shared by the GPU executor, which predicts in its own graph (fused), and by a predictor that has a
-// process of its own (apart.h): the same kernels in the same order, so the same proposals.
+// process of its own (remote_predictor.h): the same kernels in the same order, so the same proposals.
 #ifndef HOTCOLD_CUDA_PREDICTOR_H
 #define HOTCOLD_CUDA_PREDICTOR_H
 #include "cuda/kernels/kernels.h"

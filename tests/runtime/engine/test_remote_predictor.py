@@ -11,7 +11,7 @@ from support.models import TinyLlama, write_llama
 
 from hotcold.native.errors import ConfigError
 from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
-from hotcold.runtime.engine import predictor_process as apart
+from hotcold.runtime.engine import remote_predictor
 from hotcold.runtime.engine.gpu import GpuChoice, choose_gpu
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.exchange.layout import SegmentLayout
@@ -36,9 +36,9 @@ def a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A machine that has a GPU of 8 GiB and MPS, as far as the choice can see."""
     seen: dict[str, Any] = {}
 
-    def context_bytes(plugin: Path, nodes: int, graphs: int, apart: int, variant: Any) -> int:
-        seen["nodes"], seen["apart"] = nodes, apart
-        return (1100 if apart else 500) << 20
+    def context_bytes(plugin: Path, nodes: int, graphs: int, remote: int, variant: Any) -> int:
+        seen["nodes"], seen["remote"] = nodes, remote
+        return (1100 if remote else 500) << 20
 
     fake_mps.install(tmp_path / "bin")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -98,10 +98,10 @@ def test_the_second_context_and_the_questions_are_in_the_budget(
 ) -> None:
     spec = resolve_model(tiny).spec
     fused, own = chosen(tiny, MATRICES), chosen(tiny, MATRICES, predictor_process="mps")
-    assert a_gpu["apart"] == 3 * spec.n_layers + 1
+    assert a_gpu["remote"] == 3 * spec.n_layers + 1
     assert own.context_bytes - fused.context_bytes == 600 << 20
     assert (fused.last_actor, own.last_actor) == ("gpu", "predictor")
-    more = own.predictor_bytes + apart.executor_bytes(spec, 32, 1)
+    more = own.predictor_bytes + remote_predictor.executor_bytes(spec, 32, 1)
     assert own.reserve_bytes - fused.reserve_bytes == (600 << 20) + more
     assert fused.predictor_bytes == 0 < own.predictor_bytes
     early = {
@@ -127,11 +127,11 @@ def test_matrices_that_the_plan_has_on_the_gpu_are_counted() -> None:
         modules={"predictor.0": "gpu0", "predictor.1": "cpu0", "kv.0": "gpu0"},
         module_bytes={"predictor.0": 100, "predictor.1": 50, "kv.0": 7},
     )
-    assert apart.matrix_bytes(plan) == 100
+    assert remote_predictor.matrix_bytes(plan) == 100
 
 
 def test_the_flag_of_a_pass_is_no_other_flag() -> None:
     layout = SegmentLayout.build(3, 32, 64, 8)
     others = {layout.flag(kind, layer) for kind in ("x", "active", "y") for layer in range(3)}
     never = {layout.spare_flag(0), layout.n_flags - 1}  # of the supervisor, of who stands by
-    assert apart.pass_flag(layout) not in others | never
+    assert remote_predictor.pass_flag(layout) not in others | never

@@ -1,4 +1,4 @@
-// apart.h - the predictor as a process of its own on the GPU executor's GPU.
+// remote_predictor.h - the predictor as a process of its own on the GPU executor's GPU.
 #ifndef HOTCOLD_CUDA_APART_H
 #define HOTCOLD_CUDA_APART_H
 #include "cuda/memory/mailbox.h"
@@ -28,7 +28,7 @@ class PredictorProcess {
     void open_mailbox();
     void upload();
     void capture(int32_t bucket);
-    void record_layer(const Asked &asked, int32_t bucket);
+    void capture_layer(const Asked &asked, int32_t bucket);
     bool stays(int layer) const;
 
     hc_executor_args args_;

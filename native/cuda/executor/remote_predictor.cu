@@ -1,12 +1,12 @@
-// apart.cu - the predictor's own process on the GPU: one graph a pass, from question to question.
+// remote_predictor.cu - the predictor's own process on the GPU: one graph a pass, from question to question.
 //
 //   take the pass in | wait for the question of a layer | fc1 | fc2 and threshold into the mailbox
 //   | answer, wait for the next question | ... | answer, report to the host
 // The kernels are predictor.cu's, the order of the layers is the executor's (asking_order). Memory:
 // the predictor's matrices, scratch and norms are this process's; the mailbox is the executor's and
 // mapped here (cudaIpc), or used by its address where both are threads of one process.
-#include "cuda/executor/apart.h"
 #include "cuda/executor/host.h"
+#include "cuda/executor/remote_predictor.h"
 #include "cuda/memory/upload.h"
 
 #include <unistd.h>
@@ -142,7 +142,7 @@ void PredictorProcess::capture(int32_t bucket) {
     for (const Asked &asked : order_) {
         t.ask = mailbox_.ask(asked.layer);
         turn(t, launch_);
-        record_layer(asked, bucket);
+        capture_layer(asked, bucket);
         t.answer = mailbox_.answer(asked.layer);
     }
     t.ask = nullptr;

@@ -3,7 +3,8 @@
 The measured alternative to the fused form, in which the GPU executor predicts in its own graph. The
 price is a second CUDA context and the daemon's, out of the same budget, and a round trip of some
 microseconds a layer; the gain is that prediction runs beside the executor's other kernels where it
-is early. `choose_gpu` (gpu.py) asks here; the kernels are native/cuda/executor/ask.cu and apart.cu.
+is early. `choose_gpu` (gpu.py) asks here; the kernels are native/cuda/executor/remote_ask.cu and
+remote_predictor.cu.
 """
 
 from collections.abc import Collection, Sequence
@@ -75,7 +76,8 @@ def executor_bytes(spec: ModelSpec, max_batch: int, lookahead: int) -> int:
 
 
 def predictor_bytes(spec: ModelSpec, max_batch: int, layers: Sequence[Any]) -> int:
-    """Device memory of the predictor's process beside its matrices, at most; as in apart.cu.
+    """Device memory of the predictor's process beside its matrices, at most; as in
+    remote_predictor.cu.
 
     Biases and scales stay on the device where the plan leaves the matrices on the host.
     """

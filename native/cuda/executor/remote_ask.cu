@@ -1,4 +1,4 @@
-// ask.cu - a layer's prediction where another process makes it: ask, go on, await the answer.
+// remote_ask.cu - a layer's prediction where another process makes it: ask, go on, await the answer.
 //
 //   predicted by its own input:  ask | norm, x to the host | await | split, cold list and flags
 //   predicted early:             ask behind the norm of the earlier layer; await and split where the
@@ -31,25 +31,25 @@ void Executor::capture_answer(int layer, bool with_x) {
     a.stamps = model_->buffers.stamps + (layer + 1) * STAMPS;
     a.stamp = plan_[layer].predicted_at == layer ? -1 : AT_PREDICT;
     await_answer(a, launch_);
-    record_split(layer, with_x);
+    capture_split(layer, with_x);
 }
 
-void Executor::capture_input_apart(int layer, int32_t bucket) {
+void Executor::capture_remote_input(int layer, int32_t bucket) {
     const int at = plan_[layer].predicted_at;
     const bool own = at == layer;
     const bool before = own && folds_norm(*args_.model, device_.predictors_L[layer], layer, layer);
     if (at >= 0 && !own)
-        record_answer(layer, false);
+        capture_answer(layer, false);
     if (before)
-        record_ask(layer, layer);
-    record_ffn_norm(layer, !own, bucket);
+        capture_ask(layer, layer);
+    capture_ffn_norm(layer, !own, bucket);
     if (own && !before)
-        record_ask(layer, layer);
+        capture_ask(layer, layer);
     for (int later = layer + 1; later < args_.model->n_layers; later++)
         if (plan_[later].predicted_at == layer)
-            record_ask(later, layer);
+            capture_ask(later, layer);
     if (own)
-        record_answer(layer, true);
+        capture_answer(layer, true);
 }
 
 // The mailbox's name for other processes of this GPU, and its address for this one.
