@@ -76,8 +76,7 @@ def executor_bytes(spec: ModelSpec, max_batch: int, lookahead: int) -> int:
 
 
 def predictor_bytes(spec: ModelSpec, max_batch: int, layers: Sequence[Any]) -> int:
-    """Device memory of the predictor's process beside its matrices, at most; as in
-    remote_predictor.cu.
+    """Device memory of the predictor's process beside its matrices, at most.
 
     Biases and scales stay on the device where the plan leaves the matrices on the host.
     """
