@@ -124,7 +124,7 @@ UNDER_TOOLS = set -e; for tool in $(1); do echo "== $$tool: $(2)"; \
 	  $(BIN)/python -m pytest -q -p no:cacheprovider $(2); done
 
 sanitize-gpu: setup
-	$(BIN)/python -c 'from hotcold.native import cuda_plugin; exit(cuda_plugin.find() is None)'
+	$(BIN)/python -c 'from hotcold.native.gpu import cuda_plugin; exit(cuda_plugin.find() is None)'
 	$(call UNDER_TOOLS,$(OPERATOR_TOOLS),$(sort $(wildcard tests/cuda/test_kernels*.py)))
 	$(call UNDER_TOOLS,$(MODEL_TOOLS),tests/cuda/test_gpu_small.py)
 

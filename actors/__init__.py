@@ -1,13 +1,28 @@
 """Run hotcold: an engine of three Ray actors, and what it reports.
 
-Everything in this folder is Ray code, and thin: what an actor does is in `hotcold.runtime`.
+All Ray code lies in this folder, and it is thin: what an actor does is in `hotcold.runtime`. Names
+are imported when they are used, so that `hotcold --help` costs no Ray.
 """
 
-from hotcold.actors.engine.engine import Engine
-from hotcold.actors.engine.stats import ActorStats, EngineStats
-from hotcold.native.errors import ActorLostError, HotcoldError, LaunchError
-from hotcold.runtime.text.generation import GenerationStats, Token
+import importlib
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from hotcold.actors.engine.engine import Engine
+    from hotcold.actors.engine.stats import ActorStats, EngineStats
+    from hotcold.native.errors import ActorLostError, HotcoldError, LaunchError
+    from hotcold.runtime.text.generation import GenerationStats, Token
+
+_WHERE = {
+    "ActorLostError": "hotcold.native.errors",
+    "ActorStats": "hotcold.actors.engine.stats",
+    "Engine": "hotcold.actors.engine.engine",
+    "EngineStats": "hotcold.actors.engine.stats",
+    "GenerationStats": "hotcold.runtime.text.generation",
+    "HotcoldError": "hotcold.native.errors",
+    "LaunchError": "hotcold.native.errors",
+    "Token": "hotcold.runtime.text.generation",
+}
 __all__ = [
     "ActorLostError",
     "ActorStats",
@@ -18,3 +33,9 @@ __all__ = [
     "LaunchError",
     "Token",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

@@ -29,7 +29,7 @@ from relu_recipe.training import Stopped, Trainer
 
 from hotcold.actors.cli.common import output
 from hotcold.native.errors import ConfigError, HotcoldError
-from hotcold.runtime.files.npz import write_atomically
+from hotcold.runtime.files.atomic import write_atomically
 from hotcold.runtime.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent

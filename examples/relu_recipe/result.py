@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from hotcold.runtime.files.npz import write_atomically
+from hotcold.runtime.files.atomic import write_atomically
 from hotcold.runtime.profiles.profile import ActivationProfile
 from relu_recipe.model import load_model, put_gates
 from relu_recipe.recipe import Recipe, TrainingError

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from hotcold.native.errors import CheckpointError, ConfigError
-from hotcold.runtime.files.npz import write_atomically
+from hotcold.runtime.files.atomic import write_atomically
 
 FILE_NAME = "state.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")

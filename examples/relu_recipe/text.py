@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.files.npz import write_atomically
+from hotcold.runtime.files.atomic import write_atomically
 from hotcold.runtime.text.tokenizer import Tokenizer
 from hotcold.runtime.text.windows import file_bytes, token_windows
 from relu_recipe.recipe import Recipe

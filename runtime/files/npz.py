@@ -7,11 +7,8 @@ the caller allows, and turns every kind of damage into a ValueError.
 
 import io
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,22 +74,3 @@ def _parse(content: bytes) -> NDArray[Any]:
     if dtype.hasobject or fortran or count * dtype.itemsize != len(body):
         raise ValueError(f"an array of {dtype} {shape} does not match its {len(body)} bytes")
     return np.frombuffer(body, dtype=dtype).reshape(shape)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either the old or the new one, whatever happens meanwhile.
-
-    Raises:
-        OSError: the folder is not there or cannot be written.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hotcold.native.errors import CheckpointError, ConfigError
-from hotcold.runtime.files.npz import write_atomically
+from hotcold.runtime.files.atomic import write_atomically
 from hotcold.runtime.hardware.profile import HardwareProfile
 
 MACHINES = Path(__file__).parent / "machines"

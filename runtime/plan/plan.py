@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.errors import CheckpointError, ConfigError
-from hotcold.runtime.files.npz import pack, unpack, write_atomically
+from hotcold.runtime.files.atomic import write_atomically
+from hotcold.runtime.files.npz import pack, unpack
 from hotcold.runtime.plan.placement import check_placement
 from hotcold.runtime.plan.problem import DEVICES, Placement, Problem, bytes_by_device, frozen_array
 from hotcold.runtime.units import format_bytes

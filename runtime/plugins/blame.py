@@ -74,8 +74,9 @@ def source_file(plugin: object) -> str | None:
 
 def _is_own(file: str) -> bool:
     """Whether a file is one of the built-in policies."""
-    folder = os.path.dirname(os.path.realpath(__file__))
-    return os.path.dirname(os.path.dirname(os.path.realpath(file))) == folder
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    kinds = os.path.dirname(os.path.dirname(os.path.realpath(file)))
+    return kinds == os.path.join(root, "policies")
 
 
 def _line_in(error: BaseException, file: str) -> int | None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hotcold.native.errors import CheckpointError
-from hotcold.runtime.files.npz import write_atomically
+from hotcold.runtime.files.atomic import write_atomically
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.profiles.activation_pt import find_counts, read_counts
 

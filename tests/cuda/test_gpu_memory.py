@@ -222,7 +222,7 @@ def test_too_little_beside_the_context_is_refused_by_the_device(tiny: Path) -> N
 
 RUN = """
     import json, sys, threading, time
-    from hotcold.native import nvml
+    from hotcold.native.gpu import nvml
     from hotcold.runtime.options.config import EngineConfig, Sampling
     from hotcold.runtime.engine.deployment import deploy, solve
     from hotcold.runtime.engine.prepare import prepare_model

@@ -27,7 +27,7 @@ LEFT_OUT = {
 def build(compiler: str, folder: Path, *flags: str) -> Path:
     """The driver and the operators as one program."""
     native = ROOT / "native"
-    sources = [*native.glob("*.c"), *native.glob("cpu/*.c"), *native.glob("ops/*.c")]
+    sources = [*native.glob("core/*.c"), *native.glob("cpu/*.c"), *native.glob("ops/*.c")]
     kept = [str(path) for path in sorted(sources) if path.stem not in LEFT_OUT]
     program = folder / "driver"
     command = [compiler, *FLAGS, *flags, f"-I{native}", str(Path(__file__).parent / DRIVER), *kept]

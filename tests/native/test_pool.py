@@ -118,7 +118,7 @@ def in_child(setting: str, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_variable_chooses_the_variant() -> None:
-    code = "from hotcold.native import kernels; print(kernels.active_cpu_variant())"
+    code = "from hotcold.native.bindings import kernels; print(kernels.active_cpu_variant())"
     for setting, expected in (("ref", "ref"), (VARIANTS[0], VARIANTS[0]), ("", VARIANTS[0])):
         child = in_child(setting, code)
         assert child.stdout.strip() == expected, child.stderr
@@ -127,7 +127,7 @@ def test_the_variable_chooses_the_variant() -> None:
 def test_an_unsupported_variable_is_an_error_everywhere() -> None:
     code = """
 import numpy as np
-from hotcold.native import kernels
+from hotcold.native.bindings import kernels
 from hotcold.native.errors import BackendError
 one = np.ones((1, 2), np.float32)
 calls = [

@@ -11,10 +11,10 @@ from support.models import TinyLlama, write_llama
 from support.predictors import random_layers
 
 from hotcold.native.errors import ConfigError
+from hotcold.policies import check_predictor
 from hotcold.policies.predictor.frequency import Frequency
 from hotcold.policies.predictor.learned import Learned
 from hotcold.policies.predictor.sign import Sign
-from hotcold.policies.suites import check_predictor
 from hotcold.policies.templates.predictor import Mine as Template
 from hotcold.runtime.model.checkpoints.bundle import resolve_model
 from hotcold.runtime.plugins.registry import BUILT_IN

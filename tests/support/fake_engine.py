@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+import hotcold.actors
 from hotcold.native.errors import ActorLostError, BudgetError
 from hotcold.runtime.engine.audit import RecallEstimate
 from hotcold.runtime.tracing.spans import Span
@@ -175,8 +176,9 @@ LAUNCHED: list[FakeEngine] = []
 
 
 def module() -> ModuleType:
-    """A stand-in for hotcold.actors."""
+    """A stand-in for hotcold.actors, whose folders are the real ones."""
     stand_in = ModuleType("hotcold.actors")
+    stand_in.__path__ = hotcold.actors.__path__
     stand_in.Engine = FakeEngine  # type: ignore[attr-defined]
     return stand_in
 

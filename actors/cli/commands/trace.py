@@ -53,7 +53,7 @@ def command(
     The picture shows the token of median length; it needs hotcold[pictures]. MODEL is a folder;
     without one, the embedded model.
     """
-    from hotcold.runtime.files.npz import write_atomically
+    from hotcold.runtime.files.atomic import write_atomically
     from hotcold.runtime.tracing.timeline import perfetto, totals, typical
 
     if not prompt.strip():

@@ -53,7 +53,7 @@ def write_page(out: Path, rows: Sequence[Row], manner: Manner, table: Table, not
     Raises:
         ConfigError: the folder cannot be written.
     """
-    from hotcold.runtime.files.npz import write_atomically
+    from hotcold.runtime.files.atomic import write_atomically
     from hotcold.runtime.offline.pictures.comparison import TEXTS, draw_all
     from hotcold.runtime.offline.pictures.draw import figure_png
     from hotcold.runtime.offline.pictures.page import Picture, document, figure, html_table

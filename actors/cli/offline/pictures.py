@@ -66,7 +66,7 @@ def command(
     MODEL is a folder; without one, the embedded model. The page holds all pictures and needs no
     network. Predictors that were calibrated also give recall by density.
     """
-    from hotcold.runtime.files.npz import write_atomically
+    from hotcold.runtime.files.atomic import write_atomically
     from hotcold.runtime.model.checkpoints.bundle import resolve_model
     from hotcold.runtime.offline.pictures.draw import check_matplotlib
     from hotcold.runtime.offline.pictures.page import page

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.files.npz import pack, unpack, write_atomically
+from hotcold.runtime.files.atomic import write_atomically
+from hotcold.runtime.files.npz import pack, unpack
 from hotcold.runtime.offline.profiling.tally import Tally
 
 FOLDER = ".profiling"

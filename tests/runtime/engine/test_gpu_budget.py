@@ -169,5 +169,5 @@ def test_attention_leaves_a_sum_for_every_head_and_piece(
 
 
 def test_the_kernels_cut_positions_as_the_budget_counts() -> None:
-    header = (Path(gpu_memory.__file__).parents[1] / "native/cuda/kernels/kernels.h").read_text()
+    header = (Path(gpu_memory.__file__).parents[2] / "native/cuda/kernels/kernels.h").read_text()
     assert f"constexpr int ATTENTION_PIECE = {ATTENTION_PIECE};" in header

@@ -133,7 +133,8 @@ def test_an_engine_asks_by_option_or_by_variable(
 
 def test_nothing_falls_back_where_the_file_was_not_loaded() -> None:
     code = (
-        "import numpy as np; from hotcold.native import kernels; one = np.ones((1, 2), np.float32)"
+        "import numpy as np; from hotcold.native.bindings import kernels; "
+        "one = np.ones((1, 2), np.float32)"
         "; kernels.gemv(one, one)"
     )
     done = subprocess.run(

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotcold.runtime.files.npz import pack, unpack, write_atomically
+from hotcold.runtime.files.atomic import write_atomically
+from hotcold.runtime.files.npz import pack, unpack
 
 ARRAYS = {"a": np.arange(6, dtype=np.int8).reshape(2, 3), "b": np.array([0.5, np.nan])}
 

@@ -12,7 +12,7 @@ from support.predictors import random_oracle, spec_of
 from hotcold.native.errors import CheckpointError
 from hotcold.runtime.profiles.profile import ActivationProfile
 
-EMBEDDED = Path(__file__).parents[2] / "runtime" / "embedded" / "activations.npz"
+EMBEDDED = Path(__file__).parents[3] / "runtime" / "embedded" / "activations.npz"
 COUNTS = np.array([[10, 60, 0, 30], [1, 1, 1, 1]], dtype=np.int64)
 PROFILE = ActivationProfile(COUNTS, tokens=100, model="abc", source="two lines\nof \u20ac")
 # Of layer 0's 100 tokens 50 had no neuron firing and 50 had two; layer 1's had none or all four.

@@ -127,7 +127,7 @@ def test_a_killed_filler_leaves_nothing_and_the_next_one_fills(large: Bundle) ->
     script = f"""
 import sys, time
 from pathlib import Path
-from hotcold.runtime import stores
+from hotcold.runtime.weights import stores
 def slow(pages, file, path, extents):
     print("filling", flush=True)
     time.sleep(60)
@@ -225,7 +225,7 @@ from pathlib import Path
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
 from hotcold.runtime.weights.weights import WeightStore
 from hotcold.native.errors import BudgetError
-from hotcold.runtime import memory
+from hotcold.runtime.weights import host_memory as memory
 bundle = open_bundle(Path({str(tiny.path)!r}))
 used = memory._status(Path("/"))["VmSize"]
 resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), -1))
