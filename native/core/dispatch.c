@@ -2,7 +2,8 @@
  *
  * Chosen once a process: the variant HOTCOLD_CPU names, else the first supported one of the list
  * below. A name this machine does not offer is an error in every operator, never a silent fallback;
- * hc_cpu_force overrides both, and can name a variant of one's own that was loaded (variant.c). __builtin_cpu_supports asks the CPU and the operating system.
+ * hc_cpu_force overrides both, and can name a variant of one's own that was loaded (variant.c).
+ * __builtin_cpu_supports asks the CPU and the operating system.
  */
 #include "core/internal.h"
 
@@ -24,6 +25,11 @@ static const hc_primitives *const variants[] = {
 #define N_VARIANTS ((int32_t)(sizeof variants / sizeof variants[0]))
 
 static _Atomic(const hc_primitives *) active;
+static _Atomic(hc_primitives_find) find_loaded; /* variant.c's, once one is loaded */
+
+void hc_primitives_extend(hc_primitives_find find) {
+    atomic_store_explicit(&find_loaded, find, memory_order_release);
+}
 
 const char *hc_cpu_variant(int32_t index) {
     for (int32_t i = 0; index >= 0 && i < N_VARIANTS; i++)
@@ -53,7 +59,8 @@ static const hc_primitives *find(const char *name, const char *asked_by) {
         snprintf(available + used, sizeof available - used, "%s%s", used ? ", " : "",
                  variants[i]->name);
     }
-    const hc_primitives *own = hc_variant_find(name);
+    hc_primitives_find loaded = atomic_load_explicit(&find_loaded, memory_order_acquire);
+    const hc_primitives *own = loaded ? loaded(name) : NULL;
     if (own)
         return own;
     if (strchr(name, '.')) {

@@ -1,4 +1,4 @@
-/* executor.h - the state of one actor's resident loop, shared by loop.c, steps.c, dense.c and request.c. */
+/* executor.h - the state of one actor's resident loop, shared by the files of this folder. */
 #ifndef HOTCOLD_EXECUTOR_H
 #define HOTCOLD_EXECUTOR_H
 #include "core/internal.h"
@@ -52,8 +52,13 @@ hc_status hc_model_norm(const hc_model *model, const float *x_BD, const float *w
 hc_status hc_compute_step(hc_executor *executor, const hc_step *step, uint32_t seq);
 /* steps.c: read ahead what a cold step's list names, until its other flag is set. */
 void hc_read_ahead(hc_executor *executor, const hc_step *step, uint32_t seq);
-/* steps.c: pre-activations of every neuron of a layer, into scores. */
+/* scores.c: into scores_BN, pre-activations of every neuron of a layer; or what a predictor's two
+ * matrices, or its signs, make of an input [B][D]. */
 hc_status hc_gate_scores(hc_executor *executor, const hc_step *step);
+hc_status hc_matrix_scores(hc_executor *executor, const hc_predictor_layer *predictor,
+                           const float *input);
+hc_status hc_sign_scores(hc_executor *executor, const hc_predictor_layer *predictor,
+                         const float *input);
 /* window.c: the same of proposed neurons; -infinity for the others. */
 hc_status hc_window_scores(hc_executor *executor, const hc_step *step,
                            const hc_predictor_layer *predictor);
@@ -61,11 +66,15 @@ hc_status hc_window_scores(hc_executor *executor, const hc_step *step,
 void hc_after_step(hc_executor *executor, const hc_step *step, uint32_t seq);
 /* audit.c: count fired neurons among a sample of those a layer's list leaves out. */
 void hc_audit(hc_executor *executor, const hc_step *step, uint32_t seq);
-/* loop.c: append to the actor's span ring. */
+/* spans.c: append to the actor's span ring; the second also counts a step's times. */
 void hc_put_span(hc_executor *executor, hc_span span);
-/* loop.c: raise the signal of hc_executor_arm where a device takes pass seq as a whole. */
+void hc_record_span(hc_executor *executor, const hc_step *step, uint32_t seq, uint64_t begin,
+                    uint64_t ready, uint64_t end);
+/* fault.c: raise the signal of hc_executor_arm where a device takes pass seq as a whole; at an
+ * operation of it. */
 void hc_fail_if_armed(hc_executor *executor, uint32_t seq);
-/* loop.c: one pass of the whole program with its waits and signals. */
+void hc_fail_if_armed_for(hc_executor *executor, int32_t op, uint32_t seq);
+/* pass.c: one pass of the whole program with its waits and signals. */
 hc_status hc_run_pass(hc_executor *executor);
 /* request.c */
 hc_status hc_inbox_init(hc_executor *executor);

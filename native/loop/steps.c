@@ -8,83 +8,10 @@
  * steps are in dense.c.
  *
  * A step reads its inputs from the segment or from the executor's own scratch, and writes its
- * output before loop.c sets the flag. Nothing here waits, signals or allocates.
+ * output before pass.c sets the flag. Nothing here waits, signals or allocates.
  */
 #include "loop/executor.h"
 #include <float.h>
-
-/* Pre-activations of every neuron of a layer. */
-hc_status hc_gate_scores(hc_executor *e, const hc_step *step) {
-    const hc_model *m = e->args.model;
-    const char *records = m->layers[step->layer].records;
-    hc_gemv_args a = {.w = records + m->gate_offset,
-                      .stride_bytes = m->record_bytes,
-                      .rows = m->n,
-                      .d = m->d,
-                      .dtype = m->dtype,
-                      .batch = e->batch,
-                      .x_BD = (const float *)hc_slot(e, step->x),
-                      .x_stride = m->d,
-                      .y_BR = e->scores_BN,
-                      .y_stride = m->n};
-    if (m->bias_offset) {
-        a.bias_R = (const float *)(records + m->bias_offset);
-        a.bias_stride = m->record_bytes;
-    }
-    hc_actor_state *state = hc_state_of(e);
-    hc_count(&state->gate_rows, m->n * e->batch);
-    hc_count(&state->bytes, m->n * (m->d * hc_dtype_bytes(m->dtype) + (m->bias_offset ? 4 : 0)));
-    return hc_gemv(&a, e->args.pool);
-}
-
-/* The two matrices of a predictor. */
-static hc_status matrix_scores(hc_executor *e, const hc_predictor_layer *p, const float *input) {
-    const hc_model *m = e->args.model;
-    int64_t size = hc_dtype_bytes(p->dtype);
-    hc_gemv_args first = {.w = p->fc1,
-                          .stride_bytes = m->d * size,
-                          .rows = p->hidden,
-                          .d = m->d,
-                          .dtype = p->dtype,
-                          .batch = e->batch,
-                          .x_BD = input,
-                          .x_stride = m->d,
-                          .y_BR = e->hidden_BH,
-                          .y_stride = p->hidden,
-                          .relu = p->relu};
-    hc_gemv_args second = {.w = p->fc2,
-                           .stride_bytes = p->hidden * size,
-                           .rows = m->n,
-                           .d = p->hidden,
-                           .dtype = p->dtype,
-                           .batch = e->batch,
-                           .x_BD = e->hidden_BH,
-                           .x_stride = p->hidden,
-                           .y_BR = e->scores_BN,
-                           .y_stride = m->n,
-                           .bias_R = p->bias_N};
-    hc_count(&hc_state_of(e)->bytes, (m->d + m->n) * p->hidden * size + (p->bias_N ? 4 * m->n : 0));
-    hc_status s = hc_gemv(&first, e->args.pool);
-    return s ? s : hc_gemv(&second, e->args.pool);
-}
-
-static hc_status sign_scores(hc_executor *e, const hc_predictor_layer *p, const float *input) {
-    const hc_model *m = e->args.model;
-    hc_sign_args a = {.signs_NW = p->signs_NW,
-                      .scale_N = p->scale_N,
-                      .bias_N = p->bias_N,
-                      .column_D = p->column_D,
-                      .n = m->n,
-                      .d = m->d,
-                      .input_bits = p->input_bits,
-                      .batch = e->batch,
-                      .x_BD = input,
-                      .scores_BN = e->scores_BN,
-                      .planes_BPW = e->planes_BPW};
-    hc_count(&hc_state_of(e)->bytes,
-             m->n * ((m->d + 63) / 64 * 8 + (p->bias_N ? 8 : 4)) + (p->column_D ? 4 * m->d : 0));
-    return hc_sign(&a, e->args.pool);
-}
 
 /* Scores of one layer. */
 static hc_status score(hc_executor *e, const hc_step *step, const hc_predictor_layer *p) {
@@ -92,11 +19,11 @@ static hc_status score(hc_executor *e, const hc_step *step, const hc_predictor_l
     const float *input = p->input ? x + (int64_t)e->args.max_batch * e->args.model->d : x;
     switch (p->form) {
     case HC_PREDICT_MATRICES:
-        return matrix_scores(e, p, input);
+        return hc_matrix_scores(e, p, input);
     case HC_PREDICT_GATE:
         return hc_gate_scores(e, step);
     case HC_PREDICT_SIGN:
-        return sign_scores(e, p, input);
+        return hc_sign_scores(e, p, input);
     case HC_PREDICT_WINDOW:
         return hc_window_scores(e, step, p);
     }

@@ -1,7 +1,7 @@
 """compile(dag, schedule, layout): from a schedule to the flat program each actor's loop runs.
 
 A step waits for the flags of its producers on other lanes, computes, and sets its own flag. From
-here on there is no Python per layer: `native/loop/loop.c` runs the steps. Called once a plan, by
+here on there is no Python per layer: `native/loop/pass.c` runs the steps. Called once a plan, by
 `deployment.py`; the programs are plain arrays that travel to the actors.
 
 Why the last merge with cold neurons is never selective: it is the barrier that lets the next pass
