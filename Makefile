@@ -151,7 +151,7 @@ wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf build dist hotcold.egg-info native/_kernels.abi3.so
+	rm -rf build dist hotcold.egg-info native/_kernels.abi3.so native/abi/generated.py
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	rm -f $(VENV)/.installed $(VENV)/.installed-dev

@@ -1,13 +1,19 @@
-"""Build the C kernels with cffi in API mode, from the one header both compilers check.
+"""Build the C kernels with cffi in API mode, from the headers that both compilers check.
+
+The headers of abi/ are the one source of every constant, name and layout: the same build writes
+them down in Python, as abi/generated.py, and lets the C compiler check each figure of it.
 
 setuptools calls `BuildNative` (pyproject: `[tool.setuptools.cmdclass]`), so there is no setup.py.
 `python native/_build.py [--into=FOLDER] [FLAGS]` builds the module for people who work on the
 kernels, by default in place.
 """
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from cffi import FFI
 from setuptools import Extension
@@ -15,6 +21,8 @@ from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
 MODULE = "hotcold.native._kernels"
+ABI = "hotcold.native.abi"
+HEADERS = ("hotcold.h", "predict.h", "gpu.h", "operate.h")
 FLAGS = [
     "-std=gnu11",
     "-O3",
@@ -32,17 +40,153 @@ def declarations(header: Path) -> str:
     return text.split("/* cffi: begin */", 1)[1].split("/* cffi: end */", 1)[0]
 
 
+def declared() -> tuple[FFI, str]:
+    """What the headers declare, as cffi understands it, and their text."""
+    ffi, texts = FFI(), [declarations(HERE / "abi" / name) for name in HEADERS]
+    for text in texts:
+        ffi.cdef(text)
+    return ffi, "\n".join(texts)
+
+
 def sources() -> list[Path]:
     """Every C file of this folder, in a fixed order."""
     return sorted(HERE.glob("*/*.c"))
 
 
+# ---- abi/generated.py: the headers in Python -----------------------------------------------------
+
+
+def constants(text: str) -> dict[str, int]:
+    """The #defined whole numbers."""
+    return {name: int(value) for name, value in re.findall(r"#define (HC_\w+) +(\d+)", text)}
+
+
+def structs(ffi: FFI) -> dict[str, Any]:
+    """The structs that have fields, each after those it holds."""
+    found: dict[str, Any] = {}
+
+    def add(name: str, ctype: Any) -> None:  # noqa: ANN401 - of cffi
+        for _, field in ctype.fields:
+            inner = field.type.item if field.type.kind == "array" else field.type
+            if inner.kind == "struct":
+                add(c_name(inner), inner)
+        found.setdefault(name, ctype)
+
+    for name in sorted({*ffi.list_types()[0], *ffi.list_types()[1]}):
+        ctype = ffi.typeof(name if name in ffi.list_types()[0] else f"struct {name}")
+        if ctype.kind == "struct" and ctype.fields:
+            add(c_name(ctype), ctype)
+    return found
+
+
+def enums(ffi: FFI) -> dict[str, dict[str, int]]:
+    """Members by C name, of every enum in order of its members' values."""
+    types = [ffi.typeof(name) for name in ffi.list_types()[0]]
+    return {
+        c_name(ctype): dict(sorted(ctype.relements.items(), key=lambda member: member[1]))
+        for ctype in types
+        if ctype.kind == "enum"
+    }
+
+
+def c_name(ctype: Any) -> str:  # noqa: ANN401 - of cffi
+    """The name of a struct or enum without its keyword."""
+    return str(ctype.cname).removeprefix("struct ").removeprefix("enum ")
+
+
+def numpy_format(ffi: FFI, ctype: Any) -> str:  # noqa: ANN401 - of cffi
+    """Python text of the numpy format of a field; addresses are whole numbers."""
+    if ctype.kind == "array" and ctype.item.cname == "char":
+        return f'"S{ctype.length}"'
+    if ctype.kind == "array":
+        return f"({numpy_format(ffi, ctype.item)}, ({ctype.length},))"
+    if ctype.kind == "struct":
+        return python_name(c_name(ctype)).upper()
+    size = ffi.sizeof(ctype)
+    if ctype.kind == "primitive" and ctype.cname in ("float", "double"):
+        return f'"f{size}"'
+    signed = ctype.kind == "primitive" and not ctype.cname.startswith("u")
+    return f'"{"i" if signed else "u"}{size}"'
+
+
+def python_name(name: str) -> str:
+    """A C name without hotcold's prefix."""
+    return re.sub("^HC_", "", name, flags=re.I)
+
+
+def python_module(ffi: FFI, text: str) -> str:
+    """The text of abi/generated.py."""
+    lines = [
+        '"""The ABI of native/abi/*.h in Python: written by native/_build.py, not to be edited."""',
+        "",
+        "from enum import IntEnum",
+        "from typing import Final",
+        "",
+        "import numpy as np",
+        "",
+    ]
+    lines += [f"{python_name(name)}: Final = {value}" for name, value in constants(text).items()]
+    for name, members in enums(ffi).items():
+        prefix = os.path.commonprefix(list(members)).rpartition("_")[0] + "_"
+        title = "".join(part.title() for part in python_name(name).split("_"))
+        lines += ["", "", f"class {title}(IntEnum):", f'    """{name}."""', ""]
+        lines += [f"    {key.removeprefix(prefix)} = {value}" for key, value in members.items()]
+    for name, ctype in structs(ffi).items():
+        columns = {
+            "names": [f'"{key}"' for key, _ in ctype.fields],
+            "formats": [numpy_format(ffi, field.type) for _, field in ctype.fields],
+            "offsets": [str(field.offset) for _, field in ctype.fields],
+        }
+        lines += ["", f"{python_name(name).upper()}: np.dtype[np.void] = np.dtype(", "    {"]
+        lines += [f'        "{key}": [{", ".join(of)}],' for key, of in columns.items()]
+        lines += [f'        "itemsize": {ffi.sizeof(ctype)},', "    }", ")"]
+    return "\n".join([*lines, *functions(), ""])
+
+
+def functions() -> list[str]:
+    """The header's macros with parameters: sums and products of whole numbers, as C has them."""
+    text = (HERE / "abi" / HEADERS[0]).read_text(encoding="ascii").replace("\\\n", " ")
+    lines = []
+    for name, given, body in re.findall(r"#define HC_(\w+)\((.*?)\) +(.*)", text):
+        parameters = ", ".join(f"{one}: int" for one in filter(None, given.split(", ")))
+        sizes = re.sub(r"sizeof\(hc_(\w+)\)", lambda of: f"{of[1].upper()}.itemsize", body)
+        calls = re.sub(r"HC_(\w+)\(", lambda of: f"{of[1].lower()}(", sizes)
+        whole = re.sub(" +", " ", calls.replace("HC_", "").replace(" / ", " // ")).strip()
+        lines += ["", "", f"def {name.lower()}({parameters}) -> int:"]
+        lines += [f'    """HC_{name}."""', f"    return {whole}"]
+    return lines
+
+
+def write_python(folder: Path) -> Path:
+    """Write generated.py of the headers into a folder."""
+    target = folder / "generated.py"
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / ".fresh_generated.py"
+    fresh.write_text(python_module(*declared()), encoding="ascii")
+    fresh.replace(target)  # whoever imports meanwhile gets the old one or the new one
+    return target
+
+
+def assertions(ffi: FFI, text: str) -> list[str]:
+    """C lines by which the compiler refuses a generated.py that says other than it does itself."""
+    said = [f"{name} == {value}" for name, value in constants(text).items()]
+    for name, ctype in structs(ffi).items():
+        full = f"struct {name}" if ctype.cname.startswith("struct") else name
+        said.append(f"sizeof({full}) == {ffi.sizeof(ctype)}")
+        said += [f"offsetof({full}, {key}) == {field.offset}" for key, field in ctype.fields]
+    for members in enums(ffi).values():
+        said += [f"{key} == {value}" for key, value in members.items()]
+    return [f'_Static_assert({one}, "{one}");' for one in said]
+
+
+# ---- the module ----------------------------------------------------------------------------------
+
+
 def emit_glue(folder: Path) -> Path:
-    """Write cffi's glue for the header into folder and return its path."""
-    ffi = FFI()
-    for header in ("hotcold.h", "predict.h", "gpu.h"):
-        ffi.cdef(declarations(HERE / "abi" / header))
-    ffi.set_source(MODULE, '#include "abi/hotcold.h"', py_limited_api=True)
+    """Write cffi's glue for the headers into folder and return its path."""
+    ffi, text = declared()
+    includes = [f'#include "abi/{name}"' for name in HEADERS]
+    ffi.set_source(MODULE, "\n".join([*includes, *assertions(ffi, text)]), py_limited_api=True)
     folder.mkdir(parents=True, exist_ok=True)
     glue = folder / "_kernels_glue.c"
     ffi.emit_c_code(str(glue))
@@ -62,6 +206,7 @@ class BuildNative(build_ext):
             ext.extra_compile_args = FLAGS
             ext.extra_link_args = ["-pthread", "-lm", "-ldl"]
             ext.define_macros = [("Py_LIMITED_API", "0x030a0000")]
+            write_python(HERE / "abi" if self.inplace else Path(self.build_lib, *ABI.split(".")))
         super().build_extension(ext)
 
 
@@ -71,6 +216,7 @@ def build_in_place(extra: tuple[str, ...] = (), folder: Path = HERE) -> Path:
 
     temp = HERE.parent / "build" / "native"
     glue = emit_glue(temp)
+    write_python(HERE / "abi")
     target = folder / "_kernels.abi3.so"
     fresh = folder / ".fresh_kernels.so"
     command = ["cc", "-shared", "-fPIC", *FLAGS, *extra, "-DPy_LIMITED_API=0x030a0000"]

@@ -31,9 +31,20 @@ class PolicyError(HotcoldError, ValueError):
 
 
 class BudgetError(HotcoldError, MemoryError):
-    """Something does not fit where it was asked to go."""
+    """Something does not fit where it was asked to go.
+
+    Attributes:
+        needed_bytes: what it takes; None: not known.
+        budget_bytes: what there is for it; None: not known.
+    """
 
     exit_code = 2
+
+    def __init__(
+        self, message: str, needed_bytes: int | None = None, budget_bytes: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.needed_bytes, self.budget_bytes = needed_bytes, budget_bytes
 
 
 class BackendError(HotcoldError, RuntimeError):

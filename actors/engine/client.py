@@ -19,11 +19,11 @@ from hotcold.actors.engine.stats import ActorStats, EngineStats
 from hotcold.actors.engine.stepwise import StepDriver
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.executor_actors import Facts
+from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ActorLostError, ConfigError, HotcoldError, PlanReplaced
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executor import Sampled, make_request
-from hotcold.runtime.exchange.segment import ACTORS
 from hotcold.runtime.options.config import DEFAULT_RESTARTS, Sampling
 from hotcold.runtime.text.generation import GenerationStats, TextCodec, Token, TokenStream
 from hotcold.runtime.tracing.spans import Span, as_spans

@@ -23,10 +23,10 @@ from hotcold.actors.engine.client import Client
 from hotcold.actors.engine.stats import EngineStats
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.supervisor import Recovery, Supervisor
+from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.deployment import deploy, load_plan, solve
 from hotcold.runtime.engine.prepare import Prepared, prepare_model, with_budget
-from hotcold.runtime.exchange.segment import ACTORS
 from hotcold.runtime.options.config import DEFAULT_RESTARTS, EngineConfig, Sampling
 from hotcold.runtime.plan.program import Program
 from hotcold.runtime.plan.roofline import Roofline, roofline

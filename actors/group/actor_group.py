@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -23,6 +22,7 @@ from hotcold.actors.cluster.processes import is_gone, is_stopped, ray_agents
 from hotcold.actors.group import answers
 from hotcold.actors.group.executor_actors import Facts, remote_class
 from hotcold.actors.group.mps_session import MpsSession
+from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.device import Mailbox
 from hotcold.native.bindings.segment import Watcher
 from hotcold.native.errors import (
@@ -33,7 +33,7 @@ from hotcold.native.errors import (
 )
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.kv import KvCache
-from hotcold.runtime.exchange.segment import ACTORS, ActorState, Poison, PoisonCode, Segment
+from hotcold.runtime.exchange.segment import ActorState, Poison, PoisonCode, Segment
 from hotcold.runtime.model.checkpoints.layout import layout
 
 START_S = 120.0
@@ -359,7 +359,7 @@ class ActorGroup:
     def _holding_up(self, segment: Segment) -> str:
         """The actor whose next step has all it waits for, and yet does not go on."""
         layout, seq = self.deployment.layout, segment.pass_header.seq
-        flags = segment.view(layout.flags_offset, layout.n_flags * 64).view(np.uint32)[::16]
+        flags = segment.flags(layout.flags_offset, layout.n_flags)
         others = () if segment.native.pass_prompt else ("cpu",)  # a GPU's pass is one step
         for actor in others if self.deployment.gpu else ACTORS:
             if len(steps := self.deployment.programs[actor]):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hotcold.actors.cluster.processes import end_processes
 from hotcold.actors.group.mps_session import join
+from hotcold.native.abi.generated import Op
 from hotcold.native.bindings.device import Mailbox
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.bindings.segment import Watcher
@@ -29,7 +30,6 @@ from hotcold.runtime.engine.executor import Executor, Sampled
 from hotcold.runtime.engine.kv import KvCache, KvHandle
 from hotcold.runtime.exchange.segment import ActorState, PoisonCode, Segment, SegmentHandle
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
-from hotcold.runtime.plan.program import OP_CODES
 from hotcold.runtime.tracing.phases import phase_times
 from hotcold.runtime.tracing.spans import read_array
 from hotcold.runtime.weights.weights import WeightStore
@@ -172,7 +172,7 @@ class ExecutorActor:
     @ray.method(concurrency_group="control")
     def arm(self, op: str, at_seq: int, signal_number: int) -> None:
         """Fault injection: raise a signal in this process when a step of op next begins."""
-        self._loaded.native.arm(OP_CODES[op], at_seq, signal_number)
+        self._loaded.native.arm(Op[op.upper()], at_seq, signal_number)
 
     @ray.method(concurrency_group="control")
     def state(self) -> ActorState:

@@ -14,10 +14,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.device import Mailbox
 from hotcold.native.gpu.mps import Daemon
 from hotcold.runtime.engine.deployment import Deployment
-from hotcold.runtime.exchange.segment import ACTORS
 
 CLIENTS = ("gpu", "predictor")
 UNLOAD_S = 5.0

@@ -15,10 +15,12 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define HC_ABI_VERSION 3
+#define HC_ABI_VERSION 4
 #define HC_MAX_BATCH   32
 #define HC_MAX_DEVICES 2
 #define HC_ACTORS      3
+#define HC_MAX_THREADS 1024
+#define HC_CACHE_LINE  64
 
 typedef enum {
     HC_OK = 0,
@@ -28,17 +30,29 @@ typedef enum {
     HC_ERR_EPOCH = 4,       /* the segment belongs to another epoch */
     HC_ERR_TIMEOUT = 5,     /* a deadline passed */
     HC_ERR_UNSUPPORTED = 6, /* a variant this machine does not offer */
-    HC_ERR_SYSTEM = 7       /* a system call failed */
+    HC_ERR_SYSTEM = 7,      /* a system call failed */
+    HC_ERR_BUDGET = 8,      /* value bytes do not fit the budget of limit bytes */
+    HC_ERR_GPU_MEMORY = 9,  /* the GPU has no memory left; of limit bytes value are free (0, 0:
+                             * not known) */
+    HC_ERR_PINNED = 10      /* the system refused to pin value bytes of host memory */
 } hc_status;
 
-typedef enum { HC_F32 = 0, HC_F16 = 1, HC_BF16 = 2 } hc_dtype;
+typedef struct {    /* a failure; value and limit are 0 where the status gives them no meaning */
+    int32_t status; /* hc_status */
+    int64_t value, limit;
+    char text[512]; /* what failed, with its figures; the way out is told in Python */
+} hc_error;
+
+/* Of weights; HC_I8, quantised by row, of predictor matrices on a GPU alone. Names in Python:
+ * float32, float16, bfloat16, int8 (abi/names.py). */
+typedef enum { HC_F32 = 0, HC_F16 = 1, HC_BF16 = 2, HC_I8 = 3 } hc_dtype;
 typedef enum {
     HC_GPU = 0,
     HC_CPU = 1,
     HC_PREDICTOR = 2
 } hc_actor; /* also device index: gpu0, cpu0 */
 
-const char *hc_last_error(void); /* text of this thread's last failure */
+const hc_error *hc_last_error(void); /* this thread's last failure */
 int32_t hc_abi_version(void);
 
 /* ---- CPU variants (dispatch.c): "avx512", "avx2", "neon", "ref"; best supported first ---- */
@@ -98,7 +112,7 @@ typedef struct {
 int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch);
 hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool);
 
-typedef struct { /* header of an active list; ids, members, gate follow (hc_active_*) */
+typedef struct { /* header of an active list; ids, members, gate follow (HC_ACTIVE_* below) */
     uint64_t epoch;
     uint32_t seq;
     int32_t batch;
@@ -210,7 +224,7 @@ typedef struct {
     int32_t spin_ns,
         yield_every; /* wait policy: futex after spin_ns, sched_yield every so many spins */
     int32_t reserved[12];
-    uint64_t poison; /* own line. 0, or code << 8 | actor: never cleared */
+    uint64_t poison; /* own line. 0, or code << HC_POISON_SHIFT | actor: never cleared */
     uint64_t poison_pad[7];
     int32_t
         pass_batch; /* own line. the running pass, written by the GPU executor before its first signal */
@@ -228,6 +242,8 @@ typedef enum {
     HC_POISON_FAILED = 3, /* the named actor reported an error */
     HC_POISON_STUCK = 4   /* no progress past the deadline */
 } hc_poison_code;
+#define HC_POISON_SHIFT 8
+#define HC_DRIVER       255 /* the poisoner that is no actor */
 
 hc_status hc_segment_init(hc_segment *segment, uint64_t bytes, uint64_t epoch, uint32_t n_flags,
                           int64_t flags_offset, const int64_t *span_offset, int64_t span_capacity);
@@ -241,6 +257,7 @@ hc_status hc_flag_wait(hc_segment *segment, int32_t flag, uint32_t seq, uint64_t
 uint64_t hc_now_ns(void);
 
 /* A thread that poisons the segment (HC_POISON_DIED, actor) as soon as one of the pids ends. */
+#define HC_MAX_WATCHED 64 /* processes of one watcher */
 typedef struct hc_watcher hc_watcher;
 hc_watcher *hc_watcher_start(hc_segment *segment, const int32_t *pids, const int32_t *actors,
                              int32_t n);
@@ -265,17 +282,19 @@ typedef struct {
     int32_t op, layer;
     int32_t wait[2];                      /* flags that must equal seq first; -1: none */
     int32_t signal;                       /* flag set to seq afterwards; -1: none */
-    int32_t flags;                        /* HC_STEP_* */
+    int32_t flags;                        /* of hc_step_flag */
     int64_t x, active[HC_MAX_DEVICES], y; /* payload offsets in the segment; -1: none */
 } hc_step;
-#define HC_STEP_SELECTIVE 1 /* merge: do not wait where no cold neuron is active */
-#define HC_STEP_ALL  2 /* hot, cold: no active list; every owned neuron is proposed (gate-first) */
-#define HC_STEP_HOT  4 /* merge: this layer has hot neurons */
-#define HC_STEP_COLD 8 /* merge: this layer has cold neurons; wait[1] is the flag of their sum */
-#define HC_STEP_AHEAD                                                                              \
-    32 /* cold: its list, wait[1], comes well before x, wait[0]; read ahead meanwhile */
-#define HC_STEP_RESIDUAL                                                                           \
-    16 /* attention: the residual stream follows x in its slot (predictors that read it) */
+typedef enum {
+    HC_STEP_SELECTIVE = 1, /* merge: do not wait where no cold neuron is active */
+    HC_STEP_ALL = 2,  /* hot, cold: no active list; every owned neuron is proposed (gate-first) */
+    HC_STEP_HOT = 4,  /* merge: this layer has hot neurons */
+    HC_STEP_COLD = 8, /* merge: this layer has cold neurons; wait[1] is the flag of their sum */
+    HC_STEP_RESIDUAL = 16, /* attention: the residual stream follows x in its slot (predictors that
+                            * read it) */
+    HC_STEP_AHEAD = 32     /* cold: its list, wait[1], comes well before x, wait[0]; read ahead
+                            * meanwhile */
+} hc_step_flag;
 
 typedef struct {
     const float *attention_norm_D, *ffn_norm_D;
@@ -373,8 +392,7 @@ void hc_executor_cancel(hc_executor *executor);
 int32_t hc_executor_tokens(hc_executor *executor, int64_t index, int32_t at_least, hc_token *out,
                            int32_t max, int32_t timeout_ms, int32_t *done);
 typedef struct {
-    hc_status status;
-    char error[160];                      /* text of a status that is not HC_OK */
+    hc_error error;                       /* status HC_OK: none */
     uint64_t begin_ns, prompt_ns, end_ns; /* posted request begun, prompt done, all done */
     int64_t passes;
     int64_t prompt_bytes, decode_bytes; /* weight and KV bytes all actors read meanwhile */
@@ -382,6 +400,16 @@ typedef struct {
 void hc_executor_request_state(const hc_executor *executor, hc_request_state *out);
 
 /* cffi: end */
+
+/* Where the parts of an active list lie: |hc_active|ids int32|members uint32|gate float|, each on a
+ * cache line of its own. Python gets these as functions too: names, whole numbers and + - * / alone. */
+#define HC_LINES(bytes)             (((bytes) + HC_CACHE_LINE - 1) / HC_CACHE_LINE * HC_CACHE_LINE)
+#define HC_ACTIVE_IDS()             (sizeof(hc_active))
+#define HC_ACTIVE_MEMBERS(capacity) (HC_ACTIVE_IDS() + HC_LINES((capacity) * 4))
+#define HC_ACTIVE_GATE(capacity)    (HC_ACTIVE_MEMBERS(capacity) + HC_LINES((capacity) * 4))
+#define HC_ACTIVE_BYTES(capacity, gate_floats)                                                     \
+    (HC_ACTIVE_GATE(capacity) + HC_LINES((capacity) * (gate_floats) * 4))
+
 #include "abi/predict.h"
 
 #include "abi/gpu.h" /* names what predict.h declares */

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native._kernels import ffi, lib
+from hotcold.native.abi.generated import CACHE_LINE, Dtype
+from hotcold.native.bindings._ffi import ffi, lib
 from hotcold.native.bindings.pool import CPointer, Pool
 from hotcold.native.errors import ConfigError
 
@@ -17,7 +18,11 @@ I32 = NDArray[np.int32]
 U32 = NDArray[np.uint32]
 Weights = NDArray[Any]
 
-_CODES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
+_CODES = {
+    np.dtype(np.float32): Dtype.F32,
+    np.dtype(np.float16): Dtype.F16,
+    np.dtype(np.uint16): Dtype.BF16,
+}
 
 
 def handle(pool: Pool | None) -> CPointer:
@@ -50,8 +55,8 @@ def code(dtype: np.dtype[Any]) -> int:
 
 def ffn_scratch(n_ids: int, batch: int) -> NDArray[np.uint8]:
     """Scratch of hc_ffn for a list of n_ids, on a cache line."""
-    room = np.empty(lib.hc_ffn_scratch_bytes(n_ids, batch) + 64, np.uint8)
-    return room[-room.ctypes.data % 64 :]
+    room = np.empty(lib.hc_ffn_scratch_bytes(n_ids, batch) + CACHE_LINE, np.uint8)
+    return room[-room.ctypes.data % CACHE_LINE :]
 
 
 def writable(name: str, value: NDArray[Any]) -> NDArray[Any]:

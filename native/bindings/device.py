@@ -11,16 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.bindings._ffi import ffi, last_error, lib, pointer
-from hotcold.native.errors import BackendError, BudgetError
-
-PART_BITS = {
-    "attention": lib.HC_PART_ATTENTION,
-    "kv": lib.HC_PART_KV,
-    "predictor": lib.HC_PART_PREDICTOR,
-    "head": lib.HC_PART_HEAD,
-}
-PHASES = ("attention", "predict", "hot", "wait", "merge", "head")
+from hotcold.native.abi.names import PHASES
+from hotcold.native.bindings._ffi import failure, ffi, lib, pointer
+from hotcold.native.errors import BackendError, KernelError
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class DeviceArrays:
         predictor_dtype: None: as given; "int8": quantised by row.
         vram_bytes: what may be allocated beside the context; 0: no limit.
         bus_LN: uint8 [L, N], 1 for owned neurons that stay in host memory, or None.
-        host_parts_L: uint8 [L + 1], PART_BITS of the modules that stay there, or None; the last
+        host_parts_L: uint8 [L + 1], Part bits of the modules that stay there, or None; the last
             entry is the head's.
         prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
         piece_rows: neurons that a dense pass streams and computes at once.
@@ -110,7 +103,7 @@ def open_plugin(path: Path) -> Any:
     """
     plugin = lib.hc_device_open(str(path).encode())
     if plugin == ffi.NULL:
-        raise BackendError(last_error())
+        raise failure()
     return plugin
 
 
@@ -138,8 +131,8 @@ class NativeDevice:
         keep += [c, bounds, steps, arrays]
         self.c = lib.hc_device_create(open_plugin(arrays.plugin), args, c)
         if self.c == ffi.NULL:
-            text = last_error()
-            raise BudgetError(text) if "--vram" in text else BackendError(text)
+            error = failure()
+            raise BackendError(str(error)) if isinstance(error, KernelError) else error
 
     @staticmethod
     def _set_apart(c: Any, arrays: DeviceArrays) -> None:

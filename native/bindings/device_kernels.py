@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.generated import DeviceOpKind, active_bytes, active_ids, active_members
+from hotcold.native.abi.names import DTYPE_BYTES, DTYPES, NORMS, WHEN
 from hotcold.native.bindings._ffi import check, ffi, lib, pointer
 
 
@@ -25,7 +27,6 @@ class SignArrays(Protocol):
     input_bits: int
 
 
-DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}
 F32 = NDArray[np.float32]
 ARGS = {  # of the kinds that do not have arguments of their own name
     "norm": "gemv",
@@ -33,25 +34,19 @@ ARGS = {  # of the kinds that do not have arguments of their own name
     "prompt_sign": "sign",
     "prompt_attention": "attention",
 }
-KINDS = {
-    name: getattr(lib, f"HC_DEVICE_{name.upper()}")
-    for name in ("gemv", "ffn", "split", "attention", "sign", "product", *ARGS)
-}
-NORMS = {"rms": lib.HC_NORM_RMS, "layer": lib.HC_NORM_LAYER}
-WHEN = {"always": 0, "one row": 1, "all rows": 2}  # a product of logits; When in cuda/kernels.h
 
 
 def hold_graphs(plugin: Any, nodes: int, graphs: int) -> None:
     """Take the device memory of graphs of so many kernels each until this process ends."""
     op = ffi.new("hc_device_op *")
-    op.kind, op.repeat = lib.HC_DEVICE_HOLD, nodes
+    op.kind, op.repeat = DeviceOpKind.HOLD, nodes
     for _ in range(graphs):
         check(lib.hc_device_operate(plugin, op))
 
 
 def rate_of_gaps(plugin: Any, nodes: int, repeat: int) -> float:
     """Seconds that a node of a captured graph takes which does nothing (cuda/rates.cu)."""
-    return _rate(plugin, lib.HC_DEVICE_GAPS, nodes, repeat)
+    return _rate(plugin, DeviceOpKind.GAPS, nodes, repeat)
 
 
 def rate_of_exchange(plugin: Any, width: int, layers: int, repeat: int) -> float:
@@ -59,7 +54,7 @@ def rate_of_exchange(plugin: Any, width: int, layers: int, repeat: int) -> float
 
     A host thread answers at once, so this is the least that one can take (cuda/rates.cu).
     """
-    return _rate(plugin, lib.HC_DEVICE_EXCHANGE, layers, repeat, width)
+    return _rate(plugin, DeviceOpKind.EXCHANGE, layers, repeat, width)
 
 
 def _rate(plugin: Any, kind: int, count: int, repeat: int, width: int = 0) -> float:
@@ -92,7 +87,7 @@ class Bare:
 def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> float:
     """Run hc_device_operate; median seconds of the repeats, 0 without any."""
     op = ffi.new("hc_device_op *")
-    op.kind, op.repeat = KINDS[kind], repeat
+    op.kind, op.repeat = DeviceOpKind[kind.upper()], repeat
     setattr(op, ARGS.get(kind, kind), args)
     seconds = ffi.new("float *")
     op.seconds = seconds
@@ -200,8 +195,7 @@ def ffn(
     Returns:
         y_BD, neurons times tokens that fired, seconds of the three kernels.
     """
-    batch, d = x_BD.shape
-    size = 4 if dtype == "float32" else 2
+    (batch, d), size = x_BD.shape, DTYPE_BYTES[dtype]
     y_BD = np.full((batch, d), np.nan, np.float32)
     a = ffi.new("hc_ffn_args *")
     a.records, a.record_bytes = ffi.cast("void *", records.ctypes.data), records.strides[0]
@@ -223,11 +217,10 @@ def split(
 ) -> tuple[list[tuple[NDArray[np.int32], NDArray[np.uint32]]], float]:
     """(ids, members) of the hot list (rows of the hot table) and the cold one (neuron ids)."""
     batch, n = scores_BN.shape
-    part = -(-4 * n // 64) * 64
     a = ffi.new("hc_split_args *")
     a.scores_BN, a.n, a.batch = pointer(scores_BN, "float *"), n, batch
     a.threshold, a.device_N = threshold, pointer(device_N, "int8_t *")
-    lists = [np.zeros(64 + 2 * part, np.uint8) for _ in range(2)]
+    lists = [np.zeros(active_bytes(n, 0), np.uint8) for _ in a.out]
     for device, data in enumerate(lists):
         a.out[device] = ffi.cast("hc_active *", data.ctypes.data)
         a.out[device].capacity = n
@@ -235,8 +228,8 @@ def split(
     found = []
     for device, data in enumerate(lists):
         count = int(a.out[device].count)
-        ids = data[64 : 64 + 4 * count].view(np.int32)
-        found.append((ids, data[64 + part : 64 + part + 4 * count].view(np.uint32)))
+        ids = data[active_ids() :].view(np.int32)[:count]
+        found.append((ids, data[active_members(n) :].view(np.uint32)[:count]))
     return found, seconds
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.names import DTYPES, EPILOGUES, NORMS
 from hotcold.native.bindings._ffi import ffi, pointer
-from hotcold.native.bindings.device_kernels import DTYPES, F32, NORMS, _operate
-
-EPILOGUES = ("store", "add", "relu", "mask", "neuron", "plain")  # DenseEpilogue
+from hotcold.native.bindings.device_kernels import F32, _operate
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,10 @@ def product(
     a = _product_args(w, dtype, x_TK, rows, offset)
     y_TR = np.full((len(x_TK), a.rows), np.nan, np.float32) if add_to is None else add_to.copy()
     a.y_TR, a.scale_R = pointer(y_TR, "float *"), pointer(scale_R, "float *")
-    a.epilogue = EPILOGUES.index("add" if add_to is not None else "relu" if relu else "store")
+    a.epilogue = EPILOGUES["add" if add_to is not None else "relu" if relu else "store"]
     mask = None
     if neurons is not None:
-        a.epilogue = EPILOGUES.index("plain" if neurons.up_bytes is None else "neuron")
+        a.epilogue = EPILOGUES["plain" if neurons.up_bytes is None else "neuron"]
         a.up_bytes, a.bias_bytes = neurons.up_bytes or 0, neurons.bias_bytes
         a.ids_R = pointer(neurons.ids_R, "int32_t *")
         if neurons.mask_TN is not None:
@@ -90,7 +89,7 @@ def proposals(
     bits = np.zeros((len(x_TK), -(-len(w_RK) // 8)), np.uint8)
     a.y_TR, a.bits_T = pointer(y_TR, "float *"), pointer(bits, "uint8_t *")
     a.scale_R, a.bias_R = pointer(scale_R, "float *"), pointer(bias_R, "float *")
-    a.epilogue, a.threshold = EPILOGUES.index("mask"), threshold
+    a.epilogue, a.threshold = EPILOGUES["mask"], threshold
     _operate(plugin, "product", a, 0)
     return np.unpackbits(bits, axis=1, count=len(w_RK), bitorder="little").astype(bool)
 

@@ -11,34 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.bindings._ffi import DTYPE_CODES, check, ffi, last_error, lib, pointer
+from hotcold.native.abi.generated import STEP, TOKEN, Actor, Status
+from hotcold.native.abi.names import DTYPES, FORMS, NORMS
+from hotcold.native.bindings._ffi import check, failure, ffi, last_error, lib, pointer
 from hotcold.native.bindings.device import DeviceArrays, NativeDevice
-from hotcold.native.errors import ConfigError
-
-ACTOR_CODES: dict[str, int] = {"gpu": 0, "cpu": 1, "predictor": 2}
-MAX_BATCH: int = lib.HC_MAX_BATCH
-PREDICTOR_FORMS: dict[str, int] = {
-    "matrices": lib.HC_PREDICT_MATRICES,
-    "gate": lib.HC_PREDICT_GATE,
-    "sign": lib.HC_PREDICT_SIGN,
-    "window": lib.HC_PREDICT_WINDOW,
-}
-
-STEP = np.dtype(
-    [
-        ("op", np.int32),
-        ("layer", np.int32),
-        ("wait", np.int32, (2,)),
-        ("signal", np.int32),
-        ("flags", np.int32),
-        ("x", np.int64),
-        ("active", np.int64, (2,)),
-        ("y", np.int64),
-    ]
-)
-TOKEN = np.dtype([("id", np.int32), ("logprob", np.float32), ("time_ns", np.uint64)])
-if STEP.itemsize != ffi.sizeof("hc_step") or TOKEN.itemsize != ffi.sizeof("hc_token"):
-    raise ImportError("hc_step or hc_token of hotcold.h does not match native/bindings/executor.py")
 
 
 @dataclass(frozen=True)
@@ -193,8 +169,8 @@ def _cpu_model(model: ModelAddresses, keep: list[Any]) -> Any:
     names = "heads kv_heads head_dim d n vocab context norm_eps record_bytes embed_dim post_norm"
     for name in f"{names} gate_offset up_offset down_offset bias_offset".split():
         setattr(c, name, getattr(model, name))
-    c.n_layers, c.dtype, c.layers = len(model.layers), DTYPE_CODES[model.dtype], layers
-    c.norm = {"rms": lib.HC_NORM_RMS, "layer": lib.HC_NORM_LAYER}[model.norm]
+    c.n_layers, c.dtype, c.layers = len(model.layers), DTYPES[model.dtype], layers
+    c.norm = NORMS[model.norm]
     for name in "embed head positions project_in project_out".split():
         setattr(c, name, ffi.cast("void *", getattr(model, name)))
     c.final_norm_D = ffi.cast("float *", model.final_norm)
@@ -220,7 +196,7 @@ def _predictors(layers: Sequence[PredictorArrays], keep: list[Any]) -> Any:
         return ffi.NULL
     rows = ffi.new("hc_predictor_layer[]", len(layers))
     for row, layer in zip(rows, layers, strict=True):
-        row.form = PREDICTOR_FORMS[layer.form]
+        row.form = FORMS[layer.form]
         row.input = 1 if layer.residual_input else 0
         for name in ("threshold", "relu", "input_bits", "window", "probe_every"):
             setattr(row, name, getattr(layer, name))
@@ -232,7 +208,7 @@ def _predictors(layers: Sequence[PredictorArrays], keep: list[Any]) -> Any:
         )
         if layer.fc1 is not None:
             row.fc1, row.fc2 = pointer(layer.fc1, "void *"), pointer(layer.fc2, "void *")
-            row.hidden, row.dtype = layer.fc1.shape[0], DTYPE_CODES[str(layer.fc1.dtype)]
+            row.hidden, row.dtype = layer.fc1.shape[0], DTYPES[str(layer.fc1.dtype)]
     keep += [rows, list(layers)]
     return rows
 
@@ -247,10 +223,10 @@ class NativeExecutor:
         c_cores = ffi.new("int32_t[]", cores) if cores else ffi.NULL
         self._pool = lib.hc_pool_create(arrays.threads, c_cores)
         if self._pool == ffi.NULL:
-            raise ConfigError(f"cannot start {arrays.threads} threads: {last_error()}")
+            raise failure()
         steps = np.ascontiguousarray(arrays.steps, dtype=STEP)
         args = ffi.new("hc_executor_args *")
-        args.actor, args.max_batch = ACTOR_CODES[arrays.actor], arrays.max_batch
+        args.actor, args.max_batch = Actor[arrays.actor.upper()], arrays.max_batch
         args.n_steps = len(steps)
         args.model, args.segment = _cpu_model(arrays.model, keep), arrays.segment
         args.epoch, args.steps = arrays.epoch, pointer(steps, "hc_step *")
@@ -275,9 +251,9 @@ class NativeExecutor:
             args.device = self.device.c
         self._c = lib.hc_executor_create(args)
         if self._c == ffi.NULL:
-            text = last_error()
+            error = failure()
             self.close()
-            raise MemoryError(text)
+            raise error
 
     def run(self) -> str | None:
         """Run pass after pass until the exchange is poisoned (GIL released).
@@ -286,7 +262,7 @@ class NativeExecutor:
             None after poison, else the text of the failure that ended (and poisoned) the exchange.
         """
         status = lib.hc_executor_run(self._c)
-        return None if status == lib.HC_ERR_POISONED else last_error()
+        return None if status == Status.ERR_POISONED else last_error()
 
     def step(self, index: int, seq: int) -> None:
         """Compute one step of the program, without waits or signals (Ray transport)."""
@@ -350,12 +326,12 @@ class NativeExecutor:
         """Times of the last finished request.
 
         Raises:
-            ConfigError, KernelError: what ended that request early.
+            ConfigError: what of the request ended it early.
         """
         state = ffi.new("hc_request_state *")
         lib.hc_executor_request_state(self._c, state)
-        if state.status == lib.HC_ERR_ARGUMENT:
-            raise ConfigError(ffi.string(state.error).decode())
+        if state.error.status == Status.ERR_ARGUMENT:
+            raise failure(state.error)
         return RequestTimes(
             *(state.begin_ns, state.prompt_ns, state.end_ns, state.passes),
             *(state.prompt_bytes, state.decode_bytes),

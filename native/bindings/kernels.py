@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native._kernels import ffi, lib
+from hotcold.native.abi.generated import MAX_BATCH, MAX_DEVICES
 from hotcold.native.bindings._arrays import (
     F32,
     I32,
@@ -24,7 +24,7 @@ from hotcold.native.bindings._arrays import (
     same,
     writable,
 )
-from hotcold.native.bindings._ffi import check, pointer
+from hotcold.native.bindings._ffi import check, ffi, lib, pointer
 from hotcold.native.bindings.pool import (
     CPointer,
     Pool,
@@ -258,8 +258,8 @@ def split(
     array("scores", scores_BN, np.float32, 2)
     batch, n = scores_BN.shape
     same("device", array("device", device_N, np.int8, 1).size, n)
-    needed = int(lib.hc_active_bytes(n, max(1, min(batch, 32)), with_gate))
-    buffers = [np.zeros(needed, np.uint8) for _ in range(lib.HC_MAX_DEVICES)]
+    needed = int(lib.hc_active_bytes(n, max(1, min(batch, MAX_BATCH)), with_gate))
+    buffers = [np.zeros(needed, np.uint8) for _ in range(MAX_DEVICES)]
     lists = [ffi.cast("hc_active *", buffer.ctypes.data) for buffer in buffers]
     args = ffi.new("hc_split_args *")
     args.scores_BN, args.n, args.batch = pointer(scores_BN, "float *"), n, batch

@@ -9,9 +9,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from hotcold.native._kernels import ffi, lib
-from hotcold.native.bindings._ffi import check, last_error
-from hotcold.native.errors import BackendError, ConfigError, KernelError
+from hotcold.native.abi.generated import MAX_THREADS
+from hotcold.native.bindings._ffi import check, failure, ffi, lib
+from hotcold.native.errors import ConfigError
 
 CPointer = Any
 
@@ -34,7 +34,7 @@ def active_cpu_variant() -> str:
     """
     name = lib.hc_cpu_active()
     if name == ffi.NULL:
-        raise BackendError(last_error())
+        raise failure()
     return str(ffi.string(name).decode())
 
 
@@ -78,8 +78,8 @@ class Pool:
 
     def __init__(self, threads: int, cores: Sequence[int] | None = None) -> None:
         self._pool: Any = ffi.NULL
-        if not 1 <= threads <= 1024:
-            raise ConfigError(f"a pool of {threads} threads; 1 to 1024 are possible")
+        if not 1 <= threads <= MAX_THREADS:
+            raise ConfigError(f"a pool of {threads} threads; 1 to {MAX_THREADS} are possible")
         if cores is not None:
             if len(cores) != threads:
                 raise ConfigError(f"{len(cores)} cores for {threads} threads; give one each")
@@ -91,7 +91,7 @@ class Pool:
         c_cores = ffi.NULL if cores is None else ffi.new("int32_t[]", list(cores))
         self._pool = lib.hc_pool_create(threads, c_cores)
         if self._pool == ffi.NULL:
-            raise KernelError(last_error())
+            raise failure()
 
     @property
     def handle(self) -> CPointer:

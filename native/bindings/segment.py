@@ -8,71 +8,37 @@ models.
 import os
 import weakref
 from collections.abc import Mapping
-from enum import IntEnum
 from mmap import mmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native._kernels import ffi, lib
-from hotcold.native.bindings._ffi import check, last_error, pointer
-from hotcold.native.errors import ConfigError, KernelError
-
-HEADER_BYTES: int = ffi.sizeof("hc_segment")
-FLAG_BYTES: int = ffi.sizeof("hc_flag")
-SPAN_BYTES: int = ffi.sizeof("hc_span")
-ABI_VERSION: int = lib.HC_ABI_VERSION
-N_ACTORS: int = lib.HC_ACTORS
-N_DEVICES: int = lib.HC_MAX_DEVICES
-MAX_BATCH: int = lib.HC_MAX_BATCH
-OP_NAMES: tuple[str, ...] = ("embed", "attention", "predict", "hot", "cold", "merge", "head")
-
-MAX_WATCHED = 64  # MAX_PIDS of watcher.c
-
-_COUNTERS = (
-    *("progress", "gate_rows", "up_down_rows", "bytes", "busy_ns", "wait_ns"),
-    *("passes", "skipped_exchanges", "span_count", "pid"),
-    *("audit_rows", "audit_missed", "clock_error_ns", "asks", "asked_ns", "ahead_bytes"),
+from hotcold.native.abi.generated import (
+    ACTOR_STATE,
+    ACTORS,
+    MAX_WATCHED,
+    POISON_SHIFT,
+    SEGMENT,
+    Status,
 )
+from hotcold.native.bindings._ffi import check, failure, ffi, lib, pointer
+from hotcold.native.errors import ConfigError
 
 Buffer = mmap | bytearray | memoryview
-
-
-class PoisonCode(IntEnum):
-    """Why a segment was poisoned."""
-
-    CLOSED = 1
-    DIED = 2
-    FAILED = 3
-    STUCK = 4
-
-
-class WaitStatus(IntEnum):
-    """How a wait ended."""
-
-    READY = 0
-    POISONED = 3
-    EPOCH = 4
-    TIMEOUT = 5
-
-
-def active_bytes(capacity: int, max_batch: int, with_gate: bool) -> int:
-    """Bytes of an active list as the C kernels lay it out."""
-    return int(lib.hc_active_bytes(capacity, max_batch, with_gate))
 
 
 class NativeSegment:
     """The C view of one mapped segment; keeps the mapping alive as long as it lives itself.
 
     Args:
-        buffer: writable memory that starts on a cache line; at least HEADER_BYTES.
+        buffer: writable memory that starts on a cache line; room for the header at least.
     """
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = ffi.from_buffer("char[]", buffer, require_writable=True)
         self.bytes = len(self._buffer)
-        if self.bytes < HEADER_BYTES:
+        if self.bytes < SEGMENT.itemsize:
             raise ValueError(f"a segment of {self.bytes} bytes is shorter than its header")
         self.pointer: Any = ffi.cast("hc_segment *", self._buffer)
 
@@ -86,8 +52,8 @@ class NativeSegment:
     ) -> None:
         """Write a fresh header and zero the flags; ConfigError for parts that do not fit."""
         spans = np.asarray(span_offsets, dtype=np.int64)
-        if spans.shape != (N_ACTORS,):
-            raise ValueError(f"{spans.size} span offsets, one for each of {N_ACTORS} actors needed")
+        if spans.shape != (ACTORS,):
+            raise ValueError(f"{spans.size} span offsets, one for each of {ACTORS} actors needed")
         offsets = pointer(spans, "int64_t *")
         status = lib.hc_segment_init(
             self.pointer, self.bytes, epoch, n_flags, flags_offset, offsets, span_capacity
@@ -134,7 +100,7 @@ class NativeSegment:
     def poisoned(self) -> tuple[int, int] | None:
         """(code, actor) of the first poison, or None."""
         word = int(lib.hc_segment_poisoned(self.pointer))
-        return (word >> 8, word & 0xFF) if word else None
+        return divmod(word, 1 << POISON_SHIFT) if word else None
 
     def signal(self, flag: int, seq: int) -> None:
         """Set a flag to seq (mod 2**32) and wake who sleeps on it."""
@@ -149,7 +115,7 @@ class NativeSegment:
         """Waiters registered as asleep on a flag (a killed one stays counted; it costs a wake)."""
         return self._words(flag)[1]
 
-    def wait(self, flag: int, seq: int, epoch: int, timeout_ns: int) -> tuple[WaitStatus, int]:
+    def wait(self, flag: int, seq: int, epoch: int, timeout_ns: int) -> tuple[Status, int]:
         """Wait until a flag equals seq, with the GIL released.
 
         Args:
@@ -159,17 +125,17 @@ class NativeSegment:
             timeout_ns: deadline from now; negative: none.
 
         Returns:
-            How it ended, and nanoseconds waited.
+            How it ended (OK, ERR_POISONED, ERR_EPOCH or ERR_TIMEOUT), and nanoseconds waited.
         """
         self._check_flag(flag)
         waited = ffi.new("int64_t *")
         status = lib.hc_flag_wait(self.pointer, flag, seq & 0xFFFFFFFF, epoch, timeout_ns, waited)
-        return WaitStatus(status), int(waited[0])
+        return Status(status), int(waited[0])
 
     def counters(self, actor: int) -> dict[str, int]:
         """The counters an actor keeps in the header, by field name of hc_actor_state."""
         state = self.pointer.actor[actor]
-        return {name: int(getattr(state, name)) for name in _COUNTERS}
+        return {name: int(getattr(state, name)) for name in ACTOR_STATE.names or ()}
 
     def set_counter(self, actor: int, name: str, value: int) -> None:
         """Set one counter; only the actor itself may, while its native loop does not run."""
@@ -228,7 +194,7 @@ class Watcher:
             segment.pointer, pointer(ids, "int32_t *"), pointer(actors, "int32_t *"), ids.size
         )
         if watcher == ffi.NULL:
-            raise KernelError(last_error())
+            raise failure()
         self._stop = weakref.finalize(self, _stop_watcher, watcher, os.getpid(), segment)
 
     def close(self) -> None:

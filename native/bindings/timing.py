@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native._kernels import ffi, lib
+from hotcold.native.abi.names import DTYPE_BYTES, DTYPES
 from hotcold.native.bindings._arrays import F32, I32, ffn_scratch, handle
-from hotcold.native.bindings._ffi import DTYPE_CODES, check, pointer
+from hotcold.native.bindings._ffi import check, ffi, lib, pointer
 from hotcold.native.bindings.pool import CPointer, Pool
 from hotcold.native.errors import ConfigError
-
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def _timed(function: Callable[..., int], args: CPointer, pool: CPointer) -> float:
@@ -63,12 +61,12 @@ class TimedFfn:
     """
 
     def __init__(self, d: int, n: int, dtype: str, x: F32, pool: Pool | None) -> None:
-        args, size = ffi.new("hc_ffn_args *"), BYTES[dtype]
+        args, size = ffi.new("hc_ffn_args *"), DTYPE_BYTES[dtype]
         self._args, self._pool = args, handle(pool)
         self._keep: list[NDArray[Any]] = [x]
         args.record_bytes, args.d, args.batch = 3 * d * size, d, 1
         args.gate_offset, args.up_offset, args.down_offset = 0, d * size, 2 * d * size
-        args.dtype, args.n, args.x_BD = DTYPE_CODES[dtype], n, pointer(x, "float *")
+        args.dtype, args.n, args.x_BD = DTYPES[dtype], n, pointer(x, "float *")
         args.y_BD = self._scratch(np.empty(d, np.float32), "float *")
         args.scratch = self._scratch(ffn_scratch(n, 1), "void *")
 
@@ -96,11 +94,11 @@ class TimedGemv:
 
     def __init__(self, rows: int, d: int, dtype: str, x: F32, pool: Pool | None) -> None:
         args = ffi.new("hc_gemv_args *")
-        self._args, self._pool, self._bytes = args, handle(pool), rows * d * BYTES[dtype]
+        self._args, self._pool, self._bytes = args, handle(pool), rows * d * DTYPE_BYTES[dtype]
         y = np.empty(rows, np.float32)
         self._keep = [x, y]
-        args.stride_bytes, args.rows, args.d = d * BYTES[dtype], rows, d
-        args.dtype, args.batch, args.x_stride, args.y_stride = DTYPE_CODES[dtype], 1, d, rows
+        args.stride_bytes, args.rows, args.d = d * DTYPE_BYTES[dtype], rows, d
+        args.dtype, args.batch, args.x_stride, args.y_stride = DTYPES[dtype], 1, d, rows
         args.x_BD, args.y_BR = pointer(x, "float *"), pointer(y, "float *")
 
     def __call__(self, base: int, ids: I32) -> tuple[float, int]:

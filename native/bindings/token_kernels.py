@@ -5,9 +5,8 @@ Re-exported by kernels.py, which says who calls them and what they raise.
 
 import numpy as np
 
-from hotcold.native._kernels import ffi, lib
 from hotcold.native.bindings._arrays import F32, I32, array, handle, same, writable
-from hotcold.native.bindings._ffi import check, pointer
+from hotcold.native.bindings._ffi import check, ffi, lib, pointer
 from hotcold.native.bindings.pool import Pool
 from hotcold.native.errors import ConfigError
 

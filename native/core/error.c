@@ -1,17 +1,18 @@
-/* error.c - the text of a thread's last failure.
+/* error.c - a thread's last failure.
  *
- * A failing function calls hc_fail once, with what, the value and the limit; Python reads the text
- * on the same thread (native/bindings/_ffi.py). The text stays until the thread's next failure.
+ * A failing function calls hc_fail once, with what, the value and the limit; Python reads it on the
+ * same thread and raises what the status stands for (native/bindings/_ffi.py). It stays until the
+ * thread's next failure.
  */
 #include "core/internal.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 
-static _Thread_local char last_error[512];
+static _Thread_local hc_error last_error;
 
-const char *hc_last_error(void) {
-    return last_error;
+const hc_error *hc_last_error(void) {
+    return &last_error;
 }
 
 int32_t hc_abi_version(void) {
@@ -19,9 +20,16 @@ int32_t hc_abi_version(void) {
 }
 
 hc_status hc_fail(hc_status status, const char *format, ...) {
+    last_error.status = status;
+    last_error.value = last_error.limit = 0;
     va_list args;
     va_start(args, format);
-    vsnprintf(last_error, sizeof last_error, format, args);
+    vsnprintf(last_error.text, sizeof last_error.text, format, args);
     va_end(args);
     return status;
+}
+
+hc_status hc_fail_as(const hc_error *error) {
+    last_error = *error;
+    return (hc_status)error->status;
 }

@@ -8,8 +8,9 @@
 #include "abi/hotcold.h"
 #include "abi/variant.h"
 
-/* Set this thread's error text and return status. */
+/* Set this thread's error and return its status; hc_fail_as takes over another's, a plug-in's. */
 hc_status hc_fail(hc_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+hc_status hc_fail_as(const hc_error *error);
 
 /* Run body(context, task, thread) for every task of [0, n_tasks), on all threads of the pool (NULL:
  * here). Task t is offered to thread t modulo the threads first, then to any: what it computes must not
@@ -54,7 +55,6 @@ static inline int64_t hc_dtype_bytes(int32_t dtype) {
     return dtype == HC_F32 ? 4 : dtype == HC_F16 || dtype == HC_BF16 ? 2 : 0;
 }
 
-#define HC_MAX_D       (1 << 24) /* longest row: keeps every product of sizes within int64 */
-#define HC_MAX_THREADS 1024
+#define HC_MAX_D (1 << 24) /* longest row: keeps every product of sizes within int64 */
 
 #endif

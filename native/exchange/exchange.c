@@ -22,19 +22,18 @@
 #include <unistd.h>
 
 #define MAGIC          UINT64_C(0x31444c4f43544f48) /* "HOTCOLD1" */
-#define LINE           64
 #define MAX_FLAGS      (1u << 20)
 #define SPIN_NS        1000000 /* as in pool.c */
 #define YIELD_EVERY    64
 #define PARK_NS        INT64_C(100000000)
 #define SPIN_EXHAUSTED (-1)
 
-_Static_assert(sizeof(hc_flag) == LINE, "a flag fills its cache line");
-_Static_assert(sizeof(hc_actor_state) == 2 * LINE, "an actor's state fills its lines");
+_Static_assert(sizeof(hc_flag) == HC_CACHE_LINE, "a flag fills its cache line");
+_Static_assert(sizeof(hc_actor_state) == 2 * HC_CACHE_LINE, "an actor's state fills its lines");
 _Static_assert(sizeof(hc_span) == 32, "two spans a line");
-_Static_assert(offsetof(hc_segment, poison) % LINE == 0, "poison has its own line");
-_Static_assert(offsetof(hc_segment, pass_batch) % LINE == 0, "the pass has its own line");
-_Static_assert(offsetof(hc_segment, actor) % LINE == 0, "actors do not share a line");
+_Static_assert(offsetof(hc_segment, poison) % HC_CACHE_LINE == 0, "poison has its own line");
+_Static_assert(offsetof(hc_segment, pass_batch) % HC_CACHE_LINE == 0, "the pass has its own line");
+_Static_assert(offsetof(hc_segment, actor) % HC_CACHE_LINE == 0, "actors do not share a line");
 
 uint64_t hc_now_ns(void) {
     struct timespec now;
@@ -67,14 +66,15 @@ static hc_flag *flag_at(hc_segment *segment, int32_t flag) {
 
 /* Does [offset, offset + count * size) lie behind the header, on a cache line, inside bytes? */
 static int inside(int64_t offset, uint64_t count, uint64_t size, uint64_t bytes) {
-    if (offset < (int64_t)sizeof(hc_segment) || offset % LINE != 0 || (uint64_t)offset > bytes)
+    if (offset < (int64_t)sizeof(hc_segment) || offset % HC_CACHE_LINE != 0 ||
+        (uint64_t)offset > bytes)
         return 0;
     return count <= (bytes - (uint64_t)offset) / size;
 }
 
 static hc_status check_layout(uint64_t bytes, uint32_t n_flags, int64_t flags_offset,
                               const int64_t *span_offset, int64_t span_capacity) {
-    if (n_flags == 0 || n_flags > MAX_FLAGS || !inside(flags_offset, n_flags, LINE, bytes))
+    if (n_flags == 0 || n_flags > MAX_FLAGS || !inside(flags_offset, n_flags, HC_CACHE_LINE, bytes))
         return hc_fail(HC_ERR_ARGUMENT,
                        "segment: %u flags at %lld do not fit in %llu bytes on cache lines", n_flags,
                        (long long)flags_offset, (unsigned long long)bytes);
@@ -89,7 +89,8 @@ static hc_status check_layout(uint64_t bytes, uint32_t n_flags, int64_t flags_of
 
 hc_status hc_segment_init(hc_segment *segment, uint64_t bytes, uint64_t epoch, uint32_t n_flags,
                           int64_t flags_offset, const int64_t *span_offset, int64_t span_capacity) {
-    if (!segment || !span_offset || (uintptr_t)segment % LINE != 0 || bytes < sizeof(hc_segment))
+    if (!segment || !span_offset || (uintptr_t)segment % HC_CACHE_LINE != 0 ||
+        bytes < sizeof(hc_segment))
         return hc_fail(HC_ERR_ARGUMENT, "segment: %llu bytes, at least %zu on a cache line needed",
                        (unsigned long long)bytes, sizeof(hc_segment));
     hc_status status = check_layout(bytes, n_flags, flags_offset, span_offset, span_capacity);
@@ -112,7 +113,7 @@ hc_status hc_segment_init(hc_segment *segment, uint64_t bytes, uint64_t epoch, u
 }
 
 hc_status hc_segment_check(const hc_segment *segment, uint64_t bytes, uint64_t epoch) {
-    if (!segment || (uintptr_t)segment % LINE != 0 || bytes < sizeof(hc_segment))
+    if (!segment || (uintptr_t)segment % HC_CACHE_LINE != 0 || bytes < sizeof(hc_segment))
         return hc_fail(HC_ERR_ARGUMENT, "segment: %llu bytes, at least %zu on a cache line needed",
                        (unsigned long long)bytes, sizeof(hc_segment));
     if (__atomic_load_n(&segment->magic, __ATOMIC_ACQUIRE) != MAGIC)
@@ -139,7 +140,8 @@ const uint32_t *hc_flag_word(hc_segment *segment, int32_t flag) {
  * before and sleeps just after this wake-up is not lost: its sleep is capped. */
 void hc_segment_poison(hc_segment *segment, int32_t code, int32_t actor) {
     uint64_t none = 0;
-    uint64_t poison = (uint64_t)(code > 0 ? code : HC_POISON_FAILED) << 8 | (uint8_t)actor;
+    uint64_t poison =
+        (uint64_t)(code > 0 ? code : HC_POISON_FAILED) << HC_POISON_SHIFT | (uint8_t)actor;
     __atomic_compare_exchange_n(&segment->poison, &none, poison, 0, __ATOMIC_SEQ_CST,
                                 __ATOMIC_SEQ_CST);
     for (uint32_t i = 0; i < segment->n_flags; i++)

@@ -18,12 +18,12 @@
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif
-#define MAX_PIDS    64
 #define STACK_BYTES (256 * 1024)
 
 typedef struct {
-    struct pollfd poll[MAX_PIDS + 1]; /* the pidfds (-1: gone), then the eventfd that ends us */
-    int32_t actor[MAX_PIDS];
+    struct pollfd
+        poll[HC_MAX_WATCHED + 1]; /* the pidfds (-1: gone), then the eventfd that ends us */
+    int32_t actor[HC_MAX_WATCHED];
 } watch_set;
 
 struct hc_watcher {
@@ -90,8 +90,9 @@ static int start_thread(hc_watcher *watcher) {
 
 hc_watcher *hc_watcher_start(hc_segment *segment, const int32_t *pids, const int32_t *actors,
                              int32_t n) {
-    if (!segment || n < 0 || n > MAX_PIDS || (n > 0 && (!pids || !actors))) {
-        hc_fail(HC_ERR_ARGUMENT, "watcher: %d processes, at most %d can be watched", n, MAX_PIDS);
+    if (!segment || n < 0 || n > HC_MAX_WATCHED || (n > 0 && (!pids || !actors))) {
+        hc_fail(HC_ERR_ARGUMENT, "watcher: %d processes, at most %d can be watched", n,
+                HC_MAX_WATCHED);
         return NULL;
     }
     hc_watcher *watcher = calloc(1, sizeof(*watcher));

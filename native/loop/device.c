@@ -111,7 +111,7 @@ hc_device *hc_device_create(const void *plugin, const hc_executor_args *args,
     free(layers);
     if (made->self)
         return made;
-    hc_fail(HC_ERR_SYSTEM, "%s", api->error());
+    hc_fail_as(api->error());
     free(made->spans);
     free(made);
     return NULL;
@@ -139,8 +139,7 @@ void hc_device_report_last(const hc_device *device, hc_device_report *out) {
 
 hc_status hc_device_operate(const void *plugin, const hc_device_op *op) {
     const hc_device_api *api = plugin;
-    hc_status s = api->operate(op);
-    return s ? hc_fail(s, "%s", api->error()) : HC_OK;
+    return api->operate(op) ? hc_fail_as(api->error()) : HC_OK;
 }
 
 float *hc_device_logits(hc_device *device) {
@@ -160,14 +159,14 @@ static void write_masks(hc_executor *e, const uint32_t *members_LN) {
 
 /* Two processes on a GPU fail together: who lost the other one must not be taken for the cause. Its
  * end poisons the exchange within some milliseconds. */
-static hc_status failed(hc_executor *e, hc_status s) {
+static hc_status failed(hc_executor *e) {
     hc_segment *segment = e->args.segment;
-    const char *text = e->args.device->api->error();
+    const hc_error *error = e->args.device->api->error();
     if (e->args.device->pass_flag >= 0 &&
         hc_flag_wait(segment, (int32_t)segment->n_flags - 1, UINT32_MAX, e->args.epoch,
                      FAILED_TOGETHER_NS, NULL) == HC_ERR_POISONED)
-        return hc_fail(HC_ERR_POISONED, "%s", text);
-    return hc_fail(s, "%s", text);
+        return hc_fail(HC_ERR_POISONED, "%s", error->text);
+    return hc_fail_as(error);
 }
 
 static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
@@ -196,7 +195,7 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
     if (s == HC_ERR_POISONED)
         return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
                        (unsigned long long)hc_segment_poisoned(segment));
-    return s ? failed(e, s) : HC_OK;
+    return s ? failed(e) : HC_OK;
 }
 
 /* What a pass leaves behind: its counts, and its spans in the ring. */
@@ -204,7 +203,7 @@ static void account(hc_executor *e) {
     const hc_device *device = e->args.device;
     const hc_device_report *report = &device->report;
     hc_actor_state *state = hc_state_of(e);
-    const int64_t wait = report->phase_ns[3];
+    const int64_t wait = report->phase_ns[HC_PHASE_WAIT];
     hc_count(&state->gate_rows, report->gate_rows);
     hc_count(&state->up_down_rows, report->up_down_rows);
     hc_count(&state->bytes, report->bytes);
@@ -256,7 +255,7 @@ hc_status hc_device_run_prompt(hc_executor *e, const hc_device_prompt *prompt) {
         return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
                        (unsigned long long)hc_segment_poisoned(segment));
     if (s)
-        return hc_fail(s, "%s", device->api->error());
+        return hc_fail_as(device->api->error());
     account(e);
     return HC_OK;
 }
@@ -273,7 +272,7 @@ static hc_status answer(hc_executor *e, uint32_t seq) {
         return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
                        (unsigned long long)hc_segment_poisoned(e->args.segment));
     if (s)
-        return failed(e, s);
+        return failed(e);
     hc_count(&state->bytes, device->report.bytes);
     hc_count(&state->busy_ns, device->report.asked_ns);
     hc_count(&state->wait_ns, device->report.pass_ns - device->report.asked_ns);

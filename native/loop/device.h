@@ -6,7 +6,7 @@
  */
 #ifndef HOTCOLD_DEVICE_H
 #define HOTCOLD_DEVICE_H
-#include "abi/hotcold.h"
+#include "abi/operate.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -58,12 +58,12 @@ typedef struct {
                               const hc_device_layer *layers_L);
     void (*destroy_predictor)(void *self);
     hc_status (*answer)(void *self, uint32_t seq, int32_t batch, hc_device_report *report);
-    const char *(*error)(void); /* text of this thread's last failure */
+    const hc_error *(*error)(void); /* this thread's last failure, of a call that failed */
     /* Bench and test door: run one operator on host arrays. */
     hc_status (*operate)(const hc_device_op *op);
 } hc_device_api;
 
-#define HC_DEVICE_ABI (HC_ABI_VERSION * 1000u + 3u)
+#define HC_DEVICE_ABI (HC_ABI_VERSION * 1000u)
 const hc_device_api *hc_device_table(void);
 
 #ifdef __cplusplus

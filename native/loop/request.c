@@ -270,12 +270,11 @@ static hc_status serve(hc_executor *e) {
     hc_status fatal = prefill(e);
     state.prompt_ns = hc_now_ns();
     state.prompt_bytes = bytes_read(e) - bytes;
+    hc_status status = HC_OK;
     if (!fatal && !inbox->cancelled)
-        fatal = decode(e, &state.status);
-    if (fatal)
-        state.status = fatal;
-    if (state.status)
-        snprintf(state.error, sizeof state.error, "%s", hc_last_error());
+        fatal = decode(e, &status);
+    if (fatal || status)
+        state.error = *hc_last_error();
     state.end_ns = hc_now_ns();
     state.decode_bytes = bytes_read(e) - bytes - state.prompt_bytes;
     state.passes = hc_state_of(e)->passes - passes;

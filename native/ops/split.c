@@ -1,17 +1,11 @@
 /* ops/split.c - predicted scores become one ascending active list per device.
  *
- *   list: | hc_active, 64 bytes | ids int32 [capacity] | members uint32 [capacity] | gate float |
- *
- * each part on a cache line of its own. Reads 4 bytes a score; a block of 64 neurons is marked for
+ * HC_ACTIVE_* (hotcold.h) say where the parts of a list lie. Reads 4 bytes a score; a block of 64 neurons is marked for
  * all tokens first (vectorised), then written out, so scores_BN is read in order.
  */
 #include "core/internal.h"
 
 #define BLOCK 64
-
-static int64_t part_bytes(int64_t capacity) {
-    return (capacity * 4 + 63) / 64 * 64;
-}
 
 int64_t hc_active_bytes(int64_t capacity, int32_t max_batch, int32_t with_gate) {
     if (capacity < 0 || capacity > INT32_MAX || max_batch < 1 || max_batch > HC_MAX_BATCH) {
@@ -19,20 +13,19 @@ int64_t hc_active_bytes(int64_t capacity, int32_t max_batch, int32_t with_gate) 
                 (long long)capacity, max_batch);
         return -1;
     }
-    int64_t gate = with_gate ? (capacity * max_batch * 4 + 63) / 64 * 64 : 0;
-    return (int64_t)sizeof(hc_active) + 2 * part_bytes(capacity) + gate;
+    return (int64_t)HC_ACTIVE_BYTES(capacity, with_gate ? max_batch : 0);
 }
 
 int32_t *hc_active_ids(hc_active *list) {
-    return (int32_t *)(list + 1);
+    return (int32_t *)((char *)list + HC_ACTIVE_IDS());
 }
 
 uint32_t *hc_active_members(hc_active *list) {
-    return (uint32_t *)((char *)(list + 1) + part_bytes(list->capacity));
+    return (uint32_t *)((char *)list + HC_ACTIVE_MEMBERS(list->capacity));
 }
 
 float *hc_active_gate(hc_active *list) {
-    return (float *)((char *)(list + 1) + 2 * part_bytes(list->capacity));
+    return (float *)((char *)list + HC_ACTIVE_GATE(list->capacity));
 }
 
 /* Which tokens have each neuron of [begin, begin + n). */

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.bindings import device_kernels
 from hotcold.native.bindings.device import open_plugin
-from hotcold.native.bindings.timing import BYTES
 from hotcold.native.errors import BackendError, ConfigError
 from hotcold.native.gpu import cuda_plugin
 from hotcold.runtime.bench.kernels import HEAD_DIM, Settings
@@ -167,7 +167,7 @@ def _ffn(dtype: str, d: int, density: int, listed: bool) -> GpuCase:
     if not listed:
         records[~fires_N, 0] = 0xC61C if dtype == "bfloat16" else -1e4
     data, x_BD = records.view(np.uint8), _x(d)
-    row, fired = d * BYTES[dtype], int(fires_N.sum())
+    row, fired = d * DTYPE_BYTES[dtype], int(fires_N.sum())
     size = fired * 3 * row if listed else n * row + fired * 2 * row
     ids = np.flatnonzero(fires_N).astype(np.int32)
     members = np.ones(len(ids), np.uint32)

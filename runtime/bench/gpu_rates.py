@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hotcold.native.abi.generated import MAX_BATCH
 from hotcold.native.bindings import device_kernels
 from hotcold.native.bindings.device import open_plugin
 from hotcold.native.errors import BackendError
@@ -28,7 +29,6 @@ from hotcold.runtime.doctor.gpu_probe import LIBCUDA
 from hotcold.runtime.engine.gpu import CONTEXT_BYTES
 from hotcold.runtime.engine.gpu_memory import graph_shape
 from hotcold.runtime.hardware.machine_file import Figure
-from hotcold.runtime.options.config import MAX_BATCH
 
 ROWS, WIDTH, BATCH = 16384, 8192, 32  # 256 MiB of float16: more than any GPU's cache
 NEURONS, D = 8192, 4096

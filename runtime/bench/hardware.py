@@ -26,9 +26,9 @@ from itertools import cycle, product
 
 import numpy as np
 
+from hotcold.native.abi.names import DTYPE_BYTES, WEIGHT_DTYPES
 from hotcold.native.bindings import kernels
 from hotcold.native.bindings.pool import Pool
-from hotcold.native.bindings.timing import BYTES
 from hotcold.native.errors import BackendError
 from hotcold.native.gpu import cuda_plugin, nvml
 from hotcold.runtime.bench import kernels as operators
@@ -45,7 +45,6 @@ from hotcold.runtime.weights import host_memory as memory
 
 RECORDS = (4 << 10, 12 << 10, 30 << 10, 60 << 10)  # bytes; 12: d 2048, 30: d 5120, both float16
 SIDES = (1, 8)  # records read side by side
-DTYPES = ("float32", "float16", "bfloat16")
 WIDTH, DENSITY = 4096, 10  # of the layer whose active neurons are timed; per cent that fire
 LARGEST, SMALLEST = 1 << 30, 128 << 20
 CACHES = 8  # times the last-level caches: what is read between two reads of the same bytes, or more
@@ -173,7 +172,7 @@ def host_reads(effort: Effort, counts: list[int], progress: Progress) -> list[Ro
 def host_neurons(effort: Effort, threads: int, progress: Progress) -> list[Row]:
     """Time of an active neuron (all three rows) on the CPU, by dtype, one thread and `threads`."""
     rows = []
-    for dtype in DTYPES:
+    for dtype in WEIGHT_DTYPES:
         progress(f"active neurons, {dtype}")
         result = operators.measure(
             operators.Settings(
@@ -186,7 +185,7 @@ def host_neurons(effort: Effort, threads: int, progress: Progress) -> list[Row]:
                 samples=effort.samples,
             )
         )
-        record = 3 * WIDTH * BYTES[dtype]
+        record = 3 * WIDTH * DTYPE_BYTES[dtype]
         case = result["sparse_ffn"][f"d{WIDTH}"][f"density{DENSITY}"]
         for key, figures in case.items():
             if isinstance(figures, dict):

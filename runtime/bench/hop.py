@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.generated import DRIVER, PoisonCode, Status
 from hotcold.native.bindings import segment as native
 from hotcold.native.errors import ConfigError, HotcoldError, KernelError
 from hotcold.runtime.exchange.segment import (
-    DRIVER,
-    PoisonCode,
     Segment,
     SegmentHandle,
     SegmentLayout,
@@ -88,7 +87,7 @@ def hop_side(handle: SegmentHandle, side: HopSide) -> NDArray[np.uint32]:
     with Segment.attach(handle) as segment:
         if side.role == PARK:
             status, _ = segment.native.wait(side.flag_in, 1, handle.epoch, -1)
-            if status is not native.WaitStatus.POISONED:
+            if status is not Status.ERR_POISONED:
                 raise KernelError(f"hop: a parked wait ended with {status.name}")
             return np.zeros(0, dtype=np.uint32)
         return native.hop(

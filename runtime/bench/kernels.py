@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.bindings.kernels import Pool, active_cpu_variant, force_cpu_variant
-from hotcold.native.bindings.timing import BYTES, TimedAttention, TimedFfn, TimedGemv, TimedRead
+from hotcold.native.bindings.timing import TimedAttention, TimedFfn, TimedGemv, TimedRead
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.weights.host_memory import require
 
@@ -161,7 +162,7 @@ def _layers(buffer: ColdBuffer, d: int) -> tuple[int, int, int]:
     Raises:
         ConfigError: the buffer does not hold 100 records.
     """
-    record = 3 * d * BYTES[buffer.dtype]
+    record = 3 * d * DTYPE_BYTES[buffer.dtype]
     n = min(4 * d, buffer.size // record)
     if n < 100:
         raise ConfigError(f"a buffer of {buffer.size} bytes is too small for d {d}; give --buffer")
@@ -186,13 +187,13 @@ def _gate_first(buffer: ColdBuffer, d: int, density: int) -> Case:
     buffer.shut(3 * d, ~fires)
     ids = np.arange(n, dtype=np.int32)
     slots = [(buffer.address + i * n * record, ids) for i in range(layers)]
-    row = d * BYTES[buffer.dtype]
+    row = d * DTYPE_BYTES[buffer.dtype]
     return Case(lambda pool: TimedFfn(d, n, buffer.dtype, _x(d), pool), record, row, slots)
 
 
 def _gemv(buffer: ColdBuffer, d: int) -> Case:
     """Square matrices one after the other."""
-    row = d * BYTES[buffer.dtype]
+    row = d * DTYPE_BYTES[buffer.dtype]
     rows = min(d, buffer.size // row)
     ids = np.arange(rows, dtype=np.int32)
     count = buffer.size // (rows * row)

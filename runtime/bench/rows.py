@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hotcold.native.bindings.timing import BYTES
+from hotcold.native.abi.names import DTYPE_BYTES
 
 Row = dict[str, Any]
 
@@ -15,7 +15,7 @@ def neuron_row(device: str, dtype: str, threads: int, d: int, seconds: float) ->
         "threads": threads,
         "d_model": d,
         "us_per_neuron": four_digits(seconds * 1e6),
-        "gb_per_s": four_digits(3 * d * BYTES[dtype] / seconds / 1e9),
+        "gb_per_s": four_digits(3 * d * DTYPE_BYTES[dtype] / seconds / 1e9),
     }
 
 

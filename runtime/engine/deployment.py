@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hotcold.native.abi.generated import StepFlag
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.gpu import GpuChoice, host_parts
 from hotcold.runtime.engine.prepare import Prepared
@@ -22,7 +23,7 @@ from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.dag import Dag, build_dag
 from hotcold.runtime.plan.fetch import computed_plan, fetched, idle_nodes
 from hotcold.runtime.plan.plan import Plan, make_plan
-from hotcold.runtime.plan.program import AHEAD, Program, compile_programs
+from hotcold.runtime.plan.program import Program, compile_programs
 from hotcold.runtime.plan.schedule import Schedule, fetching
 from hotcold.runtime.predictors.predictor import (
     check_lookahead,
@@ -91,7 +92,7 @@ class Deployment:
     @property
     def reads_ahead(self) -> bool:
         """Whether cold neurons of some layer are read before its input is there."""
-        return bool((self.programs["cpu"]["flags"] & AHEAD).any())
+        return bool((self.programs["cpu"]["flags"] & StepFlag.AHEAD).any())
 
     @property
     def roles(self) -> dict[str, str]:

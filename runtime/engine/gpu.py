@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.bindings.device import PART_BITS, DeviceArrays
+from hotcold.native.abi.names import PARTS
+from hotcold.native.bindings.device import DeviceArrays
 from hotcold.native.errors import BackendError, BudgetError
 from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
 from hotcold.runtime.engine import remote_predictor
@@ -255,14 +256,14 @@ def host_parts(plan: Plan) -> NDArray[np.uint8] | None:
     """Modules that the plan leaves in host memory, where the GPU reads them over the bus.
 
     Returns:
-        uint8 [L + 1] of PART_BITS, the head's in the last entry; None where there are none.
+        uint8 [L + 1] of PARTS, the head's in the last entry; None where there are none.
     """
     layers, _ = plan.shape
     parts_L = np.zeros(layers + 1, np.uint8)
     for name, home in plan.modules.items():
         kind, _, layer = name.partition(".")
-        if home != plan.devices[0] and kind in PART_BITS:
-            parts_L[int(layer) if layer else layers] |= PART_BITS[kind]
+        if home != plan.devices[0] and kind in PARTS:
+            parts_L[int(layer) if layer else layers] |= PARTS[kind]
     return parts_L if parts_L.any() else None
 
 

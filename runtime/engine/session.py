@@ -14,9 +14,10 @@ from contextlib import closing
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.names import ACTORS
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executor import Executor, make_request
-from hotcold.runtime.exchange.segment import ACTORS, PoisonCode, Segment
+from hotcold.runtime.exchange.segment import PoisonCode, Segment
 from hotcold.runtime.options.config import Sampling
 from hotcold.runtime.text.generation import TextCodec, Token
 

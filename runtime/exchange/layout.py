@@ -9,26 +9,25 @@ makes a segment of that size. Knows sizes, no memory.
 import mmap
 from dataclasses import dataclass
 
-from hotcold.native.bindings import segment as native
+from hotcold.native.abi.generated import (
+    ACTORS,
+    CACHE_LINE,
+    FLAG,
+    MAX_BATCH,
+    MAX_DEVICES,
+    SEGMENT,
+    SPAN,
+    active_bytes,
+)
 from hotcold.native.errors import ConfigError
 
-LINE = 64
 KINDS: tuple[str, ...] = ("x", "active", "y")
 SPARE_FLAGS = 4
 
 
-def align(offset: int, to: int = LINE) -> int:
+def align(offset: int, to: int = CACHE_LINE) -> int:
     """Round an offset up to a multiple of `to`."""
     return -(-offset // to) * to
-
-
-def active_list_bytes(capacity: int, max_batch: int, with_gate: bool) -> int:
-    """Bytes of an active list: 64 of header, ids int32, members uint32, gate float32 if with_gate.
-
-    Each part starts on a cache line, as in hc_active_bytes.
-    """
-    gate = align(4 * capacity * max_batch) if with_gate else 0
-    return LINE + 2 * align(4 * capacity) + gate
 
 
 @dataclass(frozen=True)
@@ -93,24 +92,24 @@ class SegmentLayout:
         """
         flags = len(KINDS) * n_layers + SPARE_FLAGS if n_flags is None else n_flags
         limits = {"n_layers": (n_layers, 4096), "d_model": (d_model, 1 << 20)}
-        limits |= {"n_neurons": (n_neurons, 1 << 24), "max_batch": (max_batch, native.MAX_BATCH)}
+        limits |= {"n_neurons": (n_neurons, 1 << 24), "max_batch": (max_batch, MAX_BATCH)}
         limits |= {"n_flags": (flags, 1 << 20), "span_capacity": (span_capacity, 1 << 24)}
         for name, (value, limit) in limits.items():
             if not 1 <= value <= limit:
                 raise ConfigError(f"segment: {name} {value} is not between 1 and {limit}")
-        flags_offset = align(native.HEADER_BYTES)
-        spans = align(flags_offset + flags * native.FLAG_BYTES)
-        ring = align(span_capacity * native.SPAN_BYTES)
-        span_offsets = tuple(spans + actor * ring for actor in range(native.N_ACTORS))
-        first = align(spans + native.N_ACTORS * ring, mmap.PAGESIZE)
+        flags_offset = align(SEGMENT.itemsize)
+        spans = align(flags_offset + flags * FLAG.itemsize)
+        ring = align(span_capacity * SPAN.itemsize)
+        span_offsets = tuple(spans + actor * ring for actor in range(ACTORS))
+        first = align(spans + ACTORS * ring, mmap.PAGESIZE)
         rows = align(4 * max_batch * d_model)
         x_rows = align(4 * max_batch * d_model * (2 if with_residual else 1))
-        lists = active_list_bytes(n_neurons, max_batch, with_gate)
-        stride = x_rows + native.N_DEVICES * lists + rows
+        lists = active_bytes(n_neurons, max_batch if with_gate else 0)
+        stride = x_rows + MAX_DEVICES * lists + rows
         layers = tuple(
             LayerSlots(
                 x=start,
-                active=tuple(start + x_rows + device * lists for device in range(native.N_DEVICES)),
+                active=tuple(start + x_rows + device * lists for device in range(MAX_DEVICES)),
                 y=start + stride - rows,
             )
             for start in range(first, first + n_layers * stride, stride)
@@ -134,7 +133,7 @@ class SegmentLayout:
     @property
     def active_bytes(self) -> int:
         """Bytes of one active list."""
-        return active_list_bytes(self.n_neurons, self.max_batch, self.with_gate)
+        return active_bytes(self.n_neurons, self.max_batch if self.with_gate else 0)
 
     def flag(self, kind: str, layer: int) -> int:
         """Index of a layer's flag: "x" and "y" payload ready, "active" lists ready."""

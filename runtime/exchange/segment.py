@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.bindings import segment as native
-from hotcold.native.bindings.segment import NativeSegment, PoisonCode, WaitStatus, Watcher
+from hotcold.native.abi.generated import ABI_VERSION, DRIVER, FLAG, SEGMENT, PoisonCode, Status
+from hotcold.native.abi.names import ACTORS
+from hotcold.native.bindings.segment import NativeSegment, Watcher
 from hotcold.native.errors import (
     ActorLostError,
     ConfigError,
@@ -31,8 +32,6 @@ from hotcold.runtime.weights.memfd import check_sealed, create_sealed, open_seal
 
 __all__ = ["PoisonCode", "Segment", "SegmentHandle", "SegmentLayout"]
 
-ACTORS: tuple[str, ...] = ("gpu", "cpu", "predictor")
-DRIVER = 255  # the poisoner that is no actor
 WAIT_SLICE_NS = 200_000_000  # Python looks at signals (Ctrl-C) in between
 _ENDS = {
     PoisonCode.DIED: "died",
@@ -159,17 +158,17 @@ class Segment:
         """Map a segment by a descriptor, which stays the caller's. Raises as attach does."""
         check_sealed(fd, "exchange segment")
         size = os.fstat(fd).st_size
-        if size < native.HEADER_BYTES or (n_bytes is not None and size != n_bytes):
+        if size < SEGMENT.itemsize or (n_bytes is not None and size != n_bytes):
             raise LaunchError(
                 f"exchange segment has {size} bytes, expected "
-                f"{n_bytes or f'at least {native.HEADER_BYTES}'}; start the engine again"
+                f"{n_bytes or f'at least {SEGMENT.itemsize}'}; start the engine again"
             )
         segment = cls(mmap.mmap(fd, size), epoch)
         try:
             segment.native.check(epoch)
         except (ConfigError, KernelError) as error:
             found = f"ABI {segment.native.abi}, epoch {segment.native.epoch}"
-            wanted = f"ABI {native.ABI_VERSION}, epoch {epoch}"
+            wanted = f"ABI {ABI_VERSION}, epoch {epoch}"
             segment.close()
             raise LaunchError(
                 f"exchange segment refused ({error}): it has {found}, expected {wanted}; "
@@ -214,10 +213,10 @@ class Segment:
             left = WAIT_SLICE_NS if deadline is None else deadline - time.monotonic_ns()
             part = max(0, min(left, WAIT_SLICE_NS))
             status, _ = self.native.wait(flag, seq, self.epoch, part)
-            if status is WaitStatus.READY:
+            if status is Status.OK:
                 return True
             self.raise_if_poisoned()
-            if status is not WaitStatus.TIMEOUT:
+            if status is not Status.ERR_TIMEOUT:
                 raise KernelError(
                     f"exchange segment left epoch {self.epoch}; start the engine again"
                 )
@@ -286,6 +285,11 @@ class Segment:
             )
         assert self._memory is not None  # native, above, has raised otherwise
         return np.frombuffer(self._memory, dtype=np.uint8, count=n_bytes, offset=offset)
+
+    def flags(self, offset: int, count: int) -> NDArray[np.uint32]:
+        """What the flags are set to, by index: the passes that signalled them last."""
+        values: NDArray[np.uint32] = self.view(offset, count * FLAG.itemsize).view(FLAG)["value"]
+        return values
 
     def floats(self, offset: int, rows: int, d: int) -> NDArray[np.float32]:
         """Writable float32 view [rows, d] of a payload slot."""

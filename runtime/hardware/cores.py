@@ -8,7 +8,7 @@ liveness).
 import os
 from dataclasses import dataclass
 
-ACTORS = ("gpu", "cpu", "predictor")
+from hotcold.native.abi.names import ACTORS
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def divide_cores(threads: int | None, pin: bool | None, gpu: bool = False) -> di
     """
     cores = sorted(os.sched_getaffinity(0))
     each = threads if threads is not None else len(cores)
-    wanted = {"gpu": each, "cpu": each, "predictor": each}
+    wanted = dict.fromkeys(ACTORS, each)
     if gpu:
         most = threads if threads is not None else max(1, len(cores) - 2)
         wanted = {"gpu": 1, "cpu": most, "predictor": 1}

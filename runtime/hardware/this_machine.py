@@ -23,7 +23,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hotcold.native.bindings.kernels import active_cpu_variant
 from hotcold.native.errors import ConfigError, HotcoldError
 from hotcold.native.gpu import nvml
 from hotcold.runtime.hardware.machine_file import MachineFile, load_hardware
@@ -38,7 +37,10 @@ def identity(root: Path = Path("/")) -> dict[str, Any]:
     """What tells this machine from others, plain data; `key` is the digest of the rest.
 
     The system's machine id goes into the key only: files are passed on, the id is nobody's concern.
+    Asks the compiled kernels which of them are in force.
     """
+    from hotcold.native.bindings.pool import active_cpu_variant
+
     found: dict[str, Any] = {
         "cpu": _cpu_model(root),
         "cores": len(os.sched_getaffinity(0)),

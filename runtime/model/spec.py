@@ -6,8 +6,10 @@ Read from a checkpoint by `formats`, stored in a bundle, used by everyone. Holds
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from hotcold.native.abi import names as abi
+
 DType = Literal["float32", "float16", "bfloat16"]
-DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_BYTES: dict[str, int] = {name: abi.DTYPE_BYTES[name] for name in abi.WEIGHT_DTYPES}
 Norm = Literal["rms", "layer"]
 Ffn = Literal["reglu", "relu"]
 Positions = Literal["rotary", "learned"]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hotcold.native.abi.generated import MAX_BATCH
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.model.spec import DTYPE_BYTES
 from hotcold.runtime.weights.weights import choose_store
@@ -16,7 +17,6 @@ from hotcold.runtime.weights.weights import choose_store
 TRANSPORTS = ("native", "ray")
 PROMPT_FORMS = ("auto", "dense", "sparse")
 PREDICTOR_PROCESSES = ("fused", "mps")
-MAX_BATCH = 32
 DEFAULT_CONTEXT = 512
 DEFAULT_RESTARTS = 3
 DEFAULT_AUDIT = 256  # see audit.c for what it costs and how sure it makes

@@ -14,17 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.bindings.executor import STEP
-from hotcold.runtime.exchange.segment import SegmentLayout
+from hotcold.native.abi.generated import STEP, Op, StepFlag
+from hotcold.native.abi.names import ACTORS, OPS, words
+from hotcold.runtime.exchange.layout import SegmentLayout
 from hotcold.runtime.plan.dag import Dag, Node
 from hotcold.runtime.plan.schedule import Schedule, all_edges
 
-OPS = ("embed", "attention", "predict", "hot", "cold", "merge", "head")
-OP_CODES = {name: code for code, name in enumerate(OPS)}
-ACTORS = ("gpu", "cpu", "predictor")
 LANE_ACTORS = {"gpu0": "gpu", "cpu0": "cpu", "predictor": "predictor"}
-SELECTIVE, ALL, HOT, COLD, RESIDUAL, AHEAD = 1, 2, 4, 8, 16, 32  # HC_STEP_* of hotcold.h
 FLAG_KINDS = {"attention": "x", "predict": "active", "cold": "y"}
+_OP_OF = {**words(Op), "fetch": Op.HOT}  # by kind of node
 
 Program = NDArray[Any]  # of dtype STEP
 Slot = tuple[int, int]  # offset in the segment, bytes
@@ -46,13 +44,13 @@ def compile_programs(
     for lane, order in schedule.order.items():
         steps = [dag.node[id_] for id_ in order if builder.is_step(dag.node[id_])]
         programs[LANE_ACTORS[lane]] = [builder.step(node) for node in steps]
-    programs["gpu"] = [_bare("embed"), *programs["gpu"], _bare("head")]
+    programs["gpu"] = [_bare(Op.EMBED), *programs["gpu"], _bare(Op.HEAD)]
     return {actor: np.array(steps, dtype=STEP) for actor, steps in programs.items()}
 
 
-def _bare(op: str) -> Any:
+def _bare(op: Op) -> Any:
     step = np.zeros((), dtype=STEP)
-    step["op"], step["layer"], step["wait"], step["signal"] = OP_CODES[op], -1, -1, -1
+    step["op"], step["layer"], step["wait"], step["signal"] = op, -1, -1, -1
     step["x"] = step["active"] = step["y"] = -1
     return step
 
@@ -76,7 +74,7 @@ class _Compiler:
 
     def step(self, node: Node) -> Any:
         """The step of a node: flags from its edges, offsets from the layout."""
-        step, layer = _bare("hot" if node.kind == "fetch" else node.kind), node.layer
+        step, layer = _bare(_OP_OF[node.kind]), node.layer
         slots = self.layout.layers[layer]
         predicted = ("predict", layer) in self.kinds
         step["layer"], step["x"], step["y"] = layer, slots.x, slots.y
@@ -87,7 +85,7 @@ class _Compiler:
         step["flags"] = self._flags(node, predicted)
         waits = self._waits(node, predicted)
         step["wait"][: len(waits)] = waits
-        if node.kind == "merge" and step["flags"] & COLD:
+        if node.kind == "merge" and step["flags"] & StepFlag.COLD:
             step["wait"] = [waits[0] if predicted else -1, self.layout.flag("y", layer)]
         if node.kind in FLAG_KINDS:
             step["signal"] = self.layout.flag(FLAG_KINDS[node.kind], layer)
@@ -96,16 +94,18 @@ class _Compiler:
     def _flags(self, node: Node, predicted: bool) -> int:
         layer = node.layer
         if node.kind == "attention":
-            return RESIDUAL if self.layout.with_residual else 0
+            return StepFlag.RESIDUAL if self.layout.with_residual else 0
         if node.kind in ("hot", "cold", "fetch"):
             early = node.kind == "cold" and self.schedule.lookahead[layer] > 0
-            return (AHEAD if early and self.schedule.read_ahead else 0) if predicted else ALL
+            ahead = StepFlag.AHEAD if early and self.schedule.read_ahead else 0
+            return ahead if predicted else StepFlag.ALL
         if node.kind != "merge":
             return 0
         on_gpu = bool({("hot", layer), ("fetch", layer)} & self.kinds)
-        flags = HOT * on_gpu | COLD * (("cold", layer) in self.kinds)
+        on_cpu = ("cold", layer) in self.kinds
         selective = self.schedule.sync[layer] == "selective" and layer != self.barrier
-        return flags | (SELECTIVE if selective and predicted and flags & COLD else 0)
+        flags = StepFlag.HOT * on_gpu | StepFlag.COLD * on_cpu
+        return flags | StepFlag.SELECTIVE * (selective and predicted and on_cpu)
 
     def _waits(self, node: Node, predicted: bool) -> list[int]:
         """Flags of the producers on other lanes; a merge also reads the active lists."""
@@ -133,7 +133,7 @@ def step_slots(step: Any, layout: SegmentLayout, batch: int) -> tuple[list[Slot]
         "predict": x,
         "hot": active[:1],
         "cold": x + active[1:],
-        "merge": (y if step["flags"] & COLD else []) + active,
+        "merge": (y if step["flags"] & StepFlag.COLD else []) + active,
     }
     writes = {"attention": x, "predict": active, "cold": y}
     return reads.get(op, []), writes.get(op, [])

@@ -6,12 +6,19 @@ benches and tests. What the lanes do at the same time is counted in each: the ph
 executor and its waiting add up to a pass, `cold` and a predictor of its own run beside them.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.bindings.segment import OP_NAMES
-from hotcold.runtime.exchange.segment import Segment
+from hotcold.native.abi.generated import Op
+from hotcold.native.abi.names import ACTORS, words
 from hotcold.runtime.tracing.spans import read_array
+
+if TYPE_CHECKING:  # reading needs no compiled code
+    from hotcold.runtime.exchange.segment import Segment
 
 PASSES = 32  # of the newest, at most
 
@@ -28,8 +35,8 @@ def phase_times(segment: Segment, passes: int = PASSES) -> dict[str, float]:
         executor for others, `cold` of the CPU executor, and `pass`, first step to last; a phase
         that no ring has a step of is left out, and everything before the second pass is over.
     """
-    rings = {actor: read_array(segment, actor)[0] for actor in ("gpu", "cpu", "predictor")}
-    heads = rings["gpu"][rings["gpu"]["op"] == OP_NAMES.index("head")]
+    rings = {actor: read_array(segment, actor)[0] for actor in ACTORS}
+    heads = rings["gpu"][rings["gpu"]["op"] == Op.HEAD]
     oldest = max((int(ring["seq"][0]) for ring in rings.values() if len(ring)), default=0)
     # the oldest pass in a ring may have lost its first steps
     whole = heads["seq"][heads["seq"] > oldest][-passes:]
@@ -38,7 +45,7 @@ def phase_times(segment: Segment, passes: int = PASSES) -> dict[str, float]:
     found: dict[str, float] = {}
     for actor, ring in rings.items():
         spans = ring[np.isin(ring["seq"], whole)]
-        for op, name in enumerate(OP_NAMES):
+        for name, op in words(Op).items():
             own = spans[spans["op"] == op]
             if len(own):
                 found[name] = found.get(name, 0.0) + _sum_s(own, "ready_ns", "end_ns")
@@ -64,7 +71,7 @@ def pass_lengths(segment: Segment, since_ns: int = 0) -> NDArray[np.float64]:
         since_ns: only passes that began at this time of the host's clock or later.
     """
     spans, _ = read_array(segment, "gpu")
-    begun, ended = (spans[spans["op"] == OP_NAMES.index(op)] for op in ("embed", "head"))
+    begun, ended = (spans[spans["op"] == op] for op in (Op.EMBED, Op.HEAD))
     begin_by_seq = {int(span["seq"]): int(span["begin_ns"]) for span in begun}
     lengths = [
         int(span["end_ns"]) - begin_by_seq[int(span["seq"])]

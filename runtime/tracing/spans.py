@@ -5,24 +5,19 @@ then counts it; the ring holds `span_capacity`. Readers copy and drop what the w
 have overwritten meanwhile. Called by statistics and traces; writes nothing, draws nothing.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.bindings.segment import OP_NAMES, SPAN_BYTES
-from hotcold.runtime.exchange.segment import ACTORS, Segment
+from hotcold.native.abi.generated import SPAN
+from hotcold.native.abi.names import ACTORS, OPS
 
-SPAN_DTYPE = np.dtype(
-    [
-        ("begin_ns", np.uint64),
-        ("ready_ns", np.uint64),
-        ("end_ns", np.uint64),
-        ("seq", np.uint32),
-        ("layer", np.int16),
-        ("op", np.int16),
-    ]
-)
+if TYPE_CHECKING:  # reading needs no compiled code
+    from hotcold.runtime.exchange.segment import Segment
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Span:
 
 def op_name(op: int) -> str:
     """Name of an operation number; "op 9" for one this version does not know."""
-    return OP_NAMES[op] if 0 <= op < len(OP_NAMES) else f"op {op}"
+    return OPS[op] if 0 <= op < len(OPS) else f"op {op}"
 
 
 def read_array(segment: Segment, actor: str, since: int = 0) -> tuple[NDArray[np.void], int]:
@@ -72,12 +67,12 @@ def read_array(segment: Segment, actor: str, since: int = 0) -> tuple[NDArray[np
         since: number of the first span wanted; pass the last call's second value to go on.
 
     Returns:
-        Spans as an array of SPAN_DTYPE, and the number the next span will have.
+        Spans as an array of SPAN, and the number the next span will have.
     """
     native = segment.native
     index, capacity = ACTORS.index(actor), native.span_capacity
     count = segment.actor_state(actor).span_count
-    ring = segment.view(native.span_offset(index), capacity * SPAN_BYTES).view(SPAN_DTYPE)
+    ring = segment.view(native.span_offset(index), capacity * SPAN.itemsize).view(SPAN)
     first = max(0, since, count - capacity)
     spans = ring[np.arange(first, max(first, count)) % capacity]
     # The writer may be filling the slot after the last it counted, whose old content is then torn.
@@ -92,7 +87,7 @@ def read(segment: Segment, actor: str, since: int = 0) -> list[Span]:
 
 
 def as_spans(actor: str, spans: NDArray[np.void]) -> list[Span]:
-    """Spans of an actor out of an array of SPAN_DTYPE."""
+    """Spans of an actor out of an array of SPAN."""
     return [
         Span(
             actor=actor,

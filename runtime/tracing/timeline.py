@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hotcold.runtime.plan.program import OPS, Program
+from hotcold.native.abi.names import OPS
+from hotcold.runtime.plan.program import Program
 from hotcold.runtime.tracing.spans import Span
 
 Spans = Mapping[str, Sequence[Span]]

@@ -12,7 +12,7 @@
 
 namespace hotcold {
 void fail(cudaError_t, const std::string &what) {
-    throw std::runtime_error(what);
+    throw Failure(HC_ERR_SYSTEM, what);
 }
 void check_host(cudaError_t, int64_t) {}
 void gemv(const Gemv &, int, const Launch &) {} // nothing is launched
@@ -69,13 +69,12 @@ int main(int argc, char **argv) {
     device.host_parts_L = parts.data();
     try {
         const hotcold::Model made(args, device, plan.data());
-    } catch (const std::runtime_error &error) { // the budget is one byte
-        long long bytes = 0;
-        if (std::sscanf(error.what(), "the plan needs %lld bytes", &bytes) == 1) {
-            std::printf("%lld\n", bytes);
+    } catch (const hotcold::Failure &failure) { // the budget is one byte
+        if (failure.status == HC_ERR_BUDGET) {
+            std::printf("%lld\n", static_cast<long long>(failure.value));
             return 0;
         }
-        std::fprintf(stderr, "%s\n", error.what());
+        std::fprintf(stderr, "%s\n", failure.what());
     }
     return 1;
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hotcold.native.abi.names import DTYPES
 from hotcold.native.gpu import cuda_plugin
 from hotcold.runtime.engine.gpu_memory import pass_bytes, table_bytes
 from hotcold.runtime.engine.prompt import piece_rows, prompt_bytes, resident_bytes
@@ -14,7 +15,6 @@ from hotcold.runtime.offline.plant.shapes import find_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT, BATCH, AHEAD = 1024, 32, 1
-DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 SHAPES = ["tiny", "tiny-opt", "llama2-13b", "opt-350m", "opt-6.7b", "opt-30b", "falcon-40b"]
 Layout = Callable[..., int]
 

@@ -63,7 +63,7 @@ static void expect(const char *what, int dtype, int64_t d, double got, double ex
 static void check_status(hc_status status) {
     if (status == HC_OK)
         return;
-    printf("%s\n", hc_last_error());
+    printf("%s\n", hc_last_error()->text);
     exit(1);
 }
 

@@ -52,8 +52,9 @@ static float *logits(void *self) {
     return ((still *)self)->logits;
 }
 
-static const char *error(void) {
-    return "";
+static const hc_error *error(void) {
+    static const hc_error none = {0};
+    return &none;
 }
 
 static hc_status operate(const hc_device_op *op) {

@@ -17,13 +17,13 @@ import click
 from hotcold.actors.cli.bench import bench_prompt, bench_sync
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import (
-    DTYPES,
     EngineOptions,
     debug_option,
     engine_options,
     json_option,
 )
 from hotcold.actors.cli.common.running import figures, running_engine
+from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.runtime.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def weight_stores(size: str, rounds: int, as_json: bool) -> None:
 )
 @click.option(
     "--dtype",
-    type=click.Choice(DTYPES),
+    type=click.Choice(WEIGHT_DTYPES),
     default="float16",
     show_default=True,
     help="Dtype of the weights.",

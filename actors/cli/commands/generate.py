@@ -9,6 +9,7 @@ import click
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import EngineOptions, engine_options, json_option
 from hotcold.actors.cli.common.running import figures, running_engine
+from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.options.config import Sampling
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from hotcold.actors import Engine
 
 MAX_PROMPT_BYTES = 16 << 20
-ACTORS = ("gpu", "cpu", "predictor")
 
 
 @click.command("generate")

@@ -15,13 +15,14 @@ from hotcold.actors.cli.common.options import (
     json_option,
     model_option,
 )
+from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.units import format_bytes
 
 if TYPE_CHECKING:
     from hotcold.runtime.model.checkpoints.bundle import Bundle, TensorEntry
 
-ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
+ELEMENT_BYTES = {**DTYPE_BYTES, "uint8": 1}
 PARTS = ("embedding", "head", "attention", "neurons", "norms")
 KINDS = {
     "embed": "embedding",

@@ -260,8 +260,8 @@ def _kv_bytes(machine: "HardwareProfile", more: dict[str, Any]) -> int:
 
 
 def _scratch(spec: "ModelSpec", context: int) -> int:
+    from hotcold.native.abi.generated import MAX_BATCH
     from hotcold.runtime.engine.gpu_memory import scratch_bytes
-    from hotcold.runtime.options.config import MAX_BATCH
 
     return scratch_bytes(spec, context, MAX_BATCH)
 

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import click
 
+from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.hardware.machine_file import reference_machines
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-DTYPES = ("float32", "float16", "bfloat16")
 TRANSPORTS = ("native", "ray")
 STORES = ("file", "memfd", "private")
 PROMPT_FORMS = ("auto", "dense", "sparse")
@@ -148,7 +148,7 @@ def dtype_option(command: Command) -> Command:
     """Add --dtype."""
     option = click.option(
         "--dtype",
-        type=click.Choice(DTYPES),
+        type=click.Choice(WEIGHT_DTYPES),
         help="Dtype of the stored matrices.  [default: the checkpoint's]",
     )
     return option(command)

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import DTYPES, debug_option, json_option
+from hotcold.actors.cli.common.options import debug_option, json_option
+from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.runtime.offline.plant.shapes import NOTES, SHAPES
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -55,7 +56,7 @@ def _shapes() -> str:
 @click.option("--layers", type=click.IntRange(min=1), help="Only so many layers.")
 @click.option(
     "--dtype",
-    type=click.Choice(DTYPES),
+    type=click.Choice(WEIGHT_DTYPES),
     default="float16",
     show_default=True,
     help="Dtype of the matrices.",

@@ -13,25 +13,23 @@
 
 namespace hotcold {
 void fail(cudaError_t error, const std::string &what) {
-    std::string text = what + ": " + cudaGetErrorString(error);
-    if (error == cudaErrorMemoryAllocation) {
-        cudaGetLastError(); // not sticky: the next call starts clean
-        size_t free = 0, total = 0;
-        if (cudaMemGetInfo(&free, &total) == cudaSuccess)
-            text += ", " + std::to_string(free >> 20) + " of " + std::to_string(total >> 20) +
-                    " MiB of the GPU are free";
-        text += "; lower --vram, or end what else holds its memory";
-    }
-    throw std::runtime_error(text);
+    const std::string text = what + ": " + cudaGetErrorString(error);
+    if (error != cudaErrorMemoryAllocation)
+        throw Failure(HC_ERR_SYSTEM, text);
+    cudaGetLastError(); // not sticky: the next call starts clean
+    size_t free = 0, total = 0;
+    if (cudaMemGetInfo(&free, &total) != cudaSuccess)
+        free = total = 0;
+    throw Failure(HC_ERR_GPU_MEMORY, text, static_cast<int64_t>(free), static_cast<int64_t>(total));
 }
 
 void check_host(cudaError_t error, int64_t bytes) {
     if (error == cudaSuccess)
         return;
     cudaGetLastError();
-    throw std::runtime_error("the system refused to pin " + std::to_string(bytes >> 20) +
-                             " MiB of host memory (" + cudaGetErrorString(error) +
-                             "); raise --vram so that less is read over the bus, or free memory");
+    throw Failure(
+        HC_ERR_PINNED,
+        "the system refused to pin host memory: " + std::string(cudaGetErrorString(error)), bytes);
 }
 
 Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
@@ -174,7 +172,7 @@ hc_status Executor::pass(const hc_device_pass &in, hc_device_report &report) {
 
 hc_status Executor::prompt(const hc_device_prompt &in, hc_device_report &report) {
     if (!prompt_)
-        throw std::runtime_error("this executor was made without a dense prompt form");
+        throw Failure(HC_ERR_SYSTEM, "this executor was made without a dense prompt form");
     check(cudaSetDevice(device_.index), "CUDA device");
     return prompt_->run(in, logits_host_, report);
 }

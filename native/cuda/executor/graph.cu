@@ -240,9 +240,9 @@ void Executor::capture_head(int32_t bucket) {
         gemv(project, bucket, launch_);
         head.x = b.projected;
     }
-    head.when = ONE_ROW;
+    head.when = HC_WHEN_ONE_ROW;
     gemv(head, bucket, launch_);
-    head.when = ALL_ROWS;
+    head.when = HC_WHEN_ALL_ROWS;
     head.stamps = nullptr;
     if (bucket > 1)
         gemv(head, bucket, launch_);

@@ -45,8 +45,8 @@ template <class Look> int64_t watch(const Watched &pass, uint32_t seq, Look look
                 check(error, "the pass failed on the device");
         }
         if (poisoned && now - poisoned > DRAIN_NS)
-            throw std::runtime_error("the device did not end its pass after the exchange was "
-                                     "poisoned");
+            throw Failure(HC_ERR_SYSTEM, "the device did not end its pass after the exchange was "
+                                         "poisoned");
     }
     return now_ns();
 }

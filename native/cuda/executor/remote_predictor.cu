@@ -36,9 +36,8 @@ void PredictorProcess::start() {
     lay_out(count, count_host);
     bytes_ = count.used(), pinned_ = count_host.used();
     if (device_.vram_bytes > 0 && bytes_ > device_.vram_bytes)
-        throw std::runtime_error("the predictor needs " + std::to_string(bytes_) +
-                                 " bytes of GPU memory, its part of the budget is " +
-                                 std::to_string(device_.vram_bytes) + "; raise --vram");
+        throw Failure(HC_ERR_BUDGET, "the predictor does not fit its part of the GPU memory budget",
+                      bytes_, device_.vram_bytes);
     open_mailbox();
     check(cudaMalloc(&memory_, bytes_), "allocating " + std::to_string(bytes_) + " bytes");
     clear(memory_, bytes_);

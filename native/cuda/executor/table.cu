@@ -1,6 +1,9 @@
-// table.cu - the plug-in's C face: the table of device.h, and exceptions turned into texts.
+// table.cu - the plug-in's C face: the table of device.h, and exceptions turned into errors.
 #include "cuda/executor/executor.h"
 #include "cuda/executor/remote_predictor.h"
+
+#include <cstring>
+#include <new>
 
 namespace hotcold {
 
@@ -8,14 +11,23 @@ hc_status operate(const hc_device_op &op); // operate.cu
 
 namespace {
 
-thread_local std::string last_error;
+thread_local hc_error last_error;
+
+hc_status keep(hc_status status, const char *text, int64_t value = 0, int64_t limit = 0) {
+    last_error = {status, value, limit, ""};
+    std::strncpy(last_error.text, text, sizeof last_error.text - 1);
+    return status;
+}
 
 template <class Body> hc_status guarded(Body body) {
     try {
         return body();
+    } catch (const Failure &failure) {
+        return keep(failure.status, failure.what(), failure.value, failure.limit);
+    } catch (const std::bad_alloc &) {
+        return keep(HC_ERR_MEMORY, "the GPU plug-in got no host memory");
     } catch (const std::exception &error) {
-        last_error = error.what();
-        return HC_ERR_SYSTEM;
+        return keep(HC_ERR_SYSTEM, error.what());
     }
 }
 
@@ -68,8 +80,8 @@ hc_status answer(void *self, uint32_t seq, int32_t batch, hc_device_report *repo
         [&] { return static_cast<PredictorProcess *>(self)->pass(seq, batch, *report); });
 }
 
-const char *error() {
-    return last_error.c_str();
+const hc_error *error() {
+    return &last_error;
 }
 
 hc_status operate_guarded(const hc_device_op *op) {

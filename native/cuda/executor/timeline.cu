@@ -94,8 +94,22 @@ void Clock::narrow(int64_t launched_ns, uint64_t begin, uint64_t end, int64_t do
 
 namespace {
 
-constexpr int PHASE_OF[] = {-1, 0, 1, 2, -1, 4, 5}; // by hc_op
-constexpr int WAIT = 3;
+constexpr int phase_of(int op) { // hc_phase; -1: of none
+    switch (op) {
+    case HC_OP_ATTENTION:
+        return HC_PHASE_ATTENTION;
+    case HC_OP_PREDICT:
+        return HC_PHASE_PREDICT;
+    case HC_OP_HOT:
+        return HC_PHASE_HOT;
+    case HC_OP_MERGE:
+        return HC_PHASE_MERGE;
+    case HC_OP_HEAD:
+        return HC_PHASE_HEAD;
+    default:
+        return -1;
+    }
+}
 
 // Collects steps in the order of the stream; each ends where the next begins.
 class Steps {
@@ -115,9 +129,10 @@ class Steps {
                           seq_,
                           static_cast<int16_t>(layer_),
                           static_cast<int16_t>(op_)};
-        if (PHASE_OF[op_] >= 0)
-            phase_ns_[PHASE_OF[op_]] += static_cast<int64_t>(at - ready_);
-        phase_ns_[WAIT] += static_cast<int64_t>(ready_ - at_);
+        const int phase = phase_of(op_);
+        if (phase >= 0)
+            phase_ns_[phase] += static_cast<int64_t>(at - ready_);
+        phase_ns_[HC_PHASE_WAIT] += static_cast<int64_t>(ready_ - at_);
         op_ = -1;
     }
     int32_t count() const {

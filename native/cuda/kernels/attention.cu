@@ -129,8 +129,8 @@ template <class W> void launch_heads(const Attention &a, int bucket, const Launc
     constexpr int MAX_PACKS = 256 / W::E; // packs of the largest head
     const int packs = (a.head_dim + W::E - 1) / W::E;
     if (packs > MAX_PACKS)
-        throw std::runtime_error("attention: heads of " + std::to_string(a.head_dim) +
-                                 " elements, at most 256 are possible");
+        throw Failure(HC_ERR_UNSUPPORTED, "attention: heads of " + std::to_string(a.head_dim) +
+                                              " elements, at most 256 are possible");
     if (a.head_dim % W::E)
         return launch_rows<W, 32, MAX_PACKS / 32, false>(a, bucket, launch);
     if constexpr (W::E == 8)

@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_kernel(const Gemv1 a) {
     stamp(a.stamps, a.stamp);
     if (!takes_part(a))
         return;
-    const float *x = a.x + (a.when == ONE_ROW ? a.pass->batch - 1 : group * 8) * a.x_stride;
+    const float *x = a.x + (a.when == HC_WHEN_ONE_ROW ? a.pass->batch - 1 : group * 8) * a.x_stride;
     float sum[R][B] = {}, squares[B] = {};
     while (at < a.d) {
 #pragma unroll
@@ -170,7 +170,7 @@ template <class W, int B, int R, int U, int BLOCKS> void launch_b(Gemv1 &a, cons
 }
 
 template <class W> void launch_w(Gemv1 &a, int bucket, const Launch &launch) {
-    if (bucket == 1 || a.when == ONE_ROW)
+    if (bucket == 1 || a.when == HC_WHEN_ONE_ROW)
         launch_b<W, 1, 1, 4, 1>(a, launch);
     else if (bucket == 2)
         launch_b<W, 2, 2, 2, 1>(a, launch);
@@ -192,8 +192,8 @@ void gemv(const Gemv &args, int bucket, const Launch &launch) {
     const int pack = args.dtype == HC_I8 ? 16 : args.dtype == HC_F32 ? 4 : 8;
     a.vec = args.d % pack == 0 && args.stride % 16 == 0 && args.x_stride % 4 == 0 &&
             reinterpret_cast<uintptr_t>(args.w) % 16 == 0;
-    a.groups = args.when == ONE_ROW ? 1 : (bucket + 7) / 8;
-    if ((bucket == 1 || args.when == ONE_ROW) && gemv_one(args, a.vec, launch))
+    a.groups = args.when == HC_WHEN_ONE_ROW ? 1 : (bucket + 7) / 8;
+    if ((bucket == 1 || args.when == HC_WHEN_ONE_ROW) && gemv_one(args, a.vec, launch))
         return;
     switch (args.dtype) {
     case HC_F32:

@@ -31,7 +31,8 @@ __device__ __forceinline__ void write_out(const Gemv &a, int row, int group, con
 // Does a row take part in this pass, by its `when`?
 __device__ __forceinline__ bool takes_part(const Gemv &a) {
     const int rows = a.pass->head_rows, batch = a.pass->batch;
-    return a.when == ALWAYS || (a.when == ONE_ROW ? rows == 1 : rows == batch && batch > 1);
+    return a.when == HC_WHEN_ALWAYS ||
+           (a.when == HC_WHEN_ONE_ROW ? rows == 1 : rows == batch && batch > 1);
 }
 
 // gemv_one.cu: one token; false where the shape needs v1.

@@ -19,7 +19,7 @@ struct Gemv2 : Gemv {
 template <class W, int P, bool NORM>
 __device__ __forceinline__ float load_x(const Gemv2 &a, float (&x)[P][W::E]) {
     __shared__ float shared[WARPS];
-    const float *from = a.x + (a.when == ONE_ROW ? a.pass->batch - 1 : 0) * a.x_stride;
+    const float *from = a.x + (a.when == HC_WHEN_ONE_ROW ? a.pass->batch - 1 : 0) * a.x_stride;
     float squares = 0;
 #pragma unroll
     for (int p = 0; p < P; p++) {

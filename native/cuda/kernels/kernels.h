@@ -7,13 +7,12 @@
 #define HOTCOLD_KERNELS_H
 #include "loop/device.h"
 
+#include "cuda/kernels/failure.h"
+
 #include <cuda_runtime.h>
-#include <stdexcept>
-#include <string>
 
 namespace hotcold {
 
-constexpr int HC_I8 = 3; // dtype of predictor matrices quantised by row, beside hc_dtype
 // Stamps of the device's clock, a row of them a layer, each written by the kernel that begins (or,
 // SUMMED and WAITED, gets so far) then; timeline.cu reads them. The row before those of the layers
 // is of the whole pass.
@@ -40,7 +39,6 @@ struct Launch { // how to enqueue
 };
 
 enum Epilogue { STORE, ADD, RELU, MEMBERS };
-enum When { ALWAYS, ONE_ROW, ALL_ROWS }; // head: by PassState.head_rows
 struct Gemv {
     const void *w; // rows `stride` bytes apart
     int64_t stride;
@@ -56,7 +54,7 @@ struct Gemv {
     float threshold;     // MEMBERS: bit b of members[row] = y[b] >= threshold
     uint8_t *members;    // 4 bytes a row, one for each eight tokens
     Epilogue epilogue;
-    When when;
+    hc_when when; // head: by PassState.head_rows
     const PassState *pass;
     float *normed, *normed_host; // with norm_D: one block more writes the normed x here
     uint64_t *stamps;
@@ -224,8 +222,7 @@ bool by_variant(bool (*Operators::*op)(const Args &, int, const Launch &), const
     return variant && variant->*op && (variant->*op)(args, bucket, launch);
 }
 
-// Throws with the figures where the device has no memory left; the text names --vram, by which the
-// Python side knows it for a budget's error.
+// Throws, HC_ERR_GPU_MEMORY with the figures where the device has no memory left.
 [[noreturn]] void fail(cudaError_t error, const std::string &what); // executor.cu
 inline void check(cudaError_t error, const std::string &what) {
     if (error != cudaSuccess)

@@ -60,9 +60,9 @@ __device__ __forceinline__ Counts before_warp(Counts own, Counts &total) {
 
 __device__ __forceinline__ void send(const Split &a, const Scratch &s, int cold) {
     hc_active *list = a.to.cold;
-    int32_t *ids = reinterpret_cast<int32_t *>(list + 1);
-    const int64_t part = (a.to.capacity * 4 + 63) / 64 * 64;
-    uint32_t *members = reinterpret_cast<uint32_t *>(reinterpret_cast<char *>(ids) + part);
+    char *at = reinterpret_cast<char *>(list);
+    int32_t *ids = reinterpret_cast<int32_t *>(at + HC_ACTIVE_IDS());
+    uint32_t *members = reinterpret_cast<uint32_t *>(at + HC_ACTIVE_MEMBERS(a.to.capacity));
     for (int k = threadIdx.x; k < cold; k += THREADS) {
         ids[k] = s.ids[k];
         members[k] = s.members[k];
@@ -73,7 +73,7 @@ __device__ __forceinline__ void send(const Split &a, const Scratch &s, int cold)
         list->batch = a.pass->batch;
         list->count = cold;
         list->capacity = a.to.capacity;
-        list->has_gate = 0;
+        list->has_gate = HC_GATE_NONE;
     }
 }
 
@@ -244,7 +244,7 @@ void split(const Split &args, const Launch &launch) {
     else if (each <= 32)
         v1::start<32>(args, launch);
     else
-        throw std::runtime_error("split: layers of at most 32768 neurons are supported");
+        throw Failure(HC_ERR_UNSUPPORTED, "split: layers of at most 32768 neurons are supported");
 }
 
 void signal_x(const Exchange &to, const PassState *pass, const Launch &launch) {

@@ -18,7 +18,8 @@ const Operators *open_variant(const char *path) {
         return &found->second;
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library)
-        throw std::runtime_error(std::string("the CUDA variant does not open: ") + dlerror());
+        throw Failure(HC_ERR_UNSUPPORTED,
+                      std::string("the CUDA variant does not open: ") + dlerror());
     const auto *abi = static_cast<const uint32_t *>(dlsym(library, "hc_cuda_variant_abi"));
     const auto fill = reinterpret_cast<void (*)(Operators *)>(dlsym(library, "hc_cuda_variant"));
     std::string why;
@@ -28,7 +29,7 @@ const Operators *open_variant(const char *path) {
         why = "has ABI " + std::to_string(*abi) + ", this plug-in " + std::to_string(HC_DEVICE_ABI);
     if (!why.empty()) {
         dlclose(library);
-        throw std::runtime_error("the CUDA variant " + why);
+        throw Failure(HC_ERR_UNSUPPORTED, "the CUDA variant " + why);
     }
     Operators table = {};
     fill(&table);

@@ -10,7 +10,7 @@
 namespace hotcold {
 // How a launcher's check() ends where the device refuses; the plug-in has its own, a variant this.
 [[noreturn]] void fail(cudaError_t error, const std::string &what) {
-    throw std::runtime_error(what + ": " + cudaGetErrorString(error));
+    throw Failure(HC_ERR_SYSTEM, what + ": " + cudaGetErrorString(error));
 }
 } // namespace hotcold
 

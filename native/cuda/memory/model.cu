@@ -36,10 +36,8 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
         device.remote_predictor ? lay_out_mailbox(nullptr, m, bucket, ahead, mailbox) : 0;
     bytes = own + shared, pinned = count_host.used();
     if (device.vram_bytes > 0 && bytes > device.vram_bytes)
-        throw std::runtime_error("the plan needs " + std::to_string(bytes) +
-                                 " bytes of GPU memory beside the context, the budget leaves " +
-                                 std::to_string(device.vram_bytes) +
-                                 "; raise --vram or use a smaller context");
+        throw Failure(HC_ERR_BUDGET, "the plan does not fit the GPU memory budget", bytes,
+                      device.vram_bytes);
     try {
         if (device.remote_predictor) {
             check(cudaMalloc(&shared_, shared), "allocating " + std::to_string(shared) + " bytes");

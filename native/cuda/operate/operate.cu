@@ -44,7 +44,7 @@ void operate_gemv(const hc_device_op &op) {
     g.threshold = op.threshold;
     uint32_t *members = op.members_R ? scratch.zeros<uint32_t>(a.rows) : nullptr;
     g.members = reinterpret_cast<uint8_t *>(members);
-    g.when = static_cast<When>(op.when), g.pass = scratch.pass(a.batch, nullptr, op.head_rows);
+    g.when = static_cast<hc_when>(op.when), g.pass = scratch.pass(a.batch, nullptr, op.head_rows);
     const auto body = [&](int copy) {
         g.w = w + copy * size;
         gemv(g, bucket, launch);
@@ -224,8 +224,8 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
     s.cold_ids = scratch.make<int32_t>(a.n);
     s.cold_members = scratch.make<uint32_t>(a.n);
     s.counts = scratch.make<int32_t>(COUNTS);
-    const int64_t part = (a.n * 4 + 63) / 64 * 64;
-    s.to.cold = reinterpret_cast<hc_active *>(scratch.make<char>(64 + 2 * part));
+    char *cold = scratch.make<char>(HC_ACTIVE_BYTES(a.n, 0));
+    s.to.cold = reinterpret_cast<hc_active *>(cold);
     s.to.capacity = a.n;
     uint32_t *flags = reinterpret_cast<uint32_t *>(scratch.host(2));
     s.to.x_flag = flags, s.to.active_flag = flags + 1;
@@ -233,18 +233,18 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
     const auto body = [&](int) { split(s, launch); };
     run(op, scratch, launch, body, [&] {
         if (flags[0] != 1 || flags[1] != 1)
-            throw std::runtime_error("split: the host has not been told of the lists");
+            throw Failure(HC_ERR_SYSTEM, "split: the host has not been told of the lists");
     });
-    const char *sent = reinterpret_cast<const char *>(s.to.cold + 1);
-    const void *ids[2] = {s.hot.rows, sent}, *words[2] = {s.hot.members, sent + part};
+    const void *ids[2] = {s.hot.rows, cold + HC_ACTIVE_IDS()};
+    const void *words[2] = {s.hot.members, cold + HC_ACTIVE_MEMBERS(a.n)};
     int32_t counts[2];
     fetch(&counts[0], s.hot.count, 4);
     fetch(&counts[1], s.counts, 4);
     for (int d = 0; d < 2; d++) {
         a.out[d]->count = counts[d];
-        char *at = reinterpret_cast<char *>(a.out[d] + 1);
-        fetch(at, ids[d], counts[d] * 4);
-        fetch(at + (a.out[d]->capacity * 4 + 63) / 64 * 64, words[d], counts[d] * 4);
+        char *at = reinterpret_cast<char *>(a.out[d]);
+        fetch(at + HC_ACTIVE_IDS(), ids[d], counts[d] * 4);
+        fetch(at + HC_ACTIVE_MEMBERS(a.out[d]->capacity), words[d], counts[d] * 4);
     }
 }
 
@@ -315,7 +315,7 @@ hc_status operate(const hc_device_op &op) {
         hold(op);
         break;
     default:
-        throw std::runtime_error("unknown operator " + std::to_string(op.kind));
+        throw Failure(HC_ERR_ARGUMENT, "unknown operator " + std::to_string(op.kind));
     }
     return HC_OK;
 }

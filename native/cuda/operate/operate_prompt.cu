@@ -54,7 +54,7 @@ void operate_product(const hc_device_op &op) {
     g.bias = a.bias_bytes;
     g.rows = static_cast<int32_t>(a.rows), g.tokens = a.tokens;
     g.dtype = i8 ? static_cast<int32_t>(HC_F16) : a.dtype, g.transposed = a.transposed != 0;
-    g.epilogue = static_cast<DenseEpilogue>(a.epilogue), g.threshold = a.threshold;
+    g.epilogue = static_cast<hc_epilogue>(a.epilogue), g.threshold = a.threshold;
     g.scale_R = a.scale_R ? scratch.make<float>(a.rows, a.scale_R) : nullptr;
     g.bias_R = a.bias_R ? scratch.make<float>(a.rows, a.bias_R) : nullptr;
     g.x = operand_of(a, operand_dtype(g.dtype, g.w, g.stride, g.up, a.k, a.rows, g.transposed),

@@ -78,7 +78,7 @@ void Scratch::later(void *to, const void *from, int64_t bytes) {
     if (bytes == 0)
         return;
     if (late_.size() == MAX_PIECES)
-        throw std::runtime_error("operator: too many late inputs");
+        throw Failure(HC_ERR_SYSTEM, "operator: too many late inputs");
     late_.push_back({to, make<char>(bytes, from), bytes});
 }
 
@@ -99,9 +99,9 @@ void Scratch::verify() const {
         for (const int64_t at : {static_cast<int64_t>(0), guard_ + array.bytes}) {
             fetch(around.data(), array.block + at, guard_);
             if (around != whole)
-                throw std::runtime_error("a kernel wrote " +
-                                         std::string(at ? "behind" : "in front of") +
-                                         " an array of " + std::to_string(array.bytes) + " bytes");
+                throw Failure(HC_ERR_SYSTEM,
+                              "a kernel wrote " + std::string(at ? "behind" : "in front of") +
+                                  " an array of " + std::to_string(array.bytes) + " bytes");
         }
 }
 

@@ -42,22 +42,20 @@ void make_operand(const MakeOperand &args, int tokens, const Launch &launch);
 // The normed rows, of d elements, to y [T][stride of from]; y may be where they come from.
 void prompt_norm(const Rows &from, float *y, int64_t d, int tokens, const Launch &launch);
 
-// DENSE_NEURON: gate and up row in one go; DENSE_PLAIN: a neuron without an up row.
-enum DenseEpilogue { DENSE_STORE, DENSE_ADD, DENSE_RELU, DENSE_MASK, DENSE_NEURON, DENSE_PLAIN };
 struct Gemm { // y[t][r] = sum over k of x[t][k] w[r][k]; or w[k][r] where transposed
     Operand x;
     const char *w;
     int64_t stride; // bytes from row to row of w, as it lies
-    int64_t up;     // DENSE_NEURON: bytes from a gate row to its up row
-    int64_t bias;   // DENSE_PLAIN: bytes from a gate row to its bias, a float; 0: none
+    int64_t up;     // HC_EPILOGUE_NEURON: bytes from a gate row to its up row
+    int64_t bias;   // HC_EPILOGUE_PLAIN: bytes from a gate row to its bias, a float; 0: none
     int32_t rows, dtype, tokens;
     bool transposed;
-    DenseEpilogue epilogue;
+    hc_epilogue epilogue;
     float *y; // of neurons: relu(gate) * up, or relu(gate + bias), where the mask allows
     int64_t y_stride;
     const float *scale_R, *bias_R; // NULL: ones, zeros; the others' alone
     float threshold;
-    uint8_t *mask; // [t][n]: written by DENSE_MASK, read of neurons; NULL there: all ones
+    uint8_t *mask; // [t][n]: written by HC_EPILOGUE_MASK, read of neurons; NULL there: all ones
     int64_t mask_stride;
     const int32_t *ids_R;      // of neurons: their ids
     unsigned long long *fired; // of neurons: += entries that are not 0

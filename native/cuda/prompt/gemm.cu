@@ -30,25 +30,25 @@ __device__ __forceinline__ void write_out(const Gemm &a, int t, int r, float v, 
         v += a.bias_R[r];
     float *to = a.y + t * a.y_stride + r;
     switch (a.epilogue) {
-    case DENSE_STORE:
+    case HC_EPILOGUE_STORE:
         *to = v;
         break;
-    case DENSE_ADD:
+    case HC_EPILOGUE_ADD:
         *to += v;
         break;
-    case DENSE_RELU:
+    case HC_EPILOGUE_RELU:
         *to = fmaxf(v, 0.0f);
         break;
-    case DENSE_MASK:
+    case HC_EPILOGUE_MASK:
         a.mask[t * a.mask_stride + r] = v >= a.threshold;
         break;
-    case DENSE_NEURON: {
+    case HC_EPILOGUE_NEURON: {
         const float c = v > 0 && proposed(a, t, r) ? v * up : 0.0f;
         *to = c;
         fired += c != 0;
         break;
     }
-    case DENSE_PLAIN: {
+    case HC_EPILOGUE_PLAIN: {
         if (a.bias)
             v += *reinterpret_cast<const float *>(a.w + r * a.stride + a.bias);
         const float c = v > 0 && proposed(a, t, r) ? v : 0.0f;
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
     typedef wmma::fragment<wmma::matrix_b, 16, 16, 16, E, Major> FragmentW;
     typedef wmma::fragment<wmma::accumulator, 16, 16, 16, float> FragmentY;
     extern __shared__ __align__(128) char shared[];
-    const bool neuron = a.epilogue == DENSE_NEURON;
+    const bool neuron = a.epilogue == HC_EPILOGUE_NEURON;
     const int token0 = blockIdx.x * TILE, warp = threadIdx.x / WARP;
     const int row0 = blockIdx.y * (neuron ? TILE : 2 * TILE), second = neuron ? row0 : row0 + TILE;
     const char *w1 = a.w, *w2 = neuron ? a.w + a.up : a.w;
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
 }
 
 template <class W, bool TRANS> void start(const Gemm &a, const Launch &launch) {
-    const int per_block = a.epilogue == DENSE_NEURON ? TILE : 2 * TILE;
+    const int per_block = a.epilogue == HC_EPILOGUE_NEURON ? TILE : 2 * TILE;
     const dim3 grid((a.tokens + TILE - 1) / TILE, (a.rows + per_block - 1) / per_block);
     check(cudaFuncSetAttribute(gemm_kernel<W, TRANS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                STAGES * STAGE),
@@ -241,7 +241,7 @@ __device__ __forceinline__ float read_w(const Gemm &a, int64_t offset, int r, in
 template <class W, bool TRANS>
 __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
     __shared__ float x[DEEP][TILE + 1], w[2][DEEP][TILE + 1];
-    const bool neuron = a.epilogue == DENSE_NEURON;
+    const bool neuron = a.epilogue == HC_EPILOGUE_NEURON;
     const int token0 = blockIdx.x * TILE, row0 = blockIdx.y * TILE;
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     float sum[EACH][EACH] = {}, up[EACH][EACH] = {};

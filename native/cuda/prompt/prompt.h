@@ -39,7 +39,7 @@ class Prompt {
     void decode(const void *w, int64_t rows, int64_t d, const float *x, const float *norm_D,
                 float *y, int32_t n);
     void dense(const Rows &x, const void *w, const float *bias_R, int64_t rows, int64_t d,
-               DenseEpilogue epilogue, float *y, int tokens);
+               hc_epilogue epilogue, float *y, int tokens);
     Rows stream(const float *norm_D, const float *norm_bias_D) const;
     Rows ffn_input(int layer) const;
     Operand operand(bool spare, const Rows &rows, int64_t k, int32_t dtype, int tokens);

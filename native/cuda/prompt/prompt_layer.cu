@@ -49,7 +49,7 @@ Gemm Prompt::product(const Operand &x, const void *w, int64_t stride, int64_t ro
 
 // y (+)= x W^T with a matrix of the model, its rows side by side.
 void Prompt::dense(const Rows &x, const void *w, const float *bias_R, int64_t rows, int64_t d,
-                   DenseEpilogue epilogue, float *y, int tokens) {
+                   hc_epilogue epilogue, float *y, int tokens) {
     const int32_t dtype = args_.model->dtype;
     const int64_t stride = d * bytes_of(dtype);
     const int32_t form = operand_dtype(dtype, w, stride, 0, d, rows, false);
@@ -72,8 +72,8 @@ void Prompt::embed(const hc_device_prompt &in) {
     float *to = m.project_in ? b.wide : b.h;
     widen(rows_mapped_, m.dtype, to, false, in.count * m.embed_dim, launch_);
     if (m.project_in)
-        dense({b.wide, m.embed_dim}, b.project_in, nullptr, m.d, m.embed_dim, DENSE_STORE, b.h,
-              in.count);
+        dense({b.wide, m.embed_dim}, b.project_in, nullptr, m.d, m.embed_dim, HC_EPILOGUE_STORE,
+              b.h, in.count);
     if (m.positions)
         widen(rows_mapped_ + behind, m.dtype, b.h, true, in.count * m.d, launch_);
 }
@@ -85,13 +85,13 @@ void Prompt::attend(int layer, const hc_device_prompt &in) {
     const int64_t q_dim = m.heads * m.head_dim, width = q_dim + 2 * m.kv_heads * m.head_dim;
     const Rows x = m.post_norm ? stream(nullptr, nullptr)
                                : stream(from.attention_norm_D, from.attention_norm_bias_D);
-    dense(x, from.qkv, from.qkv_bias, width, m.d, DENSE_STORE, b.wide, in.count);
+    dense(x, from.qkv, from.qkv_bias, width, m.d, HC_EPILOGUE_STORE, b.wide, in.count);
     prompt_attention(PromptAttention{b.wide, from.k_cache, from.v_cache, model_.buffers.cos_PE,
                                      model_.buffers.sin_PE, b.attended, m.heads, m.kv_heads,
                                      m.head_dim, static_cast<int32_t>(m.context), device_.kv_f16,
                                      in.position, in.count},
                      launch_);
-    dense({b.attended, q_dim}, from.o, from.o_bias_D, m.d, q_dim, DENSE_ADD, b.h, in.count);
+    dense({b.attended, q_dim}, from.o, from.o_bias_D, m.d, q_dim, HC_EPILOGUE_ADD, b.h, in.count);
     if (m.post_norm)
         prompt_norm(stream(from.attention_norm_D, from.attention_norm_bias_D), b.h, m.d, in.count,
                     launch_);
@@ -121,7 +121,7 @@ void Prompt::predict(int layer, int at, const hc_device_prompt &in) {
     const int32_t form = operand_dtype(dtype, fc1, m.d * e, 0, m.d, H, false);
     const Operand x = operand(true, input, m.d, form, in.count);
     Gemm first = product(x, fc1, m.d * e, H, dtype, in.count);
-    first.epilogue = shape.relu ? DENSE_RELU : DENSE_STORE;
+    first.epilogue = shape.relu ? HC_EPILOGUE_RELU : HC_EPILOGUE_STORE;
     first.y = b.wide, first.y_stride = H, first.scale_R = p.scale1_H;
     gemm(first, launch_);
     if (i8)
@@ -129,7 +129,7 @@ void Prompt::predict(int layer, int at, const hc_device_prompt &in) {
     const int32_t form2 = operand_dtype(dtype, fc2, H * e, 0, H, m.n, false);
     const Operand hidden = operand(true, {b.wide, H}, H, form2, in.count);
     Gemm second = product(hidden, fc2, H * e, m.n, dtype, in.count);
-    second.epilogue = DENSE_MASK, second.scale_R = p.scale2_N, second.bias_R = p.bias_N;
+    second.epilogue = HC_EPILOGUE_MASK, second.scale_R = p.scale2_N, second.bias_R = p.bias_N;
     second.threshold = shape.threshold, second.mask = mask(layer), second.mask_stride = m.n;
     gemm(second, launch_);
 }
@@ -165,7 +165,7 @@ void Prompt::neurons(const char *records, int64_t n, const int32_t *ids, const u
     const PromptBuffers &b = model_.prompt;
     const bool gated = m.up_offset >= 0;
     Gemm gate = product(x, records + m.gate_offset, m.record_bytes, n, m.dtype, tokens);
-    gate.epilogue = gated ? DENSE_NEURON : DENSE_PLAIN;
+    gate.epilogue = gated ? HC_EPILOGUE_NEURON : HC_EPILOGUE_PLAIN;
     gate.up = gated ? m.up_offset - m.gate_offset : 0;
     gate.bias = m.bias_offset ? m.bias_offset - m.gate_offset : 0;
     gate.y = b.wide, gate.y_stride = n;
@@ -177,7 +177,7 @@ void Prompt::neurons(const char *records, int64_t n, const int32_t *ids, const u
     const Operand c = operand(true, {b.wide, n}, n, form, tokens);
     Gemm down = product(c, columns, m.record_bytes, m.d, m.dtype, tokens);
     down.transposed = true, down.bias_R = bias_D;
-    down.epilogue = DENSE_ADD, down.y = b.h, down.y_stride = m.d;
+    down.epilogue = HC_EPILOGUE_ADD, down.y = b.h, down.y_stride = m.d;
     gemm(down, launch_);
 }
 

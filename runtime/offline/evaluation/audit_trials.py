@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hotcold.native.bindings.segment import OP_NAMES
+from hotcold.native.abi.names import OPS
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.audit import RecallEstimate
 from hotcold.runtime.engine.deployment import Deployment, deploy, solve
@@ -170,7 +170,7 @@ def _gap_ns(segment: Segment, actor: str, since_ns: int) -> float:
     spans = spans[spans["begin_ns"] >= since_ns]
     if len(spans) < 2:
         return 0.0
-    ops = [OP_NAMES.index(name) for name in AFTER]
+    ops = [OPS.index(name) for name in AFTER]
     here, following = spans[:-1], spans[1:]
     inner = np.isin(here["op"], ops) & (here["seq"] == following["seq"])
     gaps = (following["begin_ns"] - here["end_ns"])[inner]

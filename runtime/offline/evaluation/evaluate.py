@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.bindings.segment import OP_NAMES
+from hotcold.native.abi.generated import Op
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.audit import PredictionAudit
 from hotcold.runtime.engine.deployment import deploy, solve
@@ -273,7 +273,7 @@ def predict_share(segment: Segment, begin_ns: int, end_ns: int) -> float:
     if not len(gpu):
         return math.nan
     if not len(spans):
-        spans = gpu[gpu["op"] == OP_NAMES.index("predict")]
+        spans = gpu[gpu["op"] == Op.PREDICT]
     begin_ns = max(begin_ns, *(int(part["begin_ns"][0]) for part in (gpu, spans) if len(part)))
     inside = spans[(spans["begin_ns"] >= begin_ns) & (spans["end_ns"] <= end_ns)]
     busy_ns = int((inside["end_ns"] - inside["ready_ns"]).sum())

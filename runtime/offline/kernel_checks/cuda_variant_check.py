@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.bindings import device_kernels as kernels
 from hotcold.native.bindings.device import open_plugin
 from hotcold.native.errors import HotcoldError
@@ -20,7 +21,6 @@ from hotcold.runtime.engine.variant import Variant
 from hotcold.runtime.offline.kernel_checks.cuda_variant_passes import check_passes
 from hotcold.runtime.offline.kernel_checks.variant_check import Array, Wrong, compare
 
-DTYPES = ("float32", "float16", "bfloat16")
 WIDTHS = (7, 64, 320, 1040, 5120)
 BATCHES = (1, 2, 5, 32)
 ROUNDING = 4e-6  # of the sum of the terms' magnitudes: float32 sums
@@ -161,7 +161,7 @@ def check_all(plugin: Any) -> None:
     Raises:
         Wrong: the first result that is wrong.
     """
-    for dtype, d, batch in itertools.product(DTYPES, WIDTHS, BATCHES):
+    for dtype, d, batch in itertools.product(WEIGHT_DTYPES, WIDTHS, BATCHES):
         for gated in (True, False):
             check_ffn(plugin, dtype, d, batch, gated)
         check_gemv(plugin, dtype, d, batch)

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.bindings import kernels
 from hotcold.native.bindings.pool import load_cpu_variant
 from hotcold.native.errors import HotcoldError
 
 Array = NDArray[Any]
-DTYPES = ("float32", "float16", "bfloat16")
 WIDTHS = (1, 7, 16, 31, 64, 65, 320, 1040)
 ROUNDING = 4e-6  # of the sum of the terms' magnitudes: float32 sums of up to 1040 terms
 _maps: list[mmap.mmap] = []
@@ -187,10 +187,10 @@ def check_all() -> None:
     Raises:
         Wrong: the first result that is wrong.
     """
-    for dtype, d in itertools.product(DTYPES, WIDTHS):
+    for dtype, d in itertools.product(WEIGHT_DTYPES, WIDTHS):
         check_gemv(dtype, d)
         check_ffn(dtype, d)
-    for dtype in DTYPES[1:]:
+    for dtype in WEIGHT_DTYPES[1:]:
         check_halves(dtype)
     for head_dim in (1, 24, 64):
         check_attention(head_dim)

@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.hardware.profile import HardwareProfile
 from hotcold.runtime.model.neurons import NeuronRecord
@@ -21,9 +22,6 @@ from hotcold.runtime.plan.problem import Problem, make_problem
 
 F64 = NDArray[np.float64]
 _COARSE = 2048  # points the law is fitted on; between them it is interpolated
-
-
-PREDICTOR_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,10 @@ class Ask:
     embed_on_host: bool = False
 
     def __post_init__(self) -> None:
-        if self.predictor_dtype not in PREDICTOR_BYTES:
+        if self.predictor_dtype not in DTYPE_BYTES:
             raise ConfigError(
                 f"predictor dtype {self.predictor_dtype!r} is unknown; choose from "
-                f"{', '.join(PREDICTOR_BYTES)}"
+                f"{', '.join(DTYPE_BYTES)}"
             )
         if not 1 <= self.overfire <= 1000:
             raise ConfigError(f"overfire is {self.overfire}; it must be from 1 to 1000")
@@ -65,7 +63,7 @@ class Ask:
     def predictor_bytes(self, spec: ModelSpec) -> int:
         """Bytes of one layer's predictor: width * (d + N) weights, int8 with float32 row scales."""
         width = self.predictor_width
-        weights = width * (spec.d_model + spec.n_neurons) * PREDICTOR_BYTES[self.predictor_dtype]
+        weights = width * (spec.d_model + spec.n_neurons) * DTYPE_BYTES[self.predictor_dtype]
         scales = 4 * (width + spec.n_neurons) if self.predictor_dtype == "int8" and width else 0
         return weights + scales
 

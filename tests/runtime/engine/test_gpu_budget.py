@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotcold.native.bindings.device import PART_BITS
+from hotcold.native.abi.generated import Part
 from hotcold.native.errors import BudgetError
 from hotcold.native.gpu import cuda_probe, nvml
 from hotcold.runtime.engine import gpu_memory
@@ -61,9 +61,9 @@ def test_modules_on_the_host_are_bits() -> None:
     parts_L = host_parts(plan_of(attention_1="cpu0", kv_1="cpu0", predictor_0="cpu0", head="cpu0"))
     assert parts_L is not None
     wanted = [
-        PART_BITS["predictor"],
-        PART_BITS["attention"] | PART_BITS["kv"],
-        PART_BITS["head"],
+        Part.PREDICTOR,
+        Part.ATTENTION | Part.KV,
+        Part.HEAD,
     ]
     np.testing.assert_array_equal(parts_L, np.array(wanted, np.uint8))
 

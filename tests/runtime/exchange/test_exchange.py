@@ -14,7 +14,7 @@ import pytest
 from support import peers
 from support.peers import LAYOUT, line, peer, plain, until_asleep
 
-from hotcold.native.bindings import segment as native
+from hotcold.native.abi.generated import ABI_VERSION, Status
 from hotcold.native.bindings.segment import Watcher
 from hotcold.native.errors import ActorLostError, ConfigError, KernelError, LaunchError
 from hotcold.runtime.exchange.segment import PoisonCode, Segment
@@ -100,7 +100,7 @@ def test_of_many_poisons_one_wins_for_all(segment: Segment) -> None:
 def test_wait_times_out_and_counts_its_time(spin_ns: int) -> None:
     with Segment.create(LAYOUT, epoch=1, spin_ns=spin_ns) as segment:
         status, waited_ns = segment.native.wait(2, 1, 1, 3_000_000)
-        assert status is native.WaitStatus.TIMEOUT and waited_ns >= 3_000_000
+        assert status is Status.ERR_TIMEOUT and waited_ns >= 3_000_000
         assert segment.wait(2, 1, timeout_s=0) is False
         segment.signal(2, 1)
         assert segment.wait(2, 1, timeout_s=0) is True
@@ -114,7 +114,7 @@ def test_numbers_wrap(segment: Segment) -> None:
 
 def test_wait_of_another_epoch_is_refused(segment: Segment) -> None:
     segment.signal(0, 1)
-    assert segment.native.wait(0, 1, 8, -1)[0] is native.WaitStatus.EPOCH
+    assert segment.native.wait(0, 1, 8, -1)[0] is Status.ERR_EPOCH
 
 
 @pytest.mark.parametrize("flag", [-1, LAYOUT.n_flags, 2**31 - 1])
@@ -136,7 +136,7 @@ def test_attach_sees_payload_counters_and_pass(segment: Segment) -> None:
 
 
 def test_attach_refuses_the_wrong_epoch_and_size(segment: Segment) -> None:
-    with pytest.raises(LaunchError, match=f"epoch 7, expected ABI {native.ABI_VERSION}, epoch 8"):
+    with pytest.raises(LaunchError, match=f"epoch 7, expected ABI {ABI_VERSION}, epoch 8"):
         Segment.attach(replace(segment.handle, epoch=8))
     with pytest.raises(LaunchError, match="bytes, expected 4096"):
         Segment.attach(replace(segment.handle, bytes=4096))
@@ -218,7 +218,7 @@ def test_close_during_a_wait_is_safe() -> None:
     segment.close()
     native_segment.poison(PoisonCode.CLOSED, 255)
     thread.join(LIMIT_S)
-    assert ended == [native.WaitStatus.POISONED]
+    assert ended == [Status.ERR_POISONED]
 
 
 def test_private_segment_works_alone_and_cannot_be_handed_out() -> None:

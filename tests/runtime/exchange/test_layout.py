@@ -2,9 +2,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotcold.native.bindings import segment as native
+from hotcold.native.abi.generated import CACHE_LINE, FLAG, SEGMENT, SPAN
+from hotcold.native.bindings._ffi import lib
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.exchange.layout import LINE, SegmentLayout, active_list_bytes
+from hotcold.runtime.exchange.layout import SegmentLayout
 
 
 @settings(max_examples=60, deadline=None)
@@ -20,14 +21,14 @@ def test_parts_lie_on_lines_and_do_not_overlap(
     layers: int, d: int, n: int, batch: int, gate: bool, spans: int
 ) -> None:
     layout = SegmentLayout.build(layers, d, n, batch, with_gate=gate, span_capacity=spans)
-    rows, lists = 4 * batch * d, active_list_bytes(n, batch, gate)
-    parts = [(0, native.HEADER_BYTES), (layout.flags_offset, layout.n_flags * native.FLAG_BYTES)]
-    parts += [(offset, spans * native.SPAN_BYTES) for offset in layout.span_offsets]
+    rows, lists = 4 * batch * d, layout.active_bytes
+    parts = [(0, SEGMENT.itemsize), (layout.flags_offset, layout.n_flags * FLAG.itemsize)]
+    parts += [(offset, spans * SPAN.itemsize) for offset in layout.span_offsets]
     for slots in layout.layers:
         parts += [(slots.x, rows), (slots.y, rows), *((offset, lists) for offset in slots.active)]
     parts.sort()
     ends = [offset + size for offset, size in parts]
-    assert all(offset % LINE == 0 for offset, _ in parts)
+    assert all(offset % CACHE_LINE == 0 for offset, _ in parts)
     assert all(end <= offset for end, (offset, _) in zip(ends, parts[1:], strict=False))
     assert ends[-1] <= layout.bytes and layout.bytes % 4096 == 0
 
@@ -48,10 +49,8 @@ def test_every_flag_is_another() -> None:
 @pytest.mark.parametrize("batch", [1, 32])
 @pytest.mark.parametrize("gate", [False, True])
 def test_active_lists_are_as_long_as_in_c(capacity: int, batch: int, gate: bool) -> None:
-    found = native.active_bytes(capacity, batch, gate)
-    if found == 0:
-        pytest.skip("hc_active_bytes is a stub in this build")
-    assert found == active_list_bytes(capacity, batch, gate)
+    layout = SegmentLayout.build(1, 8, capacity, batch, with_gate=gate)
+    assert layout.active_bytes == lib.hc_active_bytes(capacity, batch, gate)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from hotcold.native.bindings import segment as native
-from hotcold.runtime.exchange.segment import ACTORS, Segment, SegmentLayout
-from hotcold.runtime.tracing import spans
+from hotcold.native.abi.generated import SPAN
+from hotcold.native.abi.names import ACTORS, OPS
+from hotcold.runtime.exchange.segment import Segment, SegmentLayout
 from hotcold.runtime.tracing.phases import phase_times
 
 CAPACITY = 64
-OPS = native.OP_NAMES
 
 
 @pytest.fixture
@@ -23,8 +22,8 @@ def segment() -> Iterator[Segment]:
 def put(segment: Segment, actor: str, seq: int, op: str, begin: int, ready: int, end: int) -> None:
     index = ACTORS.index(actor)
     number = segment.actor_state(actor).span_count
-    offset = segment.native.span_offset(index) + (number % CAPACITY) * native.SPAN_BYTES
-    slot = segment.view(offset, native.SPAN_BYTES).view(spans.SPAN_DTYPE)
+    offset = segment.native.span_offset(index) + (number % CAPACITY) * SPAN.itemsize
+    slot = segment.view(offset, SPAN.itemsize).view(SPAN)
     slot[0] = (begin, ready, end, seq, 0, OPS.index(op))
     segment.native.set_counter(index, "span_count", number + 1)
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from hotcold.native.bindings import segment as native
-from hotcold.runtime.exchange.segment import ACTORS, Segment, SegmentLayout
+from hotcold.native.abi.generated import SPAN
+from hotcold.native.abi.names import ACTORS
+from hotcold.runtime.exchange.segment import Segment, SegmentLayout
 from hotcold.runtime.tracing import spans
 
 CAPACITY = 8
@@ -21,8 +22,8 @@ def segment() -> Iterator[Segment]:
 def write(segment: Segment, actor: str, number: int) -> None:
     """What the native loop does after a step: fill the slot, then count it."""
     index = ACTORS.index(actor)
-    offset = segment.native.span_offset(index) + (number % CAPACITY) * native.SPAN_BYTES
-    slot = segment.view(offset, native.SPAN_BYTES).view(spans.SPAN_DTYPE)
+    offset = segment.native.span_offset(index) + (number % CAPACITY) * SPAN.itemsize
+    slot = segment.view(offset, SPAN.itemsize).view(SPAN)
     slot[0] = (number, number + 10, number + 30, number, number % 5 - 1, number % 7)
     segment.native.set_counter(index, "span_count", number + 1)
 
@@ -78,10 +79,3 @@ def test_a_reader_beside_the_writer_never_sees_a_torn_span(segment: Segment) -> 
     finally:
         stop.set()
         writer.join()
-
-
-def test_operations_have_the_names_of_the_header() -> None:
-    found = [name for name in dir(native.lib) if name.startswith("HC_OP_")]
-    numbers = {getattr(native.lib, name): name[6:].lower() for name in found}
-    assert [numbers[number] for number in range(len(found))] == list(native.OP_NAMES)
-    assert spans.op_name(3) == "hot" and spans.op_name(99) == "op 99"
