@@ -86,7 +86,8 @@ def test_one_wheel_serves_every_python(wheel: Path) -> None:
 def test_the_wheel_holds_the_tracked_files_and_the_kernels(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("hotcold/")}
     expected = {f"hotcold/{path.as_posix()}" for path in tracked_under(*PACKAGES)}
-    assert held == expected | {"hotcold/native/_kernels.abi3.so"}
+    built = {"hotcold/native/_kernels.abi3.so", "hotcold/native/abi/generated.py"}
+    assert held == expected | built
 
 
 @pytest.mark.slow
@@ -101,7 +102,8 @@ def test_the_wheel_runs_from_its_own_files(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = (
         "import hotcold.native._kernels as k, hotcold.actors.cli.main as m; "
-        "print(k.__file__); raise SystemExit(m.main(['--help']))"
+        "import hotcold.native.bindings._ffi; print(k.__file__); "
+        "raise SystemExit(m.main(['--help']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

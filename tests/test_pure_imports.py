@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.checkout import ROOT, tracked_under
+from support.checkout import ROOT, tracked
 
 # Everything here that imports no compiled kernels; what only runs them (suites) asks when it does.
 ROOMS = (
@@ -49,8 +49,13 @@ print(spec.n_layers, *(len(programs[actor]) for actor in ("gpu", "cpu", "predict
 """
 
 
+def in_a_room(path: Path) -> bool:
+    return any(path.is_relative_to(room) for room in ROOMS)
+
+
 def modules() -> list[str]:
-    paths = [*tracked_under(*ROOMS, suffix=".py"), *map(Path, FILES)]
+    rooms = [path for path in tracked() if path.suffix == ".py" and in_a_room(path)]
+    paths = [*rooms, *map(Path, FILES)]
     parts = [path.with_suffix("").parts for path in paths]
     return [".".join(("hotcold", *(name for name in of if name != "__init__"))) for of in parts]
 

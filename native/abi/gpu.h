@@ -43,6 +43,9 @@ typedef enum {
     HC_PART_HEAD = 8 /* of entry L */
 } hc_part;
 
+#define HC_GPU_MAX_HEAD_DIM 256   /* elements of an attention head */
+#define HC_GPU_MAX_NEURONS  32768 /* of a layer */
+
 #define HC_PHASES 6
 typedef enum {
     HC_PHASE_ATTENTION = 0,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.generated import GPU_MAX_HEAD_DIM, GPU_MAX_NEURONS
 from hotcold.native.abi.names import PARTS
 from hotcold.native.bindings.device import DeviceArrays
 from hotcold.native.errors import BackendError, BudgetError
@@ -38,7 +39,6 @@ from hotcold.runtime.units import format_bytes
 
 logger = logging.getLogger(__name__)
 
-MAX_HEAD_DIM, MAX_NEURONS = 256, 32768
 CONTEXT_BYTES = 600 << 20  # context, kernels and graphs, where they could not be measured
 KEEP_FREE = 256 << 20  # of a GPU used without a budget
 
@@ -195,8 +195,8 @@ def _asked_depth(config: EngineConfig) -> int:
 def unsupported(spec: ModelSpec) -> str:
     """What of a model the GPU kernels have no code for; empty: nothing."""
     found = {
-        f"heads of more than {MAX_HEAD_DIM} elements": spec.head_dim > MAX_HEAD_DIM,
-        f"layers of more than {MAX_NEURONS} neurons": spec.n_neurons > MAX_NEURONS,
+        f"heads of more than {GPU_MAX_HEAD_DIM} elements": spec.head_dim > GPU_MAX_HEAD_DIM,
+        f"layers of more than {GPU_MAX_NEURONS} neurons": spec.n_neurons > GPU_MAX_NEURONS,
     }
     return ", ".join(name for name, there in found.items() if there)
 

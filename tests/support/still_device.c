@@ -5,8 +5,9 @@
 #include <string.h>
 #include <unistd.h>
 
-int32_t hold = 0;  /* while not 0: a prompt pass goes on */
-int32_t works = 0; /* while not 0: it counts progress meanwhile */
+int32_t hold = 0;       /* while not 0: a prompt pass goes on */
+int32_t works = 0;      /* while not 0: it counts progress meanwhile */
+hc_error failing = {0}; /* while its status is not HC_OK: no device is made, for this reason */
 
 typedef struct {
     hc_executor_args args;
@@ -16,6 +17,8 @@ typedef struct {
 static void *create(const hc_executor_args *args, const hc_device_args *device,
                     const hc_device_layer *layers_L) {
     (void)device, (void)layers_L;
+    if (failing.status)
+        return NULL;
     still *made = calloc(1, sizeof *made);
     made->args = *args;
     made->logits = calloc((size_t)(args->max_batch * args->model->vocab), sizeof(float));
@@ -53,8 +56,7 @@ static float *logits(void *self) {
 }
 
 static const hc_error *error(void) {
-    static const hc_error none = {0};
-    return &none;
+    return &failing;
 }
 
 static hc_status operate(const hc_device_op *op) {

@@ -126,11 +126,12 @@ void launch_rows(const Attention &a, int bucket, const Launch &launch) {
 }
 
 template <class W> void launch_heads(const Attention &a, int bucket, const Launch &launch) {
-    constexpr int MAX_PACKS = 256 / W::E; // packs of the largest head
+    constexpr int MAX_PACKS = HC_GPU_MAX_HEAD_DIM / W::E; // packs of the largest head
     const int packs = (a.head_dim + W::E - 1) / W::E;
     if (packs > MAX_PACKS)
-        throw Failure(HC_ERR_UNSUPPORTED, "attention: heads of " + std::to_string(a.head_dim) +
-                                              " elements, at most 256 are possible");
+        throw Failure(HC_ERR_UNSUPPORTED,
+                      "attention: heads of " + std::to_string(a.head_dim) + " elements, at most " +
+                          std::to_string(HC_GPU_MAX_HEAD_DIM) + " are possible");
     if (a.head_dim % W::E)
         return launch_rows<W, 32, MAX_PACKS / 32, false>(a, bucket, launch);
     if constexpr (W::E == 8)

@@ -244,7 +244,9 @@ void split(const Split &args, const Launch &launch) {
     else if (each <= 32)
         v1::start<32>(args, launch);
     else
-        throw Failure(HC_ERR_UNSUPPORTED, "split: layers of at most 32768 neurons are supported");
+        throw Failure(HC_ERR_UNSUPPORTED, "split: layers of at most " +
+                                              std::to_string(HC_GPU_MAX_NEURONS) +
+                                              " neurons are supported");
 }
 
 void signal_x(const Exchange &to, const PassState *pass, const Launch &launch) {
