@@ -16,14 +16,9 @@ import click
 
 from hotcold.actors.cli.bench import bench_prompt, bench_sync
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import (
-    DTYPES,
-    EngineOptions,
-    debug_option,
-    engine_options,
-    json_option,
-)
+from hotcold.actors.cli.common.options import debug_option, engine_options, json_option, option
 from hotcold.actors.cli.common.running import figures, running_engine
+from hotcold.runtime.options.config import ENGINE, SAMPLING, EngineConfig
 from hotcold.runtime.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -49,13 +44,8 @@ command.add_command(bench_sync.command)
     show_default=True,
     help="Round trips of each case.",
 )
-@click.option("--address", default=None, help="Ray cluster to join; none starts one here.")
-@click.option(
-    "--model",
-    default=None,
-    type=click.Path(),
-    help="Whose passes are measured on a GPU.  [default: the embedded model]",
-)
+@option(ENGINE["address"])
+@option(ENGINE["model"], help="The model whose passes are measured on a GPU.")
 @json_option
 @debug_option
 def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> None:
@@ -150,13 +140,7 @@ def weight_stores(size: str, rounds: int, as_json: bool) -> None:
     type=click.IntRange(1, 100),
     help=("Per cent of neurons that fire; may be repeated.  [default: 5 10 30 100]"),
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    default="float16",
-    show_default=True,
-    help="Dtype of the weights.",
-)
+@option(ENGINE["dtype"], default="float16", shown="", help="Dtype of the weights.")
 @click.option(
     "--threads",
     multiple=True,
@@ -273,7 +257,7 @@ def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tupl
 
 
 @command.command("decode")
-@click.option("--max-tokens", type=click.IntRange(min=8), default=128, show_default=True)
+@option(SAMPLING["max_tokens"], default=128, low=8)
 @click.option(
     "--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Rounds measured."
 )
@@ -291,9 +275,9 @@ def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tupl
     help="Also the transport ray, which computes without a GPU.  [default: yes]",
 )
 @json_option
-@engine_options()
+@engine_options("bench decode")
 def decode(  # noqa: PLR0917 - as click passes them
-    options: EngineOptions,
+    options: EngineConfig,
     max_tokens: int,
     repeat: int,
     rivals: tuple[str, ...],
@@ -326,7 +310,7 @@ def decode(  # noqa: PLR0917 - as click passes them
 
 
 def decode_rates(
-    options: EngineOptions,
+    options: EngineConfig,
     max_tokens: int,
     repeat: int,
     names: tuple[str, ...],
@@ -337,7 +321,7 @@ def decode_rates(
     from hotcold.runtime.model.checkpoints.bundle import resolve_model
     from hotcold.runtime.text.tokenizer import Tokenizer
 
-    bundle = resolve_model(None if options.model is None else Path(options.model), options.dtype)
+    bundle = resolve_model(options.model, options.dtype)
     ids = Tokenizer.load(bundle.path).encode(PROMPT)
     cores = len(os.sched_getaffinity(0))
     with TemporaryDirectory(prefix="hotcold-") as folder:

@@ -9,14 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import (
-    choose_model,
-    debug_option,
-    dtype_option,
-    json_option,
-    model_option,
-)
+from hotcold.actors.cli.common.options import engine_options, json_option
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.units import format_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +24,6 @@ TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("train-predictors")
-@click.argument("folder", required=False, metavar="[MODEL]")
 @click.option(
     "--text",
     "texts",
@@ -90,13 +84,9 @@ TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Layers trained at a time.")
-@model_option
-@dtype_option
 @json_option
-@debug_option
-def command(
-    folder: str | None, model: str | None, dtype: str | None, as_json: bool, **given: Any
-) -> None:
+@engine_options("train-predictors", argument=True)
+def command(options: EngineConfig, as_json: bool, **given: Any) -> None:
     """Train a predictor for every layer of MODEL, set its threshold, and report its quality.
 
     MODEL is a folder; without one, the embedded model. An interrupted run goes on with the layers
@@ -109,8 +99,7 @@ def command(
     out: Path = given["out"]
     check_out(out)
     settings = _settings(given)
-    chosen = choose_model(folder, model)
-    bundle = resolve_model(None if chosen is None else Path(chosen), dtype)
+    bundle = resolve_model(options.model, options.dtype)
     profile = _profile(bundle, given["profile_folder"])
     context = min(settings.context, bundle.spec.max_context)
     parts = _windows(bundle, given, context)
