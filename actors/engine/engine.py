@@ -23,11 +23,11 @@ from hotcold.actors.engine.stats import EngineStats
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.supervisor import Recovery, Supervisor
 from hotcold.native.errors import ConfigError
+from hotcold.native.option_table import check_names, documented
 from hotcold.runtime.engine.deployment import deploy, load_plan, solve
 from hotcold.runtime.engine.prepare import Prepared, prepare_model, with_budget
 from hotcold.runtime.exchange.segment import ACTORS
 from hotcold.runtime.options.config import EngineConfig, Sampling
-from hotcold.runtime.options.table import check_names, documented
 from hotcold.runtime.plan.program import Program
 from hotcold.runtime.plan.roofline import Roofline, roofline
 from hotcold.runtime.plugins.run import policy_name

@@ -1,6 +1,6 @@
 """What the user asks for, checked once: the options of an engine and of a request.
 
-Each field is a row of the table (table.py): the commands, `Engine.launch` and examples/OPTIONS.md
+Each field is a row (native/option_table.py): the commands, `Engine.launch` and examples/OPTIONS.md
 are made from it. Plain frozen data; the actors receive it whole.
 """
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hotcold.native.errors import ConfigError
+from hotcold.native.option_table import check_all, documented, option, rows
 from hotcold.runtime.model.spec import DTYPE_BYTES
-from hotcold.runtime.options.table import check_all, documented, option, rows
 
 STORES = ("file", "memfd", "private")
 MAX_BATCH = 32
@@ -61,7 +61,7 @@ class EngineConfig:
         None,
         "Folder of a saved plan (`hotcold solve`), instead of a policy.",
         "plan",
-        not_for=("bench sync",),
+        not_for=("bench sync", "compare"),
         metavar="DIR",
         folder=True,
     )
@@ -250,7 +250,9 @@ class Sampling:
     max_tokens: int = option(
         64, "New tokens at most; a full context ends the text earlier.", low=1, high=1 << 24
     )
-    temperature: float = option(0.0, "0 takes the likeliest token every time.", low=0.0, high=100.0)
+    temperature: float = option(
+        0.0, "How random the draw is; 0 takes the likeliest token every time.", low=0.0, high=100.0
+    )
     top_k: int = option(
         0, "Draw from this many of the likeliest tokens; 0: from all.", low=0, high=1 << 30
     )

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from hotcold.native.option_table import Option
 from hotcold.runtime.options.config import COMMANDS, ENGINE, SAMPLING
-from hotcold.runtime.options.table import Option
 
 INTRO = """# Options
 

@@ -49,11 +49,11 @@ command.add_command(bench_sync.command)
 @json_option
 @debug_option
 def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> None:
-    """One way between Ray actors: their resident C loops through shared memory, and a Ray call.
+    """One-way latency between Ray actors: of C loops through shared memory, and of a Ray call.
 
     pinned: two loops, a core each. unpinned: two loops, wherever the system puts them. loaded: all
-    three loops take turns and the driver is alive. On a machine with a GPU also what the exchange
-    of a layer, there and back, adds to a pass captured in its graph.
+    three loops take turns, with the driver alive. With a GPU also what a layer's exchange, there
+    and back, adds to a pass of the GPU's graph.
     """
     from hotcold.runtime.bench.gpu_exchange import check_model, exchange
 
@@ -99,7 +99,7 @@ def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
 @json_option
 @debug_option
 def weight_stores(size: str, rounds: int, as_json: bool) -> None:
-    """What the kernels read from each kind of weight store (--store), one thread and two.
+    """How fast kernels read from each kind of weight store (--store), with one thread and two.
 
     rows_4k: gate rows that do not fire. records_30k: whole neurons. sequential: a dense product.
     """
@@ -164,7 +164,7 @@ def weight_stores(size: str, rounds: int, as_json: bool) -> None:
     metavar="FILE",
     help=("Kernels of your own to test and to time beside the built-in ones: C, or CUDA (.cu)."),
 )
-@click.option("--gpu", is_flag=True, help="The GPU's kernels; goes without saying with a .cu file.")
+@click.option("--gpu", is_flag=True, help="The GPU's kernels; implied by a .cu file.")
 @json_option
 @debug_option
 def kernels(
@@ -174,11 +174,11 @@ def kernels(
     as_json: bool,
     **chosen: Any,  # noqa: ANN401 - as click parsed them
 ) -> None:
-    """Bytes a second of every operator on one token, beside those of reading alone, cold memory.
+    """Bandwidth of each operator for one token, from cold memory, beside that of reading alone.
 
-    fraction: of the cold read bandwidth of rows of the same length, measured in the same run,
-    medians; best: the same of the fastest calls, which tells more on a machine that is busy. On a
-    GPU: of the rate of a large dense product.
+    fraction: the operator's bandwidth over that of reading rows of the same length, medians of the
+    same run. best: the same for the fastest calls, which says more on a busy machine. On a GPU:
+    over the bandwidth of a large dense product.
     """
     from hotcold.runtime.bench.kernels import Settings, doubts, measure
 
@@ -266,13 +266,13 @@ def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tupl
     "rivals",
     multiple=True,
     type=click.Choice(("transformers", "llama.cpp", "none")),
-    help="Whom to take turns with; may be repeated.  [default: transformers]",
+    help="A program to compare with; may be repeated.  [default: transformers]",
 )
 @click.option(
     "--ray/--no-ray",
     "with_ray",
     default=True,
-    help="Also the transport ray, which computes without a GPU.  [default: yes]",
+    help="Measure the transport ray, too, which uses no GPU.  [default: yes]",
 )
 @json_option
 @engine_options("bench decode")
@@ -284,12 +284,12 @@ def decode(  # noqa: PLR0917 - as click passes them
     with_ray: bool,
     as_json: bool,
 ) -> None:
-    """Decode tokens/s of both transports, beside rivals on the same weights.
+    """Decode tokens/s of both transports, beside other programs on the same weights.
 
-    The engine and its rivals (transformers in float32 and bfloat16, llama.cpp) take turns; medians
-    over the rounds. bytes bound: bytes a token over the read bandwidth measured in the same run;
-    on a GPU that of `hotcold roofline` for the plan. By phase: of the newest tokens; cold, and
-    predict where it is not on a GPU, run beside the others.
+    The engine and its rivals (transformers in float32 and bfloat16, llama.cpp) take turns; figures
+    are medians over the rounds. bytes bound: the time to read a token's bytes at the bandwidth
+    measured in the same run; on a GPU, the bound of `hotcold roofline`. Times by phase are those of
+    the last tokens; cold, and predict without a GPU, run at the same time as the others.
     """
     result = decode_rates(options, max_tokens, repeat, rivals or ("transformers",), with_ray)
     rows = [(name, f"{speed:.1f}") for name, speed in decode_speeds(result)]

@@ -27,8 +27,8 @@ from hotcold.runtime.options.config import ENGINE, EngineConfig
 def command(options: EngineConfig, lengths: tuple[int, ...], kv_dtype: str, as_json: bool) -> None:
     """Prompt tokens/s by length on a GPU: sparse in blocks, dense with the cold weights streamed.
 
-    The switch point is where a dense pass takes less than the blocks it stands for; an engine
-    measures the same on the first prompt that is long enough, and keeps it.
+    The switch point is the length from which a dense pass takes less time than the sparse blocks
+    it replaces. An engine measures it once, on its first prompt that is long enough.
     """
     from hotcold.native.errors import BackendError
     from hotcold.runtime.bench.prompt import measure

@@ -13,14 +13,21 @@ RESTARTS = 100
 
 
 @click.command("chaos")
-@click.option("--runs", type=click.IntRange(1, 1_000_000), default=20, show_default=True)
+@click.option(
+    "--runs",
+    type=click.IntRange(1, 1_000_000),
+    default=20,
+    show_default=True,
+    help="Generations to disturb.",
+)
 @json_option
 @engine_options("chaos")
 def command(options: EngineConfig, runs: int, as_json: bool) -> None:
-    """Disturb RUNS generations by faults drawn from --seed, and count what went wrong.
+    """Kill and stop actors at random during generations, and count what went wrong.
 
-    Exit code 1 where a generation hung, failed or had wrong tokens, or where something leaked:
-    processes, threads, memory, descriptors, sockets, files, GPU memory.
+    --seed decides which, and when. The exit code is 1 if a generation hung, failed or had wrong
+    tokens, or if anything leaked: processes, threads, memory, descriptors, sockets, files, GPU
+    memory.
     """
     from hotcold.actors.bench import chaos
     from hotcold.actors.cluster import ray_cluster as cluster

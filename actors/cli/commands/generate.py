@@ -25,10 +25,10 @@ ACTORS = ("gpu", "cpu", "predictor")
 @json_option
 @engine_options("generate")
 def command(options: EngineConfig, prompt: str | None, as_json: bool, **given: Any) -> None:
-    """Generate text that continues PROMPT (standard input where it is left out or is "-").
+    """Continue PROMPT. Without it, or with "-", the prompt is read from standard input.
 
-    The text goes to standard output as it comes; with --json it goes to standard error, and
-    standard output has the JSON line alone.
+    The text goes to standard output as it comes. With --json it goes to standard error, and
+    standard output holds the line of JSON alone.
     """
     text = read_prompt(prompt)
     # Made before anything starts, so that a bad number is refused at once.

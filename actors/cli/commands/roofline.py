@@ -36,7 +36,7 @@ SHAPE_ONLY = ("predictor_width", "density", "share80", "overfire")
     ENGINE["schedule"],
     choices=("selective", "lookahead"),
     metavar=None,
-    help="lookahead: beside a GPU, cold neurons are read while attention runs.",
+    help="Schedule: with lookahead, the host reads cold neurons while a GPU computes attention.",
 )
 @option(
     ENGINE["predictor_dtype"],
@@ -71,7 +71,7 @@ def command(
     """Compute the bound of a plan: bytes over the machine's rates, exchange and gaps.
 
     MODEL is a folder; without one, the embedded model. A well made engine decodes at 70 to 90 % of
-    the bound; where it does not, the parts say where to look.
+    the bound; if it is slower, the parts show where to look.
     """
     from hotcold.runtime.hardware.this_machine import chosen_hardware
     from hotcold.runtime.plan.plan import Plan, make_plan

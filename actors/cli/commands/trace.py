@@ -34,11 +34,11 @@ WARM_UP_TOKENS = 8
 @json_option
 @engine_options("trace", argument=True)
 def command(options: EngineConfig, prompt: str, max_tokens: int, out: Path, as_json: bool) -> None:
-    """Generate, and write what all actors did when: trace.json for ui.perfetto.dev, and a PNG.
+    """Record what each actor does when: trace.json for ui.perfetto.dev, and a picture of a token.
 
-    One process an actor, on one clock: steps, the waits in them, and an arrow for each exchange.
-    The picture shows the token of median length; it needs hotcold[pictures]. MODEL is a folder;
-    without one, the embedded model.
+    The trace has a track for each actor, all on one clock, with steps, the waits in them, and an
+    arrow for each exchange. The picture shows the token of median length; it needs
+    hotcold[pictures]. MODEL is a folder; without one, the embedded model.
     """
     from hotcold.runtime.files.atomic import write_atomically
     from hotcold.runtime.tracing.timeline import perfetto, totals, typical

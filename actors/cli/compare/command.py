@@ -108,7 +108,7 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
 )
 @option(ENGINE["hardware"], shown=f"this one, if it has a GPU; else {MODELLED}")
 @json_option
-@engine_options("compare", own=("policy", "plan", "schedule", "vram", "hardware"), argument=True)
+@engine_options("compare", own=("policy", "schedule", "vram", "hardware"), argument=True)
 def command(
     options: EngineConfig,
     policies: tuple[str, ...],

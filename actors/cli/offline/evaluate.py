@@ -49,17 +49,17 @@ SORTS = ("speed", "bytes", "recall", "density", "perplexity")
     type=click.IntRange(min=0),
     default=64,
     show_default=True,
-    help="Tokens generated to measure speed; 0: no speed.",
+    help="Tokens generated to measure speed; 0: do not measure it.",
 )
 @click.option(
     "--sweep",
     is_flag=True,
-    help="Trained predictors at every recall, beside a low rank of the same bytes.",
+    help="Trained predictors over all recalls, beside an untrained one of the same bytes.",
 )
 @click.option(
     "--audit-runs",
     type=click.IntRange(1, 10_000),
-    help="Seeded runs of the recall audit over 512 tokens: does its interval hold the truth?",
+    help="Runs of the recall audit over 512 tokens: how often is the recall in its interval?",
 )
 @click.option(
     "--tasks",
@@ -110,7 +110,7 @@ def command(
 
     Runs in this process, without Ray. The windows are the same for every setting, so results of
     two calls on the same texts can be compared. With `--predictor all`, every installed predictor
-    that the model has the data for; a `--set predictor.NAME=VALUE` goes to those that know it.
+    that the model has the data for; `--set predictor.NAME=VALUE` goes to those that know it.
     """
     if sum(map(bool, (sweep, audit_runs, tasks))) > 1:
         raise click.UsageError("--sweep, --audit-runs and --tasks exclude each other")

@@ -53,7 +53,9 @@ SELF_TOKENS = 32768
     type=click.IntRange(min=1),
     help=f"Stop after so many tokens.  [default: all; with --self {SELF_TOKENS}]",
 )
-@click.option("--field", default="text", show_default=True, help="Of a JSON line, with its text.")
+@click.option(
+    "--field", default="text", show_default=True, help="Field with the text of a JSON line."
+)
 @click.option("--bitmaps", is_flag=True, help="Also keep which neurons fired for every token.")
 @option(ENGINE["context"], low=2, help="Tokens of a window.")
 @option(SAMPLING["temperature"], default=1.0, help="Temperature of the text of --self.")

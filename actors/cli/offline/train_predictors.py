@@ -33,7 +33,13 @@ TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=TEXT,
     help="A text to train on, in UTF-8; may be repeated.",
 )
-@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder for the predictors and their report; made if it is not there.",
+)
 @click.option(
     "--profile",
     "profile_folder",
@@ -56,13 +62,19 @@ TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="Tokens to train on, spread over the texts. Their inputs are kept on disk meanwhile.",
 )
-@click.option("--recall", type=float, default=0.95, show_default=True, help="Recall of a layer.")
+@click.option(
+    "--recall",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Recall that each layer must reach.",
+)
 @click.option(
     "--density",
     type=float,
     default=0.25,
     show_default=True,
-    help="Mean share of neurons proposed that is good enough; predictors shrink to just meet it.",
+    help="Mean share of neurons that may be proposed; predictors are as small as this allows.",
 )
 @click.option(
     "--perplexity",
@@ -76,13 +88,19 @@ TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=float,
     default=0.10,
     show_default=True,
-    help="Largest share of the model's parameters.",
+    help="Largest size of all predictors, as a share of the model's parameters.",
 )
-@click.option("--width", type=int, default=0, help="The same width in every layer.")
+@click.option("--width", type=int, default=0, help="Width in every layer; 0: chosen for each.")
 @click.option(
     "--lookahead", type=int, default=0, help="Predict from the input of so many layers earlier."
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Passes over the text.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Layers trained at a time.")
 @json_option
 @engine_options("train-predictors", argument=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import cast
 
 from hotcold.native.errors import ConfigError
+from hotcold.native.option_table import check_all, option
 from hotcold.runtime.model.spec import DTYPE_BYTES, DType, ModelSpec
 from hotcold.runtime.offline.plant.drawing import Drawing
 from hotcold.runtime.offline.plant.overfire import plan_noise
 from hotcold.runtime.offline.plant.shapes import find_shape
 from hotcold.runtime.offline.plant.statistics import Statistics, firing_probabilities
-from hotcold.runtime.options.table import check_all, option
 
 LENGTH = 128  # tokens of a calibration sequence
 SHAPES_OWN = "the shape's"

@@ -1,7 +1,6 @@
 """The table of options: its checks, and everything that is made from it."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,14 +11,14 @@ from support.checkout import ROOT
 from hotcold.actors.cli.main import cli
 from hotcold.actors.engine.engine import Engine
 from hotcold.native.errors import ConfigError
+from hotcold.native.option_table import check_names, option, rows
 from hotcold.runtime.offline.plant.options import PlantOptions
 from hotcold.runtime.options.config import COMMANDS, ENGINE, SAMPLING, EngineConfig, Sampling
 from hotcold.runtime.options.page import page
-from hotcold.runtime.options.table import check_names, option, rows
 
 # What these commands define themselves, for they take several or call it otherwise.
 OWN = {
-    "compare": {"policy", "plan", "schedule", "vram", "hardware"},
+    "compare": {"policy", "schedule", "vram", "hardware"},
     "evaluate": {"predictor"},
     "roofline": {"schedule", "predictor_dtype"},
     "bench prompt": {"kv_dtype"},
@@ -43,15 +42,11 @@ def command(name: str) -> click.Command:
     return found
 
 
-def engine_commands() -> Iterator[Any]:
-    levels = list(COMMANDS)
-    for place, level in enumerate(levels):
-        for name in COMMANDS[level]:
-            yield pytest.param(name, set(levels[: place + 1]), id=name)
-
-
-@pytest.mark.parametrize(("name", "levels"), engine_commands())
-def test_a_command_takes_what_the_table_says(name: str, levels: set[str]) -> None:
+@pytest.mark.parametrize("name", [name for names in COMMANDS.values() for name in names])
+def test_a_command_takes_what_the_table_says(name: str) -> None:
+    order = list(COMMANDS)
+    last = next(place for place, level in enumerate(order) if name in COMMANDS[level])
+    levels = {*order[: last + 1]}
     typed = {flag for one in command(name).params for flag in one.opts}
     own = OWN.get(name, set())
     for row in ENGINE.values():
@@ -60,7 +55,7 @@ def test_a_command_takes_what_the_table_says(name: str, levels: set[str]) -> Non
             assert takes, f"{row.name} is not for {name}"
         elif takes:
             assert f"--{row.dashed}" in typed
-        elif name not in ("profile", "train-predictors", "inspect"):  # which mean others by them
+        elif name not in ("profile", "train-predictors"):  # which mean others by them
             assert f"--{row.dashed}" not in typed, row.name
 
 
@@ -69,12 +64,12 @@ def test_generate_takes_every_option_of_sampling() -> None:
     assert {f"--{row.dashed}" for row in SAMPLING.values()} <= typed
 
 
-@pytest.mark.parametrize("name", ["generate", "plant"])
-def test_the_defaults_of_help_are_those_of_the_table(name: str) -> None:
+@pytest.mark.parametrize(("name", "table"), [("generate", EngineConfig), ("plant", PlantOptions)])
+def test_the_defaults_of_help_are_those_of_the_table(name: str, table: type) -> None:
     said = " ".join(command(name).get_help(click.Context(command(name))).split())
-    for row in {**ENGINE, **SAMPLING, **rows(PlantOptions)}.values():
-        if f"--{row.dashed} " in said and row.default_text and row.name != "max_tokens":
-            assert f"[default: {row.default_text}]" in said, row.name
+    for row in rows(table).values():
+        if f"--{row.dashed} " in said and row.default_text:
+            assert f"{row.help} [default: {row.default_text}]" in said, row.name
 
 
 def test_the_page_is_that_of_the_table() -> None:

@@ -2,7 +2,8 @@
 
 A row says once what a value is called, may be and is for. The checks of the dataclass, the options
 of the commands (actors/cli/common/options.py), `help(Engine.launch)` and examples/OPTIONS.md are
-made from it. The tables are in config.py. No click in here.
+made from it. The tables are in runtime/options/config.py and runtime/offline/plant/options.py.
+Imports nothing compiled, and no click.
 """
 
 import difflib
