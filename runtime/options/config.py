@@ -89,8 +89,8 @@ class EngineConfig:
     )
     hardware: str | None = option(
         None,
-        "Machine whose rates policies decide by: a reference machine (pc-low, for example), or a "
-        "file that `hotcold hardware` wrote.",
+        "Machine whose rates policies decide by: h100-16core, h100-box, laptop-8gb, pc-high, "
+        "pc-low, xeon-2core, or a file that `hotcold hardware` wrote.",
         "placement",
         metavar="NAME",
         shown="this one, as `hotcold hardware` measured it",

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 def command(out: Path | None, name: str | None, quick: bool, as_json: bool) -> None:
     """Measure this machine: memory, arithmetic, exchange, and its GPU where there is one.
 
-    Takes about a minute. Other programs should not run meanwhile: they change the result. From then
-    on, commands without --hardware use it, on this machine only.
+    Takes about a minute. Other programs should not run meanwhile: they change the result. Later
+    commands without --hardware use the result, on this machine only.
     """
     from hotcold.runtime.bench.hardware import measure
     from hotcold.runtime.hardware.this_machine import own_path

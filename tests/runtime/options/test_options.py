@@ -12,6 +12,7 @@ from hotcold.actors.cli.main import cli
 from hotcold.actors.engine.engine import Engine
 from hotcold.native.errors import ConfigError
 from hotcold.native.option_table import check_names, option, rows
+from hotcold.runtime.hardware.machine_file import reference_machines
 from hotcold.runtime.offline.plant.options import PlantOptions
 from hotcold.runtime.options.config import COMMANDS, ENGINE, SAMPLING, EngineConfig, Sampling
 from hotcold.runtime.options.page import page
@@ -57,6 +58,10 @@ def test_a_command_takes_what_the_table_says(name: str) -> None:
             assert f"--{row.dashed}" in typed
         elif name not in ("profile", "train-predictors"):  # which mean others by them
             assert f"--{row.dashed}" not in typed, row.name
+
+
+def test_help_names_the_reference_machines() -> None:
+    assert f": {', '.join(reference_machines())}, or a file" in ENGINE["hardware"].help
 
 
 def test_generate_takes_every_option_of_sampling() -> None:
