@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executor import make_request
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.engine.session import LocalSession
-from hotcold.runtime.options.config import PREDICTOR_PROCESSES, EngineConfig
+from hotcold.runtime.options.config import ENGINE, EngineConfig
 from hotcold.runtime.plan.roofline import roofline
 from hotcold.runtime.tracing.phases import phase_times
 
@@ -96,8 +95,7 @@ def measure_engine(config: EngineConfig, tokens: int, prompt: int) -> dict[str, 
 
     before = nvml.used_bytes() or 0
     began = time.monotonic()
-    options = {field.name: getattr(config, field.name) for field in fields(config)}
-    with Engine.launch(**options) as engine:
+    with Engine.launch(**vars(config)) as engine:
         launched, rates = time.monotonic() - began, []
         bound, rng = engine.roofline(), np.random.default_rng(0)
         for repeat in range(3):
@@ -131,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=40)
     parser.add_argument("--predictor", default="learned")
-    parser.add_argument("--predictor-dtype", choices=("int8",))
+    parser.add_argument("--predictor-dtype", choices=ENGINE["predictor_dtype"].choices)
     parser.add_argument("--policy", default="greedy")
     parser.add_argument("--schedule", default="selective")
     parser.add_argument("--threads", type=int)
@@ -139,7 +137,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--store", default=None)
     parser.add_argument("--hardware", help="rates of the bound; default: as measured here")
     parser.add_argument("--bus-share", type=float, nargs="+", default=[0.0])
-    parser.add_argument("--predictor-process", nargs="+", choices=PREDICTOR_PROCESSES, default=[])
+    parser.add_argument(
+        "--predictor-process", nargs="+", choices=ENGINE["predictor_process"].choices, default=[]
+    )
     options = parser.parse_args(arguments)
     processes = options.predictor_process or [None]
     for vram, bus_share, process in itertools.product(options.vram, options.bus_share, processes):

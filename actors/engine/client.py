@@ -24,7 +24,7 @@ from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ActorLostError, ConfigError, HotcoldError, PlanReplaced
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executor import Sampled, make_request
-from hotcold.runtime.options.config import DEFAULT_RESTARTS, Sampling
+from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.text.generation import GenerationStats, TextCodec, Token, TokenStream
 from hotcold.runtime.tracing.spans import Span, as_spans
 
@@ -76,7 +76,7 @@ class Client:
         deployment: Deployment,
         group: ActorGroup | None = None,
         recovers: requests.Recovers | None = None,
-        restarts: int = DEFAULT_RESTARTS,
+        restarts: int = EngineConfig.restarts,
     ) -> None:
         self.name, self.actors, self.deployment = name, actors, deployment
         self.restarts = restarts

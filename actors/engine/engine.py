@@ -4,12 +4,11 @@ The launching driver owns the actors (and the Ray it may have started); an engin
 or unpickled only talks to them. Generation is one Ray call a request, its tokens streamed back.
 """
 
-import difflib
 import itertools
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,10 @@ from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.supervisor import Recovery, Supervisor
 from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ConfigError
+from hotcold.native.option_table import check_names, documented
 from hotcold.runtime.engine.deployment import deploy, load_plan, solve
 from hotcold.runtime.engine.prepare import Prepared, prepare_model, with_budget
-from hotcold.runtime.options.config import DEFAULT_RESTARTS, EngineConfig, Sampling
+from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.plan.program import Program
 from hotcold.runtime.plan.roofline import Roofline, roofline
 from hotcold.runtime.plugins.run import policy_name
@@ -60,39 +60,38 @@ class Engine:
         self._finalizer: Any = None
 
     @classmethod
+    @documented(EngineConfig)
     def launch(
         cls,
         model: str | os.PathLike[str] | None = None,
         vram: str | int | None = None,
-        policy: Any = "greedy",
-        schedule: Any = "selective",
+        policy: Any = EngineConfig.policy,
+        schedule: Any = EngineConfig.schedule,
         *,
         name: str | None = None,
-        address: str | None = None,
         placement_group: PlacementGroup | None = None,
         **options: Any,
     ) -> "Engine":
         """Prepare a model, start its three actors, and wait until they are ready.
 
         Args:
-            model: Hugging Face folder or bundle; None: the embedded model.
-            vram: budget of the GPU executor, bytes or "24MiB".
-            policy: placement policy: name, "file.py:Class", "package.module:Class" or object.
-            schedule: schedule policy, likewise.
+            model: see the options below.
+            vram: likewise; also a number of bytes.
+            policy: likewise; also an object.
+            schedule: likewise; also an object.
             name: of the engine; others connect by it.
-            address: Ray cluster to join; None joins the one at hand or starts one here.
             placement_group: the caller's, with room for the actor group in its first bundle.
-            **options: the further fields of `hotcold.runtime.options.config.EngineConfig`.
+            **options: the options below.
 
         Raises:
             ConfigError, CheckpointError, PolicyError: input that cannot be used; nothing started.
             LaunchError: Ray or the actors could not be started.
         """
-        _check_options(options)
+        check_names(options, EngineConfig)
         config = EngineConfig(model=model, vram=vram, policy=policy, schedule=schedule, **options)
         prepared = prepare_model(config)
         deployment = deploy(prepared, solve(prepared))
-        started_ray = cluster.enter(address)
+        started_ray = cluster.enter(config.address)
         try:
             engine_name = name or f"hotcold-{os.getpid()}-{next(_numbers)}"
             group = ActorGroup(
@@ -110,7 +109,7 @@ class Engine:
 
     @classmethod
     def connect(
-        cls, name: str, address: str | None = None, restarts: int = DEFAULT_RESTARTS
+        cls, name: str, address: str | None = None, restarts: int = EngineConfig.restarts
     ) -> "Engine":
         """Reach an engine that another driver, task or notebook of the cluster launched.
 
@@ -319,15 +318,6 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    known = [field.name for field in fields(EngineConfig)]
-    for option in options:
-        if option not in known:
-            close = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; options: {', '.join(known)}"
-            raise ConfigError(f"unknown option {option!r}{hint}")
 
 
 def _take_down(group: ActorGroup, supervisor: Supervisor, started_ray: bool) -> None:

@@ -5,7 +5,6 @@ out, `Prepared`, is what plans are made from (deployment.py). No Ray in here.
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from hotcold.native.errors import ConfigError
@@ -67,7 +66,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         BudgetError: too little GPU memory.
     """
     kernels = prepare_kernels(config.kernels)
-    bundle = resolve_model(None if config.model is None else Path(config.model), config.dtype)
+    bundle = resolve_model(config.model, config.dtype)
     spec = bundle.spec
     context = _context(config, spec)
     profile = ActivationProfile.load(bundle.profile_path) if bundle.profile_path else None

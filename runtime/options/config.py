@@ -1,152 +1,238 @@
-"""What the user asked for, validated once: the engine's configuration and a request's sampling.
+"""What the user asks for, checked once: the options of an engine and of a request.
 
-Plain frozen data; the command line and `Engine.launch` both build it, the actors receive it whole.
+Each field is a row (native/option_table.py): the commands, `Engine.launch` and examples/OPTIONS.md
+are made from it. Plain frozen data; the actors receive it whole.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hotcold.native.abi.generated import MAX_BATCH
+from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.model.spec import DTYPE_BYTES
-from hotcold.runtime.weights.weights import choose_store
+from hotcold.native.option_table import check_all, documented, option, rows
 
-TRANSPORTS = ("native", "ray")
-PROMPT_FORMS = ("auto", "dense", "sparse")
-PREDICTOR_PROCESSES = ("fused", "mps")
+STORES = ("file", "memfd", "private")
+MAX_SEED = (1 << 64) - 1
 DEFAULT_CONTEXT = 512
-DEFAULT_RESTARTS = 3
-DEFAULT_AUDIT = 256  # see audit.c for what it costs and how sure it makes
+# Commands by what they need: each level takes its own options and those of the levels before it.
+COMMANDS = {
+    "model": ("inspect", "profile", "train-predictors", "pictures"),
+    "placement": ("solve",),
+    "plan": ("roofline",),
+    "session": ("evaluate", "bench prompt", "bench sync"),
+    "actors": ("generate", "compare", "trace", "chaos", "bench decode"),
+}
 
 
 @dataclass(frozen=True)
 class EngineConfig:
     """Options of an engine; None means "decide from the model and the machine".
 
-    Args:
-        model: Hugging Face folder, bundle folder, or None for the embedded model.
-        vram: GPU memory budget in bytes or as "24MiB"; without a GPU it bounds what the GPU
-            executor's CPU device owns. None: everything dense and half of all neuron bytes.
-        policy: placement policy: name, "file.py:Class", "package.module:Class" or object.
-        schedule: schedule policy, likewise.
-        predictor: "auto", a kind, a folder of learned predictors, "file.py:Class" or object.
-        plan: folder of a saved plan; replaces policy and vram.
-        threads: worker threads of each executor, the loop's own included.
-        transport: "native" or "ray".
-        context: positions the KV cache holds; None: the model's own, at most 512, because the
-            cache competes with hot neurons for the budget.
-        dtype: convert the checkpoint's matrices to this dtype.
-        settings: plug-in parameters, as in `--set share=0.8`.
-        pin: pin loop threads to cores; None: where there is a core for each of them.
-        store: how weights are held in memory: "file", "memfd" or "private"
-            (`hotcold.runtime.weights.stores`); None: $HOTCOLD_STORE, else by the model's size.
-        max_batch: tokens of one pass of a prompt, 1 to 32.
-        prompt_form: on a GPU, "sparse" (blocks of max_batch), "dense" (passes over the whole model,
-            what is not resident streamed through) or "auto": dense from a measured length on.
-        kv_dtype: of the KV cache on a GPU, "float32" or "float16" (half the bytes; moves logits by
-            about 0.02). The CPU device keeps float32.
-        bus_share: part of the neurons beside a GPU that the GPU itself reads from pinned host
-            memory, over the bus, while the CPU executor computes the others; 0 to 0.9.
-        predictor_dtype: None: predictor matrices on a GPU as they are; "int8": quantised by row.
-        predictor_process: on a GPU, "fused": the GPU executor predicts in its own graph; "mps": the
-            predictor has a process of its own on the GPU, under a private MPS daemon. That takes a
-            second CUDA context out of the budget, and prompts are sparse.
-        seed: default sampling seed.
-        restarts: losses of actors a generation survives; 0: the first one ends it. The actors are
-            rebuilt either way, so that the engine can go on being used.
-        stuck_s: seconds without progress in a running pass after which its actor is lost.
-        kernels: CPU kernels: a built-in variant ("avx2"), or a C file of one's own, which every
-            actor compiles and loads; None: HOTCOLD_CPU, or the best built-in one.
-        audit: one in so many neurons that a predictor left out is evaluated anyway, to estimate the
-            recall; 0: none. Outputs do not depend on it.
-        hardware: rates that policies decide by: a reference machine, or a file of `hotcold
-            hardware`; None: this machine's file, if it was measured.
-        policy_timeout: seconds that a policy given by name or file may take.
-
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value that is not allowed, or two that exclude each other.
     """
 
-    model: str | os.PathLike[str] | None = None
-    vram: str | int | None = None
-    policy: Any = "greedy"
-    schedule: Any = "selective"
-    predictor: Any = "auto"
-    plan: str | os.PathLike[str] | None = None
-    threads: int | None = None
-    transport: str = "native"
-    context: int | None = None
-    dtype: str | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
-    pin: bool | None = None
-    store: str | None = None
-    max_batch: int = MAX_BATCH
-    prompt_form: str = "auto"
-    kv_dtype: str = "float32"
-    predictor_dtype: str | None = None
-    predictor_process: str = "fused"
-    bus_share: float = 0.0
-    seed: int = 0
-    restarts: int = DEFAULT_RESTARTS
-    stuck_s: float = 10.0
-    kernels: str | None = None
-    audit: int = DEFAULT_AUDIT
-    hardware: str | None = None
-    policy_timeout: float = 60.0
+    model: str | os.PathLike[str] | None = option(
+        None,
+        "Folder of a Hugging Face checkpoint or of a bundle.",
+        "model",
+        metavar="DIR",
+        shown="the embedded model",
+    )
+    vram: str | int | None = option(
+        None,
+        "GPU memory to use, CUDA context included: 24MiB, for example. Without a GPU it limits "
+        "what the GPU executor owns in host memory.",
+        "placement",
+        metavar="SIZE",
+        shown="what is free; without a GPU, room for half of the neurons",
+    )
+    policy: Any = option(
+        "greedy",
+        "Placement policy: a name (see `hotcold policies`), file.py:Class or package.module:Class.",
+        "placement",
+        not_for=("bench sync",),
+        metavar="NAME",
+    )
+    plan: str | os.PathLike[str] | None = option(
+        None,
+        "Folder of a saved plan (`hotcold solve`), instead of a policy.",
+        "plan",
+        not_for=("bench sync", "compare"),
+        metavar="DIR",
+        folder=True,
+    )
+    schedule: Any = option(
+        "selective",
+        "Schedule policy, named like a placement policy.",
+        "plan",
+        not_for=("bench sync",),
+        metavar="NAME",
+    )
+    settings: Mapping[str, str] = option(
+        dict,
+        "A parameter of a plug-in: share=0.8, schedule.depth=1, predictor.rank=8.",
+        "placement",
+        metavar="NAME=VALUE",
+        flag="set",
+        many=True,
+    )
+    policy_timeout: float = option(
+        60.0,
+        "Seconds that a policy given by name or file may take.",
+        "placement",
+        low=0.0,
+        above=True,
+    )
+    hardware: str | None = option(
+        None,
+        "Machine whose rates policies decide by: h100-16core, h100-box, laptop-8gb, pc-high, "
+        "pc-low, xeon-2core, or a file that `hotcold hardware` wrote.",
+        "placement",
+        metavar="NAME",
+        shown="this one, as `hotcold hardware` measured it",
+    )
+    predictor: Any = option(
+        "auto",
+        "auto, exact, learned, low-rank, sign, ... (see `hotcold policies`), a folder of trained "
+        "predictors, or file.py:Class.",
+        "placement",
+        metavar="KIND",
+    )
+    predictor_dtype: str | None = option(
+        None,
+        "On a GPU, quantise the predictor's matrices, row by row.",
+        "plan",
+        choices=("int8",),
+        shown="as they are",
+    )
+    dtype: str | None = option(
+        None,
+        "Convert the checkpoint's matrices to this dtype.",
+        "model",
+        choices=WEIGHT_DTYPES,
+        shown="the checkpoint's",
+    )
+    kv_dtype: str = option(
+        "float32",
+        "Dtype of the KV cache on a GPU; float16 takes half the memory and moves logits by about "
+        "0.02. Without a GPU it is float32.",
+        "plan",
+        choices=("float32", "float16"),
+    )
+    context: int | None = option(
+        None,
+        "Positions of the KV cache: the prompt and what follows it. The cache competes with hot "
+        "neurons for GPU memory.",
+        "placement",
+        low=1,
+        high=1 << 24,
+        shown=f"the model's, at most {DEFAULT_CONTEXT}",
+    )
+    threads: int | None = option(
+        None,
+        "Worker threads of each executor, its loop's own included.",
+        "session",
+        low=1,
+        shown="one for each core",
+    )
+    pin: bool | None = option(
+        None,
+        "Pin the loops' threads to cores.",
+        "session",
+        shown="where there is a core for each of them",
+    )
+    transport: str = option(
+        "native",
+        "How the actors exchange: through shared memory, or by a Ray call for each operation.",
+        "actors",
+        not_for=("bench decode",),
+        choices=("native", "ray"),
+    )
+    store: str | None = option(
+        None,
+        "How weights are held in memory: the mapped file, one shared copy in huge pages, or each "
+        "executor's own neurons in private huge pages.",
+        "session",
+        choices=STORES,
+        variable="HOTCOLD_STORE",
+        shown="HOTCOLD_STORE, else by the model's size",
+    )
+    address: str | None = option(
+        None, "Ray cluster to join.", "actors", shown="RAY_ADDRESS, or a new one"
+    )
+    kernels: str | None = option(
+        None,
+        "Kernels: a built-in variant (avx2), your own file.c, or your own file.cu for the GPU.",
+        "session",
+        metavar="NAME",
+        shown="HOTCOLD_CPU, or the best one",
+    )
+    prompt_form: str = option(
+        "auto",
+        "Prompts on a GPU: dense reads the whole model once for many tokens; sparse reads what "
+        f"{MAX_BATCH} tokens need; auto is dense from a measured length on.",
+        "session",
+        choices=("auto", "dense", "sparse"),
+    )
+    predictor_process: str = option(
+        "fused",
+        "Where the predictor runs on a GPU: in the GPU executor's graph, or in its own process "
+        "under a private MPS daemon, which takes GPU memory for a second CUDA context.",
+        "session",
+        choices=("fused", "mps"),
+    )
+    bus_share: float = option(
+        0.0,
+        "Share of the neurons in host memory that a GPU reads over the bus and computes itself.",
+        "session",
+        low=0.0,
+        high=0.9,
+    )
+    audit: int = option(
+        256,  # native/loop/audit.c says what it costs and how sure it makes
+        "Evaluate one in so many of the neurons that the predictor left out, to estimate its "
+        "recall; 0: none. The output does not depend on it.",
+        "session",
+        flag="audit-every",
+        low=0,
+        high=1 << 20,
+    )
+    seed: int = option(
+        0, "Seed of sampling and of policies that draw.", "session", low=0, high=MAX_SEED
+    )
+    restarts: int = option(
+        3,
+        "How many lost actors a generation survives; 0: the first loss ends it. Lost actors are "
+        "replaced in either case.",
+        "actors",
+        not_for=("chaos",),
+        low=0,
+        high=1000,
+    )
+    stuck_s: float = option(
+        10.0,
+        "Seconds without progress after which a busy actor counts as lost.",
+        low=0.1,
+        high=3600.0,
+    )
+    max_batch: int = option(
+        MAX_BATCH, "Tokens of one sparse pass of a prompt.", low=1, high=MAX_BATCH
+    )
 
     def __post_init__(self) -> None:
-        check_range("restarts", self.restarts, 0, 1000)
-        if not 0.1 <= self.stuck_s <= 3600:
-            raise ConfigError(f"stuck_s {self.stuck_s} is outside 0.1..3600 seconds")
-        if not (math.isfinite(self.policy_timeout) and self.policy_timeout > 0):
-            raise ConfigError(
-                f"policy_timeout is {self.policy_timeout} s; it must be a finite number above 0"
-            )
-        if self.transport not in TRANSPORTS:
-            raise ConfigError(
-                f"transport {self.transport!r} is unknown; choose from {', '.join(TRANSPORTS)}"
-            )
-        if self.dtype is not None and self.dtype not in DTYPE_BYTES:
-            raise ConfigError(
-                f"dtype {self.dtype!r} is unknown; choose from {', '.join(DTYPE_BYTES)}"
-            )
-        if self.prompt_form not in PROMPT_FORMS:
-            forms = ", ".join(PROMPT_FORMS)
-            raise ConfigError(f"prompt_form {self.prompt_form!r} is unknown; choose from {forms}")
-        if self.kv_dtype not in ("float32", "float16"):
-            raise ConfigError(f"kv_dtype {self.kv_dtype!r} is unknown; choose float32 or float16")
-        if not 0 <= self.bus_share <= 0.9:
-            raise ConfigError(f"bus_share {self.bus_share} is outside 0..0.9")
-        if self.predictor_dtype not in (None, "int8"):
-            raise ConfigError(f"predictor_dtype {self.predictor_dtype!r} is unknown; choose int8")
-        self._check_predictor_process()
-        choose_store(self.store, 0)
-        cores = len(os.sched_getaffinity(0))
-        if self.threads is not None:
-            check_range("threads", self.threads, 1, max(4, 2 * cores))
-        if self.context is not None:
-            check_range("context", self.context, 1, 1 << 24)
-        check_range("max_batch", self.max_batch, 1, MAX_BATCH)
-        check_range("seed", self.seed, 0, (1 << 64) - 1)
-        check_range("audit", self.audit, 0, 1 << 20)
-
-    def _check_predictor_process(self) -> None:
-        if self.predictor_process not in PREDICTOR_PROCESSES:
-            raise ConfigError(
-                f"predictor_process {self.predictor_process!r} is unknown; choose from "
-                f"{', '.join(PREDICTOR_PROCESSES)}"
-            )
-        if self.predictor_process != "mps":
-            return
-        if self.transport == "ray":
+        check_all(self)
+        most = max(4, 2 * len(os.sched_getaffinity(0)))
+        replace(rows(EngineConfig)["threads"], high=most).check(self.threads)
+        if self.predictor_process == "mps" and self.transport == "ray":
             raise ConfigError(
                 "predictor_process 'mps' shares a GPU, and the ray transport uses none; choose "
                 "transport native, or predictor_process fused"
             )
-        if self.prompt_form == "dense":
+        if self.predictor_process == "mps" and self.prompt_form == "dense":
             raise ConfigError(
                 "predictor_process 'mps' leaves the GPU executor without the predictor's matrices, "
                 "which dense prompts need; choose prompt_form sparse, or predictor_process fused"
@@ -157,42 +243,40 @@ class EngineConfig:
 class Sampling:
     """How one request is continued.
 
-    Args:
-        max_tokens: new tokens at most; the context may end it earlier.
-        temperature: 0 is greedy.
-        top_k: keep the k likeliest tokens; 0 is off.
-        top_p: keep the likeliest tokens that reach this probability; 1 is off.
-        seed: the draw is a function of (seed, position) alone.
-        stop: strings that end the text; they are not part of it.
-        ignore_eos: go on past the end-of-sequence token.
-
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value that is not allowed.
     """
 
-    max_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
+    max_tokens: int = option(
+        64, "New tokens at most; a full context ends the text earlier.", low=1, high=1 << 24
+    )
+    temperature: float = option(
+        0.0, "How random the draw is; 0 takes the likeliest token every time.", low=0.0, high=100.0
+    )
+    top_k: int = option(
+        0, "Draw from this many of the likeliest tokens; 0: from all.", low=0, high=1 << 30
+    )
+    top_p: float = option(
+        1.0,
+        "Draw from the likeliest tokens that together have this probability; 1: from all.",
+        low=0.0,
+        high=1.0,
+        above=True,
+    )
+    seed: int = option(
+        0, "A draw depends on the seed and the position alone.", low=0, high=MAX_SEED
+    )
+    stop: tuple[str, ...] = option((), "End before this text.", metavar="TEXT", many=True)
+    ignore_eos: bool = option(False, "Go on after the end-of-text token.")
 
     def __post_init__(self) -> None:
-        check_range("max_tokens", self.max_tokens, 1, 1 << 24)
-        check_range("top_k", self.top_k, 0, 1 << 30)
-        check_range("seed", self.seed, 0, (1 << 64) - 1)
-        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
-            raise ConfigError(f"temperature {self.temperature} is outside 0..100")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p {self.top_p} is outside (0, 1]; 1 turns it off")
+        check_all(self)
         if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
             raise ConfigError("stop must be a sequence of strings")
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise ConfigError("stop strings must be non-empty text")
 
 
-def check_range(name: str, value: int, low: int, high: int) -> None:
-    """Raise ConfigError unless value is an integer of [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"{name} {value!r} is not a whole number in {low}..{high}")
+ENGINE, SAMPLING = rows(EngineConfig), rows(Sampling)
+documented(EngineConfig)(EngineConfig)
+documented(Sampling)(Sampling)

@@ -35,10 +35,10 @@ from hotcold.native.errors import ConfigError
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, Raw, to_float32
 from hotcold.runtime.model.checkpoints.layout import TensorEntry
+from hotcold.runtime.options.config import STORES
 from hotcold.runtime.weights import stores
 from hotcold.runtime.weights.pages import Pages
 
-STORE_KINDS = ("file", "memfd", "private")
 STORE_VARIABLE = "HOTCOLD_STORE"
 MEMFD_FROM_BYTES = 256 << 20
 
@@ -56,9 +56,9 @@ def choose_store(asked: str | None, nbytes: int) -> str:
     kind = asked or os.environ.get(STORE_VARIABLE) or None
     if kind is None:
         return "memfd" if nbytes >= MEMFD_FROM_BYTES else "file"
-    if kind not in STORE_KINDS:
+    if kind not in STORES:
         raise ConfigError(
-            f"weight store {kind!r:.80} is unknown; choose one of {', '.join(STORE_KINDS)}"
+            f"weight store {kind!r:.80} is unknown; choose one of {', '.join(STORES)}"
         )
     return kind
 

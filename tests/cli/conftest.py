@@ -13,7 +13,6 @@ from support.command import Ended, Run
 from support.fake_engine import FakeEngine
 from support.problems import tiny_plan
 
-from hotcold.actors.cli.common.options import EngineOptions
 from hotcold.actors.cli.compare import command as compare
 from hotcold.actors.cli.compare import subjects
 from hotcold.actors.cli.compare.cases import Case
@@ -21,6 +20,7 @@ from hotcold.actors.cli.compare.solving import Ready
 from hotcold.actors.cli.main import main
 from hotcold.native.errors import PolicyError
 from hotcold.runtime.hardware.machine_file import load_hardware
+from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.cost import LayerTime, TokenTime
 from hotcold.runtime.plan.plan import Plan
 
@@ -64,7 +64,7 @@ def plan_of(policy: str) -> Plan:
 def solved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Placements by name: the fake engine knows nothing else of them."""
 
-    def fake(options: EngineOptions, wanted: Sequence[Case]) -> list[Ready]:
+    def fake(options: EngineConfig, wanted: Sequence[Case]) -> list[Ready]:
         if any(case.policy == "broken" for case in wanted):
             raise PolicyError("broken.py:7: RuntimeError: boom")
         hardware = load_hardware(options.hardware or "pc-high")

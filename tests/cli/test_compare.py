@@ -12,13 +12,13 @@ import pytest
 from support.command import Run, only_line
 from support.fake_engine import FakeEngine
 
-from hotcold.actors.cli.common.options import EngineOptions
 from hotcold.actors.cli.compare import cases, subjects
 from hotcold.actors.cli.compare.cases import Case, make_cases
 from hotcold.actors.cli.compare.solving import solve_all
 from hotcold.native.errors import ConfigError, PolicyError
 from hotcold.runtime.engine import deployment
 from hotcold.runtime.engine.prepare import Prepared
+from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.plan import Plan
 
 pytestmark = pytest.mark.usefixtures("solved")
@@ -221,8 +221,8 @@ def test_without_matplotlib_the_page_is_refused_first(
     assert engines == [] and not (tmp_path / "out").exists()
 
 
-def options(**more: Any) -> EngineOptions:
-    return EngineOptions(**{"predictor": "exact", "hardware": "pc-low", **more})
+def options(**more: Any) -> EngineConfig:
+    return EngineConfig(**{"predictor": "exact", "hardware": "pc-low", **more})
 
 
 def test_solving_places_once_and_schedules_each() -> None:
@@ -308,7 +308,7 @@ def test_the_planted_model_is_drawn_once_and_has_the_papers_skew(
     assert owned_L == pytest.approx(0.26, abs=0.02)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     given = [Case("greedy", "selective", "30MiB")]
-    embedded, planted = subjects.make_subjects(EngineOptions(predictor="exact"), given, True)
+    embedded, planted = subjects.make_subjects(EngineConfig(predictor="exact"), given, True)
     assert embedded.cases == tuple(given) and isinstance(planted.cases[0].vram, int)
     shares = [
         float((solve_all(options(model=one.model), one.cases)[0].plan.device_LN == 0).mean())

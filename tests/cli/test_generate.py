@@ -10,6 +10,7 @@ from support.fake_engine import FakeEngine
 
 from hotcold.actors.cli.commands import generate
 from hotcold.runtime.engine.audit import RecallEstimate
+from hotcold.runtime.options.config import EngineConfig
 
 STORY = "There was a caf\u00e9."
 
@@ -108,20 +109,21 @@ def test_options_reach_the_engine(run: Run, engines: list[FakeEngine]) -> None:
     argv += " --transport ray --address auto --seed 7 --max-tokens 9 --temperature 0.5 --top-k 3"
     argv += " --top-p 0.9 --stop END --stop . --ignore-eos"
     assert run("generate", "Hello", *argv.split()).code == 0
-    assert engines[0].arguments == {
-        "model": "dir",
-        "vram": "24MiB",
-        "policy": "mine.py:Mine",
-        "schedule": "paper",
-        "settings": {"share": "0.8", "note": "a=b"},
-        "predictor": "exact",
-        "dtype": "float16",
-        "threads": 2,
-        "context": 64,
-        "transport": "ray",
-        "address": "auto",
-        "seed": 7,
-    }
+    asked = EngineConfig(
+        model="dir",
+        vram="24MiB",
+        policy="mine.py:Mine",
+        schedule="paper",
+        settings={"share": "0.8", "note": "a=b"},
+        predictor="exact",
+        dtype="float16",
+        threads=2,
+        context=64,
+        transport="ray",
+        address="auto",
+        seed=7,
+    )
+    assert engines[0].arguments == vars(asked)
     request = engines[0].requests[0]
     assert request == {
         "prompt": "Hello",
@@ -138,7 +140,7 @@ def test_options_reach_the_engine(run: Run, engines: list[FakeEngine]) -> None:
 
 def test_what_is_not_said_is_left_to_the_engine(run: Run, engines: list[FakeEngine]) -> None:
     assert run("generate", "Hello").code == 0
-    assert engines[0].arguments == {"predictor": "auto", "transport": "native", "seed": 0}
+    assert engines[0].arguments == vars(EngineConfig())
     assert engines[0].closed == 1
 
 

@@ -3,8 +3,8 @@
 import pytest
 from support.fake_engine import FakeEngine
 
-from hotcold.actors.cli.common.options import EngineOptions
 from hotcold.actors.cli.common.running import Terminated, running_engine
+from hotcold.runtime.options.config import EngineConfig
 
 
 @pytest.mark.parametrize("kind", [Terminated, KeyboardInterrupt])
@@ -12,7 +12,7 @@ def test_a_signal_in_compiled_code_is_still_that_signal(
     engines: list[FakeEngine], kind: type[BaseException]
 ) -> None:
     """Cython reports an exception that a handler raised inside it as the cause of a SystemError."""
-    with pytest.raises(kind), running_engine(EngineOptions()):
+    with pytest.raises(kind), running_engine(EngineConfig()):
         raise SystemError(
             "<cyfunction CoreWorker.wait> returned a result with an error"
         ) from kind()
@@ -20,6 +20,6 @@ def test_a_signal_in_compiled_code_is_still_that_signal(
 
 
 def test_any_other_failure_stays_what_it_is(engines: list[FakeEngine]) -> None:
-    with pytest.raises(SystemError, match="odd"), running_engine(EngineOptions()):
+    with pytest.raises(SystemError, match="odd"), running_engine(EngineConfig()):
         raise SystemError("odd")
     assert engines[0].closed

@@ -16,14 +16,9 @@ import click
 
 from hotcold.actors.cli.bench import bench_prompt, bench_sync
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import (
-    EngineOptions,
-    debug_option,
-    engine_options,
-    json_option,
-)
+from hotcold.actors.cli.common.options import debug_option, engine_options, json_option, option
 from hotcold.actors.cli.common.running import figures, running_engine
-from hotcold.native.abi.names import WEIGHT_DTYPES
+from hotcold.runtime.options.config import ENGINE, SAMPLING, EngineConfig
 from hotcold.runtime.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -49,21 +44,16 @@ command.add_command(bench_sync.command)
     show_default=True,
     help="Round trips of each case.",
 )
-@click.option("--address", default=None, help="Ray cluster to join; none starts one here.")
-@click.option(
-    "--model",
-    default=None,
-    type=click.Path(),
-    help="Whose passes are measured on a GPU.  [default: the embedded model]",
-)
+@option(ENGINE["address"])
+@option(ENGINE["model"], help="The model whose passes are measured on a GPU.")
 @json_option
 @debug_option
 def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> None:
-    """One way between Ray actors: their resident C loops through shared memory, and a Ray call.
+    """One-way latency between Ray actors: of C loops through shared memory, and of a Ray call.
 
     pinned: two loops, a core each. unpinned: two loops, wherever the system puts them. loaded: all
-    three loops take turns and the driver is alive. On a machine with a GPU also what the exchange
-    of a layer, there and back, adds to a pass captured in its graph.
+    three loops take turns, with the driver alive. With a GPU also what a layer's exchange, there
+    and back, adds to a pass of the GPU's graph.
     """
     from hotcold.runtime.bench.gpu_exchange import check_model, exchange
 
@@ -109,7 +99,7 @@ def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
 @json_option
 @debug_option
 def weight_stores(size: str, rounds: int, as_json: bool) -> None:
-    """What the kernels read from each kind of weight store (--store), one thread and two.
+    """How fast kernels read from each kind of weight store (--store), with one thread and two.
 
     rows_4k: gate rows that do not fire. records_30k: whole neurons. sequential: a dense product.
     """
@@ -150,13 +140,7 @@ def weight_stores(size: str, rounds: int, as_json: bool) -> None:
     type=click.IntRange(1, 100),
     help=("Per cent of neurons that fire; may be repeated.  [default: 5 10 30 100]"),
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(WEIGHT_DTYPES),
-    default="float16",
-    show_default=True,
-    help="Dtype of the weights.",
-)
+@option(ENGINE["dtype"], default="float16", shown="", help="Dtype of the weights.")
 @click.option(
     "--threads",
     multiple=True,
@@ -180,7 +164,7 @@ def weight_stores(size: str, rounds: int, as_json: bool) -> None:
     metavar="FILE",
     help=("Kernels of your own to test and to time beside the built-in ones: C, or CUDA (.cu)."),
 )
-@click.option("--gpu", is_flag=True, help="The GPU's kernels; goes without saying with a .cu file.")
+@click.option("--gpu", is_flag=True, help="The GPU's kernels; implied by a .cu file.")
 @json_option
 @debug_option
 def kernels(
@@ -190,11 +174,11 @@ def kernels(
     as_json: bool,
     **chosen: Any,  # noqa: ANN401 - as click parsed them
 ) -> None:
-    """Bytes a second of every operator on one token, beside those of reading alone, cold memory.
+    """Bandwidth of each operator for one token, from cold memory, beside that of reading alone.
 
-    fraction: of the cold read bandwidth of rows of the same length, measured in the same run,
-    medians; best: the same of the fastest calls, which tells more on a machine that is busy. On a
-    GPU: of the rate of a large dense product.
+    fraction: the operator's bandwidth over that of reading rows of the same length, medians of the
+    same run. best: the same for the fastest calls, which says more on a busy machine. On a GPU:
+    over the bandwidth of a large dense product.
     """
     from hotcold.runtime.bench.kernels import Settings, doubts, measure
 
@@ -273,7 +257,7 @@ def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tupl
 
 
 @command.command("decode")
-@click.option("--max-tokens", type=click.IntRange(min=8), default=128, show_default=True)
+@option(SAMPLING["max_tokens"], default=128, low=8)
 @click.option(
     "--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Rounds measured."
 )
@@ -282,30 +266,30 @@ def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tupl
     "rivals",
     multiple=True,
     type=click.Choice(("transformers", "llama.cpp", "none")),
-    help="Whom to take turns with; may be repeated.  [default: transformers]",
+    help="A program to compare with; may be repeated.  [default: transformers]",
 )
 @click.option(
     "--ray/--no-ray",
     "with_ray",
     default=True,
-    help="Also the transport ray, which computes without a GPU.  [default: yes]",
+    help="Measure the transport ray, too, which uses no GPU.  [default: yes]",
 )
 @json_option
-@engine_options()
+@engine_options("bench decode")
 def decode(  # noqa: PLR0917 - as click passes them
-    options: EngineOptions,
+    options: EngineConfig,
     max_tokens: int,
     repeat: int,
     rivals: tuple[str, ...],
     with_ray: bool,
     as_json: bool,
 ) -> None:
-    """Decode tokens/s of both transports, beside rivals on the same weights.
+    """Decode tokens/s of both transports, beside other programs on the same weights.
 
-    The engine and its rivals (transformers in float32 and bfloat16, llama.cpp) take turns; medians
-    over the rounds. bytes bound: bytes a token over the read bandwidth measured in the same run;
-    on a GPU that of `hotcold roofline` for the plan. By phase: of the newest tokens; cold, and
-    predict where it is not on a GPU, run beside the others.
+    The engine and its rivals (transformers in float32 and bfloat16, llama.cpp) take turns; figures
+    are medians over the rounds. bytes bound: the time to read a token's bytes at the bandwidth
+    measured in the same run; on a GPU, the bound of `hotcold roofline`. Times by phase are those of
+    the last tokens; cold, and predict without a GPU, run at the same time as the others.
     """
     result = decode_rates(options, max_tokens, repeat, rivals or ("transformers",), with_ray)
     rows = [(name, f"{speed:.1f}") for name, speed in decode_speeds(result)]
@@ -326,7 +310,7 @@ def decode(  # noqa: PLR0917 - as click passes them
 
 
 def decode_rates(
-    options: EngineOptions,
+    options: EngineConfig,
     max_tokens: int,
     repeat: int,
     names: tuple[str, ...],
@@ -337,7 +321,7 @@ def decode_rates(
     from hotcold.runtime.model.checkpoints.bundle import resolve_model
     from hotcold.runtime.text.tokenizer import Tokenizer
 
-    bundle = resolve_model(None if options.model is None else Path(options.model), options.dtype)
+    bundle = resolve_model(options.model, options.dtype)
     ids = Tokenizer.load(bundle.path).encode(PROMPT)
     cores = len(os.sched_getaffinity(0))
     with TemporaryDirectory(prefix="hotcold-") as folder:

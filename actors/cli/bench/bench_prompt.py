@@ -3,12 +3,14 @@
 The measurement is runtime/bench/prompt.py; this is its table.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import EngineOptions, engine_options, json_option
+from hotcold.actors.cli.common.options import engine_options, json_option, option
+from hotcold.runtime.options.config import ENGINE, EngineConfig
 
 
 @click.command("prompt")
@@ -19,35 +21,22 @@ from hotcold.actors.cli.common.options import EngineOptions, engine_options, jso
     type=click.IntRange(1, 1 << 20),
     help="Length of a prompt; may be repeated.  [default: 32 64 128 256 500]",
 )
-@click.option("--kv-dtype", type=click.Choice(("float32", "float16")), default="float16")
-@click.option("--predictor-dtype", type=click.Choice(("int8",)), help="Quantise predictors by row.")
+@option(ENGINE["kv_dtype"], default="float16")
 @json_option
-@engine_options()
-def command(
-    options: EngineOptions,
-    lengths: tuple[int, ...],
-    kv_dtype: str,
-    predictor_dtype: str | None,
-    as_json: bool,
-) -> None:
+@engine_options("bench prompt", own=("kv_dtype",))
+def command(options: EngineConfig, lengths: tuple[int, ...], kv_dtype: str, as_json: bool) -> None:
     """Prompt tokens/s by length on a GPU: sparse in blocks, dense with the cold weights streamed.
 
-    The switch point is where a dense pass takes less than the blocks it stands for; an engine
-    measures the same on the first prompt that is long enough, and keeps it.
+    The switch point is the length from which a dense pass takes less time than the sparse blocks
+    it replaces. An engine measures it once, on its first prompt that is long enough.
     """
-    from dataclasses import replace
-
-    from hotcold.actors.cli.offline.evaluate import engine_config
     from hotcold.native.errors import BackendError
     from hotcold.runtime.bench.prompt import measure
     from hotcold.runtime.engine.deployment import deploy, solve
     from hotcold.runtime.engine.prepare import prepare_model
     from hotcold.runtime.engine.session import LocalSession
 
-    config = replace(
-        engine_config(options, options.model), kv_dtype=kv_dtype, predictor_dtype=predictor_dtype
-    )
-    prepared = prepare_model(config)
+    prepared = prepare_model(replace(options, kv_dtype=kv_dtype))
     if prepared.gpu is None or not prepared.gpu.prompt_rows:
         raise BackendError(
             "there is no dense prompt form to measure: it needs a GPU, and with --prompt-form auto "

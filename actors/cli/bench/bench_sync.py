@@ -5,7 +5,8 @@ from typing import Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import EngineOptions, engine_options, json_option
+from hotcold.actors.cli.common.options import engine_options, json_option, option
+from hotcold.runtime.options.config import SAMPLING, EngineConfig
 
 
 @click.command("sync")
@@ -16,14 +17,14 @@ from hotcold.actors.cli.common.options import EngineOptions, engine_options, jso
     show_default=True,
     help="Share of a quiet layer's neurons on the GPU, the hottest.",
 )
-@click.option("--max-tokens", type=click.IntRange(8, 100_000), default=64, show_default=True)
+@option(SAMPLING["max_tokens"], low=8, high=100_000)
 @click.option(
     "--repeat", type=click.IntRange(1, 1000), default=2, show_default=True, help="Runs of each."
 )
 @json_option
-@engine_options(policy=False)
+@engine_options("bench sync")
 def command(
-    options: EngineOptions, resident: float, max_tokens: int, repeat: int, as_json: bool
+    options: EngineConfig, resident: float, max_tokens: int, repeat: int, as_json: bool
 ) -> None:
     """Exchanges left out because no cold neuron fired, and microseconds saved by each.
 
@@ -32,13 +33,9 @@ def command(
     Below it the same plan's arithmetic for the 13B shape, where nothing can be left out.
     """
     from hotcold.runtime.bench.sync import measure
-    from hotcold.runtime.options.config import EngineConfig
 
-    arguments = options.launch_arguments()
-    for name in ("address", "schedule"):
-        arguments.pop(name, None)
     result = measure(
-        EngineConfig(**arguments),
+        options,
         *(resident, max_tokens, repeat),
         lambda text: output.note(f"bench sync: {text}"),
     )

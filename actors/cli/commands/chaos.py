@@ -1,29 +1,39 @@
 """`hotcold chaos`: actors killed and stopped at random steps; the tokens must not show it."""
 
+from dataclasses import replace
+
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import EngineOptions, engine_options, json_option
+from hotcold.actors.cli.common.options import engine_options, json_option
+from hotcold.runtime.options.config import EngineConfig
 
 STUCK_S = 1.0  # short, so that a stopped actor is found quickly
 RESTARTS = 100
 
 
 @click.command("chaos")
-@click.option("--runs", type=click.IntRange(1, 1_000_000), default=20, show_default=True)
+@click.option(
+    "--runs",
+    type=click.IntRange(1, 1_000_000),
+    default=20,
+    show_default=True,
+    help="Generations to disturb.",
+)
 @json_option
-@engine_options()
-def command(options: EngineOptions, runs: int, as_json: bool) -> None:
-    """Disturb RUNS generations by faults drawn from --seed, and count what went wrong.
+@engine_options("chaos")
+def command(options: EngineConfig, runs: int, as_json: bool) -> None:
+    """Kill and stop actors at random during generations, and count what went wrong.
 
-    Exit code 1 where a generation hung, failed or had wrong tokens, or where something leaked:
-    processes, threads, memory, descriptors, sockets, files, GPU memory.
+    --seed decides which, and when. The exit code is 1 if a generation hung, failed or had wrong
+    tokens, or if anything leaked: processes, threads, memory, descriptors, sockets, files, GPU
+    memory.
     """
     from hotcold.actors.bench import chaos
     from hotcold.actors.cluster import ray_cluster as cluster
     from hotcold.actors.engine.engine import Engine
 
-    arguments = {**options.launch_arguments(), "stuck_s": STUCK_S, "restarts": RESTARTS}
+    arguments = vars(replace(options, stuck_s=STUCK_S, restarts=RESTARTS))
     with cluster.joined(options.address):
         tally = chaos.run(lambda: Engine.launch(**arguments), runs, options.seed, output.note)
     result = tally.to_json()

@@ -14,7 +14,7 @@ from hotcold.actors.cli.common.options import debug_option, json_option
 def command(as_json: bool) -> int:
     """Look at this machine and say what hotcold can use, what slows it down, and what to do.
 
-    Ends with 1 only where hotcold cannot run at all. Changes nothing.
+    The exit code is 1 only if hotcold cannot run at all. Changes nothing.
     """
     from hotcold.runtime.doctor.doctor import examine
 

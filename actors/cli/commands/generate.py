@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import EngineOptions, engine_options, json_option
+from hotcold.actors.cli.common.options import engine_options, json_option, table_options
 from hotcold.actors.cli.common.running import figures, running_engine
 from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.options.config import Sampling
+from hotcold.runtime.options.config import EngineConfig, Sampling
 
 if TYPE_CHECKING:
     from hotcold.actors import Engine
@@ -21,53 +21,18 @@ MAX_PROMPT_BYTES = 16 << 20
 
 @click.command("generate")
 @click.argument("prompt", required=False)
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=128,
-    show_default=True,
-    help="Tokens to generate at most.",
-)
-@click.option(
-    "--temperature",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="0 takes the likeliest token every time.",
-)
-@click.option(
-    "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0: all tokens."
-)
-@click.option(
-    "--top-p",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Draw from the likeliest tokens that together have this probability.",
-)
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; may be repeated.")
-@click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
+@table_options(Sampling, without=("seed",), max_tokens=128)
 @json_option
-@engine_options()
-def command(
-    options: EngineOptions,
-    prompt: str | None,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    stop: tuple[str, ...],
-    ignore_eos: bool,
-    as_json: bool,
-) -> None:
-    """Generate text that continues PROMPT (standard input where it is left out or is "-").
+@engine_options("generate")
+def command(options: EngineConfig, prompt: str | None, as_json: bool, **given: Any) -> None:
+    """Continue PROMPT. Without it, or with "-", the prompt is read from standard input.
 
-    The text goes to standard output as it comes; with --json it goes to standard error, and
-    standard output has the JSON line alone.
+    The text goes to standard output as it comes. With --json it goes to standard error, and
+    standard output holds the line of JSON alone.
     """
     text = read_prompt(prompt)
     # Made before anything starts, so that a bad number is refused at once.
-    sampling = Sampling(max_tokens, temperature, top_k, top_p, options.seed, stop, ignore_eos)
+    sampling = Sampling(seed=options.seed, **given)
     shown = sys.stderr if as_json else sys.stdout
     with running_engine(options) as engine:
         ids, pieces = _stream(engine, text, sampling, shown)

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     " where later commands on this machine find it]",
 )
 @click.option("--name", metavar="TEXT", help="Name of the machine.  [default: its parts]")
-@click.option("--quick", is_flag=True, help="Seconds instead of a minute, and rougher.")
+@click.option("--quick", is_flag=True, help="Take some seconds instead of a minute; less exact.")
 @json_option
 @debug_option
 def command(out: Path | None, name: str | None, quick: bool, as_json: bool) -> None:
     """Measure this machine: memory, arithmetic, exchange, and its GPU where there is one.
 
-    Takes about a minute on an idle machine; other programs falsify it. Placement policies and cost
-    models that are given no --hardware use the result from then on, on this machine only.
+    Takes about a minute. Other programs should not run meanwhile: they change the result. Later
+    commands without --hardware use the result, on this machine only.
     """
     from hotcold.runtime.bench.hardware import measure
     from hotcold.runtime.hardware.this_machine import own_path

@@ -8,15 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import (
-    choose_model,
-    debug_option,
-    dtype_option,
-    json_option,
-    model_option,
-)
+from hotcold.actors.cli.common.options import engine_options, json_option
 from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.units import format_bytes
 
 if TYPE_CHECKING:
@@ -36,12 +31,9 @@ KINDS = {
 
 
 @click.command("inspect")
-@click.argument("folder", required=False, metavar="[MODEL]")
-@model_option
-@dtype_option
 @json_option
-@debug_option
-def command(folder: str | None, model: str | None, dtype: str | None, as_json: bool) -> None:
+@engine_options("inspect", argument=True)
+def command(options: EngineConfig, as_json: bool) -> None:
     """Show the shapes, bytes and sparsity of MODEL and where its bundle is cached.
 
     MODEL is a folder; without one, the embedded model. A checkpoint that has no bundle yet is
@@ -49,7 +41,7 @@ def command(folder: str | None, model: str | None, dtype: str | None, as_json: b
     """
     from hotcold.runtime.model.checkpoints.bundle import resolve_model
 
-    bundle = resolve_model(choose_model(folder, model), dtype)
+    bundle = resolve_model(options.model, options.dtype)
     result = describe(bundle)
     _print(result)
     if as_json:

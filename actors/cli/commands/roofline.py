@@ -6,21 +6,14 @@ hotcold.runtime.plan.roofline's.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 import numpy as np
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import (
-    choose_model,
-    debug_option,
-    dtype_option,
-    hardware_option,
-    json_option,
-    model_option,
-    parse_settings,
-)
+from hotcold.actors.cli.common.options import engine_options, json_option, option
+from hotcold.runtime.options.config import DEFAULT_CONTEXT, ENGINE, EngineConfig
 from hotcold.runtime.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -34,57 +27,22 @@ SHAPE_ONLY = ("predictor_width", "density", "share80", "overfire")
 
 
 @click.command("roofline")
-@click.argument("folder", required=False, metavar="[MODEL]")
 @click.option(
     "--shape",
     metavar="SHAPE",
     help="A published shape with synthetic statistics, instead of MODEL: llama2-13b, for example.",
 )
-@click.option(
-    "--vram",
-    metavar="SIZE",
-    help="Memory budget of the GPU, context and scratch included.  [default: room for everything;"
-    " without a GPU, for half of the neurons]",
+@option(
+    ENGINE["schedule"],
+    choices=("selective", "lookahead"),
+    metavar=None,
+    help="Schedule: with lookahead, the host reads cold neurons while a GPU computes attention.",
 )
-@click.option(
-    "--policy",
-    metavar="NAME",
-    help="Placement policy: a name, file.py:Class or package.module:Class.  [default: greedy]",
-)
-@click.option(
-    "--plan",
-    metavar="DIR",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A saved plan, instead of --policy.",
-)
-@click.option(
-    "--set",
-    "settings",
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="A parameter of the policy (share=0.8); may be repeated.",
-)
-@click.option(
-    "--schedule",
-    type=click.Choice(("selective", "lookahead")),
-    default="selective",
-    show_default=True,
-    help="lookahead: beside a GPU, cold neurons are read while attention runs.",
-)
-@hardware_option("bound it on")
-@click.option("--context", type=click.IntRange(min=1), help="Positions of KV cache.")
-@click.option(
-    "--kv-dtype",
-    type=click.Choice(("float32", "float16")),
-    default="float32",
-    show_default=True,
-    help="Of the KV cache on a GPU; the CPU device keeps float32.",
-)
-@click.option("--predictor", metavar="KIND", default="auto", show_default=True)
-@click.option(
-    "--predictor-dtype",
-    type=click.Choice(("float16", "int8")),
-    help="Of the predictor's matrices on a GPU.  [default: as they are; of a shape, float16]",
+@option(
+    ENGINE["predictor_dtype"],
+    choices=("float16", "int8"),
+    shown="as they are; of a shape, float16",
+    help="Dtype of the predictor's matrices on a GPU.",
 )
 @click.option(
     "--predictor-width",
@@ -102,26 +60,18 @@ SHAPE_ONLY = ("predictor_width", "density", "share80", "overfire")
     type=float,
     help="With --shape: neurons proposed for each that fires.  [default: 1]",
 )
-@model_option
-@dtype_option
 @json_option
-@debug_option
+@engine_options("roofline", own=("schedule", "predictor_dtype"), argument=True)
 def command(
-    folder: str | None,
-    model: str | None,
+    options: EngineConfig,
     shape: str | None,
-    vram: str | None,
-    policy: str | None,
-    plan: Path | None,
-    settings: tuple[str, ...],
-    hardware: str | None,
     as_json: bool,
     **more: Any,  # noqa: ANN401 - as click parsed them
 ) -> None:
     """Compute the bound of a plan: bytes over the machine's rates, exchange and gaps.
 
     MODEL is a folder; without one, the embedded model. A well made engine decodes at 70 to 90 % of
-    the bound; where it does not, the parts say where to look.
+    the bound; if it is slower, the parts show where to look.
     """
     from hotcold.runtime.hardware.this_machine import chosen_hardware
     from hotcold.runtime.plan.plan import Plan, make_plan
@@ -129,19 +79,19 @@ def command(
     from hotcold.runtime.plugins.run import place
     from hotcold.runtime.plugins.settings import split_settings
 
-    model = choose_model(folder, model)
-    _check_usage(model, shape, policy, plan, more)
-    machine = chosen_hardware(hardware)
-    budget = None if vram is None else parse_bytes(vram, "--vram")
+    _check_usage(options, shape, more)
+    machine = chosen_hardware(options.hardware)
+    budget = None if options.vram is None else parse_bytes(options.vram, "--vram")
     if shape is not None:
-        problem, name = shape_problem(shape, budget, machine, more), f"shape {shape}"
+        problem, name = shape_problem(shape, options, budget, machine, more), f"shape {shape}"
     else:
-        problem, name = model_problem(model, vram, machine, more)
-    if plan is not None:
-        made = Plan.load(plan)
+        problem, name = model_problem(options, budget, machine, more["predictor_dtype"])
+    if options.plan is not None:
+        made = Plan.load(Path(options.plan))
     else:
-        own = split_settings(parse_settings(settings))["placement"]
-        made = make_plan(problem, place(policy or "greedy", problem, own), policy or "greedy", name)
+        own, policy = split_settings(options.settings)["placement"], options.policy
+        placement = place(policy, problem, own, options.policy_timeout)
+        made = make_plan(problem, placement, policy, name)
     bound = roofline(problem, made, ahead=more["schedule"] == "lookahead")
     result = {**describe(problem, made, bound), "schedule": more["schedule"]}
     if budget is not None and machine.has_gpu:
@@ -151,31 +101,31 @@ def command(
         output.emit_json(result)
 
 
-def _check_usage(
-    model: str | None, shape: str | None, policy: str | None, plan: Path | None, more: Any
-) -> None:
+def _check_usage(options: EngineConfig, shape: str | None, more: Any) -> None:
     """Refuse options that contradict each other.
 
     Raises:
         click.UsageError: naming both.
     """
-    if shape is not None and model is not None:
+    if shape is not None and options.model is not None:
         raise click.UsageError("MODEL and --shape exclude each other; give one of them")
-    if plan is not None and policy is not None:
-        raise click.UsageError("--plan and --policy exclude each other; give one of them")
     if shape is None:
         for name in SHAPE_ONLY:
             if more[name] is not None:
                 option = name.replace("_", "-")
                 raise click.UsageError(f"--{option} belongs to --shape; a model has its own")
-    elif more["predictor"] != "auto":
+    elif options.predictor != "auto":
         raise click.UsageError(
             "--predictor belongs to MODEL; a shape takes --predictor-width and --predictor-dtype"
         )
 
 
 def shape_problem(
-    shape: str, budget: int | None, machine: "HardwareProfile", more: dict[str, Any]
+    shape: str,
+    options: EngineConfig,
+    budget: int | None,
+    machine: "HardwareProfile",
+    more: dict[str, Any],
 ) -> "Problem":
     """The problem of a published shape on a machine.
 
@@ -184,11 +134,10 @@ def shape_problem(
     """
     from hotcold.runtime.offline.plant.shaped import Ask, shaped_problem
     from hotcold.runtime.offline.plant.shapes import find_shape
-    from hotcold.runtime.options.config import DEFAULT_CONTEXT
     from hotcold.runtime.plan.roofline import for_gpu
 
     width: int | None = more["predictor_width"]
-    dtype: DType = more["dtype"] or "float16"
+    dtype = cast("DType", options.dtype or "float16")
     spec = find_shape(shape).spec(None, dtype)
     ask = Ask(
         density=more["density"],
@@ -196,16 +145,19 @@ def shape_problem(
         predictor_width=spec.d_model * 3 // 16 if width is None else width,
         predictor_dtype=more["predictor_dtype"] or "float16",
         overfire=1.0 if more["overfire"] is None else more["overfire"],
-        kv_bytes=_kv_bytes(machine, more),
+        kv_bytes=_kv_bytes(machine, options),
         embed_on_host=machine.has_gpu,
     )
-    context = more["context"] or DEFAULT_CONTEXT
+    context = options.context or DEFAULT_CONTEXT
     problem = shaped_problem(shape, budget, context, dtype, machine, ask=ask)
     return for_gpu(problem, budget, _scratch(spec, context)) if machine.has_gpu else problem
 
 
 def model_problem(
-    model: str | None, vram: str | None, machine: "HardwareProfile", more: dict[str, Any]
+    options: EngineConfig,
+    budget: int | None,
+    machine: "HardwareProfile",
+    predictor_dtype: str | None,
 ) -> tuple["Problem", str]:
     """The problem of a model on a machine, and the model's checksum.
 
@@ -216,29 +168,18 @@ def model_problem(
         HotcoldError: a model or option that cannot be used.
     """
     from hotcold.runtime.engine.prepare import prepare_model
-    from hotcold.runtime.options.config import EngineConfig
     from hotcold.runtime.plan.problem import make_problem
     from hotcold.runtime.plan.roofline import for_gpu
 
-    int8 = more["predictor_dtype"] == "int8"
-    prepared = prepare_model(
-        EngineConfig(
-            model=model,
-            vram=vram,
-            context=more["context"],
-            dtype=more["dtype"],
-            predictor=more["predictor"],
-            kv_dtype=more["kv_dtype"],
-            predictor_dtype="int8" if int8 else None,
-        )
-    )
+    int8 = "int8" if predictor_dtype == "int8" else None
+    prepared = prepare_model(replace(options, predictor_dtype=int8))
     checksum = prepared.bundle.checksum
     problem = replace(prepared.problem, hardware=machine)
     if prepared.with_gate:  # every gate row is read, by the predictor's actor if not the others
         problem = replace(problem, predictor_density_L=np.ones(problem.shape[0]))
     if not machine.has_gpu or prepared.gpu is not None:
         return problem, checksum
-    spec, budget = prepared.bundle.spec, None if vram is None else parse_bytes(vram, "--vram")
+    spec = prepared.bundle.spec
     problem = make_problem(
         spec,
         prepared.bundle.record.record_bytes,
@@ -249,14 +190,14 @@ def model_problem(
         prepared.predictor_bytes_L or [0] * spec.n_layers,
         problem.predictor_density_L.tolist(),
         machine,
-        kv_bytes=_kv_bytes(machine, more),
+        kv_bytes=_kv_bytes(machine, options),
         embed_on_host=True,
     )
     return for_gpu(problem, budget, _scratch(spec, prepared.context)), checksum
 
 
-def _kv_bytes(machine: "HardwareProfile", more: dict[str, Any]) -> int:
-    return 2 if machine.has_gpu and more["kv_dtype"] == "float16" else 4
+def _kv_bytes(machine: "HardwareProfile", options: EngineConfig) -> int:
+    return 2 if machine.has_gpu and options.kv_dtype == "float16" else 4
 
 
 def _scratch(spec: "ModelSpec", context: int) -> int:

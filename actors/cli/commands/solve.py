@@ -5,43 +5,25 @@ recomputed here from the plan, whatever the policy says of itself.
 """
 
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import (
-    choose_model,
-    debug_option,
-    dtype_option,
-    hardware_option,
-    json_option,
-    model_option,
-    parse_settings,
-    policy_timeout_option,
-)
+from hotcold.actors.cli.common.options import engine_options, json_option
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.runtime.hardware.profile import HardwareProfile
+    from hotcold.runtime.model.spec import DType
     from hotcold.runtime.plan.cost import TokenTime
     from hotcold.runtime.plan.plan import Plan
     from hotcold.runtime.plan.problem import Placement, Problem
 
 
 @click.command("solve")
-@click.argument("folder", required=False, metavar="[MODEL]")
-@click.option(
-    "--policy",
-    default="greedy",
-    show_default=True,
-    metavar="NAME",
-    help="Placement policy: a name, file.py:Class or package.module:Class.",
-)
-@click.option("--vram", metavar="SIZE", help="Memory budget of the GPU, 24MiB for example.")
-@hardware_option("solve for")
 @click.option(
     "--shape",
     metavar="SHAPE",
@@ -54,57 +36,32 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Folder for the plan; made if it is not there.",
 )
-@click.option(
-    "--set",
-    "settings",
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="A parameter of the policy (share=0.8); may be repeated.",
-)
-@click.option("--predictor", metavar="KIND", default="auto", show_default=True)
-@click.option("--context", type=click.IntRange(min=1), help="Positions of KV cache.")
-@policy_timeout_option
-@model_option
-@dtype_option
 @json_option
-@debug_option
-def command(
-    folder: str | None,
-    model: str | None,
-    policy: str,
-    vram: str | None,
-    hardware: str | None,
-    shape: str | None,
-    out: Path,
-    settings: tuple[str, ...],
-    predictor: str,
-    context: int | None,
-    policy_timeout: float | None,
-    dtype: str | None,
-    as_json: bool,
-) -> None:
+@engine_options("solve", argument=True)
+def command(options: EngineConfig, shape: str | None, out: Path, as_json: bool) -> None:
     """Place MODEL's neurons under a memory budget, save the plan and explain it.
 
     MODEL is a folder; without one, the embedded model. Times are the cost model's, not measured.
     """
+    from hotcold.runtime.engine.prepare import prepare_model
     from hotcold.runtime.hardware.this_machine import chosen_hardware
     from hotcold.runtime.plan.plan import make_plan
-    from hotcold.runtime.plugins.child import TIMEOUT_S
     from hotcold.runtime.plugins.run import place
     from hotcold.runtime.plugins.settings import split_settings
 
     check_out(out)
-    machine = chosen_hardware(hardware)
-    model = choose_model(folder, model)
-    own = split_settings(parse_settings(settings))["placement"]
-    if shape is not None and model is not None:
+    machine = chosen_hardware(options.hardware)
+    policy: str = options.policy
+    own = split_settings(options.settings)["placement"]
+    if shape is not None and options.model is not None:
         raise click.UsageError("MODEL and --shape exclude each other; give one of them")
     if shape is not None:
-        problem, name = _shaped(shape, vram, context, dtype, machine)
+        problem, name = _shaped(shape, options, machine)
     else:
-        problem, name = _of_model(model, vram, context, dtype, predictor, machine)
+        prepared = prepare_model(options)
+        problem, name = prepared.problem, prepared.bundle.checksum
     started = time.monotonic()
-    placement = place(policy, problem, own, policy_timeout or TIMEOUT_S)
+    placement = place(policy, problem, own, options.policy_timeout)
     solve_s = placement.solve_s or time.monotonic() - started
     plan = make_plan(problem, placement, policy, name)
     plan.save(out)
@@ -129,33 +86,13 @@ def check_out(out: Path) -> None:
         )
 
 
-def _shaped(
-    shape: str, vram: str | None, context: int | None, dtype: str | None, machine: "HardwareProfile"
-) -> tuple["Problem", str]:
+def _shaped(shape: str, options: EngineConfig, machine: "HardwareProfile") -> tuple["Problem", str]:
     from hotcold.runtime.offline.plant.shaped import shaped_problem
-    from hotcold.runtime.options.config import DEFAULT_CONTEXT
     from hotcold.runtime.units import parse_bytes
 
-    budget = None if vram is None else parse_bytes(vram, "--vram")
-    chosen: Any = dtype or "float16"
-    problem = shaped_problem(shape, budget, context or DEFAULT_CONTEXT, chosen, machine)
-    return problem, f"shape {shape}"
-
-
-def _of_model(
-    model: str | None,
-    vram: str | None,
-    context: int | None,
-    dtype: str | None,
-    predictor: str,
-    machine: "HardwareProfile",
-) -> tuple["Problem", str]:
-    from hotcold.runtime.engine.prepare import prepare_model
-    from hotcold.runtime.options.config import EngineConfig
-
-    config = EngineConfig(model=model, vram=vram, context=context, dtype=dtype, predictor=predictor)
-    prepared = prepare_model(config)
-    return replace(prepared.problem, hardware=machine), prepared.bundle.checksum
+    budget = None if options.vram is None else parse_bytes(options.vram, "--vram")
+    context, dtype = options.context or DEFAULT_CONTEXT, cast("DType", options.dtype or "float16")
+    return shaped_problem(shape, budget, context, dtype, machine), f"shape {shape}"
 
 
 def describe(problem: "Problem", placement: "Placement", plan: "Plan") -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Sending:
     "--exclude",
     metavar="PATTERN",
     multiple=True,
-    help="What of it stays here, besides what .gitignore names; may be repeated.",
+    help="Files of it not to send, besides those that .gitignore names; may be repeated.",
 )
 @click.option(
     "--env",
@@ -90,7 +90,7 @@ class Sending:
     "--python",
     default="python",
     show_default=True,
-    help="The cluster's Python, where its PATH names another.",
+    help="Python to run on the cluster.",
 )
 @click.option(
     "--entrypoint-num-cpus",

@@ -2,21 +2,16 @@
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import (
-    EngineOptions,
-    choose_model,
-    engine_options,
-    json_option,
-)
+from hotcold.actors.cli.common.options import engine_options, json_option, option
 from hotcold.actors.cli.common.running import figures, running_engine
 from hotcold.native.errors import ConfigError, KernelError
+from hotcold.runtime.options.config import SAMPLING, EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.actors import Engine
@@ -27,9 +22,8 @@ WARM_UP_TOKENS = 8
 
 
 @click.command("trace")
-@click.argument("folder", required=False, metavar="[MODEL]")
 @click.option("--prompt", default="Once upon a time", show_default=True, help="What is continued.")
-@click.option("--max-tokens", type=click.IntRange(2, 4096), default=16, show_default=True)
+@option(SAMPLING["max_tokens"], default=16, low=2, high=4096)
 @click.option(
     "--out",
     required=True,
@@ -38,20 +32,13 @@ WARM_UP_TOKENS = 8
     help=f"Folder for {TRACE} and {PICTURE}; made if it is not there.",
 )
 @json_option
-@engine_options()
-def command(
-    options: EngineOptions,
-    folder: str | None,
-    prompt: str,
-    max_tokens: int,
-    out: Path,
-    as_json: bool,
-) -> None:
-    """Generate, and write what all actors did when: trace.json for ui.perfetto.dev, and a PNG.
+@engine_options("trace", argument=True)
+def command(options: EngineConfig, prompt: str, max_tokens: int, out: Path, as_json: bool) -> None:
+    """Record what each actor does when: trace.json for ui.perfetto.dev, and a picture of a token.
 
-    One process an actor, on one clock: steps, the waits in them, and an arrow for each exchange.
-    The picture shows the token of median length; it needs hotcold[pictures]. MODEL is a folder;
-    without one, the embedded model.
+    The trace has a track for each actor, all on one clock, with steps, the waits in them, and an
+    arrow for each exchange. The picture shows the token of median length; it needs
+    hotcold[pictures]. MODEL is a folder; without one, the embedded model.
     """
     from hotcold.runtime.files.atomic import write_atomically
     from hotcold.runtime.tracing.timeline import perfetto, totals, typical
@@ -60,7 +47,6 @@ def command(
         raise ConfigError("the prompt is empty; give at least one word")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder")
-    options = replace(options, model=choose_model(folder, options.model))
     with running_engine(options) as engine:
         found, counters = record(engine, prompt, max_tokens)
         about = _about(engine, options)
@@ -130,7 +116,7 @@ def _generate(engine: "Engine", prompt: str, max_tokens: int) -> None:
         pass
 
 
-def _about(engine: "Engine", options: EngineOptions) -> dict[str, Any]:
+def _about(engine: "Engine", options: EngineConfig) -> dict[str, Any]:
     stats = engine.stats()
     return {
         "model": options.model or "embedded",

@@ -1,30 +1,24 @@
-"""The option group every command that runs an engine has, and the data it becomes.
+"""Options of commands, made from the tables of options (native/option_table.py).
 
-`engine_options` decorates a command and hands it one EngineOptions. Values are passed on as typed;
-what they mean (sizes, names, files) is checked where they are used, so that a library user gets
+`engine_options` gives a command its rows of EngineConfig and hands it one; `option` is for single
+rows, changed where a command needs it. Values are checked by the table, so that a library user gets
 the same errors.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.hardware.machine_file import reference_machines
+from hotcold.native.option_table import Option, rows
+from hotcold.runtime.options.config import COMMANDS, ENGINE, EngineConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-TRANSPORTS = ("native", "ray")
-STORES = ("file", "memfd", "private")
-PROMPT_FORMS = ("auto", "dense", "sparse")
-PREDICTOR_PROCESSES = ("fused", "mps")
-PREDICTOR_HELP = (
-    "auto, exact, learned, low-rank, sign, ... (hotcold policies), a folder, or file.py:Class."
-)
 
 
 @dataclass
@@ -33,80 +27,6 @@ class State:
 
     debug: bool = False
     words: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What the user asked of an engine; None leaves the choice to Engine.launch.
-
-    Args:
-        model: folder of a checkpoint or bundle; None is the embedded model.
-        vram: memory budget of the GPU executor's device, "24MiB" for example.
-        plan: folder of a saved plan, used instead of a policy.
-        policy: placement policy, a name, `file.py:Class` or `package.module:Class`.
-        schedule: schedule policy, named likewise.
-        settings: the parameters of policies, as typed.
-        predictor: "auto", a kind, a folder or `file.py:Class`.
-        dtype: dtype of the stored matrices.
-        threads: worker threads of the CPU executor.
-        context: positions kept for the prompt and what follows it.
-        transport: "native" or "ray".
-        store: how weights are held in memory, "file", "memfd" or "private".
-        address: address of a Ray cluster to join.
-        seed: seed of sampling and of policies that draw.
-        restarts: losses of actors that a generation survives.
-        kernels: CPU kernels, a built-in variant or a C file.
-        prompt_form: on a GPU, "auto", "dense" or "sparse" prompts.
-        predictor_process: on a GPU, "fused" or "mps".
-        hardware: machine that policies decide for; set by commands that have --hardware.
-        policy_timeout: seconds that a policy given by name or file may take.
-    """
-
-    model: str | None = None
-    vram: str | None = None
-    plan: Path | None = None
-    policy: str | None = None
-    schedule: str | None = None
-    settings: dict[str, str] = field(default_factory=dict)
-    predictor: str = "auto"
-    dtype: str | None = None
-    threads: int | None = None
-    context: int | None = None
-    transport: str = "native"
-    store: str | None = None
-    address: str | None = None
-    seed: int = 0
-    restarts: int | None = None
-    kernels: str | None = None
-    prompt_form: str | None = None
-    predictor_process: str | None = None
-    hardware: str | None = None
-    policy_timeout: float | None = None
-
-    def launch_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of Engine.launch; what the user left out is left out here too."""
-        given: dict[str, Any] = {
-            "model": self.model,
-            "vram": self.vram,
-            "plan": self.plan,
-            "policy": self.policy,
-            "schedule": self.schedule,
-            "settings": self.settings or None,
-            "dtype": self.dtype,
-            "threads": self.threads,
-            "context": self.context,
-            "store": self.store,
-            "address": self.address,
-            "restarts": self.restarts,
-            "kernels": self.kernels,
-            "prompt_form": self.prompt_form,
-            "predictor_process": self.predictor_process,
-            "hardware": self.hardware,
-            "policy_timeout": self.policy_timeout,
-        }
-        chosen = {name: value for name, value in given.items() if value is not None}
-        always = {"predictor": self.predictor, "transport": self.transport, "seed": self.seed}
-        return {**chosen, **always}
 
 
 def debug_option(command: Command) -> Command:
@@ -134,213 +54,98 @@ def json_option(command: Command) -> Command:
     return option(command)
 
 
-def model_option(command: Command) -> Command:
-    """Add --model."""
-    option = click.option(
-        "--model",
-        metavar="DIR",
-        help="Folder of a Hugging Face checkpoint or a bundle.  [default: the embedded model]",
-    )
-    return option(command)
-
-
-def dtype_option(command: Command) -> Command:
-    """Add --dtype."""
-    option = click.option(
-        "--dtype",
-        type=click.Choice(WEIGHT_DTYPES),
-        help="Dtype of the stored matrices.  [default: the checkpoint's]",
-    )
-    return option(command)
-
-
-def hardware_option(
-    use: str, default: str = "this one, as `hotcold hardware` measured it"
-) -> Callable[[Command], Command]:
-    """Add --hardware.
+def option(row: Option, into: str = "", **changes: Any) -> Callable[[Command], Command]:
+    """A row as an option of a command.
 
     Args:
-        use: what the machine is for, "solve for".
-        default: which machine it is without the option.
+        row: of a table.
+        into: parameter of the command that gets the value; "": named like the row.
+        changes: fields of the row that are others for this command.
     """
-    names = ", ".join(reference_machines())
+    row = replace(row, **changes)
+    flag, default = f"--{row.dashed}", row.default
+    kind: Any = row.type
+    if row.choices:
+        kind = click.Choice(row.choices)
+    elif row.folder:
+        kind = click.Path(exists=True, file_okay=False, path_type=Path)
+    if kind is bool and default is None:
+        flag += f"/--no-{row.dashed}"
+    text = f"{row.help} May be repeated." if row.many else row.help
+    if row.default_text:
+        text += f"  [default: {row.default_text}]"
+
+    def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:  # noqa: ANN401
+        try:
+            if not row.many:
+                row.check(value)
+        except ConfigError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
+        return value
+
     return click.option(
-        "--hardware",
-        metavar="NAME",
-        help=f"Machine to {use}: {names}, or a file that `hotcold hardware` wrote."
-        f"  [default: {default}]",
+        flag,
+        into or row.name,
+        type=kind,
+        is_flag=kind is bool or None,
+        default=() if row.many else default,
+        multiple=row.many,
+        metavar=row.metavar,
+        callback=check,
+        help=text,
     )
-
-
-def seed_option(command: Command) -> Command:
-    """Add --seed."""
-    option = click.option(
-        "--seed",
-        type=click.IntRange(0, 2**63 - 1),
-        default=0,
-        show_default=True,
-        help="Seed of sampling and of policies that draw.",
-    )
-    return option(command)
-
-
-def policy_timeout_option(command: Command) -> Command:
-    """Add --policy-timeout."""
-    option = click.option(
-        "--policy-timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        help="Seconds that a policy given by name or file may take.  [default: 60]",
-    )
-    return option(command)
-
-
-def _group(without: Collection[str]) -> list[Callable[[Any], Any]]:
-    """The options in the order --help shows them, but for those of the given fields."""
-    vram = click.option(
-        "--vram",
-        metavar="SIZE",
-        help="Memory budget of the GPU executor's device, 24MiB for example.",
-    )
-    schedule = click.option(
-        "--schedule", metavar="NAME", help="Schedule policy.  [default: selective]"
-    )
-    placement = [
-        click.option(
-            "--policy",
-            metavar="NAME",
-            help="Placement policy: a name, file.py:Class or package.module:Class."
-            "  [default: greedy]",
-        ),
-        click.option(
-            "--plan",
-            metavar="DIR",
-            type=click.Path(exists=True, file_okay=False, path_type=Path),
-            help="A saved plan, instead of --policy.",
-        ),
-    ]
-    prediction = [
-        click.option(
-            "--predictor",
-            metavar="KIND",
-            default="auto",
-            show_default=True,
-            help=PREDICTOR_HELP,
-        )
-    ]
-    return [
-        model_option,
-        *([] if "vram" in without else [vram]),
-        *([] if "policy" in without else placement),
-        *([] if "schedule" in without else [schedule]),
-        click.option(
-            "--set",
-            "settings",
-            metavar="NAME=VALUE",
-            multiple=True,
-            help="A parameter of a plug-in (share=0.8, schedule.depth=1); may be repeated.",
-        ),
-        policy_timeout_option,
-        *([] if "predictor" in without else prediction),
-        dtype_option,
-        click.option("--threads", type=click.IntRange(min=1), help="Worker threads an executor."),
-        click.option(
-            "--context",
-            type=click.IntRange(min=1),
-            help="Positions kept for the prompt and what follows.  [default: at most 512]",
-        ),
-        click.option(
-            "--transport",
-            type=click.Choice(TRANSPORTS),
-            default="native",
-            show_default=True,
-            help="How the actors exchange: shared memory, or a Ray call an operation.",
-        ),
-        click.option(
-            "--store",
-            type=click.Choice(STORES),
-            help="How weights are held in memory: mapped file, one shared copy in huge pages, or"
-            " its own neurons in private huge pages.  [default: HOTCOLD_STORE, else by size]",
-        ),
-        click.option(
-            "--address", help="Ray cluster to join.  [default: RAY_ADDRESS, or a new one]"
-        ),
-        click.option(
-            "--kernels",
-            metavar="NAME",
-            help="Kernels: a built-in variant (avx2), your own file.c, or file.cu for the GPU."
-            "  [default: HOTCOLD_CPU, or the best one]",
-        ),
-        click.option(
-            "--prompt-form",
-            type=click.Choice(PROMPT_FORMS),
-            help="Prompts on a GPU: sparse in blocks of 32 tokens, dense in a pass over the model,"
-            " or dense from a measured length on.  [default: auto]",
-        ),
-        click.option(
-            "--predictor-process",
-            type=click.Choice(PREDICTOR_PROCESSES),
-            help="On a GPU, predict in the GPU executor's graph, or in a process of the predictor's"
-            " own under MPS.  [default: fused]",
-        ),
-        seed_option,
-        click.option(
-            "--restarts",
-            type=click.IntRange(min=0),
-            help="Losses of actors a generation survives; 0: the first ends it.  [default: 3]",
-        ),
-        debug_option,
-    ]
-
-
-FIELDS = (
-    "model",
-    "vram",
-    "plan",
-    "policy",
-    "schedule",
-    "predictor",
-    "dtype",
-    "threads",
-    "context",
-    "transport",
-    "store",
-    "address",
-    "seed",
-    "restarts",
-    "kernels",
-    "prompt_form",
-    "predictor_process",
-    "policy_timeout",
-)
 
 
 def engine_options(
-    *, policy: bool = True, predictor: bool = True, schedule: bool = True, vram: bool = True
+    name: str, *, own: Collection[str] = (), argument: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the engine's option group; it receives `options: EngineOptions`.
+    """Give a command the options of an engine; it receives `options: EngineConfig`.
 
     Args:
-        policy: with --plan and --policy; False where the command defines --policy itself.
-        predictor: with --predictor; False likewise.
-        schedule: with --schedule; False likewise.
-        vram: with --vram; False likewise.
+        name: of the command, as in COMMANDS.
+        own: rows that the command defines itself.
+        argument: the model may also be named by an argument, [MODEL].
     """
-    has = {"policy": policy, "predictor": predictor, "schedule": schedule, "vram": vram}
-    without = {name for name, there in has.items() if not there}
-    without |= set() if policy else {"plan"}
+    levels = list(COMMANDS)
+    last = next(place for place, level in enumerate(levels) if name in COMMANDS[level])
+    taken = [
+        row
+        for row in ENGINE.values()
+        if row.level in levels[: last + 1] and name not in row.not_for and row.name not in own
+    ]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def call(**values: Any) -> Any:  # noqa: ANN401 - whatever click parsed
-            taken = {name: values.pop(name) for name in FIELDS if name not in without}
-            settings = parse_settings(values.pop("settings"))
-            if taken.get("plan") is not None and taken.get("policy") is not None:
+            given = {row.name: values.pop(row.name) for row in taken}
+            source = click.get_current_context().get_parameter_source
+            if given.get("plan") is not None and source("policy") is ParameterSource.COMMANDLINE:
                 raise click.UsageError("--plan and --policy exclude each other; give one of them")
-            return function(options=EngineOptions(settings=settings, **taken), **values)
+            if "settings" in given:
+                given["settings"] = parse_settings(given["settings"])
+            if argument:
+                given["model"] = choose_model(values.pop("folder"), given["model"])
+            return function(options=EngineConfig(**given), **values)
 
-        command: Callable[..., Any] = call
-        for option in reversed(_group(without)):
-            command = option(command)
+        command: Callable[..., Any] = debug_option(call)
+        for row in reversed(taken):
+            command = option(row)(command)
+        if argument:
+            command = click.argument("folder", required=False, metavar="[MODEL]")(command)
+        return command
+
+    return decorate
+
+
+def table_options(
+    table: type, *, without: Collection[str] = (), **defaults: Any
+) -> Callable[[Command], Command]:
+    """Give a command the options of a table but for some, with defaults of its own."""
+
+    def decorate(command: Command) -> Command:
+        for name, row in reversed(rows(table).items()):
+            if name not in without:
+                command = option(row, default=defaults.get(name, row.default))(command)
         return command
 
     return decorate

@@ -14,8 +14,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import EngineOptions
 from hotcold.native.errors import KernelError
+from hotcold.runtime.options.config import EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.actors import Engine, GenerationStats
@@ -71,7 +71,7 @@ class StopSignals:
 
 
 @contextmanager
-def running_engine(options: EngineOptions, **more: object) -> Iterator["Engine"]:
+def running_engine(options: EngineConfig, **more: object) -> Iterator["Engine"]:
     """Launch an engine, hand it out, and close it whatever happens; say what it recovered from.
 
     Args:
@@ -94,7 +94,7 @@ def running_engine(options: EngineOptions, **more: object) -> Iterator["Engine"]
         # Ray prints what befalls its workers to standard output, which is for results.
         with redirect_stdout(sys.stderr), signal_inside():
             try:
-                engine = Engine.launch(**{**options.launch_arguments(), **more})
+                engine = Engine.launch(**{**vars(options), **more})
             except SystemExit as stop:
                 # Ray's own handler, in place while Ray starts, exits with the bare signal number.
                 if stop.code == signal.SIGTERM:

@@ -17,13 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import (
-    EngineOptions,
-    choose_model,
-    engine_options,
-    hardware_option,
-    json_option,
-)
+from hotcold.actors.cli.common.options import engine_options, json_option, option
 from hotcold.actors.cli.common.running import Terminated, running_engine, signal_inside
 from hotcold.actors.cli.compare.cases import DEFAULT_POLICIES, DEFAULT_SCHEDULE, Case, make_cases
 from hotcold.actors.cli.compare.page import check_page, write_page
@@ -41,6 +35,7 @@ from hotcold.actors.cli.compare.solving import Ready, solve_all, solve_shape, wi
 from hotcold.actors.cli.compare.subjects import Subject, make_subjects
 from hotcold.actors.cli.compare.table import explain, table
 from hotcold.native.errors import ConfigError, HotcoldError
+from hotcold.runtime.options.config import ENGINE, SAMPLING, EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.actors import Engine
@@ -49,30 +44,21 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
 
 
 @click.command("compare")
-@click.argument("folder", required=False, metavar="[MODEL]")
-@click.option(
-    "--policy",
+@option(
+    ENGINE["policy"],
     "policies",
-    multiple=True,
-    metavar="NAME",
-    help="A placement policy, or 'all' built-in ones; give it once for each to compare."
-    f"  [default: {', '.join(DEFAULT_POLICIES)}; {DEFAULT_POLICIES[0]} to compare schedules]",
+    many=True,
+    shown=f"{', '.join(DEFAULT_POLICIES)}; {DEFAULT_POLICIES[0]} to compare schedules",
+    help="A placement policy to compare, or 'all' built-in ones.",
 )
-@click.option(
-    "--schedule",
+@option(
+    ENGINE["schedule"],
     "schedules",
-    multiple=True,
-    metavar="NAME",
-    help=f"A schedule policy; give it once for each to compare.  [default: {DEFAULT_SCHEDULE}]",
+    many=True,
+    shown=DEFAULT_SCHEDULE,
+    help="A schedule policy to compare.",
 )
-@click.option(
-    "--vram",
-    "budgets",
-    multiple=True,
-    metavar="SIZE",
-    help="Memory budget of the GPU executor's device, 24MiB for example; give it once for each to"
-    " compare.",
-)
+@option(ENGINE["vram"], "budgets", many=True, help="A GPU memory budget to compare, as 24MiB.")
 @click.option(
     "--ablation",
     is_flag=True,
@@ -92,7 +78,7 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
 @click.option(
     "--prompt", default="Once upon a time", show_default=True, help="What every run continues."
 )
-@click.option("--max-tokens", type=click.IntRange(min=2), default=64, show_default=True)
+@option(SAMPLING["max_tokens"], low=2)
 @click.option(
     "--repeat",
     type=click.IntRange(1, 1000),
@@ -120,12 +106,11 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
     type=click.Path(path_type=Path),
     help="Folder for a page with pictures (needs hotcold[pictures]); made if it is not there.",
 )
-@hardware_option("place neurons and predict speeds for", "this one, if it has a GPU; else pc-low")
+@option(ENGINE["hardware"], shown=f"this one, if it has a GPU; else {MODELLED}")
 @json_option
-@engine_options(policy=False, schedule=False, vram=False)
+@engine_options("compare", own=("policy", "schedule", "vram", "hardware"), argument=True)
 def command(
-    options: EngineOptions,
-    folder: str | None,
+    options: EngineConfig,
     policies: tuple[str, ...],
     schedules: tuple[str, ...],
     budgets: tuple[str, ...],
@@ -147,7 +132,6 @@ def command(
     GPU the loads and tokens are measured, and a column says what the cost model predicts for a
     machine with one. MODEL is a folder; without one, the embedded model and a planted one.
     """
-    options = replace(options, model=choose_model(folder, options.model))
     cases = make_cases(policies, schedules, budgets, ablation, options.settings)
     if not prompt.strip():
         raise ConfigError("the prompt is empty; give at least one word")
@@ -191,14 +175,14 @@ def _report(rows: Sequence[Row], manner: Manner, out: Path | None, as_json: bool
         output.emit_json({"runs": runs, "report": report})
 
 
-def _gpu_here(options: EngineOptions) -> bool:
+def _gpu_here(options: EngineConfig) -> bool:
     from hotcold.native.gpu import cuda_plugin
 
     return options.transport == "native" and cuda_plugin.find() is not None
 
 
 def solve_subjects(
-    options: EngineOptions, subjects: Sequence[Subject]
+    options: EngineConfig, subjects: Sequence[Subject]
 ) -> list[tuple[Subject, list[Ready]]]:
     """Every case on every model, before any of them is run.
 
@@ -219,7 +203,7 @@ def solve_subjects(
 
 
 def compare(
-    options: EngineOptions,
+    options: EngineConfig,
     subject: Subject,
     ready: Sequence[Ready],
     manner: Manner,
@@ -254,7 +238,7 @@ def compare(
 
 def _launch(
     stack: ExitStack,
-    options: EngineOptions,
+    options: EngineConfig,
     ready: Sequence[Ready],
     measured: Mapping[Case, Measured],
 ) -> "tuple[Engine, Ready]":

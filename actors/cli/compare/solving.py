@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import EngineOptions
 from hotcold.actors.cli.compare.cases import Case
 from hotcold.native.errors import ConfigError, HotcoldError
+from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.runtime.engine.prepare import Prepared
@@ -68,7 +68,7 @@ class Ready:
     on_gpu: bool
 
 
-def solve_all(options: EngineOptions, cases: Sequence[Case]) -> list[Ready]:
+def solve_all(options: EngineConfig, cases: Sequence[Case]) -> list[Ready]:
     """Place and schedule every case, each placement once, several at a time.
 
     Raises:
@@ -77,17 +77,13 @@ def solve_all(options: EngineOptions, cases: Sequence[Case]) -> list[Ready]:
     """
     from hotcold.runtime.engine.deployment import solve
     from hotcold.runtime.engine.prepare import prepare_model, with_budget
-    from hotcold.runtime.options.config import EngineConfig
     from hotcold.runtime.plugins.settings import split_settings
 
-    arguments = options.launch_arguments()
-    arguments.pop("address", None)
     settings = split_settings(options.settings)
     by_schedule = _own_settings("schedule", settings["schedule"], [c.schedule for c in cases])
     own = _own_settings("placement", settings["placement"], [case.policy for case in cases])
     # Schedules are made here; a setting that one of them lacks is no error.
-    arguments["settings"] = without_schedules(options.settings)
-    prepared = prepare_model(EngineConfig(**arguments))
+    prepared = prepare_model(replace(options, settings=without_schedules(options.settings)))
     by_budget = {case.vram: prepared for case in cases}
     for vram in by_budget:
         if vram is not None:
@@ -185,7 +181,7 @@ def _judged(  # noqa: PLR0917 - everything a case is made of
     )
 
 
-def solve_shape(shape: str, options: EngineOptions, cases: Sequence[Case]) -> list[Ready]:
+def solve_shape(shape: str, options: EngineConfig, cases: Sequence[Case]) -> list[Ready]:
     """The same for a published shape with synthetic statistics: nothing of it can be run.
 
     Raises:
@@ -195,9 +191,7 @@ def solve_shape(shape: str, options: EngineOptions, cases: Sequence[Case]) -> li
     from hotcold.runtime.hardware.this_machine import chosen_hardware
     from hotcold.runtime.offline.plant.shaped import shaped_problem
     from hotcold.runtime.offline.plant.shapes import find_shape
-    from hotcold.runtime.options.config import DEFAULT_CONTEXT
     from hotcold.runtime.plan.plan import make_plan
-    from hotcold.runtime.plugins.child import TIMEOUT_S
     from hotcold.runtime.plugins.run import place
     from hotcold.runtime.plugins.settings import split_settings
     from hotcold.runtime.units import parse_bytes
@@ -207,7 +201,7 @@ def solve_shape(shape: str, options: EngineOptions, cases: Sequence[Case]) -> li
     settings = split_settings(options.settings)
     by_schedule = _own_settings("schedule", settings["schedule"], [c.schedule for c in cases])
     own = _own_settings("placement", settings["placement"], [case.policy for case in cases])
-    timeout_s = options.policy_timeout or TIMEOUT_S
+    timeout_s = options.policy_timeout
     context, spec = options.context or DEFAULT_CONTEXT, find_shape(shape).spec(None, dtype)
 
     def solved(key: "tuple[str | int | None, str]") -> "tuple[Problem, Plan]":
@@ -239,7 +233,7 @@ def _several(call: Callable[[Key], Result], keys: Sequence[Key]) -> list[Result]
             raise
 
 
-def without_schedules(settings: dict[str, str]) -> dict[str, str]:
+def without_schedules(settings: Mapping[str, str]) -> dict[str, str]:
     """Settings but for those of schedules."""
     return {key: value for key, value in settings.items() if not key.startswith("schedule.")}
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hotcold.actors.cli.common.options import EngineOptions
 from hotcold.actors.cli.compare.cases import Case
+from hotcold.runtime.options.config import EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.runtime.engine.prepare import Prepared
@@ -40,7 +40,7 @@ class Subject:
 
 
 def make_subjects(
-    options: EngineOptions, cases: Sequence[Case], planted: bool | None
+    options: EngineConfig, cases: Sequence[Case], planted: bool | None
 ) -> list[Subject]:
     """The models in the order of the table.
 
@@ -49,8 +49,8 @@ def make_subjects(
         cases: what to compare.
         planted: with the planted model; None: where no model was named.
     """
-    name = "embedded" if options.model is None else Path(options.model).name
-    subjects = [Subject(name, options.model, tuple(cases))]
+    model = None if options.model is None else str(options.model)
+    subjects = [Subject(Path(model).name if model else "embedded", model, tuple(cases))]
     if planted:
         subjects.append(_planted(options, cases))
     elif planted is None and options.model is None:
@@ -59,18 +59,15 @@ def make_subjects(
     return subjects
 
 
-def _planted(options: EngineOptions, cases: Sequence[Case]) -> Subject:
+def _planted(options: EngineConfig, cases: Sequence[Case]) -> Subject:
     """The planted model; its budgets hold the same share of its neurons as the first model's."""
     from hotcold.runtime.engine.prepare import prepare_model
-    from hotcold.runtime.options.config import EngineConfig
 
     folder = planted_model()
     if all(case.vram is None for case in cases):
         return Subject("planted", str(folder), tuple(cases))
-    arguments = options.launch_arguments()
-    arguments.pop("address", None)
-    own = prepare_model(EngineConfig(**arguments))
-    other = prepare_model(EngineConfig(**{**arguments, "model": str(folder)}))
+    own = prepare_model(options)
+    other = prepare_model(replace(options, model=folder))
     return Subject(
         "planted",
         str(folder),

@@ -14,28 +14,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import (
-    PREDICTOR_HELP,
-    EngineOptions,
-    choose_model,
-    engine_options,
-    json_option,
-)
+from hotcold.actors.cli.common.options import engine_options, json_option, option
 from hotcold.actors.cli.offline import evaluation
+from hotcold.runtime.options.config import ENGINE, EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.runtime.model.checkpoints.bundle import Bundle
     from hotcold.runtime.offline.evaluation.audit_trials import AuditTrials
     from hotcold.runtime.offline.evaluation.evaluate import Evaluation
     from hotcold.runtime.offline.evaluation.sweep import Curves
-    from hotcold.runtime.options.config import EngineConfig
 
 CONTEXT = 512
 SORTS = ("speed", "bytes", "recall", "density", "perplexity")
 
 
 @click.command("evaluate")
-@click.argument("folder", required=False, metavar="[MODEL]")
 @click.option(
     "--text",
     "texts",
@@ -56,22 +49,17 @@ SORTS = ("speed", "bytes", "recall", "density", "perplexity")
     type=click.IntRange(min=0),
     default=64,
     show_default=True,
-    help="Tokens generated to measure speed; 0: no speed.",
+    help="Tokens generated to measure speed; 0: do not measure it.",
 )
 @click.option(
     "--sweep",
     is_flag=True,
-    help="Trained predictors at every recall, beside a low rank of the same bytes.",
+    help="Trained predictors over all recalls, beside an untrained one of the same bytes.",
 )
 @click.option(
     "--audit-runs",
     type=click.IntRange(1, 10_000),
-    help="Seeded runs of the recall audit over 512 tokens: does its interval hold the truth?",
-)
-@click.option(
-    "--audit-every",
-    type=click.IntRange(min=1),
-    help="One in so many neurons is audited.  [default: as every engine does]",
+    help="Runs of the recall audit over 512 tokens: how often is the recall in its interval?",
 )
 @click.option(
     "--tasks",
@@ -87,12 +75,12 @@ SORTS = ("speed", "bytes", "recall", "density", "perplexity")
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Documents of each task at most.")
 @click.option("--few-shot", type=click.IntRange(min=0), help="Examples before each document.")
-@click.option(
-    "--predictor",
+@option(
+    ENGINE["predictor"],
     "predictors",
-    multiple=True,
-    metavar="KIND",
-    help=f"{PREDICTOR_HELP} Given more than once, or as `all`: a table of them.  [default: auto]",
+    many=True,
+    shown="auto",
+    help=f"{ENGINE['predictor'].help} Several, or `all`: a table of them.",
 )
 @click.option(
     "--sort",
@@ -102,29 +90,27 @@ SORTS = ("speed", "bytes", "recall", "density", "perplexity")
     help="Column the table is sorted by, the best first.",
 )
 @json_option
-@engine_options(predictor=False)
+@engine_options("evaluate", own=("predictor",), argument=True)
 def command(
-    folder: str | None,
     texts: tuple[Path, ...],
     max_tokens: int,
     decode: int,
     sweep: bool,
     audit_runs: int | None,
-    audit_every: int | None,
     tasks: tuple[str, ...],
     task_folder: Path | None,
     limit: int | None,
     few_shot: int | None,
     predictors: tuple[str, ...],
     sort: str,
-    options: EngineOptions,
+    options: EngineConfig,
     as_json: bool,
 ) -> None:
     """Compare MODEL under the given predictor, plan and dtype with the dense checkpoint.
 
     Runs in this process, without Ray. The windows are the same for every setting, so results of
     two calls on the same texts can be compared. With `--predictor all`, every installed predictor
-    that the model has the data for; a `--set predictor.NAME=VALUE` goes to those that know it.
+    that the model has the data for; `--set predictor.NAME=VALUE` goes to those that know it.
     """
     if sum(map(bool, (sweep, audit_runs, tasks))) > 1:
         raise click.UsageError("--sweep, --audit-runs and --tasks exclude each other")
@@ -133,11 +119,9 @@ def command(
     several = len(predictors) > 1 or predictors == ("all",)
     if several and (sweep or audit_runs or tasks):
         raise click.UsageError("--sweep, --audit-runs and --tasks take one --predictor")
-    if not several:
-        options = replace(options, predictor=predictors[0] if predictors else "auto")
-    config = engine_config(options, choose_model(folder, options.model))
-    if audit_every is not None:
-        config = replace(config, audit=audit_every)
+    config = options
+    if predictors and not several:
+        config = replace(options, predictor=predictors[0])
     result: dict[str, Any]
     if several:
         text, result = measure_ranking(config, predictors, (texts, max_tokens, decode), sort)
@@ -159,32 +143,22 @@ def command(
         output.emit_json(result)
 
 
-def engine_config(options: EngineOptions, model: str | None) -> "EngineConfig":
-    """The options as a configuration for a session in this process."""
-    from hotcold.runtime.options.config import EngineConfig
-
-    given: dict[str, Any] = options.launch_arguments()
-    given.pop("address", None)
-    given["transport"] = "native"
-    return EngineConfig(**{**given, "model": model})
-
-
 def _windows(
-    config: "EngineConfig", texts: tuple[Path, ...], max_tokens: int
-) -> tuple["EngineConfig", list[list[int]], "Bundle"]:
+    config: EngineConfig, texts: tuple[Path, ...], max_tokens: int
+) -> tuple[EngineConfig, list[list[int]], "Bundle"]:
     """The configuration with the context that is measured in, windows of it, and the model."""
     from hotcold.runtime.model.checkpoints.bundle import resolve_model
     from hotcold.runtime.text.tokenizer import Tokenizer
     from hotcold.runtime.text.windows import spread_windows
 
-    bundle = resolve_model(None if config.model is None else Path(config.model), config.dtype)
+    bundle = resolve_model(config.model, config.dtype)
     context = min(config.context or CONTEXT, bundle.spec.max_context)
     windows = spread_windows(list(texts), Tokenizer.load(bundle.path), context, max_tokens)
     return replace(config, context=context), windows, bundle
 
 
 def measure_all(
-    configs: Sequence["EngineConfig"], texts: tuple[Path, ...], max_tokens: int, decode: int
+    configs: Sequence[EngineConfig], texts: tuple[Path, ...], max_tokens: int, decode: int
 ) -> list["Evaluation"]:
     """Run the evaluation of several configurations of one model with a progress line."""
     from hotcold.runtime.offline.evaluation.evaluate import evaluate_all
@@ -199,7 +173,7 @@ def measure_all(
 
 
 def measure_ranking(
-    config: "EngineConfig",
+    config: EngineConfig,
     predictors: tuple[str, ...],
     how: tuple[tuple[Path, ...], int, int],
     sort: str,
@@ -217,7 +191,7 @@ def measure_ranking(
 
 
 def measure_curves(
-    config: "EngineConfig", texts: tuple[Path, ...], max_tokens: int
+    config: EngineConfig, texts: tuple[Path, ...], max_tokens: int
 ) -> tuple["Curves", float]:
     """Measure all operating points; and the predictors' share of the model's parameters."""
     from hotcold.actors.cli.commands.inspect import describe
@@ -232,7 +206,7 @@ def measure_curves(
     return curves, curves.parameters / describe(bundle)["parameters"]["total"]
 
 
-def measure_trials(config: "EngineConfig", texts: tuple[Path, ...], runs: int) -> "AuditTrials":
+def measure_trials(config: EngineConfig, texts: tuple[Path, ...], runs: int) -> "AuditTrials":
     """Run the audit's trials over the text's first window."""
     from hotcold.runtime.offline.evaluation.audit_trials import run_trials
 
@@ -245,7 +219,7 @@ def measure_trials(config: "EngineConfig", texts: tuple[Path, ...], runs: int) -
 
 
 def measure_tasks(
-    config: "EngineConfig",
+    config: EngineConfig,
     tasks: tuple[str, ...],
     folder: Path | None,
     limit: int | None,

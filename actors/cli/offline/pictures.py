@@ -7,14 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import (
-    choose_model,
-    debug_option,
-    dtype_option,
-    json_option,
-    model_option,
-)
+from hotcold.actors.cli.common.options import engine_options, json_option
 from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.runtime.options.config import EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.runtime.model.checkpoints.bundle import Bundle
@@ -26,7 +21,6 @@ PATH = click.Path(exists=True, path_type=Path)
 
 
 @click.command("pictures")
-@click.argument("folder", required=False, metavar="[MODEL]")
 @click.option(
     "--profile",
     "profile_path",
@@ -48,17 +42,13 @@ PATH = click.Path(exists=True, path_type=Path)
     type=click.Path(path_type=Path),
     help=f"Folder for the PNG files and {PAGE}; made if it is not there.",
 )
-@model_option
-@dtype_option
 @json_option
-@debug_option
+@engine_options("pictures", argument=True)
 def command(
-    folder: str | None,
-    model: str | None,
+    options: EngineConfig,
     profile_path: Path | None,
     predictors_path: Path | None,
     out: Path,
-    dtype: str | None,
     as_json: bool,
 ) -> None:
     """Draw how MODEL's activations are spread, and how large and how good its predictors are.
@@ -74,8 +64,7 @@ def command(
     check_matplotlib()
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder")
-    chosen = choose_model(folder, model)
-    bundle = resolve_model(None if chosen is None else Path(chosen), dtype)
+    bundle = resolve_model(options.model, options.dtype)
     scene = make_scene(bundle, profile_path, predictors_path)
     pictures = draw_all(scene)
     paths = [out / f"{picture.name}.png" for picture in pictures]

@@ -1,12 +1,13 @@
 """`hotcold plant`: a model of planted sparsity at the real shape of a published one."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import debug_option, json_option
-from hotcold.native.abi.names import WEIGHT_DTYPES
+from hotcold.actors.cli.common.options import debug_option, json_option, table_options
+from hotcold.runtime.offline.plant.options import PlantOptions
 from hotcold.runtime.offline.plant.shapes import NOTES, SHAPES
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -53,80 +54,7 @@ def _shapes() -> str:
     " and activation counts (both need the extra `rivals`).  [default: bundle]",
 )
 @click.option("--hf", is_flag=True, help="The same as --format hf.")
-@click.option("--layers", type=click.IntRange(min=1), help="Only so many layers.")
-@click.option(
-    "--dtype",
-    type=click.Choice(WEIGHT_DTYPES),
-    default="float16",
-    show_default=True,
-    help="Dtype of the matrices.",
-)
-@click.option(
-    "--density", type=float, help="Share of neurons that fire.  [default: the shape's, see below]"
-)
-@click.option(
-    "--share80",
-    type=float,
-    help="Share of a layer's neurons that hold 80 % of its activations.  [default: the shape's]",
-)
-@click.option(
-    "--quiet", type=float, help="Share of the layers, from the first, that are nearly silent."
-)
-@click.option(
-    "--quiet-density",
-    type=float,
-    default=0.005,
-    show_default=True,
-    help="Share of a quiet layer's neurons that fire.",
-)
-@click.option(
-    "--variation",
-    type=float,
-    default=0.2,
-    show_default=True,
-    help="How much the other layers' densities rise from the first to the last.",
-)
-@click.option(
-    "--recall",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Share of the fired neurons that the predictor proposes.",
-)
-@click.option(
-    "--precision",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Share of the proposed neurons that fire.",
-)
-@click.option(
-    "--hidden", type=click.IntRange(min=1), help="Width of the predictor.  [default: 3/16 of d]"
-)
-@click.option(
-    "--correlation",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Correlation between a token's driving signal and the one before.",
-)
-@click.option(
-    "--drift",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Share of the driving signal that turns slowly over thousands of tokens.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    show_default=True,
-    help="Seed of everything drawn.",
-)
-@click.option(
-    "--tokens", type=click.IntRange(128, 1 << 17), help="Calibration tokens.  [default: as cheap]"
-)
+@table_options(PlantOptions)
 @click.option(
     "--device",
     type=click.Choice(DEVICES),
@@ -141,22 +69,9 @@ def command(
     out: Path,
     form: str | None,
     hf: bool,
-    layers: int | None,
-    dtype: str,
-    density: float | None,
-    share80: float | None,
-    quiet: float | None,
-    quiet_density: float,
-    variation: float,
-    recall: float,
-    precision: float,
-    hidden: int | None,
-    correlation: float,
-    drift: float,
-    seed: int,
-    tokens: int | None,
     device: str,
     as_json: bool,
+    **given: Any,  # noqa: ANN401 - as click parsed them
 ) -> None:
     """Plant a model: random weights of a real SHAPE whose neurons fire as real ones do.
 
@@ -166,27 +81,10 @@ def command(
     """
     from hotcold.actors.cli.common.running import StopSignals
     from hotcold.runtime.offline.plant.making import plant
-    from hotcold.runtime.offline.plant.options import PlantOptions
 
     if hf and form not in (None, "hf"):
         raise click.UsageError(f"--hf and --format {form} exclude each other; give one of them")
-    options = PlantOptions(
-        shape=shape,
-        layers=layers,
-        dtype=dtype,
-        density=density,
-        share80=share80,
-        quiet=quiet,
-        quiet_density=quiet_density,
-        variation=variation,
-        recall=recall,
-        precision=precision,
-        hidden=hidden,
-        correlation=correlation,
-        drift=drift,
-        seed=seed,
-        tokens=tokens,
-    )
+    options = PlantOptions(shape, **given)
     progress = output.Progress("planting", "layers")
     signals = StopSignals()
     signals.install()  # so that SIGTERM, too, removes what is half-written

@@ -6,20 +6,16 @@ this process, in plain torch, on a GPU where there is one.
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import (
-    choose_model,
-    debug_option,
-    dtype_option,
-    json_option,
-    model_option,
-)
+from hotcold.actors.cli.common.options import engine_options, json_option, option
 from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.runtime.options.config import DEFAULT_CONTEXT, ENGINE, SAMPLING, EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.runtime.offline.profiling.job import Profiled, ProfileJob
@@ -31,7 +27,6 @@ SELF_TOKENS = 32768
 
 
 @click.command("profile")
-@click.argument("folder", required=False, metavar="[MODEL]")
 @click.option(
     "--text",
     "texts",
@@ -58,17 +53,13 @@ SELF_TOKENS = 32768
     type=click.IntRange(min=1),
     help=f"Stop after so many tokens.  [default: all; with --self {SELF_TOKENS}]",
 )
-@click.option("--field", default="text", show_default=True, help="Of a JSON line, with its text.")
+@click.option(
+    "--field", default="text", show_default=True, help="Field with the text of a JSON line."
+)
 @click.option("--bitmaps", is_flag=True, help="Also keep which neurons fired for every token.")
-@click.option(
-    "--context",
-    type=click.IntRange(min=2),
-    help="Tokens of a window.  [default: the model's, at most 512]",
-)
-@click.option(
-    "--temperature", type=float, default=1.0, show_default=True, help="Of the text of --self."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the text of --self.")
+@option(ENGINE["context"], low=2, help="Tokens of a window.")
+@option(SAMPLING["temperature"], default=1.0, help="Temperature of the text of --self.")
+@option(SAMPLING["seed"], help="Seed of the text of --self.")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -76,31 +67,27 @@ SELF_TOKENS = 32768
     show_default=True,
     help="Where to run the model.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads to count with.")
+@option(ENGINE["threads"], help="Threads to count with.")
 @click.option(
     "--against",
     metavar="PATH",
     type=click.Path(exists=True, path_type=Path),
     help="Another profile: print how much of the hottest 20 % both texts share.",
 )
-@model_option
-@dtype_option
 @json_option
-@debug_option
+@engine_options("profile", argument=True)
 def command(
-    folder: str | None,
-    model: str | None,
+    options: EngineConfig,
     out: Path,
     against: Path | None,
-    dtype: str | None,
     as_json: bool,
     **given: Any,
 ) -> None:
     """Count how often, and how strongly, each neuron of MODEL fires over the texts.
 
     MODEL is a folder; without one, the embedded model. The counts are exact: every gate row is
-    evaluated for every token. An interrupted run, started again with the same arguments, goes on
-    where it was. Profiles are read as their file, their folder, or as a folder of PowerInfer's
+    evaluated for every token. An interrupted run continues when it is started again with the same
+    arguments. Profiles are read as their file, their folder, or as a folder of PowerInfer's
     activation_0.pt, activation_1.pt and so on.
     """
     from hotcold.runtime.offline.profiling.job import run_job
@@ -109,7 +96,7 @@ def command(
     own = _own_text(given)
     check_out(out)
     other = None if against is None else ActivationProfile.load(against)
-    job = make_job(choose_model(folder, model), dtype, given, own)
+    job = make_job(options, given, own)
     if other is not None:
         other.check_fits(job.bundle.spec)
     progress = output.Progress("profiling", "tokens")
@@ -131,9 +118,7 @@ def command(
         output.emit_json(result)
 
 
-def make_job(
-    model: str | None, dtype: str | None, given: dict[str, Any], own: "SelfText | None"
-) -> "ProfileJob":
+def make_job(options: EngineConfig, given: dict[str, Any], own: "SelfText | None") -> "ProfileJob":
     """The options as a job.
 
     Raises:
@@ -142,10 +127,9 @@ def make_job(
     from hotcold.runtime.model.checkpoints.bundle import resolve_model
     from hotcold.runtime.offline.plant.making import find_device
     from hotcold.runtime.offline.profiling.job import ProfileJob
-    from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
 
     device = find_device(given["device"])
-    bundle = resolve_model(None if model is None else Path(model), dtype)
+    bundle = resolve_model(options.model, options.dtype)
     most = bundle.spec.max_context
     context = given["context"] or min(most, DEFAULT_CONTEXT)
     if context > most:
@@ -155,7 +139,7 @@ def make_job(
     threads = given["threads"]
     return ProfileJob(
         bundle,
-        EngineConfig(model, dtype=dtype, threads=threads, predictor="exact", context=context),
+        replace(options, threads=threads, predictor="exact", context=context),
         context,
         device,
         threads or len(os.sched_getaffinity(0)),

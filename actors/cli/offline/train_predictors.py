@@ -9,14 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import (
-    choose_model,
-    debug_option,
-    dtype_option,
-    json_option,
-    model_option,
-)
+from hotcold.actors.cli.common.options import engine_options, json_option
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.units import format_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +24,6 @@ TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("train-predictors")
-@click.argument("folder", required=False, metavar="[MODEL]")
 @click.option(
     "--text",
     "texts",
@@ -39,7 +33,13 @@ TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=TEXT,
     help="A text to train on, in UTF-8; may be repeated.",
 )
-@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder for the predictors and their report; made if it is not there.",
+)
 @click.option(
     "--profile",
     "profile_folder",
@@ -62,13 +62,19 @@ TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="Tokens to train on, spread over the texts. Their inputs are kept on disk meanwhile.",
 )
-@click.option("--recall", type=float, default=0.95, show_default=True, help="Recall of a layer.")
+@click.option(
+    "--recall",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Recall that each layer must reach.",
+)
 @click.option(
     "--density",
     type=float,
     default=0.25,
     show_default=True,
-    help="Mean share of neurons proposed that is good enough; predictors shrink to just meet it.",
+    help="Mean share of neurons that may be proposed; predictors are as small as this allows.",
 )
 @click.option(
     "--perplexity",
@@ -82,21 +88,23 @@ TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=float,
     default=0.10,
     show_default=True,
-    help="Largest share of the model's parameters.",
+    help="Largest size of all predictors, as a share of the model's parameters.",
 )
-@click.option("--width", type=int, default=0, help="The same width in every layer.")
+@click.option("--width", type=int, default=0, help="Width in every layer; 0: chosen for each.")
 @click.option(
     "--lookahead", type=int, default=0, help="Predict from the input of so many layers earlier."
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Passes over the text.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Layers trained at a time.")
-@model_option
-@dtype_option
 @json_option
-@debug_option
-def command(
-    folder: str | None, model: str | None, dtype: str | None, as_json: bool, **given: Any
-) -> None:
+@engine_options("train-predictors", argument=True)
+def command(options: EngineConfig, as_json: bool, **given: Any) -> None:
     """Train a predictor for every layer of MODEL, set its threshold, and report its quality.
 
     MODEL is a folder; without one, the embedded model. An interrupted run goes on with the layers
@@ -109,8 +117,7 @@ def command(
     out: Path = given["out"]
     check_out(out)
     settings = _settings(given)
-    chosen = choose_model(folder, model)
-    bundle = resolve_model(None if chosen is None else Path(chosen), dtype)
+    bundle = resolve_model(options.model, options.dtype)
     profile = _profile(bundle, given["profile_folder"])
     context = min(settings.context, bundle.spec.max_context)
     parts = _windows(bundle, given, context)

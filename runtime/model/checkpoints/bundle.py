@@ -11,6 +11,7 @@ nothing.
 
 import hashlib
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +226,7 @@ def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
     return open_bundle(path, root)
 
 
-def _model_folder(model: str | Path | None) -> Path:
+def _model_folder(model: str | os.PathLike[str] | None) -> Path:
     """The folder a model name stands for."""
     if model is None:
         return embedded.path()
@@ -252,7 +253,9 @@ def _model_folder(model: str | Path | None) -> Path:
 
 
 def resolve_model(
-    model: str | Path | None = None, dtype: str | None = None, cache: Path | None = None
+    model: str | os.PathLike[str] | None = None,
+    dtype: str | None = None,
+    cache: Path | None = None,
 ) -> Bundle:
     """The bundle of a model, converted into the cache if that has not happened yet.
 

@@ -6,14 +6,17 @@ Made by `hotcold plant`, benches and tests; `making.plant` takes it. Draws nothi
 from dataclasses import dataclass
 from typing import cast
 
+from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.model.spec import DTYPE_BYTES, DType, ModelSpec
+from hotcold.native.option_table import check_all, option
+from hotcold.runtime.model.spec import DType, ModelSpec
 from hotcold.runtime.offline.plant.drawing import Drawing
 from hotcold.runtime.offline.plant.overfire import plan_noise
 from hotcold.runtime.offline.plant.shapes import find_shape
 from hotcold.runtime.offline.plant.statistics import Statistics, firing_probabilities
 
 LENGTH = 128  # tokens of a calibration sequence
+SHAPES_OWN = "the shape's"
 CHEAP = 1 << 30  # multiplications of a calibration that nobody notices
 
 
@@ -22,53 +25,49 @@ class PlantOptions:
     """What is asked for; None takes the shape's own.
 
     Args:
-        shape: a name of `shapes.SHAPES`.
-        layers: the first so many layers only.
-        dtype: of the matrices.
-        density, share80, quiet: see Statistics.
-        quiet_density, variation: see Statistics.
-        recall, precision: of the predictor; 1 and 1 make it exact.
-        hidden: width of the predictor; None: 3/16 of the model's.
-        correlation: between a token's signal and its predecessor's, in [0, 0.99].
-        drift: share of the signal that turns slowly instead of changing by token, in [0, 0.9].
-        seed: of everything random.
-        tokens: calibration tokens, None: as many as are cheap.
+        shape: a name of `shapes.SHAPES`. The others are options of `hotcold plant`.
+
+    Raises:
+        ConfigError: a value that is not allowed.
     """
 
     shape: str
-    layers: int | None = None
-    dtype: str = "float16"
-    density: float | None = None
-    share80: float | None = None
-    quiet: float | None = None
-    quiet_density: float = 0.005
-    variation: float = 0.2
-    recall: float = 1.0
-    precision: float = 1.0
-    hidden: int | None = None
-    correlation: float = 0.0
-    drift: float = 0.0
-    seed: int = 0
-    tokens: int | None = None
+    layers: int | None = option(None, "Only the first so many layers.", low=1, shown="all")
+    dtype: str = option("float16", "Dtype of the matrices.", choices=WEIGHT_DTYPES)
+    density: float | None = option(None, "Share of neurons that fire.", shown=SHAPES_OWN)
+    share80: float | None = option(
+        None, "Share of a layer's neurons that hold 80 % of its activations.", shown=SHAPES_OWN
+    )
+    quiet: float | None = option(
+        None, "Share of the layers, from the first, that are nearly silent.", shown=SHAPES_OWN
+    )
+    quiet_density: float = option(0.005, "Share of a quiet layer's neurons that fire.")
+    variation: float = option(
+        0.2, "How much the other layers' densities rise from the first to the last."
+    )
+    recall: float = option(
+        1.0, "Share of the fired neurons that the predictor proposes.", low=0.05, high=1.0
+    )
+    precision: float = option(1.0, "Share of the proposed neurons that fire.", low=0.05, high=1.0)
+    hidden: int | None = option(
+        None, "Width of the predictor.", low=1, shown="3/16 of the model's width"
+    )
+    correlation: float = option(
+        0.0, "Correlation of a token's driving signal with the one before.", low=0.0, high=0.99
+    )
+    drift: float = option(
+        0.0,
+        "Share of the driving signal that turns slowly over thousands of tokens.",
+        low=0.0,
+        high=0.9,
+    )
+    seed: int = option(0, "Seed of everything drawn.", low=0, high=(1 << 63) - 1)
+    tokens: int | None = option(
+        None, "Calibration tokens.", low=128, high=1 << 17, shown="as many as are cheap"
+    )
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPE_BYTES:
-            raise ConfigError(
-                f"dtype {self.dtype!r:.80} is unknown; choose one of {', '.join(DTYPE_BYTES)}"
-            )
-        for name, low, high in (
-            ("recall", 0.05, 1.0),
-            ("precision", 0.05, 1.0),
-            ("correlation", 0.0, 0.99),
-            ("drift", 0.0, 0.9),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name} is {value}, it must be within {low:g} and {high:g}")
-        for name, low_int, high_int in (("tokens", 128, 1 << 17), ("seed", 0, (1 << 63) - 1)):
-            number = getattr(self, name)
-            if number is not None and not low_int <= number <= high_int:
-                raise ConfigError(f"{name} is {number}, it must be within {low_int} and {high_int}")
+        check_all(self)
 
     def spec(self) -> ModelSpec:
         """Shapes of the model."""

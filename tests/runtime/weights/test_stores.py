@@ -15,10 +15,11 @@ from support.stores import Holder, huge_share, weight_memory
 
 from hotcold.native.errors import BudgetError, CheckpointError, ConfigError
 from hotcold.runtime.model.checkpoints.bundle import Bundle, resolve_model
+from hotcold.runtime.options.config import STORES
 from hotcold.runtime.weights import host_memory as memory
 from hotcold.runtime.weights import memfd, stores
 from hotcold.runtime.weights.pages import HUGE_BYTES, Pages
-from hotcold.runtime.weights.weights import MEMFD_FROM_BYTES, STORE_KINDS, WeightStore, choose_store
+from hotcold.runtime.weights.weights import MEMFD_FROM_BYTES, WeightStore, choose_store
 
 THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 TINY = TinyLlama(d=45, layers=2, neurons=33, heads=5, kv_heads=1, head_dim=6, vocab=7)
@@ -57,7 +58,7 @@ def at(address: int, size: int) -> bytes:
     return ctypes.string_at(address, size)
 
 
-@pytest.mark.parametrize("kind", STORE_KINDS)
+@pytest.mark.parametrize("kind", STORES)
 def test_every_kind_holds_the_bytes_of_the_file(tiny: Bundle, kind: str) -> None:
     with (
         WeightStore.open(tiny) as file,
@@ -264,7 +265,7 @@ def test_a_mapping_that_is_refused_is_a_sentence(
         WeightStore.open(tiny, "file")
 
 
-@pytest.mark.parametrize("kind", STORE_KINDS)
+@pytest.mark.parametrize("kind", STORES)
 def test_a_file_of_another_size_is_refused(tmp_path: Path, kind: str) -> None:
     bundle = resolve_model(write_llama(tmp_path / "m", TINY), cache=tmp_path / "cache")
     with bundle.weights_path.open("r+b") as file:
