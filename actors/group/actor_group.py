@@ -32,6 +32,8 @@ from hotcold.native.errors import (
     LaunchError,
 )
 from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.executors.base import Shared
+from hotcold.runtime.engine.executors.factory import executor_classes, leading_class
 from hotcold.runtime.engine.kv import KvCache
 from hotcold.runtime.exchange.segment import ACTORS, ActorState, Poison, PoisonCode, Segment
 from hotcold.runtime.model.checkpoints.layout import layout
@@ -78,7 +80,7 @@ class ActorGroup:
         self._epoch = 0
         self.closing = self._closed = False
         self._private_ray, self._stuck_s = private_ray, stuck_s
-        self._sharing = MpsSession()
+        self._mps = MpsSession()
         self._starting: set[str] = set()  # their facts are of the ones they replace
         cluster.check_name(name)
         self._own_group = group is None
@@ -186,27 +188,35 @@ class ActorGroup:
     def _begin_epoch(self) -> None:
         self._epoch += 1
         deployment = self.deployment
-        clients = self._sharing.begin(deployment)
-        pids = {facts.pid: actor for actor, facts in self.facts.items()} | self._sharing.pids
+        environments = self._mps.begin(deployment)
+        pids = {facts.pid: actor for actor, facts in self.facts.items()} | self._mps.pids
         handle = kv = None
-        if deployment.transport == "native":
-            if self._kv is None and deployment.gpu is None:
+        if deployment.shares_memory:
+            if self._kv is None and leading_class(deployment).keeps_kv:
                 self._kv = KvCache.create(deployment.spec, deployment.context)
             segment = Segment.create(deployment.layout, self._epoch)
             self._watcher = segment.watch(pids)
-            handle, kv, self._segment = segment.handle, self._kv and self._kv.handle, segment
+            handle, self._segment = segment.handle, segment
+            kv = None if self._kv is None else self._kv.handle
         data = ray.put(deployment)
         agents = ray_agents(os.getpid()) if self._private_ray else ()
         everyone = {**pids, os.getpid(): "driver"}
         limit_s = START_S + layout(deployment.spec)[1] / SLOW_DISK
 
-        def load(actor: str, mailbox: Mailbox | None) -> Any:
-            peers = {p: who for p, who in everyone.items() if p != self.facts[actor].pid}
-            own = (kv if actor == "gpu" else None, clients, mailbox)
-            return self.actors[actor].load.remote(data, handle, peers, agents, *own)
+        def load(actors: list[str], shared: Shared) -> list[Mailbox | None]:
+            refs = []
+            for actor in actors:
+                peers = {p: who for p, who in everyone.items() if p != self.facts[actor].pid}
+                own = shared, environments.get(actor)
+                refs.append(self.actors[actor].load.remote(data, handle, peers, agents, *own))
+            return self._answers(refs, limit_s)
 
+        classes = executor_classes(deployment)
+        later = [actor for actor in ACTORS if classes[actor].opens_mailbox]
         try:
-            self._sharing.load(load, lambda refs: self._answers(refs, limit_s))
+            made = load([actor for actor in ACTORS if actor not in later], Shared(kv))
+            if later:
+                load(later, Shared(mailbox=next(filter(None, made), None)))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, HotcoldError):
                 raise error.cause from None
@@ -229,7 +239,7 @@ class ActorGroup:
             self._watcher.close()
         self._segment.close()
         self._segment, self._watcher, self._loops = None, None, {}
-        self._sharing.unload(self.actors)
+        self._mps.unload(self.actors)
 
     def rebuild(self, must_go: str | None = None) -> tuple[float, float, float]:
         """Replace the actors that are gone, and begin a new epoch with the same deployment.
@@ -278,7 +288,7 @@ class ActorGroup:
         if loops:
             _, running = ray.wait(list(loops.values()), num_returns=len(loops), timeout=END_S)
             gone |= {actor for actor, ref in loops.items() if ref in running}
-        gone = self._sharing.lost(gone)
+        gone = self._mps.lost(gone)
         return [actor for actor in ACTORS if actor in gone]
 
     def _kill(self, names: Iterable[str]) -> None:
@@ -286,7 +296,7 @@ class ActorGroup:
         names = [actor for actor in names if actor in self.actors]
         pids = {actor: self.facts[actor].pid for actor in names if actor in self.facts}
         cluster.kill_actors([self.actors[actor] for actor in names], list(pids.values()))
-        self._sharing.end(names)
+        self._mps.end(names)
 
     def poison_within(self, timeout_s: float) -> Poison | None:
         """The exchange's poison, waited for at most so long; None where it is healthy."""
@@ -315,9 +325,11 @@ class ActorGroup:
     def is_whole(self) -> bool:
         """Whether all actors live and run the latest epoch, and nothing has poisoned it."""
         segment = self._segment
-        native = self.deployment.transport == "native"
         try:
-            healthy = not native if segment is None else segment.poisoned is None
+            if segment is None:
+                healthy = not self.deployment.shares_memory
+            else:
+                healthy = segment.poisoned is None
         except KernelError:  # closed just now: another epoch begins
             return False
         pids = [facts.pid for facts in list(self.facts.values())]

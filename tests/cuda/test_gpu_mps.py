@@ -30,7 +30,7 @@ from hotcold.actors import ActorLostError, Engine
 from hotcold.actors.cluster.processes import is_gone
 from hotcold.native.errors import HotcoldError
 from hotcold.native.gpu import cuda_probe, mps, nvml
-from hotcold.runtime.engine.executor import Executor
+from hotcold.runtime.engine.executors.base import Executor
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.exchange.segment import ActorState, PoisonCode
@@ -225,7 +225,7 @@ def victim_pid(engine: Engine, victim: str) -> int:
     if victim in ("gpu", "cpu", "predictor"):
         return engine.stats().actors[victim].pid
     assert engine._group is not None
-    daemon = engine._group._sharing._daemon
+    daemon = engine._group._mps._daemon
     assert daemon is not None
     if victim == "guard":
         return daemon.pid
