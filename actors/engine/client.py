@@ -187,7 +187,7 @@ class Client:
         if isinstance(error, GetTimeoutError):
             return ActorLostError("gpu", f"an actor of {self.name!r} did not answer ({error})")
         if self._group is not None:
-            return self._group.lost(error)
+            return self._group.processes.lost(error)
         if isinstance(error, RayTaskError) and isinstance(error.cause, HotcoldError):
             return error.cause
         return ActorLostError("gpu", f"the engine {self.name!r} is gone ({error})")
@@ -211,7 +211,7 @@ class Client:
 
     def _current_facts(self) -> dict[str, Facts]:
         if self._group is not None:
-            return self._group.facts
+            return self._group.processes.facts
         refs = [self._actor(actor).facts.remote() for actor in ACTORS]
         return dict(zip(ACTORS, ray.get(refs), strict=True))
 

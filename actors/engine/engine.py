@@ -102,7 +102,10 @@ class Engine:
                 cluster.leave()
             raise
         supervisor = Supervisor(group, config.stuck_s)
-        client = Client(engine_name, group.actors, deployment, group, supervisor, config.restarts)
+        client = Client(
+            *(engine_name, group.processes.handles, deployment, group, supervisor),
+            config.restarts,
+        )
         engine = cls(client, group, prepared, supervisor)
         engine._finalizer = weakref.finalize(engine, _take_down, group, supervisor, started_ray)
         return engine

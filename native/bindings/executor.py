@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from hotcold.native.bindings._ffi import DTYPE_CODES, check, ffi, last_error, lib, pointer
 from hotcold.native.bindings.device import DeviceArrays, NativeDevice
-from hotcold.native.bindings.token_kernels import set_sampling
+from hotcold.native.bindings.token_kernels import Sampling, set_sampling
 from hotcold.native.errors import ConfigError
-from hotcold.native.sampling import GREEDY, Sampling
 
 ACTOR_CODES: dict[str, int] = {"gpu": 0, "cpu": 1, "predictor": 2}
 MAX_BATCH: int = lib.HC_MAX_BATCH
@@ -133,9 +132,9 @@ class Request:
 
     id: int
     prompt: NDArray[np.int32]
+    sampling: Sampling
     max_tokens: int = 0
     eos: tuple[int, ...] = ()
-    sampling: Sampling = GREEDY
     logits_PV: NDArray[np.float32] | None = None
     masks_PLN: NDArray[np.uint8] | None = None
     n_past: int = 0

@@ -3,7 +3,7 @@
 Re-exported by kernels.py, which says who calls them and what they raise.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from hotcold.native.bindings._arrays import F32, I32, array, handle, same, writa
 from hotcold.native.bindings._ffi import check, pointer
 from hotcold.native.bindings.pool import Pool
 from hotcold.native.errors import ConfigError
-from hotcold.native.sampling import GREEDY, Sampling
 
 
 def rmsnorm(x_BD: F32, weight_D: F32, eps: float) -> F32:
@@ -111,6 +110,30 @@ def attention(
     return out
 
 
+class Sampling(Protocol):
+    """What a draw depends on, beside its position: `hotcold.runtime.options.config.Sampling`."""
+
+    @property
+    def temperature(self) -> float:
+        """0 is greedy: the lowest id among equals."""
+        ...
+
+    @property
+    def top_k(self) -> int:
+        """Keep the k largest; 0: all."""
+        ...
+
+    @property
+    def top_p(self) -> float:
+        """Keep the most probable that reach this probability; 1: all."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """With the position it fixes the random number, whatever was drawn before."""
+        ...
+
+
 def set_sampling(c: Any, sampling: Sampling) -> None:
     """Write what a draw depends on, beside its position, into the fields of a C struct.
 
@@ -120,13 +143,13 @@ def set_sampling(c: Any, sampling: Sampling) -> None:
     c.top_k, c.seed = sampling.top_k, sampling.seed
 
 
-def sample(logits_V: F32, sampling: Sampling = GREEDY, position: int = 0) -> tuple[int, float]:
+def sample(logits_V: F32, sampling: Sampling, position: int = 0) -> tuple[int, float]:
     """Draw a token id; returns it with the log softmax of the raw logits at it.
 
     Args:
         logits_V: logits of the vocabulary.
-        sampling: temperature (0 takes the lowest id among equals), cut-offs, and the seed.
-        position: with the seed it fixes the random number, whatever was drawn before.
+        sampling: how.
+        position: of the token in its sequence.
     """
     vocab = array("logits", logits_V, np.float32, 1).size
     ids, probabilities = np.empty(vocab, np.int32), np.empty(vocab, np.float32)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotcold.native.bindings.executor import Request
-from hotcold.native.sampling import Sampling
+from hotcold.runtime.options.config import Sampling
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def make_request(
     """
     prompt = np.array(ids, dtype=np.int32)
     if sampling is None:
-        return Request(time.monotonic_ns(), prompt)
+        return Request(time.monotonic_ns(), prompt, Sampling())
     return Request(
         id=time.monotonic_ns(),
         prompt=prompt,

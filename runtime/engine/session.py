@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.bindings.device import Mailbox
-from hotcold.native.sampling import Sampling
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared
 from hotcold.runtime.engine.executors.factory import make_executor
 from hotcold.runtime.engine.executors.leading import LeadingExecutor
 from hotcold.runtime.engine.request import make_request
 from hotcold.runtime.exchange.segment import ACTORS, PoisonCode, Segment
+from hotcold.runtime.options.config import Sampling
 from hotcold.runtime.text.generation import TextCodec, Token
 
 EPOCH = 1

@@ -9,7 +9,9 @@ from support.weights import VARIANTS, forced
 
 from hotcold.native.bindings import kernels
 from hotcold.native.errors import ConfigError
-from hotcold.native.sampling import Sampling
+from hotcold.runtime.options.config import Sampling
+
+GREEDY = Sampling()
 
 
 def unchecked(**fields: Any) -> Sampling:
@@ -67,7 +69,7 @@ def test_greedy_takes_the_lowest_id_of_the_largest(variant: str, vocab: int) -> 
     best = [vocab - 1, vocab // 2]
     logits[best] = 9.0
     with forced(variant):
-        id_, logprob = kernels.sample(logits)
+        id_, logprob = kernels.sample(logits, GREEDY)
     assert id_ == min(best)
     l64 = logits.astype(np.float64)
     assert logprob == pytest.approx(9 - (9 + np.log(np.exp(l64 - 9).sum())), abs=2e-5)
@@ -162,6 +164,6 @@ def test_bad_parameters_are_refused() -> None:
     with pytest.raises(ConfigError, match="top_k -1"):
         kernels.sample(logits, unchecked(temperature=1.0, top_k=-1))
     with pytest.raises(ConfigError, match="0 logits"):
-        kernels.sample(np.empty(0, np.float32))
+        kernels.sample(np.empty(0, np.float32), GREEDY)
     with pytest.raises(ConfigError, match="-infinity"):
-        kernels.sample(np.full(8, -np.inf, np.float32))
+        kernels.sample(np.full(8, -np.inf, np.float32), GREEDY)

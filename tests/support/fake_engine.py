@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from hotcold.native.errors import ActorLostError, BudgetError
-from hotcold.native.sampling import Sampling
 from hotcold.runtime.engine.audit import RecallEstimate
+from hotcold.runtime.options.config import Sampling
 from hotcold.runtime.tracing.spans import Span
 
 STORY = ["There", " was", " a", " caf\u00e9", "."]

@@ -53,6 +53,7 @@ class Executor(ABC):
 
     actor: ClassVar[str]
     stands_by: ClassVar[bool] = False  # another executor computes its steps
+    walks_steps: ClassVar[bool] = True  # one by one, so that its counter says which is next
     opens_mailbox: ClassVar[bool] = False  # so it is made after the GPU executor, and ends before
 
     def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:

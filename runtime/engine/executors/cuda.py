@@ -28,6 +28,7 @@ class CudaGpuExecutor(LeadingExecutor):
     """The GPU executor on a GPU, whose memory also has the KV cache."""
 
     keeps_kv = False
+    walks_steps = False  # a pass is one launch of a graph
 
     def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
         super().__init__(deployment, segment, shared)
@@ -68,6 +69,7 @@ class FusedPredictor(PredictorExecutor):
     """The predictor where the GPU executor's graph predicts: its loop has no steps."""
 
     stands_by = True
+    walks_steps = False
 
     def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
         arrays.steps = arrays.steps[:0]
@@ -81,6 +83,7 @@ class RemotePredictor(PredictorExecutor):
     """The predictor in a process of its own on the GPU: its matrices; asked through a mailbox."""
 
     opens_mailbox = True
+    walks_steps = False
 
     def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
         super().__init__(deployment, segment, shared)
