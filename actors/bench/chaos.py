@@ -216,8 +216,7 @@ def strike(engine: Engine, fault: Fault) -> bool:
     pid = engine.pids[fault.actor]
     if is_gone(pid) or is_stopped(pid):
         return False
-    idle = fault.actor == "predictor" and engine.uses_gpu and not engine.shares_gpu
-    if fault.op is not None and not idle:
+    if fault.op is not None and fault.actor not in engine.standing_by:
         # Not waited for: an actor may die before it answers.
         engine.actors[fault.actor].arm.remote(fault.op, 0, fault.number)
         return True

@@ -25,10 +25,10 @@ import numpy as np
 
 from hotcold.native.gpu import nvml
 from hotcold.runtime.engine.deployment import deploy, solve
-from hotcold.runtime.engine.executor import make_request
 from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.request import make_request
 from hotcold.runtime.engine.session import LocalSession
-from hotcold.runtime.options.config import ENGINE, EngineConfig
+from hotcold.runtime.options.config import ENGINE, EngineConfig, Sampling
 from hotcold.runtime.plan.roofline import roofline
 from hotcold.runtime.tracing.phases import phase_times
 
@@ -47,11 +47,11 @@ def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
     with LocalSession(deployment) as local:
         launched = time.monotonic() - began
         used = (nvml.used_bytes() or 0) - before
-        gpu, row = local.executors["gpu"], []
+        gpu, row = local.leader, []
         rng = np.random.default_rng(0)
         for repeat in range(3):
             ids = rng.integers(3, vocabulary, prompt).tolist()
-            request = make_request(ids, tokens, prepared.context, temperature=1.0, seed=repeat)
+            request = make_request(ids, Sampling(tokens, 1.0, seed=repeat), prepared.context)
             prompted = None
             for _ in gpu.generate(request):  # the first token comes out alone, after the prompt
                 prompted = prompted or local.segment.actor_state("cpu")
@@ -100,7 +100,7 @@ def measure_engine(config: EngineConfig, tokens: int, prompt: int) -> dict[str, 
         bound, rng = engine.roofline(), np.random.default_rng(0)
         for repeat in range(3):
             ids = rng.integers(3, VOCABULARY, prompt).tolist()
-            for _ in engine.generate(ids, tokens, 1.0, seed=repeat, ignore_eos=True):
+            for _ in engine.generate(ids, Sampling(tokens, 1.0, seed=repeat, ignore_eos=True)):
                 pass
             assert engine.last is not None
             rates.append(engine.last.decode_tokens_per_s)

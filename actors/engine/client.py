@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,16 @@ from hotcold.actors.cluster import ray_cluster as cluster
 from hotcold.actors.engine import requests
 from hotcold.actors.engine.replanning import across_plans
 from hotcold.actors.engine.stats import ActorStats, EngineStats
-from hotcold.actors.engine.stepwise import StepDriver
+from hotcold.actors.engine.transports.base import Transport
+from hotcold.actors.engine.transports.factory import make_transport
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.executor_actors import Facts
 from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ActorLostError, ConfigError, HotcoldError, PlanReplaced
 from hotcold.runtime.engine.deployment import Deployment
-from hotcold.runtime.engine.executor import Sampled, make_request
+from hotcold.runtime.engine.executors.factory import roles
+from hotcold.runtime.engine.request import Sampled, make_request
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.text.generation import GenerationStats, TextCodec, Token, TokenStream
 from hotcold.runtime.tracing.spans import Span, as_spans
@@ -67,6 +69,9 @@ class Client:
         group: the owner's, which knows best why an actor is gone; None when connected.
         recovers: who waits for rebuilt actors; None when connected.
         restarts: losses a generation survives.
+
+    Attributes:
+        last: figures of the last finished generation, None before.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Client:
     ) -> None:
         self.name, self.actors, self.deployment = name, actors, deployment
         self.restarts = restarts
+        self.last: GenerationStats | None = None
         self._group = group
         self._recovers = recovers or Lookup(name, actors)
         self._text = TextCodec(deployment.bundle_path, deployment.spec)
@@ -109,36 +115,19 @@ class Client:
         finally:
             self._busy.release()
 
-    @contextmanager
-    def _between_steps(self) -> Iterator[None]:
-        """Hold the engine where a plan can be replaced: the native transport finds that itself."""
-        if self.deployment.transport == "native":
-            yield
-        else:
-            with self.idle():
-                yield
+    @property
+    def _transport(self) -> Transport:
+        return make_transport(self.deployment, self._actor)
 
-    def generate(
-        self, prompt: str | Sequence[int], sampling: Sampling
-    ) -> Iterator[Token | GenerationStats]:
-        """Tokens that continue the prompt, then the figures. Checks the prompt at once."""
+    def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
+        """Tokens that continue the prompt; `last` has the figures then. Checks it at once."""
         context = self.deployment.context
         ids = self._text.ids(prompt, context)
-        request = make_request(
-            ids,
-            sampling.max_tokens,
-            context,
-            () if sampling.ignore_eos else self._text.eos_ids,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-        )
-        return self._stream(request, sampling)
+        request = make_request(ids, sampling, context, self._text.eos_ids)
+        return self._stream(request, self._text.stream(sampling))
 
-    def _stream(self, request: Request, sampling: Sampling) -> Iterator[Token | GenerationStats]:
+    def _stream(self, request: Request, stream: TokenStream) -> Iterator[Token]:
         with self.idle():
-            stream = self._text.stream(sampling)
             times: RequestTimes | None = None
             text = ""
             source = self._sampled(request)
@@ -152,60 +141,32 @@ class Client:
                             text += token.text
                             yield token
                     if stream.finish:
-                        self._cancel()
+                        self._transport.cancel()
                 if not stream.finish:
                     yield from stream.flush()
             except ActorLostError as error:
                 error.text = text
                 raise
             finally:
-                self._drain(source)
+                self._transport.drain(source)
             if times is not None:
-                yield self._figures(request, stream, times)
+                self.last = _figures(request, stream, times)
 
     def _sampled(self, request: Request) -> Iterator[Sampled | RequestTimes]:
-        """The raw stream of either transport, Ray's errors made typed."""
-        native = self.deployment.transport == "native"
-        kv_survives = native and self.deployment.gpu is None and not self.deployment.remembers
-        attempt = self._on_gpu if native else self._stepwise
+        """The raw stream, over losses of actors and new plans."""
+        kv_survives = self._transport.kv_survives
 
         def run(rest: Request) -> Iterator[Sampled | RequestTimes]:
-            return requests.run(rest, attempt, self._recovers, self.restarts, kv_survives)
+            return requests.run(rest, self._attempt, self._recovers, self.restarts, kv_survives)
 
         yield from across_plans(request, run, self._recovers, kv_survives)
 
-    def _on_gpu(self, request: Request) -> Iterator[Sampled | RequestTimes]:
-        """One attempt by the native transport: the GPU executor leads."""
-        stream = self._actor("gpu").generate.options(num_returns="streaming")
+    def _attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
+        """One attempt, Ray's errors made typed."""
         try:
-            for ref in stream.remote(request):
-                item = ray.get(ref)
-                if isinstance(item, Exception):
-                    raise item
-                yield item
+            yield from self._transport.attempt(request)
         except RayError as error:
             raise self._typed(error) from None
-
-    def _stepwise(self, request: Request) -> Iterator[Sampled | RequestTimes]:
-        """One attempt by the Ray transport: this process leads."""
-        try:
-            yield from self._led_here(request)
-        except RayError as error:
-            raise self._typed(error) from None
-
-    def _led_here(self, request: Request) -> Iterator[Sampled | RequestTimes]:
-        begin = prompt_done = time.monotonic_ns()
-        passes = 0
-        before = after = sum(state.bytes for state in self._states().values())
-        for item in StepDriver(self.actors, self.deployment).generate(request):
-            if not passes:
-                prompt_done = time.monotonic_ns()
-                after = sum(state.bytes for state in self._states().values())
-            passes += 1
-            yield item
-        end = time.monotonic_ns()
-        total = sum(state.bytes for state in self._states().values())
-        yield RequestTimes(begin, prompt_done, end, passes, after - before, total - after)
 
     def _retried(self, call: Callable[[], Any]) -> Any:
         """A control call's result; called again after a recovery where an actor was lost."""
@@ -226,40 +187,10 @@ class Client:
         if isinstance(error, GetTimeoutError):
             return ActorLostError("gpu", f"an actor of {self.name!r} did not answer ({error})")
         if self._group is not None:
-            return self._group.lost(error)
+            return self._group.processes.lost(error)
         if isinstance(error, RayTaskError) and isinstance(error.cause, HotcoldError):
             return error.cause
         return ActorLostError("gpu", f"the engine {self.name!r} is gone ({error})")
-
-    def _cancel(self) -> None:
-        if self.deployment.transport == "native":
-            self._actor("gpu").cancel.remote()
-
-    def _drain(self, source: Iterator[Any]) -> None:
-        """End a stream the caller may have left early, so that the next request finds it free."""
-        if self.deployment.transport == "ray":
-            getattr(source, "close", lambda: None)()
-            return
-        try:
-            first = next(source, None)
-            if first is not None:
-                self._cancel()
-                for _ in source:
-                    pass
-        except Exception:  # noqa: BLE001 - the stream's own error has been raised already
-            return
-
-    def _figures(
-        self, request: Request, stream: TokenStream, times: RequestTimes
-    ) -> GenerationStats:
-        return GenerationStats(
-            prompt_tokens=len(request.prompt),
-            new_tokens=stream.count,
-            prompt_s=(times.prompt_ns - times.begin_ns) / 1e9,
-            decode_s=(times.end_ns - times.prompt_ns) / 1e9,
-            bytes=times.decode_bytes,
-            finish=stream.finish or "length",
-        )
 
     def score(
         self, token_ids: Sequence[int], masks: bool = False
@@ -269,27 +200,18 @@ class Client:
         Raises:
             ConfigError: ids that cannot be used; masks over the Ray transport.
         """
-        spec, context = self.deployment.spec, self.deployment.context
-        ids = self._text.ids(list(token_ids), context)
+        neurons, context = self.deployment.spec.n_neurons, self.deployment.context
+        request = make_request(self._text.ids(list(token_ids), context), None, context)
         with self.idle():
-            if self.deployment.transport == "ray":
-                if masks:
-                    raise ConfigError("masks are recorded by the native transport only")
-                driver = StepDriver(self.actors, self.deployment)
-                return self._retried(lambda: driver.score(np.array(ids, np.int32))), None
-            shape = (len(ids), spec.n_layers, -(-spec.n_neurons // 8)) if masks else None
-            request = make_request(ids, 0, context)
-            logits, bits = self._retried(
-                lambda: ray.get(self._actor("gpu").score.remote(request, spec.vocab_size, shape))
-            )
+            logits, bits = self._retried(lambda: self._transport.score(request, masks))
         if bits is None:
             return logits, None
-        fired = np.unpackbits(bits, axis=-1, count=spec.n_neurons, bitorder="little")
+        fired = np.unpackbits(bits, axis=-1, count=neurons, bitorder="little")
         return logits, fired.astype(bool)
 
     def _current_facts(self) -> dict[str, Facts]:
         if self._group is not None:
-            return self._group.facts
+            return self._group.processes.facts
         refs = [self._actor(actor).facts.remote() for actor in ACTORS]
         return dict(zip(ACTORS, ray.get(refs), strict=True))
 
@@ -298,9 +220,7 @@ class Client:
         if self._group is not None:
             self.deployment = self._group.deployment
         else:
-            self.deployment, _ = self._retried(
-                lambda: ray.get(self._actor("gpu").describe.remote())
-            )
+            self.deployment = self._retried(lambda: ray.get(self._actor("gpu").describe.remote()))
         return self.deployment
 
     @property
@@ -309,65 +229,38 @@ class Client:
         return {actor: facts.pid for actor, facts in self._retried(self._current_facts).items()}
 
     def load(self, deployment: Deployment) -> None:
-        """Have other plans than now run, whoever owns the actors.
+        """Load another deployment, whoever owns the actors.
 
         Raises:
             ConfigError: a generation over the Ray transport; made for another machine.
             HotcoldError: the actors refused it; the one before runs.
         """
-        with self._between_steps():
+        with nullcontext() if self._transport.replans_between_tokens else self.idle():
             if self._group is not None:
                 self._group.load(deployment)
             else:
-                self._ask(deployment)
+                try:
+                    self._transport.ask(deployment)
+                except RayError as error:
+                    raise self._typed(error) from None
             self.deployment = deployment
-
-    def _ask(self, deployment: Deployment) -> None:
-        now = self.deployment
-        if deployment.transport != "native":
-            raise ConfigError("over the Ray transport only the driver that launched can replan")
-        if (deployment.gpu is None, deployment.bundle_path) != (now.gpu is None, now.bundle_path):
-            raise ConfigError(
-                f"this driver sees the model at {deployment.bundle_path}, the engine at "
-                f"{now.bundle_path}, or another GPU; replan from a driver on the engine's node"
-            )
-        try:
-            ray.get(self._actor("gpu").ask.remote(deployment))
-        except RayError as error:
-            raise self._typed(error) from None
-
-    def _states(self) -> dict[str, Any]:
-        if self.deployment.transport == "native":
-            states: dict[str, Any] = ray.get(self._actor("gpu").states.remote())
-            return states
-        refs = [self._actor(actor).state.remote() for actor in ACTORS]
-        return dict(zip(ACTORS, ray.get(refs), strict=True))
 
     def spans(self) -> dict[str, list[Span]]:
         """What every actor did lately, step by step; oldest first."""
-        if self.deployment.transport == "native":
-            arrays = self._retried(lambda: ray.get(self._actor("gpu").spans.remote(ACTORS)))
-        else:
-            refs = [self._actor(actor).spans.remote((actor,)) for actor in ACTORS]
-            arrays = {actor: own for found in ray.get(refs) for actor, own in found.items()}
+        arrays = self._retried(self._transport.spans)
         return {actor: as_spans(actor, array) for actor, array in arrays.items()}
-
-    def _phases(self) -> dict[str, float]:
-        found: dict[str, float] = ray.get(self._actor("gpu").phases.remote())
-        return found
 
     def stats(self) -> EngineStats:
         """Counters of all actors, and what they run."""
-        states = self._retried(self._states)
+        states = self._retried(self._transport.states)
         facts = self._retried(self._current_facts)
         deployment = self.current_deployment()
-        native = deployment.transport == "native"
-        phases = self._retried(self._phases) if native else {}
-        plan, roles = deployment.plan, deployment.roles
+        phases = self._retried(self._transport.phases)
+        plan, words = deployment.plan, roles(deployment)
         return EngineStats(
             actors={
                 actor: ActorStats.of(
-                    states[actor], facts[actor].node_id, facts[actor].pid, roles[actor]
+                    states[actor], facts[actor].node_id, facts[actor].pid, words[actor]
                 )
                 for actor in ACTORS
             },
@@ -380,3 +273,14 @@ class Client:
             phase_s=phases,
             clock_error_s=states["gpu"].clock_error_ns / 1e9,
         )
+
+
+def _figures(request: Request, stream: TokenStream, times: RequestTimes) -> GenerationStats:
+    return GenerationStats(
+        prompt_tokens=len(request.prompt),
+        new_tokens=stream.count,
+        prompt_s=(times.prompt_ns - times.begin_ns) / 1e9,
+        decode_s=(times.end_ns - times.prompt_ns) / 1e9,
+        bytes=times.decode_bytes,
+        finish=stream.finish or "length",
+    )

@@ -26,6 +26,7 @@ from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ConfigError
 from hotcold.native.option_table import check_names, documented
 from hotcold.runtime.engine.deployment import deploy, load_plan, solve
+from hotcold.runtime.engine.executors.factory import executor_classes
 from hotcold.runtime.engine.prepare import Prepared, prepare_model, with_budget
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.plan.program import Program
@@ -42,7 +43,6 @@ class Engine:
 
     Attributes:
         name: prefix of the actors' names.
-        last: figures of the last finished generation, None before.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class Engine:
         supervisor: Supervisor | None = None,
     ) -> None:
         self.name = client.name
-        self.last: GenerationStats | None = None
         self._client, self._group, self._prepared = client, group, prepared
         self._supervisor = supervisor
         self._schedule: Any = None if prepared is None else prepared.config.schedule
@@ -102,7 +101,10 @@ class Engine:
                 cluster.leave()
             raise
         supervisor = Supervisor(group, config.stuck_s)
-        client = Client(engine_name, group.actors, deployment, group, supervisor, config.restarts)
+        client = Client(
+            *(engine_name, group.processes.handles, deployment, group, supervisor),
+            config.restarts,
+        )
         engine = cls(client, group, prepared, supervisor)
         engine._finalizer = weakref.finalize(engine, _take_down, group, supervisor, started_ray)
         return engine
@@ -128,7 +130,7 @@ class Engine:
                 actor: ray.get_actor(f"{name}-{actor}", namespace=cluster.NAMESPACE)
                 for actor in ACTORS
             }
-            deployment, _ = ray.get(actors["gpu"].describe.remote())
+            deployment = ray.get(actors["gpu"].describe.remote())
         except (ValueError, RayError) as error:
             raise ConfigError(
                 f"no engine named {name!r} in this Ray cluster; launch one with that name first"
@@ -142,6 +144,11 @@ class Engine:
     def actors(self) -> dict[str, Any]:
         """Ray handles of "gpu", "cpu" and "predictor"."""
         return dict(self._client.actors)
+
+    @property
+    def last(self) -> GenerationStats | None:
+        """Figures of the last finished generation, None before."""
+        return self._client.last
 
     @property
     def pids(self) -> dict[str, int]:
@@ -159,6 +166,12 @@ class Engine:
         return self._client.deployment.gpu is not None
 
     @property
+    def standing_by(self) -> tuple[str, ...]:
+        """Actors whose steps another one computes; nothing runs in them."""
+        classes = executor_classes(self._client.deployment)
+        return tuple(actor for actor, made in classes.items() if made.stands_by)
+
+    @property
     def shares_gpu(self) -> bool:
         """Whether the predictor has a process of its own on that GPU, under MPS."""
         gpu = self._client.deployment.gpu
@@ -167,13 +180,8 @@ class Engine:
     def generate(
         self,
         prompt: str | Sequence[int],
-        max_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        ignore_eos: bool = False,
+        sampling: Sampling | None = None,
+        **fields: Any,
     ) -> Iterator[Token]:
         """Continue a prompt; tokens come as they are computed, coalesced over at most 200 ms.
 
@@ -181,40 +189,23 @@ class Engine:
 
         Args:
             prompt: text, or token ids (taken as they are).
-            max_tokens: new tokens at most; the context may end it earlier.
-            temperature: 0 is greedy.
-            top_k: keep the k likeliest tokens; 0 is off.
-            top_p: keep the likeliest tokens that reach this probability; 1 is off.
-            seed: of the draws; None: the engine's.
-            stop: strings that end the text; they are not part of it.
-            ignore_eos: go on past the end-of-sequence token.
+            sampling: how to continue it; None: made of the fields given.
+            **fields: of `hotcold.runtime.options.config.Sampling`: max_tokens (64), temperature (0:
+                greedy), top_k, top_p, seed (the engine's), stop, ignore_eos.
 
         Raises:
             ConfigError: a prompt or parameter that cannot be used; raised at once.
             ActorLostError: an actor died; raised by the iterator, names the actor.
         """
-        sampling = Sampling(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=self._default_seed if seed is None else seed,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            ignore_eos=ignore_eos,
-        )
-        return self._remember(self._client.generate(prompt, sampling))
-
-    def _remember(self, stream: "Iterator[Token | GenerationStats]") -> Iterator[Token]:
-        try:
-            for item in stream:
-                if isinstance(item, GenerationStats):
-                    self.last = item
-                else:
-                    yield item
-        finally:
-            close = getattr(stream, "close", None)
-            if close is not None:
-                close()
+        if sampling is None:
+            stop = fields.get("stop", ())
+            fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+            if fields.get("seed") is None:
+                fields["seed"] = self._default_seed
+            sampling = Sampling(**fields)
+        elif fields:
+            raise ConfigError("generate takes a Sampling or its fields, not both")
+        return self._client.generate(prompt, sampling)
 
     @property
     def _default_seed(self) -> int:

@@ -15,7 +15,7 @@ from typing import Protocol
 from hotcold.actors.engine.requests import is_over, rest_of
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ActorLostError, PlanReplaced
-from hotcold.runtime.engine.executor import Sampled
+from hotcold.runtime.engine.request import Sampled
 
 LOAD_S = 120.0
 

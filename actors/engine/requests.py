@@ -14,7 +14,7 @@ import numpy as np
 
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ActorLostError
-from hotcold.runtime.engine.executor import Sampled
+from hotcold.runtime.engine.request import Sampled
 
 RECOVER_S = 60.0
 

@@ -1,6 +1,6 @@
-"""The three actors: shells around `hotcold.runtime.engine.executor.Executor`.
+"""The three actors, each with one executor of `hotcold.runtime.engine.executors`.
 
-A shell opens, runs and closes one executor in its own process. `loop` is one resident call in a
+An actor opens, runs and closes its executor in its own process. `loop` is one resident call in a
 concurrency group of its own (the native loop, GIL released); control calls are answered meanwhile
 in 0.6 ms; requests stream in a third group. Restarts are off: Ray then reports a death in 10 ms
 instead of 1.2 s, and the engine has to rebuild the actor group anyway.
@@ -11,7 +11,8 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,16 @@ from numpy.typing import NDArray
 from hotcold.actors.cluster.processes import end_processes
 from hotcold.actors.group.mps_session import join
 from hotcold.native.abi.generated import Op
+from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.device import Mailbox
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.bindings.segment import Watcher
 from hotcold.native.errors import ConfigError, HotcoldError, LaunchError
 from hotcold.runtime.engine.deployment import Deployment
-from hotcold.runtime.engine.executor import Executor, Sampled
-from hotcold.runtime.engine.kv import KvCache, KvHandle
+from hotcold.runtime.engine.executors.base import Executor, Shared
+from hotcold.runtime.engine.executors.factory import make_executor
+from hotcold.runtime.engine.executors.leading import LeadingExecutor
+from hotcold.runtime.engine.request import Sampled
 from hotcold.runtime.exchange.segment import ActorState, PoisonCode, Segment, SegmentHandle
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
 from hotcold.runtime.tracing.phases import phase_times
@@ -83,9 +87,8 @@ class ExecutorActor:
         handle: SegmentHandle | None,
         pids: dict[int, str],
         agents: tuple[int, ...] = (),
-        kv: KvHandle | None = None,
-        clients: Mapping[str, str] | None = None,
-        mailbox: Mailbox | None = None,
+        shared: Shared | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Mailbox | None:
         """Attach to an epoch's segment and build the executor for a deployment.
 
@@ -96,54 +99,27 @@ class ExecutorActor:
             handle: the shared segment, or None to use private memory (Ray transport).
             pids: processes whose death must poison the exchange.
             agents: processes of the driver's own Ray that must not outlive it.
-            kv: the driver's KV memory, for the GPU executor; None: private memory.
-            clients: environment of clients of an MPS daemon; empty: there is none.
-            mailbox: of the GPU executor, for a predictor that has a process of its own on the GPU.
+            shared: what the executor gets from the driver and from other executors.
+            environment: of clients of an MPS daemon; empty: this actor is none.
 
         Returns:
-            the mailbox of a GPU executor that asks such a predictor.
+            the mailbox of a GPU executor that asks a remote predictor.
         """
         self._agents = agents
-        if self.actor != "cpu":
-            join(clients or {})
+        join(environment or {})
+        keep: AbstractContextManager[Any] = nullcontext()
         if deployment.store == "memfd":
             # Held over the change, or the machine's only copy could go with its last user.
-            with WeightStore.open(open_bundle(deployment.bundle_path), deployment.store):
-                return self._replace(deployment, handle, kv, pids, mailbox)
-        return self._replace(deployment, handle, kv, pids, mailbox)
-
-    def _replace(
-        self,
-        deployment: Deployment,
-        handle: SegmentHandle | None,
-        kv: KvHandle | None,
-        pids: dict[int, str],
-        mailbox: Mailbox | None,
-    ) -> Mailbox | None:
-        """Build anew while nobody uses what is there."""
-        with self._serving, self._loading:
-            return self._build(deployment, handle, kv, pids, mailbox)
-
-    def _build(
-        self,
-        deployment: Deployment,
-        handle: SegmentHandle | None,
-        kv: KvHandle | None,
-        pids: dict[int, str],
-        mailbox: Mailbox | None,
-    ) -> Mailbox | None:
-        self._release()
-        if handle is None:
-            self._segment = Segment.private(deployment.layout, 1)
-        else:
-            self._segment = Segment.attach(handle)
-            self._watcher = self._segment.watch(pids)
-        cache = None
-        if kv is not None:
-            cache = KvCache.attach(kv, deployment.spec, deployment.context)
-        made = Executor(self.actor, deployment, self._segment, cache, mailbox=mailbox)
-        self._executor = made
-        return made.mailbox
+            keep = WeightStore.open(open_bundle(deployment.bundle_path), deployment.store)
+        with keep, self._serving, self._loading:  # nobody uses what is there
+            self._release()
+            if handle is None:
+                self._segment = Segment.private(deployment.layout, 1)
+            else:
+                self._segment = Segment.attach(handle)
+                self._watcher = self._segment.watch(pids)
+            self._executor = make_executor(self.actor, deployment, self._segment, shared)
+            return self._executor.mailbox
 
     @ray.method(concurrency_group="control")
     def unload(self) -> None:
@@ -187,7 +163,7 @@ class ExecutorActor:
 
     @ray.method(concurrency_group="control")
     def begin(
-        self, seq: int, batch: int, tokens: NDArray[np.int32] | None, position: int, rows: int
+        self, seq: int, batch: int, tokens: NDArray[np.int32], position: int, rows: int
     ) -> None:
         """Ray transport: set up a pass."""
         self._loaded.native.begin(seq, batch, tokens, position, rows)
@@ -231,6 +207,12 @@ class GpuExecutor(ExecutorActor):
         self._asked: Deployment | None = None
         self._answer: queue.Queue[HotcoldError | None] = queue.Queue()
 
+    @property
+    def _leader(self) -> LeadingExecutor:
+        executor = self._loaded
+        assert isinstance(executor, LeadingExecutor)
+        return executor
+
     @ray.method(concurrency_group="control")
     def ask(self, deployment: Deployment) -> None:
         """Have the owner load a deployment that another driver made; returns once it runs.
@@ -267,18 +249,17 @@ class GpuExecutor(ExecutorActor):
         self._answer.put(error)
 
     @ray.method(concurrency_group="control")
-    def describe(self) -> tuple[Deployment, Facts]:
+    def describe(self) -> Deployment:
         """What runs here, for drivers that connect to it."""
         with self._loading:
-            deployment = self._loaded.deployment
-        return deployment, Facts(os.getpid(), ray.get_runtime_context().get_node_id(), os.nice(0))
+            return self._loaded.deployment
 
     @ray.method(concurrency_group="control")
     def states(self) -> dict[str, ActorState]:
         """Counters of all three actors, read from the shared segment."""
         with self._loading:
             segment = self._loaded.segment
-            return {actor: segment.actor_state(actor) for actor in ("gpu", "cpu", "predictor")}
+            return {actor: segment.actor_state(actor) for actor in ACTORS}
 
     @ray.method(concurrency_group="control")
     def phases(self) -> dict[str, float]:
@@ -293,8 +274,8 @@ class GpuExecutor(ExecutorActor):
         """
         try:
             with self._serving:
-                yield from self._loaded.generate(request)
-                yield self._loaded.request_times()
+                yield from self._leader.generate(request)
+                yield self._leader.request_times()
         except HotcoldError as error:
             yield error
 
@@ -305,9 +286,9 @@ class GpuExecutor(ExecutorActor):
         """Logits of every prompt position, and the proposed neurons as bits where asked for."""
         logits = np.zeros((len(request.prompt), vocab), np.float32)
         bits = None if masks is None else np.zeros(masks, np.uint8)
-        fields = {**request.__dict__, "logits_PV": logits, "masks_PLN": bits, "max_tokens": 0}
+        request = replace(request, logits_PV=logits, masks_PLN=bits)
         with self._serving:
-            for _ in self._loaded.generate(Request(**fields)):
+            for _ in self._leader.generate(request):
                 pass
         return logits, bits
 
@@ -336,13 +317,11 @@ class Predictor(ExecutorActor):
 
 
 CLASSES: dict[str, type[ExecutorActor]] = {
-    "gpu": GpuExecutor,
-    "cpu": CpuExecutor,
-    "predictor": Predictor,
+    made.actor: made for made in (GpuExecutor, CpuExecutor, Predictor)
 }
 
 
 def remote_class(actor: str) -> Any:
-    """The Ray actor class of a shell."""
+    """The Ray class of an actor."""
     options: dict[str, Any] = {"max_restarts": 0, "concurrency_groups": GROUPS}
     return ray.remote(**options)(CLASSES[actor])

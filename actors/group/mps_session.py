@@ -7,15 +7,13 @@ nothing here does anything.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from hotcold.native.abi.names import ACTORS
-from hotcold.native.bindings.device import Mailbox
 from hotcold.native.gpu.mps import Daemon
 from hotcold.runtime.engine.deployment import Deployment
 
@@ -29,11 +27,11 @@ class MpsSession:
     def __init__(self) -> None:
         self._daemon: Daemon | None = None
 
-    def begin(self, deployment: Deployment) -> dict[str, str]:
+    def begin(self, deployment: Deployment) -> dict[str, dict[str, str]]:
         """Have a daemon running if the deployment needs one.
 
         Returns:
-            what its clients must have in their environment; empty where there is none.
+            by client, what it must have in its environment; empty where there is no daemon.
 
         Raises:
             BackendError: it does not start.
@@ -42,26 +40,12 @@ class MpsSession:
             return {}
         if self._daemon is None:
             self._daemon = Daemon()
-        return self._daemon.environment
+        return dict.fromkeys(CLIENTS, self._daemon.environment)
 
     @property
     def pids(self) -> dict[int, str]:
         """The process whose end is the daemon's, counted as the predictor's."""
         return {} if self._daemon is None else {self._daemon.pid: "predictor"}
-
-    def load(
-        self, load: Callable[[str, Mailbox | None], Any], answers: Callable[[list[Any]], list[Any]]
-    ) -> None:
-        """Have every actor load; a predictor that is asked by the GPU executor does so after it.
-
-        Args:
-            load: begins it for one actor, with what another one gave.
-            answers: waits for calls.
-        """
-        first = [actor for actor in ACTORS if self._daemon is None or actor != "predictor"]
-        found = dict(zip(first, answers([load(actor, None) for actor in first]), strict=True))
-        if self._daemon is not None:
-            answers([load("predictor", found["gpu"])])
 
     def unload(self, actors: dict[str, Any]) -> None:
         """Have the predictor give up the GPU executor's memory, before that frees it."""

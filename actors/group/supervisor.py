@@ -92,7 +92,9 @@ class Supervisor:
                 if not self._group.load_asked():
                     time.sleep(LOOK_S)  # a new plan is being loaded, or the engine closes
             else:
-                self._recover(poison.code.name.lower(), poison.actor, self._group.pass_age_s())
+                self._recover(
+                    poison.code.name.lower(), poison.actor, self._group.epoch.pass_age_s()
+                )
                 watch = _Watch(self._group, self._stuck_s)
 
     def _recover(self, cause: str, actor: str, notice_s: float) -> None:
@@ -178,7 +180,7 @@ class _Watch:
 
     def stuck(self) -> str | None:
         """The actor that is stuck, the exchange poisoned for it; None: all is well."""
-        progress, stopped = self._group.running_progress(), self._group.stopped(self._stops)
+        progress, stopped = self._group.epoch.progress(), self._group.stopped(self._stops)
         if progress is None or progress != self._progress:
             self._progress, self._since = progress, time.monotonic()
         elif self.quiet_s > self._limit_s:

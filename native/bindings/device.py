@@ -127,7 +127,7 @@ class NativeDevice:
         steps = arrays.predict_steps
         if steps is not None and len(steps):
             c.predict_steps, c.n_predict_steps = pointer(steps, "hc_step *"), len(steps)
-        self._set_apart(c, arrays)
+        self._set_remote(c, arrays)
         keep += [c, bounds, steps, arrays]
         self.c = lib.hc_device_create(open_plugin(arrays.plugin), args, c)
         if self.c == ffi.NULL:
@@ -135,7 +135,7 @@ class NativeDevice:
             raise BackendError(str(error)) if isinstance(error, KernelError) else error
 
     @staticmethod
-    def _set_apart(c: Any, arrays: DeviceArrays) -> None:
+    def _set_remote(c: Any, arrays: DeviceArrays) -> None:
         if arrays.pass_flag is None:
             return
         c.remote_predictor, c.pass_flag = True, arrays.pass_flag

@@ -1,7 +1,7 @@
 """Typed face of the resident loop (loop.c, steps.c, request.c): one object an actor.
 
 Keeps every array alive that the C side points to. Knows nothing of bundles, plans or Ray: it takes
-addresses and arrays from `hotcold.runtime.engine.executor`.
+addresses and arrays from `hotcold.runtime.engine.executors`.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from hotcold.native.abi.generated import STEP, TOKEN, Actor, Status
 from hotcold.native.abi.names import DTYPES, FORMS, NORMS
 from hotcold.native.bindings._ffi import check, failure, ffi, last_error, lib, pointer
 from hotcold.native.bindings.device import DeviceArrays, NativeDevice
+from hotcold.native.bindings.token_kernels import Sampling, set_sampling
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,9 @@ class PredictorArrays:
 
 @dataclass(frozen=True)
 class Request:
-    """One generation: prompt ids, limits and sampling. logits and masks are written in place.
+    """One generation: prompt ids and how they are continued. logits and masks are written in place.
 
+    max_tokens: still to make, at most; 0 where only the prompt is computed. eos: ids that end it.
     n_given: leading tokens of the prompt that were asked for, where the rest had been generated
     before a loss; 0: all. n_dense: leading tokens that a GPU computes in dense passes; None: the
     executor chooses.
@@ -106,12 +108,9 @@ class Request:
 
     id: int
     prompt: NDArray[np.int32]
-    max_tokens: int
-    eos: NDArray[np.int32]
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    sampling: Sampling
+    max_tokens: int = 0
+    eos: tuple[int, ...] = ()
     logits_PV: NDArray[np.float32] | None = None
     masks_PLN: NDArray[np.uint8] | None = None
     n_past: int = 0
@@ -269,9 +268,9 @@ class NativeExecutor:
         check(lib.hc_executor_step(self._c, index, seq))
 
     def begin(
-        self, seq: int, batch: int, tokens: NDArray[np.int32] | None, position: int, rows: int
+        self, seq: int, batch: int, tokens: NDArray[np.int32], position: int, rows: int
     ) -> None:
-        """Set up a pass for step() (Ray transport); tokens only on the GPU executor."""
+        """Set up a pass for step() (Ray transport); only the GPU executor reads the tokens."""
         check(
             lib.hc_executor_begin(self._c, seq, batch, pointer(tokens, "int32_t *"), position, rows)
         )
@@ -292,9 +291,9 @@ class NativeExecutor:
         c.id, c.n_prompt, c.max_tokens = request.id, len(request.prompt), request.max_tokens
         c.prompt = pointer(request.prompt, "int32_t *")
         c.n_past, c.n_dense = request.n_past, request.n_dense or 0
-        c.n_eos, c.eos = len(request.eos), pointer(request.eos, "int32_t *")
-        c.temperature, c.top_p, c.top_k = request.temperature, request.top_p, request.top_k
-        c.seed = request.seed
+        eos = np.array(request.eos, np.int32)  # C copies both lists
+        c.n_eos, c.eos = len(eos), pointer(eos, "int32_t *")
+        set_sampling(c, request.sampling)
         c.logits_PV = pointer(request.logits_PV, "float *")
         c.masks_PLN = pointer(request.masks_PLN, "uint8_t *")
         check(lib.hc_executor_post(self._c, c))

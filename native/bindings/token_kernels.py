@@ -3,6 +3,8 @@
 Re-exported by kernels.py, which says who calls them and what they raise.
 """
 
+from typing import Any, Protocol
+
 import numpy as np
 
 from hotcold.native.bindings._arrays import F32, I32, array, handle, same, writable
@@ -107,32 +109,53 @@ def attention(
     return out
 
 
-def sample(
-    logits_V: F32,
-    *,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    position: int = 0,
-) -> tuple[int, float]:
+class Sampling(Protocol):
+    """What a draw depends on, beside its position: `hotcold.runtime.options.config.Sampling`."""
+
+    @property
+    def temperature(self) -> float:
+        """0 is greedy: the lowest id among equals."""
+        ...
+
+    @property
+    def top_k(self) -> int:
+        """Keep the k largest; 0: all."""
+        ...
+
+    @property
+    def top_p(self) -> float:
+        """Keep the most probable that reach this probability; 1: all."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """With the position it fixes the random number, whatever was drawn before."""
+        ...
+
+
+def set_sampling(c: Any, sampling: Sampling) -> None:
+    """Write what a draw depends on, beside its position, into the fields of a C struct.
+
+    The one place that knows their names: of hc_request and of hc_sample_args.
+    """
+    c.temperature, c.top_p = sampling.temperature, sampling.top_p
+    c.top_k, c.seed = sampling.top_k, sampling.seed
+
+
+def sample(logits_V: F32, sampling: Sampling, position: int = 0) -> tuple[int, float]:
     """Draw a token id; returns it with the log softmax of the raw logits at it.
 
     Args:
         logits_V: logits of the vocabulary.
-        temperature: 0 is greedy (the lowest id among equals).
-        top_k: keep the k largest; 0: all.
-        top_p: keep the most probable that reach this probability; 1: all.
-        seed: with position it fixes the random number, whatever was drawn before.
-        position: see seed.
+        sampling: how.
+        position: of the token in its sequence.
     """
     vocab = array("logits", logits_V, np.float32, 1).size
     ids, probabilities = np.empty(vocab, np.int32), np.empty(vocab, np.float32)
     args = ffi.new("hc_sample_args *")
     args.logits_V, args.vocab = pointer(logits_V, "float *"), vocab
-    args.temperature, args.top_p = temperature, top_p
-    args.top_k = min(top_k, np.iinfo(np.int32).max)
-    args.seed, args.position = seed % 2**64, position % 2**64
+    set_sampling(args, sampling)
+    args.position = position
     args.scratch_V = pointer(ids, "int32_t *")
     args.prob_V = pointer(probabilities, "float *")
     check(lib.hc_sample(args))

@@ -62,20 +62,20 @@ def passes(cold: int, model: str | os.PathLike[str] | None = None) -> Passes:
         BackendError: the model does not run on the GPU.
     """
     from hotcold.runtime.engine.deployment import deploy, solve
-    from hotcold.runtime.engine.executor import make_request
     from hotcold.runtime.engine.prepare import prepare_model
+    from hotcold.runtime.engine.request import make_request
     from hotcold.runtime.engine.session import LocalSession
-    from hotcold.runtime.options.config import EngineConfig
+    from hotcold.runtime.options.config import EngineConfig, Sampling
 
     prepared = prepare_model(EngineConfig(model=model, predictor="exact"))
     plan = solve(prepared, _AllBut(cold))
     lengths = []
     with LocalSession(deploy(prepared, plan)) as local:
-        gpu = local.executors["gpu"]
+        gpu = local.leader
         if gpu.native.device is None:
             raise BackendError("the model did not run on the GPU")
         for seed in range(GENERATIONS):
-            request = make_request([1, 2, 3], TOKENS, prepared.context, seed=seed)
+            request = make_request([1, 2, 3], Sampling(TOKENS, seed=seed), prepared.context)
             for _ in gpu.generate(request):
                 pass
             lengths.append(pass_lengths(local.segment, gpu.request_times().prompt_ns))

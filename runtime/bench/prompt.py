@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hotcold.runtime.engine.executor import make_request
 from hotcold.runtime.engine.prompt import NEVER, Switch
+from hotcold.runtime.engine.request import make_request
 from hotcold.runtime.engine.session import LocalSession
 
 REPEAT = 2
@@ -23,14 +23,14 @@ def measure(local: LocalSession, lengths: Sequence[int]) -> dict[str, Any]:
         local: a session on a GPU whose deployment has a dense form.
         lengths: of the prompts, tokens.
     """
-    gpu, context = local.executors["gpu"], local.deployment.context
+    gpu, context = local.leader, local.deployment.context
     choice = local.deployment.gpu
     if choice is None or not choice.prompt_rows:
         return {}
     vocab, block = local.deployment.spec.vocab_size, local.deployment.layout.max_batch
     rows = choice.prompt_rows
     ids = np.random.default_rng(0).integers(3, vocab, min(context, max(lengths))).tolist()
-    request = make_request(ids, 0, context)
+    request = make_request(ids, None, context)
 
     def seconds(tokens: int, dense: int) -> float:
         return min(gpu.prompt_seconds(request, tokens, dense) for _ in range(REPEAT))

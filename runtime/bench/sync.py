@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.deployment import deploy, solve
-from hotcold.runtime.engine.executor import make_request
 from hotcold.runtime.engine.prepare import Prepared, prepare_model
+from hotcold.runtime.engine.request import make_request
 from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.offline.plant.shaped import Ask, shaped_problem
-from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.plan.plan import Plan
 from hotcold.runtime.plan.problem import Placement, Problem
 from hotcold.runtime.tracing.phases import pass_lengths
@@ -129,13 +129,12 @@ def _check(prepared: Prepared) -> None:
 def _run(prepared: Prepared, plan: Plan, schedule: str, tokens: int, seed: int) -> dict[str, float]:
     """One generation: median pass, skipped exchanges a token."""
     with LocalSession(deploy(prepared, plan, schedule)) as local:
-        gpu = local.executors["gpu"]
+        gpu = local.leader
         prompt = np.random.default_rng(seed).integers(3, prepared.bundle.spec.vocab_size, PROMPT)
         for count in (4, tokens):  # the first warms up
             before = local.segment.actor_state("gpu")
-            request = make_request(
-                prompt.tolist(), count, prepared.context, temperature=1.0, seed=seed
-            )
+            sampling = Sampling(count, temperature=1.0, seed=seed)
+            request = make_request(prompt.tolist(), sampling, prepared.context)
             for _ in gpu.generate(request):
                 pass
         times, after = gpu.request_times(), local.segment.actor_state("gpu")

@@ -9,19 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hotcold.native.abi.generated import StepFlag
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.engine.gpu import GpuChoice, host_parts
+from hotcold.runtime.engine.gpu import GpuChoice
 from hotcold.runtime.engine.prepare import Prepared
 from hotcold.runtime.engine.variant import Variant
 from hotcold.runtime.exchange.segment import SegmentLayout
+from hotcold.runtime.exchange.transports import SHARES_MEMORY
 from hotcold.runtime.hardware.cores import Cores, divide_cores
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.dag import Dag, build_dag
-from hotcold.runtime.plan.fetch import computed_plan, fetched, idle_nodes
+from hotcold.runtime.plan.fetch import computed_plan, idle_nodes
 from hotcold.runtime.plan.plan import Plan, make_plan
 from hotcold.runtime.plan.program import Program, compile_programs
 from hotcold.runtime.plan.schedule import Schedule, fetching
@@ -90,39 +89,14 @@ class Deployment:
         return computed_plan(self.plan, self.fetch_L)
 
     @property
+    def shares_memory(self) -> bool:
+        """Whether the executors share the exchange's memory."""
+        return SHARES_MEMORY[self.transport]
+
+    @property
     def reads_ahead(self) -> bool:
         """Whether cold neurons of some layer are read before its input is there."""
         return bool((self.programs["cpu"]["flags"] & StepFlag.AHEAD).any())
-
-    @property
-    def roles(self) -> dict[str, str]:
-        """What each actor does under this plan, in words."""
-        hot = int(np.count_nonzero(self.plan.device_LN == 0))
-        total = self.plan.device_LN.size
-        over_bus = int(np.count_nonzero(fetched(self.plan.device_LN, self.fetch_L)))
-        fetches = f", {over_bus} fetched over the bus" if over_bus else ""
-        kernels = self.kernels.name if isinstance(self.kernels, Variant) else self.kernels
-        by = f", kernels {kernels}" if kernels else ""
-        on_gpu = isinstance(self.kernels, Variant) and self.kernels.on_gpu
-        away = self.gpu is not None and host_parts(self.plan) is not None
-        reads = f"; over the bus: {self.plan.modules_on(self.plan.devices[-1])}" if away else ""
-        return {
-            "gpu": f"attention, head, {hot} of {total} neurons{fetches}{by}{reads}",
-            "cpu": f"{total - hot - over_bus} of {total} neurons{'' if on_gpu else by}",
-            "predictor": self._predictor_role(),
-        }
-
-    def _predictor_role(self) -> str:
-        if not self.predicts:
-            return "stands by: the executors evaluate the gate of every neuron they own"
-        why = f"; chosen by auto: {self.predictor_note}" if self.predictor_note else ""
-        if self.gpu is not None and self.gpu.remote_predictor:
-            return f"predicts on the GPU ({self.predictor}), in its own process under MPS{why}"
-        if self.gpu is not None:
-            return f"stands by: the GPU executor's graph runs predictor {self.predictor}{why}"
-        every = self.layout.with_gate and not self.remembers
-        what = "evaluates every gate" if every else "predicts every layer"
-        return f"{what} ({self.predictor}){why}"
 
 
 def _check_on_gpu(dag: Dag, schedule: Schedule, name: str) -> None:

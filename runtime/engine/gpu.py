@@ -31,6 +31,7 @@ from hotcold.runtime.engine.gpu_memory import (
 )
 from hotcold.runtime.engine.prompt import choose_rows, piece_rows, prompt_bytes, resident_bytes
 from hotcold.runtime.engine.variant import Variant
+from hotcold.runtime.exchange.transports import SHARES_MEMORY
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.fetch import computed_plan, fetched
@@ -81,11 +82,6 @@ class GpuChoice:
         return self.predictor_process == "mps"
 
     @property
-    def last_actor(self) -> str:
-        """Who takes its device memory last at a launch."""
-        return "predictor" if self.remote_predictor else "gpu"
-
-    @property
     def room(self) -> int:
         """Bytes for weights, predictors and KV."""
         return self.vram_bytes - self.reserve_bytes
@@ -116,7 +112,7 @@ def choose_gpu(
         ConfigError: a predictor with a process of its own, which this machine cannot have.
         BudgetError: the budget is less than every plan needs, or more than the GPU has free.
     """
-    if config.transport == "ray":
+    if not SHARES_MEMORY[config.transport]:
         if cuda_plugin.mode() == "require":
             raise BackendError("the ray transport computes on the CPU device; use native")
         return None

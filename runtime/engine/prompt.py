@@ -10,7 +10,7 @@ within rounding.
 
 Both serve every model and predictor that the GPU's kernels serve.
 
-Called by gpu.py (memory) and executor.py (the choice). Without a GPU all prompts are sparse.
+Called by gpu.py (memory) and executors/ (the choice). Without a GPU all prompts are sparse.
 """
 
 import hashlib

@@ -10,13 +10,18 @@ import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.abi.names import ACTORS
+from hotcold.native.bindings.device import Mailbox
 from hotcold.runtime.engine.deployment import Deployment
-from hotcold.runtime.engine.executor import Executor, make_request
+from hotcold.runtime.engine.executors.base import Executor, Shared
+from hotcold.runtime.engine.executors.factory import make_executor
+from hotcold.runtime.engine.executors.leading import LeadingExecutor
+from hotcold.runtime.engine.request import make_request
 from hotcold.runtime.exchange.segment import PoisonCode, Segment
 from hotcold.runtime.options.config import Sampling
 from hotcold.runtime.text.generation import TextCodec, Token
@@ -30,18 +35,23 @@ class LocalSession:
     Args:
         deployment: what to run (`hotcold.runtime.engine.deployment`).
         fired_LN: int64 [L, N] counts to add fired gates into, or None.
+
+    Attributes:
+        executors: by actor.
+        leader: the GPU executor among them.
     """
 
     def __init__(self, deployment: Deployment, fired_LN: NDArray[np.int64] | None = None) -> None:
         self.deployment = deployment
         self.segment = Segment.private(deployment.layout, EPOCH)
         self.executors: dict[str, Executor] = {}
+        mailbox: Mailbox | None = None
         for actor in ACTORS:
-            self.executors[actor] = Executor(
-                *(actor, deployment, self.segment, None),
-                None if actor == "predictor" else fired_LN,
-                self.executors["gpu"].mailbox if actor == "predictor" else None,
-            )
+            shared = Shared(fired_LN=fired_LN, mailbox=mailbox)
+            made = self.executors[actor] = make_executor(actor, deployment, self.segment, shared)
+            mailbox = made.mailbox or mailbox
+            if isinstance(made, LeadingExecutor):
+                self.leader = made
         self.text = TextCodec(deployment.bundle_path, deployment.spec)
         self._threads = [
             threading.Thread(target=executor.run, name=f"hotcold-{actor}", daemon=True)
@@ -58,23 +68,15 @@ class LocalSession:
         Who stops taking them early closes the iterator; the next request can then be made at once.
         """
         context = self.deployment.context
-        request = make_request(
-            self.text.ids(ids, context),
-            sampling.max_tokens,
-            context,
-            () if sampling.ignore_eos else self.text.eos_ids,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-        )
-        stream = self.executors["gpu"].generate(request)
+        checked = self.text.ids(ids, context)
+        request = make_request(checked, sampling, context, self.text.eos_ids)
+        stream = self.leader.generate(request)
         try:
             for ready in stream:
                 yield from zip(ready.ids, ready.logprobs, strict=True)
         except GeneratorExit:
             stream.close()  # cancels; the pass under way still ends
-            while not self.executors["gpu"].native.tokens(sys.maxsize, timeout_ms=50)[1]:
+            while not self.leader.native.tokens(sys.maxsize, timeout_ms=50)[1]:
                 self.segment.raise_if_poisoned()
             raise
 
@@ -105,10 +107,9 @@ class LocalSession:
         width = -(-spec.n_neurons // 8)
         fill = 0 if self.deployment.predicts else 255
         masks = np.full((len(checked), spec.n_layers, width), fill, np.uint8)
-        request = make_request(
-            checked, 0, self.deployment.context, logits_PV=logits, masks_PLN=masks
-        )
-        for _ in self.executors["gpu"].generate(request):
+        request = make_request(checked, None, self.deployment.context)
+        request = replace(request, logits_PV=logits, masks_PLN=masks)
+        for _ in self.leader.generate(request):
             pass
         bits = np.unpackbits(masks, axis=-1, count=spec.n_neurons, bitorder="little")
         return logits, bits.astype(bool)

@@ -43,15 +43,15 @@ def phase_times(segment: Segment, passes: int = PASSES) -> dict[str, float]:
     if not len(whole):
         return {}
     found: dict[str, float] = {}
-    for actor, ring in rings.items():
+    for ring in rings.values():
         spans = ring[np.isin(ring["seq"], whole)]
         for name, op in words(Op).items():
             own = spans[spans["op"] == op]
             if len(own):
                 found[name] = found.get(name, 0.0) + _sum_s(own, "ready_ns", "end_ns")
-        if actor == "gpu":
-            found["wait"] = _sum_s(spans, "begin_ns", "ready_ns")
-            found["pass"] = sum(_length_s(spans[spans["seq"] == seq]) for seq in whole)
+    led = rings["gpu"][np.isin(rings["gpu"]["seq"], whole)]
+    found["wait"] = _sum_s(led, "begin_ns", "ready_ns")
+    found["pass"] = sum(_length_s(led[led["seq"] == seq]) for seq in whole)
     return {name: seconds / len(whole) for name, seconds in found.items()}
 
 

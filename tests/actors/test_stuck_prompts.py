@@ -14,6 +14,8 @@ import pytest
 from support.models import TinyLlama, write_llama
 
 from hotcold.actors.group.actor_group import ActorGroup
+from hotcold.actors.group.actor_processes import ActorProcesses
+from hotcold.actors.group.epoch import SharedEpoch
 from hotcold.actors.group.supervisor import _Watch
 from hotcold.native.errors import ActorLostError
 from hotcold.native.gpu import nvml
@@ -67,8 +69,12 @@ def word(library: Path, name: str) -> ctypes.c_int32:
 
 def watched(local: LocalSession) -> tuple[ActorGroup, _Watch]:
     """An actor group as its supervisor sees it, without actors."""
+    epoch = SharedEpoch.__new__(SharedEpoch)
+    epoch._segment, epoch._deployment = local.segment, local.deployment
+    processes = ActorProcesses.__new__(ActorProcesses)
+    processes.facts = {}
     group = ActorGroup.__new__(ActorGroup)
-    group._segment, group.deployment, group.facts = local.segment, local.deployment, {}
+    group.epoch, group.processes = epoch, processes
     return group, _Watch(group, LIMIT_S)
 
 
@@ -99,16 +105,16 @@ def until(what: Callable[[], Any], seconds: float = 10.0) -> Any:
 
 def test_a_prompt_pass_that_hangs_is_the_gpus(session: LocalSession, library: Path) -> None:
     group, watch = watched(session)
-    assert group.running_progress() is None
-    assert group.pass_age_s() == 0
+    assert group.epoch.progress() is None
+    assert group.epoch.pass_age_s() == 0
     word(library, "works").value, word(library, "hold").value = 0, 1
     thread, outcome = generating(session)
     assert until(lambda: session.segment.native.pass_prompt) == 64
-    assert group.running_progress() is not None
+    assert group.epoch.progress() is not None
     ages = []  # as long as the pass is there: once found stuck it ends, and its age with it
 
     def stuck() -> str | None:
-        ages.append(group.pass_age_s())
+        ages.append(group.epoch.pass_age_s())
         return watch.stuck()
 
     assert until(stuck) == "gpu"  # not cpu, all of whose flags are set
@@ -135,5 +141,5 @@ def test_a_prompt_pass_that_works_may_take_its_time(session: LocalSession, libra
     thread.join(10)
     assert len(outcome[0]) == SAMPLING.max_tokens
     assert session.segment.native.pass_prompt == 0
-    assert group.running_progress() is None
+    assert group.epoch.progress() is None
     assert session.segment.poisoned is None

@@ -134,8 +134,8 @@ def test_an_actor_that_failed_gets_a_new_process(undisturbed: list[int]) -> None
     with launch() as engine:
         stream = engine.generate(PROMPT, **SAMPLING)
         ids, pid = [next(stream).id], engine.pids["cpu"]
-        assert engine._group is not None and engine._group._segment is not None
-        engine._group._segment.poison(PoisonCode.FAILED, "cpu")  # as its loop does
+        assert engine._group is not None
+        engine._group.epoch.end(PoisonCode.FAILED, "cpu")  # as its loop does
         ids += [token.id for token in stream]
         assert ids == undisturbed
         assert [(r.actor, r.cause) for r in engine.recoveries] == [("cpu", "failed")]

@@ -17,6 +17,7 @@ from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
 from hotcold.native.gpu.nvml import Gpu
 from hotcold.runtime.engine.cuda_variant import prepare_cuda_variant, variant_library
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.factory import roles
 from hotcold.runtime.engine.kernels import prepare_kernels
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.engine.session import LocalSession
@@ -58,7 +59,7 @@ def test_passes_compute_with_it(plugin: Any, tmp_path: Path) -> None:
         prepared = prepare_model(config)
         with LocalSession(deploy(prepared, solve(prepared))) as local:
             runs[name], masks_TLN = local.logits(ids)
-            assert ("07_own_cuda_kernel" in local.deployment.roles["gpu"]) == (name == "own")
+            assert ("07_own_cuda_kernel" in roles(local.deployment)["gpu"]) == (name == "own")
     expected = Oracle.load(model).forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2)).logits_TV
     for logits in runs.values():
         np.testing.assert_allclose(logits, expected, atol=2e-3, rtol=0)

@@ -99,7 +99,7 @@ def test_parts_on_the_host_change_nothing(
     made = deployment(tiny, vram="2GiB", policy=Elsewhere(*kinds), **predictor)
     with LocalSession(made) as local:
         assert_oracle(tiny, local)
-        device = local.executors["gpu"].native.device
+        device = local.leader.native.device
         assert device is not None
         moved = [name for name, home in made.plan.modules.items() if home == "cpu0"]
         if moved:
@@ -126,7 +126,7 @@ def test_the_layout_in_python_is_the_devices(
     made = deployment(tiny, vram="2GiB", policy=Elsewhere(*kinds), prompt_form="sparse", **options)
     with LocalSession(made) as local:
         local.logits([3, 4, 5])
-        device = local.executors["gpu"].native.device
+        device = local.leader.native.device
         assert device is not None
         allocated = device.report().allocated_bytes
     case = Case(
@@ -243,7 +243,7 @@ RUN = """
     with LocalSession(deploy(prepared, solve(prepared))) as local:
         ids = [3 + i % 290 for i in range(400)]
         count = sum(1 for _ in local.sample(ids, Sampling(max_tokens=16, ignore_eos=True)))
-        allocated = local.executors["gpu"].native.device.report().allocated_bytes
+        allocated = local.leader.native.device.report().allocated_bytes
     over.set()
     watcher.join()
     print(json.dumps({"peak": peak, "allocated": allocated, "tokens": count,

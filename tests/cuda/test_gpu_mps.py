@@ -30,7 +30,7 @@ from hotcold.actors import ActorLostError, Engine
 from hotcold.actors.cluster.processes import is_gone
 from hotcold.native.errors import HotcoldError
 from hotcold.native.gpu import cuda_probe, mps, nvml
-from hotcold.runtime.engine.executor import Executor
+from hotcold.runtime.engine.executors.base import Executor
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.exchange.segment import ActorState, PoisonCode
@@ -95,9 +95,9 @@ def assert_counted(local: LocalSession) -> None:
     assert 0 < state("predictor").busy_ns < state("gpu").asked_ns
 
 
-def assert_same(model: Path, fused: Any, apart: Any) -> None:
+def assert_same(model: Path, fused: Any, remote: Any) -> None:
     """The oracle's logits; proposals alike but for some at the threshold, which a norm may move."""
-    (_, fused_TLN), (logits, masks_TLN) = fused, apart
+    (_, fused_TLN), (logits, masks_TLN) = fused, remote
     assert 0 < masks_TLN.mean() < 1
     assert (fused_TLN != masks_TLN).mean() < 1e-3
     expected = Oracle.load(model).forward(ids_of(model, 45), masks_LTN=masks_TLN.transpose(1, 0, 2))
@@ -109,8 +109,8 @@ def assert_same(model: Path, fused: Any, apart: Any) -> None:
 def test_proposals_are_the_fused_ones(
     tiny: Path, unmeasured: None, batch: int, schedule: str
 ) -> None:
-    fused, apart = both_ways(tiny, max_batch=batch, schedule=schedule, **LOW_RANK)
-    assert_same(tiny, fused, apart)
+    fused, remote = both_ways(tiny, max_batch=batch, schedule=schedule, **LOW_RANK)
+    assert_same(tiny, fused, remote)
 
 
 @pytest.mark.parametrize("tiny", ["odd"], indirect=True)
@@ -187,14 +187,14 @@ def test_tokens_are_the_fused_ones_and_the_budget_holds(gpu_left_alone: None) ->
     prepared = prepare_model(EngineConfig(vram="4GiB", **options))
     assert prepared.gpu is not None
     vram, before = prepared.gpu.reserve_bytes + (96 << 20), nvml.used_bytes() or 0
-    apart, fused = [], []
+    remote, fused = [], []
     with launch("low-rank", 0, vram=vram, predictor_process="mps") as engine:
         assert engine.shares_gpu
-        apart.append(ids(engine))
+        remote.append(ids(engine))
         assert len(daemons()) == 2  # control and server
         assert_answered(engine)
         engine.replan(schedule="lookahead")  # the predictor gives the memory up and maps it anew
-        apart.append(ids(engine))
+        remote.append(ids(engine))
         assert_answered(engine)
         assert 0 < (nvml.used_bytes() or 0) - before <= vram
     assert not daemons()
@@ -204,7 +204,7 @@ def test_tokens_are_the_fused_ones_and_the_budget_holds(gpu_left_alone: None) ->
         engine.replan(schedule="lookahead")
         fused.append(ids(engine))
         assert engine.stats().actors["gpu"].asks == 0
-    assert apart == fused and apart[0] != apart[1]
+    assert remote == fused and remote[0] != remote[1]
 
 
 def assert_answered(engine: Engine) -> None:
@@ -225,7 +225,7 @@ def victim_pid(engine: Engine, victim: str) -> int:
     if victim in ("gpu", "cpu", "predictor"):
         return engine.stats().actors[victim].pid
     assert engine._group is not None
-    daemon = engine._group._sharing._daemon
+    daemon = engine._group._mps._daemon
     assert daemon is not None
     if victim == "guard":
         return daemon.pid

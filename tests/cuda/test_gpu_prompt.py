@@ -180,7 +180,7 @@ def test_auto_measures_once_and_keeps_it(
     for _ in range(2):
         with session(tiny, "auto", predictor="exact") as local:
             monkeypatch.setenv("HOTCOLD_CACHE", str(tmp_path))
-            prompts = local.executors["gpu"].prompts
+            prompts = local.leader.prompts
             expected = Oracle.load(tiny).forward(ids_of(tiny, 200)).logits_TV
             for count in (20, 64):
                 local.logits(ids_of(tiny, count))

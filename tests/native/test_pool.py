@@ -134,7 +134,7 @@ calls = [
     kernels.active_cpu_variant,
     lambda: kernels.gemv(one, one),
     lambda: kernels.rmsnorm(one, one[0], 1e-5),
-    lambda: kernels.sample(one[0]),
+    lambda: kernels.sample(one[0], Sampling()),
     lambda: kernels.ffn(np.ones((1, 6), np.float32), np.zeros(1, np.int32), one),
     lambda: kernels.attention(one[None], one[None, None], one[None, None], np.zeros(1, np.int32)),
 ]

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,17 @@ from support.weights import VARIANTS, forced
 
 from hotcold.native.bindings import kernels
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.options.config import Sampling
+
+GREEDY = Sampling()
+
+
+def unchecked(**fields: Any) -> Sampling:
+    """A Sampling past its own checks, so that those of the native code are met."""
+    made = Sampling()
+    for name, value in fields.items():
+        object.__setattr__(made, name, value)
+    return made
 
 
 def philox(seed: int, position: int) -> list[int]:
@@ -44,7 +57,7 @@ def test_random_numbers_are_philox() -> None:
     assert philox(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]  # Random123's vector
     flat = np.zeros(1000, np.float32)
     for seed, position in ((0, 0), (7, 3), (2**64 - 1, 2**40 + 5)):
-        id_, _ = kernels.sample(flat, temperature=1.0, seed=seed, position=position)
+        id_, _ = kernels.sample(flat, Sampling(temperature=1.0, seed=seed), position)
         assert id_ == int(uniform(seed, position) * 1000)
 
 
@@ -56,7 +69,7 @@ def test_greedy_takes_the_lowest_id_of_the_largest(variant: str, vocab: int) -> 
     best = [vocab - 1, vocab // 2]
     logits[best] = 9.0
     with forced(variant):
-        id_, logprob = kernels.sample(logits)
+        id_, logprob = kernels.sample(logits, GREEDY)
     assert id_ == min(best)
     l64 = logits.astype(np.float64)
     assert logprob == pytest.approx(9 - (9 + np.log(np.exp(l64 - 9).sum())), abs=2e-5)
@@ -79,7 +92,7 @@ def test_draws_stay_within_top_k_and_top_p(
     logits = (rng.integers(0, levels, vocab) * (6.0 / levels)).astype(np.float32)
     options = {"temperature": temperature, "top_p": top_p, "seed": seed}
     with forced(variant):
-        id_, logprob = kernels.sample(logits, top_k=top_k, **options)  # type: ignore[arg-type]
+        id_, logprob = kernels.sample(logits, unchecked(top_k=top_k, **options))
     # float32 sums may keep one id more or less at the edge of top-p
     allowed = kept(logits, temperature, top_k, top_p * (1 + 1e-5))
     assert id_ in allowed
@@ -94,12 +107,10 @@ def test_frequencies_are_the_distribution(top_k: int, top_p: float) -> None:
     ids = kept(logits, 0.7, top_k, top_p)
     weight = np.zeros(20)
     weight[ids] = np.exp(logits[ids].astype(np.float64) / 0.7)
-    n = 4000
+    n, sampling = 4000, Sampling(temperature=0.7, top_k=top_k, top_p=top_p, seed=5)
     counts = np.zeros(20)
     for position in range(n):
-        id_, _ = kernels.sample(
-            logits, temperature=0.7, top_k=top_k, top_p=top_p, seed=5, position=position
-        )
+        id_, _ = kernels.sample(logits, sampling, position)
         counts[id_] += 1
     expected = weight / weight.sum() * n
     assert (counts[weight == 0] == 0).all()
@@ -110,7 +121,7 @@ def test_a_draw_depends_on_seed_and_position_only() -> None:
     logits = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
 
     def draw(seed: int, position: int) -> int:
-        return kernels.sample(logits, temperature=1.0, seed=seed, position=position)[0]
+        return kernels.sample(logits, Sampling(temperature=1.0, seed=seed), position)[0]
 
     draws = [draw(3, p) for p in range(50)]
     again = [draw(3, p) for p in reversed(range(50))]
@@ -125,9 +136,8 @@ def test_impossible_ids_are_never_drawn() -> None:
     logits[[17, 80]] = 1.0
     for position in range(40):
         for top_k, top_p in ((0, 1.0), (50, 1.0), (0, 0.999), (0, 1.0)):
-            id_, logprob = kernels.sample(
-                logits, temperature=2.0, top_k=top_k, top_p=top_p, position=position
-            )
+            sampling = Sampling(temperature=2.0, top_k=top_k, top_p=top_p)
+            id_, logprob = kernels.sample(logits, sampling, position)
             assert id_ in (17, 80)
             assert logprob == pytest.approx(-np.log(2), abs=1e-6)
 
@@ -140,20 +150,20 @@ def test_damaged_logits_are_refused(variant: str, bad: float, where: int) -> Non
     logits[where] = bad
     for temperature in (0.0, 1.0):
         with forced(variant), pytest.raises(ConfigError, match="NaN or infinite"):
-            kernels.sample(logits, temperature=temperature)
+            kernels.sample(logits, unchecked(temperature=temperature))
 
 
 def test_bad_parameters_are_refused() -> None:
     logits = np.zeros(8, np.float32)
     for temperature in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="temperature"):
-            kernels.sample(logits, temperature=temperature)
+            kernels.sample(logits, unchecked(temperature=temperature))
     for top_p in (-0.1, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="top_p"):
-            kernels.sample(logits, temperature=1.0, top_p=top_p)
+            kernels.sample(logits, unchecked(temperature=1.0, top_p=top_p))
     with pytest.raises(ConfigError, match="top_k -1"):
-        kernels.sample(logits, temperature=1.0, top_k=-1)
+        kernels.sample(logits, unchecked(temperature=1.0, top_k=-1))
     with pytest.raises(ConfigError, match="0 logits"):
-        kernels.sample(np.empty(0, np.float32))
+        kernels.sample(np.empty(0, np.float32), GREEDY)
     with pytest.raises(ConfigError, match="-infinity"):
-        kernels.sample(np.full(8, -np.inf, np.float32))
+        kernels.sample(np.full(8, -np.inf, np.float32), GREEDY)

@@ -7,7 +7,7 @@ line in a process of its own, for the tests of signals and pipes.
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import hotcold.actors
 from hotcold.native.errors import ActorLostError, BudgetError
 from hotcold.runtime.engine.audit import RecallEstimate
+from hotcold.runtime.options.config import Sampling
 from hotcold.runtime.tracing.spans import Span
 
 STORY = ["There", " was", " a", " caf\u00e9", "."]
@@ -148,8 +149,11 @@ class FakeEngine:
     def recoveries(self) -> list[Any]:
         return []
 
-    def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Iterator[Token]:
-        self.requests.append({"prompt": prompt, "plan": self.plan, **sampling})
+    def generate(
+        self, prompt: str | Sequence[int], sampling: Sampling | None = None, **fields: Any
+    ) -> Iterator[Token]:
+        asked = fields if sampling is None else asdict(sampling)
+        self.requests.append({"prompt": prompt, "plan": self.plan, **asked})
         if self.breaks is not None and self.breaks in self.plan:
             raise ActorLostError("gpu", "the gpu actor was lost")
         if self.interrupt_after is not None and len(self.requests) > self.interrupt_after:

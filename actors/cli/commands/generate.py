@@ -1,7 +1,6 @@
 """`hotcold generate`: text from a prompt, as it comes, then what each actor did for it."""
 
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -51,7 +50,7 @@ def _stream(
     ids: list[int] = []
     pieces: list[str] = []
     try:
-        for token in engine.generate(prompt, **asdict(sampling)):
+        for token in engine.generate(prompt, sampling):
             ids.append(token.id)
             pieces.append(token.text)
             click.echo(token.text, nl=False, file=shown)

@@ -35,6 +35,7 @@ from hotcold.actors.cli.compare.solving import Ready, solve_all, solve_shape, wi
 from hotcold.actors.cli.compare.subjects import Subject, make_subjects
 from hotcold.actors.cli.compare.table import explain, table
 from hotcold.native.errors import ConfigError, HotcoldError
+from hotcold.runtime.exchange.transports import SHARES_MEMORY
 from hotcold.runtime.options.config import ENGINE, SAMPLING, EngineConfig
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _report(rows: Sequence[Row], manner: Manner, out: Path | None, as_json: bool
 def _gpu_here(options: EngineConfig) -> bool:
     from hotcold.native.gpu import cuda_plugin
 
-    return options.transport == "native" and cuda_plugin.find() is not None
+    return SHARES_MEMORY[options.transport] and cuda_plugin.find() is not None
 
 
 def solve_subjects(

@@ -154,7 +154,7 @@ def _timed(deployment: Deployment, window: Sequence[int]) -> tuple[float, float]
     with LocalSession(deployment) as session:
         for _ in range(4):  # the first warms caches and frequencies
             deque(session.sample(prompt, Sampling(count, ignore_eos=True)), maxlen=0)
-            ended = session.executors["gpu"].request_times()
+            ended = session.leader.request_times()
             times.append((ended.end_ns - ended.prompt_ns) / (count - 1))
         gaps = sum(_gap_ns(session.segment, actor, ended.prompt_ns) for actor in EXECUTORS)
     return min(times[1:]), gaps

@@ -252,7 +252,7 @@ def decode_speed(
     with open_session(prepared) as session:
         for _ in range(2):  # the first run warms caches and frequencies
             deque(session.sample(prompt, sampling), maxlen=0)
-        times = session.executors["gpu"].request_times()
+        times = session.leader.request_times()
         share = predict_share(session.segment, times.prompt_ns, times.end_ns)
     # the first token comes out of the prompt's last pass
     decoded = max(1, min(count, prepared.context - len(prompt) + 1) - 1)

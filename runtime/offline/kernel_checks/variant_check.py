@@ -20,6 +20,7 @@ from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.bindings import kernels
 from hotcold.native.bindings.pool import load_cpu_variant
 from hotcold.native.errors import HotcoldError
+from hotcold.runtime.options.config import Sampling
 
 Array = NDArray[Any]
 WIDTHS = (1, 7, 16, 31, 64, 65, 320, 1040)
@@ -151,7 +152,7 @@ def check_sampling() -> None:
     """exp_sum over a vocabulary and max with a NaN."""
     print("exp_sum over 5003 logits", flush=True)
     logits = guarded((8 * np.random.default_rng(3).standard_normal(5003)).astype(np.float32))
-    best, logprob = kernels.sample(logits)
+    best, logprob = kernels.sample(logits, Sampling())
     wide = logits.astype(np.float64)
     exact = wide.max() - math.log(np.exp(wide - wide.max()).sum()) - wide.max()
     compare("exp_sum over 5003 logits", np.array([logprob]), np.array([exact]), 1e-4)

@@ -14,6 +14,7 @@ from hotcold.native.errors import BudgetError
 from hotcold.native.gpu import cuda_probe, nvml
 from hotcold.runtime.engine import gpu_memory
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.factory import roles
 from hotcold.runtime.engine.gpu import (
     GpuChoice,
     check_budget,
@@ -96,8 +97,8 @@ def test_on_a_gpu_the_predictor_actor_says_that_it_stands_by(
     monkeypatch.setenv("HOTCOLD_CUDA", "off")
     prepared = prepare_model(EngineConfig(predictor="learned"))
     made = deploy(prepared, solve(prepared))
-    assert made.roles["predictor"] == "predicts every layer (learned)"
-    role = replace(made, gpu=CHOICE).roles["predictor"]
+    assert roles(made)["predictor"] == "predicts every layer (learned)"
+    role = roles(replace(made, gpu=CHOICE))["predictor"]
     assert role == "stands by: the GPU executor's graph runs predictor learned"
 
 
@@ -105,10 +106,10 @@ def test_the_gpu_actor_says_what_it_reads_over_the_bus(monkeypatch: pytest.Monke
     monkeypatch.setenv("HOTCOLD_CUDA", "off")
     prepared = prepare_model(EngineConfig(predictor="exact"))
     made = deploy(prepared, solve(prepared))
-    assert "over the bus" not in replace(made, gpu=CHOICE).roles["gpu"]
+    assert "over the bus" not in roles(replace(made, gpu=CHOICE))["gpu"]
     homes = {**made.plan.modules, "kv.0": "cpu0", "kv.1": "cpu0"}
     plan = replace(made.plan, modules=homes)
-    assert replace(made, plan=plan, gpu=CHOICE).roles["gpu"].endswith("; over the bus: kv.0-1")
+    assert roles(replace(made, plan=plan, gpu=CHOICE))["gpu"].endswith("; over the bus: kv.0-1")
 
 
 MiB = 1 << 20

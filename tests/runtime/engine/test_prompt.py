@@ -10,7 +10,6 @@ import pytest
 from hotcold.actors.engine.requests import rest_of as rest
 from hotcold.native.errors import ConfigError
 from hotcold.native.gpu import nvml
-from hotcold.runtime.engine.executor import make_request
 from hotcold.runtime.engine.prompt import (
     NEVER,
     PromptForm,
@@ -21,8 +20,9 @@ from hotcold.runtime.engine.prompt import (
     prompt_bytes,
     resident_bytes,
 )
+from hotcold.runtime.engine.request import make_request
 from hotcold.runtime.offline.plant.shapes import find_shape
-from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.options.config import EngineConfig, Sampling
 
 
 class Clock:
@@ -163,7 +163,7 @@ def test_an_unknown_form_is_refused() -> None:
 
 def test_what_was_generated_before_a_loss_is_not_given() -> None:
     """A resumed request takes the dense form for what was asked, not for what it had generated."""
-    request = make_request([1, 2, 3], 9, 64)
+    request = make_request([1, 2, 3], Sampling(9), 64)
     resumed = rest(request, [4, 5], kv_survives=False)
     assert resumed.prompt.tolist() == [1, 2, 3, 4, 5]
     assert (resumed.n_given, resumed.n_past, resumed.max_tokens) == (3, 0, 7)

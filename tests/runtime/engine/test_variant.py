@@ -175,6 +175,7 @@ HC_VARIANT(.dot_batch = {[HC_F32] = batch})
 
 def test_a_session_computes_with_the_file(tmp_path: Path) -> None:
     from hotcold.runtime.engine.deployment import deploy, solve
+    from hotcold.runtime.engine.executors.factory import roles
     from hotcold.runtime.engine.prepare import prepare_model
     from hotcold.runtime.engine.session import LocalSession
     from hotcold.runtime.options.config import EngineConfig, Sampling
@@ -187,7 +188,7 @@ def test_a_session_computes_with_the_file(tmp_path: Path) -> None:
         with LocalSession(deployment) as session:
             name = kernels.active_cpu_variant()
             assert name == "ref" if chosen == "ref" else name.startswith("mine.c@")
-            assert f"kernels {name}" in deployment.roles["cpu"]
+            assert f"kernels {name}" in roles(deployment)["cpu"]
             tokens = session.generate("Once upon a time", Sampling(max_tokens=12))
             ids.append([token.id for token in tokens])
     assert ids[0] == ids[1]

@@ -1,0 +1,82 @@
+"""What a client asks of a transport, whichever it is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native.bindings.executor import Request, RequestTimes
+from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.request import Sampled
+from hotcold.runtime.exchange.segment import ActorState
+
+
+class Transport(ABC):
+    """Calls on the actors of one deployment; holds nothing between them.
+
+    All methods raise ConfigError where the engine is closed, and RayError as Ray does.
+
+    Args:
+        deployment: what the actors have loaded.
+        actor: handle of an actor, by name.
+    """
+
+    name: ClassVar[str]
+    replans_between_tokens: ClassVar[bool]  # a plan may be replaced while a generation runs
+
+    def __init__(self, deployment: Deployment, actor: Callable[[str], Any]) -> None:
+        self._deployment, self._actor = deployment, actor
+
+    @property
+    @abstractmethod
+    def kv_survives(self) -> bool:
+        """Whether a request that lost an actor, or its plan, finds its keys and values again."""
+
+    @abstractmethod
+    def attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
+        """Run a request on the actors there are now; its times come last.
+
+        Raises:
+            HotcoldError: what the executor says.
+        """
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """End the running request after its current token."""
+
+    @abstractmethod
+    def drain(self, source: Iterator[Any]) -> None:
+        """End a stream the caller may have left early, so that the next request finds it free."""
+
+    @abstractmethod
+    def score(
+        self, request: Request, masks: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+        """Logits [T, V] of a prompt; and what was proposed, as bits [T, L, N / 8], if asked for.
+
+        Raises:
+            ConfigError: this transport records no masks.
+        """
+
+    @abstractmethod
+    def states(self) -> dict[str, ActorState]:
+        """Counters of all actors."""
+
+    @abstractmethod
+    def spans(self) -> dict[str, NDArray[np.void]]:
+        """Rings of the last steps, by actor."""
+
+    @abstractmethod
+    def phases(self) -> dict[str, float]:
+        """Seconds a pass by phase; empty where no one keeps them."""
+
+    @abstractmethod
+    def ask(self, deployment: Deployment) -> None:
+        """Have the driver that owns the actors load another deployment.
+
+        Raises:
+            ConfigError: it may not be asked; made for another machine.
+            HotcoldError: the actors refused it; the one before runs.
+        """

@@ -1,0 +1,92 @@
+"""The native transport: shared memory between the executors; the GPU executor leads."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from hotcold.actors.engine.transports.base import Transport
+from hotcold.native.abi.names import ACTORS
+from hotcold.native.bindings.executor import Request, RequestTimes
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.executors.factory import leading_class
+from hotcold.runtime.engine.request import Sampled
+from hotcold.runtime.exchange.segment import ActorState
+
+
+class NativeTransport(Transport):
+    """One call a request, its tokens streamed back; the segment has everybody's counters."""
+
+    name = "native"
+    replans_between_tokens = True
+
+    @property
+    def _leader(self) -> Any:
+        return self._actor("gpu")
+
+    @property
+    def kv_survives(self) -> bool:
+        """Where they lie in the driver's memory, unless the predictor forgot with its process."""
+        return leading_class(self._deployment).keeps_kv and not self._deployment.remembers
+
+    def attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
+        """One streaming call."""
+        stream = self._leader.generate.options(num_returns="streaming")
+        for ref in stream.remote(request):
+            item = ray.get(ref)
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def cancel(self) -> None:
+        """Not waited for."""
+        self._leader.cancel.remote()
+
+    def drain(self, source: Iterator[Any]) -> None:
+        """Cancel what still runs, and take what it had ready."""
+        try:
+            first = next(source, None)
+            if first is not None:
+                self.cancel()
+                for _ in source:
+                    pass
+        except Exception:  # noqa: BLE001 - the stream's own error has been raised already
+            return
+
+    def score(
+        self, request: Request, masks: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+        """One call."""
+        spec = self._deployment.spec
+        shape = (len(request.prompt), spec.n_layers, -(-spec.n_neurons // 8)) if masks else None
+        found: tuple[NDArray[np.float32], NDArray[np.uint8] | None]
+        found = ray.get(self._leader.score.remote(request, spec.vocab_size, shape))
+        return found
+
+    def states(self) -> dict[str, ActorState]:
+        """As the GPU executor reads them."""
+        states: dict[str, ActorState] = ray.get(self._leader.states.remote())
+        return states
+
+    def spans(self) -> dict[str, NDArray[np.void]]:
+        """As the GPU executor reads them."""
+        spans: dict[str, NDArray[np.void]] = ray.get(self._leader.spans.remote(ACTORS))
+        return spans
+
+    def phases(self) -> dict[str, float]:
+        """Of the newest passes."""
+        phases: dict[str, float] = ray.get(self._leader.phases.remote())
+        return phases
+
+    def ask(self, deployment: Deployment) -> None:
+        """Through the GPU executor, whose epoch ends for it."""
+        now = self._deployment
+        if (deployment.gpu is None, deployment.bundle_path) != (now.gpu is None, now.bundle_path):
+            raise ConfigError(
+                f"this driver sees the model at {deployment.bundle_path}, the engine at "
+                f"{now.bundle_path}, or another GPU; replan from a driver on the engine's node"
+            )
+        ray.get(self._leader.ask.remote(deployment))

@@ -1,0 +1,142 @@
+"""The Ray transport: the same programs, one actor call an operation, payloads carried by Ray.
+
+Slow (some 0.5 ms a step) and easy to look at: the baseline the native exchange is measured against,
+and a way to run where processes share no memory. The driver leads; the actors' loops do not run.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from hotcold.actors.engine.transports.base import Transport
+from hotcold.native.abi.names import ACTORS
+from hotcold.native.bindings.executor import Request, RequestTimes
+from hotcold.native.bindings.kernels import sample
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.request import Sampled
+from hotcold.runtime.exchange.segment import ActorState
+from hotcold.runtime.plan.program import in_turn, step_slots
+
+STEP_S = 30.0  # deadline of a whole pass
+
+
+class RayTransport(Transport):
+    """Leads the actors through passes, in this process."""
+
+    name = "ray"
+    replans_between_tokens = False
+
+    def __init__(self, deployment: Deployment, actor: Callable[[str], Any]) -> None:
+        super().__init__(deployment, actor)
+        self._seq = 0
+
+    @property
+    def kv_survives(self) -> bool:
+        """No: they lie in the GPU executor's own memory."""
+        return False
+
+    def attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
+        """One item a token."""
+        begin = prompt_done = time.monotonic_ns()
+        passes = 0
+        before = after = self._bytes()
+        for item in self._generate(request):
+            if not passes:
+                prompt_done, after = time.monotonic_ns(), self._bytes()
+            passes += 1
+            yield item
+        end, total = time.monotonic_ns(), self._bytes()
+        yield RequestTimes(begin, prompt_done, end, passes, after - before, total - after)
+
+    def _bytes(self) -> int:
+        """Weight and KV bytes all actors have read."""
+        return sum(state.bytes for state in self.states().values())
+
+    def _generate(self, request: Request) -> Iterator[Sampled]:
+        ids = request.prompt
+        logits = self._prompt(ids)[-1]
+        for n in range(request.max_tokens):
+            position = len(ids) + n
+            id_, logprob = sample(logits, request.sampling, position)
+            yield Sampled([id_], [logprob])
+            if id_ in request.eos or n + 1 == request.max_tokens:
+                return
+            logits = self._pass(np.array([id_], np.int32), position, 1)[-1]
+
+    def cancel(self) -> None:
+        """Nothing runs between two tokens."""
+
+    def drain(self, source: Iterator[Any]) -> None:
+        """Leave the stream."""
+        getattr(source, "close", lambda: None)()
+
+    def score(
+        self, request: Request, masks: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+        """Pass by pass."""
+        if masks:
+            raise ConfigError("masks are recorded by the native transport only")
+        blocks = [self._pass(block, at, len(block)) for at, block in self._blocks(request.prompt)]
+        return np.concatenate(blocks), None
+
+    def states(self) -> dict[str, ActorState]:
+        """Of each actor, by itself."""
+        refs = [self._actor(actor).state.remote() for actor in ACTORS]
+        return dict(zip(ACTORS, ray.get(refs), strict=True))
+
+    def spans(self) -> dict[str, NDArray[np.void]]:
+        """Of each actor, by itself."""
+        refs = [self._actor(actor).spans.remote((actor,)) for actor in ACTORS]
+        return {actor: own for found in ray.get(refs) for actor, own in found.items()}
+
+    def phases(self) -> dict[str, float]:
+        """None: passes wait for calls."""
+        return {}
+
+    def ask(self, deployment: Deployment) -> None:
+        """Refused: nobody would hear of it."""
+        raise ConfigError("over the Ray transport only the driver that launched can replan")
+
+    def _prompt(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        logits = np.empty((0, 0), np.float32)
+        for at, block in self._blocks(ids):
+            logits = self._pass(block, at, 1 if at + len(block) == len(ids) else 0)
+        return logits
+
+    def _blocks(self, ids: NDArray[np.int32]) -> Iterator[tuple[int, NDArray[np.int32]]]:
+        size = self._deployment.layout.max_batch
+        for at in range(0, len(ids), size):
+            yield at, np.ascontiguousarray(ids[at : at + size])
+
+    def _pass(self, tokens: NDArray[np.int32], position: int, rows: int) -> NDArray[np.float32]:
+        """One pass: begin everywhere, every step in turn, then fetch the logits."""
+        self._seq += 1
+        deployment, batch = self._deployment, len(tokens)
+        begun = [
+            self._actor(actor).begin.remote(self._seq, batch, tokens, position, rows)
+            for actor in ACTORS
+        ]
+        ray.get(begun, timeout=STEP_S)
+        written: dict[int, Any] = {}  # offset -> the call that wrote it
+        last: dict[str, Any] = {}  # actor -> its latest call: an actor takes its steps in order
+        for actor, index in in_turn(deployment.programs):
+            reads, writes = step_slots(deployment.programs[actor][index], deployment.layout, batch)
+            inputs: Sequence[Any] = [
+                *dict.fromkeys(written[at] for at, _ in reads if at in written),
+                *([last[actor]] if actor in last else []),
+            ]
+            call = self._actor(actor).step.remote(index, self._seq, writes, *inputs)
+            last[actor] = call
+            written.update((at, call) for at, _ in writes)
+        ray.get(list(last.values()), timeout=STEP_S)
+        if not rows:
+            return np.empty((0, deployment.spec.vocab_size), np.float32)
+        logits: NDArray[np.float32] = ray.get(
+            self._actor("gpu").logits.remote(rows, deployment.spec.vocab_size), timeout=STEP_S
+        )
+        return logits

@@ -1,0 +1,134 @@
+"""An executor: one actor's part of a deployment, ready to run on this machine.
+
+Opens the weight store, gathers what its role needs and hands addresses to the native loop. No Ray
+in here: the actors open and close executors, and `LocalSession` runs them as threads.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native.bindings.device import Mailbox
+from hotcold.native.bindings.executor import ExecutorArrays, NativeExecutor, OwnedNeurons
+from hotcold.native.errors import KernelError
+from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.executors.model_addresses import model_addresses
+from hotcold.runtime.engine.kv import KvHandle
+from hotcold.runtime.engine.variant import Variant, use_kernels
+from hotcold.runtime.exchange.segment import Segment
+from hotcold.runtime.model.checkpoints.bundle import open_bundle
+from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.weights.weights import WeightStore
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What executors get from others, each taking what it has a use for.
+
+    Args:
+        kv: the driver's KV memory; None: private memory.
+        fired_LN: int64 [L, N] counts to add fired gates into (profiling), or None.
+        mailbox: of the GPU executor, for a predictor with a process of its own on the GPU.
+    """
+
+    kv: KvHandle | None = None
+    fired_LN: NDArray[np.int64] | None = None
+    mailbox: Mailbox | None = None
+
+
+class Executor(ABC):
+    """One actor's native loop over a bundle and a segment; `make_executor` chooses the class.
+
+    Args:
+        deployment: what to run.
+        segment: the exchange, already attached; must outlive the executor.
+        shared: what it gets from others.
+
+    Attributes:
+        actor: which one it is the executor of.
+    """
+
+    actor: ClassVar[str]
+    stands_by: ClassVar[bool] = False  # another executor computes its steps
+    walks_steps: ClassVar[bool] = True  # one by one, so that its counter says which is next
+    opens_mailbox: ClassVar[bool] = False  # so it is made after the GPU executor, and ends before
+
+    def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
+        self.deployment, self.segment = deployment, segment
+        use_kernels(deployment.kernels)
+        self.bundle = open_bundle(deployment.bundle_path)
+        self.store = WeightStore.open(self.bundle, deployment.store, self._stored_ids())
+        arrays = ExecutorArrays(
+            actor=self.actor,
+            model=model_addresses(self.bundle, self.store, deployment.context),
+            segment=segment.native.pointer,
+            epoch=segment.epoch,
+            steps=deployment.programs[self.actor],
+            max_batch=deployment.layout.max_batch,
+            threads=deployment.cores[self.actor].threads,
+            cores=deployment.cores[self.actor].cores,
+            audit_every=deployment.audit_every,
+            audit_seed=deployment.audit_seed,
+        )
+        self._fill(arrays, shared)
+        self.native = NativeExecutor(arrays)
+
+    @abstractmethod
+    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
+        """Add what this role computes with."""
+
+    @classmethod
+    @abstractmethod
+    def role(cls, deployment: Deployment) -> str:
+        """What it does under a deployment, in words."""
+
+    @classmethod
+    def takes_memory_last(cls, deployment: Deployment) -> bool:
+        """Whether no actor takes device memory after it at a launch."""
+        return False
+
+    def _stored_ids(self) -> list[NDArray[np.int32]] | None:
+        """By layer, the only neurons whose records are read; None: any may be."""
+        return None
+
+    def _own(self, arrays: ExecutorArrays, device: int, shared: Shared) -> None:
+        """Take a device's neurons, those that the schedule fetches counted in."""
+        arrays.owned = [OwnedNeurons(ids) for ids in owned_ids(self.deployment, device)]
+        arrays.fired_LN = shared.fired_LN
+
+    @property
+    def mailbox(self) -> Mailbox | None:
+        """What a predictor with a process of its own opens; None where none does."""
+        return None
+
+    def run(self) -> None:
+        """Run the resident loop until the exchange is poisoned; raises what went wrong here.
+
+        Raises:
+            KernelError: this executor failed (and poisoned the exchange).
+        """
+        failure = self.native.run()
+        if failure is not None:
+            raise KernelError(f"the {self.actor} executor failed: {failure}")
+
+    def close(self) -> None:
+        """Free everything; the loop must have returned. Idempotent."""
+        self.native.close()
+        self.store.close()
+
+
+def owned_ids(deployment: Deployment, device: int) -> list[NDArray[np.int32]]:
+    """Ids of the neurons that a device computes, by layer."""
+    plan: Plan = deployment.computed_plan
+    return [plan.ids(layer, device) for layer in range(plan.shape[0])]
+
+
+def kernels_used(deployment: Deployment, on_gpu: bool) -> str:
+    """Words for kernels that were chosen by name or file; empty where they are others."""
+    kernels = deployment.kernels
+    if isinstance(kernels, Variant):
+        return f", kernels {kernels.name}" if on_gpu or not kernels.on_gpu else ""
+    return f", kernels {kernels}" if kernels else ""

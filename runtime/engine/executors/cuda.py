@@ -1,0 +1,132 @@
+"""Executors of a deployment on a GPU: the GPU executor, and the predictor beside it.
+
+Fused, the GPU executor predicts in its own graph and the predictor's loop stands by; remote, the
+predictor has a process of its own on the same GPU and is asked (engine/remote_predictor.py).
+"""
+
+from dataclasses import replace
+
+from hotcold.native.bindings.device import DeviceArrays, Mailbox
+from hotcold.native.bindings.executor import ExecutorArrays
+from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.executors.base import Executor, Shared
+from hotcold.runtime.engine.executors.leading import LeadingExecutor
+from hotcold.runtime.engine.executors.predictors import PredictorExecutor, predictor_arrays
+from hotcold.runtime.engine.gpu import (
+    GpuChoice,
+    check_promise,
+    device_arrays,
+    host_parts,
+    say_parts,
+)
+from hotcold.runtime.engine.prompt import PromptForm
+from hotcold.runtime.engine.remote_predictor import matrix_bytes, pass_flag
+from hotcold.runtime.exchange.segment import Segment
+
+
+class CudaGpuExecutor(LeadingExecutor):
+    """The GPU executor on a GPU, whose memory also has the KV cache."""
+
+    keeps_kv = False
+    walks_steps = False  # a pass is one launch of a graph
+
+    def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
+        super().__init__(deployment, segment, shared)
+        if self.takes_memory_last(deployment):
+            _check_launch(deployment)
+
+    @classmethod
+    def takes_memory_last(cls, deployment: Deployment) -> bool:
+        """Where no remote predictor opens its memory."""
+        return not gpu_of(deployment).remote_predictor
+
+    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
+        self._own(arrays, 0, shared)
+        arrays.device = _device_arrays(self, not gpu_of(self.deployment).remote_predictor)
+
+    def _prompt_form(self) -> PromptForm:
+        deployment, gpu = self.deployment, gpu_of(self.deployment)
+        identity = f"{deployment.plan.hash} {deployment.cores} {deployment.predictor_settings}"
+        return PromptForm(gpu.prompt_form, gpu.prompt_rows, deployment.layout.max_batch, identity)
+
+    @property
+    def mailbox(self) -> Mailbox | None:
+        """What a remote predictor opens; None where the predictor is fused."""
+        device = self.native.device
+        asks = device is not None and gpu_of(self.deployment).remote_predictor
+        return device.mailbox() if asks and device is not None else None
+
+    @classmethod
+    def role(cls, deployment: Deployment) -> str:
+        """Its share of the neurons, and what it reads or fetches over the bus."""
+        plan, words = deployment.plan, super().role(deployment)
+        if host_parts(plan) is None:
+            return words
+        return f"{words}; over the bus: {plan.modules_on(plan.devices[-1])}"
+
+
+class FusedPredictor(PredictorExecutor):
+    """The predictor where the GPU executor's graph predicts: its loop has no steps."""
+
+    stands_by = True
+    walks_steps = False
+
+    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
+        arrays.steps = arrays.steps[:0]
+
+    @classmethod
+    def _predicts(cls, deployment: Deployment) -> str:
+        return f"stands by: the GPU executor's graph runs predictor {deployment.predictor}"
+
+
+class RemotePredictor(PredictorExecutor):
+    """The predictor in a process of its own on the GPU: its matrices; asked through a mailbox."""
+
+    opens_mailbox = True
+    walks_steps = False
+
+    def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
+        super().__init__(deployment, segment, shared)
+        _check_launch(deployment)
+
+    @classmethod
+    def takes_memory_last(cls, deployment: Deployment) -> bool:
+        """Always: it opens the GPU executor's."""
+        return True
+
+    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
+        deployment = self.deployment
+        arrays.steps = arrays.steps[:0]
+        self._own(arrays, 0, Shared())
+        arrays.device = replace(
+            _device_arrays(self, matrices=True),
+            vram_bytes=gpu_of(deployment).predictor_bytes + matrix_bytes(deployment.plan),
+            gpu_steps=deployment.programs[LeadingExecutor.actor],
+            mailbox=shared.mailbox,
+        )
+
+    @classmethod
+    def _predicts(cls, deployment: Deployment) -> str:
+        return f"predicts on the GPU ({deployment.predictor}), in its own process under MPS"
+
+
+def gpu_of(deployment: Deployment) -> GpuChoice:
+    """The GPU of a deployment that has one."""
+    assert deployment.gpu is not None
+    return deployment.gpu
+
+
+def _device_arrays(executor: Executor, matrices: bool) -> DeviceArrays:
+    deployment = executor.deployment
+    return device_arrays(
+        *(gpu_of(deployment), deployment.plan, deployment.fetch_L),
+        predictor_arrays(executor, matrices=matrices),
+        *(deployment.programs[PredictorExecutor.actor], deployment.kernels),
+        pass_flag(deployment.layout),
+    )
+
+
+def _check_launch(deployment: Deployment) -> None:
+    """Tell the user what a launch took of the GPU; by the last to take its device memory."""
+    check_promise(gpu_of(deployment), "after the launch")
+    say_parts(deployment.plan)

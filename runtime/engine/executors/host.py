@@ -1,0 +1,61 @@
+"""Executors that compute on the CPU; beside a GPU, the CPU executor alone does."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native.bindings.executor import ExecutorArrays
+from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.executors.base import Executor, Shared, kernels_used, owned_ids
+from hotcold.runtime.engine.executors.leading import LeadingExecutor
+from hotcold.runtime.engine.executors.predictors import PredictorExecutor, predictor_arrays
+from hotcold.runtime.engine.kv import KvCache
+from hotcold.runtime.plan.fetch import fetched
+
+
+class HostGpuExecutor(LeadingExecutor):
+    """The GPU executor on its CPU device: dense parts, hot neurons, the KV cache."""
+
+    keeps_kv = True
+
+    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
+        spec, context = self.bundle.spec, self.deployment.context
+        if shared.kv is None:
+            kv = KvCache.private(spec, context)
+        else:
+            kv = KvCache.attach(shared.kv, spec, context)
+        arrays.kv = (kv.keys, kv.values)
+        self._own(arrays, 0, shared)
+
+
+class CpuExecutor(Executor):
+    """The CPU executor: cold neurons, from host memory."""
+
+    actor = "cpu"
+
+    def _stored_ids(self) -> list[NDArray[np.int32]]:
+        return owned_ids(self.deployment, 1)
+
+    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
+        self._own(arrays, 1, shared)
+
+    @classmethod
+    def role(cls, deployment: Deployment) -> str:
+        """Its share of the neurons."""
+        device_LN = deployment.plan.device_LN
+        cold = np.count_nonzero(device_LN != 0)
+        own = int(cold - np.count_nonzero(fetched(device_LN, deployment.fetch_L)))
+        return f"{own} of {device_LN.size} neurons{kernels_used(deployment, on_gpu=False)}"
+
+
+class HostPredictor(PredictorExecutor):
+    """The predictor on the CPU: its matrices, or the gate rows themselves."""
+
+    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
+        arrays.device_LN = np.ascontiguousarray(self.deployment.computed_plan.device_LN)
+        arrays.predictors = predictor_arrays(self, pack=True)
+
+    @classmethod
+    def _predicts(cls, deployment: Deployment) -> str:
+        every = deployment.layout.with_gate and not deployment.remembers
+        what = "evaluates every gate" if every else "predicts every layer"
+        return f"{what} ({deployment.predictor})"

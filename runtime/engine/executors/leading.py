@@ -1,0 +1,94 @@
+"""What the GPU executor does on any device: requests, and the form of each prompt."""
+
+import os
+from collections.abc import Generator
+from dataclasses import replace
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+
+from hotcold.native.bindings.executor import Request, RequestTimes
+from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.executors.base import Executor, Shared, kernels_used
+from hotcold.runtime.engine.prompt import PromptForm
+from hotcold.runtime.engine.request import Sampled
+from hotcold.runtime.exchange.segment import Segment
+from hotcold.runtime.plan.fetch import fetched
+
+# Each time tokens are handed on costs about 1.4 ms of processor time in three processes (actor,
+# driver, Ray): on two cores that both compute, 2 % of a 1B model's 33 ms if done for every token
+# (by the scheduler's counts; tokens/s vary more from run to run). Many cores keep nobody waiting.
+COALESCE_MS = min(200, max(50, 400 // len(os.sched_getaffinity(0))))
+AT_ONCE = 64  # or as soon as so many are there
+
+
+class LeadingExecutor(Executor):
+    """The GPU executor: begins every pass, samples, and runs requests.
+
+    Attributes:
+        keeps_kv: its keys and values lie in the driver's memory and outlive its process.
+        prompts: chooses the form of each prompt.
+    """
+
+    actor = "gpu"
+    keeps_kv: ClassVar[bool]
+
+    def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
+        super().__init__(deployment, segment, shared)
+        self.prompts = self._prompt_form()
+
+    def _prompt_form(self) -> PromptForm:
+        return PromptForm("sparse", 0, self.deployment.layout.max_batch, "")
+
+    @classmethod
+    def role(cls, deployment: Deployment) -> str:
+        """Its share of the neurons, and what it fetches."""
+        device_LN = deployment.plan.device_LN
+        hot = int(np.count_nonzero(device_LN == 0))
+        over_bus = int(np.count_nonzero(fetched(device_LN, deployment.fetch_L)))
+        fetches = f", {over_bus} fetched over the bus" if over_bus else ""
+        by = kernels_used(deployment, on_gpu=True)
+        return f"attention, head, {hot} of {device_LN.size} neurons{fetches}{by}"
+
+    def generate(self, request: Request) -> Generator[Sampled, None, None]:
+        """Run a request on the GPU executor; yields what is ready, several times a second.
+
+        Raises:
+            ConfigError: the request does not fit.
+            ActorLostError: the exchange was poisoned meanwhile; names the actor at fault.
+        """
+        if request.n_dense is None:
+            given = request.n_given or len(request.prompt)
+            measure = partial(self.prompt_seconds, request)
+            request = replace(request, n_dense=self.prompts.dense_tokens(given, measure))
+        self.native.post(request)
+        index, wanted = 0, 1
+        try:
+            while True:
+                tokens, done = self.native.tokens(index, COALESCE_MS, wanted, AT_ONCE)
+                wanted = AT_ONCE if len(tokens) else 1  # the first after a pause goes out alone
+                if len(tokens):
+                    index += len(tokens)
+                    yield Sampled(tokens["id"].tolist(), tokens["logprob"].tolist())
+                self.segment.raise_if_poisoned()
+                if done:
+                    break
+        finally:
+            self.native.cancel()
+        self.native.request_times()
+
+    def prompt_seconds(self, request: Request, tokens: int, dense: int) -> float:
+        """Time the first tokens of a prompt, and throw the result away."""
+        trial = replace(
+            request, prompt=request.prompt[:tokens], max_tokens=0, n_past=0, n_dense=dense,
+            logits_PV=None, masks_PLN=None,
+        )  # fmt: skip
+        for _ in self.generate(trial):
+            pass
+        times = self.native.request_times()
+        return (times.prompt_ns - times.begin_ns) * 1e-9
+
+    def request_times(self) -> RequestTimes:
+        """Times of the last finished request."""
+        return self.native.request_times()

@@ -1,0 +1,60 @@
+"""What an executor that predicts computes with, and what the predictor's classes have in common."""
+
+from abc import abstractmethod
+from typing import Any
+
+from hotcold.native.bindings.executor import PredictorArrays
+from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.executors.base import Executor
+from hotcold.runtime.predictors.predictor import ModelView, native_layers
+from hotcold.runtime.predictors.predictor_choice import choose_predictor
+from hotcold.runtime.weights.pages import packed
+
+_NUMBERS = ("relu", "input_bits", "window", "probe_every")  # of a predictor's layer, by form
+
+
+class PredictorExecutor(Executor):
+    """The predictor, which owns no neurons."""
+
+    actor = "predictor"
+
+    @classmethod
+    def role(cls, deployment: Deployment) -> str:
+        """How it predicts, and why so."""
+        if not deployment.predicts:
+            return "stands by: the executors evaluate the gate of every neuron they own"
+        note = deployment.predictor_note
+        return cls._predicts(deployment) + (f"; chosen by auto: {note}" if note else "")
+
+    @classmethod
+    @abstractmethod
+    def _predicts(cls, deployment: Deployment) -> str:
+        """What it does where something is predicted, in words."""
+
+
+def predictor_arrays(
+    executor: Executor, pack: bool = False, matrices: bool = True
+) -> list[PredictorArrays]:
+    """Prepare the predictor and put it in the native form; nothing where it stands by.
+
+    Args:
+        executor: whose bundle, store and deployment.
+        pack: copy what is read every token to pages of its own.
+        matrices: False: forms and thresholds alone, where another process has the rest.
+    """
+    deployment, bundle = executor.deployment, executor.bundle
+    if not deployment.predicts:
+        return []
+    predictor = choose_predictor(deployment.predictor, bundle, deployment.predictor_settings)
+    predictor.prepare(ModelView.of(bundle, executor.store), deployment.profile)
+    layers = native_layers(predictor, bundle.spec)
+    parts: list[Any] = [part for layer in layers for part in layer.arrays.values()]
+    ready = iter(packed(parts) if pack else parts)
+    made = []
+    for layer in layers:
+        own: dict[str, Any] = {name: next(ready) for name in layer.arrays}
+        own |= {name: getattr(layer, name) for name in _NUMBERS if hasattr(layer, name)}
+        if not matrices:
+            own = {}
+        made.append(PredictorArrays(layer.form, layer.threshold, layer.input == "residual", **own))
+    return made

@@ -1,0 +1,40 @@
+"""What a driver asks of the leading executor, and what comes back."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from hotcold.native.bindings.executor import Request
+from hotcold.runtime.options.config import Sampling
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Ids and log probabilities that became ready together."""
+
+    ids: list[int]
+    logprobs: list[float]
+
+
+def make_request(
+    ids: list[int], sampling: Sampling | None, context: int, eos_ids: tuple[int, ...] = ()
+) -> Request:
+    """A native request whose length is cut to what the context holds.
+
+    Args:
+        ids: of the prompt.
+        sampling: how it is continued; None: not at all.
+        context: positions of the KV cache.
+        eos_ids: what ends the model's texts.
+    """
+    prompt = np.array(ids, dtype=np.int32)
+    if sampling is None:
+        return Request(time.monotonic_ns(), prompt, Sampling())
+    return Request(
+        id=time.monotonic_ns(),
+        prompt=prompt,
+        max_tokens=max(0, min(sampling.max_tokens, context - len(ids) + 1)),
+        eos=() if sampling.ignore_eos else eos_ids,
+        sampling=sampling,
+    )
