@@ -40,9 +40,9 @@ def sources() -> list[Path]:
 def emit_glue(folder: Path) -> Path:
     """Write cffi's glue for the header into folder and return its path."""
     ffi = FFI()
-    for header in ("hotcold.h", "predict.h", "gpu.h"):
+    for header in ("hotcold.h", "predict.h", "gpu.h", "layout.h"):
         ffi.cdef(declarations(HERE / "abi" / header))
-    ffi.set_source(MODULE, '#include "abi/hotcold.h"', py_limited_api=True)
+    ffi.set_source(MODULE, '#include "abi/hotcold.h"\n#include "abi/layout.h"', py_limited_api=True)
     folder.mkdir(parents=True, exist_ok=True)
     glue = folder / "_kernels_glue.c"
     ffi.emit_c_code(str(glue))

@@ -63,7 +63,7 @@ typedef struct {
     hc_status (*operate)(const hc_device_op *op);
 } hc_device_api;
 
-#define HC_DEVICE_ABI (HC_ABI_VERSION * 1000u + 3u)
+#define HC_DEVICE_ABI (HC_ABI_VERSION * 1000u + 4u)
 const hc_device_api *hc_device_table(void);
 
 #ifdef __cplusplus

@@ -260,10 +260,10 @@ def _kv_bytes(machine: "HardwareProfile", more: dict[str, Any]) -> int:
 
 
 def _scratch(spec: "ModelSpec", context: int) -> int:
-    from hotcold.runtime.engine.gpu_memory import scratch_bytes
+    from hotcold.runtime.engine.gpu_memory import model_shape
     from hotcold.runtime.options.config import MAX_BATCH
 
-    return scratch_bytes(spec, context, MAX_BATCH)
+    return model_shape(spec, context, MAX_BATCH).executor().reserve
 
 
 def describe(problem: "Problem", plan: "Plan", bound: "Roofline") -> dict[str, Any]:
