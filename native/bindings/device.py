@@ -42,7 +42,6 @@ class DeviceArrays:
         host_parts_L: uint8 [L + 1], Part bits of the modules that stay there, or None; the last
             entry is the head's.
         prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
-        piece_rows: neurons that a dense pass streams and computes at once.
         launch_overlap: let a kernel start while the one before it ends.
         variant: a compiled CUDA variant whose kernels are asked first, or None.
         pass_flag: where the predictor has a process of its own, the flag by which it is told of
@@ -62,7 +61,6 @@ class DeviceArrays:
     bus_LN: NDArray[np.uint8] | None = None
     host_parts_L: NDArray[np.uint8] | None = None
     prompt_rows: int = 0
-    piece_rows: int = 0
     launch_overlap: bool = True
     variant: Path | None = None
     pass_flag: int | None = None
@@ -118,7 +116,7 @@ class NativeDevice:
         c.n_chunks, c.bounds_LC = bounds.shape[1] - 1, pointer(bounds, "int32_t *")
         c.vram_bytes, c.launch_overlap = arrays.vram_bytes, arrays.launch_overlap
         c.predictors_L = predictors
-        c.prompt_rows, c.piece_rows = arrays.prompt_rows, arrays.piece_rows
+        c.prompt_rows = arrays.prompt_rows
         c.bus_LN = pointer(arrays.bus_LN, "uint8_t *")
         c.host_parts_L = pointer(arrays.host_parts_L, "uint8_t *")
         if arrays.variant is not None:

@@ -144,8 +144,8 @@ def built(build: bool = True) -> Plugin:
 def sources() -> list[Path]:
     """Every file the plug-in is made of, in a fixed order."""
     cuda = [path for path in (NATIVE / "cuda").rglob("*.*") if path.suffix in SUFFIXES]
-    shared = [NATIVE / "loop/device.h", *(NATIVE / "abi").glob("*.h")]
-    return [*sorted(cuda), *sorted(shared)]
+    shared = [path for room in ("abi", "layout") for path in (NATIVE / room).glob("*.[ch]")]
+    return [*sorted(cuda), *sorted(shared), NATIVE / "loop" / "device.h"]
 
 
 def architecture() -> str:

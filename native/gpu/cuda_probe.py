@@ -30,6 +30,18 @@ ATTEMPTS = 3
 LEAST, MAX_PIECES = 32 << 20, 8 << 30  # what a context can take; an H100's takes 500 MiB and more
 SAME = 2 << 20  # two looks at the used memory that differ by no more saw the same
 FREED_S = 1.0  # within which the memory of a process that ended is free again
+KERNELS_A_LAYER = 13  # of an executor's graph, at most; native/cuda/executor/graph.cu
+PREDICTOR_KERNELS_A_LAYER = 3  # of a predictor's own process: wait and answer, two products
+
+
+def graph_shape(n_layers: int, max_batch: int) -> tuple[int, int]:
+    """Kernels of a pass's graph, at most, and how many graphs there are: one a power of two."""
+    return KERNELS_A_LAYER * n_layers + 8, (max_batch - 1).bit_length() + 1
+
+
+def predictor_nodes(n_layers: int) -> int:
+    """Kernels of the graph of a predictor's own process, at most."""
+    return PREDICTOR_KERNELS_A_LAYER * n_layers + 1
 
 
 @cache

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.bindings import device_kernels
 from hotcold.native.bindings.device import open_plugin
+from hotcold.native.bindings.gpu_layout import HOT_CHUNKS
 from hotcold.native.errors import BackendError, ConfigError
 from hotcold.native.gpu import cuda_plugin
 from hotcold.runtime.bench.kernels import HEAD_DIM, Settings
-from hotcold.runtime.engine.gpu_memory import HOT_CHUNKS
 
 COLD_BYTES = 256 << 20  # what a round touches at least: five caches of an H100
 MOST_BYTES = 4 << 30  # and what all copies may take

@@ -27,7 +27,6 @@ from hotcold.runtime.bench.gpu_exchange import exchange
 from hotcold.runtime.bench.rows import Row, neuron_row
 from hotcold.runtime.doctor.gpu_probe import LIBCUDA
 from hotcold.runtime.engine.gpu import CONTEXT_BYTES
-from hotcold.runtime.engine.gpu_memory import graph_shape
 from hotcold.runtime.hardware.machine_file import Figure
 
 ROWS, WIDTH, BATCH = 16384, 8192, 32  # 256 MiB of float16: more than any GPU's cache
@@ -71,7 +70,7 @@ def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
     gap_s = float(f"{device_kernels.rate_of_gaps(plugin, NODES, ROUNDS):.4g}")
     alone_s = device_kernels.rate_of_exchange(plugin, D, LAYERS, ROUNDS)
     sync_s = float(f"{max(alone_s, 1e-7):.4g}")
-    context = cuda_probe.context_bytes(found.path, *graph_shape(GRAPH_LAYERS, MAX_BATCH))
+    context = cuda_probe.context_bytes(found.path, *cuda_probe.graph_shape(GRAPH_LAYERS, MAX_BATCH))
     matrix = f"float16 matrix of {ROWS} x {WIDTH}"
     pinned = f"copies of {BUS_BYTES >> 20} MiB of pinned memory, median"
     figures = {

@@ -18,18 +18,13 @@ from numpy.typing import NDArray
 from hotcold.native.abi.generated import GPU_MAX_HEAD_DIM, GPU_MAX_NEURONS
 from hotcold.native.abi.names import PARTS
 from hotcold.native.bindings.device import DeviceArrays
+from hotcold.native.bindings.gpu_layout import GRANULE, HOT_CHUNKS
 from hotcold.native.errors import BackendError, BudgetError
 from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
 from hotcold.runtime.engine import remote_predictor
 from hotcold.runtime.engine.cuda_variant import variant_library
-from hotcold.runtime.engine.gpu_memory import (
-    HOT_CHUNKS,
-    graph_shape,
-    kept_bytes,
-    pass_bytes,
-    table_bytes,
-)
-from hotcold.runtime.engine.prompt import choose_rows, piece_rows, prompt_bytes, resident_bytes
+from hotcold.runtime.engine.gpu_memory import model_shape, predicted_layers
+from hotcold.runtime.engine.prompt import choose_rows
 from hotcold.runtime.engine.variant import Variant
 from hotcold.runtime.exchange.transports import SHARES_MEMORY
 from hotcold.runtime.model.spec import ModelSpec
@@ -60,7 +55,6 @@ class GpuChoice:
         prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
         predictor_process: "fused", or "mps": one of its own on the same GPU (remote_predictor.py).
         predictor_bytes: what that one takes beside its matrices and its context.
-        prompt_piece: neurons that such a pass streams and computes at once.
     """
 
     kv_dtype: str
@@ -72,7 +66,6 @@ class GpuChoice:
     visible: str | None = None
     prompt_form: str = "auto"
     prompt_rows: int = 0
-    prompt_piece: int = 0
     predictor_process: str = "fused"
     predictor_bytes: int = 0
 
@@ -132,29 +125,27 @@ def choose_gpu(
     free = gpu.total_bytes - gpu.used_bytes
     budget = free - KEEP_FREE if vram_bytes is None else vram_bytes
     context_bytes = _context_bytes(plugin.path, config, spec, kernels)
-    widths = (layer.fc1.shape[0] for layer in layers if layer.form == "matrices")
-    hidden, int8 = max(widths, default=0), config.predictor_dtype == "int8"
-    shared = pass_bytes(spec, config.max_batch, hidden)
     early = min(max(1, lookahead, _asked_depth(config)), spec.n_layers)  # a schedule goes with any
-    predicts = any(layer.form != "gate" for layer in layers)  # which stands by on a GPU
-    masks = early + 1 if predicts else 0
+    remote, int8 = remote_predictor.wanted(config), config.predictor_dtype == "int8"
+    shape = model_shape(
+        *(spec, context, config.max_batch),
+        predicted_layers(spec, layers if forms else (), early, int8),
+        head_on_host=True,
+        audit_every=config.audit if forms else 0,
+        predictor_i8=int8,
+        remote_predictor=remote,
+    )
 
     def need(rows: int) -> int:
-        return prompt_bytes(spec, rows, hidden, masks, int8)
+        return shape.with_rows(rows).executor().reserve
 
-    form = "sparse" if remote_predictor.wanted(config) else config.prompt_form
-    rows = choose_rows(form, context, budget, shared, need)
-    scratch = max(shared, need(rows)) + resident_bytes(spec) if rows else shared
-    predictor_bytes = 0
-    if remote_predictor.wanted(config):
-        predictor_bytes = remote_predictor.predictor_bytes(spec, config.max_batch, layers)
-        scratch += predictor_bytes + remote_predictor.executor_bytes(spec, config.max_batch, early)
-    tables = table_bytes(spec, context, config.max_batch, early, kept_bytes(layers, int8))
+    rows = choose_rows("sparse" if remote else config.prompt_form, context, budget, need)
+    predictor_bytes = shape.predictor().reserve + 2 * GRANULE if remote else 0
     choice = GpuChoice(
         kv_dtype=config.kv_dtype,
         predictor_dtype=config.predictor_dtype,
         vram_bytes=budget,
-        reserve_bytes=context_bytes + scratch + tables,
+        reserve_bytes=context_bytes + need(rows) + predictor_bytes,
         context_bytes=context_bytes,
         used_before=gpu.used_bytes,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -162,7 +153,6 @@ def choose_gpu(
         prompt_rows=rows,
         predictor_process=config.predictor_process,
         predictor_bytes=predictor_bytes,
-        prompt_piece=piece_rows(spec),
     )
     check_budget(choice, free)
     return choice
@@ -172,14 +162,11 @@ def _context_bytes(
     plugin: Path, config: EngineConfig, spec: ModelSpec, kernels: Variant | str | None
 ) -> int:
     """Device memory of the contexts of all our processes, measured; else what they may take."""
-    nodes, graphs = graph_shape(spec.n_layers, config.max_batch)
-    second = (
-        remote_predictor.KERNELS_A_LAYER * spec.n_layers + 1
-        if remote_predictor.wanted(config)
-        else 0
-    )
+    remote = remote_predictor.wanted(config)
+    nodes, graphs = cuda_probe.graph_shape(spec.n_layers, config.max_batch)
+    second = cuda_probe.predictor_nodes(spec.n_layers) if remote else 0
     measured = cuda_probe.context_bytes(plugin, nodes, graphs, second, _cuda_variant(kernels))
-    return CONTEXT_BYTES * (2 if second else 1) if measured is None else measured
+    return CONTEXT_BYTES * (2 if remote else 1) if measured is None else measured
 
 
 def _asked_depth(config: EngineConfig) -> int:
@@ -329,7 +316,6 @@ def device_arrays(
         bus_LN=fetched(plan.device_LN, fetch_L).astype(np.uint8) if any(fetch_L) else None,
         host_parts_L=host_parts(plan),
         prompt_rows=choice.prompt_rows,
-        piece_rows=choice.prompt_piece,
         variant=_cuda_variant(kernels),
         pass_flag=pass_flag if choice.remote_predictor else None,
     )

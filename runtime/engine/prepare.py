@@ -9,7 +9,6 @@ from typing import Any
 
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.gpu import GpuChoice, choose_gpu, with_vram
-from hotcold.runtime.engine.gpu_memory import int8_bytes
 from hotcold.runtime.engine.kernels import prepare_kernels
 from hotcold.runtime.engine.variant import Variant
 from hotcold.runtime.hardware.this_machine import chosen_hardware
@@ -28,6 +27,7 @@ from hotcold.runtime.predictors.predictor import (
     predicts,
 )
 from hotcold.runtime.predictors.predictor_choice import choose_auto, choose_predictor
+from hotcold.runtime.predictors.predictor_forms import int8_bytes
 from hotcold.runtime.profiles.profile import ActivationProfile
 from hotcold.runtime.units import parse_bytes
 from hotcold.runtime.weights.weights import WeightStore

@@ -24,70 +24,28 @@ from pathlib import Path
 
 from hotcold.native.gpu import nvml
 from hotcold.native.gpu.cuda_plugin import cache_folder
-from hotcold.runtime.model.neurons import NeuronRecord
-from hotcold.runtime.model.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
 ROWS = (512, 256, 128, 64)  # tokens of a dense pass, the most that memory allows
-# Neurons streamed and computed at once, so that their product fills the GPU: 128 rows a block, gate
-# and up together or gates alone. Three of them: 94 MB at 13B (ReGLU), 177 MB for OPT-30B.
-PIECE_ROWS = {"reglu": 1024, "relu": 2048}
-SLOTS = 3  # STREAM_SLOTS of native/cuda/memory/model.h
 MEMORY_SHARE = 1 / 50  # of the budget that `auto` gives to the dense form, at most
 NEVER = 1 << 30
 
 
-def piece_rows(spec: ModelSpec) -> int:
-    """Neurons of a layer that a dense pass streams and computes at once."""
-    return min(PIECE_ROWS[spec.ffn], spec.n_neurons)
-
-
-def prompt_bytes(spec: ModelSpec, rows: int, hidden: int, masks: int, int8: bool) -> int:
-    """Device memory of a dense pass, rounded up; lay_out_prompt of prompt_memory.cu.
-
-    Args:
-        spec: the model.
-        rows: tokens of a pass.
-        hidden: widest predictor of two matrices; 0: none.
-        masks: layers whose proposals are alive at once; 0: nothing is predicted.
-        int8: predictor matrices are int8, and expanded for the products.
-    """
-    D, N, piece = spec.d_model, spec.n_neurons, piece_rows(spec)
-    T, E = -(-rows // 64) * 64, spec.embed_dim or 0
-    planes = 16 * (-(-D // 64))  # of a predictor of signs: 8 bits an input, counted in floats
-    wide = max(spec.q_dim + 2 * spec.kv_dim, hidden, piece, E)
-    operands = max(D, spec.q_dim, E) + max(D, hidden, piece, E, planes) + 16
-    floats = D + spec.q_dim + wide + operands + 2
-    proposals = T * (masks * N + N // 8 + 1) if masks else 0
-    expanded = 2 * hidden * max(D, N) if int8 else 0
-    slots = SLOTS * piece * NeuronRecord.for_spec(spec).record_bytes
-    return 4 * T * floats + proposals + expanded + slots + 32 * 256
-
-
-def resident_bytes(spec: ModelSpec) -> int:
-    """Device memory of a dense pass that is there all the time: ids, and the projection inwards."""
-    inwards = spec.d_model * (spec.embed_dim or 0) * spec.element_bytes
-    return spec.n_layers * (4 * spec.n_neurons + 256) + inwards + 256
-
-
-def choose_rows(
-    form: str, context: int, budget: int, shared: int, need: Callable[[int], int]
-) -> int:
+def choose_rows(form: str, context: int, budget: int, need: Callable[[int], int]) -> int:
     """Tokens of a dense pass; 0: there is none.
 
     Args:
         form: "auto", "dense" or "sparse".
         context: positions of the KV cache; no prompt is longer.
         budget: bytes of GPU memory.
-        shared: bytes that the sparse form's scratch has anyway; a dense pass uses them too.
-        need: bytes of a dense pass of so many tokens.
+        need: bytes of an executor with dense passes of so many tokens; 0: without.
     """
     if form == "sparse" or form == "auto" and context <= ROWS[-1]:
         return 0
     for rows in ROWS:
         fitting = min(rows, context)
-        if need(fitting) - shared <= MEMORY_SHARE * budget:
+        if need(fitting) - need(0) <= MEMORY_SHARE * budget:
             return fitting
     return min(ROWS[-1], context) if form == "dense" else 0
 

@@ -7,18 +7,14 @@ is early. `choose_gpu` (gpu.py) asks here; the kernels are native/cuda/executor/
 remote_predictor.cu.
 """
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection
 
 from hotcold.native.errors import ConfigError
 from hotcold.native.gpu import mps
 from hotcold.runtime.exchange.layout import SegmentLayout
-from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.plan import Plan
 
-KERNELS_A_LAYER = 3  # of the predictor's graph, at most: wait and answer, two products
-GRANULE = 2 << 20  # of device memory: an allocation takes whole ones
 FUSED = "choose predictor_process fused"
 
 
@@ -63,28 +59,6 @@ def check_mps(forms: Collection[str]) -> None:
             f"predictor_process 'mps' needs {mps.CONTROL}, which is not on PATH; install the "
             f"driver's compute utilities, or {FUSED}"
         )
-
-
-def executor_bytes(spec: ModelSpec, max_batch: int, lookahead: int) -> int:
-    """Device memory of the questions, at most; lay_out_mailbox of native/cuda/memory/mailbox.cu.
-
-    The proposals are there in either form.
-    """
-    B = 1 << (max_batch - 1).bit_length()
-    inputs = 4 * (lookahead + 1) * B * spec.d_model
-    return inputs + 256 * spec.n_layers + 2 * GRANULE
-
-
-def predictor_bytes(spec: ModelSpec, max_batch: int, layers: Sequence[Any]) -> int:
-    """Device memory of the predictor's process beside its matrices, at most.
-
-    Biases and scales stay on the device where the plan leaves the matrices on the host.
-    """
-    B = 1 << (max_batch - 1).bit_length()
-    hidden = max((layer.fc1.shape[0] for layer in layers if layer.form == "matrices"), default=0)
-    scratch = B * (4 * hidden + 64 * (-(-spec.d_model // 64)) + 4)
-    vectors = spec.n_layers * (8 * spec.n_neurons + 4 * hidden + 8 * spec.d_model)  # and norms
-    return scratch + vectors + (8 * spec.n_layers + 8) * 256 + 2 * GRANULE
 
 
 def matrix_bytes(plan: Plan) -> int:

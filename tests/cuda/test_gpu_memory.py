@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.gpu_layout import Case, owned_of
+from support.gpu_shapes import Case
 from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
@@ -25,6 +25,7 @@ from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
 from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.plan.fetch import fetched
 from hotcold.runtime.predictors.predictor import ModelView, native_layers
 from hotcold.runtime.predictors.predictor_choice import choose_predictor
 from hotcold.runtime.weights.weights import WeightStore
@@ -116,22 +117,32 @@ def test_parts_on_the_host_change_nothing(
         {**LOW_RANK, "schedule": "lookahead", "kv_dtype": "float16"},
         {**LOW_RANK, "predictor_dtype": "int8", "audit": 3},
         {"predictor": "sign", "max_batch": 1},
+        {**LOW_RANK, "prompt_form": "dense"},
+        {"predictor": "sign", "prompt_form": "dense", "schedule": "lookahead"},
+        {**LOW_RANK, "predictor_dtype": "int8", "prompt_form": "dense", "max_batch": 1},
+        {"predictor": "exact", "bus_share": 0.5},
     ],
-    ids=["exact", "lookahead", "int8", "sign"],
+    ids="exact lookahead int8 sign dense dense-sign dense-int8 bus".split(),
 )
-def test_the_layout_in_python_is_the_devices(
+def test_what_the_host_counts_is_what_a_gpu_executor_takes(
     tiny: Path, kinds: tuple[str, ...], options: dict[str, Any]
 ) -> None:
-    """What test_gpu_reserve.py reckons with is what a GPU executor takes, to the byte."""
-    made = deployment(tiny, vram="2GiB", policy=Elsewhere(*kinds), prompt_form="sparse", **options)
+    """The two compilations of the layout, and the two descriptions of an executor, to the byte."""
+    options = {"prompt_form": "sparse", **options}
+    made = deployment(tiny, vram="2GiB", policy=Elsewhere(*kinds), **options)
+    assert made.gpu is not None
     with LocalSession(made) as local:
         local.logits([3, 4, 5])
         device = local.leader.native.device
         assert device is not None
-        allocated = device.report().allocated_bytes
+        report = device.report()
+    placed_LN = made.computed_plan.device_LN
+    bus_LN = fetched(made.plan.device_LN, made.fetch_L)
+    assert bus_LN.any() == ("bus_share" in options)
+    assert (made.gpu.prompt_rows > 0) == (options["prompt_form"] == "dense")
     case = Case(
         made.spec,
-        owned_of(made.plan.device_LN),
+        tuple((placed_LN == 0).sum(axis=1).tolist()),
         made.context,
         options.get("max_batch", 32),
         int(options.get("schedule") == "lookahead"),
@@ -140,8 +151,11 @@ def test_the_layout_in_python_is_the_devices(
         layers_of(made),
         options.get("predictor_dtype") == "int8",
         frozenset(name for name, home in made.plan.modules.items() if home == "cpu0"),
+        tuple(bus_LN.sum(axis=1).tolist()),
+        made.gpu.prompt_rows,
     )
-    assert case.bytes == allocated
+    counted = case.shape.executor()
+    assert (report.allocated_bytes, report.pinned_bytes) == (counted.device, counted.host)
 
 
 def layers_of(made: Deployment) -> tuple[Any, ...]:

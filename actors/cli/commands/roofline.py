@@ -202,9 +202,9 @@ def _kv_bytes(machine: "HardwareProfile", options: EngineConfig) -> int:
 
 def _scratch(spec: "ModelSpec", context: int) -> int:
     from hotcold.native.abi.generated import MAX_BATCH
-    from hotcold.runtime.engine.gpu_memory import scratch_bytes
+    from hotcold.runtime.engine.gpu_memory import model_shape
 
-    return scratch_bytes(spec, context, MAX_BATCH)
+    return model_shape(spec, context, MAX_BATCH).executor().reserve
 
 
 def describe(problem: "Problem", plan: "Plan", bound: "Roofline") -> dict[str, Any]:

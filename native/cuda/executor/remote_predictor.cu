@@ -16,8 +16,8 @@ namespace hotcold {
 PredictorProcess::PredictorProcess(const hc_executor_args &args, const hc_device_args &device,
                                    const hc_device_layer *layers_L)
     : args_(args), device_(device), plan_(layers_L, layers_L + args.model->n_layers),
-      order_(asking_order(layers_L, args.model->n_layers)), bucket_(bucket_of(args.max_batch)),
-      layers_(args.model->n_layers) {
+      order_(asking_order(layers_L, args.model->n_layers)), shape_(args_, device_, plan_.data()),
+      bucket_(hc_bucket_of(args.max_batch)), layers_(args.model->n_layers) {
     try {
         start();
     } catch (...) {
@@ -32,9 +32,9 @@ PredictorProcess::~PredictorProcess() {
 
 void PredictorProcess::start() {
     check(cudaSetDevice(device_.index), "CUDA device");
-    Arena count, count_host;
-    lay_out(count, count_host);
-    bytes_ = count.used(), pinned_ = count_host.used();
+    hc_layout_bytes need;
+    hc_layout_predictor(&shape_, &need);
+    bytes_ = need.device, pinned_ = need.host;
     if (device_.vram_bytes > 0 && bytes_ > device_.vram_bytes)
         throw Failure(HC_ERR_BUDGET, "the predictor does not fit its part of the GPU memory budget",
                       bytes_, device_.vram_bytes);
@@ -44,8 +44,9 @@ void PredictorProcess::start() {
     char *mapped = nullptr;
     if (pinned_)
         pin(&parts_, &mapped, pinned_);
-    Arena arena(memory_), host(mapped);
-    lay_out(arena, host);
+    hc_arena arena = {memory_, 0, 0}, host = {mapped, 0, 0};
+    to_.layers_L = layers_.data();
+    hc_lay_out_remote(&shape_, &arena, &host, &to_);
     check(cudaStreamCreateWithFlags(&launch_.stream, cudaStreamNonBlocking), "stream");
     launch_.overlap = device_.launch_overlap != 0;
     launch_.variant = open_variant(device_.variant);
@@ -70,31 +71,6 @@ void PredictorProcess::release() {
         cudaStreamDestroy(launch_.stream);
 }
 
-bool PredictorProcess::stays(int layer) const {
-    return device_.host_parts_L && (device_.host_parts_L[layer] & HC_PART_PREDICTOR);
-}
-
-void PredictorProcess::lay_out(Arena &arena, Arena &host) {
-    const hc_model &m = *args_.model;
-    int64_t hidden = 0, planes = 0;
-    for (const Asked &asked : order_) {
-        const hc_predictor_layer &from = device_.predictors_L[asked.layer];
-        LayerParts &to = layers_[asked.layer];
-        lay_out_predictor(arena, stays(asked.layer) ? host : arena, m, from, device_.predictor_i8,
-                          to.weights);
-        to.norm_D = folds_norm(m, from, asked.layer, asked.at) ? arena.take<float>(m.d) : nullptr;
-        if (from.form == HC_PREDICT_SIGN)
-            planes = 8 * ((m.d + 63) / 64);
-        else
-            hidden = std::max(hidden, from.hidden);
-    }
-    pass_ = arena.take<PassState>(1);
-    times_ = arena.take<TurnTimes>(1);
-    hidden_ = arena.take<float>(bucket_ * hidden);
-    planes_BPW_ = arena.take<uint64_t>(bucket_ * planes);
-    step_B_ = arena.take<float>(bucket_);
-}
-
 void PredictorProcess::open_mailbox() {
     const hc_mailbox &from = device_.mailbox;
     char *base = reinterpret_cast<char *>(from.address);
@@ -105,17 +81,16 @@ void PredictorProcess::open_mailbox() {
               "mapping the GPU executor's memory");
         base = static_cast<char *>(mapped_);
     }
-    lay_out_mailbox(base, *args_.model, bucket_, layers_ahead(plan_.data(), args_.model->n_layers),
-                    mailbox_);
+    hc_lay_out_mailbox(&shape_, base, &mailbox_);
 }
 
 void PredictorProcess::upload() {
     const hc_model &m = *args_.model;
     for (const Asked &asked : order_) {
         const hc_predictor_layer &from = device_.predictors_L[asked.layer];
-        LayerParts &to = layers_[asked.layer];
-        upload_predictor(m, from, device_.predictor_i8, to.weights);
-        read_bytes_ += predictor_read_bytes(m, from, to.weights.dtype);
+        Predictor &to = layers_[asked.layer];
+        upload_predictor(m, from, device_.predictor_i8, to);
+        read_bytes_ += predictor_read_bytes(m, from, to.dtype);
         if (!to.norm_D)
             continue;
         Uploader up;
@@ -127,17 +102,17 @@ void PredictorProcess::upload() {
 void PredictorProcess::capture_layer(const Asked &asked, int32_t bucket) {
     Prediction p = {};
     p.model = args_.model, p.shape = &device_.predictors_L[asked.layer];
-    p.weights = &layers_[asked.layer].weights;
+    p.weights = &layers_[asked.layer];
     p.input = mailbox_.input(asked.layer), p.norm_D = layers_[asked.layer].norm_D;
-    p.hidden = hidden_, p.planes_BPW = planes_BPW_, p.step_B = step_B_;
+    p.hidden = to_.hidden, p.planes_BPW = to_.planes_BPW, p.step_B = to_.step_B;
     p.members_N = mailbox_.members_LN + asked.layer * args_.model->n;
-    p.pass = pass_;
+    p.pass = to_.pass;
     predict(p, bucket, launch_);
 }
 
 void PredictorProcess::capture(int32_t bucket) {
     Turn t = {};
-    t.host = host_mapped_, t.pass = pass_, t.times = times_;
+    t.host = host_mapped_, t.pass = to_.pass, t.times = to_.times;
     for (const Asked &asked : order_) {
         t.ask = mailbox_.ask(asked.layer);
         turn(t, launch_);

@@ -4,6 +4,7 @@
 #include "cuda/memory/mailbox.h"
 #include "cuda/memory/owned.h"
 #include "cuda/memory/predictor.h"
+#include "cuda/memory/shape.h"
 
 #include <vector>
 
@@ -18,34 +19,26 @@ class PredictorProcess {
     hc_status pass(uint32_t seq, int32_t batch, hc_device_report &report);
 
   private:
-    struct LayerParts {
-        Predictor weights;
-        float *norm_D; // of folds_norm
-    };
     void start();
     void release();
-    void lay_out(Arena &arena, Arena &host);
     void open_mailbox();
     void upload();
     void capture(int32_t bucket);
     void capture_layer(const Asked &asked, int32_t bucket);
-    bool stays(int layer) const;
 
     hc_executor_args args_;
     hc_device_args device_;
     std::vector<hc_device_layer> plan_;
     std::vector<Asked> order_;
+    const Shape shape_;
     int32_t bucket_; // largest batch, rounded up to a graph's
-    std::vector<LayerParts> layers_;
+    std::vector<Predictor> layers_;
     Launch launch_ = {};
     Mailbox mailbox_ = {};
     void *mapped_ = nullptr; // another process's memory
     char *memory_ = nullptr, *parts_ = nullptr;
     int64_t bytes_ = 0, pinned_ = 0, read_bytes_ = 0;
-    PassState *pass_ = nullptr;
-    TurnTimes *times_ = nullptr;
-    float *hidden_ = nullptr, *step_B_ = nullptr;
-    uint64_t *planes_BPW_ = nullptr;
+    hc_remote_parts to_ = {};
     PredictorHost *host_ = nullptr, *host_mapped_ = nullptr;
     BatchGraphs graphs_;
 };

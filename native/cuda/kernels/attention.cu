@@ -10,7 +10,7 @@
 // v1 (gone): a block a head, a lane an element at a time, all scores in shared memory: 40 of 132 SMs
 // at work, and the context limited by shared memory. (H100, 13B, 2026-11-22, some 100 positions: qkv,
 // attention and o 3.36 ms a token; with v2 3.15.)
-// v2: positions are cut into pieces of ATTENTION_PIECE, counted from position 0. A block is one piece
+// v2: positions are cut into pieces of HC_ATTENTION_PIECE, counted from position 0. A block is one piece
 // of one key head and up to ROWS queries (heads of the key head, token by token): it reads keys and
 // values once, 16 bytes a lane, LANES lanes a position. A context of one piece is written out at
 // once; of more, each block leaves its sums, and the last of a tile to arrive adds them up in the

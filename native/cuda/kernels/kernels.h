@@ -5,6 +5,7 @@
 // tokens that really travel are in PassState, and rows past them are computed and ignored.
 #ifndef HOTCOLD_KERNELS_H
 #define HOTCOLD_KERNELS_H
+#include "layout/gpu_layout.h"
 #include "loop/device.h"
 
 #include "cuda/kernels/failure.h"
@@ -16,19 +17,15 @@ namespace hotcold {
 // Stamps of the device's clock, a row of them a layer, each written by the kernel that begins (or,
 // SUMMED and WAITED, gets so far) then; timeline.cu reads them. The row before those of the layers
 // is of the whole pass.
-constexpr int STAMPS = 8;
+constexpr int STAMPS = HC_STAMPS;
 enum { AT_QKV, AT_PREDICT, AT_HOT, AT_MERGE, AT_SUMMED, AT_WAITED, AT_ASKED, AT_ANSWERED };
 enum { AT_BEGIN, AT_HEAD, AT_END };
 // Counts of a pass, a row of them a layer.
-constexpr int COUNTS = 4;
+constexpr int COUNTS = HC_COUNTS;
 enum { COUNT_COLD, COUNT_HOT, COUNT_AUDITED, COUNT_MISSED }; // neurons; the others * tokens
 
-struct PassState { // the running pass, in device memory; written by begin
-    uint32_t seq;
-    int32_t batch, head_rows;
-    uint32_t failed; // a wait ended without its flag
-    int32_t position_B[HC_MAX_BATCH];
-};
+using PassState = hc_pass_state; // in device memory
+using HotList = hc_hot_list;
 
 struct Operators;
 struct Launch { // how to enqueue
@@ -76,10 +73,6 @@ struct Sign { // the predictor that reads one bit a weight; see ../ops/sign.c
 };
 void sign(const Sign &args, int bucket, const Launch &launch);
 
-constexpr int ATTENTION_PIECE = 256; // positions that are summed up on their own
-inline int32_t attention_pieces(int64_t context) {
-    return static_cast<int32_t>((context + ATTENTION_PIECE - 1) / ATTENTION_PIECE);
-}
 struct Attention {
     const float *qkv;             // [B][(heads + 2 kv_heads) * head_dim], not yet rotated
     void *k_cache, *v_cache;      // one layer: [kv_heads][context][head_dim]
@@ -87,21 +80,13 @@ struct Attention {
     float *out;                   // [B][heads * head_dim]
     int32_t heads, kv_heads, head_dim, context, kv_f16;
     const PassState *pass;
-    int32_t pieces;    // attention_pieces(context)
+    int32_t pieces;    // hc_attention_pieces(context)
     float *partial;    // [B * heads][pieces][head_dim]; NULL for one piece
     float2 *stats;     // [B * heads][pieces]: highest score and sum of weights; NULL likewise
     uint32_t *arrived; // [B * heads] zeros, and zeros again after every launch
 };
 void attention(const Attention &args, int bucket, const Launch &launch);
 
-struct HotList {       // active hot neurons of one layer, ascending
-    int32_t *rows;     // of the neuron table; NULL: every row
-    uint32_t *members; // NULL: all tokens
-    int32_t *count;
-    int32_t *starts; // n_chunks + 1 positions in the list
-    float *c_KB;     // relu(gate) * up, or relu(gate); entry [k * bucket + b]
-    int32_t *audit;  // entries from audit[0] to audit[1] are looked at and not summed
-};
 struct Exchange { // one layer's part of the shared segment, mapped; NULL where there is none
     uint32_t *x_flag, *active_flag, *y_flag;
     hc_active *cold;

@@ -6,29 +6,7 @@
 #include "cuda/kernels/common.cuh"
 #include "cuda/memory/mailbox.h"
 
-#include <algorithm>
-
 namespace hotcold {
-
-int32_t layers_ahead(const hc_device_layer *plan, int32_t n_layers) {
-    int32_t ahead = 0;
-    for (int32_t i = 0; i < n_layers; i++)
-        if (plan[i].predicted_at >= 0)
-            ahead = std::max(ahead, i - plan[i].predicted_at);
-    return ahead;
-}
-
-int64_t lay_out_mailbox(char *base, const hc_model &m, int32_t bucket, int32_t ahead, Mailbox &to) {
-    constexpr int64_t GRANULE = 2 << 20; // smaller allocations would share theirs with others
-    Arena arena(base);
-    to.n_inputs = ahead + 1;
-    to.input_floats = bucket * m.d;
-    to.asks = arena.take<uint32_t>(m.n_layers * Mailbox::LINE);
-    to.answers = arena.take<uint32_t>(m.n_layers * Mailbox::LINE);
-    to.inputs = arena.take<float>(to.n_inputs * to.input_floats);
-    to.members_LN = arena.take<uint32_t>(m.n_layers * m.n);
-    return (arena.used() + GRANULE - 1) / GRANULE * GRANULE;
-}
 
 std::vector<Asked> asking_order(const hc_device_layer *plan, int32_t n_layers) {
     std::vector<Asked> order;

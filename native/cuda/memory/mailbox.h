@@ -8,35 +8,22 @@
 #ifndef HOTCOLD_CUDA_MAILBOX_H
 #define HOTCOLD_CUDA_MAILBOX_H
 #include "cuda/kernels/kernels.h"
-#include "cuda/memory/arena.h"
 
 #include <vector>
 
 namespace hotcold {
 
-struct Mailbox {
-    uint32_t *asks = nullptr, *answers = nullptr;
-    float *inputs = nullptr; // [ahead + 1][bucket][D]
-    uint32_t *members_LN = nullptr;
-    int64_t input_floats = 0; // of one
-    int32_t n_inputs = 1;
-
-    static constexpr int LINE = 32; // words
+struct Mailbox : hc_mailbox_parts {
     uint32_t *ask(int layer) const {
-        return asks + layer * LINE;
+        return asks + layer * HC_MAILBOX_LINE;
     }
     uint32_t *answer(int layer) const {
-        return answers + layer * LINE;
+        return answers + layer * HC_MAILBOX_LINE;
     }
     float *input(int layer) const {
         return inputs + layer % n_inputs * input_floats;
     }
 };
-
-// Layers by which a prediction is early, at most.
-int32_t layers_ahead(const hc_device_layer *plan, int32_t n_layers);
-// Both sides lay it out alike; returns its bytes, whole granules of device memory.
-int64_t lay_out_mailbox(char *base, const hc_model &m, int32_t bucket, int32_t ahead, Mailbox &to);
 
 struct Asked { // one prediction: of `layer`, by the feed-forward input of layer `at`
     int32_t layer, at;
@@ -65,9 +52,7 @@ struct Await {
 void await_answer(const Await &args, const Launch &launch);
 
 // The predictor's: say that one layer is answered, wait for the question of the next.
-struct TurnTimes { // nanoseconds of this pass, in device memory
-    uint64_t since, busy, waited;
-};
+using TurnTimes = hc_turn_times;
 struct PredictorHost { // pinned and mapped
     uint32_t seq, abort, done, failed;
     int32_t batch;

@@ -4,33 +4,8 @@
 
 namespace hotcold {
 
-int32_t bucket_of(int32_t batch) {
-    int32_t bucket = 1;
-    while (bucket < batch)
-        bucket *= 2;
-    return bucket;
-}
-
 int64_t bytes_of(int32_t dtype) {
     return dtype == HC_F32 ? 4 : dtype == HC_I8 ? 1 : 2;
-}
-
-void lay_out_predictor(Arena &arena, Arena &at, const hc_model &m, const hc_predictor_layer &from,
-                       bool i8, Predictor &to) {
-    to.bias_N = arena.like(from.bias_N, m.n);
-    if (from.form == HC_PREDICT_SIGN) {
-        to.signs_NW = at.take<uint64_t>(m.n * ((m.d + 63) / 64));
-        to.scale2_N = arena.take<float>(m.n);
-        to.column_D = arena.like(from.column_D, m.d);
-        return;
-    }
-    to.dtype = i8 ? HC_I8 : from.dtype;
-    to.fc1 = at.take<char>(from.hidden * m.d * bytes_of(to.dtype));
-    to.fc2 = at.take<char>(m.n * from.hidden * bytes_of(to.dtype));
-    if (i8) {
-        to.scale1_H = arena.take<float>(from.hidden);
-        to.scale2_N = arena.take<float>(m.n);
-    }
 }
 
 void upload_predictor(const hc_model &m, const hc_predictor_layer &from, bool i8, Predictor &to) {
@@ -43,6 +18,7 @@ void upload_predictor(const hc_model &m, const hc_predictor_layer &from, bool i8
         up.finish();
         return;
     }
+    to.dtype = i8 ? HC_I8 : from.dtype;
     if (!i8) {
         up.copy(to.fc1, from.fc1, from.hidden * m.d * bytes_of(from.dtype));
         up.copy(to.fc2, from.fc2, m.n * from.hidden * bytes_of(from.dtype));

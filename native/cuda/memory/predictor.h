@@ -5,21 +5,12 @@
 #ifndef HOTCOLD_CUDA_PREDICTOR_H
 #define HOTCOLD_CUDA_PREDICTOR_H
 #include "cuda/kernels/kernels.h"
-#include "cuda/memory/arena.h"
 
 namespace hotcold {
 
-struct Predictor {
-    void *fc1 = nullptr, *fc2 = nullptr;
-    float *scale1_H = nullptr, *scale2_N = nullptr, *bias_N = nullptr;
-    int32_t dtype = 0;
-    uint64_t *signs_NW = nullptr; // of the form sign, with a scale a row in scale2_N
-    float *column_D = nullptr;
-};
+using Predictor = hc_predictor_parts;
 
-// Room for one layer's; matrices come from `at`, the rest from `arena`. i8: quantised by row.
-void lay_out_predictor(Arena &arena, Arena &at, const hc_model &m, const hc_predictor_layer &from,
-                       bool i8, Predictor &to);
+// i8: quantised by row.
 void upload_predictor(const hc_model &m, const hc_predictor_layer &from, bool i8, Predictor &to);
 int64_t predictor_read_bytes(const hc_model &m, const hc_predictor_layer &from, int32_t dtype);
 
@@ -43,7 +34,6 @@ struct Prediction {
 };
 void predict(const Prediction &args, int bucket, const Launch &launch);
 
-int32_t bucket_of(int32_t batch);
 int64_t bytes_of(int32_t dtype);
 
 } // namespace hotcold

@@ -20,7 +20,7 @@ std::vector<float> gathered(const float *rows, int64_t stride, int64_t width, in
 
 void operate_gemv(const hc_device_op &op) {
     const hc_gemv_args &a = *op.gemv;
-    const int32_t bucket = bucket_of(a.batch);
+    const int32_t bucket = hc_bucket_of(a.batch);
     Scratch scratch(op);
     Launch launch = {};
     Gemv g = {};
@@ -63,7 +63,7 @@ void operate_gemv(const hc_device_op &op) {
 
 void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotated
     const hc_attention_args &a = *op.attention;
-    const int32_t bucket = bucket_of(a.batch);
+    const int32_t bucket = hc_bucket_of(a.batch);
     const int64_t row = (a.heads + 2 * a.kv_heads) * static_cast<int64_t>(a.head_dim);
     const int64_t rows = static_cast<int64_t>(bucket) * a.heads, e = op.kv_f16 ? 2 : 4;
     const int64_t cache = static_cast<int64_t>(a.kv_heads) * a.context * a.head_dim * e;
@@ -79,7 +79,7 @@ void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotate
     }
     t.out = scratch.make<float>(rows * a.head_dim);
     t.heads = a.heads, t.kv_heads = a.kv_heads, t.head_dim = a.head_dim;
-    t.context = static_cast<int32_t>(a.context), t.pieces = attention_pieces(a.context);
+    t.context = static_cast<int32_t>(a.context), t.pieces = hc_attention_pieces(a.context);
     t.pass = scratch.pass(a.batch, a.position_B, 0);
     if (t.pieces > 1) {
         t.partial = scratch.make<float>(rows * t.pieces * a.head_dim);
@@ -100,7 +100,7 @@ void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotate
 // ids are rows of a table of n_rows = bounds' last; NULL ids: all rows, gate first.
 void operate_ffn(const hc_device_op &op) {
     hc_ffn_args &a = *op.ffn;
-    const int32_t bucket = bucket_of(a.batch), S = op.ffn_chunks;
+    const int32_t bucket = hc_bucket_of(a.batch), S = op.ffn_chunks;
     const int32_t n_rows = op.ffn_bounds[S];
     Scratch scratch(op);
     Launch launch = {};
@@ -152,7 +152,7 @@ void operate_ffn(const hc_device_op &op) {
 
 void operate_norm(const hc_device_op &op) { // y: [B][D]
     const hc_gemv_args &a = *op.gemv;
-    const int32_t bucket = bucket_of(a.batch);
+    const int32_t bucket = hc_bucket_of(a.batch);
     Scratch scratch(op);
     Launch launch = {};
     const float *x = scratch.late<float>(a.batch * a.d, a.x_BD, bucket * a.d);
@@ -172,7 +172,7 @@ void operate_norm(const hc_device_op &op) { // y: [B][D]
 
 void operate_sign(const hc_device_op &op) {
     const hc_sign_args &a = *op.sign;
-    const int32_t bucket = bucket_of(a.batch);
+    const int32_t bucket = hc_bucket_of(a.batch);
     const int64_t words = (a.d + 63) / 64;
     Scratch scratch(op);
     Launch launch = {};

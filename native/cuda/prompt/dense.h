@@ -13,8 +13,8 @@
 
 namespace hotcold {
 
-constexpr int TOKEN_TILE = 64; // operands have rows for a multiple of it
-constexpr int PACK = 8;        // elements of 16 bytes of half precision
+constexpr int TOKEN_TILE = HC_TOKEN_TILE; // operands have rows for a multiple of it
+constexpr int PACK = HC_PACK;             // elements of 16 bytes of half precision
 
 struct Operand {
     char *data;     // [T][ld] floats, or hi as [T][ld] halves followed by lo at `half`

@@ -2,7 +2,7 @@
 //
 // The sparse form reads a block of 32 tokens' neurons on the host, block after block; a long prompt
 // is better served by one dense pass on the device. Records that are not on the device come through
-// STREAM_SLOTS buffers: while one piece is computed the next ones are copied, across the borders of
+// HC_STREAM_SLOTS buffers: while one piece is computed the next ones are copied, across the borders of
 // layers, so that attention and predictors run while the bus goes on. The CPU executor takes no part
 // and no sequence number is spent.
 //
@@ -48,7 +48,7 @@ Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
     const hc_model &m = *args.model;
     const int64_t rows = model.prompt.piece_rows;
     for (int l = 0; l < m.n_layers; l++) {
-        const int64_t n = static_cast<int64_t>(model.layers[l].streamed.size());
+        const int64_t n = static_cast<int64_t>(model.streamed[l].size());
         for (int64_t at = 0; at < n; at += rows)
             pieces_.push_back({l, at, std::min(rows, n - at)});
     }
@@ -58,7 +58,7 @@ Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
                    size);
         check(cudaHostGetDevicePointer(reinterpret_cast<void **>(&rows_mapped_), rows_, 0),
               "pinned memory");
-        for (int i = 0; i < STREAM_SLOTS; i++) {
+        for (int i = 0; i < HC_STREAM_SLOTS; i++) {
             check(cudaEventCreateWithFlags(&free_[i], cudaEventDisableTiming), "event");
             check(cudaEventCreateWithFlags(&ready_[i], cudaEventDisableTiming), "event");
         }
@@ -79,7 +79,7 @@ Prompt::~Prompt() {
 void Prompt::release() {
     streamer_.reset();
     cudaFreeHost(rows_);
-    for (int i = 0; i < STREAM_SLOTS; i++) {
+    for (int i = 0; i < HC_STREAM_SLOTS; i++) {
         if (free_[i])
             cudaEventDestroy(free_[i]);
         if (ready_[i])
@@ -103,10 +103,10 @@ void Prompt::feed(int64_t index) {
     if (index >= static_cast<int64_t>(pieces_.size()))
         return;
     const Piece &piece = pieces_[index];
-    const int slot = static_cast<int>(index % STREAM_SLOTS);
+    const int slot = static_cast<int>(index % HC_STREAM_SLOTS);
     streamer_->feed(model_.prompt.slots[slot],
                     static_cast<const char *>(args_.model->layers[piece.layer].records),
-                    model_.layers[piece.layer].streamed.data() + piece.begin, piece.n, free_[slot],
+                    model_.streamed[piece.layer].data() + piece.begin, piece.n, free_[slot],
                     ready_[slot]);
     progress();
 }
@@ -120,7 +120,7 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     at_ = 0;
     const Awake awake(streamer_.get());
     if (streamer_) {
-        for (int64_t i = 0; i + 1 < STREAM_SLOTS; i++)
+        for (int64_t i = 0; i + 1 < HC_STREAM_SLOTS; i++)
             feed(i);
     }
     for (int layer = 0; layer < m.n_layers && !poisoned(); layer++) {

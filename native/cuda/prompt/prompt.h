@@ -54,7 +54,7 @@ class Prompt {
     Launch launch_;
     std::vector<Piece> pieces_;
     std::unique_ptr<Streamer> streamer_;
-    cudaEvent_t free_[STREAM_SLOTS] = {}, ready_[STREAM_SLOTS] = {};
+    cudaEvent_t free_[HC_STREAM_SLOTS] = {}, ready_[HC_STREAM_SLOTS] = {};
     cudaEvent_t layer_[2] = {};                     // a layer is done
     int64_t at_ = 0;                                // the piece to compute next
     char *rows_ = nullptr, *rows_mapped_ = nullptr; // of embedding, then of positions; pinned

@@ -185,26 +185,27 @@ void Prompt::feed_forward(int layer, const hc_device_prompt &in) {
     const hc_model &m = *args_.model;
     const Layer &from = model_.layers[layer];
     const PromptBuffers &b = model_.prompt;
+    const int64_t resident = model_.shape.layers[layer].resident;
     const uint8_t *allowed = propose(layer, in);
     const int64_t offsets = m.gate_offset | (m.up_offset >= 0 ? m.up_offset : 0);
     const int32_t form =
         operand_dtype(m.dtype, from.records, m.record_bytes, offsets, m.d, m.n, false);
     const Operand x = operand(false, ffn_input(layer), m.d, form, in.count);
     const float *bias_D = from.ffn_bias_D; // goes with the layer's first neurons
-    for (int64_t k = 0; k < from.n_resident; k += b.piece_rows, bias_D = nullptr)
-        neurons(from.records + k * m.record_bytes, std::min(b.piece_rows, from.n_resident - k),
+    for (int64_t k = 0; k < resident; k += b.piece_rows, bias_D = nullptr)
+        neurons(from.records + k * m.record_bytes, std::min(b.piece_rows, resident - k),
                 from.ids_N + k, allowed, bias_D, x, in.count);
     for (; at_ < static_cast<int64_t>(pieces_.size()) && pieces_[at_].layer == layer; at_++) {
         const Piece &piece = pieces_[at_];
-        const int slot = static_cast<int>(at_ % STREAM_SLOTS);
+        const int slot = static_cast<int>(at_ % HC_STREAM_SLOTS);
         check(cudaStreamWaitEvent(launch_.stream, ready_[slot], 0), "stream");
-        neurons(b.slots[slot], piece.n, from.ids_N + from.n_resident + piece.begin, allowed, bias_D,
-                x, in.count);
+        neurons(b.slots[slot], piece.n, from.ids_N + resident + piece.begin, allowed, bias_D, x,
+                in.count);
         bias_D = nullptr;
         check(cudaEventRecord(free_[slot], launch_.stream), "event");
         if (poisoned())
             return;
-        feed(at_ + STREAM_SLOTS - 1);
+        feed(at_ + HC_STREAM_SLOTS - 1);
     }
     if (m.post_norm)
         prompt_norm(stream(from.ffn_norm_D, from.ffn_norm_bias_D), b.h, m.d, in.count, launch_);
@@ -251,7 +252,7 @@ void Prompt::decode(const void *w, int64_t rows, int64_t d, const float *x, cons
     g.rows = static_cast<int32_t>(rows), g.d = static_cast<int32_t>(d);
     g.x = x, g.x_stride = d, g.y = y, g.y_stride = rows;
     g.norm_D = norm_D, g.eps = args_.model->norm_eps, g.pass = model_.buffers.pass;
-    gemv(g, bucket_of(n), launch_);
+    gemv(g, hc_bucket_of(n), launch_);
 }
 
 } // namespace hotcold

@@ -12,7 +12,6 @@ import pytest
 from hotcold.native.abi.generated import Part
 from hotcold.native.errors import BudgetError
 from hotcold.native.gpu import cuda_probe, nvml
-from hotcold.runtime.engine import gpu_memory
 from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.factory import roles
 from hotcold.runtime.engine.gpu import (
@@ -22,14 +21,7 @@ from hotcold.runtime.engine.gpu import (
     host_parts,
     say_parts,
 )
-from hotcold.runtime.engine.gpu_memory import (
-    ATTENTION_PIECE,
-    KERNELS_A_LAYER,
-    attention_bytes,
-    graph_shape,
-)
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.offline.plant.shapes import find_shape
 from hotcold.runtime.options.config import EngineConfig
 
 CHOICE = GpuChoice("float16", None, 1000 << 20, 600 << 20, 500 << 20, used_before=7 << 20)
@@ -155,20 +147,6 @@ def test_a_context_is_measured_while_nobody_else_moves(
 
 
 def test_graphs_are_one_a_power_of_two() -> None:
-    assert [graph_shape(1, batch)[1] for batch in (1, 2, 3, 32)] == [1, 2, 3, 6]
-    assert graph_shape(40, 1)[0] == 40 * KERNELS_A_LAYER + 8
-
-
-@pytest.mark.parametrize(("context", "pieces"), [(1, 0), (256, 0), (257, 2), (1024, 4), (1025, 5)])
-@pytest.mark.parametrize(("max_batch", "bucket"), [(1, 1), (5, 8), (32, 32)])
-def test_attention_leaves_a_sum_for_every_head_and_piece(
-    context: int, pieces: int, max_batch: int, bucket: int
-) -> None:
-    spec = find_shape("llama2-13b").spec(None, "float16")
-    sums = bucket * spec.n_heads * (1 + pieces * (spec.head_dim + 2)) * 4
-    assert sums <= attention_bytes(spec, context, max_batch) < sums + 1024
-
-
-def test_the_kernels_cut_positions_as_the_budget_counts() -> None:
-    header = (Path(gpu_memory.__file__).parents[2] / "native/cuda/kernels/kernels.h").read_text()
-    assert f"constexpr int ATTENTION_PIECE = {ATTENTION_PIECE};" in header
+    graphs = [cuda_probe.graph_shape(1, batch)[1] for batch in (1, 2, 3, 32)]
+    assert graphs == [1, 2, 3, 6]
+    assert cuda_probe.graph_shape(40, 1)[0] == 40 * cuda_probe.KERNELS_A_LAYER + 8

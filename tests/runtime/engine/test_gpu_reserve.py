@@ -5,45 +5,21 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
-from support.gpu_layout import Case
+from support.gpu_shapes import Case, matrices, signs
 
 from hotcold.runtime.engine.gpu import _asked_depth
-from hotcold.runtime.engine.gpu_memory import (
-    int8_bytes,
-    kept_bytes,
-    pass_bytes,
-    scratch_bytes,
-    table_bytes,
-)
+from hotcold.runtime.engine.gpu_memory import model_shape, predicted_layers
 from hotcold.runtime.hardware.profile import HardwareProfile
 from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.shapes import SHAPES
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.problem import Module, make_problem
-from hotcold.runtime.predictors.predictor import PredictorLayer
-from hotcold.runtime.predictors.predictor_forms import SignLayer
+from hotcold.runtime.predictors.predictor_forms import int8_bytes
 
 KINDS = ("head", "attention", "kv", "predictor")
 NAMES = ("tiny", "small-opt", "llama2-13b", "opt-350m", "opt-30b")
-
-
-def matrices(spec: ModelSpec, hidden: int, biased: bool) -> tuple[Any, ...]:
-    """Predictors that take no memory here: views of one number."""
-    fc1, fc2 = (
-        np.broadcast_to(np.float16(0), shape)
-        for shape in ((hidden, spec.d_model), (spec.n_neurons, hidden))
-    )
-    bias_N = np.zeros(spec.n_neurons, np.float32) if biased else None
-    return (PredictorLayer(fc1, fc2, bias_N, True, 0.0),) * spec.n_layers
-
-
-def signs(spec: ModelSpec) -> tuple[Any, ...]:
-    words = np.broadcast_to(np.uint64(0), (spec.n_neurons, -(-spec.d_model // 64)))
-    one_N, one_D = np.ones(spec.n_neurons, np.float32), np.ones(spec.d_model, np.float32)
-    return (SignLayer(words, one_N, one_N, one_D, 8, 0.0),) * spec.n_layers
 
 
 def predictors(spec: ModelSpec) -> list[tuple[tuple[Any, ...], bool]]:
@@ -58,12 +34,16 @@ def predictors(spec: ModelSpec) -> list[tuple[tuple[Any, ...], bool]]:
 
 def reserved(case: Case) -> int:
     """What gpu.py keeps back for it, without the context."""
-    hidden = max((x.fc1.shape[0] for x in case.layers if x.form == "matrices"), default=0)
-    tables = table_bytes(
-        *(case.spec, case.context, case.max_batch, max(1, case.early)),
-        kept_bytes(case.layers, case.int8),
+    shape = model_shape(
+        *(case.spec, case.context, case.max_batch),
+        predicted_layers(case.spec, case.layers, max(1, case.early), case.int8),
+        head_on_host=True,
+        audit_every=case.audit_every,
+        predictor_i8=case.int8,
+        prompt_rows=case.prompt_rows,
+        remote_predictor=case.remote,
     )
-    return pass_bytes(case.spec, case.max_batch, hidden) + tables
+    return shape.executor().reserve
 
 
 def placed(case: Case) -> int:
@@ -120,27 +100,57 @@ def test_what_is_kept_back_covers_every_layout(name: str) -> None:
         assert needed <= counted, f"{needed - counted} bytes too few: {words}"
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rows", [64, 512])
+def test_it_covers_dense_prompts_and_the_bus(name: str, rows: int) -> None:
+    spec = SHAPES[name].spec(None, "float16")
+    L, N = spec.n_layers, spec.n_neurons
+    for (layers, int8), owned, early in itertools.product(predictors(spec), (0, N // 3, N), (0, 1)):
+        case = Case(
+            *(spec, (owned,) * L, 512, 32, early if layers else 0),
+            layers=layers,
+            int8=int8,
+            bus_L=(owned // 2,) * L,
+            prompt_rows=rows,
+        )
+        assert case.bytes <= placed(case) + reserved(case)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_covers_a_remote_predictor(name: str) -> None:
+    """The predictors are placed on the device and counted by the other process."""
+    spec = SHAPES[name].spec(None, "float16")
+    for layers, int8 in predictors(spec)[1:]:
+        case = Case(spec, (spec.n_neurons,) * spec.n_layers, layers=layers, int8=int8, remote=True)
+        mine = replace(case, on_host=frozenset(f"predictor.{i}" for i in range(spec.n_layers)))
+        assert case.bytes <= placed(mine) + reserved(case)
+        own = replace(case.shape, layers=predicted_layers(spec, layers, 1, int8)).predictor()
+        matrices = placed(case) - placed(mine)
+        assert case.shape.predictor().device <= matrices + own.reserve
+
+
 @pytest.mark.parametrize("name", ["llama2-13b", "opt-30b"])
 def test_it_keeps_little_back_for_nothing(name: str) -> None:
-    """Where every neuron is owned and nothing is audited the rest is rounding."""
+    """Where every neuron is owned the rest is rounding, norms and a predictor's vectors."""
     spec = SHAPES[name].spec(None, "float16")
     case = Case(spec, (spec.n_neurons,) * spec.n_layers, max_batch=1, early=1)
     case = replace(case, layers=matrices(spec, 960, True))
     spare = placed(case) + reserved(case) - case.bytes
-    assert 0 <= spare < 24 << 20
+    assert 0 <= spare < 20 << 20
 
 
 def test_an_opt_30b_that_owns_all_with_one_token_a_pass_fits() -> None:
     """The case that 2 L N numbers were too few for."""
     spec = SHAPES["opt-30b"].spec(None, "float16")
     case = Case(spec, (spec.n_neurons,) * spec.n_layers, max_batch=1)
-    assert case.bytes <= placed(case) + scratch_bytes(spec, 512, 1)
+    assert case.bytes <= placed(case) + model_shape(spec, 512, 1).executor().reserve
 
 
 def test_a_schedule_that_looks_far_ahead_is_counted() -> None:
-    spec = SHAPES["tiny"].spec(None, "float16")
+    spec = SHAPES["small"].spec(None, "float16")
     assert _asked_depth(EngineConfig()) == 0
     assert _asked_depth(EngineConfig(settings={"schedule.depth": "3"})) == 3
     assert _asked_depth(EngineConfig(settings={"schedule.depth": "deep"})) == 0
-    more = table_bytes(spec, 512, 1, 3) - table_bytes(spec, 512, 1, 1)
-    assert more >= 2 * 2 * 2 * 4 * spec.n_neurons
+    case = Case(spec, (0,) * spec.n_layers, max_batch=1, layers=signs(spec), early=1)
+    more = reserved(replace(case, early=3)) - reserved(case)
+    assert more >= 2 * 2 * 4 * spec.n_neurons

@@ -2,23 +2,21 @@
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.gpu_shapes import matrices
 
 from hotcold.actors.engine.requests import rest_of as rest
 from hotcold.native.errors import ConfigError
 from hotcold.native.gpu import nvml
+from hotcold.runtime.engine.gpu_memory import model_shape, predicted_layers
 from hotcold.runtime.engine.prompt import (
     NEVER,
     PromptForm,
     Switch,
     choose_rows,
     dense_tokens,
-    piece_rows,
-    prompt_bytes,
-    resident_bytes,
 )
 from hotcold.runtime.engine.request import make_request
 from hotcold.runtime.offline.plant.shapes import find_shape
@@ -106,54 +104,36 @@ def test_the_other_forms_measure_nothing(cache: Path) -> None:
 
 def test_a_pass_is_as_long_as_memory_and_context_allow() -> None:
     def need(rows: int) -> int:
-        return 100 + rows
+        return 1000 + rows
 
-    budget = 50 * 400  # a fiftieth: 400 bytes beside the 100 that are shared
-    assert choose_rows("auto", 4096, budget, 100, need) == 256
-    assert choose_rows("auto", 200, budget, 100, need) == 200
-    assert choose_rows("auto", 64, budget, 100, need) == 0
-    assert choose_rows("auto", 4096, 50 * 10, 100, need) == 0
-    assert choose_rows("dense", 4096, 50 * 10, 100, need) == 64
-    assert choose_rows("dense", 40, 50 * 10, 100, need) == 40
-    assert choose_rows("sparse", 4096, budget, 100, need) == 0
-
-
-def test_a_13b_model_in_10_gib_gets_whole_passes() -> None:
-    spec = find_shape("llama2-13b").spec(40, "float16")
-    need = prompt_bytes(spec, 512, 960, 1, True)
-    assert 150 << 20 < need < 256 << 20
-    assert choose_rows("auto", 512, 10 << 30, 0, lambda n: prompt_bytes(spec, n, 960, 1, True)) in (
-        256,
-        512,
-    )
+    budget = 50 * 300  # a fiftieth: 300 bytes
+    assert choose_rows("auto", 4096, budget, need) == 256
+    assert choose_rows("auto", 200, budget, need) == 200
+    assert choose_rows("auto", 64, budget, need) == 0
+    assert choose_rows("auto", 4096, 50 * 10, need) == 0
+    assert choose_rows("dense", 4096, 50 * 10, need) == 64
+    assert choose_rows("dense", 40, 50 * 10, need) == 40
+    assert choose_rows("sparse", 4096, budget, need) == 0
 
 
-def test_opt_30b_in_24_gib_gets_whole_passes() -> None:
-    """Sizes past 32 bits, and three pieces of 2048 plain neurons of 28.7 kB on the device."""
-    spec = find_shape("opt-30b").spec(None, "float16")
-    assert piece_rows(spec) == 2048
-    slots = 3 * 2048 * 28736
-    need = prompt_bytes(spec, 512, 1024, 2, False)
-    assert slots + (100 << 20) < need < slots + (150 << 20)
-    assert choose_rows("auto", 512, 24 << 30, 0, lambda n: need if n == 512 else 0) == 512
-    assert prompt_bytes(spec, 1 << 15, 1024, 2, False) > 1 << 32
-    assert resident_bytes(spec) == 48 * (4 * 28672 + 256) + 256
+@pytest.mark.parametrize(
+    ("name", "width", "budget", "slots"),
+    [
+        ("llama2-13b", 960, 10 << 30, 3 * 1024 * 30720),
+        ("opt-30b", 1024, 24 << 30, 3 * 2048 * 28736),
+    ],
+)
+def test_a_large_model_gets_whole_passes(name: str, width: int, budget: int, slots: int) -> None:
+    """Three pieces of neurons on the device, and what 512 tokens need beside a sparse pass."""
+    spec = find_shape(name).spec(None, "float16")
+    layers = predicted_layers(spec, matrices(spec, width, True), 1, True)
+    shape = model_shape(spec, 512, 32, layers, head_on_host=True, predictor_i8=True)
 
+    def need(rows: int) -> int:
+        return shape.with_rows(rows).executor().reserve
 
-def test_a_pass_counts_what_its_model_has() -> None:
-    plain = find_shape("opt-350m").spec(24, "float16")
-    assert plain.embed_dim == 512
-    level = replace(plain, embed_dim=None)
-    assert resident_bytes(plain) - resident_bytes(level) == 1024 * 512 * 2
-    assert prompt_bytes(plain, 64, 0, 0, False) == prompt_bytes(level, 64, 0, 0, False)
-    wide = replace(plain, embed_dim=8192)  # rows as wide as their embeddings come in
-    assert prompt_bytes(wide, 64, 0, 0, False) > prompt_bytes(level, 64, 0, 0, False)
-    signs = prompt_bytes(plain, 64, 0, 2, True) - prompt_bytes(plain, 64, 0, 0, True)
-    assert signs == 64 * (2 * 4096 + 4096 // 8 + 1)  # proposals alone: its planes have room
-    matrices = prompt_bytes(plain, 64, 960, 2, True) - prompt_bytes(plain, 64, 0, 2, True)
-    assert matrices == 2 * 960 * 4096
-    assert piece_rows(replace(plain, n_neurons=300)) == 300
-    assert piece_rows(replace(plain, ffn="reglu")) == 1024
+    assert slots < need(512) - need(0) < slots + (150 << 20)
+    assert choose_rows("auto", 512, budget, need) == 512
 
 
 def test_an_unknown_form_is_refused() -> None:

@@ -9,6 +9,7 @@ import pytest
 from support import fake_mps
 from support.models import TinyLlama, write_llama
 
+from hotcold.native.bindings.gpu_layout import GRANULE
 from hotcold.native.errors import ConfigError
 from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
 from hotcold.runtime.engine import remote_predictor
@@ -80,9 +81,10 @@ def test_without_a_gpu_it_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_without_mps_it_is_refused(tiny: Path, a_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert chosen(tiny, MATRICES).predictor_process == "fused"
+    layers = (MATRICES,) * resolve_model(tiny).spec.n_layers
+    assert chosen(tiny, *layers).predictor_process == "fused"
     with pytest.raises(ConfigError, match="needs nvidia-cuda-mps-control, which is not on PATH"):
-        chosen(tiny, MATRICES, predictor_process="mps")
+        chosen(tiny, *layers, predictor_process="mps")
 
 
 @pytest.mark.parametrize("layers", [(), (SimpleNamespace(form="gate"),)], ids=["none", "gate"])
@@ -97,26 +99,29 @@ def test_the_second_context_and_the_questions_are_in_the_budget(
     tiny: Path, a_gpu: dict[str, Any]
 ) -> None:
     spec = resolve_model(tiny).spec
-    fused, own = chosen(tiny, MATRICES), chosen(tiny, MATRICES, predictor_process="mps")
+    layers = (MATRICES,) * spec.n_layers
+    fused, own = chosen(tiny, *layers), chosen(tiny, *layers, predictor_process="mps")
     assert a_gpu["remote"] == 3 * spec.n_layers + 1
     assert own.context_bytes - fused.context_bytes == 600 << 20
     more = own.predictor_bytes + remote_predictor.executor_bytes(spec, 32, 1)
     assert own.reserve_bytes - fused.reserve_bytes == (600 << 20) + more
+    assert (fused.last_actor, own.last_actor) == ("gpu", "predictor")
     assert fused.predictor_bytes == 0 < own.predictor_bytes
-    early = {
-        process: chosen(tiny, MATRICES, predictor_process=process, lookahead=2).reserve_bytes
-        for process in ("fused", "mps")
-    }
-    inputs = 4 * 32 * spec.d_model  # of one layer more
-    assert early["mps"] - own.reserve_bytes == early["fused"] - fused.reserve_bytes + inputs
+    mailbox = GRANULE  # which then holds the proposals
+    proposals = spec.n_layers * spec.n_neurons * 4
+    fused = chosen(tiny, *layers, prompt_form="sparse")
+    more = own.reserve_bytes - fused.reserve_bytes - (600 << 20) - own.predictor_bytes
+    vectors = 32 * 96 * 4 + spec.n_layers * 3 * 256  # the hidden layer is scratch over there
+    assert mailbox - proposals - vectors - 256 <= more <= mailbox
 
 
 def test_prompts_become_sparse(tiny: Path, a_gpu: Any) -> None:
     config = EngineConfig(model=tiny, predictor_process="mps")
     spec = resolve_model(tiny).spec
-    own = choose_gpu(config, spec, 512, 4 << 30, (MATRICES,))
+    layers = (MATRICES,) * spec.n_layers
+    own = choose_gpu(config, spec, 512, 4 << 30, layers)
     assert own is not None and own.prompt_rows == 0
-    fused = choose_gpu(EngineConfig(model=tiny), spec, 512, 4 << 30, (MATRICES,))
+    fused = choose_gpu(EngineConfig(model=tiny), spec, 512, 4 << 30, layers)
     assert fused is not None and fused.prompt_rows > 0
 
 
