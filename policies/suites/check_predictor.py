@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.bindings import kernels
 from hotcold.native.errors import HotcoldError
 from hotcold.policies.suites.check import attempt, require, subject_of
 from hotcold.runtime.model.checkpoints.bundle import resolve_model
@@ -114,8 +115,6 @@ def _check_native(
 
 def native_scores(layer: NativeLayer, x_BD: F32, view: ModelView, index: int) -> F32:
     """Scores [B, N] as the kernels compute them; a window's from gates, token by token."""
-    from hotcold.native.bindings import kernels  # policies are imported where none is compiled
-
     if isinstance(layer, SignLayer):
         arrays = (layer.signs_NW, layer.scale_N, x_BD)
         bits, bias, column = layer.input_bits, layer.bias_N, layer.column_D
