@@ -8,7 +8,48 @@ from pathlib import Path
 import pytest
 from support.checkout import PACKAGES, ROOT, tracked, tracked_under
 
-MAX_LINES = 400
+MAX_LINES = 500
+ASK_LINES = 300  # over this many a file has a reason here: it does one job, which takes so much
+LONG = {
+    "actors/cli/bench/bench.py": "one command group: a short function for each measurement",
+    "actors/cli/commands/roofline.py": "one command: half of it is the table that it prints",
+    "actors/cli/common/options.py": "the one table of options, with the help of each",
+    "actors/engine/client.py": "one class: what any driver may ask of a running group",
+    "actors/engine/engine.py": "one class: the public API, half of it docstrings",
+    "actors/group/actor_group.py": "one class: the life of a group, whose steps share its state",
+    "actors/group/executor_actors.py": "three actor classes that share a base",
+    "native/abi/hotcold.h": "the ABI in one header, from which the Python module is generated",
+    "native/bindings/device_kernels.py": "one function a device operator",
+    "native/bindings/executor.py": "one class: the resident loop's structs, filled from arrays",
+    "native/cpu/avx512.c": "every primitive of one instruction set",
+    "native/cuda/kernels/attention.cuh": "one kernel's parts, for every dtype of a cache",
+    "native/cuda/kernels/ffn.cu": "one operator: its two phases share tiles and index",
+    "native/cuda/memory/model.cu": "one layout, counted and filled by the same code",
+    "native/cuda/operate/operate.cu": "one function an operator, for tests and benches",
+    "native/cuda/prompt/gemm.cu": "one operator: a product in every dtype and epilogue",
+    "native/loop/request.c": "one state machine: a request from prompt to last token",
+    "native/ops/ffn.c": "one operator: both feed-forward forms share list and threads",
+    "policies/solvers/curves.py": "one method: curves of layers, and memory shared by them",
+    "policies/suites/check_predictor.py": "one suite: a list of checks",
+    "runtime/bench/kernels.py": "one table: a short function for each operator's case",
+    "runtime/engine/gpu.py": "one decision: how a deployment uses its GPU",
+    "runtime/exchange/segment.py": "one class: the shared segment, made, attached and looked at",
+    "runtime/hardware/machine_file.py": "one file format: fields, checks and messages",
+    "runtime/offline/training/train.py": "one job: a resumable loop over layers",
+    "runtime/plan/plan.py": "one type and its file: what crosses from offline to online",
+    "runtime/plan/problem.py": "two types that every placement policy reads",
+    "runtime/plan/schedule.py": "one type, its checks and its usual forms",
+    "runtime/predictors/predictor_file.py": "one file format: written, read and checked",
+    "runtime/profiles/profile.py": "one type and its file, with what is derived from it",
+    "tests/actors/test_command.py": "one command as a process, from every side",
+    "tests/actors/test_supervisor.py": "every loss and its recovery, on shared engines",
+    "tests/cli/test_compare.py": "one command, on one pair of inputs",
+    "tests/policies/test_child.py": "every way in which a policy's process can go wrong",
+    "tests/runtime/exchange/test_exchange.py": "one segment, from every side",
+    "tests/runtime/model/test_bundle.py": "one file format, damaged in every way",
+    "tests/runtime/offline/test_profile_job.py": "one job, interrupted in every way",
+    "tests/test_recipe.py": "one recipe, trained once for all of its tests",
+}
 TOP_LEVEL = {
     *(PACKAGES + ("tests", "examples", ".ci")),
     ".clang-format",
@@ -47,16 +88,51 @@ def parsed(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
         yield path, ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
 
 
-def test_files_stay_short() -> None:
-    lengths = {
-        path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in sources()
+def lengths() -> dict[str, int]:
+    return {
+        path.as_posix(): len((ROOT / path).read_text(encoding="utf-8").splitlines())
+        for path in sources()
     }
-    long = {str(path): lines for path, lines in lengths.items() if lines > MAX_LINES}
-    assert not long, f"split these, the limit is {MAX_LINES} lines: {long}"
+
+
+def wrong_lengths(lines: dict[str, int], reasons: dict[str, str]) -> list[str]:
+    """Files over the limit, long ones without a reason, reasons that nothing needs."""
+    return [
+        *(
+            f"{path}: {n} lines, never over {MAX_LINES}"
+            for path, n in lines.items()
+            if n > MAX_LINES
+        ),
+        *(
+            f"{path}: {n} lines; two jobs, or a reason in LONG?"
+            for path, n in lines.items()
+            if n > ASK_LINES and not reasons.get(path)
+        ),
+        *(
+            f"LONG[{path!r}]: not over {ASK_LINES} lines, remove it"
+            for path in reasons
+            if lines.get(path, 0) <= ASK_LINES
+        ),
+    ]
+
+
+def test_a_long_file_has_a_reason() -> None:
+    wrong = wrong_lengths(lengths(), LONG)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_check_of_lengths_finds() -> None:
+    lines = {"a.py": 501, "b.py": 301, "c.py": 300, "d.py": 500}
+    assert wrong_lengths(lines, {"a.py": "x", "c.py": "x", "d.py": "x", "e.py": "x"}) == [
+        "a.py: 501 lines, never over 500",
+        "b.py: 301 lines; two jobs, or a reason in LONG?",
+        "LONG['c.py']: not over 300 lines, remove it",
+        "LONG['e.py']: not over 300 lines, remove it",
+    ]
 
 
 def test_the_readme_fits_its_limit() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 250
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_the_top_level_is_fixed() -> None:
@@ -132,65 +208,3 @@ def unsafe(node: ast.AST) -> str | None:
 )  # fmt: skip
 def test_the_check_itself_finds(code: str) -> None:
     assert any(unsafe(node) for node in ast.walk(ast.parse(code)))
-
-
-# ---- import direction: native <- runtime <- policies <- actors ---------------------------------
-
-
-def imports(tree: ast.Module) -> Iterator[tuple[str, bool, int]]:
-    """(module, lazy, line) of every import; those of a TYPE_CHECKING block are left out."""
-    lazy = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        for inner in ast.walk(node)
-    }
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in for_types:
-            continue
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, id(node) in lazy, node.lineno
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module, id(node) in lazy, node.lineno
-
-
-# Who may import whom only inside a function, or not at all.
-MAY_BE_LAZY = {("actors/cli", "hotcold.actors"), ("runtime/bench", "hotcold.actors")}
-
-
-@pytest.mark.parametrize(
-    ("folder", "never"),
-    [
-        ("native", ("ray", "hotcold.actors", "hotcold.policies")),
-        ("runtime", ("ray", "hotcold.actors")),
-        ("policies", ("ray", "hotcold.actors")),
-    ],
-)
-def test_imports_point_one_way(folder: str, never: tuple[str, ...]) -> None:
-    wrong = []
-    for path, tree in parsed(folder):
-        for module, lazy, line in imports(tree):
-            for name in never:
-                if module != name and not module.startswith(name + "."):
-                    continue
-                if lazy and ("/".join(path.parts[:2]), name) in MAY_BE_LAZY:
-                    continue
-                wrong.append(f"{path}:{line}: imports {module}")
-    assert not wrong, wrong
-
-
-def test_the_runtime_imports_policies_only_when_needed() -> None:
-    wrong = [
-        f"{path}:{line}"
-        for path, tree in parsed("runtime")
-        for module, lazy, line in imports(tree)
-        if module.startswith("hotcold.policies") and not lazy
-    ]
-    assert not wrong, wrong
