@@ -1,9 +1,10 @@
-"""Chaos: kill and stop actors at random steps, and check that nobody can tell from the tokens.
+"""Chaos: kill and stop actors at random steps, and check that the tokens do not change.
 
 Called by `hotcold chaos`. A run is one generation, all on one engine; its faults are drawn from the
 seed before it begins. Most strike inside a step (native/loop/fault.c raises the signal in its own
-process), so the peers are parked on whatever flag that step would have set; the others strike from
-outside at any moment. After every run the engine must be whole again and hold what it held before.
+process), so that the other actors wait for the flag which that step would have set. The rest strike
+from outside at any moment. After every run all three actors must be alive and hold what they held
+before.
 """
 
 import contextlib

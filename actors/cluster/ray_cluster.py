@@ -136,8 +136,8 @@ def enter(address: str | None) -> bool:
 def is_last() -> bool:
     """Whether the next `leave` shuts Ray down, so that nothing has to be given back to it.
 
-    A signal to the whole process group (as `timeout` sends it) ends Ray before us, and whatever is
-    given back then tries for a minute to reach it, busily, and ends the process after that.
+    A signal to the whole process group (as `timeout` sends it) ends Ray before us. Giving anything
+    back then makes Ray's client try for a minute to reach it, and end the process after that.
     """
     return _started_here == 1
 
@@ -154,7 +154,7 @@ def leave() -> None:
 
 @contextmanager
 def joined(address: str | None) -> Iterator[None]:
-    """Be in a Ray cluster for a while; one that was started for it is shut down after."""
+    """Be in a Ray cluster for the length of a block; a cluster that it started is shut down."""
     started = enter(address)
     try:
         yield

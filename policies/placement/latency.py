@@ -1,15 +1,16 @@
-"""latency: the placement with the least predicted time of a token.
+"""latency: the placement with the least predicted time per token.
 
-Ours. The paper's program maximises how often the GPU's neurons fire; what a user waits for is the
-sum over the layers of max(GPU, CPU) + exchange, which is what this minimises, by the cost model of
-runtime/plan/cost.py. The difference: past a layer's balance of both executors a further hot neuron
-costs time instead of saving it, so its memory goes to another layer; and a layer that is nearly
-complete is completed, because then nobody exchanges.
+Ours. The paper's program maximises how often the GPU's neurons fire. A user waits for the sum over
+the layers of max(GPU, CPU) + exchange, and that is what this policy minimises, by the cost model of
+runtime/plan/cost.py. There are two differences. Once both executors of a layer take equally long,
+one more hot neuron costs time instead of saving it, so its memory goes to another layer. And a
+layer that is nearly complete on one side is completed, because then it needs no exchange.
 
 Modules come first as everywhere, but head and KV cache are also tried in host memory: a token reads
 only part of them, so hot neurons may be worth more.
 
-It ignores what the cost model ignores (the list is there), and modules are only moved as a kind.
+It ignores what the cost model ignores (the list is there), and it moves all modules of a kind or
+none.
 """
 
 from collections.abc import Iterator

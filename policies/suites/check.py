@@ -173,7 +173,7 @@ def _problem(
     activations_LN: NDArray[np.float64] | None = None,
     predictors: bool = False,
 ) -> Problem:
-    """A problem with a skew like the paper's: few neurons fire often, most hardly ever."""
+    """A problem with a skew like the paper's: a few neurons fire often, most hardly ever."""
     if activations_LN is None:
         rank_N = np.arange(1, neurons + 1)
         shuffle = np.random.default_rng(7)

@@ -65,7 +65,7 @@ def check_predictor(predictor: Any, model: str | Path | None = None) -> None:
 def _check_case(
     subject: Any, case: str, view: ModelView, profile: ActivationProfile | None
 ) -> None:
-    """One model: what is returned, and that native form and scores are the same computation."""
+    """One model: checks what is returned, and that native form and scores compute the same."""
     mine = _prepared(subject, view, profile, case)
     if not predicts(mine):
         return
@@ -138,7 +138,7 @@ def _check_unprepared(subject: Any, spec: ModelSpec) -> None:
 def _check_profiles(
     subject: Any, case: str, view: ModelView, profile: ActivationProfile | None
 ) -> None:
-    """Without a profile it works or says that it needs one; another model's is refused."""
+    """Without a profile it works or says that it needs one; another model's profile is refused."""
     plain = copy.deepcopy(subject)
     alone = None
     try:
@@ -186,7 +186,7 @@ def _check_again(subject: Any, cases: dict[str, tuple[ModelView, Any]]) -> None:
 
 
 def _prepared(subject: Any, view: ModelView, profile: ActivationProfile | None, case: str) -> Any:
-    """A prepared copy: a predictor travels unprepared, and is prepared where it is needed."""
+    """A prepared copy: predictors are sent unprepared and are prepared where they are used."""
     mine = copy.deepcopy(subject)
     attempt(lambda: mine.prepare(view, profile), f"{case}, prepare", NOUN)
     return mine

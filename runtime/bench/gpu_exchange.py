@@ -42,7 +42,7 @@ class _AllBut:
     cold: int
 
     def place(self, problem: Any) -> Any:
-        """Modules as ever, the neurons that always fire to the host."""
+        """Modules where they usually are, the neurons that always fire to the host."""
         score_LN = np.ones(problem.shape)
         placement = problem.fill(score_LN)
         hottest_LN = np.argsort(-problem.activations_LN, axis=1)[:, : self.cold]
@@ -85,7 +85,7 @@ def passes(cold: int, model: str | os.PathLike[str] | None = None) -> Passes:
 
 
 def check_model(model: str | os.PathLike[str] | None) -> None:
-    """Refuse a model whose passes nothing here can measure, before anything else is.
+    """Refuse a model whose passes cannot be measured here, before anything is measured.
 
     Raises:
         ConfigError: one is named and there is no GPU to run it on.

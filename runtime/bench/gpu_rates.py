@@ -95,7 +95,7 @@ def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
 
 
 def _exchanges(sync_s: float) -> list[Row]:
-    """The exchange alone, and what passes of the embedded model make of it."""
+    """The exchange alone, and what it costs in passes of the embedded model."""
     row = {"what": "captured in a GPU graph, alone", "round_trip_us": sync_s * 1e6}
     rows = [{**row, "p99_round_trip_us": sync_s * 1e6}]
     if found := exchange():

@@ -225,7 +225,7 @@ def _x(d: int) -> NDArray[np.float32]:
 
 
 def _over_threads(case: Case, settings: Settings) -> dict[str, Any]:
-    """The case with every thread count; the lowest fraction of them on top."""
+    """The case with every thread count; the lowest fraction of all at the top level."""
     by_threads = {}
     for threads in settings.threads:
         with Pool(threads) as pool:
@@ -291,7 +291,7 @@ def _figures(rates: dict[str, list[float]], touched: dict[str, int]) -> dict[str
 
 
 def doubts(result: dict[str, Any]) -> list[str]:
-    """What speaks against a result: a machine busy with other work, or a cache that was warm."""
+    """Reasons to doubt a result: a machine busy with other work, or a warm cache."""
     measured = list(_measured(result))
     texts = []
     if any(one["steadiness"] < STEADY for one in measured):

@@ -17,7 +17,7 @@ REPEAT = 2
 
 
 def measure(local: LocalSession, lengths: Sequence[int]) -> dict[str, Any]:
-    """Prompt tokens/s of either form, the better of two runs, and where dense begins to pay.
+    """Prompt tokens/s of both forms, the better of two runs, and from which length dense is faster.
 
     Args:
         local: a session on a GPU whose deployment has a dense form.

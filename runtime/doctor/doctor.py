@@ -65,7 +65,7 @@ def _torch() -> Check:
 
 
 def compiler(machine: Machine) -> list[Check]:
-    """A C compiler: an installed hotcold runs without, its kernels cannot be changed without."""
+    """A C compiler: an installed hotcold runs without one, but its kernels cannot be changed."""
     path = machine.env.get("PATH", "")
     found = next((c for c in ("cc", "gcc", "clang") if shutil.which(c, path=path)), None)
     if found is None:

@@ -31,7 +31,7 @@ class Check:
         name: what was looked at.
         state: "ok"; "warn": works, but slower or riskier than it could; "fail": hotcold cannot run.
         found: what is there.
-        mend: one line that changes it; empty where nothing need be done.
+        mend: one line that says how to change it; empty where nothing need be done.
     """
 
     name: str
@@ -95,7 +95,7 @@ def instruction_sets(machine: Machine) -> list[Check]:
 
 
 def cores(machine: Machine) -> list[Check]:
-    """Cores present, allowed and paid for."""
+    """Cores present, allowed by affinity, and granted by the control group."""
     present, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0))
     quota = _cpu_quota(machine)
     found = f"{allowed} of {present}" + ("" if quota is None else f", quota {quota:.1f}")

@@ -1,13 +1,14 @@
 """Running a policy in a process of its own, with a time limit.
 
-A policy that loops, exits, crashes or prints can do it there: the caller gets a placement or a
-schedule, or one PolicyError. Used for policies given by name or file (run.py); objects, and our own
-schedules, run in the caller's process.
+A policy that loops, exits, crashes or prints does so there: the caller gets a placement or a
+schedule, or one PolicyError. Used for policies given by name or file (run.py); objects and built-in
+schedules run in the caller's process.
 
 The child is a fresh interpreter, not a fork and not `multiprocessing`: the caller may have threads
 and Ray in it, and its `__main__` must not be imported again. Question and answer (messages.py)
 travel in two memfds, so nothing blocks on a full pipe and nothing is left on disk. Standard output
-and error are inherited. The child leads a session; what it started there dies with it.
+and error are inherited. The child leads a session; processes that it started there are killed with
+it.
 """
 
 import contextlib
@@ -99,14 +100,14 @@ def schedule_in_child(
 
 
 def stop_children() -> None:
-    """Kill every policy that runs now; whoever waits for it gets a PolicyError."""
+    """Kill every policy that runs now; its caller gets a PolicyError."""
     with _lock:
         for pid in _running:
             _kill(pid)
 
 
 def _ask(kind: str, spec: str, question: bytes, limit: int, timeout_s: float) -> Any:
-    """Start a child with a question, and return what it answers, not yet checked."""
+    """Start a child with a request, and return its reply, not yet checked."""
     if not (math.isfinite(timeout_s) and timeout_s > 0):
         raise ConfigError(
             f"the policy timeout is {timeout_s} s; it must be a finite number above 0"
@@ -137,7 +138,7 @@ def _ask(kind: str, spec: str, question: bytes, limit: int, timeout_s: float) ->
 
 
 def _run(request: int, reply: int, spec: str, timeout_s: float) -> int:
-    """Start the child and wait for it; what is left of it and of all it started is killed."""
+    """Start the child, wait for it, and kill what is left of it and of all that it started."""
     command = [sys.executable, "-c", _BOOT, str(reply), str(os.getpid()), *map(str, sys.path)]
     # A session of its own: what the policy starts dies with it, and Ctrl-C reaches us, not it.
     with _lock:
@@ -158,7 +159,7 @@ def _run(request: int, reply: int, spec: str, timeout_s: float) -> int:
 
 
 def _ended(pid: int, timeout_s: float) -> bool:
-    """Wait for the end of a child of ours without reaping it; whether it came in time."""
+    """Wait for a child to end without reaping it; whether it ended in time."""
     handle = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -232,7 +233,7 @@ def _answer(header: messages.Header, arrays: messages.Arrays) -> bytes:
 
 @contextlib.contextmanager
 def _foreign(spec: str, file: str | None) -> Iterator[None]:
-    """Whatever the policy raises, KeyboardInterrupt included: here it is not the user's."""
+    """Everything the policy raises, KeyboardInterrupt included: here it is not the user's."""
     try:
         yield
     except BaseException as error:

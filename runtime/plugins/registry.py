@@ -1,9 +1,9 @@
-"""Finding a plug-in by what the user typed.
+"""Finding the plug-in that the user named.
 
 Called by the engine, the command line and the policies' child process. The order: 1. an object
 passed in; 2. "file.py:Class"; 3. "package.module:Class"; 4. a name in the entry-point group of its
-kind, hotcold.placement and so on. Only the named plug-in is imported. Nothing is run here; see
-run.py and child.py.
+kind, hotcold.placement and so on. Only the named plug-in is imported. Policies are not run here but
+in run.py and child.py.
 """
 
 import difflib

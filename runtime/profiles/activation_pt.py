@@ -1,6 +1,6 @@
 """PowerInfer's activation counts: a folder of `activation_{i}.pt`, one tensor of N counts a layer.
 
-Read by profilefile.py wherever a profile is accepted. Layers are ordered by number (PowerInfer's
+Read by profile.py wherever a profile is accepted. Layers are ordered by number (PowerInfer's
 own exporter sorts names as text and so gives layer 2 the counts of layer 10). The files are
 untrusted: only tensors are unpickled, and nothing larger than a layer's counts is unpacked.
 """

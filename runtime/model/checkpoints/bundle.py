@@ -4,9 +4,9 @@
     weights.bin     neuron-major weights (layout.py), mapped by the weight store
     tokenizer.json  and its like; activations.npz, predictors.safetensors if the source has them
 
-Called by whoever starts from a model: the driver, the command line, offline verbs. Opening one
-reads the header and compares stamps; weights are read only when they may have changed. Maps
-nothing.
+Called by everything that starts from a model: the driver, the command line, offline commands.
+Opening a bundle reads the header and compares stamps; weights are read only when they may have
+changed. Maps no memory.
 """
 
 import hashlib
@@ -143,7 +143,7 @@ def _parse(path: Path, header: dict[str, Any]) -> tuple[Bundle, dict[str, tuple[
 
 
 def _stamps(path: Path, header: dict[str, Any], cache: Path | None) -> tuple[list[Path], str]:
-    """Where a stamp may lie, and what it vouches for."""
+    """Where a stamp may lie, and which files it covers."""
     stamps = [path / STAMP]
     key = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()[:20]
     try:
@@ -154,7 +154,7 @@ def _stamps(path: Path, header: dict[str, Any], cache: Path | None) -> tuple[lis
 
 
 def _verify(path: Path, sums: dict[str, tuple[int, str]], stamps: list[Path], vouched: str) -> None:
-    """Check sizes always, contents unless a stamp vouches for these very files."""
+    """Always check sizes; check contents unless a stamp says these very files were verified."""
     paths = {name: path / name for name in sums}
     for name, (size, _) in sums.items():
         if file_bytes(paths[name]) != size:

@@ -116,7 +116,7 @@ def _remove_leftovers(bundles: Path, own: str) -> None:
 
 
 def _discard(path: Path, temporary: Path) -> None:
-    """Take a corrupt entry away; who has it mapped keeps it."""
+    """Remove a corrupt entry; processes that have it mapped keep it."""
     if path.is_dir() and not path.is_symlink():
         os.rename(path, temporary)
         shutil.rmtree(temporary, ignore_errors=True)

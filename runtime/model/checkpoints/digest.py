@@ -1,4 +1,4 @@
-"""Checksums of large files, and the stamps that spare computing them again.
+"""Checksums of large files, and stamps that avoid computing them again.
 
 The checksum of a file is the SHA-256 of the SHA-256 digests of its 16 MiB blocks, so that it can be
 computed while the file is written and verified by several threads. Once verified, a *stamp* records
