@@ -1,7 +1,7 @@
 """The rules a placement must keep, and the message when it does not.
 
 Called by plan.py on whatever a policy returned, and in the policies' child process. Every message
-starts with the policy's name: its author is the one who can do something about it.
+starts with the policy's name, because only its author can fix it.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Problem and Placement: what a placement policy is given, and what it returns.
 
 A policy decides, under every device's memory, where each neuron and each module of a model lives.
-Built by the offline side (`make_problem`), read by policies, checked and completed by plan.py. Both
-classes are plain data: no policy sees an engine, an actor or a weight.
+Built by `make_problem`, read by policies, checked and completed by plan.py. Both classes are plain
+data: no policy sees an engine, an actor or a weight.
 
 Shape suffixes: L layers, N neurons of a layer.
 """

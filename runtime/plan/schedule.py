@@ -1,9 +1,9 @@
-"""Schedule: which lane computes a node, in what order, and when executors wait for each other.
+"""Schedule: which lane computes a node, in which order, and when executors wait for each other.
 
-A schedule policy makes one from a graph and a plan; `check_schedule` refuses what cannot run, by
-the edge that offends; the compiler of programs turns it into flat steps. It is static: the same
-steps for every token, nothing is stolen or decided at run time but the skip of an exchange in which
-no cold neuron fired. Which neurons a share of `fetch` means is fetch.py's.
+A schedule policy makes one from a graph and a plan; `check_schedule` refuses what cannot run and
+names the offending edge; the compiler of programs turns it into flat steps. It is static: the same
+steps for every token. The only decision at run time is to skip an exchange in which no cold neuron
+fired. fetch.py says which neurons a share of `fetch` means.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,7 +8,7 @@ the default, or `residual`), `layers.{i}.density` (share of neurons proposed whe
 earlier the input is taken; default 0).
 
 Read by policies/predictor/learned.py, written by whoever trains. Everything is checked before a
-value is used; nothing here decides what a good predictor is.
+value is used. Whether a predictor is any good is not judged here.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""PowerInfer's activation counts: a folder of `activation_{i}.pt`, one tensor of N counts a layer.
+"""PowerInfer's activation counts: a folder of `activation_{i}.pt`, a tensor of N counts each.
 
 Read by profile.py wherever a profile is accepted. Layers are ordered by number (PowerInfer's
 own exporter sorts names as text and so gives layer 2 the counts of layer 10). The files are

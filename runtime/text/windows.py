@@ -1,8 +1,8 @@
-"""Text files as windows of token ids: what the profiler and other offline measurements run over.
+"""Text files as windows of token ids, for the profiler and other offline measurements.
 
-Plain text is read in pieces, so a file's size does not matter; a piece ends after a line end, where
-tokenizers do not look across. Of JSON lines each is a document, and no window spans two of them
-(jsonl.py). The same files always give the same windows. No model in here.
+Plain text is read in pieces, so a file may have any size; a piece ends at a line end, because
+tokenizers do not merge across it. Each line of a JSON lines file is a document, and no window spans
+two of them (jsonl.py). The same files always give the same windows. No model is used here.
 """
 
 import codecs

@@ -1,9 +1,8 @@
 """Shared memory without a name: a sealed memfd, and how another process of the machine opens it.
 
-Used by the exchange and the weight stores. Sealed against changes of size, so that no process can
-be hit by SIGBUS because another one truncated it; anything that is not sealed so is refused.
-Nothing shows up in /dev/shm, and the kernel frees the memory with the last process that has it open
-or mapped.
+Used by the exchange and the weight stores. It is sealed against changes of size, so that no process
+gets SIGBUS because another one truncated it; anything that is not sealed is refused. Nothing shows
+up in /dev/shm, and the kernel frees the memory with the last process that has it open or mapped.
 """
 
 import errno

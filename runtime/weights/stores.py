@@ -8,8 +8,8 @@
              mapped from the file. Costs the 2 MiB blocks that hold a cold record: where hot and
              cold neurons alternate that is all records of the layers, beside the file's own pages.
 
-Knows files, offsets and bytes, nothing of models. Filling is refused before it begins where memory
-does not suffice.
+Handles files, offsets and bytes, not models. Filling is refused before it begins if memory does not
+suffice.
 """
 
 import errno

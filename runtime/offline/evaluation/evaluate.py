@@ -1,8 +1,9 @@
-"""evaluate: what a predictor (or plan, or dtype) costs in quality, and what it gives in speed.
+"""evaluate: what a predictor (or plan, or dtype) costs in quality and gains in speed.
 
 Runs the same windows of text through two sessions: the checkpoint in its own dtype with nothing
 skipped, and the configuration in question, whose recall audit looks at every neuron, so that recall
-is counted and not estimated. Speed is measured apart, with the audit as users run it. No Ray.
+is counted and not estimated. Speed is measured separately, with the audit at its default rate. No
+Ray.
 
 Axes: T tokens of a window, V vocabulary, L layers, N neurons.
 """

@@ -2,7 +2,7 @@
 
 Runs as a process of its own, started by `variant.py`: it prints each case before it computes it, so
 that a crash names its case, and ends with the first error as its last line. Weights and inputs end
-where readable memory ends, so that reading past a row is a crash here and not a secret.
+where readable memory ends, so that reading past a row crashes here instead of going unnoticed.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""What decides whether a neuron fires, and the predictor that knows it.
+"""What decides whether a neuron fires, and the predictor that computes the same.
 
 A neuron fires where b_i + u_i . z > 0, with z = V s of about a standard Gaussian in R dimensions
 (see `planting` for what s is and how the model computes it). The predictor is the same arithmetic

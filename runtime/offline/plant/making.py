@@ -1,4 +1,4 @@
-"""plant: from a shape and what is asked of it to a folder with a model, all or nothing.
+"""plant: from a shape and options to a folder with a model, complete or not at all.
 
 Called by `hotcold plant`, benches and tests. Works in a temporary folder beside the wanted one and
 renames it at the end; checks options, memory and disk before anything is drawn.

@@ -1,4 +1,4 @@
-"""What is asked for of a planted model, checked, and the Drawing it becomes.
+"""The options of a planted model, checked, and the Drawing made of them.
 
 Made by `hotcold plant`, benches and tests; `making.plant` takes it. Draws nothing.
 """

@@ -1,4 +1,4 @@
-"""Where planted tensors go: straight into a bundle, or into a Hugging Face folder.
+"""Writers of planted tensors: straight into a bundle, or into a Hugging Face folder.
 
 A sink is given the layers in order, then what is not part of a layer, and is finished with the
 companions (tokenizer, profile, predictors) already in its folder. Neither holds more than a layer.
@@ -61,7 +61,7 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of files and threads. Idempotent."""
+        """Release files and threads. Idempotent."""
         ...
 
 

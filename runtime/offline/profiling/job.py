@@ -1,7 +1,7 @@
 """A profile as a job: units of windows, each saved when it is done.
 
-Killed at any time and started again, it loses at most a unit and ends with the same files as if it
-had never stopped; how is said in work.py. Called by `hotcold profile`.
+Killed at any time and started again, it loses at most one unit and ends with the same files as an
+uninterrupted job; work.py says how. Called by `hotcold profile`.
 """
 
 import os

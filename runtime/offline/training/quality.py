@@ -1,8 +1,8 @@
 """Thresholds and quality of trained predictors, measured on text they have not seen.
 
-Layers are calibrated in order on the inputs they will really get: those of a model whose earlier
-layers already leave out what their predictors miss. Scores are kept as histograms, so the text may
-be as long as it likes.
+Layers are calibrated in order on the inputs that they will get at run time: those of a model whose
+earlier layers already leave out what their predictors miss. Scores are kept as histograms, so the
+text may have any length.
 
 Axes: R rows (tokens), D d_model, N neurons, L layers.
 """

@@ -2,8 +2,8 @@
 
 Capture the layers' inputs, fit layers side by side (each over the widths its search tries), set
 thresholds on held-back text, judge on other text, write. Every finished layer is a file under
-`.training` in the output folder, so an interrupted run goes on where it was; the folder goes when
-all is done.
+`.training` in the output folder, so an interrupted run resumes where it was; that folder is removed
+at the end.
 """
 
 import hashlib
