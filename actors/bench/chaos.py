@@ -200,7 +200,7 @@ def _disturbed(
     thread.start()
     thread.join(HANG_S)
     if thread.is_alive():
-        tally.complain("hangs", f"no end after {HANG_S:.0f} s and {len(got)} tokens of {faults}")
+        tally.complain("hangs", f"hung for {HANG_S:.0f} s after {len(got)} tokens and {faults}")
         return False
     for failure in failures:
         tally.complain("errors", f"{type(failure).__name__}: {failure} after {faults}")

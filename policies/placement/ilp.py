@@ -108,13 +108,14 @@ class Ilp:
 def _closed(count_L: I64, least_L: I64, neurons: int) -> str:
     """How many layers have no neuron on the GPU, and how many they would need to have (C_l)."""
     closed_L = (count_L == 0) & (least_L > 0)
-    text = f"{int(closed_L.sum())} layers without a neuron on the GPU"
+    count = int(closed_L.sum())
+    text = f"{count} {'layer' if count == 1 else 'layers'} without a neuron on the GPU"
     if not closed_L.any():
         return text
     least = int(least_L[closed_L].min())
     if least > neurons:
-        return f"{text}, where more than all {neurons:,} would have to be"
-    return f"{text}, where at least {least:,} would have to be"
+        return f"{text}, which would need more than all {neurons:,}"
+    return f"{text}, which would need at least {least:,}"
 
 
 def least_neurons(problem: Problem, sparse: bool = False) -> I64 | None:

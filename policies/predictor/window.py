@@ -6,9 +6,9 @@ position at which it last fired. A neuron that is never proposed is never seen t
 addition
 
   - a prior is proposed for every token, the hottest neurons by the profile: enough to reach the
-  requested recall if tokens are independent (how close it gets depends on the text), - one in
-  `probe_every` neurons is proposed, different ones for each token in turn, - all are proposed for
-  the first token of a context.
+    requested recall if tokens are independent (how close it gets depends on the text),
+  - one in `probe_every` neurons is proposed, different ones for each token in turn,
+  - all are proposed for the first token of a context.
 
 The predictor itself evaluates the gates and sends them with its proposals, so the executors do not
 read gate rows again; they read up and down rows where the gates fire.

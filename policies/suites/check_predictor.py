@@ -208,7 +208,8 @@ def _scores(mine: Any, x_BD: F32, index: int, spec: ModelSpec, case: str) -> F32
     before, where = x_BD.copy(), f"{case}, scores of layer {index}"
     scores: Any = attempt(lambda: mine.scores(x_BD, index), where, NOUN)
     require(np.array_equal(before, x_BD), f"{where}: the predictor changed its input")
-    require(isinstance(scores, np.ndarray), f"{where}: returned a {type(scores).__name__}")
+    kind = type(scores).__name__
+    require(isinstance(scores, np.ndarray), f"{where}: returned type {kind}, must be a numpy array")
     shape = (x_BD.shape[0], spec.n_neurons)
     require(
         scores.shape == shape and scores.dtype == np.float32,

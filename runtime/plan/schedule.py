@@ -160,7 +160,7 @@ def check_schedule(dag: Dag, schedule: Any, blame: str = "schedule") -> None:
         PolicyError: one sentence naming the policy, the node or edge, and what would be right.
     """
     if not isinstance(schedule, Schedule):
-        kind = "nothing" if schedule is None else f"a {type(schedule).__name__}"
+        kind = "nothing" if schedule is None else f"an object of type {type(schedule).__name__}"
         fault: str | None = f"returned {kind}; schedule() must return a Schedule"
     else:
         fault = (

@@ -206,8 +206,9 @@ def command(
     )
     click.echo(
         f"over {output.count(report.tokens)} tokens: {output.percent(report.density)} of the "
-        f"neurons fire, {output.percent(report.share80)} of a layer's hold 80 % of it; predictor "
-        f"recall {output.percent(report.recall)}, precision {output.percent(report.precision)}"
+        f"neurons fire, {output.percent(report.share80)} of a layer's neurons hold 80 % of its "
+        f"activations; predictor recall {output.percent(report.recall)}, precision "
+        f"{output.percent(report.precision)}"
     )
     if as_json:
         data = {k: v for k, v in vars(report).items() if k not in ("path", "spec")}
