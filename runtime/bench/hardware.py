@@ -56,7 +56,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure.
+    """How much and how long to measure.
 
     Args:
         nbytes: of each kind of store.
@@ -74,10 +74,7 @@ class Effort:
 
     @classmethod
     def choose(cls, quick: bool) -> "Effort":
-        """A minute's worth, or with quick some ten seconds', within an eighth of the memory.
-
-        Each store is larger than the caches by CACHES, with quick the three together.
-        """
+        """About a minute of work, or ten seconds with quick, within an eighth of the memory."""
         room = memory.available().nbytes // 8
         cold = CACHES * last_level_bytes() // (3 if quick else 1)
         window = LARGEST // 4 if quick else LARGEST
@@ -131,7 +128,7 @@ def measure(
 
 
 def thread_counts() -> list[int]:
-    """1 to the cores this process may use; on many cores only powers of two and all of them."""
+    """From 1 to the cores that this process may use; on many cores only powers of two, and all."""
     cores = len(os.sched_getaffinity(0))
     if cores <= 4:
         return list(range(1, cores + 1))
@@ -171,7 +168,7 @@ def host_reads(effort: Effort, counts: list[int], progress: Progress) -> list[Ro
 
 
 def host_neurons(effort: Effort, threads: int, progress: Progress) -> list[Row]:
-    """Time of an active neuron (all three rows) on the CPU, by dtype, one thread and `threads`."""
+    """Time of an active neuron (all three rows) on the CPU by dtype, one thread and `threads`."""
     rows = []
     for dtype in DTYPES:
         progress(f"active neurons, {dtype}")
@@ -235,7 +232,7 @@ def host_exchanges(effort: Effort, progress: Progress) -> list[Row]:
 def host_figures(
     reads: list[Row], gflops: float, exchanges: list[Row], threads: int
 ) -> dict[str, Figure]:
-    """The profile's figures on a machine without a GPU; see the head of this file."""
+    """The profile's figures on a machine without a GPU; see this module's docstring."""
     full = [r for r in reads if r["threads"] == threads and r["record_bytes"] == YARDSTICK]
     best = max(full, key=lambda row: float(row["gb_per_s"]))
     how = f"random records of 30 KiB, {best['store']}, {threads} threads, median"

@@ -75,7 +75,7 @@ def ring(n: int, rounds: int, cores: tuple[int, ...] = ()) -> list[HopSide]:
 
 
 def hop_side(handle: SegmentHandle, side: HopSide) -> NDArray[np.uint32]:
-    """Play one side in the calling process until its rounds are done.
+    """Run one side in the calling process until its rounds are done.
 
     Args:
         handle: the segment, made from `hop_layout`; the process that made it must be alive.

@@ -201,7 +201,7 @@ def _gemv(buffer: ColdBuffer, d: int) -> Case:
 
 
 def _attention(buffer: ColdBuffer, d: int) -> Case:
-    """Caches one after the other; whatever the bits are as float32, they are small and finite."""
+    """Caches one after the other; the buffer's bits are small, finite numbers as float32, too."""
     heads = d // HEAD_DIM
     row = CONTEXT * HEAD_DIM * 4  # a head's keys are contiguous
     size = 2 * heads * row

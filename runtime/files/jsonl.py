@@ -52,7 +52,7 @@ def documents(path: Path, field: str, skipped: Skipped) -> Iterator[tuple[str, i
     Args:
         path: a regular file.
         field: of each line's object, that holds the text.
-        skipped: told of lines without.
+        skipped: counts the lines without.
 
     Raises:
         ConfigError: it cannot be read, or no line of it has a text.

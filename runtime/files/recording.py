@@ -78,7 +78,7 @@ def read_recording(path: Path) -> Recording:
 def write_recording(
     path: Path, bits: Path, shape: tuple[int, int, int], windows: Sequence[int], header: Any
 ) -> None:
-    """Make a recording of a file of raw bits, atomically.
+    """Make a recording from a file of raw bits, atomically.
 
     Args:
         path: to write.

@@ -244,7 +244,7 @@ def make_plan(
 
 
 def _printable(text: str) -> str:
-    """A foreign text without what a terminal would obey; line ends stay."""
+    """A policy's text without control characters for terminals; line ends stay."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 

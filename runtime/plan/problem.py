@@ -146,7 +146,7 @@ class Problem:
         does not fit goes to the host, and the next is tried. Of what is left, `share` is filled
         with neurons of all layers together, best score first, until nothing more fits. Everything
         else goes to the host, the last device. Equal scores go by layer, then by neuron id, so the
-        result depends on nothing but the arguments.
+        result depends only on the arguments.
 
         Args:
             score_LN: one number a neuron, higher is placed first; infinities are allowed.

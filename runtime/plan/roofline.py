@@ -168,10 +168,10 @@ def graph_nodes(problem: Problem, placed: Placement | Plan) -> int:
 
 
 def for_gpu(problem: Problem, vram_bytes: int | None, scratch_bytes: int) -> Problem:
-    """The problem with the budget that a GPU leaves: less context and scratch; None: enough.
+    """The problem with the budget that context and scratch leave on a GPU; None: enough for all.
 
     Raises:
-        ConfigError: context and scratch alone are more.
+        ConfigError: context and scratch alone exceed the budget.
     """
     modules = sum(module.bytes for module in problem.modules)
     everything = modules + int(problem.neuron_bytes_L.sum()) * problem.shape[1]

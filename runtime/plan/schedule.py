@@ -137,7 +137,7 @@ def data_edges(
 
 
 def all_edges(dag: Dag, schedule: Schedule) -> list[tuple[str, str]]:
-    """Everything a node waits for: the data it reads, and what the schedule puts before it."""
+    """Everything a node waits for: the data it reads, and nodes that the schedule puts before."""
     edges = data_edges(dag, schedule.lookahead, schedule.fetch)
     unused = {node.id for node in dag.nodes if _unused(node, schedule.fetch)}
     return edges + [(a, b) for a, b in schedule.after if not {a, b} & unused]
@@ -306,7 +306,7 @@ def _after_fault(dag: Dag, schedule: Schedule) -> str | None:
 
 
 def _edge_fault(dag: Dag, schedule: Schedule) -> str | None:
-    """A consumer before its producer, on one lane or round a cycle through several."""
+    """A consumer before its producer, on one lane or in a cycle through several lanes."""
     edges = all_edges(dag, schedule)
     place = {node: (lane, i) for lane, ids in schedule.order.items() for i, node in enumerate(ids)}
     for source, target in edges:

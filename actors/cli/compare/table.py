@@ -61,9 +61,7 @@ def _share(value: float | None) -> str:
 
 def _spread(run: dict[str, Any]) -> str:
     low, high = run["decode_tokens_per_s_min"], run["decode_tokens_per_s_max"]
-    return (
-        "-" if low is None or low == high else f"{low:.1f}..{high:.1f}"
-    )  # of one run there is none
+    return "-" if low is None or low == high else f"{low:.1f}..{high:.1f}"  # one run has none
 
 
 def _budget(vram: str | int | None) -> str:

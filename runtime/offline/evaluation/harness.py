@@ -27,7 +27,7 @@ Report = Callable[[int, float], None]
 
 
 class Scorer:
-    """What the harness asks of a model, over an open session.
+    """The questions that the harness asks a model, answered by an open session.
 
     Args:
         session: of a model with a tokenizer.

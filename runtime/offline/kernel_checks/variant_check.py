@@ -28,11 +28,11 @@ _maps: list[mmap.mmap] = []
 
 
 class Wrong(Exception):
-    """A result that is not what float64 says."""
+    """A result that differs from float64's by more than allowed."""
 
 
 def guarded(values: Array) -> Array:
-    """A copy whose last byte is the last readable one: the page after it is gone."""
+    """A copy whose last byte is the last readable one: the page after it is not mapped."""
     page = mmap.PAGESIZE
     size = -(-values.nbytes // page) * page
     fd = os.memfd_create("hotcold-guard")
@@ -148,7 +148,7 @@ def check_attention(head_dim: int) -> None:
 
 
 def check_sampling() -> None:
-    """exp_sum over a vocabulary and max with a NaN."""
+    """exp_sum over a vocabulary, and max with a NaN."""
     print("exp_sum over 5003 logits", flush=True)
     logits = guarded((8 * np.random.default_rng(3).standard_normal(5003)).astype(np.float32))
     best, logprob = kernels.sample(logits)
@@ -160,7 +160,7 @@ def check_sampling() -> None:
 
 
 def check_signs() -> None:
-    """sign_count: whole numbers, so nothing but equality will do."""
+    """sign_count: whole numbers, so results must be equal."""
     rng = np.random.default_rng(7)
     for d, bits in itertools.product((1, 63, 64, 320, 1040), (1, 6, 8)):
         case = f"sign_count, d {d}, {bits} planes"

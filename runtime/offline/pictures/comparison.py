@@ -282,7 +282,7 @@ TEXTS: dict[str, tuple[str, str]] = {
 
 
 def draw_all(group: Group) -> "list[tuple[str, Figure]]":
-    """The pictures of a group there is something to draw for, by name."""
+    """The pictures of a group that have something to show, by name."""
     if not group.ran:
         return [("predicted", draw_predicted(group)), ("hot_maps", draw_hot_maps(group))]
     drawn: list[tuple[str, Figure | None]] = [

@@ -164,7 +164,7 @@ def _sink(form: str, drawing: Drawing, folder: Path) -> Sink:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed; torch has an error of its own for that on a GPU only."""
+    """Whether an allocation failed; torch has its own error for that only on a GPU."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         "can't allocate memory" in str(error)
     )
@@ -190,7 +190,7 @@ def _write(
     device: torch.device,
     progress: Progress | None,
 ) -> tuple[float, float, float, float, int, int, str]:
-    """Write everything; the measured part of the report."""
+    """Write everything; returns the measured part of the report."""
     spec = drawing.spec
     planter = Planter(drawing, device)
     counts_LN = np.zeros((spec.n_layers, spec.n_neurons), np.int64)

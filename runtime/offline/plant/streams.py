@@ -36,7 +36,7 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 @lru_cache(maxsize=1)
 def _stage() -> torch.Tensor:
-    """Pinned memory: copies into fresh pageable memory run at a tenth of the bus's rate."""
+    """Pinned memory, because copies into fresh pageable memory run at a tenth of the bus's rate."""
     return torch.empty(STAGE_BYTES, dtype=torch.uint8, pin_memory=True)
 
 

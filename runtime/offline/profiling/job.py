@@ -207,7 +207,7 @@ def _texts(job: ProfileJob, work: Path, progress: Progress | None, say: Say) -> 
 def _units(
     job: ProfileJob, texts: tuple[Path, ...], unit_tokens: int
 ) -> tuple[Iterator[Unit], Skipped]:
-    """The text's units, and where the lines are counted that reading them skips."""
+    """The text's units, and the counter of lines that are skipped while reading."""
     try:
         tokenizer = Tokenizer.load(job.bundle.path, job.bundle.spec.vocab_size)
     except CheckpointError as error:
@@ -281,7 +281,7 @@ def _share(
 
 
 def _finish(job: ProfileJob, out: Path, state: State, skipped: Skipped) -> ActivationProfile:
-    """Write the results; what an earlier profile left in the folder goes with it."""
+    """Write the results, and remove what an earlier profile left in the folder."""
     source = str(job.own) if job.own is not None else ", ".join(path.name for path in job.texts)
     if skipped.lines:
         source += f" ({skipped.lines} lines skipped)"

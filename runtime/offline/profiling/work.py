@@ -61,7 +61,7 @@ class State:
 
 @contextmanager
 def alone(work: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system lets go of it however this process ends.
+    """Hold the folder's lock; the system releases it however this process ends.
 
     Raises:
         ConfigError: another process holds it.
@@ -116,7 +116,7 @@ def begin(work: Path, identity: dict[str, Any], unit_tokens: int) -> int:
 
 
 def save_state(work: Path, state: State) -> None:
-    """Write the state; what it counts on must be on the disk already."""
+    """Write the state; the files it refers to must be on the disk already."""
     arrays = {**state.tally.arrays(), "lengths": np.array(state.lengths, np.int64)}
     write_atomically(work / _STATE, pack(arrays, {"chain": state.chain}))
 
