@@ -74,7 +74,10 @@ class Effort:
 
     @classmethod
     def choose(cls, quick: bool) -> "Effort":
-        """About a minute of work, or ten seconds with quick, within an eighth of the memory."""
+        """About a minute of work, or ten seconds with quick, within an eighth of the memory.
+
+        Each store is CACHES times as large as the caches; with quick, the three together are.
+        """
         room = memory.available().nbytes // 8
         cold = CACHES * last_level_bytes() // (3 if quick else 1)
         window = LARGEST // 4 if quick else LARGEST

@@ -1,4 +1,4 @@
-"""`hotcold bench sync`: what selective synchronisation leaves out, and what that is worth."""
+"""`hotcold bench sync`: what selective synchronisation leaves out, and what that saves."""
 
 from typing import Any
 

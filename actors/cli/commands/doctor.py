@@ -1,4 +1,4 @@
-"""`hotcold doctor`: a table of what this machine offers and how to mend what is badly set."""
+"""`hotcold doctor`: a table of what this machine offers, and how to fix what is badly set."""
 
 from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""`hotcold generate`: text from a prompt, as it comes, then what each actor did for it."""
+"""`hotcold generate`: text from a prompt as it is generated, then what each actor did for it."""
 
 import sys
 from dataclasses import asdict

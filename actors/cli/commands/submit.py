@@ -1,7 +1,7 @@
-"""`hotcold submit`: run a command as a job of a Ray cluster that need not have hotcold.
+"""`hotcold submit`: run a command as a job of a Ray cluster that may lack hotcold.
 
-Sends the package (`shipping.py`) and the user's folder, prints what the job prints, brings files
-back and ends as the command ended. The job's side is job.py. Ray is imported inside the
+Sends the package (`shipping.py`) and the user's folder, prints what the job prints, copies files
+back, and ends with the command's exit code. The job's side is job.py. Ray is imported inside the
 function only.
 """
 

@@ -1,6 +1,6 @@
 """The table of `hotcold compare`, for people: which columns there are, and what they mean.
 
-Used by compare.py for the terminal and by its page. Runs nothing.
+Used by the command for the terminal and by page.py.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What `hotcold evaluate` prints: every kind of result, for people and under its JSON keys."""
+"""What `hotcold evaluate` prints: every kind of result, as text and under its JSON keys."""
 
 import math
 from collections.abc import Sequence

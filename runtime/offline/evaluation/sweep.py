@@ -76,7 +76,7 @@ class Curves:
     parameters: int
 
     def density_at(self, kind: str, recall: float) -> float | None:
-        """Density that a kind needs for a recall, interpolated; None where its curve ends before."""
+        """Density a kind needs for a recall, interpolated; None where its curve ends before."""
         points = [p for p in self.points if p.kind == kind and p.setting != OWN]
         points.sort(key=lambda p: p.audit.recall)
         known = [p.audit.recall for p in points]
