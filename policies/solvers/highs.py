@@ -1,7 +1,7 @@
-"""HiGHS as a second opinion on the policy `ilp`: the same program, handed whole to a solver.
+"""HiGHS as a check of the policy `ilp`: the same integer program, given to an independent solver.
 
-Only for problems of up to 4,000 binaries, which are the ones `ilp` claims to solve to the optimum.
-Needs scipy, which hotcold does not install by itself: pip install 'hotcold[solver]'.
+Only for problems of up to 4,000 binaries, which `ilp` claims to solve to the optimum. Needs scipy,
+an optional dependency: pip install 'hotcold[solver]'.
 """
 
 import numpy as np

@@ -1,16 +1,16 @@
-"""Packing: which layers get neurons at all, where memory's price alone leaves that open.
+"""Packing: which layers get neurons at all, where a price of memory does not decide it.
 
-A price per byte (prefixes.py) settles how many neurons each open layer has. Where few layers can be
-open, because each needs many neurons, it does not settle which, and its bound is loose: that is a
-knapsack. It is small enough for dynamic programming once hopeless choices are out:
+A price per byte (prefixes.py) decides how many neurons each open layer has. Where few layers can be
+open, because each needs many neurons, it does not decide which, and its bound is loose. That is a
+knapsack problem, small enough for dynamic programming once hopeless choices are removed:
 
 - a layer has no neuron, or its least number and then steps of STEP more. Between two steps the
   value is taken to be straight; by how much that is too little is known (`slack`). With straight
   pieces at most one layer stops inside a step, so whole steps with the room of one step more bound
   every choice;
-- at any price a choice of a layer loses something against the layer's best; one that loses more
-  than what is between the bound and the best known placement is in no better placement;
-- memory is counted in units, each choice rounded down, so that the table's value is a bound.
+- at any price a choice of a layer loses something against the layer's best. A choice that loses
+more than the difference between the bound and the best known placement is in no better placement; -
+memory is counted in units, each choice rounded down, so that the table's value is a bound.
 
 Used by the policy `ilp`.
 

@@ -1,12 +1,13 @@
 """Prefixes: the only sets a solver has to look at, and the arithmetic of memory prices.
 
-Within a layer neurons cost the same memory, so whatever number of them is placed, it should be the
-most valuable ones: a solver chooses one number a layer, not one bit a neuron. Prices do the rest.
-At a price per byte every layer picks its best prefix on its own, and what that leaves of value,
-plus the price of the whole memory, bounds every placement from above (the Lagrangian dual). The
-price at which demand meets the memory gives the tightest bound and, almost, the placement.
+Within a layer neurons cost the same memory, so the ones placed should be the most valuable ones,
+whatever their number: a solver chooses one number per layer, not one bit per neuron. Prices do the
+rest. At a price per byte every layer picks its best prefix independently. The value that is left
+after paying, plus the price of the whole memory, bounds every placement from above (the Lagrangian
+dual). The price at which demand meets the memory gives the tightest bound and, almost, the
+placement.
 
-Used by the policies `ilp`, `per-layer` and `latency`. Knows nothing of machines.
+Used by the policies `ilp`, `per-layer` and `latency`.
 
 Shape suffixes: L layers, K items of a layer (a neuron, or a batch of neurons), best first.
 """

@@ -4,9 +4,9 @@
     def test_mine():
         check_placement_policy(Mine())
 
-Each runs a dozen small cases a policy meets sooner or later, in this process, and raises an
-AssertionError that says which case failed and why. It does not judge how good a policy is. The
-suite for predictors is in check_predictor.py.
+Each runs a dozen small cases that a policy will meet, in this process, and raises an AssertionError
+that says which case failed and why. It does not judge how good a policy is. The suite for
+predictors is in check_predictor.py.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """bench decode: tokens/s of this engine beside `transformers` on the same model, in one run.
 
-Rivals take turns, so that a slow minute of the machine hits both; each figure is the median of its
-rounds. What is timed is decoding alone: the prompt and the first token are left out on both sides.
+Rivals take turns, so that a slow minute of the machine affects both; each figure is the median of
+its rounds. Decoding alone is timed: the prompt and the first token are left out on both sides.
 """
 
 import functools
@@ -24,7 +24,7 @@ PROMPT = "Once upon a time there was a king who"
 def transformers_rates(
     folder: str, prompt: Sequence[int], new_tokens: int, threads: int
 ) -> dict[str, Callable[[], float]]:
-    """One function a dtype that decodes once and returns tokens/s.
+    """One function per dtype that decodes once and returns tokens/s.
 
     Raises:
         ConfigError: transformers is not installed.

@@ -1,9 +1,10 @@
 """What an exchange adds to a pass that is captured in a GPU's graph.
 
-Taken from whole passes, because it only exists inside a graph: a pass with one cold neuron in every
-layer less one with none. In between lies everything: x out, both flags, the CPU executor's look at
-them, its one neuron (about a microsecond), y back, the merge. Called by bench/gpu_rates.py for the
-hardware profile's table (its figure is the exchange alone) and by `hotcold bench hop`.
+Measured as the difference of whole passes, because it only exists inside a graph: a pass with one
+cold neuron in every layer less a pass with none. That includes x to the host, both flags, the CPU
+executor's polling, its one neuron (about a microsecond), y back, and the merge. Called by
+gpu_rates.py for the table of the hardware profile (whose figure is the exchange alone) and by
+`hotcold bench hop`.
 """
 
 import os

@@ -1,11 +1,10 @@
 """`hotcold hardware`: this machine's rates, measured in under two minutes, as a MachineFile.
 
-Puts the probes of this folder together: random reads over the three kinds of store (stores.py,
-decode.py), the feed-forward operator on active neurons (kernels.py), the exchange between resident
-loops (hop.py), and, where there is a GPU, gpu_rates.py. Everything is read from memory that no
-cache holds: stores and reads are sized by the last-level caches, of which hundreds of MiB are no
-exception. What is reported is the median of reads that take turns, so that a slow moment hits all
-alike. Writes nothing.
+Runs the benches of this folder: random reads over the three kinds of store (stores.py, decode.py),
+the feed-forward operator on active neurons (kernels.py), the exchange between resident loops
+(hop.py), and, where there is a GPU, gpu_rates.py. Everything is read from memory that no cache
+holds: stores and reads are sized by the last-level caches, which may have hundreds of MiB. The
+figures are medians of reads that take turns, so that a slow moment affects all alike.
 
 How the figures of the profile are chosen from what is measured:
 

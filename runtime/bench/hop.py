@@ -1,8 +1,8 @@
-"""The time of one hop of the exchange, between resident C loops in processes of their own.
+"""One-way latency of the exchange, between resident C loops in processes of their own.
 
-A hop is one message one way: a round trip over the number of its messages. `measure_hop` starts the
-processes itself; actors run `hop_side` on a segment of their driver instead. Measures the flags
-alone, no payload and no Ray.
+A hop is one message in one direction: the time of a round trip divided by its messages.
+`measure_hop` starts the processes itself; actors run `hop_side` on a segment of their driver
+instead. Flags alone are measured, without payload and without Ray.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""bench kernels: bytes a second of every operator beside those of reading alone, from cold memory.
+"""bench kernels: bytes per second of every operator and of reading alone, from cold memory.
 
-An operator on one token is bound by reading weights, so its yardstick is how fast rows of the same
-length are read in the same run, in the same buffer. The buffer is larger than any cache and is
-walked so that nothing is touched again before all of it was; reads and operators take turns, so
-that a slow moment of the machine hits both. A fraction above 1.05 would mean a warm cache.
+An operator on one token is bound by reading weights, so it is compared with reading rows of the
+same length in the same run, from the same buffer. The buffer is larger than any cache, and nothing
+in it is read again before all of it was; reads and operators take turns, so that a slow moment of
+the machine affects both. A fraction above 1.05 would mean a warm cache.
 """
 
 import mmap

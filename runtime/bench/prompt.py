@@ -1,7 +1,7 @@
 """Prompt speed on a GPU: both forms of a prompt by its length, and the measured switch point.
 
-`hotcold bench prompt --model DIR --vram 10GiB` runs it. Forms are asked for by name here; an engine
-with `--prompt-form auto` chooses by the same times.
+`hotcold bench prompt --model DIR --vram 10GiB` runs it. Both forms are run here; an engine with
+`--prompt-form auto` chooses by the same times.
 """
 
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""What this machine offers and what to mend."""
+"""Checks of this machine and of the installation, for `hotcold doctor`."""

@@ -1,8 +1,8 @@
 """Arrays and a JSON header as one npz file, read without trusting it.
 
-Called by plan.py (files) and by the policies' child process (messages). An npz is a zip of npy
-files, so `numpy.load` opens what `pack` writes; `unpack` never unpickles, never allocates more than
-the caller allows, and turns every kind of damage into a ValueError.
+Used for plans (plan.py) and for messages to the policies' child process (messages.py). An npz is a
+zip of npy files, so `numpy.load` opens what `pack` writes; `unpack` never unpickles, never
+allocates more than the caller allows, and turns every kind of damage into a ValueError.
 """
 
 import io

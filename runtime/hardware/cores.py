@@ -1,8 +1,7 @@
 """Threads and cores of the three resident loops on this machine.
 
-Explicit on purpose: Ray sets no affinity, and loops that wait for each other must not spin on the
-same core without yielding (they yield, see native/exchange/exchange.c; this is about speed, not
-liveness).
+Set explicitly, because Ray sets no affinity and loops that wait for each other should not share a
+core (they do yield, see native/exchange/exchange.c, so this is about speed, not liveness).
 """
 
 import os
