@@ -17,7 +17,6 @@ from support.programs import check_program
 
 README = ROOT / "README.md"
 SETTINGS = ROOT / "examples" / "SETTINGS.md"
-MAX_LINES = 150
 BLOCK = re.compile(
     r"(?:<!-- test: (?P<mark>[^>]*?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
 )
@@ -53,10 +52,6 @@ def runnable(ray: bool) -> list[object]:
         for block in blocks()
         if block.marks[:1] == ("run",) and ("ray" in block.marks) == ray
     ]
-
-
-def test_it_fits_its_limit() -> None:
-    assert len(README.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 
 
 def test_every_block_says_what_it_is() -> None:

@@ -1,1 +1,1 @@
-"""Checks of this machine and of the installation, for `hotcold doctor`."""
+"""What this machine offers and what to mend."""

@@ -16,7 +16,7 @@ from hotcold.runtime.plan.dag import Dag, Node
 
 Sync = Literal["always", "selective"]
 FLAG_KINDS = ("attention", "predict", "cold")  # nodes that tell other lanes when they are done
-MOST_WAITS = 2
+MAX_WAITS = 2
 
 
 @dataclass(frozen=True)
@@ -299,9 +299,9 @@ def _after_fault(dag: Dag, schedule: Schedule) -> str | None:
         if target_id in waits and schedule.lane[source_id] != schedule.lane[target_id]:
             waits[target_id].add(source_id)
     for target_id, sources in waits.items():
-        if len(sources) > MOST_WAITS:
+        if len(sources) > MAX_WAITS:
             names = " and ".join(sorted(sources))
-            return f"lets {target_id} wait for {names}; a node waits for at most {MOST_WAITS} flags"
+            return f"lets {target_id} wait for {names}; a node waits for at most {MAX_WAITS} flags"
     return None
 
 
