@@ -219,10 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command.main(args, standalone_mode=False, prog_name="06_train_relu_model.py")
     except Stopped as stopped:
-        output.note(f"{stopped}; the same command goes on from there")
+        output.note(f"{stopped}; the same command resumes there")
         return 130 if stopped.signal == signal.SIGINT else 143
     except (click.Abort, KeyboardInterrupt):
-        output.note("interrupted; the same command goes on from the last checkpoint")
+        output.note("interrupted; the same command resumes from the last checkpoint")
         return 130
     except click.ClickException as problem:
         output.error(problem.format_message())

@@ -33,7 +33,7 @@ PROMPTS = (
     "The old man looked at the sea",
     "There was a little girl who lived near the forest. " * 5,  # several passes
 )
-TOKENS = 240  # a quarter of a second on two cores: what is armed early strikes midway
+TOKENS = 240  # a quarter of a second on two cores, so that early faults strike midway
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP)
 STRIKES = (1, 1, 1, 2, 2, 3)
 FROM_OUTSIDE = 0.25  # share of the faults
@@ -219,7 +219,7 @@ def strike(engine: Engine, fault: Fault) -> bool:
         return False
     idle = fault.actor == "predictor" and engine.uses_gpu and not engine.shares_gpu
     if fault.op is not None and not idle:
-        # Not waited for: an actor may die before it answers.
+        # The answer is not awaited: an actor may die before it.
         engine.actors[fault.actor].arm.remote(fault.op, 0, fault.number)
         return True
     with contextlib.suppress(ProcessLookupError):

@@ -28,7 +28,7 @@ READY_S, END_S = 30.0, 3.0
 TRIO_CPUS = 1.25  # of a small node: the driver keeps the rest
 WORKER_ENV = {"RAY_worker_niceness": "0"}
 OURS = "HOTCOLD_"  # variables that actors must see as their driver does
-_inherited: dict[str, str] | None = None  # what workers have of these anyway; None: nothing
+_inherited: dict[str, str] | None = None  # the values that workers have anyway; None: unset
 
 
 def worker_options() -> dict[str, Any]:
@@ -222,7 +222,7 @@ def kill_actors(actors: Sequence[Any], pids: Sequence[int]) -> None:
     """End actors and wait until their processes, as far as they are known, are gone."""
     for pid in pids:
         if is_stopped(pid):
-            os.kill(pid, signal.SIGKILL)  # it would not hear of it
+            os.kill(pid, signal.SIGKILL)  # it would not receive it
     for actor in actors:
         ray.kill(actor, no_restart=True)
     deadline = time.monotonic() + END_S

@@ -57,7 +57,7 @@ class Jobs:
             LaunchError: the cluster refused it.
         """
         given = {name: value for name, value in more.items() if value}
-        for name in logging.root.manager.loggerDict:  # they tell of every package uploaded
+        for name in logging.root.manager.loggerDict:  # they log every package uploaded
             if name.startswith("ray."):
                 logging.getLogger(name).setLevel(logging.ERROR)
         deadline = time.monotonic() + READY_S

@@ -45,7 +45,8 @@ class Latency:
         cost = CostModel(problem, self.selective)
         order_LN = hottest_first(problem)
         curves = [LayerCurve.of(cost, layer, order) for layer, order in enumerate(order_LN)]
-        # From the paper's two as well: rounding in the curves must never make it lose to them.
+        # Also try the paper's two placements: rounding in the curves must never make it lose to
+        # them.
         rivals = [Ilp(communication=on).place(problem) for on in (False, True)]
         found = [(cost.token(r.device_LN, r.modules).total_s, r) for r in rivals]
         bound_s = np.inf
@@ -56,7 +57,7 @@ class Latency:
             placement = Placement(_place(problem, curves, order_LN, count_L), modules)
             found.append((cost.token(placement.device_LN, modules).total_s, placement))
         best_s = min(seconds for seconds, _ in found)
-        # The last of equals: the rivals may hold memory that buys nothing.
+        # The last of equals: the earlier ones may use memory that saves no time.
         best = [placement for seconds, placement in found if seconds == best_s][-1]
         bound_s = min(bound_s, best_s)
         gap = 1 - bound_s / best_s

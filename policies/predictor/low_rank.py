@@ -123,7 +123,7 @@ class LowRank:
         spread_N = rows_ND.norm(dim=1)
         known_N = fc2_NR.norm(dim=1)
         left_N = (spread_N**2 - known_N**2).clamp_min(0).sqrt()
-        # fc1 sees the norm's bias, too: what it makes of it is taken off again.
+        # fc1 reads the norm's bias, too: its contribution is subtracted.
         bias_N = self.margin * left_N + constant_N
         bias_N -= fc2_NR @ (basis_DR.T @ (shift_D * inverse_D))
         density = None

@@ -113,11 +113,11 @@ class Window:
             return coldest(prior_N, 1.0, self.share)
         order = np.argsort(-probability_N, kind="stable")
         fires, again = probability_N[order], self._again(probability_N)[order]
-        # Of what fires: that of the prior, and of the others what is proposed anyway.
+        # Of what fires: the prior's share, and what is proposed anyway of the others.
         found = np.cumsum(fires * (1 - again)) + (fires * again).sum()
         enough = found >= self.recall * fires.sum()
         taken = int(np.argmax(enough)) if enough.any() else fires.size - 1
-        # Above any probability where the window alone is expected to do.
+        # Above any probability where the window alone is expected to suffice.
         alone = (fires * again).sum() >= self.recall * fires.sum()
         return 1.0 if alone else float(prior_N[order[taken]])
 

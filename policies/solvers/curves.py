@@ -25,11 +25,11 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 _ALL_SUBSETS = 12  # neurons of a layer up to which every subset is tried
 _BACK, _EXTRAS = 4, 6  # of a larger layer: prefixes tried short of the balance, neurons added
-_FILLED = 1024  # above, one neuron is too little of a layer to matter
+_FILLED = 1024  # in larger layers one neuron is too small a part to matter
 _GRID = 8192
 _CELLS = 3 * 10**8  # of the dynamic program, about half a second
 _HALVINGS = 60
-_SHARES = 16  # of what is left, given away at a time
+_SHARES = 16  # share of the leftovers that is given away at a time
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from hotcold.policies.solvers.prefixes import F64, I64, Items, complete, relax
 
 STEP = 16
 _CELLS = 2 * 10**8  # of the table, about a quarter of a second
-_CHOICES = 2 * 10**4  # rows of the table, for what each costs whatever its length
+_CHOICES = 2 * 10**4  # rows of the table; each has a fixed cost
 _BLOCK = 2**14  # units of memory that are looked at together
 _ROUNDS = 3  # each knows a better placement, so fewer choices are left and units are smaller
 
@@ -107,7 +107,7 @@ def _table(steps: Steps, items: Items, best: float) -> tuple[I64 | None, float] 
     room = items.usable // size
     gain_LK1 = steps.items.value_LK1 - priced.price * steps.items.bytes_LK1
     most_L1 = np.maximum(gain_LK1.max(axis=1, keepdims=True), 0)
-    # What any choice in the room of a step more can have, at this price.
+    # The value that any choice can have at this price with the room of one step more.
     bound = priced.price * (items.usable + STEP * size) + float(most_L1.sum()) + steps.slack
     fits_LK1 = (steps.edge_LK1 <= room + STEP) & (
         np.arange(gain_LK1.shape[1]) >= steps.items.least_L[:, None]
@@ -116,7 +116,7 @@ def _table(steps: Steps, items: Items, best: float) -> tuple[I64 | None, float] 
     keep_LK1 = fits_LK1 & (most_L1 - gain_LK1 <= max(bound - best, 0.0) * (1 + 1e-9))
     choices = [np.flatnonzero(keep_K1) for keep_K1 in keep_LK1]
     if not all(len(k) for k in choices):
-        return None, best  # some layer has nothing left that could be better than what is known
+        return None, best  # some layer has no choice left that could improve on the best known
     unit = _unit([steps.edge_LK1[layer, kept] for layer, kept in enumerate(choices)], room)
     slots = (room + STEP) // unit
     value_S, picks = np.zeros(slots + 1), []

@@ -162,7 +162,7 @@ def relax(items: Items, fixed_L: NDArray[np.int8]) -> Priced | None:
         used = int(bytes_L[taken_L].sum())
         return used, Priced(bound, price, natural_L, gain_L, count_L)
 
-    # Above the best density nothing is taken but what is forced, and that fits.
+    # Above the best density only forced items are taken, and those fit.
     low, high = 0.0, float(items.density_LK.max()) * (1 + 1e-9) + 1e-300
     used, best = choose(low)
     if used <= items.usable:
@@ -194,7 +194,7 @@ def complete(items: Items, open_L: NDArray[np.bool_]) -> I64 | None:
         return None
     count_L: I64 = found.count_L.copy()
     left = items.usable - int(items.at(items.bytes_LK1, count_L).sum())
-    # What is left goes item by item: ties at the price, or smaller items behind ones too large.
+    # The rest is filled item by item: ties at the price, or smaller items behind ones too large.
     sizes_LK = np.diff(items.bytes_LK1, axis=1)
     size = items.value_LK1.shape[1] - 1
     layers = np.flatnonzero(open_L & items.possible_L)

@@ -134,7 +134,7 @@ def measure_hop(
     parts = [HopSide(PARK, 3, 3, 0)] * parked + list(reversed(ring(sides, rounds, cores)))
     with Segment.create(hop_layout(), epoch=1) as segment, ExitStack() as stack:
         children = [stack.enter_context(_start(segment.handle, part)) for part in parts]
-        stack.callback(segment.poison, PoisonCode.CLOSED)  # on the way out: nobody stays behind
+        stack.callback(segment.poison, PoisonCode.CLOSED)  # at the end: no process keeps waiting
         text = _result(segment, children)
     return HopResult(**{**json.loads(text), "cores": cores})
 

@@ -260,7 +260,7 @@ def _take_turns(case: Case, settings: Settings, pool: Pool) -> dict[str, Any]:
             finally:
                 if variant is not None:
                     force_cpu_variant(built_in)
-            if turn:  # the first one warms code, stack and page tables up
+            if turn:  # the first call warms up code, stack and page tables
                 rates[name].append(touched[name] / seconds / 1e9)
     return _figures(rates, touched)
 

@@ -54,7 +54,7 @@ def unpack(data: bytes, limit: int) -> tuple[dict[str, Any], dict[str, NDArray[A
         if not isinstance(header, dict):
             raise ValueError("its header is not a JSON object")
         arrays = {name.removesuffix(".npy"): _parse(content) for name, content in members.items()}
-    except Exception as error:  # zipfile, zlib, json, tokenize: a dozen kinds, all of them damage
+    except Exception as error:  # of zipfile, zlib, json, tokenize: all mean damage
         raise ValueError(str(error) or type(error).__name__) from error
     return header, arrays
 

@@ -34,7 +34,7 @@ UNITS = {
     "host_gflops": "GFLOP/s",
     "gpu_gflops": "GFLOP/s",
     "sync_s": "s",
-    "pcie_back_gb_per_s": "GB/s",  # GPU to host; for readers, no policy asks for it
+    "pcie_back_gb_per_s": "GB/s",  # GPU to host; for readers, no policy uses it
     "gap_s": "s",
     "context_bytes": "B",
 }

@@ -345,9 +345,9 @@ def best_neurons(
     best_first = np.argsort(-score_LN.astype(np.float64).reshape(-1), kind="stable")
     bytes_of = neuron_bytes_L[best_first // score_LN.shape[1]]
     taken: list[NDArray[np.int64]] = []
-    # Take the longest run that fits, drop what is now too large, go on behind it. A neuron that did
-    # not fit never fits later, so this is the same as asking one by one; every round but the last
-    # exhausts one size of neuron, so there are at most L + 1.
+    # Take the longest run that fits, drop what is now too large, continue after it. A neuron that
+    # did not fit never fits later, so this is the same as asking one by one; every round but the
+    # last exhausts one size of neuron, so there are at most L + 1.
     while True:
         fits = bytes_of <= room
         best_first, bytes_of = best_first[fits], bytes_of[fits]

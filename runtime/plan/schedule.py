@@ -256,7 +256,7 @@ def _order_fault(dag: Dag, schedule: Schedule) -> str | None:
     missing = [node for node in dag.nodes if node.id not in seen | unused]
     if not missing:
         return _fetch_fault(dag, schedule)
-    # The one that is a merge is the one to name: without it the layer has no output at all.
+    # Name a merge first: without it the layer has no output at all.
     first = next((node for node in missing if node.kind == "merge"), missing[0])
     return f"never runs {first.id!r}; add it to order[{schedule.lane[first.id]!r}]"
 
@@ -344,7 +344,7 @@ def find_cycle(after: Mapping[str, Sequence[str]]) -> list[str]:
     stuck = {node for node, count in waits.items() if count}
     if not stuck:
         return []
-    # Whatever is stuck waits for a stuck node: walking backwards must meet itself.
+    # Every stuck node waits for another stuck node, so walking backwards must find a cycle.
     before = {target: node for node in sorted(stuck) for target in after[node] if target in stuck}
     path = [min(stuck)]
     while path[-1] not in path[:-1]:

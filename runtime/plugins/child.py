@@ -140,7 +140,7 @@ def _ask(kind: str, spec: str, question: bytes, limit: int, timeout_s: float) ->
 def _run(request: int, reply: int, spec: str, timeout_s: float) -> int:
     """Start the child, wait for it, and kill what is left of it and of all that it started."""
     command = [sys.executable, "-c", _BOOT, str(reply), str(os.getpid()), *map(str, sys.path)]
-    # A session of its own: what the policy starts dies with it, and Ctrl-C reaches us, not it.
+    # A session of its own: what the policy starts is killed with it; Ctrl-C reaches only us.
     with _lock:
         child = subprocess.Popen(command, stdin=request, pass_fds=(reply,), start_new_session=True)
         _running.add(child.pid)
@@ -188,18 +188,18 @@ def _ending(status: int) -> str:
 
 def main(reply: int, parent: int) -> None:
     """The child: read the request from standard input, run the policy, write the answer, end."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphan if the caller is shot
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphan if the caller dies
     if os.getppid() != parent:
         os._exit(1)
     os.set_inheritable(reply, False)
-    header, arrays = unpack(_read_all(0), _REQUEST_LIMIT)  # a policy finds it at its end
+    header, arrays = unpack(_read_all(0), _REQUEST_LIMIT)  # a policy reads an empty file
     content = _answer(header, arrays)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
     try:
         _write(reply, content)
-    except OSError:  # the policy closed it, or memory is out
+    except OSError:  # the policy closed it, or memory ran out
         os._exit(1)
     os._exit(0)  # not sys.exit: threads that the policy left running would keep the process
 

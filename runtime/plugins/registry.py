@@ -165,7 +165,7 @@ def _load_module(target: str, name: str) -> ModuleType:
         raise PolicyError(f"{target!r} is neither 'file.py:Class' nor 'package.module:Class'")
     try:
         found = importlib.util.find_spec(name)
-    except (Exception, SystemExit):  # a parent package that fails; importing says so again
+    except (Exception, SystemExit):  # a parent package fails to import; the import below reports it
         found = None
     with blaming(target, found.origin if found is not None else None):
         return importlib.import_module(name)

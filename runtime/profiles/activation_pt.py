@@ -59,7 +59,7 @@ def read_counts(files: list[Path]) -> NDArray[np.int64]:
 
 def _counts(path: Path) -> NDArray[np.int64]:
     """One layer's counts."""
-    import torch  # here: it takes a second, which an actor that starts anew does not have
+    import torch  # imported here: it costs a second, too much for actors that restart
 
     try:
         with zipfile.ZipFile(path) as archive:
@@ -67,7 +67,7 @@ def _counts(path: Path) -> NDArray[np.int64]:
         if size > MAX_FILE_BYTES:
             raise ValueError(f"it unpacks to {size} bytes, the limit is {MAX_FILE_BYTES}")
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, zlib, torch and its unpickler: all of them damage
+    except Exception as error:  # zipfile, zlib, torch and its unpickler: all mean damage
         said = str(error).partition("\n")[0]
         raise CheckpointError(f"{path} is not a readable file of counts ({said})") from error
     if not isinstance(found, torch.Tensor) or found.layout != torch.strided or found.ndim != 1:

@@ -146,7 +146,7 @@ def _pieces(path: Path) -> Iterator[tuple[str, int]]:
                 if cut > 0:
                     yield held[:cut], offset
                     held = held[cut:]
-                elif len(held) > 4 * CHUNK_BYTES:  # no place to cut at all
+                elif len(held) > 4 * CHUNK_BYTES:  # there is no place to cut
                     yield held, offset
                     held = ""
                 if not chunk:

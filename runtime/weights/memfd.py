@@ -13,7 +13,7 @@ from pathlib import Path
 from hotcold.native.errors import LaunchError
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-FINISHED = SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL  # filled, and never to change again
+FINISHED = SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL  # filled; it never changes again
 
 
 def create_sealed(name: str, n_bytes: int) -> int:
@@ -64,7 +64,7 @@ def find_finished(name: str, n_bytes: int) -> int | None:
                 continue
             paths = [folder / fd for fd in os.listdir(folder)]
         except OSError:
-            continue  # ended meanwhile, or not ours to look at
+            continue  # ended meanwhile, or not ours to read
         for path in paths:
             try:
                 if os.readlink(path) != wanted:

@@ -210,7 +210,7 @@ def fill(pages: Pages, file: int, path: Path, extents: Sequence[tuple[int, int]]
             if not got:
                 raise CheckpointError(f"{path} ends at {at} bytes; open the model again")
             at += got
-        with suppress(OSError):  # advice, no more; pages that others map stay
+        with suppress(OSError):  # only advice; pages that others map stay
             os.posix_fadvise(file, begin, end - begin, os.POSIX_FADV_DONTNEED)
         return end - begin
 

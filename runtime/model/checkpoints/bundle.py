@@ -200,7 +200,7 @@ def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
         try:
             return open_bundle(path, root)
         except CheckpointError:
-            pass  # looked at again, and said, under the lock
+            pass  # checked again, and reported, under the lock
 
     def usable() -> bool:
         if not path.exists():
@@ -217,7 +217,7 @@ def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
         header = write_bundle(checkpoint, folder)
         if model_cache.source_state(checkpoint) != before:
             raise CheckpointError(f"{checkpoint.folder} changed while it was converted; try again")
-        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is believed and nothing is read back
+        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is accepted and nothing is read back
         paths = {name: folder / name for name in (WEIGHTS, *header["files"])}
         write_stamp([folder / STAMP], header["header_sha256"], paths)
 

@@ -41,7 +41,7 @@ def cache_folder(cache: Path | None = None) -> Path:
     if os.environ.get("HOTCOLD_CACHE"):
         return Path(os.environ["HOTCOLD_CACHE"]).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # a relative one is to be ignored, says its specification
+    if os.path.isabs(base):  # its specification says to ignore a relative path
         return Path(base) / "hotcold"
     try:
         return Path.home() / ".cache" / "hotcold"

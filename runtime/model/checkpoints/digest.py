@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 BLOCK_BYTES = 16 << 20
 STAMP = "verified.json"
 # A write within the same tick of the file system's clock leaves the times as they are; a stamp made
-# this soon after the last change is therefore not believed, and is renewed by the next start.
+# this soon after the last change is therefore not used, and is renewed by the next start.
 RACY_NS = 50_000_000
 
 

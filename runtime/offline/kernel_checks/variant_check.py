@@ -213,6 +213,6 @@ def main(library: str, name: str, check: Callable[[], None] = check_all) -> None
     except (HotcoldError, Wrong) as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         sys.exit(1)
-    # The maps are cut short on purpose; nothing must look at them again.
+    # The maps are cut short on purpose; they must not be read again.
     sys.stdout.flush()
     os._exit(0)

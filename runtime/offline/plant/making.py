@@ -123,7 +123,7 @@ def plant(
         os.replace(folder, out)  # onto an empty folder too
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            check_out(out)  # somebody was faster
+            check_out(out)  # another process was faster
         raise BudgetError(
             f"writing {out} failed ({error.strerror}); make room or choose another disk"
         ) from error

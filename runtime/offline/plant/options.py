@@ -14,7 +14,7 @@ from hotcold.runtime.offline.plant.shapes import find_shape
 from hotcold.runtime.offline.plant.statistics import Statistics, firing_probabilities
 
 LENGTH = 128  # tokens of a calibration sequence
-CHEAP = 1 << 30  # multiplications of a calibration that nobody notices
+CHEAP = 1 << 30  # multiplications of a calibration that takes no noticeable time
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class BundleSink(_WithCompanions):
         }
         weights = (self._sha256, self._total)
         header = write_header(folder, self._spec, name, source, weights, files)
-        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is believed
+        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is accepted
         paths = {file: folder / file for file in (WEIGHTS, *files)}
         write_stamp([folder / STAMP], header["header_sha256"], paths)
 

@@ -139,7 +139,7 @@ def run_job(
         shutil.rmtree(work, ignore_errors=True)
         return done
     except _Unusable as unusable:
-        # Whatever mends this input makes it another job: nothing here is worth keeping.
+        # Any fix of this input makes it another job: there is nothing to keep.
         shutil.rmtree(work if there else out)
         raise unusable.error from unusable.error.__cause__
     except torch.OutOfMemoryError as error:
