@@ -12,7 +12,7 @@ FILE_NAME = re.compile(r"(?<![\w./*-])((?:[\w-]+/)*[\w-]+\.(?:py|cuh?))(?![\w(:]
 # Files that a user would write, a run leaves, or another project has.
 FOREIGN = {
     *("mine.py", "file.py", "file.cu", "hotcold.py", "hotcold/__init__.py", "setup.py"),
-    *("solver.py", "convert-hf-to-powerinfer-gguf.py", "powerinfer-gguf.py"),
+    *("version.py", "solver.py", "convert-hf-to-powerinfer-gguf.py", "powerinfer-gguf.py"),
 }
 
 

@@ -159,9 +159,9 @@ def command(
 ) -> None:
     """Plant a model: random weights of a real SHAPE whose neurons fire as real ones do.
 
-    Written are weights, a tokenizer, the activation profile, and predictors that are exact unless
-    --recall or --precision say otherwise. A planted model says nothing sensible; it is for
-    measuring speed, placement and prediction where no trained checkpoint can be had.
+    Writes weights, a tokenizer, the activation profile, and predictors that are exact unless
+    --recall or --precision say otherwise. A planted model generates no sensible text; it is for
+    measuring speed, placement and prediction where no trained checkpoint is available.
     """
     from hotcold.actors.cli.common.running import StopSignals
     from hotcold.runtime.offline.plant.making import plant
