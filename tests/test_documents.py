@@ -59,12 +59,22 @@ def test_every_path_that_a_document_names_exists() -> None:
 
 
 def stale(text: str, names: set[str]) -> list[str]:
-    """Names of source files in a text that no file of the project has, by itself or as a path."""
+    """Names of source files in a text that no file of the project has.
+
+    "cuda/rates.cu" stands for every file rates.cu somewhere below a folder cuda.
+    """
+    known = {tuple(name.split("/")) for name in names}
     return [
         name
         for name in FILE_NAME.findall(text)
-        if name not in FOREIGN and not any(("/" + known).endswith("/" + name) for known in names)
+        if name not in FOREIGN and not any(leads_to(name.split("/"), parts) for parts in known)
     ]
+
+
+def leads_to(short: list[str], parts: tuple[str, ...]) -> bool:
+    """Whether a path ends with the last part and holds the others in their order."""
+    rest = iter(parts[:-1])
+    return parts[-1] == short[-1] and all(part in rest for part in short[:-1])
 
 
 def test_no_source_names_a_file_that_is_gone() -> None:
@@ -88,6 +98,7 @@ def test_no_source_names_a_file_that_is_gone() -> None:
         ("read plan/plan.py, apart.py.", ["apart.py"]),
         ("graph.cu, ask.cu", ["ask.cu"]),
         ("mine.py:Mine", []),
+        ("cuda/graph.cu, cpu/graph.cu", ["cpu/graph.cu"]),
     ],
 )
 def test_the_check_itself_finds(text: str, found: list[str]) -> None:

@@ -219,7 +219,7 @@ def strike(engine: Engine, fault: Fault) -> bool:
         return False
     idle = fault.actor == "predictor" and engine.uses_gpu and not engine.shares_gpu
     if fault.op is not None and not idle:
-        # The answer is not awaited: an actor may die before it.
+        # Not waited for: an actor may die before it answers.
         engine.actors[fault.actor].arm.remote(fault.op, 0, fault.number)
         return True
     with contextlib.suppress(ProcessLookupError):

@@ -50,14 +50,14 @@ def hold_graphs(plugin: Any, nodes: int, graphs: int) -> None:
 
 
 def rate_of_gaps(plugin: Any, nodes: int, repeat: int) -> float:
-    """Seconds that a node of a captured graph takes which does nothing (operate/rates.cu)."""
+    """Seconds that a node of a captured graph takes which does nothing (cuda/rates.cu)."""
     return _rate(plugin, lib.HC_DEVICE_GAPS, nodes, repeat)
 
 
 def rate_of_exchange(plugin: Any, width: int, layers: int, repeat: int) -> float:
     """Seconds that an exchange of rows of `width` adds to each layer of a captured graph.
 
-    A host thread answers at once, so this is the least that one can take (operate/rates.cu).
+    A host thread answers at once, so this is the least that one can take (cuda/rates.cu).
     """
     return _rate(plugin, lib.HC_DEVICE_EXCHANGE, layers, repeat, width)
 

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 def identity(root: Path = Path("/")) -> dict[str, Any]:
     """What distinguishes this machine from others, plain data; `key` is the digest of the rest.
 
-    The system's machine id goes into the key only, because files are shared and the id is private.
+    The system's machine id goes into the key only: files are passed on, the id is nobody's concern.
     """
     found: dict[str, Any] = {
         "cpu": _cpu_model(root),

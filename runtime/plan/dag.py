@@ -122,7 +122,7 @@ def _predict(spec: ModelSpec, plan: Plan, layer: int) -> Node:
 
 
 def _shares(spec: ModelSpec, plan: Plan, layer: int, predicts: bool) -> list[Node]:
-    """Hot and cold nodes of a layer, for the devices that own any of its neurons."""
+    """Hot and cold of a layer, those whose device owns any of its neurons."""
     kinds: tuple[Kind, Kind] = ("hot", "cold")
     record = int(plan.neuron_bytes_L[layer])
     nodes = []

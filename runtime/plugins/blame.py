@@ -24,7 +24,7 @@ class PluginTraceback(Exception):
 
 @contextmanager
 def blaming(name: str, file: str | None) -> Iterator[None]:
-    """Turn whatever plug-in code raises in this block into a PolicyError that names its line.
+    """Turn whatever foreign code raises in this block into a PolicyError that names its line.
 
     KeyboardInterrupt passes: in this process it is the user's.
 

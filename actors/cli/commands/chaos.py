@@ -14,9 +14,9 @@ RESTARTS = 100
 @json_option
 @engine_options()
 def command(options: EngineOptions, runs: int, as_json: bool) -> None:
-    """Disturb RUNS generations with random faults (--seed), and count what went wrong.
+    """Disturb RUNS generations by faults drawn from --seed, and count what went wrong.
 
-    Exit code 1 if a generation hung, failed or had wrong tokens, or if something leaked:
+    Exit code 1 where a generation hung, failed or had wrong tokens, or where something leaked:
     processes, threads, memory, descriptors, sockets, files, GPU memory.
     """
     from hotcold.actors.bench import chaos

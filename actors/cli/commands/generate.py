@@ -60,10 +60,10 @@ def command(
     ignore_eos: bool,
     as_json: bool,
 ) -> None:
-    """Generate text that continues PROMPT (standard input if it is left out or "-").
+    """Generate text that continues PROMPT (standard input where it is left out or is "-").
 
-    The text is printed as it is generated; with --json it goes to standard error, and standard
-    output has only the JSON line.
+    The text goes to standard output as it comes; with --json it goes to standard error, and
+    standard output has the JSON line alone.
     """
     text = read_prompt(prompt)
     # Made before anything starts, so that a bad number is refused at once.

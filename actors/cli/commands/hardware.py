@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 def command(out: Path | None, name: str | None, quick: bool, as_json: bool) -> None:
     """Measure this machine: memory, arithmetic, exchange, and its GPU where there is one.
 
-    Takes about a minute on an idle machine; other programs distort the result. Placement policies
-    and cost models without --hardware use it from then on, on this machine only.
+    Takes about a minute on an idle machine; other programs falsify it. Placement policies and cost
+    models that are given no --hardware use the result from then on, on this machine only.
     """
     from hotcold.runtime.bench.hardware import measure
     from hotcold.runtime.hardware.this_machine import own_path

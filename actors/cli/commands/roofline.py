@@ -121,7 +121,7 @@ def command(
     """Compute the bound of a plan: bytes over the machine's rates, exchange and gaps.
 
     MODEL is a folder; without one, the embedded model. A well made engine decodes at 70 to 90 % of
-    the bound; if it does not, the parts show where to look.
+    the bound; where it does not, the parts say where to look.
     """
     from hotcold.runtime.hardware.this_machine import chosen_hardware
     from hotcold.runtime.plan.plan import Plan, make_plan

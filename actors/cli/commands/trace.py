@@ -49,7 +49,7 @@ def command(
 ) -> None:
     """Generate, and write what all actors did when: trace.json for ui.perfetto.dev, and a PNG.
 
-    One process per actor, on one clock: steps, the waits in them, and an arrow for each exchange.
+    One process an actor, on one clock: steps, the waits in them, and an arrow for each exchange.
     The picture shows the token of median length; it needs hotcold[pictures]. MODEL is a folder;
     without one, the embedded model.
     """

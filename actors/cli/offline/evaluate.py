@@ -123,9 +123,8 @@ def command(
     """Compare MODEL under the given predictor, plan and dtype with the dense checkpoint.
 
     Runs in this process, without Ray. The windows are the same for every setting, so results of
-    two calls on the same texts can be compared. `--predictor all` compares every installed
-    predictor that can run on the model; `--set predictor.NAME=VALUE` is passed to those that have
-    such a setting.
+    two calls on the same texts can be compared. With `--predictor all`, every installed predictor
+    that the model has the data for; a `--set predictor.NAME=VALUE` goes to those that know it.
     """
     if sum(map(bool, (sweep, audit_runs, tasks))) > 1:
         raise click.UsageError("--sweep, --audit-runs and --tasks exclude each other")

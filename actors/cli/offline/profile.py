@@ -99,8 +99,8 @@ def command(
     """Count how often, and how strongly, each neuron of MODEL fires over the texts.
 
     MODEL is a folder; without one, the embedded model. The counts are exact: every gate row is
-    evaluated for every token. An interrupted run resumes when it is started again with the same
-    arguments. Commands read a profile from its file, its folder, or a folder of PowerInfer's
+    evaluated for every token. An interrupted run, started again with the same arguments, goes on
+    where it was. Profiles are read as their file, their folder, or as a folder of PowerInfer's
     activation_0.pt, activation_1.pt and so on.
     """
     from hotcold.runtime.offline.profiling.job import run_job

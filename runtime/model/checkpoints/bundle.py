@@ -200,7 +200,7 @@ def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
         try:
             return open_bundle(path, root)
         except CheckpointError:
-            pass  # checked again, and reported, under the lock
+            pass  # looked at again, and said, under the lock
 
     def usable() -> bool:
         if not path.exists():

@@ -1,4 +1,4 @@
-"""The options of a planted model, checked, and the Drawing made of them.
+"""What is asked for of a planted model, checked, and the Drawing it becomes.
 
 Made by `hotcold plant`, benches and tests; `making.plant` takes it. Draws nothing.
 """
@@ -14,7 +14,7 @@ from hotcold.runtime.offline.plant.shapes import find_shape
 from hotcold.runtime.offline.plant.statistics import Statistics, firing_probabilities
 
 LENGTH = 128  # tokens of a calibration sequence
-CHEAP = 1 << 30  # multiplications of a calibration that takes no noticeable time
+CHEAP = 1 << 30  # multiplications of a calibration that nobody notices
 
 
 @dataclass(frozen=True)
