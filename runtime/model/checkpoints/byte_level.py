@@ -1,7 +1,7 @@
 """GPT-2's older tokenizer files, vocab.json and merges.txt, as the repositories of OPT have them.
 
-Called by the tokenizer where a folder has no tokenizer.json. tokenizer_config.json and
-special_tokens_map.json say which tokens are special and whether one goes before every text.
+Called by the tokenizer where a folder has no tokenizer.json. Which tokens are special and whether
+one goes before every text, tokenizer_config.json and special_tokens_map.json say.
 """
 
 from pathlib import Path
