@@ -1,9 +1,9 @@
 """A sweep of placement policies over several actor groups that run side by side on one cluster.
 
-Each setting gets a Ray task, and the task an engine of its own in a placement group of its own, so
-Ray finds a node for each and queues what has no room. Side by side the actor groups take each
-other's cores and memory bandwidth: read the shares and whether the tokens agree, not the speeds;
-for those there is `hotcold compare`.
+Each setting gets a Ray task with its own engine in its own placement group, so Ray finds a node for
+each and queues what has no room. Engines on one node compete for cores and memory bandwidth, so
+compare the shares and whether the tokens agree, not the speeds; for speeds there is `hotcold
+compare`.
 
 Run: python examples/04_sweep.py [POLICY...]
 On a cluster: hotcold submit --working-dir examples -- python 04_sweep.py

@@ -1,8 +1,8 @@
-"""Train a ReLU model whose neurons are mostly silent, on your text, or make one of a SwiGLU model.
+"""Train a ReLU model whose neurons are mostly silent on your text, or make one from a SwiGLU model.
 
 Writes a Hugging Face folder that `hotcold generate --model DIR` and `transformers` load, with a
 report of perplexity and activations. RECIPE.md beside this file explains what happens and what to
-change. Started again with the same options, an interrupted training goes on where it was.
+change. An interrupted training resumes when it is started again with the same options.
 
 Run: python examples/06_train_relu_model.py --text book.txt --out my-model
      python examples/06_train_relu_model.py --text book.txt --from swiglu-model --out my-model
@@ -122,7 +122,7 @@ def command(device: str, overwrite: bool, as_json: bool, **given: Any) -> None:
 
 
 def forget(recipe: Recipe) -> None:
-    """Leave nothing of a training that could not begin; one with a checkpoint stays."""
+    """Remove what is left of a training that could not begin; one with a checkpoint stays."""
     if (recipe.work / STATE).exists():
         return
     shutil.rmtree(recipe.work, ignore_errors=True)
@@ -162,7 +162,7 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 def prepare(recipe: Recipe, overwrite: bool) -> None:
-    """Note in the work folder what is trained there, and refuse to go on with something else."""
+    """Note in the work folder what is trained there, and refuse to resume anything else."""
     path, plan = recipe.work / "plan.json", json.loads(json.dumps(recipe.plan()))
     if overwrite:
         for old in recipe.work.iterdir():
@@ -219,10 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command.main(args, standalone_mode=False, prog_name="06_train_relu_model.py")
     except Stopped as stopped:
-        output.note(f"{stopped}; the same command goes on from there")
+        output.note(f"{stopped}; the same command resumes there")
         return 130 if stopped.signal == signal.SIGINT else 143
     except (click.Abort, KeyboardInterrupt):
-        output.note("interrupted; the same command goes on from the last checkpoint")
+        output.note("interrupted; the same command resumes from the last checkpoint")
         return 130
     except click.ClickException as problem:
         output.error(problem.format_message())

@@ -1,7 +1,6 @@
 """Amounts of memory as people write them: "24MiB", "1.5GB", 4096.
 
-Called wherever a budget enters (command line, Engine.launch) or is shown. Knows nothing of what the
-bytes are for.
+Called wherever a budget is read (command line, Engine.launch) or shown.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The README is run, not trusted: its blocks, its links, its settings table.
+"""The README is run, not trusted: its blocks, its links, its commands; and the page of settings.
 
 A code block says on the line above what it is: `<!-- test: run -->` is run (with `ray` it starts
 Ray), `<!-- test: file NAME -->` is written for the blocks after it, `<!-- test: show -->` is only
@@ -16,6 +16,7 @@ from support.checkout import PACKAGES, ROOT, tracked_under
 from support.programs import check_program
 
 README = ROOT / "README.md"
+SETTINGS = ROOT / "examples" / "SETTINGS.md"
 BLOCK = re.compile(
     r"(?:<!-- test: (?P<mark>[^>]*?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
 )
@@ -118,7 +119,7 @@ def test_the_settings_table_is_complete() -> None:
         if path.suffix in {".py", ".c"}:
             source = (ROOT / path).read_text(encoding="utf-8")
             read |= set(re.findall(r'"(HOTCOLD_[A-Z_]+)"', source))
-    documented = set(re.findall(r"^\| `(HOTCOLD_[A-Z_]+)`", README.read_text(), re.M))
+    documented = set(re.findall(r"^\| `(HOTCOLD_[A-Z_]+)`", SETTINGS.read_text(), re.M))
     assert documented == read
 
 

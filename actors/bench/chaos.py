@@ -1,9 +1,10 @@
-"""Chaos: kill and stop actors at random steps, and check that nobody can tell from the tokens.
+"""Chaos: kill and stop actors at random steps, and check that the tokens do not change.
 
 Called by `hotcold chaos`. A run is one generation, all on one engine; its faults are drawn from the
 seed before it begins. Most strike inside a step (native/loop/fault.c raises the signal in its own
-process), so the peers are parked on whatever flag that step would have set; the others strike from
-outside at any moment. After every run the engine must be whole again and hold what it held before.
+process), so that the other actors wait for the flag which that step would have set. The rest strike
+from outside at any moment. After every run all three actors must be alive and hold what they held
+before.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ PROMPTS = (
     "The old man looked at the sea",
     "There was a little girl who lived near the forest. " * 5,  # several passes
 )
-TOKENS = 240  # a quarter of a second on two cores: what is armed early strikes midway
+TOKENS = 240  # a quarter of a second on two cores, so that early faults strike midway
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP)
 STRIKES = (1, 1, 1, 2, 2, 3)
 FROM_OUTSIDE = 0.25  # share of the faults
@@ -199,7 +200,7 @@ def _disturbed(
     thread.start()
     thread.join(HANG_S)
     if thread.is_alive():
-        tally.complain("hangs", f"no end after {HANG_S:.0f} s and {len(got)} tokens of {faults}")
+        tally.complain("hangs", f"hung for {HANG_S:.0f} s after {len(got)} tokens and {faults}")
         return False
     for failure in failures:
         tally.complain("errors", f"{type(failure).__name__}: {failure} after {faults}")

@@ -9,9 +9,9 @@ the share of the bound that `hotcold roofline` computes from the rates measured 
 
     ... --predictor-process fused mps
 
-compares the predictor in the GPU executor's graph with one in a process of its own. That takes
-processes, so both are measured with the actors; `ask_us` is a question and its answer, without the
-predictor's own time.
+compares the predictor in the GPU executor's graph with one in a process of its own. Because that
+needs processes, both are measured with the actors. `ask_us` is the round trip to the predictor's
+process, without the time of the prediction itself.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
 
 
 def measure_engine(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
-    """The same figures as far as an engine of three actors tells them."""
+    """The same figures, as far as an engine of three actors reports them."""
     from hotcold.actors import Engine
 
     before = nvml.used_bytes() or 0

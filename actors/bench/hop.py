@@ -1,7 +1,7 @@
-"""The time of one hop between actors: the exchange's flags in resident C loops, and a Ray call.
+"""One-way latency between actors: by flags of the exchange in resident C loops, and by a Ray call.
 
-Three actors with the engine's own options; two or all three play rounds in turn, the others' loops
-stay parked on a flag, as an engine's do. The driver is alive throughout.
+Three actors with the engine's own options. Two or all three take part; the loops of the others wait
+for a flag, as an engine's do. The driver is alive throughout.
 """
 
 import os

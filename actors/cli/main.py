@@ -1,4 +1,4 @@
-"""The console script: finds the command, and turns every way it can end into an exit code.
+"""The console script: finds the command, and turns each way it can end into an exit code.
 
 0 done; 1 failed; 2 input or usage that cannot be used; 130 interrupted; 143 terminated. A failure
 leaves exactly one line on standard error, and a traceback only with --debug.

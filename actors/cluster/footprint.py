@@ -1,6 +1,6 @@
-"""What the processes of an engine hold of the machine, counted by kind: for finding leaks.
+"""What the processes of an engine hold of the machine, counted by kind, to find leaks.
 
-Read from /proc and the NVIDIA driver, so it sees what is there and not what the engine believes.
+Read from /proc and the NVIDIA driver: what is there, not what the engine believes.
 Called by `hotcold chaos` and by the tests, before and after. Counts the actors below this process
 (those of a Ray that it started), what this process holds, and files by our names. Ray's own
 processes, logs and connections inside its workers are not counted.
@@ -60,7 +60,7 @@ def take(gpu: bool = True) -> Counter[str]:
 def growth(
     before: Counter[str], now: Counter[str], slack_mib: int = GPU_SLACK_MIB
 ) -> dict[str, int]:
-    """What there is more of than before, beyond what a GPU's driver may keep."""
+    """What there is more of than before, apart from what a GPU's driver may keep."""
     more = now - before
     if more[GPU] <= slack_mib:
         del more[GPU]
@@ -73,7 +73,7 @@ def settled(
     look: Callable[[], Counter[str]] = take,
     slack_mib: int = GPU_SLACK_MIB,
 ) -> dict[str, int]:
-    """What is still there in excess of `before` after a while that endings may take.
+    """What there still is more of than `before`, after giving processes time to end.
 
     Args:
         before: an earlier `take`.

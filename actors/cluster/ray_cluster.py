@@ -28,7 +28,7 @@ READY_S, END_S = 30.0, 3.0
 TRIO_CPUS = 1.25  # of a small node: the driver keeps the rest
 WORKER_ENV = {"RAY_worker_niceness": "0"}
 OURS = "HOTCOLD_"  # variables that actors must see as their driver does
-_inherited: dict[str, str] | None = None  # what workers have of these anyway; None: nothing
+_inherited: dict[str, str] | None = None  # the values that workers have anyway; None: unset
 
 
 def worker_options() -> dict[str, Any]:
@@ -136,8 +136,8 @@ def enter(address: str | None) -> bool:
 def is_last() -> bool:
     """Whether the next `leave` shuts Ray down, so that nothing has to be given back to it.
 
-    A signal to the whole process group (as `timeout` sends it) ends Ray before us, and whatever is
-    given back then tries for a minute to reach it, busily, and ends the process after that.
+    A signal to the whole process group (as `timeout` sends it) ends Ray before us. Giving anything
+    back then makes Ray's client try for a minute to reach it, and end the process after that.
     """
     return _started_here == 1
 
@@ -154,7 +154,7 @@ def leave() -> None:
 
 @contextmanager
 def joined(address: str | None) -> Iterator[None]:
-    """Be in a Ray cluster for a while; one that was started for it is shut down after."""
+    """Be in a Ray cluster for the length of a block; a cluster that it started is shut down."""
     started = enter(address)
     try:
         yield
@@ -222,7 +222,7 @@ def kill_actors(actors: Sequence[Any], pids: Sequence[int]) -> None:
     """End actors and wait until their processes, as far as they are known, are gone."""
     for pid in pids:
         if is_stopped(pid):
-            os.kill(pid, signal.SIGKILL)  # it would not hear of it
+            os.kill(pid, signal.SIGKILL)  # it would not receive it
     for actor in actors:
         ray.kill(actor, no_restart=True)
     deadline = time.monotonic() + END_S

@@ -1,10 +1,11 @@
-"""What a job's one log carries: output, messages, files and the exit code, told apart.
+"""What a job's only log carries: output, messages, files and the exit code, each marked as such.
 
-Ray keeps one text log a job, standard output and error mixed, and hands over neither files nor an
-exit code before the job's end is noticed. So the job's side (`cli/job.py`) wraps all but plain
-output in frames of control characters, and `hotcold submit` takes them apart again. Both sides
-import this file, the job's before it is known whether anything else can be imported there: standard
-library only. Needs no port but the one that jobs are submitted through.
+Ray keeps one text log per job, with standard output and error mixed, and returns neither files nor
+an exit code before it has noticed the end of the job. So the job's side
+(actors/cli/commands/job.py) wraps everything but plain output in frames of control characters, and
+`hotcold submit` parses them. Both sides import this file, the job's before it is known what else
+can be imported there: standard library only. Needs no port but the one that jobs are submitted
+through.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ def frame(kind: str, text: str = "") -> str:
 
 
 class Splitter:
-    """Takes a log apart as it comes, in whatever pieces."""
+    """Splits a log into output and frames as it comes, in whatever pieces."""
 
     def __init__(self) -> None:
         self._held = ""
 
     def feed(self, text: str) -> Iterator[tuple[str, str]]:
-        """What became whole: ("", plain output), or a frame's kind and text."""
+        """What is complete now: ("", plain output), or a frame's kind and text."""
         self._held += text
         while self._held:
             plain, opened, rest = self._held.partition(OPEN)

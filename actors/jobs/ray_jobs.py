@@ -1,4 +1,4 @@
-"""Jobs of another Ray cluster, from outside it: submit, follow, stop. The driver's end of door 3.
+"""Jobs of another Ray cluster, from outside it: submit, follow, stop.
 
 Speaks to the cluster's dashboard by Ray's job client, which needs `ray[default]` on both sides.
 Called by `hotcold submit`; knows nothing of what is in a job's log (`actors/jobs/jobstream.py`).
@@ -57,7 +57,7 @@ class Jobs:
             LaunchError: the cluster refused it.
         """
         given = {name: value for name, value in more.items() if value}
-        for name in logging.root.manager.loggerDict:  # they tell of every package uploaded
+        for name in logging.root.manager.loggerDict:  # they log every package uploaded
             if name.startswith("ray."):
                 logging.getLogger(name).setLevel(logging.ERROR)
         deadline = time.monotonic() + READY_S
@@ -135,7 +135,7 @@ class Jobs:
         return ended
 
     def outcome(self, job: str) -> tuple[str, str, int | None]:
-        """Its status, Ray's last word on it as one line, and its exit code where Ray knows it."""
+        """Its status, Ray's last message about it in one line, its exit code if Ray knows it."""
         info = self._client.get_job_info(job)
         return str(info.status), " ".join((info.message or "").split()), info.driver_exit_code
 

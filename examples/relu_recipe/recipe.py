@@ -1,7 +1,7 @@
-"""What is asked for, checked once: shape, text, sparsity and length of a training.
+"""The options of a training, checked once: shape, text, sparsity and length.
 
-Built by the script from its options; everything else in this package receives it whole. `plan`
-is the part that a training must keep when it goes on after an interruption.
+Built by the script from its options and passed to everything else in this package. `plan` is the
+part that must be the same when an interrupted training resumes.
 """
 
 import math

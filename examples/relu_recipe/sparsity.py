@@ -1,17 +1,17 @@
-"""What makes neurons rare: a charge on what fires, steered to a target, with a guard for the dead.
+"""What makes neurons rare: a penalty on what fires, controlled towards a target, with a guard.
 
 The charge of a layer is the L1 norm of its activations a = relu(z) in units of the root mean square
-of its pre-activations z, so that it cannot be dodged by making all weights smaller and means the
-same in every layer:
+of its pre-activations z, so that smaller weights do not avoid it and it means the same in every
+layer:
 
     charge = mean over tokens t and neurons n of  w_n relu(z_tn) / rms(z)
 
 Its weights w_n fall with how often a neuron fires (reweighted L1, Candes, Wakin and Boyd 2008):
-neurons that are hot anyway are charged less, cold ones more, and that is what draws them apart. The
-coefficient is not chosen but steered: it grows while more neurons fire than the ramp to the target
-allows and shrinks while fewer do. A neuron that hardly ever fires gets no gradient from the loss
-and would stay dead; the guard frees it from the charge and lifts it where it comes closest to
-firing. The training loop calls; nothing here knows of optimisers or text.
+neurons that are hot anyway are charged less, cold ones more, which widens the contrast. The
+coefficient is controlled: it grows while more neurons fire than the ramp to the target allows and
+shrinks while fewer do. A neuron that hardly ever fires gets no gradient from the loss and would
+stay dead; the guard does not charge it, and raises it where it comes closest to firing. Called by
+the training loop.
 
 Axes: L layers, N neurons, T tokens.
 """

@@ -1,8 +1,8 @@
 """The checkpoint of a training: weights, optimiser and control in one safetensors file.
 
 One file, replaced as a whole, is the old or the new state whatever happens in between. Floats in
-its header are written in full (`repr`), tensors in float32: a training that goes on computes the
-very numbers it would have without the interruption. No pickle.
+its header are written in full (`repr`) and tensors in float32, so a resumed training computes the
+same numbers as an uninterrupted one. No pickle.
 """
 
 import fcntl

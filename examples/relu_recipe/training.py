@@ -1,8 +1,8 @@
 """The loop: windows in, updates of the weights, a checkpoint every so many of them.
 
-Everything random is a function of the seed and the number of the update, so a training that was
-cut off goes on with the same windows and ends with the same weights. A first Ctrl-C (or SIGTERM)
-ends it after the update under way, with a checkpoint; SIGKILL costs at most `save_every` updates.
+Everything random is a function of the seed and the number of the update, so an interrupted training
+resumes with the same windows and ends with the same weights. A first Ctrl-C (or SIGTERM) ends it
+after the update under way, with a checkpoint; SIGKILL costs at most `save_every` updates.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ class Trainer:
         self.density = math.nan
 
     def resume(self) -> bool:
-        """Take up the last checkpoint, if there is one."""
+        """Load the last checkpoint, if there is one."""
         saved = read_state(self.recipe.work)
         if saved is None:
             return False

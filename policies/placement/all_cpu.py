@@ -1,7 +1,7 @@
-"""all-cpu: no neuron on the GPU, as a baseline of ours: what any placement of neurons is worth.
+"""all-cpu: no neuron on the GPU: the baseline that shows what placing neurons is worth.
 
 Modules still fill the GPU in their default order. It ignores the activation profile, and the memory
-that they leave.
+that is left.
 """
 
 from dataclasses import dataclass

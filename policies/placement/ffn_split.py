@@ -1,8 +1,8 @@
 """ffn-split: everything but some layers' neurons on the GPU, as llama.cpp's --n-cpu-ffn does.
 
-All modules go to the GPU first; then the feed-forward part of whole layers while it fits, the last
-layers first, so that the first n stay on the CPU. It ignores the activation profile: within a layer
-hot and cold neurons are never apart, and the GPU waits while the CPU computes a layer.
+All modules go to the GPU first, then the feed-forward parts of whole layers while they fit, the
+last layers first, so that the first n stay on the CPU. It ignores the activation profile: hot and
+cold neurons of a layer are never separated, and the GPU waits while the CPU computes a layer.
 """
 
 from dataclasses import dataclass

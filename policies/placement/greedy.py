@@ -1,9 +1,9 @@
 """greedy: the hottest bytes of the whole model on the GPU.
 
-The knapsack heuristic that PowerInfer's solver (section 6.3 of the paper) improves on, and what its
-released solver amounts to, for that never switches the communication constraint on. It ignores
-the cost of an exchange, so it may leave a layer with a handful of neurons on one side, and the
-balance between the two executors within a layer.
+The knapsack heuristic that PowerInfer's solver (section 6.3 of the paper) improves on, and also
+what its released solver computes, because that never switches the communication constraint on. It
+ignores the cost of an exchange, so it may leave a layer with a handful of neurons on one side, and
+it ignores the balance between the two executors within a layer.
 """
 
 from dataclasses import dataclass

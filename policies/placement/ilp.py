@@ -81,7 +81,7 @@ class Ilp:
         items = neuron_items(problem, order_LN, least_L, room)
         count_L, bound = solve(items, self.batch, self.gap)
         objective = float(items.at(items.value_LK1, count_L).sum())
-        bound = max(bound, objective)  # equal but for rounding
+        bound = max(bound, objective)  # equal up to rounding
         if self.check:
             from hotcold.policies.solvers.highs import cross_check
 
@@ -108,13 +108,14 @@ class Ilp:
 def _closed(count_L: I64, least_L: I64, neurons: int) -> str:
     """How many layers have no neuron on the GPU, and how many they would need to have (C_l)."""
     closed_L = (count_L == 0) & (least_L > 0)
-    text = f"{int(closed_L.sum())} layers without a neuron on the GPU"
+    count = int(closed_L.sum())
+    text = f"{count} {'layer' if count == 1 else 'layers'} without a neuron on the GPU"
     if not closed_L.any():
         return text
     least = int(least_L[closed_L].min())
     if least > neurons:
-        return f"{text}, where more than all {neurons:,} would have to be"
-    return f"{text}, where at least {least:,} would have to be"
+        return f"{text}, which would need more than all {neurons:,}"
+    return f"{text}, which would need at least {least:,}"
 
 
 def least_neurons(problem: Problem, sparse: bool = False) -> I64 | None:
@@ -147,7 +148,7 @@ def batched(items: Items, size: int) -> Items:
     """The same with `size` items at a time; the last batch of a layer may be smaller."""
     last = items.value_LK1.shape[1] - 1
     edges = np.unique(np.append(np.arange(0, last, size), last))
-    least_L = np.searchsorted(edges, items.least_L)  # one more than there are stays impossible
+    least_L = np.searchsorted(edges, items.least_L)  # above the count: impossible
     return Items(items.value_LK1[:, edges], items.bytes_LK1[:, edges], least_L, items.room)
 
 
@@ -161,7 +162,7 @@ def solve(items: Items, batch: int, gap: float) -> tuple[I64, float]:
     free_L = np.full(layers, -1, np.int8)
     if layers * (most - 1) <= EXACT_BINARIES:
         return branch(items, free_L, 0.0, _NODES_EXACT)
-    if layers <= _FEW_LAYERS:  # however wide, there is little to decide
+    if layers <= _FEW_LAYERS:  # few choices, however wide
         count_L, bound = branch(items, free_L, 0.0, _NODES_FEW)
         if bound <= float(items.at(items.value_LK1, count_L).sum()) * (1 + gap):
             return count_L, bound
@@ -183,7 +184,7 @@ def branch(items: Items, fixed_L: NDArray[np.int8], gap: float, nodes: int) -> t
     best_L, best = np.zeros(len(fixed_L), np.int64), 0.0
     first = relax(items, fixed_L)
     stack = [(first.bound if first else 0.0, fixed_L)]
-    open_bound = 0.0  # of what was cut off unsearched
+    open_bound = 0.0  # of branches left unsearched
     while stack:
         bound, fixed_L = stack.pop()
         if bound <= best * (1 + gap) * (1 + 1e-12):

@@ -1,15 +1,16 @@
-"""latency: the placement with the least predicted time of a token.
+"""latency: the placement with the least predicted time per token.
 
-Ours. The paper's program maximises how often the GPU's neurons fire; what a user waits for is the
-sum over the layers of max(GPU, CPU) + exchange, which is what this minimises, by the cost model of
-runtime/plan/cost.py. The difference: past a layer's balance of both executors a further hot neuron
-costs time instead of saving it, so its memory goes to another layer; and a layer that is nearly
-complete is completed, because then nobody exchanges.
+Ours. The paper's program maximises how often the GPU's neurons fire. A user waits for the sum over
+the layers of max(GPU, CPU) + exchange, and that is what this policy minimises, by the cost model of
+runtime/plan/cost.py. There are two differences. Once both executors of a layer take equally long,
+one more hot neuron costs time instead of saving it, so its memory goes to another layer. And a
+layer that is nearly complete on one side is completed, because then it needs no exchange.
 
 Modules come first as everywhere, but head and KV cache are also tried in host memory: a token reads
 only part of them, so hot neurons may be worth more.
 
-It ignores what the cost model ignores (the list is there), and modules are only moved as a kind.
+It ignores what the cost model ignores (the list is there), and it moves all modules of a kind or
+none.
 """
 
 from collections.abc import Iterator
@@ -44,7 +45,8 @@ class Latency:
         cost = CostModel(problem, self.selective)
         order_LN = hottest_first(problem)
         curves = [LayerCurve.of(cost, layer, order) for layer, order in enumerate(order_LN)]
-        # From the paper's two as well: rounding in the curves must never make it lose to them.
+        # Also try the paper's two placements: rounding in the curves must never make it lose to
+        # them.
         rivals = [Ilp(communication=on).place(problem) for on in (False, True)]
         found = [(cost.token(r.device_LN, r.modules).total_s, r) for r in rivals]
         bound_s = np.inf
@@ -55,7 +57,7 @@ class Latency:
             placement = Placement(_place(problem, curves, order_LN, count_L), modules)
             found.append((cost.token(placement.device_LN, modules).total_s, placement))
         best_s = min(seconds for seconds, _ in found)
-        # The last of equals: the rivals may hold memory that buys nothing.
+        # The last of equals: the earlier ones may use memory that saves no time.
         best = [placement for seconds, placement in found if seconds == best_s][-1]
         bound_s = min(bound_s, best_s)
         gap = 1 - bound_s / best_s

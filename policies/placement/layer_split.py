@@ -2,9 +2,9 @@
 
 A layer is on the GPU with its attention, its KV cache and all of its neurons, or not at all; the
 last layers come first, then, as in llama.cpp, the head once every layer fits. It ignores the
-activation profile and with it all that hot and cold neurons are about: the baseline that the paper
-compares with. Unlike llama.cpp, the GPU executor here computes every layer's attention; what is not
-on the GPU it reads from host memory.
+activation profile, and so the difference between hot and cold neurons: the baseline that the paper
+compares with. Unlike in llama.cpp, the GPU executor here computes every layer's attention and reads
+what is not on the GPU from host memory.
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,8 @@
 Ours, as a yardstick. It needs a recording of the very tokens that will be generated, such as
 `hotcold profile --bitmaps` makes of a text (runtime/files/recording.py): an npz with the array
 `fired_TLB`, uint8, which holds for each token and layer one bit a neuron, as
-numpy.packbits(fired_TLN, axis=-1) gives them. The neurons that fired in most of these tokens go to
-the GPU. What another policy loses against it is what its profile does not know; no policy can have
+numpy.packbits(fired_TLN, axis=-1) gives them. The neurons that fired for most of these tokens go to
+the GPU. What another policy loses against it is what its profile does not know; no policy can know
 it in advance.
 
 It ignores the exchange and the balance of the executors, like `greedy`.

@@ -1,7 +1,7 @@
 """per-layer: every layer the same share of the GPU memory left after the modules.
 
-Ours, the simplest way to split every layer, so that both executors have work in each. It ignores
-that layers differ: one where hardly anything fires gets as much memory as the busiest.
+Ours: the simplest way to give both executors work in every layer. It ignores that layers differ:
+one in which hardly anything fires gets as much memory as the busiest.
 """
 
 from dataclasses import dataclass

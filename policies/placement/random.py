@@ -1,7 +1,7 @@
-"""random: neurons drawn by lot, as a baseline.
+"""random: randomly drawn neurons, as a baseline.
 
 What the paper's ablation (Figure 15) calls "+Engine", before its solver places anything. It ignores
-the activation profile: what it loses against greedy is what the profile is worth.
+the activation profile: the gain of greedy over it is what the profile is worth.
 """
 
 from dataclasses import dataclass

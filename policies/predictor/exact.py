@@ -1,8 +1,8 @@
 """The exact predictor: a neuron is proposed where its gate pre-activation is above 0.
 
-Nothing is guessed, so the tokens are the dense model's. The price is every gate row of every layer,
-read by one of two parties: the predictor actor, which then sends the pre-activations along, or the
-executors, each for its own neurons, while the predictor stands by.
+Nothing is guessed, so the tokens are the dense model's. The price is reading every gate row of
+every layer. Either the predictor actor reads them and sends the pre-activations along, or the
+executors do, each for its own neurons, and the predictor is idle.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Exact:
 
     Args:
         by: "predictor" (the predictor actor evaluates the gate rows from the shared store) or
-            "executors" (it stands by; the executors go gate-first).
+            "executors" (it is idle; the executors go gate-first).
     """
 
     by: str = "predictor"
@@ -34,7 +34,7 @@ class Exact:
 
     @property
     def predicts(self) -> bool:
-        """False where the predictor actor stands by."""
+        """False where the predictor actor is idle."""
         return self.by == "predictor"
 
     def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:

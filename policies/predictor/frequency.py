@@ -1,12 +1,12 @@
-"""The frequency predictor: the neurons that the profile saw most often, for every token alike.
+"""The frequency predictor: the neurons that fired most often in the profile, for every token.
 
-A prior, not a prediction: a layer's neurons are taken hottest first until they hold the share of
-activations asked for (the paper's hot neurons, section 3.1, as the only ones that run), or until
-the share of neurons asked for is reached. What it leaves out never runs. Its use is as the mark
-that a predictor has to beat: the same recall at a lower density.
+A prior, not a prediction: a layer's neurons are taken hottest first until they hold the requested
+share of activations (the paper's hot neurons, section 3.1, and no others), or until the requested
+share of neurons is reached. The others never run. It is the baseline for predictors, which should
+reach the same recall at a lower density.
 
-Native form: matrices of width 1 that hold zeros, and the probabilities as the bias; so it runs
-wherever matrices do, and reads 6 bytes a neuron and token in fp16.
+Native form: matrices of width 1 that hold zeros, and the probabilities as the bias. So it runs
+wherever matrices run, and reads 6 bytes per neuron and token in fp16.
 """
 
 from dataclasses import dataclass, field
@@ -80,7 +80,7 @@ class Frequency:
 
 
 def coldest(prior_N: F32, recall: float, share: float) -> float:
-    """The probability at which, hottest first, recall (or a share of neurons, unless 0) is reached.
+    """Probability of the last neuron taken, hottest first, to reach a recall or share of neurons.
 
     Args:
         prior_N: firing probabilities.

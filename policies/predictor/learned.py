@@ -1,7 +1,7 @@
 """The learned predictor: one trained two-matrix network a layer, read from a file.
 
-It decides alone which neurons are proposed, so a neuron it misses is missing from the output; how
-many it misses is its recall, measured elsewhere. Training is not in here.
+It alone decides which neurons are proposed, so a neuron it misses is missing from the output. How
+many it finds is its recall, which is measured elsewhere. Training is in runtime/offline/training.
 """
 
 import math

@@ -1,17 +1,18 @@
 """The low-rank predictor: principal components of the gate matrix, no training.
 
 A gate row g_i scores an input x = w * n, w the norm's weight and n the normalised residual, so the
-gate matrix is factored in the metric in which inputs are of even size: G diag(w) ~ (U S) V^T. The
-rank first components give an estimate of every pre-activation at a fraction of the gate's cost.
+gate matrix is factored in the metric in which all inputs have about the same size: G diag(w) ~ (U
+S) V^T. The rank first components give an estimate of every pre-activation at a fraction of the
+gate's cost.
 
 Where the norm has a bias c and the neuron a bias b_i (layer norms, plain ReLU layers), an input is
 w * n + c and a pre-activation (g_i w) . n + (g_i . c + b_i): the constant is added exactly.
 
-What is left out of row i, r_i, is not noise around zero. Its mean is r_i . m, m the mean of n,
-which the profile gives away: a neuron that fires with probability p has its mean |g_i w| probit(p)
-below or above zero (less the constant), and m is the least-squares solution of those N equations.
-Its spread is about |r_i|. The bias of a neuron is therefore r_i . m + margin * |r_i|: a larger
-margin proposes more neurons and misses fewer. Without a profile the mean is taken as 0.
+What is left out of row i, r_i, is not noise around zero. Its mean is r_i . m, where m is the mean
+of n, which can be computed from the profile: the mean of a neuron that fires with probability p
+lies |g_i w| probit(p) from zero (less the constant), and m is the least-squares solution of those N
+equations. Its spread is about |r_i|. The bias of a neuron is therefore r_i . m + margin * |r_i|: a
+larger margin proposes more neurons and misses fewer. Without a profile the mean is taken as 0.
 
 Measured on the embedded model over 2,048 tokens of prose, 10 % of neurons firing (ratio: perplexity
 over the dense model's; read: feed-forward weights read a layer, gate-first; exact reads 491k):
@@ -122,7 +123,7 @@ class LowRank:
         spread_N = rows_ND.norm(dim=1)
         known_N = fc2_NR.norm(dim=1)
         left_N = (spread_N**2 - known_N**2).clamp_min(0).sqrt()
-        # fc1 sees the norm's bias, too: what it makes of it is taken off again.
+        # fc1 reads the norm's bias, too: its contribution is subtracted.
         bias_N = self.margin * left_N + constant_N
         bias_N -= fc2_NR @ (basis_DR.T @ (shift_D * inverse_D))
         density = None

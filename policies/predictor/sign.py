@@ -109,7 +109,7 @@ class Sign:
         scale_N = (gate_ND * basis_ND) @ power_D / (column_D**2 @ power_D).clamp_min(1e-30)
         left_ND = gate_ND - scale_N[:, None] * basis_ND
         rows_ND = gate_ND * weight_D
-        # x holds the norm's bias, too: what the signs make of it is taken off again.
+        # x contains the norm's bias, too: its contribution is subtracted.
         bias_N = left_ND @ shift_D + own_N
         mean_N = constant_N = gate_ND @ shift_D + own_N
         spread_N, left_N = rows_ND.norm(dim=1), (left_ND * weight_D).norm(dim=1)

@@ -2,20 +2,21 @@
 
 Successive tokens share part of their active sets ("LLM in a flash", Alizadeh et al., 2024, keeps
 the neurons of the last tokens in memory for that). No weights, no training: per neuron the
-position at which it last fired. A neuron that is never proposed is never seen to fire, so besides
+position at which it last fired. A neuron that is never proposed is never seen to fire, so in
+addition
 
-  - a prior is proposed for every token, the hottest neurons by the profile: so many that the recall
-    asked for is reached if tokens are independent (the text decides by how much it is missed),
-  - one in `probe_every` neurons is proposed in turn, another part at every token,
-  - all are proposed at a context's first token.
+  - a prior is proposed for every token, the hottest neurons by the profile: enough to reach the
+    requested recall if tokens are independent (how close it gets depends on the text),
+  - one in `probe_every` neurons is proposed, different ones for each token in turn,
+  - all are proposed for the first token of a context.
 
-The gates are evaluated by the predictor itself and travel with its proposals,
-in the place of the executors' own reading of them; up and down rows are read where they fire.
+The predictor itself evaluates the gates and sends them with its proposals, so the executors do not
+read gate rows again; they read up and down rows where the gates fire.
 
-What it gains depends on model and text. The embedded model's neurons fire with little regard to the
-last tokens: over 2,044 tokens of prose recall 0.93 at density 0.86, no gain over the prior alone.
+The gain depends on model and text. The embedded model's neurons fire nearly independently of the
+last tokens: over 2,044 tokens of prose, recall 0.93 at density 0.86, no gain over the prior alone.
 
-Scores depend on the tokens before: rows of `scores` are a context's tokens from its first one on.
+Scores depend on earlier tokens: the rows of `scores` are a context's tokens from its first one on.
 """
 
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ class Window:
         return self._layers[layer]
 
     def density(self, layer: int) -> float | None:
-        """Share of neurons it expects to propose, tokens being independent: rather too high."""
+        """Share of neurons it expects to propose if tokens are independent; this overestimates."""
         return self._density_L[layer] if self._density_L else None
 
     def _again(self, probability_N: F64) -> F64:
@@ -112,11 +113,11 @@ class Window:
             return coldest(prior_N, 1.0, self.share)
         order = np.argsort(-probability_N, kind="stable")
         fires, again = probability_N[order], self._again(probability_N)[order]
-        # Of what fires: that of the prior, and of the others what is proposed anyway.
+        # Of what fires: the prior's share, and what is proposed anyway of the others.
         found = np.cumsum(fires * (1 - again)) + (fires * again).sum()
         enough = found >= self.recall * fires.sum()
         taken = int(np.argmax(enough)) if enough.any() else fires.size - 1
-        # Above any probability where the window alone is expected to do.
+        # Above any probability where the window alone is expected to suffice.
         alone = (fires * again).sum() >= self.recall * fires.sum()
         return 1.0 if alone else float(prior_N[order[taken]])
 

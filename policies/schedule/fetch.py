@@ -1,14 +1,14 @@
-"""fetch: a share of the cold neurons over the bus to the GPU executor, the rest where they lie.
+"""fetch: the GPU reads a share of the cold neurons over the bus, the CPU computes the rest.
 
-The paper's Figure 6 as a schedule: it compares computing a neuron on the CPU with loading it over
-PCIe and computing it on the GPU, and finds the CPU ahead for small batches. Here both are done at
-once: the bus and the CPU each take a share, so that neither waits for the other. share 1 is
-load-then-execute, share 0 is `selective`.
+The paper's Figure 6 compares computing a neuron on the CPU with loading it over PCIe and computing
+it on the GPU, and finds the CPU faster for small batches. This schedule does both at once: the bus
+and the CPU each take a share, so that neither waits for the other. share 1 is load-then-execute,
+share 0 is `selective`.
 
-Left alone the share is Bp / (Bp + Bc), with the machine's rates of the bus and of the CPU executor:
-both then take equally long. It ignores that the bus reads the same host memory that the CPU does
-(where that memory is the bound, fetching gains nothing), the GPU's own hot neurons, and which
-neurons are cheap to fetch: they are spread evenly over the cold ones.
+By default the share is Bp / (Bp + Bc), from the machine's rates of the bus and of the CPU executor,
+so that both take equally long. It ignores that the bus reads the same host memory that the CPU does
+(where that memory is the bound, fetching gains nothing), the GPU's own hot neurons, and that some
+neurons are cheaper to fetch than others: the fetched ones are spread evenly over the cold ones.
 """
 
 from dataclasses import dataclass

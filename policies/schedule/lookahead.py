@@ -2,14 +2,14 @@
 
 Deja Vu's asynchronous predictors (Liu et al., ICML'23): the residual stream changes slowly from
 layer to layer, so the active set of layer l can be guessed from what layer l - 1 read, while that
-layer is still being computed. The prediction is off the critical path, and less accurate: the gate
-still decides, so what is missed is missing in the sum and the tokens may change. On a GPU the
-prediction and the lists come before the merge of the layer it reads: they are computed while that
-layer's cold sum is awaited (native/cuda/executor/graph.cu), as `Engine.stats().phase_s` and the
-spans show. While the GPU then computes the layer's attention, the CPU executor reads the records of
-its list into its caches (native/ops/ahead.c): what is read then, the GPU does not wait for.
-It ignores whether a layer's prediction takes long enough to be worth that. Without a predictor it
-is `selective`.
+layer is still being computed. The prediction is off the critical path, and less accurate. The gate
+still decides whether a proposed neuron fires; a missed one is missing from the sum, so the tokens
+may change. On a GPU the prediction and the lists are computed before the merge of the layer it
+reads, while that layer's cold sum is awaited (native/cuda/executor/graph.cu);
+`Engine.stats().phase_s` and the spans show it. While the GPU then computes the layer's attention,
+the CPU executor reads the records of its list into its caches (native/ops/ahead.c), so the GPU does
+not wait for those. It ignores whether a layer's prediction takes long enough for this to pay.
+Without a predictor it is `selective`.
 """
 
 from dataclasses import dataclass, replace

@@ -2,7 +2,7 @@
 
 The hybrid execution of the paper (arXiv 2312.12456, SOSP'24): hot and cold neurons are computed at
 the same time, the sums are merged on the GPU, and every merge waits for the CPU executor. It
-ignores that for many tokens none of a layer's cold neurons fires (`selective` does not), and how
+ignores that for many tokens none of a layer's cold neurons fires (`selective` uses that), and how
 long either executor takes.
 """
 

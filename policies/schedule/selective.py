@@ -1,9 +1,9 @@
 """selective: the paper's selective synchronisation, an exchange only where cold neurons fired.
 
 Described in the first version of the paper (arXiv 2312.12456v1) and neither in the second nor in
-the released code. The active list says how many cold neurons a layer has for this token; at none,
-the merge goes on without waiting for the CPU executor. It ignores how long either executor takes:
-where something is cold, the wait is as long as in `paper`.
+the released code. The active list says how many cold neurons a layer has for this token; if there
+are none, the merge does not wait for the CPU executor. It ignores how long either executor takes:
+where cold neurons fire, the wait is as long as in `paper`.
 """
 
 from dataclasses import dataclass

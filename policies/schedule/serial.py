@@ -1,10 +1,10 @@
 """serial: the two executors never compute at the same time.
 
 A layer's cold neurons first, then its hot ones, then the merge: what PowerInfer's released code
-does since its concurrent executor is compiled out, and what llama.cpp does with a split layer. What
-`paper` gains over it is what the overlap is worth. It ignores which of the two would end first. The
-graph of a GPU waits for the CPU executor at merges only: there it is refused for layers that have
-neurons on both sides.
+does, because its concurrent executor is compiled out, and what llama.cpp does with a split layer.
+The gain of `paper` over it is what the overlap is worth. It ignores which of the two would end
+first. The graph of a GPU waits for the CPU executor at merges only, so on a GPU this schedule is
+refused for layers that have neurons on both sides.
 """
 
 from dataclasses import dataclass, replace

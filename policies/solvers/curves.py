@@ -1,13 +1,14 @@
-"""Curves: how fast a layer can be with so many neurons on the GPU; and sharing memory by them.
+"""Curves: how fast a layer can be with n neurons on the GPU; and sharing memory by them.
 
 `LayerCurve` answers for one layer: the least time of max(hot, cold) + exchange with at most c
-neurons on the GPU, and which neurons those are. Up to the balance of both executors these are the
-c hottest. Around it they need not be, since a neuron less hot may fit the balance better: layers of
-up to 12 neurons are solved by trying every subset, in larger ones the hottest are followed by
-single neurons that fill what is missing to the balance.
+neurons on the GPU, and which neurons those are. Until both executors take equally long these are
+the c hottest. Near that balance they need not be, since a less hot neuron may fit better: layers of
+up to 12 neurons are solved by trying every subset; in larger ones the hottest are followed by
+single neurons that fill the gap to the balance.
 
-`share_memory` then gives each layer its number under the budget: by dynamic programming where that
-is small, so to the optimum of the curves, else by a price per byte (see prefixes.py) with a bound.
+`share_memory` then chooses each layer's count under the budget: by dynamic programming where that
+is small enough, which is optimal for these curves, else by a price per byte (see prefixes.py) with
+a bound.
 
 Used by the policy `latency`. Shape suffixes: L layers, N neurons, C counts from 0 to N, G grid.
 """
@@ -24,11 +25,11 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 _ALL_SUBSETS = 12  # neurons of a layer up to which every subset is tried
 _BACK, _EXTRAS = 4, 6  # of a larger layer: prefixes tried short of the balance, neurons added
-_FILLED = 1024  # above, one neuron is too little of a layer to matter
+_FILLED = 1024  # in larger layers one neuron is too small a part to matter
 _GRID = 8192
 _CELLS = 3 * 10**8  # of the dynamic program, about half a second
 _HALVINGS = 60
-_SHARES = 16  # of what is left, given away at a time
+_SHARES = 16  # share of the leftovers that is given away at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class LayerCurve:
     """The least time of one layer by neurons on the GPU.
 
     Args:
-        load_N: bytes each neuron has a token read, hottest first.
+        load_N: bytes that each neuron makes a token read, hottest first.
         quiet_N: log of the probability that it is not proposed, in the same order.
         hot_s, cold_s: seconds a byte on either side.
         sync_s: of one exchange.
@@ -294,7 +295,7 @@ def _price(
 
 
 def _bound(curves: list[LayerCurve], bytes_L: I64, room: int) -> float:
-    """Less than the time of any choice: each count's time is the bound at the grid's next count."""
+    """A bound below the time of any choice: each count takes the time of the grid's next count."""
     grids_L = [_grid(curve) for curve in curves]
     times_L = []
     for curve, grid_G in zip(curves, grids_L, strict=True):
@@ -304,7 +305,7 @@ def _bound(curves: list[LayerCurve], bytes_L: I64, room: int) -> float:
 
 
 def _by_price(curves: list[LayerCurve], bytes_L: I64, room: int) -> I64:
-    """Counts from the price, then what is left to whom it helps most."""
+    """Counts from the price, then leftovers to the largest gain."""
     grids_L = [_grid(curve) for curve in curves]
     times_L = [curve.best_C[grid] for curve, grid in zip(curves, grids_L, strict=True)]
     picks, _ = _price(times_L, grids_L, bytes_L, room)

@@ -1,7 +1,7 @@
-"""HiGHS as a second opinion on the policy `ilp`: the same program, handed whole to a solver.
+"""HiGHS as a check of the policy `ilp`: the same integer program, given to an independent solver.
 
-Only for problems of up to 4,000 binaries, which are the ones `ilp` claims to solve to the optimum.
-Needs scipy, which hotcold does not install by itself: pip install 'hotcold[solver]'.
+Only for problems of up to 4,000 binaries, which `ilp` claims to solve to the optimum. Needs scipy,
+an optional dependency: pip install 'hotcold[solver]'.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from hotcold.native.errors import BackendError, PolicyError
 from hotcold.policies.solvers.prefixes import Items
 
-MOST_BINARIES = 4000
+MAX_BINARIES = 4000
 _TIME_LIMIT_S = 30.0
 
 
@@ -49,9 +49,9 @@ def highs_optimum(items: Items) -> float:
         ) from error
     layers, most = items.density_LK.shape
     binaries = layers * (most + 1)
-    if binaries > MOST_BINARIES:
+    if binaries > MAX_BINARIES:
         raise PolicyError(
-            f"policy 'ilp': a cross-check is for up to {MOST_BINARIES} binaries, this problem has "
+            f"policy 'ilp': a cross-check is for up to {MAX_BINARIES} binaries, this problem has "
             f"{binaries}; leave check off"
         )
     value = np.diff(items.value_LK1, axis=1).reshape(-1)

@@ -1,16 +1,16 @@
-"""Packing: which layers get neurons at all, where memory's price alone leaves that open.
+"""Packing: which layers get neurons at all, where a price of memory does not decide it.
 
-A price per byte (prefixes.py) settles how many neurons each open layer has. Where few layers can be
-open, because each needs many neurons, it does not settle which, and its bound is loose: that is a
-knapsack. It is small enough for dynamic programming once hopeless choices are out:
+A price per byte (prefixes.py) decides how many neurons each open layer has. Where few layers can be
+open, because each needs many neurons, it does not decide which, and its bound is loose. That is a
+knapsack problem, small enough for dynamic programming once hopeless choices are removed:
 
 - a layer has no neuron, or its least number and then steps of STEP more. Between two steps the
   value is taken to be straight; by how much that is too little is known (`slack`). With straight
   pieces at most one layer stops inside a step, so whole steps with the room of one step more bound
   every choice;
-- at any price a choice of a layer loses something against the layer's best; one that loses more
-  than what is between the bound and the best known placement is in no better placement;
-- memory is counted in units, each choice rounded down, so that the table's value is a bound.
+- at any price a choice of a layer loses something against the layer's best. A choice that loses
+more than the difference between the bound and the best known placement is in no better placement; -
+memory is counted in units, each choice rounded down, so that the table's value is a bound.
 
 Used by the policy `ilp`.
 
@@ -26,7 +26,7 @@ from hotcold.policies.solvers.prefixes import F64, I64, Items, complete, relax
 
 STEP = 16
 _CELLS = 2 * 10**8  # of the table, about a quarter of a second
-_CHOICES = 2 * 10**4  # rows of the table, for what each costs whatever its length
+_CHOICES = 2 * 10**4  # rows of the table; each has a fixed cost
 _BLOCK = 2**14  # units of memory that are looked at together
 _ROUNDS = 3  # each knows a better placement, so fewer choices are left and units are smaller
 
@@ -107,7 +107,7 @@ def _table(steps: Steps, items: Items, best: float) -> tuple[I64 | None, float] 
     room = items.usable // size
     gain_LK1 = steps.items.value_LK1 - priced.price * steps.items.bytes_LK1
     most_L1 = np.maximum(gain_LK1.max(axis=1, keepdims=True), 0)
-    # What any choice in the room of a step more can have, at this price.
+    # The value that any choice can have at this price with the room of one step more.
     bound = priced.price * (items.usable + STEP * size) + float(most_L1.sum()) + steps.slack
     fits_LK1 = (steps.edge_LK1 <= room + STEP) & (
         np.arange(gain_LK1.shape[1]) >= steps.items.least_L[:, None]
@@ -116,7 +116,7 @@ def _table(steps: Steps, items: Items, best: float) -> tuple[I64 | None, float] 
     keep_LK1 = fits_LK1 & (most_L1 - gain_LK1 <= max(bound - best, 0.0) * (1 + 1e-9))
     choices = [np.flatnonzero(keep_K1) for keep_K1 in keep_LK1]
     if not all(len(k) for k in choices):
-        return None, best  # some layer has nothing left that could be better than what is known
+        return None, best  # some layer has no choice left that could improve on the best known
     unit = _unit([steps.edge_LK1[layer, kept] for layer, kept in enumerate(choices)], room)
     slots = (room + STEP) // unit
     value_S, picks = np.zeros(slots + 1), []

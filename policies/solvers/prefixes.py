@@ -1,12 +1,13 @@
 """Prefixes: the only sets a solver has to look at, and the arithmetic of memory prices.
 
-Within a layer neurons cost the same memory, so whatever number of them is placed, it should be the
-most valuable ones: a solver chooses one number a layer, not one bit a neuron. Prices do the rest.
-At a price per byte every layer picks its best prefix on its own, and what that leaves of value,
-plus the price of the whole memory, bounds every placement from above (the Lagrangian dual). The
-price at which demand meets the memory gives the tightest bound and, almost, the placement.
+Within a layer neurons cost the same memory, so the ones placed should be the most valuable ones,
+whatever their number: a solver chooses one number per layer, not one bit per neuron. Prices do the
+rest. At a price per byte every layer picks its best prefix independently. The value that is left
+after paying, plus the price of the whole memory, bounds every placement from above (the Lagrangian
+dual). The price at which demand meets the memory gives the tightest bound and, almost, the
+placement.
 
-Used by the policies `ilp`, `per-layer` and `latency`. Knows nothing of machines.
+Used by the policies `ilp`, `per-layer` and `latency`.
 
 Shape suffixes: L layers, K items of a layer (a neuron, or a batch of neurons), best first.
 """
@@ -161,7 +162,7 @@ def relax(items: Items, fixed_L: NDArray[np.int8]) -> Priced | None:
         used = int(bytes_L[taken_L].sum())
         return used, Priced(bound, price, natural_L, gain_L, count_L)
 
-    # Above the best density nothing is taken but what is forced, and that fits.
+    # Above the best density only forced items are taken, and those fit.
     low, high = 0.0, float(items.density_LK.max()) * (1 + 1e-9) + 1e-300
     used, best = choose(low)
     if used <= items.usable:
@@ -193,7 +194,7 @@ def complete(items: Items, open_L: NDArray[np.bool_]) -> I64 | None:
         return None
     count_L: I64 = found.count_L.copy()
     left = items.usable - int(items.at(items.bytes_LK1, count_L).sum())
-    # What is left goes item by item: ties at the price, or smaller items behind ones too large.
+    # The rest is filled item by item: ties at the price, or smaller items behind ones too large.
     sizes_LK = np.diff(items.bytes_LK1, axis=1)
     size = items.value_LK1.shape[1] - 1
     layers = np.flatnonzero(open_L & items.possible_L)

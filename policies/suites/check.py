@@ -4,9 +4,9 @@
     def test_mine():
         check_placement_policy(Mine())
 
-Each runs a dozen small cases a policy meets sooner or later, in this process, and raises an
-AssertionError that says which case failed and why. It does not judge how good a policy is. The
-suite for predictors is in check_predictor.py.
+Each runs a dozen small cases that a policy will meet, in this process, and raises an AssertionError
+that says which case failed and why. It does not judge how good a policy is. The suite for
+predictors is in check_predictor.py.
 """
 
 import copy
@@ -173,7 +173,7 @@ def _problem(
     activations_LN: NDArray[np.float64] | None = None,
     predictors: bool = False,
 ) -> Problem:
-    """A problem with a skew like the paper's: few neurons fire often, most hardly ever."""
+    """A problem with a skew like the paper's: a few neurons fire often, most hardly ever."""
     if activations_LN is None:
         rank_N = np.arange(1, neurons + 1)
         shuffle = np.random.default_rng(7)

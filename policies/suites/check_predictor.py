@@ -64,7 +64,7 @@ def check_predictor(predictor: Any, model: str | Path | None = None) -> None:
 def _check_case(
     subject: Any, case: str, view: ModelView, profile: ActivationProfile | None
 ) -> None:
-    """One model: what is returned, and that native form and scores are the same computation."""
+    """One model: checks what is returned, and that native form and scores compute the same."""
     mine = _prepared(subject, view, profile, case)
     if not predicts(mine):
         return
@@ -139,7 +139,7 @@ def _check_unprepared(subject: Any, spec: ModelSpec) -> None:
 def _check_profiles(
     subject: Any, case: str, view: ModelView, profile: ActivationProfile | None
 ) -> None:
-    """Without a profile it works or says that it needs one; another model's is refused."""
+    """Without a profile it works or says that it needs one; another model's profile is refused."""
     plain = copy.deepcopy(subject)
     alone = None
     try:
@@ -187,7 +187,7 @@ def _check_again(subject: Any, cases: dict[str, tuple[ModelView, Any]]) -> None:
 
 
 def _prepared(subject: Any, view: ModelView, profile: ActivationProfile | None, case: str) -> Any:
-    """A prepared copy: a predictor travels unprepared, and is prepared where it is needed."""
+    """A prepared copy: predictors are sent unprepared and are prepared where they are used."""
     mine = copy.deepcopy(subject)
     attempt(lambda: mine.prepare(view, profile), f"{case}, prepare", NOUN)
     return mine
@@ -209,7 +209,8 @@ def _scores(mine: Any, x_BD: F32, index: int, spec: ModelSpec, case: str) -> F32
     before, where = x_BD.copy(), f"{case}, scores of layer {index}"
     scores: Any = attempt(lambda: mine.scores(x_BD, index), where, NOUN)
     require(np.array_equal(before, x_BD), f"{where}: the predictor changed its input")
-    require(isinstance(scores, np.ndarray), f"{where}: returned a {type(scores).__name__}")
+    kind = type(scores).__name__
+    require(isinstance(scores, np.ndarray), f"{where}: returned type {kind}, must be a numpy array")
     shape = (x_BD.shape[0], spec.n_neurons)
     require(
         scores.shape == shape and scores.dtype == np.float32,

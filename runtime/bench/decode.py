@@ -1,7 +1,7 @@
 """bench decode: tokens/s of this engine beside `transformers` on the same model, in one run.
 
-Rivals take turns, so that a slow minute of the machine hits both; each figure is the median of its
-rounds. What is timed is decoding alone: the prompt and the first token are left out on both sides.
+Rivals take turns, so that a slow minute of the machine affects both; each figure is the median of
+its rounds. Decoding alone is timed: the prompt and the first token are left out on both sides.
 """
 
 import functools
@@ -24,7 +24,7 @@ PROMPT = "Once upon a time there was a king who"
 def transformers_rates(
     folder: str, prompt: Sequence[int], new_tokens: int, threads: int
 ) -> dict[str, Callable[[], float]]:
-    """One function a dtype that decodes once and returns tokens/s.
+    """One function per dtype that decodes once and returns tokens/s.
 
     Raises:
         ConfigError: transformers is not installed.
@@ -62,7 +62,7 @@ def transformers_rates(
         return (len(steps) - 1) / (steps[-1] - steps[0])
 
     def best(model: Any) -> float:
-        """The better of one thread and all: in small models threads can cost more than help."""
+        """The better of one thread and all: in small models more threads can be slower."""
         return max(rate(model, count) for count in {1, threads})
 
     runs: dict[str, Callable[[], float]] = {}
@@ -78,7 +78,7 @@ def compare(
     rounds: int,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Run everyone in turn.
+    """Run the engine and its rivals in turn.
 
     Args:
         engine_rate: decodes once, returns tokens/s and GB/s.
@@ -121,7 +121,7 @@ def compare(
 def read_bandwidth(record_bytes: int, threads: int, buffer_bytes: int = 1 << 30) -> float:
     """GB/s at which this machine reads records of that length from memory, in random order.
 
-    The yardstick of decoding: bytes a token over this is the time that the bytes allow.
+    Bytes per token over this rate is the least time that a token can take.
 
     Args:
         record_bytes: of a neuron.

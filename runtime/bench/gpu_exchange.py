@@ -1,9 +1,10 @@
 """What an exchange adds to a pass that is captured in a GPU's graph.
 
-Taken from whole passes, because it only exists inside a graph: a pass with one cold neuron in every
-layer less one with none. In between lies everything: x out, both flags, the CPU executor's look at
-them, its one neuron (about a microsecond), y back, the merge. Called by bench/gpu_rates.py for the
-hardware profile's table (its figure is the exchange alone) and by `hotcold bench hop`.
+Measured as the difference of whole passes, because it only exists inside a graph: a pass with one
+cold neuron in every layer less a pass with none. That includes x to the host, both flags, the CPU
+executor's polling, its one neuron (about a microsecond), y back, and the merge. Called by
+gpu_rates.py for the table of the hardware profile (whose figure is the exchange alone) and by
+`hotcold bench hop`.
 """
 
 import os
@@ -42,7 +43,7 @@ class _AllBut:
     cold: int
 
     def place(self, problem: Any) -> Any:
-        """Modules as ever, the neurons that always fire to the host."""
+        """Modules where they usually are, the neurons that always fire to the host."""
         score_LN = np.ones(problem.shape)
         placement = problem.fill(score_LN)
         hottest_LN = np.argsort(-problem.activations_LN, axis=1)[:, : self.cold]
@@ -85,7 +86,7 @@ def passes(cold: int, model: str | os.PathLike[str] | None = None) -> Passes:
 
 
 def check_model(model: str | os.PathLike[str] | None) -> None:
-    """Refuse a model whose passes nothing here can measure, before anything else is.
+    """Refuse a model whose passes cannot be measured here, before anything is measured.
 
     Raises:
         ConfigError: one is named and there is no GPU to run it on.

@@ -25,7 +25,7 @@ from hotcold.native.gpu import cuda_plugin
 from hotcold.runtime.bench.kernels import HEAD_DIM, Settings
 
 COLD_BYTES = 256 << 20  # what a round touches at least: five caches of an H100
-MOST_BYTES = 4 << 30  # and what all copies may take
+MAX_BYTES = 4 << 30  # and what all copies may take
 READ_ROWS, READ_WIDTH = 32768, 5120
 HEADS = ((40, 40), (32, 8))  # of 128 elements, and key heads: 13B, and a model of grouped queries
 CONTEXTS = (128, 1024, 4096)
@@ -136,12 +136,12 @@ def _copies(whole: int, touched: int) -> int:
     Raises:
         ConfigError: two copies are already too much.
     """
-    if 2 * whole > MOST_BYTES:
+    if 2 * whole > MAX_BYTES:
         raise ConfigError(
             f"a layer of {whole} bytes is too large to keep copies of on the GPU; give a smaller "
             "--d"
         )
-    return max(2, min(-(-COLD_BYTES // max(1, touched)), MOST_BYTES // whole))
+    return max(2, min(-(-COLD_BYTES // max(1, touched)), MAX_BYTES // whole))
 
 
 def _x(d: int) -> NDArray[np.float32]:

@@ -2,11 +2,11 @@
 
 Operators come from the plug-in (native/bindings/device_kernels.py), the bus is measured through
 libcuda. The exchange and the gaps only exist inside a captured graph, and are measured in graphs
-that hold nothing else (native/cuda/operate/rates.cu): bounds are made of them, which must not sink
-when a pass's kernels get slower. Beside them, for comparison, the exchange as it is in passes of
-the embedded model: with one cold neuron a layer (a microsecond's work) against none.
+that hold nothing else (native/cuda/operate/rates.cu), because bounds are computed from them and
+must not depend on the speed of other kernels. For comparison the exchange is also measured in
+passes of the embedded model: with one cold neuron per layer (a microsecond's work) against none.
 
-Called by bench/hardware.py only. Without a GPU it says why and measures nothing.
+Called by hardware.py. Without a GPU it says why and measures nothing.
 """
 
 import ctypes
@@ -94,7 +94,7 @@ def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
 
 
 def _exchanges(sync_s: float) -> list[Row]:
-    """The exchange alone, and what passes of the embedded model make of it."""
+    """The exchange alone, and what it costs in passes of the embedded model."""
     row = {"what": "captured in a GPU graph, alone", "round_trip_us": sync_s * 1e6}
     rows = [{**row, "p99_round_trip_us": sync_s * 1e6}]
     if found := exchange():

@@ -1,11 +1,10 @@
 """`hotcold hardware`: this machine's rates, measured in under two minutes, as a MachineFile.
 
-Puts the probes of this folder together: random reads over the three kinds of store (stores.py,
-decode.py), the feed-forward operator on active neurons (kernels.py), the exchange between resident
-loops (hop.py), and, where there is a GPU, gpu_rates.py. Everything is read from memory that no
-cache holds: stores and reads are sized by the last-level caches, of which hundreds of MiB are no
-exception. What is reported is the median of reads that take turns, so that a slow moment hits all
-alike. Writes nothing.
+Runs the benches of this folder: random reads over the three kinds of store (stores.py, decode.py),
+the feed-forward operator on active neurons (kernels.py), the exchange between resident loops
+(hop.py), and, where there is a GPU, gpu_rates.py. Everything is read from memory that no cache
+holds: stores and reads are sized by the last-level caches, which may have hundreds of MiB. The
+figures are medians of reads that take turns, so that a slow moment affects all alike.
 
 How the figures of the profile are chosen from what is measured:
 
@@ -55,7 +54,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure.
+    """How much and how long to measure.
 
     Args:
         nbytes: of each kind of store.
@@ -73,9 +72,9 @@ class Effort:
 
     @classmethod
     def choose(cls, quick: bool) -> "Effort":
-        """A minute's worth, or with quick some ten seconds', within an eighth of the memory.
+        """About a minute of work, or ten seconds with quick, within an eighth of the memory.
 
-        Each store is larger than the caches by CACHES, with quick the three together.
+        Each store is CACHES times as large as the caches; with quick, the three together are.
         """
         room = memory.available().nbytes // 8
         cold = CACHES * last_level_bytes() // (3 if quick else 1)
@@ -130,7 +129,7 @@ def measure(
 
 
 def thread_counts() -> list[int]:
-    """1 to the cores this process may use; on many cores only powers of two and all of them."""
+    """From 1 to the cores that this process may use; on many cores only powers of two, and all."""
     cores = len(os.sched_getaffinity(0))
     if cores <= 4:
         return list(range(1, cores + 1))
@@ -170,7 +169,7 @@ def host_reads(effort: Effort, counts: list[int], progress: Progress) -> list[Ro
 
 
 def host_neurons(effort: Effort, threads: int, progress: Progress) -> list[Row]:
-    """Time of an active neuron (all three rows) on the CPU, by dtype, one thread and `threads`."""
+    """Time of an active neuron (all three rows) on the CPU by dtype, one thread and `threads`."""
     rows = []
     for dtype in WEIGHT_DTYPES:
         progress(f"active neurons, {dtype}")
@@ -234,7 +233,7 @@ def host_exchanges(effort: Effort, progress: Progress) -> list[Row]:
 def host_figures(
     reads: list[Row], gflops: float, exchanges: list[Row], threads: int
 ) -> dict[str, Figure]:
-    """The profile's figures on a machine without a GPU; see the head of this file."""
+    """The profile's figures on a machine without a GPU; see this module's docstring."""
     full = [r for r in reads if r["threads"] == threads and r["record_bytes"] == YARDSTICK]
     best = max(full, key=lambda row: float(row["gb_per_s"]))
     how = f"random records of 30 KiB, {best['store']}, {threads} threads, median"

@@ -1,8 +1,8 @@
-"""The time of one hop of the exchange, between resident C loops in processes of their own.
+"""One-way latency of the exchange, between resident C loops in processes of their own.
 
-A hop is one message one way: a round trip over the number of its messages. `measure_hop` starts the
-processes itself; actors run `hop_side` on a segment of their driver instead. Measures the flags
-alone, no payload and no Ray.
+A hop is one message in one direction: the time of a round trip divided by its messages.
+`measure_hop` starts the processes itself; actors run `hop_side` on a segment of their driver
+instead. Flags alone are measured, without payload and without Ray.
 """
 
 import json
@@ -74,7 +74,7 @@ def ring(n: int, rounds: int, cores: tuple[int, ...] = ()) -> list[HopSide]:
 
 
 def hop_side(handle: SegmentHandle, side: HopSide) -> NDArray[np.uint32]:
-    """Play one side in the calling process until its rounds are done.
+    """Run one side in the calling process until its rounds are done.
 
     Args:
         handle: the segment, made from `hop_layout`; the process that made it must be alive.
@@ -133,7 +133,7 @@ def measure_hop(
     parts = [HopSide(PARK, 3, 3, 0)] * parked + list(reversed(ring(sides, rounds, cores)))
     with Segment.create(hop_layout(), epoch=1) as segment, ExitStack() as stack:
         children = [stack.enter_context(_start(segment.handle, part)) for part in parts]
-        stack.callback(segment.poison, PoisonCode.CLOSED)  # on the way out: nobody stays behind
+        stack.callback(segment.poison, PoisonCode.CLOSED)  # at the end: no process keeps waiting
         text = _result(segment, children)
     return HopResult(**{**json.loads(text), "cores": cores})
 

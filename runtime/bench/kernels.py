@@ -1,9 +1,9 @@
-"""bench kernels: bytes a second of every operator beside those of reading alone, from cold memory.
+"""bench kernels: bytes per second of every operator and of reading alone, from cold memory.
 
-An operator on one token is bound by reading weights, so its yardstick is how fast rows of the same
-length are read in the same run, in the same buffer. The buffer is larger than any cache and is
-walked so that nothing is touched again before all of it was; reads and operators take turns, so
-that a slow moment of the machine hits both. A fraction above 1.05 would mean a warm cache.
+An operator on one token is bound by reading weights, so it is compared with reading rows of the
+same length in the same run, from the same buffer. The buffer is larger than any cache, and nothing
+in it is read again before all of it was; reads and operators take turns, so that a slow moment of
+the machine affects both. A fraction above 1.05 would mean a warm cache.
 """
 
 import mmap
@@ -202,7 +202,7 @@ def _gemv(buffer: ColdBuffer, d: int) -> Case:
 
 
 def _attention(buffer: ColdBuffer, d: int) -> Case:
-    """Caches one after the other; whatever the bits are as float32, they are small and finite."""
+    """Caches one after the other; the buffer's bits are small, finite numbers as float32, too."""
     heads = d // HEAD_DIM
     row = CONTEXT * HEAD_DIM * 4  # a head's keys are contiguous
     size = 2 * heads * row
@@ -226,7 +226,7 @@ def _x(d: int) -> NDArray[np.float32]:
 
 
 def _over_threads(case: Case, settings: Settings) -> dict[str, Any]:
-    """The case with every thread count; the lowest fraction of them on top."""
+    """The case with every thread count; the lowest fraction of all at the top level."""
     by_threads = {}
     for threads in settings.threads:
         with Pool(threads) as pool:
@@ -261,7 +261,7 @@ def _take_turns(case: Case, settings: Settings, pool: Pool) -> dict[str, Any]:
             finally:
                 if variant is not None:
                     force_cpu_variant(built_in)
-            if turn:  # the first one warms code, stack and page tables up
+            if turn:  # the first call warms up code, stack and page tables
                 rates[name].append(touched[name] / seconds / 1e9)
     return _figures(rates, touched)
 
@@ -292,7 +292,7 @@ def _figures(rates: dict[str, list[float]], touched: dict[str, int]) -> dict[str
 
 
 def doubts(result: dict[str, Any]) -> list[str]:
-    """What speaks against a result: a machine busy with other work, or a cache that was warm."""
+    """Reasons to doubt a result: a machine busy with other work, or a warm cache."""
     measured = list(_measured(result))
     texts = []
     if any(one["steadiness"] < STEADY for one in measured):

@@ -16,7 +16,7 @@ def llama_cpp_rate(
 ) -> Callable[[], float]:
     """A function that decodes once with llama.cpp on the CPU and returns tokens/s.
 
-    The ids it is fed are the prompt's over and over: what it reads does not depend on them.
+    Its input is the prompt's ids, repeated: what it reads does not depend on them.
 
     Args:
         bundle: a Llama.

@@ -1,7 +1,7 @@
 """Prompt speed on a GPU: both forms of a prompt by its length, and the measured switch point.
 
-`hotcold bench prompt --model DIR --vram 10GiB` runs it. Forms are asked for by name here; an engine
-with `--prompt-form auto` chooses by the same times.
+`hotcold bench prompt --model DIR --vram 10GiB` runs it. Both forms are run here; an engine with
+`--prompt-form auto` chooses by the same times.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ REPEAT = 2
 
 
 def measure(local: LocalSession, lengths: Sequence[int]) -> dict[str, Any]:
-    """Prompt tokens/s of either form, the better of two runs, and where dense begins to pay.
+    """Prompt tokens/s of both forms, the better of two runs, and from which length dense is faster.
 
     Args:
         local: a session on a GPU whose deployment has a dense form.

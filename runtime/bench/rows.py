@@ -20,5 +20,5 @@ def neuron_row(device: str, dtype: str, threads: int, d: int, seconds: float) ->
 
 
 def four_digits(value: float) -> float:
-    """Four digits: nobody can measure more."""
+    """Round to four digits: more cannot be measured."""
     return float(f"{value:.4g}")

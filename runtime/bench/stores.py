@@ -1,9 +1,9 @@
 """`hotcold bench stores`: what the kernels read from each kind of weight store, in GB/s.
 
 The three kinds hold the same bytes and take turns, so that a busy machine favours none of them.
-Every round reads other neurons; with more bytes than the caches hold, they come from memory. What
-is measured: random gate rows of 4 KiB (d 2048, float16, no gate fires), random whole records of
-30 KiB (d 5120, all fire), and a matrix from end to end (dense product, d 4096).
+Every round reads other neurons; with more bytes than the caches hold, they come from memory.
+Measured are random gate rows of 4 KiB (d 2048, float16, no gate fires), random whole records of 30
+KiB (d 5120, all fire), and a matrix from end to end (dense product, d 4096).
 """
 
 import statistics

@@ -1,13 +1,13 @@
-"""bench sync: what leaving out exchanges is worth, and where there are none to leave out.
+"""bench sync: what leaving out exchanges saves, and where none can be left out.
 
-A plan with nearly all neurons of the quiet layers (under 0.1 % fire) on the GPU runs with the
-schedules `paper`, which awaits the CPU executor in every layer, and `selective`, which does not
-where no cold neuron is active: same plan, same tokens, in turn. What a pass gets shorter by, over
-the exchanges it left out, is what each of them costs.
+A plan with nearly all neurons of the quiet layers (under 0.1 % fire) on the GPU runs in turn with
+the schedules `paper`, which waits for the CPU executor in every layer, and `selective`, which does
+not where no cold neuron is active: same plan, same tokens. The time by which a pass gets shorter,
+divided by the exchanges left out, is what one exchange costs.
 
-Beside it stands what the profile lets one expect: a layer's exchange is left out when none of its
-cold neurons fires, with the probability prod(1 - p_i) over them if they fire independently. At the
-13B shape every layer has thousands of cold neurons and hundreds of them fire, so that is 0.
+For comparison, the number expected from the profile: a layer's exchange is left out when none of
+its cold neurons fires, with the probability prod(1 - p_i) over them if they fire independently. At
+the 13B shape every layer has thousands of cold neurons of which hundreds fire, so that is 0.
 """
 
 import statistics
@@ -32,7 +32,7 @@ from hotcold.runtime.tracing.phases import pass_lengths
 QUIET = 1e-3  # a layer in which a smaller share of the neurons fires
 SCHEDULES = ("paper", "selective")
 PROMPT = 8
-BIG = {"vram_bytes": 16 << 30, "density": 0.12, "share80": 0.3, "width": 960}  # 13B, as in README
+BIG = {"vram_bytes": 16 << 30, "density": 0.12, "share80": 0.3, "width": 960}  # MEASURED.md's 13B
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _run(prepared: Prepared, plan: Plan, schedule: str, tokens: int, seed: int) 
 
 
 def describe(p_LN: NDArray[np.float64], cold_LN: NDArray[np.bool_]) -> dict[str, Any]:
-    """What of a plan decides how often an exchange can be left out."""
+    """The properties of a plan that decide how often an exchange can be left out."""
     density_L = p_LN.mean(axis=1)
     quiet_L = density_L < QUIET
     there_L = cold_LN.any(axis=1)

@@ -1,7 +1,7 @@
-"""`hotcold doctor`: what this machine offers, what is badly set, and how to mend it.
+"""`hotcold doctor`: what this machine offers, what is badly set, and how to fix it.
 
-Puts the probes of the machine together with those of the installation: Ray, torch, a compiler, the
-cache of converted models. Looks only; starts no Ray and imports neither Ray nor torch.
+Runs the checks of the machine (probes.py, gpu_probe.py) and those of the installation: Ray, torch,
+a compiler, the cache of converted models. Changes nothing, and imports neither Ray nor torch.
 """
 
 import importlib.metadata
@@ -65,7 +65,7 @@ def _torch() -> Check:
 
 
 def compiler(machine: Machine) -> list[Check]:
-    """A C compiler: an installed hotcold runs without, its kernels cannot be changed without."""
+    """A C compiler: an installed hotcold runs without one, but its kernels cannot be changed."""
     path = machine.env.get("PATH", "")
     found = next((c for c in ("cc", "gcc", "clang") if shutil.which(c, path=path)), None)
     if found is None:

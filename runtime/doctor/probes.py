@@ -31,7 +31,7 @@ class Check:
         name: what was looked at.
         state: "ok"; "warn": works, but slower or riskier than it could; "fail": hotcold cannot run.
         found: what is there.
-        mend: one line that changes it; empty where nothing need be done.
+        mend: one line that says how to change it; empty where nothing need be done.
     """
 
     name: str
@@ -76,7 +76,7 @@ def instruction_sets(machine: Machine) -> list[Check]:
     """Instruction sets the CPU offers, and the kernels that will be used."""
     words = set(machine.text("proc/cpuinfo").split())
     has = [name for name in (*X86_SETS, *ARM_SETS) if name in words]
-    found = f"{platform.machine()}: {', '.join(has) or 'none of those there are kernels for'}"
+    found = f"{platform.machine()}: {', '.join(has) or 'none that hotcold has kernels for'}"
     try:
         from hotcold.native.bindings.kernels import active_cpu_variant, cpu_variants
 
@@ -86,7 +86,7 @@ def instruction_sets(machine: Machine) -> list[Check]:
         return [Check("CPU kernels", "fail", f"{found}; {error}", mend)]
     found = f"{found}; kernels: {variant}"
     if variant != best:
-        return [Check("CPU kernels", "warn", found, f"unset HOTCOLD_CPU for {best}")]
+        return [Check("CPU kernels", "warn", found, f"unset HOTCOLD_CPU to use {best}")]
     if variant == "ref":
         return [
             Check("CPU kernels", "warn", found, "a CPU with AVX2 and F16C is several times faster")
@@ -95,7 +95,7 @@ def instruction_sets(machine: Machine) -> list[Check]:
 
 
 def cores(machine: Machine) -> list[Check]:
-    """Cores present, allowed and paid for."""
+    """Cores present, allowed by affinity, and granted by the control group."""
     present, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0))
     quota = _cpu_quota(machine)
     found = f"{allowed} of {present}" + ("" if quota is None else f", quota {quota:.1f}")
@@ -127,7 +127,9 @@ def priorities(machine: Machine) -> list[Check]:
     found = f"{own} here; Ray gives its workers {asked or '15'}, hotcold's actors ask for 0"
     nice = Check("niceness", "ok", found)
     if own > 0:
-        mend = "actors cannot be better than who starts Ray; start it without nice"
+        mend = (
+            "actors get no better priority than the process that starts Ray; start it without nice"
+        )
         nice = Check("niceness", "warn", found, mend)
     adjust = machine.text("proc/self/oom_score_adj") or "unknown"
     asked = machine.env.get("RAY_worker_oom_score_adjustment")

@@ -2,7 +2,7 @@
 
 As variant.py does with C files: compiled by nvcc into the user's cache under a key of its text
 after the preprocessor, compiler and GPU architecture; its ABI number compared by the plug-in
-(cuda/variant.cu); every operator, and passes of the embedded model, compared with float64 in a
+(kernels/variant.cu); every operator, and passes of the embedded model, compared with float64 in a
 process of its own (`cuda_variant_check`). The GPU executor compiles and loads it itself. The guide
 is examples/07_own_cuda_kernel.cu.
 """

@@ -1,7 +1,7 @@
 """Small files of a checkpoint or bundle: read whole, with a limit, as JSON, never hanging.
 
-Used by every reader in this folder. What comes from outside is checked here for existence, kind and
-size; what it means is checked by the reader.
+Used by every reader of such files. Existence, kind and size are checked here; what the contents
+mean is checked by the reader.
 """
 
 import json

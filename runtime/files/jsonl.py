@@ -1,8 +1,8 @@
 """JSON lines as texts: one JSON object a line, one of its fields the text.
 
-Read by windows.py for files named .jsonl or .ndjson. A line that holds no text is skipped and
-counted, with the first one's number and what is wrong with it; a file in which no line holds text
-is an error. Blank lines, and texts that are empty, are neither.
+Used by windows.py for files named .jsonl or .ndjson. A line without text is skipped and counted;
+the number of the first and what is wrong with it are kept. A file in which no line holds text is an
+error. Blank lines and empty texts are not counted.
 """
 
 import json
@@ -52,7 +52,7 @@ def documents(path: Path, field: str, skipped: Skipped) -> Iterator[tuple[str, i
     Args:
         path: a regular file.
         field: of each line's object, that holds the text.
-        skipped: told of lines without.
+        skipped: counts the lines without.
 
     Raises:
         ConfigError: it cannot be read, or no line of it has a text.

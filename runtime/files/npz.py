@@ -1,8 +1,8 @@
 """Arrays and a JSON header as one npz file, read without trusting it.
 
-Called by plan.py (files) and by the policies' child process (messages). An npz is a zip of npy
-files, so `numpy.load` opens what `pack` writes; `unpack` never unpickles, never allocates more than
-the caller allows, and turns every kind of damage into a ValueError.
+Used for plans (plan.py) and for messages to the policies' child process (messages.py). An npz is a
+zip of npy files, so `numpy.load` opens what `pack` writes; `unpack` never unpickles, never
+allocates more than the caller allows, and turns every kind of damage into a ValueError.
 """
 
 import io
@@ -54,7 +54,7 @@ def unpack(data: bytes, limit: int) -> tuple[dict[str, Any], dict[str, NDArray[A
         if not isinstance(header, dict):
             raise ValueError("its header is not a JSON object")
         arrays = {name.removesuffix(".npy"): _parse(content) for name, content in members.items()}
-    except Exception as error:  # zipfile, zlib, json, tokenize: a dozen kinds, all of them damage
+    except Exception as error:  # of zipfile, zlib, json, tokenize: all mean damage
         raise ValueError(str(error) or type(error).__name__) from error
     return header, arrays
 

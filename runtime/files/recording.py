@@ -2,11 +2,11 @@
 
 `bitmaps.npz`, written by `hotcold profile --bitmaps`: `fired_TLB`, uint8 [tokens, layers,
 ceil(neurons / 8)], as numpy.packbits(fired, axis=-1) gives them (the first neuron is the highest
-bit); `window_W`, the length of each window, says where the context began anew; the header names
-model, source and neurons. numpy.load opens it. The policy `oracle` places by it, studies of drift
-and simulations replay it.
+bit); `window_W` has the length of each window: where the context starts again. The header names
+model, source and neurons. numpy.load opens it. The policy `oracle` places neurons by it; studies of
+drift and simulations replay it.
 
-Written as a stream: a recording is as large as it is, 69 KB a token for a 13B model.
+Written as a stream, because recordings are large: 69 KB per token for a 13B model.
 """
 
 import json
@@ -78,7 +78,7 @@ def read_recording(path: Path) -> Recording:
 def write_recording(
     path: Path, bits: Path, shape: tuple[int, int, int], windows: Sequence[int], header: Any
 ) -> None:
-    """Make a recording of a file of raw bits, atomically.
+    """Make a recording from a file of raw bits, atomically.
 
     Args:
         path: to write.

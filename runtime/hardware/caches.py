@@ -1,7 +1,7 @@
 """How large the last-level caches of the processor are, so that benches can read around them.
 
-Asked by bench/hardware.py. Where the system does not say (containers without /sys, some ARM
-machines) the answer is 0, and callers keep the sizes they have.
+Used by runtime/bench/hardware.py. Where the system does not say (containers without /sys, some ARM
+machines) the answer is 0, and callers keep their default sizes.
 """
 
 import os
@@ -14,7 +14,7 @@ from hotcold.runtime.units import parse_bytes
 def last_level_bytes(root: Path = Path("/")) -> int:
     """Bytes of all last-level caches that this process's cores share, each counted once.
 
-    A virtual machine is told the size of the whole processor's, of which it may get a part.
+    A virtual machine is told the size of the whole processor's cache, of which it may get a part.
     """
     found: dict[str, tuple[int, int]] = {}  # by the cores that share it: level, bytes
     for core in os.sched_getaffinity(0):

@@ -1,8 +1,7 @@
 """Threads and cores of the three resident loops on this machine.
 
-Explicit on purpose: Ray sets no affinity, and loops that wait for each other must not spin on the
-same core without yielding (they yield, see native/exchange/exchange.c; this is about speed, not
-liveness).
+Set explicitly, because Ray sets no affinity and loops that wait for each other should not share a
+core (they do yield, see native/exchange/exchange.c, so this is about speed, not liveness).
 """
 
 import os
@@ -25,7 +24,7 @@ def divide_cores(threads: int | None, pin: bool | None, gpu: bool = False) -> di
     On the CPU device each phase but the feed-forward one is a single actor's, so each may use all
     cores: whoever waits yields. Measured on two cores, one thread each against two each: 55.1 and
     33.4 ms a token (planted llama-1b), 1.31 and 1.04 ms (embedded model). They are pinned then,
-    since an actor's threads must not meet on one core while others wait on the next.
+    because two threads of an actor must not share a core while another core is idle.
 
     Args:
         threads: threads of each actor; None: all cores.

@@ -1,13 +1,13 @@
-"""Work side by side, each part's torch operations on one thread.
+"""A pool of threads that run torch operations on one thread each.
 
-Predictors that prepare layer by layer, training and counting call this. It decides nothing about
-how many parts there are, and leaves numpy's own threads alone.
+Used by predictors that prepare layer by layer, by training and by counting. It does not decide how
+many parts there are, and does not change numpy's own threads.
 
-Torch's number of threads is a setting of the process that every thread takes up for itself, at its
-first operation that torch splits: a product that MKL splits is not one of them, so the first
-products of a new thread would run, and sum, on as many threads as the process began with. Which
-thread of a pool is new depends on the machine's load; the last bits of a sum would, too. So every
-thread here takes the setting up before its first work.
+Torch's number of threads is a setting of the process, but each thread reads it only at its first
+operation that torch itself splits. A product that MKL splits is not such an operation, so the first
+products of a new thread would run on as many threads as the process began with. Which thread of a
+pool is new depends on the machine's load, and then the last bits of a sum would, too. So every
+thread here reads the setting before its first work.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ import torch
 
 @contextmanager
 def lone_pool(workers: int, precision: str = "highest") -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads, torch's operations on one thread each; so are the caller's meanwhile.
+    """A pool of threads with torch's operations on one thread each; the caller's too, meanwhile.
 
     Measured on two shared cores: one thread an operation is 1.7 times as fast as two, because each
     of thousands of small operations waits for the slower of its threads.

@@ -1,7 +1,7 @@
 """MachineFile: a hardware profile on disk, with units and where every figure comes from.
 
 Written by `hotcold hardware`, shipped for reference machines, read wherever `--hardware` is taken.
-People read these files and pass them on, so each figure names its unit and its source:
+People read these files and share them, so each figure has its unit and its source:
 
     "host_gb_per_s": {"value": 67.2, "unit": "GB/s", "source": "paper", "from": "section 8.1"}
 
@@ -34,7 +34,7 @@ UNITS = {
     "host_gflops": "GFLOP/s",
     "gpu_gflops": "GFLOP/s",
     "sync_s": "s",
-    "pcie_back_gb_per_s": "GB/s",  # GPU to host; for readers, no policy asks for it
+    "pcie_back_gb_per_s": "GB/s",  # GPU to host; for readers, no policy uses it
     "gap_s": "s",
     "context_bytes": "B",
 }
@@ -102,10 +102,10 @@ class MachineFile:
         return HardwareProfile(name=self.name, measured=measured, has_gpu=self.has_gpu, **values)
 
     def with_threads(self, threads: int | None) -> HardwareProfile:
-        """The profile where each executor has so many threads; None: all cores.
+        """The profile where each executor has this many threads; None: all cores.
 
-        What the host reads comes from the table of reads, its arithmetic is in proportion. Without
-        a GPU that holds for both executors, at once where there are cores for both.
+        Host read rates come from the table of reads; arithmetic scales with the threads. Without a
+        GPU this holds for both executors, at the same time where there are cores for both.
         """
         profile, rates = self.profile, self._host_rates
         most = self._own_threads(rates)

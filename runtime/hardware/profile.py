@@ -1,8 +1,8 @@
 """HardwareProfile: what a machine can do, as the numbers policies and the cost model need.
 
 Placement policies get it in their Problem, schedule policies as an argument. Pure data: nothing is
-measured here. Files that say where each figure comes from are machine_file.py's; which of them is
-this machine's, this_machine.py's; the reference machines of machines/ are read by name.
+measured here. machine_file.py reads the files that say where each figure comes from,
+this_machine.py finds this machine's, and the reference machines in machines/ are read by name.
 """
 
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -30,7 +30,7 @@ class HardwareProfile:
             one memory with the same cores.
         at_once: without a GPU, whether each executor has cores of its own and reads at these rates
             while the other does; if not, one waits while the other reads.
-        gap_s: that a node of a captured graph takes which does nothing; 0: none.
+        gap_s: time that a node of a captured graph takes if it does nothing; 0: none.
         context_bytes: GPU memory that a CUDA context takes of every budget; 0: not known.
 
     Raises:
@@ -73,7 +73,7 @@ class HardwareProfile:
         """This machine, not measured: round figures of a laptop whose GPU executor runs on its CPU.
 
         Both executors read the same host memory, so both get the same rates. Good enough to tell a
-        cheap layer from a dear one; never to be reported as this machine's speed.
+        cheap layer from an expensive one; never to be reported as this machine's speed.
         """
         return cls(
             name="this machine",

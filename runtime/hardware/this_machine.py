@@ -1,16 +1,17 @@
-"""Which measured hardware file is this machine's, so that nobody has to name it.
+"""Which measured hardware file is this machine's, so that users need not name it.
 
-`hotcold hardware` leaves its file in the user's cache, and whatever is told no `--hardware` uses it
+`hotcold hardware` writes its file into the user's cache, and commands without `--hardware` use it
 from then on:
 
     <cache>/hardware/<key>.json
 
-Why a key: a cache is copied with a home folder, baked into an image, or mounted by several
-machines, and rates of another machine are worse than none. The key is a digest of what the rates
-depend on: the system's machine id, CPU model, cores this process may use, kernels in force, memory
-to the GiB, GPUs. It is in the file's name and once more inside; a file whose inside names another
-machine (a copy, a rename) is not trusted. Two clones of one virtual machine share a key, and their
-rates. A changed affinity (taskset) or HOTCOLD_CPU is another machine: the rates would not hold.
+The key is there because a cache may be copied with a home folder, built into an image, or mounted
+by several machines, and rates of another machine are worse than none. The key is a digest of what
+the rates depend on: the system's machine id, CPU model, cores this process may use, kernels in
+force, memory to the GiB, GPUs. It is in the file's name and again in its contents; a file whose
+contents name another machine (a copy, a rename) is not used. Two clones of one virtual machine
+share a key, and their rates. A changed affinity (taskset) or HOTCOLD_CPU is another machine: the
+rates would not hold.
 
 Looked up by `prepare_model` and the offline commands. Measures nothing.
 """
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def identity(root: Path = Path("/")) -> dict[str, Any]:
-    """What tells this machine from others, plain data; `key` is the digest of the rest.
+    """What distinguishes this machine from others, plain data; `key` is the digest of the rest.
 
     The system's machine id goes into the key only: files are passed on, the id is nobody's concern.
     Asks the compiled kernels which of them are in force.
@@ -78,7 +79,7 @@ def own_path(key: str) -> Path:
 def this_machine(threads: int | None = None) -> HardwareProfile:
     """This machine's measured rates; round figures where it was not measured.
 
-    A file that cannot be used is not an error, only said: nobody asked for it.
+    A file that cannot be used is logged and not an error: nobody asked for it.
 
     Args:
         threads: of each executor; None: all cores.

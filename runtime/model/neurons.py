@@ -8,8 +8,8 @@ reads one stretch of memory:
     reglu  | gate row, D elements | up row, D elements | down column, D elements | zeros up to 64 |
     relu   | gate row, D elements | down column, D elements | bias, float32 | zeros up to 64 bytes |
 
-Used by the bundle writer, the weight store and everyone who hands records to the native kernels.
-Holds no weights.
+Used by the bundle writer, the weight store and everything that passes records to the native
+kernels. Holds no weights.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Rotary position tables (cosines and sines) of a model, scaling included.
 
-Called once an executor; the kernels only look the tables up. Source: RoFormer (arXiv 2104.09864),
+Called once per executor; the kernels only look up the tables. Source: RoFormer (arXiv 2104.09864),
 and for the "llama3" scaling the Llama 3.1 release (wavelengths beyond the training context are
 stretched, those well inside it kept, a linear ramp between).
 """

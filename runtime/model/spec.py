@@ -1,6 +1,6 @@
 """ModelSpec: the shapes of a language model and the kinds of its layers, nothing else.
 
-Read from a checkpoint by `formats`, stored in a bundle, used by everyone. Holds no weights.
+Read from a checkpoint by an architecture, stored in a bundle, used everywhere. Holds no weights.
 """
 
 from dataclasses import asdict, dataclass, fields

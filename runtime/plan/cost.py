@@ -1,7 +1,7 @@
 """The cost model: how long a token takes under a placement, from a hardware profile and counts.
 
-Used by the policy `latency`, by `hotcold solve` and by whoever wants seconds for a machine that is
-not here. One layer, with what the token reads in bytes and a rate for each device:
+Used by the policy `latency`, by `hotcold solve`, and wherever seconds are needed for another
+machine. One layer, from the bytes that the token reads and a rate for each device:
 
     dense     attention, its KV cache and predictor, each over the rate of the device it lives on;
               the GPU executor reads what lies in host memory over PCIe
@@ -10,9 +10,9 @@ not here. One layer, with what the token reads in bytes and a rate for each devi
     exchange  T_sync * P(some cold neuron is proposed)
     layer     dense + max(hot, cold) + exchange
 
-A schedule may have some of the cold neurons fetched, which then cost the bus's rate on the hot
-side, may pay every exchange, or may let hot wait for cold (their sum instead of the longer). It is
-their sum, too, on a machine without a GPU whose executors share all cores: while one reads, the
+A schedule may fetch some of the cold neurons, which then cost the bus's rate on the hot side. It
+may exchange in every layer, or let hot wait for cold (then their sum counts, not the longer one).
+The sum also counts on a machine without a GPU whose executors share all cores: while one reads, the
 other waits.
 
 p is the probability that a neuron fires and q that the predictor proposes it. A predictor that

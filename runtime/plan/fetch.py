@@ -1,14 +1,14 @@
-"""fetch: cold neurons that the GPU executor computes after all, read over the bus.
+"""fetch: cold neurons that the GPU executor computes by reading them over the bus.
 
-The paper's Figure 6 asks whether a neuron in host memory had better be computed where it lies or be
-loaded and computed on the GPU. A schedule answers with a share by layer; which neurons it means is
-decided here, once and the same everywhere, from the plan alone: evenly spread over the cold ones by
-id, so that the share of those that fire for a token is about the same. Their records stay in host
-memory (beside a GPU in a pinned copy, which its kernels read directly), they count under no device
-budget, and each is still computed whole by one executor.
+The paper's Figure 6 asks whether a neuron in host memory is better computed where it lies or loaded
+and computed on the GPU. A schedule answers with a share for each layer. Which neurons are fetched
+is decided here, from the plan alone: evenly spread over the cold ones by id, so that about the same
+share of those that fire is fetched for every token. Their records stay in host memory (beside a GPU
+in a pinned copy, which its kernels read directly), they count under no device budget, and each is
+still computed whole by one executor.
 
-Used by whoever turns a plan into programs and shares, and by the cost model. Decides nothing
-itself: policies/schedule/fetch.py does.
+Used where a plan becomes programs, and by the cost model. The share is chosen in
+policies/schedule/fetch.py.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The rules a placement must keep, and the message when it does not.
 
 Called by plan.py on whatever a policy returned, and in the policies' child process. Every message
-starts with the policy's name: its author is the one who can do something about it.
+starts with the policy's name, because only its author can fix it.
 """
 
 import math
@@ -38,7 +38,7 @@ def check_placement(problem: Problem, placement: Any, blame: str) -> None:
 def _fault(problem: Problem, placement: Any) -> str | None:
     """What is wrong with a placement, as the rest of "policy 'name' ..."."""
     if not isinstance(placement, Placement):
-        kind = "nothing" if placement is None else f"a {type(placement).__name__}"
+        kind = "nothing" if placement is None else f"an object of type {type(placement).__name__}"
         return f"returned {kind}; place(problem) must return a Placement"
     if placement.dtype_LN is not None:
         return "returned dtype_LN; it must be None, all neurons are stored in one dtype"

@@ -1,8 +1,8 @@
-"""Plan: a placement, validated and completed; the one thing that crosses from offline to online.
+"""Plan: a placement, validated and completed; what planning hands to the engine.
 
 A policy's Placement becomes a Plan here or is refused, the policy blamed by name. The executors are
-built from it, `--plan` reads it back, and its hash says whether two runs had the same one. It holds
-no weights, and says where things live, not in which order they are computed (schedule.py).
+built from it, `--plan` reads it back, and its hash says whether two runs used the same plan. It
+holds no weights, and says where things live, not in which order they are computed (schedule.py).
 
 Shape suffixes: L layers, N neurons of a layer, C chunks.
 """
@@ -151,8 +151,8 @@ class Plan:
         depends on the plan alone, never on threads or batch, and so does the order in which partial
         sums are added. A neuron weighs its firing probability plus the mean of the share: the first
         is the work of an active list, the second that of evaluating every gate row, and no chunk
-        gets more than twice its part of either, but for one neuron. A GPU adds a chunk's neurons
-        apart from the others'; the CPU needs none (native/ops/ffn.c).
+        gets more than twice its part of either, but for one neuron. A GPU sums each chunk
+        separately; the CPU needs no chunks (native/ops/ffn.c).
 
         Args:
             layer: which layer.
@@ -244,7 +244,7 @@ def make_plan(
 
 
 def _printable(text: str) -> str:
-    """A foreign text without what a terminal would obey; line ends stay."""
+    """A policy's text without control characters for terminals; line ends stay."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 

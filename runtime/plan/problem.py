@@ -1,8 +1,8 @@
 """Problem and Placement: what a placement policy is given, and what it returns.
 
 A policy decides, under every device's memory, where each neuron and each module of a model lives.
-Built by the offline side (`make_problem`), read by policies, checked and completed by plan.py. Both
-classes are plain data: no policy sees an engine, an actor or a weight.
+Built by `make_problem`, read by policies, checked and completed by plan.py. Both classes are plain
+data: no policy sees an engine, an actor or a weight.
 
 Shape suffixes: L layers, N neurons of a layer.
 """
@@ -146,7 +146,7 @@ class Problem:
         does not fit goes to the host, and the next is tried. Of what is left, `share` is filled
         with neurons of all layers together, best score first, until nothing more fits. Everything
         else goes to the host, the last device. Equal scores go by layer, then by neuron id, so the
-        result depends on nothing but the arguments.
+        result depends only on the arguments.
 
         Args:
             score_LN: one number a neuron, higher is placed first; infinities are allowed.
@@ -345,9 +345,9 @@ def best_neurons(
     best_first = np.argsort(-score_LN.astype(np.float64).reshape(-1), kind="stable")
     bytes_of = neuron_bytes_L[best_first // score_LN.shape[1]]
     taken: list[NDArray[np.int64]] = []
-    # Take the longest run that fits, drop what is now too large, go on behind it. A neuron that did
-    # not fit never fits later, so this is the same as asking one by one; every round but the last
-    # exhausts one size of neuron, so there are at most L + 1.
+    # Take the longest run that fits, drop what is now too large, continue after it. A neuron that
+    # did not fit never fits later, so this is the same as asking one by one; every round but the
+    # last exhausts one size of neuron, so there are at most L + 1.
     while True:
         fits = bytes_of <= room
         best_first, bytes_of = best_first[fits], bytes_of[fits]

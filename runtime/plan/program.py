@@ -5,7 +5,7 @@ here on there is no Python per layer: `native/loop/pass.c` runs the steps. Calle
 `deployment.py`; the programs are plain arrays that travel to the actors.
 
 Why the last merge with cold neurons is never selective: it is the barrier that lets the next pass
-reuse every flag and payload of this one (exchange.py, and the checker in the tests).
+reuse every flag and payload of this one (segment.py, and the checker in the tests).
 """
 
 from collections.abc import Collection, Iterator

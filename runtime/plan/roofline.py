@@ -1,9 +1,9 @@
-"""roofline: the least time that one token of a plan can take on a machine, part by part.
+"""roofline: the least time that a token of a plan can take on a machine, part by part.
 
-Bytes over rates, as in the cost model (cost.py), which it is made from; what that leaves out
-because no placement changes it is added here: the gaps between the nodes of the GPU's graph, the
-memory that a CUDA context takes of the budget, and that a machine without a GPU has one memory for
-both executors. One token, layer order kept:
+Bytes over rates, as in the cost model (cost.py) that it uses. What the cost model leaves out,
+because no placement changes it, is added here: the gaps between the nodes of the GPU's graph, the
+part of the budget that a CUDA context takes, and that both executors share one memory on a machine
+without a GPU. One token, layers in order:
 
     token     attention + predictor + KV + head, each over the rate of where it lies
               + sum over layers of max(hot, cold)   (hot + cold where both read one memory)
@@ -11,15 +11,15 @@ both executors. One token, layer order kept:
               + gaps: nodes of the graph times the gap between two
 
 Where lists come a layer early and their records are read ahead (schedule `lookahead` beside a GPU),
-cold neurons are read while attention runs, and a layer's prediction while the cold sum of the one
-before is awaited: the sum over layers is then of max(hot + next prediction, cold - attention). How
-much caches hold (native/ops/ahead.c) is not in that.
+cold neurons are read while attention runs, and a layer is predicted while the cold sum of the one
+before is awaited. The sum over layers is then of max(hot + next prediction, cold - attention). The
+size of the caches (native/ops/ahead.c) is not taken into account.
 
-Half of the KV cache counts: the mean of a context that fills up. Neurons are the mean of the
-activation profile; real loads vary and max(hot, cold) is then larger. So this is a bound from below
-on the time (how close kernels come to a copy's bandwidth is not in it) and no forecast.
+Half of the KV cache counts: the mean of a context that fills up. Neurons count with the mean of the
+activation profile; real loads vary, and max(hot, cold) is then larger. So this is a lower bound of
+the time and not a forecast; it assumes kernels as fast as the measured bandwidth.
 
-Used by `hotcold roofline`. Measures nothing.
+Used by `hotcold roofline`. Nothing is measured here.
 
 Against decoding on two cores without a GPU (`xeon-2core`, 30.4 GB/s, commit 9d4bd4a, 2026-11-22;
 --context is what half-filled equals the mean filling of the run):
@@ -61,9 +61,9 @@ columns read in pieces (native/ops/ffn.c). With lookahead at 16 GiB 306 MB a tok
 of 303 (some for nothing) and the wait is 0.4 of 6.1 ms: what remains are the GPU's kernels. At
 10 GiB attention is too short for 1.9 GB: 0.4 GB are read ahead, and the rest at 102 GB/s.
 
-A measured run may pass the bound a little where 40 + 64 tokens fill less than the half of the KV
-cache that is counted. `--bus-share` (neurons that the GPU reads over the bus) is not in it: here
-each neuron is read where it lies.
+A measured run may exceed the bound a little where 40 + 64 tokens fill less than half of the KV
+cache. `--bus-share` (neurons that the GPU reads over the bus) is not modelled: each neuron is read
+where it lies.
 """
 
 from collections.abc import Mapping
@@ -168,10 +168,10 @@ def graph_nodes(problem: Problem, placed: Placement | Plan) -> int:
 
 
 def for_gpu(problem: Problem, vram_bytes: int | None, scratch_bytes: int) -> Problem:
-    """The problem with the budget that a GPU leaves: less context and scratch; None: enough.
+    """The problem with the budget that context and scratch leave on a GPU; None: enough for all.
 
     Raises:
-        ConfigError: context and scratch alone are more.
+        ConfigError: context and scratch alone exceed the budget.
     """
     modules = sum(module.bytes for module in problem.modules)
     everything = modules + int(problem.neuron_bytes_L.sum()) * problem.shape[1]

@@ -1,9 +1,9 @@
-"""Schedule: which lane computes a node, in what order, and when executors wait for each other.
+"""Schedule: which lane computes a node, in which order, and when executors wait for each other.
 
-A schedule policy makes one from a graph and a plan; `check_schedule` refuses what cannot run, by
-the edge that offends; the compiler of programs turns it into flat steps. It is static: the same
-steps for every token, nothing is stolen or decided at run time but the skip of an exchange in which
-no cold neuron fired. Which neurons a share of `fetch` means is fetch.py's.
+A schedule policy makes one from a graph and a plan; `check_schedule` refuses what cannot run and
+names the offending edge; the compiler of programs turns it into flat steps. It is static: the same
+steps for every token. The only decision at run time is to skip an exchange in which no cold neuron
+fired. fetch.py says which neurons a share of `fetch` means.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from hotcold.runtime.plan.dag import Dag, Node
 
 Sync = Literal["always", "selective"]
 FLAG_KINDS = ("attention", "predict", "cold")  # nodes that tell other lanes when they are done
-MOST_WAITS = 2
+MAX_WAITS = 2
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def data_edges(
 
 
 def all_edges(dag: Dag, schedule: Schedule) -> list[tuple[str, str]]:
-    """Everything a node waits for: the data it reads, and what the schedule puts before it."""
+    """Everything a node waits for: the data it reads, and nodes that the schedule puts before."""
     edges = data_edges(dag, schedule.lookahead, schedule.fetch)
     unused = {node.id for node in dag.nodes if _unused(node, schedule.fetch)}
     return edges + [(a, b) for a, b in schedule.after if not {a, b} & unused]
@@ -160,7 +160,7 @@ def check_schedule(dag: Dag, schedule: Any, blame: str = "schedule") -> None:
         PolicyError: one sentence naming the policy, the node or edge, and what would be right.
     """
     if not isinstance(schedule, Schedule):
-        kind = "nothing" if schedule is None else f"a {type(schedule).__name__}"
+        kind = "nothing" if schedule is None else f"an object of type {type(schedule).__name__}"
         fault: str | None = f"returned {kind}; schedule() must return a Schedule"
     else:
         fault = (
@@ -256,7 +256,7 @@ def _order_fault(dag: Dag, schedule: Schedule) -> str | None:
     missing = [node for node in dag.nodes if node.id not in seen | unused]
     if not missing:
         return _fetch_fault(dag, schedule)
-    # The one that is a merge is the one to name: without it the layer has no output at all.
+    # Name a merge first: without it the layer has no output at all.
     first = next((node for node in missing if node.kind == "merge"), missing[0])
     return f"never runs {first.id!r}; add it to order[{schedule.lane[first.id]!r}]"
 
@@ -299,14 +299,14 @@ def _after_fault(dag: Dag, schedule: Schedule) -> str | None:
         if target_id in waits and schedule.lane[source_id] != schedule.lane[target_id]:
             waits[target_id].add(source_id)
     for target_id, sources in waits.items():
-        if len(sources) > MOST_WAITS:
+        if len(sources) > MAX_WAITS:
             names = " and ".join(sorted(sources))
-            return f"lets {target_id} wait for {names}; a node waits for at most {MOST_WAITS} flags"
+            return f"lets {target_id} wait for {names}; a node waits for at most {MAX_WAITS} flags"
     return None
 
 
 def _edge_fault(dag: Dag, schedule: Schedule) -> str | None:
-    """A consumer before its producer, on one lane or round a cycle through several."""
+    """A consumer before its producer, on one lane or in a cycle through several lanes."""
     edges = all_edges(dag, schedule)
     place = {node: (lane, i) for lane, ids in schedule.order.items() for i, node in enumerate(ids)}
     for source, target in edges:
@@ -344,7 +344,7 @@ def find_cycle(after: Mapping[str, Sequence[str]]) -> list[str]:
     stuck = {node for node, count in waits.items() if count}
     if not stuck:
         return []
-    # Whatever is stuck waits for a stuck node: walking backwards must meet itself.
+    # Every stuck node waits for another stuck node, so walking backwards must find a cycle.
     before = {target: node for node in sorted(stuck) for target in after[node] if target in stuck}
     path = [min(stuck)]
     while path[-1] not in path[:-1]:

@@ -1,8 +1,8 @@
 """Saying which line of a plug-in failed: "mine.py:7: RuntimeError: boom".
 
-Called around every piece of foreign code: loading a file, constructing a policy, running it. The
-author sees the innermost frame inside the plug-in's own file; the whole traceback stays behind the
-error as its cause.
+Called around all plug-in code: loading a file, constructing a policy, running it. The author sees
+the innermost frame inside the plug-in's own file; the whole traceback is kept as the cause of the
+error.
 """
 
 import os
@@ -16,7 +16,7 @@ from hotcold.native.errors import HotcoldError, PolicyError
 
 
 class PluginTraceback(Exception):
-    """The traceback of a plug-in that ran in another process, as text; only ever a cause."""
+    """The traceback of a plug-in that ran in another process, as text; only used as a cause."""
 
     def __str__(self) -> str:
         return "\n" + str(self.args[0])
@@ -41,8 +41,8 @@ def blaming(name: str, file: str | None) -> Iterator[None]:
 def describe(error: BaseException, name: str, file: str | None) -> str:
     """One line for an exception: where in the plug-in's file, what, and its message.
 
-    A plug-in given as "file.py:Class" is named by that file; of any other the name goes in front.
-    What our own policies refuse on purpose is the user's to mend and needs no line.
+    A plug-in given as "file.py:Class" is named by that file; for others the name comes first. An
+    error that a built-in policy raises on purpose concerns the user and needs no line.
     """
     if isinstance(error, HotcoldError) and file and _is_own(file):
         return str(error)

@@ -1,13 +1,14 @@
 """Running a policy in a process of its own, with a time limit.
 
-A policy that loops, exits, crashes or prints can do it there: the caller gets a placement or a
-schedule, or one PolicyError. Used for policies given by name or file (run.py); objects, and our own
-schedules, run in the caller's process.
+A policy that loops, exits, crashes or prints does so there: the caller gets a placement or a
+schedule, or one PolicyError. Used for policies given by name or file (run.py); objects and built-in
+schedules run in the caller's process.
 
 The child is a fresh interpreter, not a fork and not `multiprocessing`: the caller may have threads
 and Ray in it, and its `__main__` must not be imported again. Question and answer (messages.py)
 travel in two memfds, so nothing blocks on a full pipe and nothing is left on disk. Standard output
-and error are inherited. The child leads a session; what it started there dies with it.
+and error are inherited. The child leads a session; processes that it started there are killed with
+it.
 """
 
 import contextlib
@@ -99,14 +100,14 @@ def schedule_in_child(
 
 
 def stop_children() -> None:
-    """Kill every policy that runs now; whoever waits for it gets a PolicyError."""
+    """Kill every policy that runs now; its caller gets a PolicyError."""
     with _lock:
         for pid in _running:
             _kill(pid)
 
 
 def _ask(kind: str, spec: str, question: bytes, limit: int, timeout_s: float) -> Any:
-    """Start a child with a question, and return what it answers, not yet checked."""
+    """Start a child with a request, and return its reply, not yet checked."""
     if not (math.isfinite(timeout_s) and timeout_s > 0):
         raise ConfigError(
             f"the policy timeout is {timeout_s} s; it must be a finite number above 0"
@@ -137,9 +138,9 @@ def _ask(kind: str, spec: str, question: bytes, limit: int, timeout_s: float) ->
 
 
 def _run(request: int, reply: int, spec: str, timeout_s: float) -> int:
-    """Start the child and wait for it; what is left of it and of all it started is killed."""
+    """Start the child, wait for it, and kill what is left of it and of all that it started."""
     command = [sys.executable, "-c", _BOOT, str(reply), str(os.getpid()), *map(str, sys.path)]
-    # A session of its own: what the policy starts dies with it, and Ctrl-C reaches us, not it.
+    # A session of its own: what the policy starts is killed with it; Ctrl-C reaches only us.
     with _lock:
         child = subprocess.Popen(command, stdin=request, pass_fds=(reply,), start_new_session=True)
         _running.add(child.pid)
@@ -158,7 +159,7 @@ def _run(request: int, reply: int, spec: str, timeout_s: float) -> int:
 
 
 def _ended(pid: int, timeout_s: float) -> bool:
-    """Wait for the end of a child of ours without reaping it; whether it came in time."""
+    """Wait for a child to end without reaping it; whether it ended in time."""
     handle = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -187,18 +188,18 @@ def _ending(status: int) -> str:
 
 def main(reply: int, parent: int) -> None:
     """The child: read the request from standard input, run the policy, write the answer, end."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphan if the caller is shot
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphan if the caller dies
     if os.getppid() != parent:
         os._exit(1)
     os.set_inheritable(reply, False)
-    header, arrays = unpack(_read_all(0), _REQUEST_LIMIT)  # a policy finds it at its end
+    header, arrays = unpack(_read_all(0), _REQUEST_LIMIT)  # a policy reads an empty file
     content = _answer(header, arrays)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
     try:
         _write(reply, content)
-    except OSError:  # the policy closed it, or memory is out
+    except OSError:  # the policy closed it, or memory ran out
         os._exit(1)
     os._exit(0)  # not sys.exit: threads that the policy left running would keep the process
 
@@ -232,7 +233,7 @@ def _answer(header: messages.Header, arrays: messages.Arrays) -> bytes:
 
 @contextlib.contextmanager
 def _foreign(spec: str, file: str | None) -> Iterator[None]:
-    """Whatever the policy raises, KeyboardInterrupt included: here it is not the user's."""
+    """Everything the policy raises, KeyboardInterrupt included: here it is not the user's."""
     try:
         yield
     except BaseException as error:

@@ -1,9 +1,10 @@
-"""What passes between the caller of a policy and the child process that runs it.
+"""Messages between the caller of a policy and the child process that runs it.
 
 Used by child.py, on both sides. Everything is npz with a header of plain JSON data
-(runtime/files/npz.py): nothing that a policy returns is unpickled, and whatever is damaged is a
+(runtime/files/npz.py): nothing that a policy returns is unpickled, and damaged data raises a
 ValueError, KeyError, TypeError or AttributeError, which the caller turns into an error that names
-the policy. No rule is checked here; check_placement and check_schedule say what must hold.
+the policy. The rules for placements and schedules are not checked here but by check_placement and
+check_schedule.
 """
 
 import json
@@ -111,7 +112,7 @@ def pack_placement(placement: Placement, solve_s: float) -> bytes:
 
 
 def unpack_placement(arrays: Arrays, header: Header) -> Placement:
-    """Inverse of pack_placement, of an answer that may be anything."""
+    """Inverse of pack_placement; the answer may be anything."""
     return Placement(
         np.array(arrays["device_LN"]),
         dict(header["modules"]),
@@ -139,7 +140,7 @@ def pack_schedule(schedule: Schedule) -> bytes:
 
 
 def unpack_schedule(_arrays: Arrays, header: Header) -> Schedule:
-    """Inverse of pack_schedule, of an answer that may be anything."""
+    """Inverse of pack_schedule; the answer may be anything."""
     return Schedule(
         lane=dict(header["lane"]),
         order={lane: tuple(ids) for lane, ids in header["order"].items()},

@@ -1,9 +1,9 @@
-"""Finding a plug-in by what the user typed.
+"""Finding the plug-in that the user named.
 
 Called by the engine, the command line and the policies' child process. The order: 1. an object
 passed in; 2. "file.py:Class"; 3. "package.module:Class"; 4. a name in the entry-point group of its
-kind, hotcold.placement and so on. Only the named plug-in is imported. Nothing is run here; see
-run.py and child.py.
+kind, hotcold.placement and so on. Only the named plug-in is imported. Policies are not run here but
+in run.py and child.py.
 """
 
 import difflib
@@ -163,7 +163,7 @@ def _load_module(target: str, name: str) -> ModuleType:
         raise PolicyError(f"{target!r} is neither 'file.py:Class' nor 'package.module:Class'")
     try:
         found = importlib.util.find_spec(name)
-    except (Exception, SystemExit):  # a parent package that fails; importing says so again
+    except (Exception, SystemExit):  # a parent package fails to import; the import below reports it
         found = None
     with blaming(target, found.origin if found is not None else None):
         return importlib.import_module(name)

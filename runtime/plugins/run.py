@@ -1,8 +1,8 @@
-"""Running a policy, wherever it comes from, and refusing what it must not return.
+"""Running a policy, wherever it comes from, and checking what it returns.
 
-The one door for the engine, `compare` and `solve`: a name or a file runs in a child process with a
-time limit, an object and our own schedules in this one; foreign exceptions become a PolicyError
-that names the line; the result is checked. Policies never run on the actors.
+Used by the engine, `compare` and `solve`. A policy given by name or file runs in a child process
+with a time limit; objects and built-in schedules run in this process. Exceptions become a
+PolicyError that names the line, and the result is checked. Policies never run on the actors.
 """
 
 import copy

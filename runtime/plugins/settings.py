@@ -1,7 +1,7 @@
 """Settings of plug-ins: --set share=0.8 becomes a dataclass field of the right type.
 
 Called wherever a plug-in is constructed. A plug-in's parameters are its dataclass fields; unknown
-keys and values that do not convert are refused, so a misspelt setting is never a silent default.
+keys and values that do not convert are refused, so a misspelt setting is never silently ignored.
 """
 
 import dataclasses

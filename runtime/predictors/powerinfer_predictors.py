@@ -1,4 +1,4 @@
-"""model_{i}.pt: the predictors that PowerInfer publishes, a file a layer.
+"""model_{i}.pt: the predictors that PowerInfer publishes, one file per layer.
 
 A file is a PyTorch state dict with `fc1.weight` [H, D] and `fc2.weight` [N, H], by itself or under
 `state_dict`, `model_state_dict` or `model`, names perhaps led by `module.`; an optional config.json

@@ -1,12 +1,12 @@
 """Predictors: which neurons of a layer will fire, guessed before the layer runs.
 
 A predictor turns a layer's input into one score a neuron; neurons whose score reaches the layer's
-threshold are proposed, and the gate row of a proposed neuron decides (up row and down column are
-touched only where the gate fires). This file holds what all kinds share: the protocol plug-ins
-follow, the arrays the native loop runs (PredictorLayer; two more forms are in predictor_forms.py),
-the weights a predictor may look at (ModelView), and the choice of a kind. The kinds themselves are
-in policies/predictor, their file format in runtime/predictors/predictor_file.py, their quality in
-runtime/engine/audit.py. No training in here.
+threshold are proposed, and the gate row of a proposed neuron decides whether it fires (its up row
+and down column are read only then). This file has what all kinds share: the protocol for plug-ins,
+the arrays that the native loop runs (PredictorLayer; two more forms are in predictor_forms.py), the
+weights that a predictor may read (ModelView), and the choice of a kind. The kinds themselves are in
+policies/predictor, their file format in runtime/predictors/predictor_file.py, their quality in
+runtime/engine/audit.py. Training is in runtime/offline/training.
 
 Axes: B tokens, D d_model, H predictor width, N neurons of a layer, L layers.
 """

@@ -1,17 +1,17 @@
-"""What `--predictor auto` means: the kind that reads the fewest weight bytes a token.
+"""What `--predictor auto` means: the kind that reads the fewest weight bytes per token.
 
-Decode is bound by the bytes it reads, so kinds are compared by those: `exact` reads every gate row
-and the up row and down column of what fires; `learned` reads its own matrices and then whole
-records of what it proposes; learned and then gate-first, which is what the executors do, reads the
-gate row of what is proposed and the rest only where it fires. Without gating there is no up row.
-Called once a deployment.
+Decoding is bound by the bytes it reads, so kinds are compared by those. `exact` reads every gate
+row, and the up row and down column of what fires. `learned` reads its own matrices and then whole
+records of what it proposes. Learned, then gate-first, which is what the executors do, reads the
+gate rows of what is proposed and the rest only where it fires. Without gating there is no up row.
+Called once per deployment.
 
-Why bytes and not tokens/s: the choice must be the same on every machine and every run, or tokens
-would differ from one launch to the next. Measured beside it on the embedded model (two cores,
-24.4 GB/s, 2026-11-22, six launches of each in turn): exact reads 7.9 MB of feed-forward weights a
-token, learned then gate-first 5.7; native 1114 and 1100 tokens/s, medians with a spread of 5 %, the
-two dependent products of a predictor costing what the bytes save; transport ray 12.9 and 19.7. The
-larger the layers, the more the bytes decide.
+Bytes are compared and not tokens/s because the choice must be the same on every machine and in
+every run; otherwise tokens would differ from one launch to the next. Measured beside it on the
+embedded model (two cores, 24.4 GB/s, 2026-11-22, six launches of each in turn): exact reads 7.9 MB
+of feed-forward weights a token, learned then gate-first 5.7; native 1114 and 1100 tokens/s, medians
+with a spread of 5 %: the two dependent products of a predictor cost what the bytes save; transport
+ray 12.9 and 19.7. The larger the layers, the more the bytes matter.
 """
 
 from collections.abc import Mapping, Sequence

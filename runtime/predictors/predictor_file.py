@@ -8,7 +8,7 @@ the default, or `residual`), `layers.{i}.density` (share of neurons proposed whe
 earlier the input is taken; default 0).
 
 Read by policies/predictor/learned.py, written by whoever trains. Everything is checked before a
-value is used; nothing here decides what a good predictor is.
+value is used. Whether a predictor is any good is not judged here.
 """
 
 import json
@@ -101,7 +101,7 @@ def load_predictors(path: str | Path, spec: ModelSpec) -> PredictorFile:
     if path.is_dir():
         folder, path = path, path / FILE_NAME
         if not path.exists():
-            # Here, because it imports torch, which takes an actor a second to start with.
+            # Imported here because it imports torch, which costs an actor a second at its start.
             from hotcold.runtime.predictors.powerinfer_predictors import (
                 is_powerinfer,
                 load_powerinfer,

@@ -1,10 +1,9 @@
-"""Native forms of predictors beside matrices and gate rows: sign bits, and a window of tokens.
+"""Further native forms of predictors, beside matrices and gate rows: sign bits; a window of tokens.
 
-A form is what the native loop can run (native/abi/predict.h); kinds of predictors return one from
-native(layer). Each has the face of runtime/predictors/predictor.py's PredictorLayer: threshold,
-input, arrays, bytes, complaint, and, where the input alone decides, the readable reference of its
-scores. They run on the CPU device; a GPU executor has no kernels for them and refuses
-(runtime/engine/deployment.py).
+A form is what the native loop can run (native/abi/predict.h); predictors return one from
+native(layer). Each has the interface of PredictorLayer in predictor.py: threshold, input, arrays,
+bytes, complaint, and, where the input alone decides, a readable reference of its scores. On a GPU
+the window is refused (runtime/engine/prepare.py).
 
 Axes: B tokens, D d_model, N neurons of a layer, W words of 64 signs, (D + 63) // 64.
 """

@@ -1,6 +1,6 @@
-"""PowerInfer's activation counts: a folder of `activation_{i}.pt`, one tensor of N counts a layer.
+"""PowerInfer's activation counts: a folder of `activation_{i}.pt`, a tensor of N counts each.
 
-Read by profilefile.py wherever a profile is accepted. Layers are ordered by number (PowerInfer's
+Read by profile.py wherever a profile is accepted. Layers are ordered by number (PowerInfer's
 own exporter sorts names as text and so gives layer 2 the counts of layer 10). The files are
 untrusted: only tensors are unpickled, and nothing larger than a layer's counts is unpacked.
 """
@@ -59,7 +59,7 @@ def read_counts(files: list[Path]) -> NDArray[np.int64]:
 
 def _counts(path: Path) -> NDArray[np.int64]:
     """One layer's counts."""
-    import torch  # here: it takes a second, which an actor that starts anew does not have
+    import torch  # imported here: it costs a second, too much for actors that restart
 
     try:
         with zipfile.ZipFile(path) as archive:
@@ -67,7 +67,7 @@ def _counts(path: Path) -> NDArray[np.int64]:
         if size > MAX_FILE_BYTES:
             raise ValueError(f"it unpacks to {size} bytes, the limit is {MAX_FILE_BYTES}")
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, zlib, torch and its unpickler: all of them damage
+    except Exception as error:  # zipfile, zlib, torch and its unpickler: all mean damage
         said = str(error).partition("\n")[0]
         raise CheckpointError(f"{path} is not a readable file of counts ({said})") from error
     if not isinstance(found, torch.Tensor) or found.layout != torch.strided or found.ndim != 1:

@@ -1,8 +1,8 @@
 """ActivationProfile: how often and how strongly each neuron fires over a text.
 
-Placement policies read probabilities from it, predictors their neurons' statistics, pictures all of
-it. Counted by `hotcold.runtime.offline.profiling`, read and written by `profilefile.py`; no model
-is loaded in here.
+Placement policies read probabilities from it, predictors read statistics of their neurons, and
+pictures show all of it. Counted by `hotcold.runtime.offline.profiling`, read and written here; no
+model is loaded here.
 
 Axes: L layers, N neurons of a layer, K numbers of neurons that fired for a token, from 0.
 """

@@ -2,7 +2,7 @@
 
 What happens between the ids the native loop samples and the `Token`s a user sees: incremental
 decoding, stop strings, the reason it ended, and its figures. Used by the engine (any transport) and
-by `LocalSession`; samples nothing itself (that is native/ops/sample.c).
+by `LocalSession`. Sampling itself is in native/ops/sample.c.
 """
 
 from collections.abc import Sequence

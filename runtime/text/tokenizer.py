@@ -1,8 +1,8 @@
 """Tokenizer: text to token ids and back, by the `tokenizers` library, and text token by token.
 
 Reads tokenizer.json of a bundle or checkpoint, or the vocab.json and merges.txt of older ones. Used
-by the driver's side of generation and by offline verbs that read text. Knows nothing about chat
-templates.
+by the driver's side of generation and by offline commands that read text. Chat templates are not
+supported.
 """
 
 import re

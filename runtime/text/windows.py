@@ -1,8 +1,8 @@
-"""Text files as windows of token ids: what the profiler and other offline measurements run over.
+"""Text files as windows of token ids, for the profiler and other offline measurements.
 
-Plain text is read in pieces, so a file's size does not matter; a piece ends after a line end, where
-tokenizers do not look across. Of JSON lines each is a document, and no window spans two of them
-(jsonl.py). The same files always give the same windows. No model in here.
+Plain text is read in pieces, so a file may have any size; a piece ends at a line end, because
+tokenizers do not merge across it. Each line of a JSON lines file is a document, and no window spans
+two of them (jsonl.py). The same files always give the same windows. No model is used here.
 """
 
 import codecs
@@ -146,7 +146,7 @@ def _pieces(path: Path) -> Iterator[tuple[str, int]]:
                 if cut > 0:
                     yield held[:cut], offset
                     held = held[cut:]
-                elif len(held) > 4 * CHUNK_BYTES:  # no place to cut at all
+                elif len(held) > 4 * CHUNK_BYTES:  # there is no place to cut
                     yield held, offset
                     held = ""
                 if not chunk:

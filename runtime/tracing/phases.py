@@ -1,9 +1,9 @@
-"""Time by phase of a token, out of the span rings: attention, predictor, hot, cold, wait, merge.
+"""Time of a token by phase, from the span rings: attention, predictor, hot, cold, wait, merge.
 
 The same on the CPU device and on a GPU, whose stamps become spans on the host's clock
 (native/cuda/executor/timeline.cu). Called by the GPU executor's actor for `Engine.stats()`, by
-benches and tests. What the lanes do at the same time is counted in each: the phases of the GPU
-executor and its waiting add up to a pass, `cold` and a predictor of its own run beside them.
+benches and tests. Time that lanes spend at once is counted in each of them: the phases of the GPU
+executor and its waits add up to a pass; `cold` and a predictor of its own run at the same time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The span ring: what every actor's native loop did when, read while it runs.
+"""The span ring: what every actor's native loop did and when, read while it runs.
 
 Each step of a program writes one span of 32 bytes into its actor's ring of the exchange segment and
-then counts it; the ring holds `span_capacity`. Readers copy and drop what the writer may
-have overwritten meanwhile. Called by statistics and traces; writes nothing, draws nothing.
+then counts it; the ring holds `span_capacity`. Readers copy the ring and drop what the writer may
+have overwritten meanwhile. Called by statistics and traces.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""The timeline of tokens: the actors' spans put together to passes, sums and a Perfetto file.
+"""The timeline of tokens: the actors' spans combined into passes, sums and a Perfetto file.
 
-Spans of all actors are on one clock (CLOCK_MONOTONIC), so what one actor does while another waits
-can be laid side by side. A pass is one run of every actor's program: a block of the prompt, or one
-token. Called by `hotcold trace` and `hotcold compare`; draws nothing (pictures/timeline.py does).
+Spans of all actors are on one clock (CLOCK_MONOTONIC), so one can see what an actor does while
+another waits. A pass is one run of every actor's program: a block of the prompt, or one token.
+Called by `hotcold trace` and `hotcold compare`; the drawing is in
+runtime/offline/pictures/timeline.py.
 
 The file is Chrome's trace event format (JSON), which ui.perfetto.dev, chrome://tracing and
-Perfetto's trace_processor open: a process an actor with its loop as a thread, on it slices nested
+Perfetto's trace_processor open: one process per actor with its loop as a thread, slices nested as
 pass > step > wait, and a flow from the step that sets a flag to each step that waited for it.
 """
 

@@ -1,8 +1,8 @@
 """GGUF, so that llama.cpp and PowerInfer can be timed on the same weights; written, never read.
 
-For benchmarks only: llama.cpp's Llama applies SiLU where these models apply ReLU, so the bytes and
-the operations are the same and the text is not (PowerInfer applies ReLU). A bundle's file carries
-no vocabulary, prompts are ids; a planted one has bytes and numbered words. Sources of the layout:
+For benchmarks only: llama.cpp's Llama applies SiLU where these models apply ReLU, so bytes and
+operations are the same but the text is not (PowerInfer applies ReLU). The file of a bundle has no
+vocabulary, so prompts are ids; a planted one has bytes and numbered words. Sources of the layout:
 the GGUF specification, version 3; llama.cpp's converter, which permutes query and key rows from
 rotate-half to interleaved pairs; PowerInfer's converter (convert-hf-to-powerinfer-gguf.py), whose
 file differs in this:

@@ -1,6 +1,6 @@
-"""How much memory this process may still take: the machine's, its control group's, its own limits.
+"""How much memory this process may still take, by machine, control group and its own limits.
 
-Asked before anything large is filled, so that too little memory is a sentence and not a visit of
+Checked before anything large is filled, so that too little memory gives an error and not a kill by
 the OOM killer. Used by the weight stores and by `hotcold doctor`.
 """
 

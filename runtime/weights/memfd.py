@@ -1,9 +1,8 @@
 """Shared memory without a name: a sealed memfd, and how another process of the machine opens it.
 
-Used by the exchange and the weight stores. Sealed against changes of size, so that no process can
-be hit by SIGBUS because another one truncated it; anything that is not sealed so is refused.
-Nothing shows up in /dev/shm, and the kernel frees the memory with the last process that has it open
-or mapped.
+Used by the exchange and the weight stores. It is sealed against changes of size, so that no process
+gets SIGBUS because another one truncated it; anything that is not sealed is refused. Nothing shows
+up in /dev/shm, and the kernel frees the memory with the last process that has it open or mapped.
 """
 
 import errno
@@ -14,7 +13,7 @@ from pathlib import Path
 from hotcold.native.errors import LaunchError
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-FINISHED = SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL  # filled, and never to change again
+FINISHED = SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL  # filled; it never changes again
 
 
 def create_sealed(name: str, n_bytes: int) -> int:
@@ -65,7 +64,7 @@ def find_finished(name: str, n_bytes: int) -> int | None:
                 continue
             paths = [folder / fd for fd in os.listdir(folder)]
         except OSError:
-            continue  # ended meanwhile, or not ours to look at
+            continue  # ended meanwhile, or not ours to read
         for path in paths:
             try:
                 if os.readlink(path) != wanted:

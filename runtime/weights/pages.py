@@ -1,8 +1,8 @@
 """Pages: memory of this process at 2 MiB-aligned addresses, so that huge pages can be mapped.
 
 What Python's mmap module cannot do: choose the address. A shared file shows up in huge pages only
-where address and file offset agree modulo 2 MiB. Used by the weight stores; knows nothing of
-weights. Memory is unmapped when the last array over it is gone, or by close().
+where address and file offset agree modulo 2 MiB. Used by the weight stores. Memory is unmapped when
+the last array over it is gone, or by close().
 """
 
 import ctypes

@@ -8,8 +8,8 @@
              mapped from the file. Costs the 2 MiB blocks that hold a cold record: where hot and
              cold neurons alternate that is all records of the layers, beside the file's own pages.
 
-Knows files, offsets and bytes, nothing of models. Filling is refused before it begins where memory
-does not suffice.
+Handles files, offsets and bytes, not models. Filling is refused before it begins if memory does not
+suffice.
 """
 
 import errno
@@ -210,7 +210,7 @@ def fill(pages: Pages, file: int, path: Path, extents: Sequence[tuple[int, int]]
             if not got:
                 raise CheckpointError(f"{path} ends at {at} bytes; open the model again")
             at += got
-        with suppress(OSError):  # advice, no more; pages that others map stay
+        with suppress(OSError):  # only advice; pages that others map stay
             os.posix_fadvise(file, begin, end - begin, os.POSIX_FADV_DONTNEED)
         return end - begin
 

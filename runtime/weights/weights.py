@@ -1,8 +1,8 @@
 """WeightStore: the one place where weights are in memory, one copy a machine.
 
 Holds a bundle's weights.bin in one of the ways of `hotcold.runtime.weights.stores`, so that any
-number of actors on a machine share the bytes. Executors ask for addresses, predictors and offline
-verbs for arrays. Converts nothing in place and computes nothing.
+number of actors on a machine share the bytes. Executors ask for addresses; predictors and offline
+commands ask for arrays. Weights are not converted here.
 
 Measured 2026-11-22 on 2 cores of a virtual Xeon with AVX-512 (Linux 6.18, THP "madvise", shmem THP
 "never"), stores of 2 GiB, one thread, best of 40 to 120 rounds in turns, GB/s:
@@ -18,9 +18,9 @@ Measured 2026-11-22 on 2 cores of a virtual Xeon with AVX-512 (Linux 6.18, THP "
 | end to end                  | 14.0 |  14.1 |    14.3 | hc_gemv, quiet machine       |
 
 Two threads had no quiet machine: medians 6.4, 6.5, 6.4 (rows) and 7.9, 8.0, 8.1 (records). So memfd
-is as fast as private and is one copy: the default, from MEMFD_FROM_BYTES on. Filling takes 0.3 s a
-GiB beside the reading, at every start; below that size the file's pages do. Again:
-`hotcold bench stores`.
+is as fast as private and is a single copy: it is the default from MEMFD_FROM_BYTES on. Filling
+takes 0.3 s per GiB in addition to reading, at every start; smaller models use the file's pages. To
+measure again: `hotcold bench stores`.
 """
 
 import mmap

@@ -36,4 +36,4 @@ def test_it_says_what_each_exchange_is_worth_and_when_none_was_left_out() -> Non
     assert "0.080%" in text and "96.0%" in text
     none = "\n".join(sync_lines({**result, "saved_us_each": None}))
     assert "none was left out" in none
-    assert "no shorter" in "\n".join(sync_lines({**result, "saved_us_each": -3.0}))
+    assert "did not get shorter" in "\n".join(sync_lines({**result, "saved_us_each": -3.0}))

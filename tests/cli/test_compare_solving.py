@@ -79,7 +79,7 @@ def test_a_policy_that_placed_nothing_says_why(run: Run, tmp_path: Path) -> None
     pytest.importorskip("matplotlib")
     given = ("--policy", "ilp", "--policy", "all-cpu", "--vram", "22MiB", "--no-planted")
     done = run("compare", *given, "--repeat", "1", "--json", "--out", str(tmp_path / "out"))
-    remark = "8 layers without a neuron on the GPU, where at least 1,"
+    remark = "8 layers without a neuron on the GPU, which would need at least 1,"
     assert f"ilp on embedded, 22MiB: no neuron on the GPU: {remark}" in done.out
     assert "all-cpu on embedded" not in done.out
     runs = json.loads(done.out.splitlines()[-1])["runs"]

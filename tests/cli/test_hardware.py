@@ -176,7 +176,7 @@ def test_roofline_of_a_shape(run: Run) -> None:
     assert re.search(r"attention +8\.389 +2\.796", ended.out)
     assert result["bytes_by_device"]["gpu0"] <= (16 << 30) - result["reserve_bytes"]
     assert result["reserve_bytes"] > result["hardware"]["context_bytes"] == 560 << 20
-    assert "of the budget beside that: CUDA context (560.0 MiB)" in ended.out
+    assert "of the budget for the CUDA context (560.0 MiB)" in ended.out
 
 
 def test_roofline_of_a_schedule_that_reads_ahead(run: Run) -> None:
@@ -189,7 +189,7 @@ def test_roofline_of_a_schedule_that_reads_ahead(run: Run) -> None:
     one, other = (json.loads(ended.out.splitlines()[-1]) for ended in (plain, ahead))
     assert other["bound_tokens_per_s"] > 1.1 * one["bound_tokens_per_s"]
     assert other["cold_ms"] == one["cold_ms"] and other["attention_ms"] == one["attention_ms"]
-    assert "cold from the attention before on" in ahead.out
+    assert "cold starts with the attention before" in ahead.out
     assert "attention before" not in plain.out + same.out
     assert two_cores.out.replace('"selective"', '"lookahead"') == same.out  # memory is never idle
     assert run(*shape, "--schedule", "serial").code == 2

@@ -59,7 +59,7 @@ def test_trained_predictors_are_used_and_judged(
     assert ended.code == 0 and "feed-forward weights a token" in ended.out
     guessing = f"evaluate {model} --text {text} --predictor learned --json"
     ended = run(*f"{guessing} --audit-runs 3".split())
-    assert ended.code == 0 and "of 3 intervals hold it" in ended.out
+    assert ended.code == 0 and "of 3 intervals contain it" in ended.out
     assert json.loads(ended.out.splitlines()[-1])["every"] == 256
     ended = run(*f"{guessing} --max-tokens 64 --sweep".split())
     assert ended.code == 0, ended.err

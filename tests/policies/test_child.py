@@ -98,7 +98,7 @@ def test_the_child_sees_the_whole_problem(mine: Any, tmp_path: Path) -> None:
         ("os.kill(os.getpid(), signal.SIGSEGV)", "crashed its process by SIGSEGV"),
         ("os.kill(os.getpid(), signal.SIGKILL)", r"by SIGKILL \(out of memory\?\)"),
         ("pass", "mine.py:Mine' returned nothing; place.problem. must return a Placement"),
-        ("return 1, 2", "mine.py:Mine' returned a tuple"),
+        ("return 1, 2", "mine.py:Mine' returned an object of type tuple"),
         (
             "return Placement(np.full(problem.shape, np.nan), {})",
             "mine.py:Mine' returned device_LN of float64",

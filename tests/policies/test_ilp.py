@@ -212,7 +212,9 @@ def test_few_layers_are_solved_to_the_optimum_however_wide() -> None:
             best = max(best, float(rows_LN[:, :1600].sum() + rest.sum()))
         assert placement.figures["objective"] == pytest.approx(best, rel=1e-9)
         assert placement.figures["gap"] < 1e-12
-        assert ", where at least 1,600 would have to be" in placement.note
+        assert ", which would need at least 1,600" in placement.note
     placement = Ilp().place(problem_with(p_LN, 6000, least=2001))
     assert not (placement.device_LN == 0).any()
-    assert placement.note.startswith("6 layers without a neuron on the GPU, where more than all 2,")
+    assert placement.note.startswith(
+        "6 layers without a neuron on the GPU, which would need more than all 2,"
+    )

@@ -72,9 +72,9 @@ def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> N
     if in_graph is not None:
         result["gpu_graph"] = in_graph
         click.echo(
-            f"an exchange in a GPU's graph adds {in_graph['p50_us']:.2f} us a layer (99 %: "
-            f"{in_graph['p99_us']:.2f}; width {in_graph['width']}); by a Ray call there and back "
-            f"{2 * result['ray']['p50_us']:.0f} us"
+            f"an exchange in a GPU's graph adds {in_graph['p50_us']:.2f} us to a layer (99 %: "
+            f"{in_graph['p99_us']:.2f}; width {in_graph['width']}); a Ray call there and back "
+            f"takes {2 * result['ray']['p50_us']:.0f} us"
         )
     if as_json:
         output.emit_json(result)

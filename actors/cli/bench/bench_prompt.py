@@ -1,4 +1,4 @@
-"""`hotcold bench prompt`: both forms of a prompt on a GPU, and the length where they change places.
+"""`hotcold bench prompt`: both forms of a prompt on a GPU, and from which length dense is faster.
 
 The measurement is runtime/bench/prompt.py; this is its table.
 """

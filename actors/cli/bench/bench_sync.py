@@ -1,4 +1,4 @@
-"""`hotcold bench sync`: what selective synchronisation leaves out, and what that is worth."""
+"""`hotcold bench sync`: what selective synchronisation leaves out, and what that saves."""
 
 from typing import Any
 
@@ -62,18 +62,19 @@ def sync_lines(result: dict[str, Any]) -> list[str]:
     worth = (
         "none was left out"
         if each is None
-        else f"{each:.2f} us saved by each of them"
+        else f"{each:.2f} us saved by each"
         if each > 0
-        else "the passes were no shorter for it"
+        else "passes did not get shorter"
     )
     return [
         output.table(("schedule", "pass us", "exchanges left out a token"), rows),
-        f"of {plan['layers_with_exchange']} exchanges a token {left_out['skipped_per_token']:.2f} "
-        f"left out, {plan['expected_skipped_per_token']:.2f} expected by the profile; {worth}",
+        f"{left_out['skipped_per_token']:.2f} of {plan['layers_with_exchange']} exchanges per "
+        f"token left out, {plan['expected_skipped_per_token']:.2f} expected from the profile; "
+        f"{worth}",
         f"{plan['quiet_layers']} of {plan['layers']} layers are quiet: at most "
         f"{plan['quiet_firing']:.3%} of their neurons fire, {plan['quiet_resident']:.1%} of them "
         "are on the GPU",
         f"13B shape, 16 GiB, float16: {big['expected_skipped_per_token']:.2f} of "
-        f"{big['layers_with_exchange']} expected; in the layer with the fewest "
-        f"{big['fewest_cold_active']:.0f} cold neurons fire for a token",
+        f"{big['layers_with_exchange']} expected; at least {big['fewest_cold_active']:.0f} cold "
+        "neurons fire per token in every layer",
     ]

@@ -1,4 +1,4 @@
-"""`hotcold doctor`: a table of what this machine offers and how to mend what is badly set."""
+"""`hotcold doctor`: a table of what this machine offers, and how to fix what is badly set."""
 
 from dataclasses import asdict
 
@@ -25,7 +25,7 @@ def command(as_json: bool) -> int:
     if mends:
         click.echo()
         advice = [(check.name, output.one_line(check.mend)) for check in mends]
-        click.echo(output.table(("to mend or to gain", "do"), advice))
+        click.echo(output.table(("what", "what to do"), advice))
     usable = all(check.state != "fail" for check in checks)
     if as_json:
         output.emit_json({"usable": usable, "checks": [asdict(check) for check in checks]})

@@ -1,4 +1,4 @@
-"""`hotcold generate`: text from a prompt, as it comes, then what each actor did for it."""
+"""`hotcold generate`: text from a prompt as it is generated, then what each actor did for it."""
 
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
@@ -104,13 +104,14 @@ def _print_actors(result: dict[str, Any]) -> None:
     if result["recall"] is not None:
         output.note(
             f"recall: {100 * result['recall']:.1f} % of the neurons that fire were predicted "
-            f"(+- {196 * result['recall_standard_error']:.1f}, from a sample of the others)"
+            f"(+- {196 * result['recall_standard_error']:.1f}, estimated from a sample of those "
+            "not predicted)"
         )
     output.note(
         f"prompt: {result['prompt_tokens']} tokens, {result['prompt_tokens_per_s']:.1f} tokens/s; "
         f"decode: {result['new_tokens']} tokens, {result['decode_tokens_per_s']:.1f} tokens/s, "
         f"{result['gb_per_s']:.2f} GB/s; "
-        f"neurons on gpu: {output.percent(result['gpu_neuron_load'])}; end: {result['finish']}"
+        f"GPU neuron load: {output.percent(result['gpu_neuron_load'])}; end: {result['finish']}"
     )
 
 

@@ -2,8 +2,8 @@
 
 Runs one command as a child, sends its messages, its files and its exit code through the job's log
 (`jobstream.py`), and says in one line what the cluster lacks where the command cannot even start.
-Standard library only, for it runs before anything is known about the cluster's Python. No command
-of the command line.
+Standard library only, for it runs before anything is known about the cluster's Python. Not a
+command for users.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`hotcold policies`: which plug-ins are installed, by kind; a file to start one of your own."""
+"""`hotcold policies`: the installed plug-ins by kind, and template files for your own."""
 
 from dataclasses import asdict
 from typing import Literal

@@ -232,8 +232,8 @@ def _print(result: dict[str, Any], plan: "Plan", bound: "Roofline") -> None:
     if reserve := result.get("reserve_bytes"):
         context = format_bytes(result["hardware"]["context_bytes"])
         click.echo(
-            f"  {format_bytes(reserve)} of the budget beside that: CUDA context ({context}), "
-            "tables and the scratch of a pass"
+            f"  {format_bytes(reserve)} of the budget for the CUDA context ({context}), tables and "
+            "the scratch of a pass"
         )
     click.echo()
     hardware, token = result["hardware"], bound.token_s
@@ -251,7 +251,7 @@ def _print(result: dict[str, Any], plan: "Plan", bound: "Roofline") -> None:
     at_once = hardware["has_gpu"] or hardware["at_once"]
     how = "at the same time" if at_once else "in turn, from one memory"
     if hardware["has_gpu"] and result["schedule"] == "lookahead":
-        how += "; cold from the attention before on, beside hot the next layer's prediction"
+        how += "; cold starts with the attention before, the next prediction runs beside hot"
     click.echo(f"\nffn: hot {bound.hot_s * 1e3:.4g} ms and cold {bound.cold_s * 1e3:.4g} ms, {how}")
     measured = "" if hardware["measured"] else ", rates not measured"
     click.echo(f"bound  {bound.tokens_per_s:.4g} tokens/s ({hardware['name']}{measured})")

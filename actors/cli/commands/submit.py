@@ -1,7 +1,7 @@
-"""`hotcold submit`: run a command as a job of a Ray cluster that need not have hotcold.
+"""`hotcold submit`: run a command as a job of a Ray cluster that may lack hotcold.
 
-Sends the package (`shipping.py`) and the user's folder, prints what the job prints, brings files
-back and ends as the command ended. The job's side is `cli/job.py`. Ray is imported inside the
+Sends the package (`shipping.py`) and the user's folder, prints what the job prints, copies files
+back, and ends with the command's exit code. The job's side is job.py. Ray is imported inside the
 function only.
 """
 
@@ -111,9 +111,9 @@ def command(
 
     The cluster needs: Linux of this machine's architecture, ray[default] with its dashboard
     reachable from here, Python 3.10 or newer, and what hotcold depends on (torch, tokenizers, ...;
-    or --install). It need not have hotcold: this installation is sent, kernels included, and so
-    is the folder you are in, without what .gitignore names. Models are not sent: name them by
-    paths that the cluster sees.
+    or --install). It need not have hotcold: this installation is sent with its kernels, and so is
+    the current folder, except what .gitignore names. Models are not sent: name them by paths that
+    the cluster sees.
 
     What the job prints comes as it is printed; the exit code is the command's own. Ctrl-C stops
     the job. Where hotcold is installed on the cluster, `ray job submit -- hotcold ...` does too.

@@ -1,7 +1,6 @@
-"""Where the command line's words go: results to standard output, everything else to standard error.
+"""Output of the command line: results to standard output, everything else to standard error.
 
-Used by every command. Knows nothing about models; formats tables, numbers, progress and the one
-JSON line.
+Used by every command. Formats tables, numbers, progress and the JSON line.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What `hotcold compare` compares: cases, each a placement and a schedule under a budget.
 
-Here they are named; solving.py solves them, comparison.py runs them. The ablation of the paper's
-Figure 15 is a list of cases like any other.
+Cases are named here; solving.py solves them, runs.py runs them. The ablation of the paper's Figure
+15 is a list of cases like any other.
 """
 
 from collections.abc import Collection, Sequence

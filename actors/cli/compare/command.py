@@ -1,9 +1,8 @@
 """`hotcold compare`: placements and schedules, one engine a model, the same prompt.
 
 Every placement is solved before the first token is generated, so a policy that cannot be used ends
-the command before it has cost anything. Cases are cases.py's, solving.py solves and comparison.py
-runs them, models are subjects.py's, table and page compare_table.py's and compare_page.py's; here
-are the options.
+the command early. cases.py names the cases, solving.py solves them, runs.py runs them; subjects.py
+has the models, table.py and page.py show the results. The options are here.
 """
 
 import sys

@@ -87,8 +87,9 @@ def _how(rows: Sequence[Row], manner: Manner) -> str:
         return "Nothing was run: placements judged by the cost model."
     runs = manner.repeat * manner.each
     return (
-        f"Each case continued the same prompt by {manner.max_tokens} tokens, greedily; {runs} "
-        f"runs, turns in an order drawn from seed {manner.seed}, a warm-up before each."
+        f"Each case continued the same prompt by {manner.max_tokens} tokens, greedily; "
+        f"{runs} {'run' if runs == 1 else 'runs'} of each, in an order drawn from seed "
+        f"{manner.seed}, with a warm-up before each turn."
     )
 
 

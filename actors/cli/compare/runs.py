@@ -1,8 +1,8 @@
-"""How `hotcold compare` runs its cases on one engine, and what becomes of the figures.
+"""How `hotcold compare` runs its cases on one engine, and the figures it keeps.
 
-Every placement is solved before (solving.py). Turns come in rounds, one of each case a round, in an
-order drawn from the seed, each with a warm-up before it: a machine which warms up or gets busy does
-not favour one case, and whoever ends the command early has all cases, only fewer turns of each.
+Every placement is solved before (solving.py). Every round has one turn of each case, in an order
+drawn from the seed and with a warm-up before each turn. So a machine that warms up or gets busy
+does not favour one case, and a command that is ended early has all cases with fewer turns of each.
 """
 
 import random

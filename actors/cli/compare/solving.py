@@ -1,7 +1,7 @@
 """Solving the cases of `hotcold compare` before any of them is run.
 
-Every placement and schedule is made, checked and judged by the cost model here, so that a policy
-that cannot be used ends the command before it has cost anything. Runs nothing.
+Every placement and schedule is made, checked and rated by the cost model here, so that a policy
+that cannot be used ends the command early.
 """
 
 import os

@@ -1,8 +1,8 @@
 """The models that `hotcold compare` compares on: MODEL, or the embedded one and a planted one.
 
-The planted model has the skew that the paper reports of OPT-30B: 26 % of a layer's neurons hold
-80 % of its activations. The embedded one, trained and small, is flatter. It is drawn once and kept
-in the user's cache.
+The planted model has the skew that the paper reports for OPT-30B: 26 % of a layer's neurons hold
+80 % of its activations. The embedded one, trained and small, is flatter. The planted model is drawn
+once and kept in the user's cache.
 """
 
 import hashlib

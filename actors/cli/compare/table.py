@@ -1,6 +1,6 @@
 """The table of `hotcold compare`, for people: which columns there are, and what they mean.
 
-Used by compare.py for the terminal and by its page. Runs nothing.
+Used by the command for the terminal and by page.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,9 +35,9 @@ def table(runs: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     if any("speedup" in run for run in runs):
         names["speedup"] = lambda run: f"{run['speedup']:.2f} x" if "speedup" in run else "-"
     if not ran:
-        names["expected on gpu"] = lambda run: _share(run["predicted_gpu_neuron_load"])
+        names["expected gpu load"] = lambda run: _share(run["predicted_gpu_neuron_load"])
     else:
-        names["neurons on gpu"] = lambda run: _share(run["gpu_neuron_load"])
+        names["gpu neuron load"] = lambda run: _share(run["gpu_neuron_load"])
         names["gpu waits"] = lambda run: _share(run["wait_share"])
         names["same tokens"] = _same
     return list(names), [[show(run) for show in names.values()] for run in runs]
@@ -61,7 +61,7 @@ def _share(value: float | None) -> str:
 
 def _spread(run: dict[str, Any]) -> str:
     low, high = run["decode_tokens_per_s_min"], run["decode_tokens_per_s_max"]
-    return "-" if low is None else f"{low:.1f}..{high:.1f}"
+    return "-" if low is None or low == high else f"{low:.1f}..{high:.1f}"  # one run has none
 
 
 def _budget(vram: str | int | None) -> str:
@@ -80,13 +80,14 @@ def explain(rows: Sequence[Row]) -> str:
     lines = [
         where,
         f"{hardware.name}*: tokens/s by the cost model from {rates}; computed, not measured.",
+        "gpu load: share of the computed neurons that the GPU executor computes.",
     ]
     if any("speedup" in row.run for row in rows):
         by = "measured" if on_gpu else "by the cost model"
         lines.append(f"speedup: over the step +PO, {by} (paper, Figure 15).")
     if len({row.run["model"] for row in rows}) > 1 and isinstance(rows[-1].run["vram"], int):
         first, last = rows[0].run["model"], rows[-1].run["model"]
-        lines.append(f"{last}: budgets that hold the same share of its neurons as of {first}'s.")
+        lines.append(f"{last}: its budgets hold the same share of its neurons as {first}'s do.")
     return "\n".join(lines + _empty(rows))
 
 

@@ -1,7 +1,7 @@
 """`hotcold evaluate`: perplexity, recall and speed of a predictor, plan or dtype, over text.
 
 With --sweep the curve of a model's predictors beside an untrained one of the same bytes; with
---audit-runs how far the running engine's own estimate of the recall can be trusted.
+--audit-runs how accurate the running engine's own estimate of the recall is.
 """
 
 import sys

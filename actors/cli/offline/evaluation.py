@@ -1,4 +1,4 @@
-"""What `hotcold evaluate` prints: every kind of result, for people and under its JSON keys."""
+"""What `hotcold evaluate` prints: every kind of result, as text and under its JSON keys."""
 
 import math
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def summary(result: "Evaluation") -> str:
             f"predictor   {result.predictor}",
             f"perplexity  {result.perplexity:.3f}, dense {result.perplexity_dense:.3f}: "
             f"{result.ratio:.4f}x over {output.count(result.tokens)} tokens",
-            f"next token  {output.percent(result.agreement)} as the dense model's, "
+            f"next token  {output.percent(result.agreement)} as the dense model, "
             f"KL {result.kl:.4f} nats",
             f"recall      {100 * result.audit.recall:.2f}{spread} %, precision "
             f"{output.percent(result.audit.precision)}",
@@ -157,12 +157,12 @@ def trials_summary(trials: "AuditTrials") -> str:
         [
             f"audit     1 in {trials.every}, {trials.tokens} tokens, true recall "
             f"{100 * trials.recall:.2f} %",
-            f"coverage  {trials.covered} of {trials.runs} intervals hold it",
+            f"coverage  {trials.covered} of {trials.runs} intervals contain it",
             f"interval  +- {100 * trials.half_width:.2f} points, at most "
             f"{100 * trials.half_width_max:.2f}",
             f"cost      {100 * trials.busy_share:.2f} % of a token's time in both executors; "
             f"tokens/s {-100 * trials.speed_loss:+.1f} +- {100 * trials.speed_loss_error:.1f} %",
-            f"outputs   {trials.unchanged} of {trials.runs} bit for bit as without an audit",
+            f"outputs   {trials.unchanged} of {trials.runs} bit-identical without an audit",
         ]
     )
 

@@ -75,9 +75,9 @@ def command(
 ) -> None:
     """Plant a model: random weights of a real SHAPE whose neurons fire as real ones do.
 
-    Written are weights, a tokenizer, the activation profile, and predictors that are exact unless
-    --recall or --precision say otherwise. A planted model says nothing sensible; it is for
-    measuring speed, placement and prediction where no trained checkpoint can be had.
+    Writes weights, a tokenizer, the activation profile, and predictors that are exact unless
+    --recall or --precision say otherwise. A planted model generates no sensible text; it is for
+    measuring speed, placement and prediction where no trained checkpoint is available.
     """
     from hotcold.actors.cli.common.running import StopSignals
     from hotcold.runtime.offline.plant.making import plant
@@ -105,8 +105,9 @@ def command(
     )
     click.echo(
         f"over {output.count(report.tokens)} tokens: {output.percent(report.density)} of the "
-        f"neurons fire, {output.percent(report.share80)} of a layer's hold 80 % of it; predictor "
-        f"recall {output.percent(report.recall)}, precision {output.percent(report.precision)}"
+        f"neurons fire, {output.percent(report.share80)} of a layer's neurons hold 80 % of its "
+        f"activations; predictor recall {output.percent(report.recall)}, precision "
+        f"{output.percent(report.precision)}"
     )
     if as_json:
         data = {k: v for k, v in vars(report).items() if k not in ("path", "spec")}

@@ -1,6 +1,6 @@
 """`hotcold profile`: how often and how strongly each neuron fires over a text.
 
-What placement policies, predictors, pictures and the policy `oracle` start from. Runs the model in
+Placement policies, predictors, pictures and the policy `oracle` need its result. Runs the model in
 this process, in plain torch, on a GPU where there is one.
 """
 

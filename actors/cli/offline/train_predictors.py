@@ -107,7 +107,7 @@ TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
 def command(options: EngineConfig, as_json: bool, **given: Any) -> None:
     """Train a predictor for every layer of MODEL, set its threshold, and report its quality.
 
-    MODEL is a folder; without one, the embedded model. An interrupted run goes on with the layers
+    MODEL is a folder; without one, the embedded model. An interrupted run resumes with the layers
     it has not finished. Use the result with --predictor DIR.
     """
     from hotcold.runtime.model.checkpoints.bundle import resolve_model

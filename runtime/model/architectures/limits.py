@@ -1,8 +1,8 @@
 """What a model's shapes may be: the one table behind every refusal of an absurd number.
 
 Called by the checkpoint readers (which name the checkpoint's own keys) and by the bundle reader.
-The limits are far beyond any model that exists; they keep a wrong number from becoming an overflow
-or an allocation of terabytes further on.
+The limits are far beyond any model that exists; they keep a wrong number from causing an overflow
+or an allocation of terabytes later.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Every architecture, and the one a checkpoint is of. A new one is named here."""
+"""The table of architectures, and which one a checkpoint has. A new one is added here."""
 
 from hotcold.runtime.model.architectures import llama, opt
 from hotcold.runtime.model.architectures.base import Architecture

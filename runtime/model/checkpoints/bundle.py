@@ -4,9 +4,9 @@
     weights.bin     neuron-major weights (layout.py), mapped by the weight store
     tokenizer.json  and its like; activations.npz, predictors.safetensors if the source has them
 
-Called by whoever starts from a model: the driver, the command line, offline verbs. Opening one
-reads the header and compares stamps; weights are read only when they may have changed. Maps
-nothing.
+Called by everything that starts from a model: the driver, the command line, offline commands.
+Opening a bundle reads the header and compares stamps; weights are read only when they may have
+changed. Maps no memory.
 """
 
 import hashlib
@@ -138,7 +138,7 @@ def _parse(path: Path, header: dict[str, Any]) -> tuple[Bundle, dict[str, tuple[
 
 
 def _stamps(path: Path, header: dict[str, Any], cache: Path | None) -> tuple[list[Path], str]:
-    """Where a stamp may lie, and what it vouches for."""
+    """Where a stamp may lie, and which files it covers."""
     stamps = [path / STAMP]
     key = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()[:20]
     try:
@@ -149,7 +149,7 @@ def _stamps(path: Path, header: dict[str, Any], cache: Path | None) -> tuple[lis
 
 
 def _verify(path: Path, sums: dict[str, tuple[int, str]], stamps: list[Path], vouched: str) -> None:
-    """Check sizes always, contents unless a stamp vouches for these very files."""
+    """Always check sizes; check contents unless a stamp says these very files were verified."""
     paths = {name: path / name for name in sums}
     for name, (size, _) in sums.items():
         if file_bytes(paths[name]) != size:
@@ -212,7 +212,7 @@ def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
         header = write_bundle(checkpoint, folder)
         if model_cache.source_state(checkpoint) != before:
             raise CheckpointError(f"{checkpoint.folder} changed while it was converted; try again")
-        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is believed and nothing is read back
+        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is accepted and nothing is read back
         paths = {name: folder / name for name in (WEIGHTS, *header["files"])}
         write_stamp([folder / STAMP], header["header_sha256"], paths)
 

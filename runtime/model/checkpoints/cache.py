@@ -41,7 +41,7 @@ def cache_folder(cache: Path | None = None) -> Path:
     if os.environ.get("HOTCOLD_CACHE"):
         return Path(os.environ["HOTCOLD_CACHE"]).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # a relative one is to be ignored, says its specification
+    if os.path.isabs(base):  # its specification says to ignore a relative path
         return Path(base) / "hotcold"
     try:
         return Path.home() / ".cache" / "hotcold"
@@ -116,7 +116,7 @@ def _remove_leftovers(bundles: Path, own: str) -> None:
 
 
 def _discard(path: Path, temporary: Path) -> None:
-    """Take a corrupt entry away; who has it mapped keeps it."""
+    """Remove a corrupt entry; processes that have it mapped keep it."""
     if path.is_dir() and not path.is_symlink():
         os.rename(path, temporary)
         shutil.rmtree(temporary, ignore_errors=True)

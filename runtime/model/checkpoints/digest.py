@@ -1,4 +1,4 @@
-"""Checksums of large files, and the stamps that spare computing them again.
+"""Checksums of large files, and stamps that avoid computing them again.
 
 The checksum of a file is the SHA-256 of the SHA-256 digests of its 16 MiB blocks, so that it can be
 computed while the file is written and verified by several threads. Once verified, a *stamp* records
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 BLOCK_BYTES = 16 << 20
 STAMP = "verified.json"
 # A write within the same tick of the file system's clock leaves the times as they are; a stamp made
-# this soon after the last change is therefore not believed, and is renewed by the next start.
+# this soon after the last change is therefore not used, and is renewed by the next start.
 RACY_NS = 50_000_000
 
 

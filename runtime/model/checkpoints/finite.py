@@ -1,7 +1,7 @@
 """NaN and Inf among the weights of a checkpoint: refused while it is converted, with their place.
 
-One such weight turns every token after it into nonsense without an error. The check looks at bit
-patterns in pieces that stay in the cache, a few per cent of the time a conversion takes.
+One such weight turns every later token into nonsense without an error. The check looks at bit
+patterns in pieces that fit the cache and takes a few per cent of the time of a conversion.
 """
 
 import numpy as np

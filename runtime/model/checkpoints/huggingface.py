@@ -1,9 +1,9 @@
 """Hugging Face folders: the tensors of a checkpoint, as those of a bundle.
 
-Which is which, the checkpoint's architecture says (runtime/model/architectures). Called by
+The checkpoint's architecture says which tensor is which (runtime/model/architectures). Called by
 `bundle.resolve_model`. Opening a checkpoint reads config and headers only and refuses whatever
-cannot be converted, with the tensor's name; rows are read when the conversion asks.
-NaN and Inf among the weights are found as they are read (finite.py).
+cannot be converted, naming the tensor; rows are read when the conversion asks for them. NaN and Inf
+among the weights are found as they are read (finite.py).
 """
 
 import logging
@@ -141,7 +141,7 @@ class Checkpoint:
             )
 
     def _is_tied(self) -> bool:
-        """Whether a pair that config.json ties is one: two different matrices are believed."""
+        """Whether a pair that config.json ties is one matrix; two different matrices stay two."""
         embed, head = self._pair
         if not self._has(embed) or not self._has(head):
             return True

@@ -8,7 +8,7 @@ and .o by theirs, .neurons by .ffn_bias (of the down matrix; the gate's are in t
 by positions and project_in, head by project_out.
 
 Used by the writer and by the reader, which compares what a bundle claims with what its spec
-implies, so that no offset from a file is ever believed. Matrix rows are contiguous and unpadded.
+implies, so that no offset from a file is ever trusted. Matrix rows are contiguous and unpadded.
 """
 
 from dataclasses import dataclass

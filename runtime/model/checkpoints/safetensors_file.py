@@ -1,4 +1,4 @@
-"""Safetensors files, single or sharded: headers checked before they are believed, rows on demand.
+"""Safetensors files, single or sharded: headers are checked before use, rows read on demand.
 
 A file is an 8-byte header length, a JSON header, then the data:
 

@@ -1,10 +1,10 @@
-"""Is the recall audit worth believing, and what does it cost: measured over seeded runs.
+"""How accurate the recall audit is and what it costs, measured over seeded runs.
 
 The true recall of a text comes from a run that looks at every neuron; then the same text runs under
-many seeds at the rate users get, and the 95 % intervals are held against the truth. The cost comes
-twice: tokens/s with and without the audit in turn, and, free of the machine's moods, the time that
-the executors' loops spend between two steps, which is the audit's. Called by
-`hotcold evaluate --audit-runs`. No Ray.
+many seeds at the default rate, and the 95 % intervals are compared with the true recall. The cost
+is measured in two ways: tokens/s with and without the audit in turn, and the time that the
+executors' loops spend between two steps, which is the audit's and varies less. Called by `hotcold
+evaluate --audit-runs`. No Ray.
 """
 
 import math

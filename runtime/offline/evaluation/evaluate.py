@@ -1,8 +1,9 @@
-"""evaluate: what a predictor (or plan, or dtype) costs in quality, and what it gives in speed.
+"""evaluate: what a predictor (or plan, or dtype) costs in quality and gains in speed.
 
 Runs the same windows of text through two sessions: the checkpoint in its own dtype with nothing
 skipped, and the configuration in question, whose recall audit looks at every neuron, so that recall
-is counted and not estimated. Speed is measured apart, with the audit as users run it. No Ray.
+is counted and not estimated. Speed is measured separately, with the audit at its default rate. No
+Ray.
 
 Axes: T tokens of a window, V vocabulary, L layers, N neurons.
 """
@@ -96,7 +97,7 @@ def evaluate_all(
 ) -> list[Evaluation]:
     """Measure configurations of one model and context, as evaluate does, one after the other.
 
-    The dense checkpoint runs once, as far as its logits can be kept; speeds are measured when it is
+    The dense checkpoint runs once if its logits can be kept. Speeds are measured after it is
     closed, with nothing else open.
     """
     windows = usable(windows)
@@ -124,7 +125,7 @@ def evaluate_all(
 
 
 class _Reference:
-    """The dense model's logits by window, kept for the next configuration while small."""
+    """The dense model's logits by window, kept for the next configuration if they are small."""
 
     def __init__(self, session: LocalSession, keep: bool) -> None:
         self._session, self._kept = session, dict[int, F32]()
@@ -218,7 +219,7 @@ def open_session(prepared: Prepared) -> LocalSession:
 
 
 def watched(session: LocalSession, window: Sequence[int]) -> tuple[F32, PredictionAudit]:
-    """Logits of a window, and how the proposals compare with what fired; needs `audit=1`."""
+    """Logits of a window, and the proposals compared with what fired; needs `audit=1`."""
     before = _states(session)
     logits_TV, masks_TLN = session.logits(window)
     fired = missed = 0
@@ -265,8 +266,8 @@ def predict_share(segment: Segment, begin_ns: int, end_ns: int) -> float:
     """Share of a time that the predictor's own steps took, by the span ring.
 
     Only whole passes still in the ring count. On the CPU device prediction is on the critical path
-    (without lookahead everybody waits for it), so this is what it costs a token; where the
-    executors evaluate the gates themselves it is 0. On a GPU prediction is part of its pass.
+    (without lookahead everybody waits for it), so this is its cost per token; where the executors
+    evaluate the gates themselves it is 0. On a GPU prediction is part of its pass.
     """
     spans, _ = read_array(segment, "predictor")
     gpu, _ = read_array(segment, "gpu")

@@ -3,8 +3,8 @@
 `Scorer` answers the harness's three questions (how likely is a continuation, how likely is a text,
 what comes next) with a LocalSession, so any predictor, plan and dtype can be judged; `run_tasks`
 hands it to the package `lm_eval` (`pip install 'hotcold[harness]'`), which brings tasks, data and
-metrics. Called by `hotcold evaluate --tasks`. It downloads nothing itself: what a task's data is
-and where it comes from is the harness's affair.
+metrics. Called by `hotcold evaluate --tasks`. It downloads nothing itself: the harness finds a
+task's data.
 
 One request at a time, nothing cached between requests. Conventions are the harness's own: spaces
 that end a context belong to its continuation, a context that is too long loses its beginning, and
@@ -27,7 +27,7 @@ Report = Callable[[int, float], None]
 
 
 class Scorer:
-    """What the harness asks of a model, over an open session.
+    """The questions that the harness asks a model, answered by an open session.
 
     Args:
         session: of a model with a tokenizer.

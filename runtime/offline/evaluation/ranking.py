@@ -1,8 +1,8 @@
 """Which predictors to compare on a model, and the configuration of each.
 
 Called by `hotcold evaluate` with several predictors or `all`;
-runtime/offline/evaluation/evaluate.py measures them. Decides nothing about what is good: a
-predictor is left out only where it cannot run.
+runtime/offline/evaluation/evaluate.py measures them. Does not judge predictors: one is left out
+only where it cannot run.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """The curve of a predictor: recall, density, bytes and perplexity over its operating points.
 
-One session an operating point, all over the same windows; the dense model runs once. Beside trained
-predictors stands what needs no training: the leading components of the gate in as many bytes, over
-its margins. Called by `hotcold evaluate --sweep`; a single point with agreement, divergence and
-speed is evaluate.py's. No Ray.
+One session per operating point, all over the same windows; the dense model runs once. For
+comparison an untrained predictor of the same bytes runs, too: the leading components of the gate,
+over its margins. Called by `hotcold evaluate --sweep`; a single point with agreement, divergence
+and speed is evaluate.py's. No Ray.
 """
 
 import math

@@ -1,9 +1,9 @@
 """The oracle test of a CUDA kernel file: every operator with it against numpy in float64.
 
 Runs as a process of its own, started by `cuda_variant.py`, as variant_check does for C files: it
-prints each case before it computes it and ends with the first error as its last line. Behind every
-array on the device lies memory that is no number, so a kernel that reads too far gives itself away
-(or the driver does, and the process ends). Whole passes come last (cuda_variant_passes.py).
+prints each case before it computes it and ends with the first error as its last line. Every array
+on the device is followed by NaNs, so a kernel that reads too far gives wrong results (or the driver
+reports it, and the process ends). Whole passes come last (cuda_variant_passes.py).
 """
 
 import itertools

@@ -1,13 +1,13 @@
 """The last part of a CUDA kernel file's test: whole passes with it against numpy in float64.
 
-The operator door (cuda_variant_check.py) runs a kernel alone. In a pass it is launched with
-overlap, its input is what the kernel before it has just written, and it meets what only passes
-have: stamps, thresholds instead of outputs, a normed input that leaves for the host, int8
-predictors, caches in float16, the head's rows. So the embedded model runs with the file's kernels,
-both executors at work. Its logits are compared with the same model's under the neurons that were
-proposed, and those with the ones that the built-in kernels propose.
+cuda_variant_check.py runs each kernel alone. In a pass a kernel is launched with overlap, its input
+is what the kernel before it has just written, and it gets what only passes have: stamps, thresholds
+instead of outputs, a normed input that leaves for the host, int8 predictors, caches in float16, the
+head's rows. So the embedded model runs with the file's kernels, both executors at work. Its logits
+are compared with the same model's under the neurons that were proposed, and those with the ones
+that the built-in kernels propose.
 
-Called in the child process of cuda_variant.py. Says nothing of shapes the embedded model lacks.
+Called in the child process of cuda_variant.py. Does not test shapes that the embedded model lacks.
 """
 
 from collections.abc import Iterator

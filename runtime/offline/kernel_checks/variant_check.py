@@ -2,7 +2,7 @@
 
 Runs as a process of its own, started by `variant.py`: it prints each case before it computes it, so
 that a crash names its case, and ends with the first error as its last line. Weights and inputs end
-where readable memory ends, so that reading past a row is a crash here and not a secret.
+where readable memory ends, so that reading past a row crashes here instead of going unnoticed.
 """
 
 import itertools
@@ -29,11 +29,11 @@ _maps: list[mmap.mmap] = []
 
 
 class Wrong(Exception):
-    """A result that is not what float64 says."""
+    """A result that differs from float64's by more than allowed."""
 
 
 def guarded(values: Array) -> Array:
-    """A copy whose last byte is the last readable one: the page after it is gone."""
+    """A copy whose last byte is the last readable one: the page after it is not mapped."""
     page = mmap.PAGESIZE
     size = -(-values.nbytes // page) * page
     fd = os.memfd_create("hotcold-guard")
@@ -149,7 +149,7 @@ def check_attention(head_dim: int) -> None:
 
 
 def check_sampling() -> None:
-    """exp_sum over a vocabulary and max with a NaN."""
+    """exp_sum over a vocabulary, and max with a NaN."""
     print("exp_sum over 5003 logits", flush=True)
     logits = guarded((8 * np.random.default_rng(3).standard_normal(5003)).astype(np.float32))
     best, logprob = kernels.sample(logits, Sampling())
@@ -161,7 +161,7 @@ def check_sampling() -> None:
 
 
 def check_signs() -> None:
-    """sign_count: whole numbers, so nothing but equality will do."""
+    """sign_count: whole numbers, so results must be equal."""
     rng = np.random.default_rng(7)
     for d, bits in itertools.product((1, 63, 64, 320, 1040), (1, 6, 8)):
         case = f"sign_count, d {d}, {bits} planes"
@@ -214,6 +214,6 @@ def main(library: str, name: str, check: Callable[[], None] = check_all) -> None
     except (HotcoldError, Wrong) as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         sys.exit(1)
-    # The maps are cut short on purpose; nothing must look at them again.
+    # The maps are cut short on purpose; they must not be read again.
     sys.stdout.flush()
     os._exit(0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 64  # columns of a map: as many equal parts of a layer's neurons, hottest first
-MOST_TOKENS = 24  # timelines in one picture
+MAX_TOKENS = 24  # timelines in one picture
 CPU_COLOUR = COLOURS["cold"]
 
 
@@ -192,7 +192,7 @@ def draw_tokens(group: Group) -> "Figure | None":
     from matplotlib.figure import Figure
 
     found = [(e.label, e.token) for e in group.entries if e.token is not None]
-    shown, more = found[:MOST_TOKENS], len(found[MOST_TOKENS:])
+    shown, more = found[:MAX_TOKENS], len(found[MAX_TOKENS:])
     if not shown:
         return None
     figure = Figure(figsize=(10.0, 1.2 + 1.35 * len(shown)), layout="constrained")
@@ -282,7 +282,7 @@ TEXTS: dict[str, tuple[str, str]] = {
 
 
 def draw_all(group: Group) -> "list[tuple[str, Figure]]":
-    """The pictures of a group there is something to draw for, by name."""
+    """The pictures of a group that have something to show, by name."""
     if not group.ran:
         return [("predicted", draw_predicted(group)), ("hot_maps", draw_hot_maps(group))]
     drawn: list[tuple[str, Figure | None]] = [

@@ -1,4 +1,4 @@
-"""What the pictures show, as numbers: no drawing in here, and nothing but numpy needed.
+"""What the pictures show, as numbers. Nothing is drawn here; needs only numpy.
 
 Axes: L layers, N neurons, P points of a curve, Q calibrated recalls.
 """

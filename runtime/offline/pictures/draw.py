@@ -1,8 +1,8 @@
-"""The pictures themselves, drawn with matplotlib: an extra, asked for by name where it is missing.
+"""The pictures themselves, drawn with matplotlib (the extra `pictures`).
 
 Figures 5 and 9 of the paper and two it does not have. Layers are coloured by cividis, which people
 with any colour vision tell apart and which prints; single things take the colours of Okabe and Ito.
-Nothing is shown on a screen and no global state of matplotlib is touched.
+Nothing is shown on a screen, and no global state of matplotlib is changed.
 """
 
 import io

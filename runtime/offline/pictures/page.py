@@ -1,6 +1,6 @@
 """The page that holds all pictures: one HTML file that needs no network and runs no script.
 
-Images are embedded as data, styles are inline, text from files is escaped. It can be mailed.
+Images are embedded as data, styles are inline, text from files is escaped.
 """
 
 import base64

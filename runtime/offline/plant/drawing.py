@@ -1,7 +1,7 @@
-"""What a planted model is drawn from, and one layer of it: the data that planting hands around.
+"""What a planted model is drawn from, and one layer of it: data shared by the steps of planting.
 
 `options` makes a Drawing from what the user asked for, `planting` turns it into PlantedLayers,
-`writers` puts them on disk. No arithmetic in here.
+`writers` puts them on disk.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""What a Hugging Face folder of each architecture says about a planted model: its config.json.
+"""config.json of a planted model in the form of each architecture's Hugging Face folder.
 
-Which tensors stand behind it and how they lie is known already: runtime/model/architectures says of
-which checkpoint tensors a bundle's are made, and `writers` reads that the other way round. A new
-architecture is one more function here.
+The tensors need no table here: runtime/model/architectures says of which checkpoint tensors a
+bundle's are made, and `writers` uses that in the other direction. A new architecture is one more
+function here.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What decides whether a neuron fires, and the predictor that knows it.
+"""What decides whether a neuron fires, and the predictor that computes the same.
 
 A neuron fires where b_i + u_i . z > 0, with z = V s of about a standard Gaussian in R dimensions
 (see `planting` for what s is and how the model computes it). The predictor is the same arithmetic
@@ -51,7 +51,7 @@ def unit_rows(rows: int, rank: int, device: torch.device, *key: int) -> torch.Te
 
 
 def cut(a_MN: torch.Tensor, p_N: F64) -> torch.Tensor:
-    """What each column exceeds with its probability: a Gaussian quantile, then corrected.
+    """The value that each column exceeds with its probability: a Gaussian quantile, then corrected.
 
     A column's own mean and deviation are shrunk towards the layer's as far as their scatter is
     no larger than that many tokens would show by chance. The correction is one shift of the
@@ -162,5 +162,5 @@ def _stride(count: int, row: int) -> int:
 
 
 def _trust(seen: torch.Tensor, by_chance: torch.Tensor) -> float:
-    """How far to believe a scatter: the share of it that chance does not explain."""
+    """The share of a scatter that chance does not explain."""
     return max(0.0, 1.0 - float(by_chance) / max(float(seen), 1e-12))

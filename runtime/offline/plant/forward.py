@@ -1,7 +1,7 @@
 """Running a planted layer on the calibration tokens: norms and attention, nothing more.
 
-Float32 on whatever device the weights are made on. Not an engine: whole sequences at once, no
-cache, no sparsity. Used by `planting`, which must know what the next layer's inputs look like.
+Float32 on whatever device the weights are made on. Whole sequences at once, no cache, no sparsity.
+Used by `planting`, which needs the inputs of the next layer.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Planted tensors as one GGUF file, for llama.cpp or for PowerInfer; see formats/gguf.py.
+"""Planted tensors as one GGUF file, for llama.cpp or for PowerInfer; see runtime/weights/gguf.py.
 
 A sink as in `writers`: names and shapes are announced first, the tensors follow a layer at a time.
 PowerInfer's folder also gets the counts its solver reads, activation/activation_{i}.pt.

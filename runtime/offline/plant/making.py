@@ -1,4 +1,4 @@
-"""plant: from a shape and what is asked of it to a folder with a model, all or nothing.
+"""plant: from a shape and options to a folder with a model, complete or not at all.
 
 Called by `hotcold plant`, benches and tests. Works in a temporary folder beside the wanted one and
 renames it at the end; checks options, memory and disk before anything is drawn.
@@ -123,7 +123,7 @@ def plant(
         os.replace(folder, out)  # onto an empty folder too
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            check_out(out)  # somebody was faster
+            check_out(out)  # another process was faster
         raise BudgetError(
             f"writing {out} failed ({error.strerror}); make room or choose another disk"
         ) from error
@@ -164,7 +164,7 @@ def _sink(form: str, drawing: Drawing, folder: Path) -> Sink:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed; torch has an error of its own for that on a GPU only."""
+    """Whether an allocation failed; torch has its own error for that only on a GPU."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         "can't allocate memory" in str(error)
     )
@@ -190,7 +190,7 @@ def _write(
     device: torch.device,
     progress: Progress | None,
 ) -> tuple[float, float, float, float, int, int, str]:
-    """Write everything; the measured part of the report."""
+    """Write everything; returns the measured part of the report."""
     spec = drawing.spec
     planter = Planter(drawing, device)
     counts_LN = np.zeros((spec.n_layers, spec.n_neurons), np.int64)

@@ -76,7 +76,7 @@ def _proposed(p_N: F64, recall: float, factor: float) -> F64:
 
 
 def plan_noise(p_N: F64, recall: float, precision: float) -> Noise:
-    """How to blur each neuron's logit.
+    """How much noise each neuron's logit gets.
 
     Args:
         p_N: how often each neuron fires.
@@ -84,7 +84,7 @@ def plan_noise(p_N: F64, recall: float, precision: float) -> Noise:
         precision: share of the proposed neurons that fire.
 
     Raises:
-        ConfigError: no noise is that bad.
+        ConfigError: no noise gives so low a precision at that recall.
     """
     if recall >= 1 and precision >= 1:
         return Noise(np.ones_like(p_N), p_N)

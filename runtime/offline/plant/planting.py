@@ -1,4 +1,4 @@
-"""The construction: weights of a layer whose neurons fire as often as they are told to.
+"""The construction: weights of a layer whose neurons fire as often as asked.
 
 What a neuron reads is x, the residual stream behind a norm. Its row is
 

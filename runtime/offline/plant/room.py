@@ -20,7 +20,7 @@ FLOAT = 4  # bytes of the numbers that are calculated with
 
 
 def check_out(out: Path) -> None:
-    """Refuse a place where something is already.
+    """Refuse an output folder that is not empty, or a file.
 
     Raises:
         ConfigError: it is a file, or a folder that is not empty.

@@ -26,7 +26,7 @@ _COARSE = 2048  # points the law is fitted on; between them it is interpolated
 
 @dataclass(frozen=True)
 class Ask:
-    """What of a shape is to differ from the table and from the plain case.
+    """In what a shape shall differ from its row in the table.
 
     Args:
         density: share of neurons that fire; None: the shape's.
@@ -134,5 +134,5 @@ def shaped_activations(shape: Shape, seed: int = 0) -> F64:
 
 @lru_cache(maxsize=256)
 def _law(points: int, density: float, share80: float) -> F64:
-    """The law on so many points; quiet layers all have the same."""
+    """The law on that many points; all quiet layers have the same."""
     return firing_probabilities(points, density, share80)

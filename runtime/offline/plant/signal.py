@@ -28,7 +28,7 @@ POSITION = 0.25  # standard deviation of a learned position; an embedding's is 1
 
 
 def generator(device: torch.device, *key: int) -> torch.Generator:
-    """A generator of its own for each use, so that no use depends on what was drawn before."""
+    """A separate generator for each use, so that no use depends on what was drawn before."""
     seed = 0
     for part in key:
         seed = (seed * 1_000_003 + part + 1) % (1 << 62)
@@ -43,15 +43,15 @@ def randn(device: torch.device, rows: int, columns: int, *key: int) -> torch.Ten
 def constant_of(d_model: int) -> float:
     """The value of channel 0: a power of two, a sixteenth of the stream's energy or so.
 
-    Larger, and little signal is left beside it; smaller, and the rows' weights on it stand out so
-    far that low-precision formats, which share one scale among neighbours, lose the rest.
+    With a larger value little signal is left beside it. With a smaller one the rows' weights on it
+    are so large that low-precision formats, which share one scale among neighbours, lose the rest.
     """
     return 2.0 ** round(math.log2(math.sqrt(d_model) / 4))
 
 
 @dataclass(frozen=True)
 class Signal:
-    """What is before the first layer and behind the last.
+    """The tensors before the first layer and after the last.
 
     Args:
         embed_VE: in the model's dtype, like all matrices here; E is the embedding's width.

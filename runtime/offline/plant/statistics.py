@@ -59,7 +59,8 @@ class Statistics:
         """Density of each layer; their mean is `density`.
 
         Raises:
-            ConfigError: quiet layers alone would fire more, or the others too much.
+            ConfigError: the quiet layers alone exceed the density, or the others would have to fire
+                too often.
         """
         n_quiet = min(int(self.quiet * n_layers), n_layers - 1)
         others = n_layers - n_quiet

@@ -1,8 +1,8 @@
 """Writing files of tens of gigabytes: hashed and written by threads, never held in memory.
 
-`BlockWriter` computes the checksum `formats.digest` defines, block by block in parallel;
-`TensorStream` writes safetensors whose tensors come one by one and whose metadata is known last.
-Used by `writers`; know nothing about models.
+`BlockWriter` computes the checksum that runtime/model/checkpoints/digest.py defines, block by block
+in parallel; `TensorStream` writes safetensors whose tensors come one by one and whose metadata is
+known last. Used by `writers`; know nothing about models.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 @lru_cache(maxsize=1)
 def _stage() -> torch.Tensor:
-    """Pinned memory: copies into fresh pageable memory run at a tenth of the bus's rate."""
+    """Pinned memory, because copies into fresh pageable memory run at a tenth of the bus's rate."""
     return torch.empty(STAGE_BYTES, dtype=torch.uint8, pin_memory=True)
 
 
@@ -55,7 +55,7 @@ def raw_pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
 
 
 class BlockWriter:
-    """Appends to a file; `digest()` is what `formats.digest.file_digest` gives for it.
+    """Appends to a file; `digest()` is what `file_digest` gives for it.
 
     Args:
         path: the file; must not exist.

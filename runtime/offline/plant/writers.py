@@ -1,4 +1,4 @@
-"""Where planted tensors go: straight into a bundle, or into a Hugging Face folder.
+"""Writers of planted tensors: straight into a bundle, or into a Hugging Face folder.
 
 A sink is given the layers in order, then what is not part of a layer, and is finished with the
 companions (tokenizer, profile, predictors) already in its folder. Neither holds more than a layer.
@@ -61,7 +61,7 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of files and threads. Idempotent."""
+        """Release files and threads. Idempotent."""
         ...
 
 
@@ -144,7 +144,7 @@ class BundleSink(_WithCompanions):
         }
         weights = (self._sha256, self._total)
         header = write_header(folder, self._spec, name, source, weights, files)
-        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is believed
+        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is accepted
         paths = {file: folder / file for file in (WEIGHTS, *files)}
         write_stamp([folder / STAMP], header["header_sha256"], paths)
 

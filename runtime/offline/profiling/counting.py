@@ -1,10 +1,10 @@
 """Counting: one unit of windows through the dense model, layer by layer.
 
-Layers are the outer loop, so that a model larger than the device's memory is read once a unit and
-not once a window. Windows of about equal length are run side by side, shorter ones padded behind,
-where a causal model does not see it; padding is not counted. Batches are cut by the windows alone,
-each runs on one thread, and what they count is added in their order: the result depends on neither
-the number of threads nor who finishes first.
+Layers are the outer loop, so that a model larger than the device's memory is read once per unit and
+not once per window. Windows of about equal length run side by side, shorter ones padded at the end,
+where a causal model does not see the padding; it is not counted. Batches depend on the windows
+alone, each runs on one thread, and their counts are added in order, so the result depends neither
+on the number of threads nor on which finishes first.
 
 Axes: B windows, T tokens of a unit, R rows of a batch (B times its longest window), L layers,
 N neurons, S = ceil(N / 8) bytes of packed bits.

@@ -1,7 +1,7 @@
 """A profile as a job: units of windows, each saved when it is done.
 
-Killed at any time and started again, it loses at most a unit and ends with the same files as if it
-had never stopped; how is said in work.py. Called by `hotcold profile`.
+Killed at any time and started again, it loses at most one unit and ends with the same files as an
+uninterrupted job; work.py says how. Called by `hotcold profile`.
 """
 
 import os
@@ -139,7 +139,7 @@ def run_job(
         shutil.rmtree(work, ignore_errors=True)
         return done
     except _Unusable as unusable:
-        # Whatever mends this input makes it another job: nothing here is worth keeping.
+        # Any fix of this input makes it another job: there is nothing to keep.
         shutil.rmtree(work if there else out)
         raise unusable.error from unusable.error.__cause__
     except torch.OutOfMemoryError as error:
@@ -207,7 +207,7 @@ def _texts(job: ProfileJob, work: Path, progress: Progress | None, say: Say) -> 
 def _units(
     job: ProfileJob, texts: tuple[Path, ...], unit_tokens: int
 ) -> tuple[Iterator[Unit], Skipped]:
-    """The text's units, and where the lines are counted that reading them skips."""
+    """The text's units, and the counter of lines that are skipped while reading."""
     try:
         tokenizer = Tokenizer.load(job.bundle.path, job.bundle.spec.vocab_size)
     except CheckpointError as error:
@@ -281,7 +281,7 @@ def _share(
 
 
 def _finish(job: ProfileJob, out: Path, state: State, skipped: Skipped) -> ActivationProfile:
-    """Write the results; what an earlier profile left in the folder goes with it."""
+    """Write the results, and remove what an earlier profile left in the folder."""
     source = str(job.own) if job.own is not None else ", ".join(path.name for path in job.texts)
     if skipped.lines:
         source += f" ({skipped.lines} lines skipped)"

@@ -1,9 +1,9 @@
-"""Text that the model writes itself, to be profiled over where no text of its kind is at hand.
+"""Text that the model writes itself, to profile where no suitable text is at hand.
 
-Documents are sampled one after the other, each from the ids the tokenizer puts before a text, with
-a seed of its own, until they have so many tokens together. They are a file of JSON lines like any
-other text, so that the same text can be counted again; an interrupted run goes on after its last
-whole line.
+Documents are sampled one after the other, each from the ids that the tokenizer puts before a text
+and with its own seed, until there are enough tokens. They form a file of JSON lines like any other
+text, so that the same text can be counted again; an interrupted run resumes after its last whole
+line.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""The folder of an unfinished profile: what is counted, and all that is known after some units.
+"""The folder of an unfinished profile: what is being counted, and the state after the last unit.
 
 `job.json` says what the profile is of, `state.npz` holds the sums after the last whole unit and a
-chain of digests over its windows, `bitmaps.bin` the bits of a recording. Going on means reading the
-text again from the start and checking that the windows already counted are those it has, so that
-the result is an uninterrupted run's, to the bit. A file lock keeps a second run out.
+chain of digests over its windows, `bitmaps.bin` the bits of a recording. To resume, the text is
+read again from the start and the windows already counted are compared with the digests, so that the
+result is that of an uninterrupted run, bit for bit. A file lock keeps a second run out.
 """
 
 import fcntl
@@ -61,7 +61,7 @@ class State:
 
 @contextmanager
 def alone(work: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system lets go of it however this process ends.
+    """Hold the folder's lock; the system releases it however this process ends.
 
     Raises:
         ConfigError: another process holds it.
@@ -116,7 +116,7 @@ def begin(work: Path, identity: dict[str, Any], unit_tokens: int) -> int:
 
 
 def save_state(work: Path, state: State) -> None:
-    """Write the state; what it counts on must be on the disk already."""
+    """Write the state; the files it refers to must be on the disk already."""
     arrays = {**state.tally.arrays(), "lengths": np.array(state.lengths, np.int64)}
     write_atomically(work / _STATE, pack(arrays, {"chain": state.chain}))
 

@@ -1,8 +1,8 @@
 """Capture: the feed-forward inputs of every layer over a text, on disk, for training.
 
-One file a layer, `x.{layer}.f16` [tokens, D], filled a batch of windows at a time; `capture.json`
-says how far. A capture that was interrupted goes on after its last finished batch. What fires is
-not stored: it is one product with the gate rows away.
+One file per layer, `x.{layer}.f16` [tokens, D], filled a batch of windows at a time; `capture.json`
+has the progress. An interrupted capture resumes after its last finished batch. What fires is not
+stored, because one product with the gate rows gives it.
 """
 
 import json

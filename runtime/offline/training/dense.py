@@ -1,8 +1,8 @@
-"""The model in plain torch: what profiles are counted, and predictors trained and judged, with.
+"""The model in plain torch, for counting profiles and for training and judging predictors.
 
 Reads the same weight store as the executors, in float32, and runs whole windows at once, which is
 what makes an offline pass fast. The same code runs on the CPU and on a GPU. The engine never uses
-it: a second opinion on the native kernels as much as a tool. Nothing is skipped unless a `propose`
+it, so it is also an independent check of the native kernels. Nothing is skipped unless `propose`
 says so.
 
 Axes: B windows, T tokens of a window, D d_model, N neurons, V vocabulary, H heads, E head_dim.

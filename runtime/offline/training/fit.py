@@ -75,7 +75,7 @@ def fit_layer(
         inputs_TD: what the predictor will see.
         own_TD: input of the layer itself (the same array without lookahead), which says what fires.
         gates: pre-activations [B, N] of the layer for such inputs [B, D], biases included.
-        probability_N: how often each neuron fires, for the first guess of the bias.
+        probability_N: how often each neuron fires, for the initial bias.
         width: H.
         settings: see FitSettings.
     """

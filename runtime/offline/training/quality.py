@@ -1,8 +1,8 @@
 """Thresholds and quality of trained predictors, measured on text they have not seen.
 
-Layers are calibrated in order on the inputs they will really get: those of a model whose earlier
-layers already leave out what their predictors miss. Scores are kept as histograms, so the text may
-be as long as it likes.
+Layers are calibrated in order on the inputs that they will get at run time: those of a model whose
+earlier layers already leave out what their predictors miss. Scores are kept as histograms, so the
+text may have any length.
 
 Axes: R rows (tokens), D d_model, N neurons, L layers.
 """
@@ -39,7 +39,7 @@ class _Histogram:
         self.fired += torch.histc(scores_RN[fired_RN].clamp(-_EDGE, _EDGE), _BINS, -_EDGE, _EDGE)
 
     def point(self, recall: float) -> OperatingPoint:
-        """The highest threshold that reaches a recall; with nothing fired, one nothing reaches."""
+        """The highest threshold that reaches a recall; an unreachable one where nothing fired."""
         fired, every = float(self.fired.sum()), float(self.every.sum())
         if not fired:
             return OperatingPoint(recall, _NEVER, 0.0)
@@ -58,7 +58,7 @@ def calibrate(
     lookahead: int = 0,
     workers: int = 1,
 ) -> tuple[list[Calibration], float]:
-    """Operating points of every layer, the one asked for among them, and the perplexity it gives.
+    """Operating points of every layer, the requested one among them, and the perplexity it gives.
 
     Args:
         model: the model.

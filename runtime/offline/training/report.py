@@ -39,7 +39,7 @@ def as_report(
     trained: Trained,
     speed: tuple[float, float] = (math.nan, math.nan),
 ) -> dict[str, Any]:
-    """Everything measured, as plain data; keys carry units. speed is what run_time gives."""
+    """Everything measured, as plain data with units in the keys; `speed` comes from run_time."""
     quality = trained.quality
     layers = [
         {

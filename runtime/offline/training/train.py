@@ -2,8 +2,8 @@
 
 Capture the layers' inputs, fit layers side by side (each over the widths its search tries), set
 thresholds on held-back text, judge on other text, write. Every finished layer is a file under
-`.training` in the output folder, so an interrupted run goes on where it was; the folder goes when
-all is done.
+`.training` in the output folder, so an interrupted run resumes where it was; that folder is removed
+at the end.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ Windows = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What to reach and how.
+    """The goals of a training and its limits.
 
     Args:
         recall: share of fired neurons each layer proposes at least, on the calibration text.
@@ -247,7 +247,7 @@ def _operating_point(
     settings: TrainSettings,
     say: Say,
 ) -> tuple[float, list[Calibration]]:
-    """The lowest recall from the one asked for on whose perplexity is near enough the dense one."""
+    """The lowest recall, from the requested one up, whose perplexity is close to the dense one."""
     dense = dense_perplexity(model, windows, settings.workers)
     limit = settings.perplexity - MARGIN * (settings.perplexity - 1) if settings.perplexity else 0.0
     higher = [r for r in RECALLS if r > settings.recall] if limit else []

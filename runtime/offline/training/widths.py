@@ -2,7 +2,7 @@
 
 The paper's: start from the layer's sparsity (a sparse layer needs a smaller predictor), correct for
 skewness (a layer whose activations come from few neurons needs less, a flat one more), then change
-the width until the quality asked for is reached. Quality is here the density a recall costs.
+the width until the requested quality is reached. Quality here is the density needed for a recall.
 """
 
 import math
@@ -53,7 +53,7 @@ def density_goals(profile: ActivationProfile, mean: float) -> list[float]:
 
 
 class WidthSearch:
-    """Try widths of one layer until the density goal is just met; iterate, and `tell` each result.
+    """Tries widths of one layer until the density goal is just met: iterate, `tell` each result.
 
     Args:
         start: the first width.

@@ -156,7 +156,7 @@ def test_kernels_that_cannot_be_used(machine: Machine, monkeypatch: pytest.Monke
     assert check.state == "fail" and "'mmx'" in check.found and "HOTCOLD_CPU" in check.mend
     monkeypatch.setattr(kernels, "active_cpu_variant", lambda: "ref")
     monkeypatch.setattr(kernels, "cpu_variants", lambda: ("avx2", "ref"))
-    assert look(machine)["CPU kernels"].mend == "unset HOTCOLD_CPU for avx2"
+    assert look(machine)["CPU kernels"].mend == "unset HOTCOLD_CPU to use avx2"
     monkeypatch.setattr(kernels, "cpu_variants", lambda: ("ref",))
     assert look(machine)["CPU kernels"].state == "warn"
 

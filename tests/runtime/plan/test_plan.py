@@ -224,9 +224,9 @@ class Odd(dict[str, str]):
     ("result", "message"),
     [
         (None, "returned nothing; place.problem. must return a Placement"),
-        ((np.zeros((3, 40), np.int8), HOMES), "returned a tuple"),
-        (SimpleNamespace(device_LN=1), "returned a SimpleNamespace"),
-        (Placement, "returned a type"),
+        ((np.zeros((3, 40), np.int8), HOMES), "returned an object of type tuple"),
+        (SimpleNamespace(device_LN=1), "returned an object of type SimpleNamespace"),
+        (Placement, "returned an object of type type"),
         (placement(device_LN=None), "device_LN of NoneType"),
         (placement(device_LN=[[0] * 40] * 3), "device_LN of list"),
         (placement(device_LN=np.zeros((3, 40))), "device_LN of float64"),
