@@ -5,6 +5,9 @@
 // The kernels are predictor.cu's, the order of the layers is the executor's (asking_order). Memory:
 // the predictor's matrices, scratch and norms are this process's; the mailbox is the executor's and
 // mapped here (cudaIpc), or used by its address where both are threads of one process.
+//
+// Wait and signal are turn_kernel (mailbox.cu): it stores answer words with release and polls ask
+// words with acquire, both of system scope, since the peer is another process.
 #include "cuda/executor/host.h"
 #include "cuda/executor/remote_predictor.h"
 #include "cuda/memory/upload.h"
@@ -13,6 +16,7 @@
 
 namespace hotcold {
 
+// As in Executor: a constructor that throws gives back what it made.
 PredictorProcess::PredictorProcess(const hc_executor_args &args, const hc_device_args &device,
                                    const hc_device_layer *layers_L)
     : args_(args), device_(device), plan_(layers_L, layers_L + args.model->n_layers),
@@ -32,6 +36,7 @@ PredictorProcess::~PredictorProcess() {
 
 void PredictorProcess::start() {
     check(cudaSetDevice(device_.index), "CUDA device");
+    // Laid out twice: counted against the budget first, then handed out.
     Arena count, count_host;
     lay_out(count, count_host);
     bytes_ = count.used(), pinned_ = count_host.used();
@@ -58,6 +63,8 @@ void PredictorProcess::start() {
     check(cudaStreamSynchronize(launch_.stream), "graphs");
 }
 
+// In this order: the stream has ended; the graphs go, which hold addresses; then the memory. The
+// mailbox is only unmapped.
 void PredictorProcess::release() {
     if (launch_.stream)
         cudaStreamSynchronize(launch_.stream);
@@ -71,10 +78,12 @@ void PredictorProcess::release() {
         cudaStreamDestroy(launch_.stream);
 }
 
+// A predictor's matrices may be read over the bus, where the plan gives them no GPU memory.
 bool PredictorProcess::stays(int layer) const {
     return device_.host_parts_L && (device_.host_parts_L[layer] & HC_PART_PREDICTOR);
 }
 
+// Weights of each predicted layer; one scratch for all, since layers are answered one by one.
 void PredictorProcess::lay_out(Arena &arena, Arena &host) {
     const hc_model &m = *args_.model;
     int64_t hidden = 0, planes = 0;
@@ -85,6 +94,7 @@ void PredictorProcess::lay_out(Arena &arena, Arena &host) {
                           to.weights);
         to.norm_D = folds_norm(m, from, asked.layer, asked.at) ? arena.take<float>(m.d) : nullptr;
         if (from.form == HC_PREDICT_SIGN)
+            // Words of the most input bits.
             planes = 8 * ((m.d + 63) / 64);
         else
             hidden = std::max(hidden, from.hidden);
@@ -96,6 +106,8 @@ void PredictorProcess::lay_out(Arena &arena, Arena &host) {
     step_B_ = arena.take<float>(bucket_);
 }
 
+// An IPC handle cannot be opened by the process that made it: threads of one process use the
+// address.
 void PredictorProcess::open_mailbox() {
     const hc_mailbox &from = device_.mailbox;
     char *base = reinterpret_cast<char *>(from.address);
@@ -106,6 +118,7 @@ void PredictorProcess::open_mailbox() {
               "mapping the GPU executor's memory");
         base = static_cast<char *>(mapped_);
     }
+    // The same function as on the other side, so the same offsets.
     lay_out_mailbox(base, *args_.model, bucket_, layers_ahead(plan_.data(), args_.model->n_layers),
                     mailbox_);
 }
@@ -125,6 +138,7 @@ void PredictorProcess::upload() {
     }
 }
 
+// Proposals go straight into the mailbox.
 void PredictorProcess::capture_layer(const Asked &asked, int32_t bucket) {
     Prediction p = {};
     p.model = args_.model, p.shape = &device_.predictors_L[asked.layer];
@@ -136,6 +150,7 @@ void PredictorProcess::capture_layer(const Asked &asked, int32_t bucket) {
     predict(p, bucket, launch_);
 }
 
+// A turn between two layers both answers the one and waits for the other: n + 1 turns for n layers.
 void PredictorProcess::capture(int32_t bucket) {
     Turn t = {};
     t.host = host_mapped_, t.pass = pass_, t.times = times_;
@@ -149,6 +164,7 @@ void PredictorProcess::capture(int32_t bucket) {
     turn(t, launch_);
 }
 
+// The host has seen the pass's flag; the graph then waits for the first question by itself.
 hc_status PredictorProcess::pass(uint32_t seq, int32_t batch, hc_device_report &report) {
     check(cudaSetDevice(device_.index), "CUDA device");
     host_->seq = seq, host_->batch = batch;

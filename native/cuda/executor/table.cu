@@ -10,6 +10,8 @@ namespace {
 
 thread_local std::string last_error;
 
+// No exception crosses the C boundary; each becomes this thread's text, which device.c fetches at
+// once.
 template <class Body> hc_status guarded(Body body) {
     try {
         return body();

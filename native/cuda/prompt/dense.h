@@ -13,6 +13,8 @@
 
 namespace hotcold {
 
+// Tokens of a block of gemm.cu. What lies in an operand's rows past the last token is read and its
+// results are dropped: it need not be initialised.
 constexpr int TOKEN_TILE = 64; // operands have rows for a multiple of it
 constexpr int PACK = 8;        // elements of 16 bytes of half precision
 
@@ -43,6 +45,8 @@ void make_operand(const MakeOperand &args, int tokens, const Launch &launch);
 void prompt_norm(const Rows &from, float *y, int64_t d, int tokens, const Launch &launch);
 
 // DENSE_NEURON: gate and up row in one go; DENSE_PLAIN: a neuron without an up row.
+// With v = sum * scale_R + bias_R: DENSE_STORE y = v, DENSE_ADD y += v, DENSE_RELU y = max(v, 0),
+// DENSE_MASK mask = v >= threshold, and nothing goes to y.
 enum DenseEpilogue { DENSE_STORE, DENSE_ADD, DENSE_RELU, DENSE_MASK, DENSE_NEURON, DENSE_PLAIN };
 struct Gemm { // y[t][r] = sum over k of x[t][k] w[r][k]; or w[k][r] where transposed
     Operand x;
@@ -86,6 +90,8 @@ struct PromptSign { // the proposals of Sign (kernels.h), for many tokens
 };
 void prompt_sign(const PromptSign &args, const Launch &launch);
 
+// A block of `tokens` tokens at positions position, position + 1, ... of one sequence; each attends
+// to all positions up to its own, which the caches hold or this call appends.
 struct PromptAttention {
     float *qkv; // [T][q | k | v]; q is rotated in place
     void *k_cache, *v_cache;
