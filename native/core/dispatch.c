@@ -24,6 +24,8 @@ static const hc_primitives *const variants[] = {
 };
 #define N_VARIANTS ((int32_t)(sizeof variants / sizeof variants[0]))
 
+/* NULL until the first operator runs. Tables are constants, or live for ever (variant.c): who
+ * has loaded the pointer may use it as long as it likes. */
 static _Atomic(const hc_primitives *) active;
 static _Atomic(hc_primitives_find) find_loaded; /* variant.c's, once one is loaded */
 
@@ -63,6 +65,7 @@ static const hc_primitives *find(const char *name, const char *asked_by) {
     const hc_primitives *own = loaded ? loaded(name) : NULL;
     if (own)
         return own;
+    /* The way to a file of one's own: HOTCOLD_CPU=mine.c, loaded under that name before. */
     if (strchr(name, '.')) {
         hc_fail(HC_ERR_UNSUPPORTED,
                 "%s names the file '%.200s', which is compiled and loaded by an engine or by "
@@ -76,6 +79,8 @@ static const hc_primitives *find(const char *name, const char *asked_by) {
     return NULL;
 }
 
+/* Called by every operator, so the usual case is one load. Acquire pairs with the releases
+ * below and in hc_cpu_force: a loaded variant's table is complete when its address is seen. */
 const hc_primitives *hc_primitives_get(void) {
     const hc_primitives *table = atomic_load_explicit(&active, memory_order_acquire);
     if (table)

@@ -40,6 +40,8 @@
 #define RELAX() ((void)0)
 #endif
 
+/* A line of its own: the word is written at every task. (worker: 64 bytes, so neighbours do not
+ * share lines.) */
 typedef struct {
     _Alignas(64) atomic_ullong taken; /* run's number << TASK_BITS | tasks of its own taken there */
     hc_pool *pool;
@@ -47,6 +49,8 @@ typedef struct {
     int32_t index;
 } worker;
 
+/* Lines by writer: set-up and the caller's words | run, written once a run | finished, by every
+ * task | wake, by the caller when someone sleeps | the workers' words. */
 struct hc_pool {
     int32_t threads; /* the caller, worker 0, included */
     int32_t started; /* workers that run, without it */
@@ -63,6 +67,8 @@ struct hc_pool {
     worker workers[];
 };
 
+/* Returns at once where *word is no longer `seen`. Spurious returns are harmless: callers look
+ * again. */
 static void futex_wait(_Atomic uint32_t *word, uint32_t seen) {
     syscall(SYS_futex, (uint32_t *)word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
 }
@@ -89,7 +95,9 @@ static int spin(uint32_t *round, int64_t *until) {
     return now < *until;
 }
 
-/* Take the next task of a run that belongs to thread `of`; -1: none is left. */
+/* Take the next task of a run that belongs to thread `of`; -1: none is left.
+ * Tasks of thread `of` are of, of + threads, of + 2 threads, ...; the word counts how many were
+ * taken in this run. A word of an earlier run counts as 0, so nobody resets words between runs. */
 static int64_t take(hc_pool *pool, int32_t of, unsigned long long run) {
     worker *owner = &pool->workers[of];
     unsigned long long seen = atomic_load_explicit(&owner->taken, memory_order_acquire);
@@ -101,6 +109,8 @@ static int64_t take(hc_pool *pool, int32_t of, unsigned long long run) {
         const int64_t task = of + before * pool->threads;
         if (task >= (int64_t)(run & MOST_TASKS))
             return -1;
+        /* acq_rel: what is read for the task (body, context) comes after the word that names
+         * the run. */
         const unsigned long long next = (run & ~(unsigned long long)MOST_TASKS) + before + 1;
         if (atomic_compare_exchange_weak_explicit(&owner->taken, &seen, next, memory_order_acq_rel,
                                                   memory_order_acquire))
@@ -115,6 +125,9 @@ static void work(hc_pool *pool, int32_t thread, unsigned long long run) {
         const int32_t of = (thread + i) % pool->threads;
         for (int64_t task; of < n && (task = take(pool, of, run)) >= 0;) {
             pool->body(pool->context, task, thread);
+            /* The last task of the run, whoever had it. seq_cst: all tasks' results are before
+             * `done` rises, and the look at caller_sleeps comes after it; the caller does the
+             * same two the other way round. */
             if (atomic_fetch_add(&pool->finished, 1) + 1 == n) {
                 atomic_fetch_add(&pool->done, 1);
                 if (atomic_load(&pool->caller_sleeps))
@@ -124,6 +137,8 @@ static void work(hc_pool *pool, int32_t thread, unsigned long long run) {
     }
 }
 
+/* `last` is the run this worker has seen to; after a run it spins anew, since the next one is
+ * near. */
 static void *worker_main(void *argument) {
     worker *self = argument;
     hc_pool *pool = self->pool;
@@ -137,6 +152,9 @@ static void *worker_main(void *argument) {
             last = run;
             until = 0;
         } else if (!spin(&round, &until)) {
+            /* The order that loses no wake-up: note `wake`, count oneself, look at run again,
+             * sleep while wake is what was noted. The caller publishes the run, then looks at
+             * sleepers, then raises wake. */
             uint32_t seen = atomic_load(&pool->wake);
             atomic_fetch_add(&pool->sleepers, 1);
             if (atomic_load(&pool->run) == last && !atomic_load(&pool->closing))
@@ -170,6 +188,8 @@ void hc_pool_run(hc_pool *pool, hc_task body, void *context, int64_t n_tasks) {
             body(context, task, 0);
         return;
     }
+    /* From here on this thread owns the pool (busy). The last run is over, so no worker reads
+     * body, context or finished: they may be written. */
     const uint32_t before = atomic_load(&pool->done);
     pool->body = body;
     pool->context = context;
@@ -177,6 +197,7 @@ void hc_pool_run(hc_pool *pool, hc_task body, void *context, int64_t n_tasks) {
     const unsigned long long last = atomic_load_explicit(&pool->run, memory_order_relaxed);
     const unsigned long long run = ((last >> TASK_BITS) + 1) << TASK_BITS | (uint64_t)n_tasks;
     atomic_store(&pool->run, run);
+    /* No more workers are woken than there are tasks besides the caller's. */
     const int sleepers = atomic_load(&pool->sleepers);
     if (sleepers > 0) {
         atomic_fetch_add(&pool->wake, 1);
@@ -210,6 +231,7 @@ static int start_worker(hc_pool *pool, int32_t i, const int32_t *cores) {
     return code;
 }
 
+/* The caller is worker 0 and keeps its own affinity: cores[0] is for it to set. */
 hc_pool *hc_pool_create(int32_t threads, const int32_t *cores) {
     if (threads < 1 || threads > HC_MAX_THREADS) {
         hc_fail(HC_ERR_ARGUMENT, "a pool of %d threads; 1 to %d are possible", threads,
@@ -248,6 +270,8 @@ hc_pool *hc_pool_create(int32_t threads, const int32_t *cores) {
     return pool;
 }
 
+/* The caller guarantees that no run is under way. Workers that spin see `closing`, those that
+ * sleep are woken; one that is about to sleep looks at it after it has counted itself. */
 void hc_pool_destroy(hc_pool *pool) {
     if (!pool)
         return;

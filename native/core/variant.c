@@ -19,6 +19,8 @@ typedef struct {
     hc_primitives table;
 } loaded_variant;
 
+/* Fixed storage: addresses of tables stay good for ever, as dispatch.c's users need. Guarded by
+ * lock. */
 static loaded_variant loaded[MAX_LOADED];
 static int32_t n_loaded;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -68,10 +70,12 @@ static void complete(hc_primitives *t, const hc_primitives *best) {
     t->sign_count = t->sign_count ? t->sign_count : best->sign_count;
 }
 
+/* On failure v's slot is free again: n_loaded has not been raised. */
 static hc_status open_variant(const char *path, loaded_variant *v) {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library)
         return hc_fail(HC_ERR_UNSUPPORTED, "variant %s does not open: %s", v->name, dlerror());
+    /* The number first: with another ABI the table's fields would lie elsewhere. */
     const int32_t *abi = dlsym(library, "hc_variant_abi");
     const hc_primitives *table = dlsym(library, "hc_variant");
     hc_status status = HC_OK;
@@ -85,12 +89,14 @@ static hc_status open_variant(const char *path, loaded_variant *v) {
         dlclose(library);
         return status;
     }
+    /* A copy, completed here: the library's own table is constant. */
     v->table = *table;
     v->table.name = v->name;
     complete(&v->table, hc_primitives_best());
     return HC_OK;
 }
 
+/* The newest of that name: a changed file is compiled and loaded again, from another path. */
 static const hc_primitives *find_variant(const char *name) {
     const hc_primitives *found = NULL;
     pthread_mutex_lock(&lock);
@@ -101,6 +107,7 @@ static const hc_primitives *find_variant(const char *name) {
     return found;
 }
 
+/* Loading a path twice under one name does nothing the second time. */
 hc_status hc_cpu_load(const char *path, const char *name) {
     if (!path || !name || strlen(name) >= HC_VARIANT_NAME || strlen(path) >= sizeof loaded->path)
         return hc_fail(HC_ERR_ARGUMENT, "a variant needs a path and a name of less than %d bytes",

@@ -34,10 +34,13 @@ float hc_exp_sum_avx2(const float *x, int64_t n, float max, float scale, float *
 #define ROWS 4   /* rows a dot reads at once */
 #define TILE 512 /* weights converted at once in the batched form */
 
+/* n, m and dtype are constants at every call below: functions are inlined, loops over rows and
+ * tokens unrolled, and arrays of registers stay in registers. */
 INLINE const char *at(const void *row, int64_t i, int dtype) {
     return (const char *)row + i * (dtype == HC_F32 ? 4 : 2);
 }
 
+/* No alignment is asked for: rows of a record begin where the record's layout puts them. */
 INLINE __m256 load8(const void *row, int64_t i, int dtype) {
     const char *p = at(row, i, dtype);
     if (dtype == HC_F32)
@@ -71,7 +74,8 @@ INLINE float sum8(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-/* What every dot ends with: the last d mod 16 elements on top of its two accumulators. */
+/* What every dot ends with: the last d mod 16 elements on top of its two accumulators.
+ * Shared by all forms, so that a row's bits do not depend on which of them ran. */
 INLINE float finish(const void *row, const float *x, int64_t d, __m256 even, __m256 odd,
                     int dtype) {
     int64_t i = d & ~(int64_t)15;
@@ -101,6 +105,7 @@ INLINE void dot_rows(const void *const *rows, const void *const *ahead, int n, c
     UNROLL for (int k = 0; k < n; k++) even[k] = odd[k] = _mm256_setzero_ps();
     int64_t i = 0;
     for (; i + 32 <= d; i += 32) {
+        /* One line of 64 bytes a row and round: 32 half weights, or (twice) 16 floats. */
         if (ahead)
             UNROLL for (int k = 0; k < n; k++) {
                 _mm_prefetch(at(ahead[k], i, dtype), _MM_HINT_T0);
@@ -121,6 +126,8 @@ INLINE void dot_any(const void *const *rows, const void *const *ahead, int64_t n
     for (; r + ROWS <= n; r += ROWS)
         dot_rows(rows + r, ahead ? ahead + r : NULL, ROWS, x, d, out + r, dtype);
     ahead = ahead ? ahead + r : NULL;
+    /* Rows that are left run side by side as well; each row's sums are its own, so nothing
+     * changes. */
     switch (n - r) {
     case 3:
         dot_rows(rows + r, ahead, 3, x, d, out + r, dtype);
@@ -135,13 +142,15 @@ INLINE void dot_any(const void *const *rows, const void *const *ahead, int64_t n
 
 /* ---- batched: rows converted a tile at a time, accumulators parked between tiles ---- */
 
+/* On the stack, 8 KB: two rows as floats, and sums that wait for their next tile. */
 typedef struct {
     float w[2][TILE];
     float acc[2][HC_MAX_BATCH][16]; /* even sums, odd sums */
 } batch_scratch;
 
 /* One tile of n rows with m tokens (constants), t the first: sums start at 0 or at those parked in
- * s->acc, and end there or, where no element is left over (last), in out. */
+ * s->acc, and end there or, where no element is left over (last), in out.
+ * Two rows by three tokens are twelve accumulators of the sixteen registers. */
 INLINE void tile(batch_scratch *s, int n, const float *const *xs, int32_t t, int m, int64_t base,
                  int64_t length, float *last, int32_t n_x) {
     __m256 even[2][4], odd[2][4];
@@ -183,11 +192,15 @@ INLINE void tile_tokens(batch_scratch *s, int n, int block, const float *const *
         tile(s, n, xs, t, 1, base, length, last, n_x);
 }
 
-/* n (1 or 2, a constant) rows with all tokens. */
+/* n (1 or 2, a constant) rows with all tokens.
+ * A row is converted once for all tokens, TILE weights at a time (2 KB of floats a row: they
+ * stay in L1 while every token passes over them). */
 INLINE void batch_rows(const void *const *rows, int n, const float *const *xs, int32_t n_x,
                        int64_t d, float *out, int dtype) {
     batch_scratch s;
     const int64_t whole = d & ~(int64_t)15;
+    /* Sums end in out directly where no element is left over; else finish() takes them from
+     * s.acc. */
     const int parked = whole != d || !whole;
     if (!whole)
         memset(s.acc, 0, sizeof s.acc);
@@ -215,7 +228,8 @@ INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const
 
 /* ---- y += sum c rows ---- */
 
-/* n (a constant <= ROWS) rows; 32 weights a round, one cache line of each row of ahead. */
+/* n (a constant <= ROWS) rows; 32 weights a round, one cache line of each row of ahead.
+ * Four rows go onto y in one pass over it, in their order: the same additions as row by row. */
 INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const float *c, int n,
                       int64_t d, float *y, int dtype) {
     const void *row[ROWS], *next[ROWS]; /* locals: a store to y could change the arguments */

@@ -17,6 +17,7 @@
 float hc_max_avx2(const float *x, int64_t n); /* in the table of avx2.c */
 float hc_exp_sum_avx2(const float *x, int64_t n, float max, float scale, float *out);
 
+/* Folds 8 -> 4 -> 2 -> 1: halves first, then pairs. */
 INLINE float sum8(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -29,6 +30,7 @@ AVX2 float hc_max_avx2(const float *x, int64_t n) {
     for (; i + 8 <= n; i += 8) {
         __m256 v = _mm256_loadu_ps(x + i);
         max = _mm256_max_ps(max, v);
+        /* max_ps returns its second operand where one is a NaN, so NaNs are looked for apart. */
         nan = _mm256_or_ps(nan, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     }
     float lane[8], best = -INFINITY;
@@ -47,18 +49,23 @@ AVX2 float hc_max_avx2(const float *x, int64_t n) {
 INLINE __m256 exp8(__m256 v) {
     __m256 tiny = _mm256_cmp_ps(v, _mm256_set1_ps(-87.3f), _CMP_LT_OQ);
     v = _mm256_max_ps(_mm256_set1_ps(-87.3f), v);
+    /* n = round(v / ln 2), and r = v - n ln 2 with ln 2 in two parts: the first has trailing
+     * zeros, so its product with n is exact. */
     __m256 n = _mm256_round_ps(_mm256_mul_ps(v, _mm256_set1_ps(0x1.715476p+0f)),
                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.62e400p-1f), v);
     r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0x1.7f7d1cp-20f), r);
     __m256 p = _mm256_set1_ps(1.0f / 5040);
     static const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    /* Horner from the highest term down. */
     UNROLL for (int k = 0; k < 7; k++) p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(taylor[k]));
     __m256i power =
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_andnot_ps(tiny, _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
 }
 
+/* The last n mod 8 go through the same eight lanes, padded with -infinity, whose exp is 0: the
+ * order of the sum is one for every n, and `out` is never written past n. */
 AVX2 float hc_exp_sum_avx2(const float *x, int64_t n, float max, float scale, float *out) {
     __m256 sum = _mm256_setzero_ps(), m = _mm256_set1_ps(max), s = _mm256_set1_ps(scale);
     int64_t i = 0;

@@ -54,10 +54,13 @@ void hc_sign_count_avx2(const uint64_t *rows, int64_t n, const uint64_t *planes,
 #define BLOCK  24   /* registers that hold what short rows are added to */
 #define NEAR   4    /* short rows that are prefetched before they are read */
 
+/* As in avx2.c: n, m and dtype are constants at every call, so arrays of registers stay in
+ * registers. */
 INLINE const char *at(const void *row, int64_t i, int dtype) {
     return (const char *)row + i * (dtype == HC_F32 ? 4 : 2);
 }
 
+/* bfloat16 is the upper half of a float: a shift. */
 INLINE __m512 widen(__m256i half, int dtype) {
     if (dtype == HC_F16)
         return _mm512_cvtph_ps(half);
@@ -79,10 +82,13 @@ INLINE __m512 load_some(const void *row, int64_t i, __mmask16 mask, int dtype) {
     return widen(_mm256_maskz_loadu_epi16(mask, p), dtype);
 }
 
+/* The low n bits, 0 <= n < 16. */
 INLINE __mmask16 first(int64_t n) {
     return (__mmask16)((1u << n) - 1);
 }
 
+/* Folds 16 -> 8 -> 4 -> 2 -> 1: halves first, then pairs. No reduce intrinsic: its order is the
+ * compiler's. */
 INLINE float sum16(__m512 v) {
     __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v),
                              _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
@@ -91,7 +97,8 @@ INLINE float sum16(__m512 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-/* What every dot ends with: the last d mod 32 elements on top of its two accumulators. */
+/* What every dot ends with: the last d mod 32 elements on top of its two accumulators.
+ * Shared by all forms, so that a row's bits do not depend on which of them ran. */
 INLINE float finish(const void *row, const float *x, int64_t d, __m512 even, __m512 odd,
                     int dtype) {
     int64_t i = d & ~(int64_t)31;
@@ -107,7 +114,9 @@ INLINE float finish(const void *row, const float *x, int64_t d, __m512 even, __m
     return sum16(_mm512_add_ps(even, odd));
 }
 
-/* 32 weights of each of n rows, from i on. */
+/* 32 weights of each of n rows, from i on.
+ * Into L2 (T1), not L1: v5 against v2 in the header. 32 half weights are a line, floats take
+ * two. */
 INLINE void prefetch(const void *const *rows, int n, int64_t i, int dtype) {
     UNROLL for (int k = 0; k < n; k++) {
         _mm_prefetch(at(rows[k], i, dtype), _MM_HINT_T1);
@@ -127,7 +136,9 @@ INLINE void first_rows(const void *const *rows, int n, int64_t d, int dtype) {
         prefetch(rows, n, i, dtype);
 }
 
-/* While weights i of the rows are read. */
+/* While weights i of the rows are read.
+ * Within the rows while there is something left of them, then the beginning of the next ones:
+ * the stream of requests has no gap between two groups of rows. */
 INLINE void prefetch_next(const void *const *rows, const void *const *ahead, int n, int64_t i,
                           int64_t whole, int dtype) {
     const int64_t to = i + lead_of(whole);
@@ -170,13 +181,16 @@ INLINE void dot_any(const void *const *rows, const void *const *ahead, int64_t n
 
 /* ---- batched: rows converted a tile at a time, accumulators parked between tiles ---- */
 
+/* On the stack, 24 KB: four rows as floats, and sums that wait for their next tile. */
 typedef struct {
     _Alignas(64) float w[4][TILE];
     _Alignas(64) float acc[4][HC_MAX_BATCH][32]; /* even sums, odd sums */
 } batch_scratch;
 
 /* One tile of n rows with m tokens (constants), t the first: sums start at 0 or at those parked in
- * s->acc, and end there or, where no element is left over (last), in out. */
+ * s->acc, and end there or, where no element is left over (last), in out.
+ * Four rows by three tokens are 24 accumulators; with four weights and an x 29 of the 32
+ * registers. */
 INLINE void tile(batch_scratch *s, int n, const float *const *xs, int32_t t, int m, int64_t base,
                  int64_t length, float *last, int32_t n_x) {
     __m512 even[4][TOKENS], odd[4][TOKENS];
@@ -249,7 +263,8 @@ INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const
 
 /* ---- y += sum c rows ---- */
 
-/* n (a constant <= ROWS) rows; 32 weights a round. */
+/* n (a constant <= ROWS) rows; 32 weights a round.
+ * Rows go onto y in their order: the same additions as row by row. */
 INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const float *c, int n,
                       int64_t d, float *y, int dtype) {
     __m512 factor[ROWS];
@@ -277,7 +292,8 @@ INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const f
 }
 
 /* columns (a constant number of registers) of all n rows: y is read and written once. With `reach`
- * the d weights of the rows up to there are prefetched, NEAR rows before they are read. */
+ * the d weights of the rows up to there are prefetched, NEAR rows before they are read.
+ * The first NEAR rounds only prefetch (k < 0). */
 INLINE void axpy_block(const void *const *rows, int64_t n, int64_t reach, const float *c, int64_t d,
                        int64_t i, int registers, float *y, int dtype) {
     __m512 sum[BLOCK];
@@ -295,7 +311,9 @@ INLINE void axpy_block(const void *const *rows, int64_t n, int64_t reach, const 
 }
 
 /* Short rows: a thread's columns where many threads share them. The same sums as below, term by term,
- * but what is added to stays in registers. */
+ * but what is added to stays in registers.
+ * 384 columns at a time, then 128, then 16 under a mask. Only the first block prefetches: whole
+ * rows of up to SHORT weights, so the later ones find them in the cache. */
 INLINE void axpy_short(const void *const *rows, int64_t reach, const float *c, int64_t n, int64_t d,
                        float *y, int dtype) {
     int64_t i = 0;
@@ -316,6 +334,8 @@ INLINE void axpy_any(const void *const *rows, const void *const *ahead, const fl
                      int64_t d, float *y, int dtype) {
     int64_t r = 0;
     if (d <= SHORT) {
+        /* ahead points into the same array as rows, some entries further on: their distance
+         * tells how many more rows may be prefetched. */
         axpy_short(rows, ahead ? ahead - rows + n : n, c, n, d, y, dtype);
         return;
     }
@@ -333,7 +353,8 @@ HC_INSTANCES(AVX512)
 
 #define POPCOUNT __attribute__((target("avx512f,avx512vpopcntdq")))
 
-/* Eight words a register; the rows of a short matrix share one register's worth of planes. */
+/* Eight words a register; the rows of a short matrix share one register's worth of planes.
+ * Words past the row are masked to 0 in both operands: they differ nowhere. */
 static POPCOUNT void sign_count_wide(const uint64_t *rows, int64_t n, const uint64_t *planes,
                                      int32_t n_planes, int64_t words, int64_t *out) {
     const int64_t whole = words / 8 * 8;
@@ -353,6 +374,7 @@ static POPCOUNT void sign_count_wide(const uint64_t *rows, int64_t n, const uint
     }
 }
 
+/* vpopcntdq is not part of what `supported` asks for. */
 static void sign_count(const uint64_t *rows, int64_t n, const uint64_t *planes, int32_t n_planes,
                        int64_t words, int64_t *out) {
     if (__builtin_cpu_supports("avx512vpopcntdq"))

@@ -22,6 +22,7 @@
 #define ROWS   4 /* rows a dot reads at once */
 #define TOKENS 4 /* tokens a row is multiplied with at once */
 
+/* n, m and dtype are constants at every call: arrays of registers stay in registers. */
 INLINE const char *at(const void *row, int64_t i, int dtype) {
     return (const char *)row + i * (dtype == HC_F32 ? 4 : 2);
 }
@@ -63,7 +64,9 @@ INLINE float finish(const void *row, const float *x, int64_t d, const float32x4_
     return sum;
 }
 
-/* n rows with m tokens (constants, one of them 1): out[k * stride + j]. */
+/* n rows with m tokens (constants, one of them 1): out[k * stride + j].
+ * Four rows and one token, or one row and four tokens: sixteen accumulators of the 32 registers
+ * either way, and one function for both, so that a dot has one order alone and in a batch. */
 INLINE void block(const void *const *rows, const void *const *ahead, int n, const float *const *xs,
                   int m, int64_t d, float *out, int64_t stride, int dtype) {
     float32x4_t acc[ROWS * TOKENS][4];
@@ -95,6 +98,7 @@ INLINE void dot_any(const void *const *rows, const void *const *ahead, int64_t n
         block(rows + r, ahead ? ahead + r : NULL, 1, &x, 1, d, out + r, 1, dtype);
 }
 
+/* A row is widened once for four tokens. */
 INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const *xs, int32_t n_x,
                           int64_t d, float *out, int dtype) {
     for (int64_t r = 0; r < n; r++) {
@@ -163,6 +167,8 @@ INLINE float32x4_t exp4(float32x4_t v) {
     return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(value), tiny));
 }
 
+/* Four lanes; the last n mod 4 padded with -infinity, whose exp is 0, so the order is one for
+ * every n. */
 static float exp_sum_neon(const float *x, int64_t n, float max, float scale, float *out) {
     float32x4_t sum = vdupq_n_f32(0);
     const float32x4_t m = vdupq_n_f32(max);

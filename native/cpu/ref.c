@@ -19,7 +19,8 @@ static inline float float_of(uint32_t bits) {
     return value;
 }
 
-/* binary16 to float, exact for every input: subnormals are normalised by the multiplication. */
+/* binary16 to float, exact for every input: subnormals are normalised by the multiplication.
+ * 2^112 moves the exponent from binary16's bias (15) to binary32's (127). */
 static inline float half_to_float(uint16_t half) {
     uint32_t magnitude = half & 0x7fffu;
     float value = float_of(magnitude << 13) * 0x1p112f;
@@ -28,6 +29,7 @@ static inline float half_to_float(uint16_t half) {
     return half & 0x8000u ? -value : value;
 }
 
+/* dtype is a constant where this is inlined, so no branch is left in the loops. */
 static inline __attribute__((always_inline)) float load(const void *row, int64_t i, int dtype) {
     if (dtype == HC_F32)
         return ((const float *)row)[i];
@@ -56,6 +58,8 @@ axpy_any(const void *const *rows, const float *c, int64_t n, int64_t d, float *y
             y[i] += c[k] * load(rows[k], i, dtype);
 }
 
+/* A batch is one dot a row and token: the same order as alone, by construction. Built with
+ * -ffp-contract=off: product and sum are rounded apart on every machine. */
 #define INSTANCE(suffix, dtype)                                                                    \
     static void dot_##suffix(const void *const *rows, const void *const *ahead, int64_t n,         \
                              const float *x, int64_t d, float *out) {                              \
@@ -78,6 +82,8 @@ INSTANCE(f32, HC_F32)
 INSTANCE(f16, HC_F16)
 INSTANCE(bf16, HC_BF16)
 
+/* A NaN must not be lost in comparisons, which are false for it: sampling refuses damaged
+ * logits. */
 static float max_ref(const float *x, int64_t n) {
     float max = -INFINITY;
     for (int64_t i = 0; i < n; i++) {

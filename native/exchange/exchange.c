@@ -10,6 +10,10 @@
  * Waiting: pause; sched_yield every yield_every spins (two loops on one core would otherwise burn
  * each other's time: 468 us a hop instead of 3); after spin_ns a futex sleep of at most 100 ms.
  * Every round looks at poison and epoch. The futexes are the shared kind (no FUTEX_PRIVATE_FLAG):
+ *
+ * Memory order: a signal is a release store, behind the payload; a wait is an acquire load, before
+ * the payload is read. The device uses the same words with the same two orders (load_flag and
+ * store_flag of cuda/kernels/common.cuh). Poison is stored seq_cst and read with acquire.
  * sleepers sit in other processes.
  */
 #include "core/internal.h"
@@ -35,6 +39,7 @@ _Static_assert(offsetof(hc_segment, poison) % HC_CACHE_LINE == 0, "poison has it
 _Static_assert(offsetof(hc_segment, pass_batch) % HC_CACHE_LINE == 0, "the pass has its own line");
 _Static_assert(offsetof(hc_segment, actor) % HC_CACHE_LINE == 0, "actors do not share a line");
 
+/* The same clock in all processes of the machine: spans of actors are compared. */
 uint64_t hc_now_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -72,6 +77,7 @@ static int inside(int64_t offset, uint64_t count, uint64_t size, uint64_t bytes)
     return count <= (bytes - (uint64_t)offset) / size;
 }
 
+/* Used by the one who makes a segment and by all who map it: afterwards offsets are trusted. */
 static hc_status check_layout(uint64_t bytes, uint32_t n_flags, int64_t flags_offset,
                               const int64_t *span_offset, int64_t span_capacity) {
     if (n_flags == 0 || n_flags > MAX_FLAGS || !inside(flags_offset, n_flags, HC_CACHE_LINE, bytes))
@@ -87,6 +93,7 @@ static hc_status check_layout(uint64_t bytes, uint32_t n_flags, int64_t flags_of
     return HC_OK;
 }
 
+/* `segment` is fresh zeroed memory that nobody else looks at yet; payloads are not touched. */
 hc_status hc_segment_init(hc_segment *segment, uint64_t bytes, uint64_t epoch, uint32_t n_flags,
                           int64_t flags_offset, const int64_t *span_offset, int64_t span_capacity) {
     if (!segment || !span_offset || (uintptr_t)segment % HC_CACHE_LINE != 0 ||
@@ -112,6 +119,7 @@ hc_status hc_segment_init(hc_segment *segment, uint64_t bytes, uint64_t epoch, u
     return HC_OK;
 }
 
+/* The acquire pairs with init's release of the magic number: the rest of the header is there. */
 hc_status hc_segment_check(const hc_segment *segment, uint64_t bytes, uint64_t epoch) {
     if (!segment || (uintptr_t)segment % HC_CACHE_LINE != 0 || bytes < sizeof(hc_segment))
         return hc_fail(HC_ERR_ARGUMENT, "segment: %llu bytes, at least %zu on a cache line needed",
@@ -176,6 +184,8 @@ static int arrived(const wait_state *wait) {
     return __atomic_load_n(&wait->word->value, __ATOMIC_ACQUIRE) == wait->seq;
 }
 
+/* Relaxed: an epoch never changes in a segment that is in use; another value means damaged
+ * memory. */
 static hc_status look(const wait_state *wait) {
     if (hc_segment_poisoned(wait->segment) != 0)
         return HC_ERR_POISONED;
@@ -216,6 +226,8 @@ static hc_status park(const wait_state *wait) {
                 return arrived(wait) ? HC_OK : HC_ERR_TIMEOUT;
             sleep_ns = left_ns < sleep_ns ? left_ns : sleep_ns;
         }
+        /* First counted, then looked: the other half of hc_flag_signal. futex_wait looks once
+         * more, in the kernel, and returns at once where the value has changed. */
         __atomic_fetch_add(&wait->word->sleepers, 1, __ATOMIC_SEQ_CST);
         uint32_t value = __atomic_load_n(&wait->word->value, __ATOMIC_SEQ_CST);
         hc_status status = look(wait);
@@ -228,6 +240,8 @@ static hc_status park(const wait_state *wait) {
     }
 }
 
+/* The common case, a flag that is set already, reads no clock. waited_ns counts real waits
+ * only. */
 hc_status hc_flag_wait(hc_segment *segment, int32_t flag, uint32_t seq, uint64_t epoch,
                        int64_t timeout_ns, int64_t *waited_ns) {
     wait_state wait = {segment, flag_at(segment, flag), seq, epoch, 0, timeout_ns};

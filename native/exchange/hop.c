@@ -29,6 +29,8 @@ static uint32_t flag_value(const hc_segment *segment, int32_t flag) {
     return __atomic_load_n(&flags[flag].value, __ATOMIC_ACQUIRE);
 }
 
+/* A round trip is two hops. Side 0 alone reads the clock, before its signal and after the answer:
+ * those two readings are part of every round. */
 static hc_status play(hc_segment *segment, int32_t side, int32_t flag_out, int32_t flag_in,
                       int64_t n, uint64_t epoch, uint32_t *rtt_ns) {
     uint32_t seq = flag_value(segment, side == 0 ? flag_in : flag_out);
@@ -51,6 +53,7 @@ static hc_status play(hc_segment *segment, int32_t side, int32_t flag_out, int32
     return status;
 }
 
+/* The thread's affinity is restored: it is the caller's. */
 hc_status hc_hop(hc_segment *segment, int32_t side, int32_t flag_out, int32_t flag_in, int64_t n,
                  uint64_t epoch, int32_t core, uint32_t *rtt_ns) {
     int64_t flags = segment->n_flags;

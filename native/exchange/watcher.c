@@ -33,6 +33,8 @@ struct hc_watcher {
     watch_set set;
 };
 
+/* Ends by the eventfd alone. Poison is final and the first one stays, so a second death changes
+ * nothing; the descriptor is closed at once, else poll would return for it for ever. */
 static void *watch(void *argument) {
     hc_watcher *watcher = argument;
     struct pollfd *fds = watcher->set.poll;
@@ -54,6 +56,7 @@ static void *watch(void *argument) {
     }
 }
 
+/* Behind pthread_join, or before there is a thread: nobody polls any more. */
 static void release(hc_watcher *watcher) {
     for (int32_t i = 0; i <= watcher->n; i++)
         if (watcher->set.poll[i].fd >= 0)
@@ -75,6 +78,7 @@ static hc_status open_pid(hc_watcher *watcher, int32_t index, int32_t pid) {
     return HC_OK;
 }
 
+/* A small stack: the thread calls poll and the exchange, no more. */
 static int start_thread(hc_watcher *watcher) {
     sigset_t all, before;
     pthread_attr_t attributes;
@@ -88,6 +92,7 @@ static int start_thread(hc_watcher *watcher) {
     return error;
 }
 
+/* The segment must stay mapped until hc_watcher_stop has returned. */
 hc_watcher *hc_watcher_start(hc_segment *segment, const int32_t *pids, const int32_t *actors,
                              int32_t n) {
     if (!segment || n < 0 || n > HC_MAX_WATCHED || (n > 0 && (!pids || !actors))) {
@@ -124,6 +129,7 @@ hc_watcher *hc_watcher_start(hc_segment *segment, const int32_t *pids, const int
 void hc_watcher_stop(hc_watcher *watcher) {
     if (!watcher)
         return;
+    /* Raises the eventfd, which is the last descriptor that the thread polls. */
     uint64_t one = 1;
     while (write(watcher->set.poll[watcher->n].fd, &one, sizeof(one)) < 0 && errno == EINTR)
         ;

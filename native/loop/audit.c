@@ -34,7 +34,8 @@ static uint64_t mix(uint64_t z) { /* splitmix64's finaliser */
     return z ^ (z >> 31);
 }
 
-/* Whether token b was proposed neuron id. */
+/* Whether token b was proposed neuron id.
+ * Binary search: lists ascend. */
 static int proposed(hc_active *list, int32_t id, int32_t b) {
     const int32_t *ids = hc_active_ids(list);
     int64_t low = 0, n = list->count;
@@ -84,6 +85,8 @@ typedef struct { /* the audit of one token in one layer */
     int64_t evaluated, missed; /* of all tasks */
 } audit_run;
 
+/* A stratum's neuron is drawn by position in the owned list; what lies past its end, or was
+ * proposed, is no draw. Rows are prefetched as they are drawn and computed GROUP at a time. */
 static void audit_strata(void *context, int64_t task, int32_t thread) {
     (void)thread;
     audit_run *run = context;
@@ -113,6 +116,7 @@ static void audit_strata(void *context, int64_t task, int32_t thread) {
     __atomic_fetch_add(&run->missed, missed, __ATOMIC_RELAXED);
 }
 
+/* Called behind the step's signal (pass.c), so no peer waits for it. */
 void hc_audit(hc_executor *e, const hc_step *step, uint32_t seq) {
     const hc_model *m = e->args.model;
     const hc_owned *share = &e->args.owned_L[step->layer];
@@ -126,6 +130,8 @@ void hc_audit(hc_executor *e, const hc_step *step, uint32_t seq) {
     run.strata = (share->n_ids + run.every - 1) / run.every;
     const int64_t most = hc_pool_threads(e->args.pool), worth = run.strata * row_bytes / TASK_BYTES;
     run.tasks = worth < 1 ? 1 : worth < most ? worth : most;
+    /* Two hashes: `group` decides whether the layer is audited for this token, run.key which
+     * neurons. */
     for (int32_t b = 0; b < e->batch; b++) {
         uint64_t key = mix(e->args.audit_seed + 0x9e3779b97f4a7c15u);
         run.key = mix(key ^ ((uint64_t)seq << 32 | (uint64_t)step->layer << 8 | (uint64_t)b));

@@ -4,6 +4,8 @@
  * and whether it leads a block or follows its residual addition, biases (a NULL pointer is none),
  * positions (rotary tables, or learned rows added to the embeddings), and embeddings of another
  * width than the residual stream, projected on the way in and out.
+ *
+ * All rows of a pass go through together, [B][...] contiguous; B = e->batch.
  */
 #include "loop/executor.h"
 #include <string.h>
@@ -51,6 +53,7 @@ hc_status hc_model_norm(const hc_model *m, const float *x_BD, const float *weigh
     return hc_rmsnorm(x_BD, weight_D, m->norm_eps, y_BD, batch, m->d);
 }
 
+/* residual = embedding row (projected, where it has another width), plus the position's row. */
 hc_status hc_embed(hc_executor *e) {
     const hc_model *m = e->args.model;
     const int64_t element = hc_dtype_bytes(m->dtype), width = m->embed_dim;
@@ -60,6 +63,7 @@ hc_status hc_embed(hc_executor *e) {
         if (token < 0 || token >= m->vocab)
             return hc_fail(HC_ERR_ARGUMENT, "token id %d is outside the vocabulary of %lld", token,
                            (long long)m->vocab);
+        /* Rows are widened one by one: embeddings stay in the checkpoint's dtype, B rows a pass. */
         const char *row = (const char *)m->embed + token * width * element;
         for (int64_t i = 0; i < width; i++)
             rows[b * width + i] = to_float(row, m->dtype, i);
@@ -78,7 +82,8 @@ hc_status hc_embed(hc_executor *e) {
     return HC_OK;
 }
 
-/* Append this pass's keys and values: cache [slot 0][kv_heads][context][head_dim] of one layer. */
+/* Append this pass's keys and values: cache [slot 0][kv_heads][context][head_dim] of one layer.
+ * Positions of the rows are their own: later rows of a block see earlier ones' keys. */
 static void append_kv(hc_executor *e, const float *qkv, float *k_cache, float *v_cache) {
     const hc_model *m = e->args.model;
     int64_t q_dim = (int64_t)m->heads * m->head_dim, kv_dim = (int64_t)m->kv_heads * m->head_dim;
@@ -109,7 +114,10 @@ static hc_status project(hc_executor *e, const hc_layer *layer, int64_t width) {
                      e->position_B, e->batch);
 }
 
-/* The feed-forward input x, and the residual stream behind it where a predictor reads that. */
+/* The feed-forward input x, and the residual stream behind it where a predictor reads that.
+ * x goes straight into the segment's slot, where the predictor and both executors read it; the
+ * step's flag, set by pass.c, publishes it. [max_batch][D] apart: the residual's place does not
+ * depend on the batch. */
 static hc_status hand_over(hc_executor *e, const hc_layer *layer, const hc_step *step) {
     const hc_model *m = e->args.model;
     const size_t bytes = sizeof(float) * e->batch * m->d;
@@ -136,6 +144,8 @@ hc_status hc_attend(hc_executor *e, const hc_step *step) {
     hc_status s = project(e, layer, stride);
     if (s)
         return s;
+    /* Before attention: a token attends to itself, and in a block of a prompt to the tokens before
+     * it. */
     append_kv(e, e->qkv_BQ, k_cache, v_cache);
     hc_attention_args a = {.q = e->qkv_BQ,
                            .q_stride = stride,
@@ -151,13 +161,16 @@ hc_status hc_attend(hc_executor *e, const hc_step *step) {
                            .scores = e->attention_scores,
                            .out = e->attended_BQ};
     s = hc_attention(&a, e->args.pool);
+    /* Keys and values, 4 bytes each, of the longest row. */
     hc_count(&hc_state_of(e)->bytes, (e->position_B[e->batch - 1] + 1) * kv_dim * 8);
+    /* accumulate = 1: the output projection is added to the residual stream in place. */
     if (!s)
         s = multiply(e, layer->o, layer->o_bias_D, m->d, q_dim, e->attended_BQ, e->residual_BD, 1,
                      e->batch);
     return s ? s : hand_over(e, layer, step);
 }
 
+/* Only the last `rows` rows of the pass: 0 in a prompt's inner blocks. */
 hc_status hc_head(hc_executor *e) {
     const hc_model *m = e->args.model;
     const int32_t rows = e->head_rows;

@@ -13,6 +13,8 @@
 
 #define FAILED_TOGETHER_NS INT64_C(300000000)
 
+/* What the core keeps of a plug-in's executor (or of a predictor, `follows`): `self` is the
+ * plug-in's own and goes back to it in every call. */
 struct hc_device {
     const hc_device_api *api;
     int32_t prompt_rows;
@@ -23,6 +25,7 @@ struct hc_device {
     hc_span *spans; /* of the last pass */
 };
 
+/* The library is never closed once its table was accepted: graphs and handles live in it. */
 const void *hc_device_open(const char *path) {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) {
@@ -56,6 +59,8 @@ static void read_step(hc_device_layer *layers, int32_t n_layers, const hc_step *
     case HC_OP_PREDICT:
         layer->active_flag = step->signal;
         break;
+    /* The merge knows both shares: whether there are any, where y lies, and which flag says that
+     * it is there. */
     case HC_OP_MERGE:
         layer->has_hot = (step->flags & HC_STEP_HOT) != 0;
         layer->has_cold = (step->flags & HC_STEP_COLD) != 0;
@@ -67,11 +72,14 @@ static void read_step(hc_device_layer *layers, int32_t n_layers, const hc_step *
     }
 }
 
+/* The predictor's own process has gpu_steps beside its own program: both sides read the same
+ * two programs, so they agree on who asks what when. */
 static hc_device_layer *read_programs(const hc_executor_args *args, const hc_device_args *device) {
     const int32_t n = args->model->n_layers;
     hc_device_layer *layers = calloc((size_t)n, sizeof *layers);
     if (!layers)
         return NULL;
+    /* calloc gave zeros, which would be flags and layers. */
     for (int32_t i = 0; i < n; i++)
         layers[i].x_flag = layers[i].active_flag = layers[i].y_flag = layers[i].predicted_at = -1;
     const hc_step *steps = device->gpu_steps ? device->gpu_steps : args->steps;
@@ -84,12 +92,15 @@ static hc_device_layer *read_programs(const hc_executor_args *args, const hc_dev
         if (step->op != HC_OP_PREDICT || !device->predictors_L)
             continue;
         for (int32_t at = 0; at < n; at++) /* a lookahead reads an earlier layer's input */
+            /* An input is told by its slot in the segment. */
             if (layers[at].x == step->x)
                 layers[step->layer].predicted_at = at;
     }
     return layers;
 }
 
+/* The plug-in copies args, device and layers; what they point to must outlive the device. layers is
+ * this function's own. */
 hc_device *hc_device_create(const void *plugin, const hc_executor_args *args,
                             const hc_device_args *device) {
     const hc_device_api *api = plugin;
@@ -142,6 +153,7 @@ hc_status hc_device_operate(const void *plugin, const hc_device_op *op) {
     return api->operate(op) ? hc_fail_as(api->error()) : HC_OK;
 }
 
+/* Pinned memory of the device's: valid until it is destroyed; overwritten by every pass. */
 float *hc_device_logits(hc_device *device) {
     return device->api->logits(device->self);
 }
@@ -169,6 +181,8 @@ static hc_status failed(hc_executor *e) {
     return hc_fail_as(error);
 }
 
+/* One pass: embeddings on the host (the table is not on the device), header, then one call of
+ * the plug-in. */
 static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
     hc_device *device = e->args.device;
     hc_segment *segment = e->args.segment;
@@ -180,6 +194,7 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
     segment->pass_seq = seq;
     segment->pass_position = e->position_B[0];
     segment->pass_begin_ns = hc_now_ns();
+    /* The header is complete: a remote predictor launches its graph at this flag. */
     if (device->pass_flag >= 0)
         hc_flag_signal(segment, device->pass_flag, seq);
     const hc_device_pass pass = {.seq = seq,
@@ -189,6 +204,8 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
                                  .embedded_BD = e->residual_BD,
                                  .members_LN = members_LN,
                                  .spans = device->spans};
+    /* Blocks until the pass is over; the plug-in wakes sleeping peers and watches for poison
+     * meanwhile. */
     s = device->api->pass(device->self, &pass, &device->report);
     if (s == HC_ERR_POISONED && !hc_segment_poisoned(segment))
         return hc_fail(HC_ERR_TIMEOUT, "the GPU waited for another actor longer than it may");
@@ -221,6 +238,8 @@ static void account(hc_executor *e) {
     __atomic_store_n(&state->progress, state->progress + 1, __ATOMIC_RELAXED);
 }
 
+/* members is only there for requests that record their proposals: four bytes a neuron of every
+ * layer. */
 hc_status hc_device_run_pass(hc_executor *e) {
     const hc_model *m = e->args.model;
     uint32_t *members = NULL;
@@ -282,6 +301,7 @@ static hc_status answer(hc_executor *e, uint32_t seq) {
     return HC_OK;
 }
 
+/* As the predictor: each pass begins with the GPU executor's flag. */
 hc_status hc_device_follow(hc_executor *e) {
     for (;;) {
         const uint32_t seq = ++e->seq;

@@ -1,4 +1,10 @@
-/* executor.h - the state of one actor's resident loop, shared by the files of this folder. */
+/* executor.h - the state of one actor's resident loop, shared by the files of this folder.
+ *
+ * Threads: the loop thread runs hc_executor_run and everything below it; control threads post and
+ * cancel requests, read tokens and arm faults. Both touch the inbox (under its lock), fault_* and
+ * the counters in the segment, and nothing else. The executor owns all memory that is pointed to
+ * from here, but for what args points to.
+ */
 #ifndef HOTCOLD_EXECUTOR_H
 #define HOTCOLD_EXECUTOR_H
 #include "core/internal.h"

@@ -1,4 +1,8 @@
-/* fault.c - fault injection: an armed signal is raised in this process at a step of a pass. */
+/* fault.c - fault injection: an armed signal is raised in this process at a step of a pass.
+ *
+ * For `hotcold chaos` and tests: a control thread arms, the loop thread fires, once. The operation
+ * is stored last (release) and loaded first (acquire), so pass and signal are those of this arming.
+ */
 #include "loop/executor.h"
 #include <signal.h>
 #include <unistd.h>

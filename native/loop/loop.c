@@ -19,6 +19,8 @@ static void pin_here(int32_t core) {
     sched_setaffinity(0, sizeof set, &set); /* advisory: an engine runs unpinned where it may not */
 }
 
+/* The thread stays here until the exchange is poisoned; whatever ends it otherwise poisons it,
+ * so that the other actors' waits end too. */
 hc_status hc_executor_run(hc_executor *e) {
     pin_here(e->args.core);
     hc_status s = hc_segment_check(e->args.segment, e->args.segment->bytes, e->args.epoch);
@@ -47,6 +49,7 @@ static void *scratch(int64_t bytes) {
     return memset(block, 0, bytes > 0 ? (size_t)bytes : 64);
 }
 
+/* Sized for the largest of each over the layers; forms that no layer has get a line of nothing. */
 static int allocate_predictor(hc_executor *e) {
     const hc_executor_args *a = &e->args;
     const hc_model *m = a->model;
@@ -68,6 +71,8 @@ static int allocate_predictor(hc_executor *e) {
            e->proposed_N;
 }
 
+/* B = max_batch rows of everything. With a device the host's own FFN is never run, and logits
+ * are the device's pinned memory. */
 static int allocate(hc_executor *e) {
     const hc_executor_args *a = &e->args;
     const hc_model *m = a->model;
@@ -93,6 +98,8 @@ static int allocate(hc_executor *e) {
            e->sample_probs;
 }
 
+/* args is copied, what it points to is not: model, steps, segment and pool must outlive the
+ * executor. */
 hc_executor *hc_executor_create(const hc_executor_args *args) {
     if (args->max_batch < 1 || args->max_batch > HC_MAX_BATCH) {
         hc_fail(HC_ERR_ARGUMENT, "batch %d is outside 1..%d", args->max_batch, HC_MAX_BATCH);
@@ -111,6 +118,7 @@ hc_executor *hc_executor_create(const hc_executor_args *args) {
     return e;
 }
 
+/* hc_executor_run has returned, and no control thread is in a call. */
 void hc_executor_destroy(hc_executor *e) {
     if (!e)
         return;

@@ -12,6 +12,8 @@
 
 /* Wait for a step's flags. A selective merge waits for the cold sum only where cold ids are listed. */
 static hc_status await(hc_executor *e, const hc_step *step, uint32_t seq) {
+    /* wait[0] is x's flag, wait[1] the list's. The list comes first; hc_read_ahead returns when
+     * x is there, and the loop below waits for both again, which costs nothing for the list. */
     if (step->flags & HC_STEP_AHEAD) {
         hc_status s = hc_flag_wait(e->args.segment, step->wait[1], seq, e->args.epoch, -1, NULL);
         if (s)
@@ -24,6 +26,8 @@ static hc_status await(hc_executor *e, const hc_step *step, uint32_t seq) {
         if (i == 1 && (step->flags & HC_STEP_SELECTIVE)) {
             const hc_active *cold =
                 (const hc_active *)((char *)e->args.segment + step->active[HC_CPU]);
+            /* wait[0] was the list's flag, so the count is this pass's. The CPU executor sets its
+             * flag all the same, and nobody waits for it. */
             if (!cold->count) {
                 hc_count(&hc_state_of(e)->skipped_exchanges, 1);
                 continue;
@@ -43,6 +47,7 @@ hc_status hc_run_pass(hc_executor *e) {
     }
     hc_segment *segment = e->args.segment;
     uint32_t seq = ++e->seq;
+    /* Plain stores: every reader is behind a flag of this pass, whose release comes later. */
     if (e->args.actor == HC_GPU) {
         segment->pass_batch = e->batch;
         segment->pass_seq = seq;
@@ -59,6 +64,7 @@ hc_status hc_run_pass(hc_executor *e) {
                 return s;
             ready = hc_now_ns();
         }
+        /* Behind the step's waits, so the header is this pass's. */
         if (e->args.actor != HC_GPU)
             e->batch = segment->pass_batch;
         hc_status s = hc_compute_step(e, step, seq);
@@ -78,6 +84,7 @@ hc_status hc_run_pass(hc_executor *e) {
     return HC_OK;
 }
 
+/* The Ray transport's way: its caller orders the steps, so no flag is waited for or set. */
 hc_status hc_executor_begin(hc_executor *e, uint32_t seq, int32_t batch, const int32_t *tokens,
                             int32_t position, int32_t rows) {
     if (batch < 1 || batch > e->args.max_batch)

@@ -3,6 +3,9 @@
  * A control thread posts a request and reads tokens; the loop thread computes them. Both meet under
  * one lock, taken once a token. Prompts go through the programs in blocks of max_batch tokens, each
  * decoded token in a pass of its own; sampling is part of the loop.
+ *
+ * States of the inbox: idle (done = 1) -> posted -> running -> done. A second request is refused
+ * until then; tokens and state of the last one can be read until the next is posted.
  */
 #define _GNU_SOURCE
 #include "loop/device.h"
@@ -15,6 +18,7 @@
 hc_status hc_inbox_init(hc_executor *e) {
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);
+    /* Deadlines are CLOCK_MONOTONIC: a clock that is set does not lengthen a wait. */
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     pthread_mutex_init(&e->inbox.lock, NULL);
     pthread_cond_init(&e->inbox.changed, &attributes);
@@ -38,6 +42,7 @@ void hc_inbox_free(hc_executor *e) {
     pthread_mutex_destroy(&e->inbox.lock);
 }
 
+/* Called with the lock held; may return early, as condition variables do. */
 static void wait_changed(hc_inbox *inbox, int64_t milliseconds) {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
@@ -47,6 +52,7 @@ static void wait_changed(hc_inbox *inbox, int64_t milliseconds) {
     pthread_cond_timedwait(&inbox->changed, &inbox->lock, &until);
 }
 
+/* NULL where memory is short; never for a count of 0. */
 static void *copy_of(const void *from, int64_t count, size_t size) {
     void *to = malloc(count > 0 ? count * size : 1);
     if (to && count > 0)
@@ -54,6 +60,8 @@ static void *copy_of(const void *from, int64_t count, size_t size) {
     return to;
 }
 
+/* Checks everything the loop will index with: afterwards nothing of a request can be out of
+ * range. */
 hc_status hc_executor_post(hc_executor *e, const hc_request *request) {
     hc_inbox *inbox = &e->inbox;
     int64_t context = e->args.model->context;
@@ -63,6 +71,7 @@ hc_status hc_executor_post(hc_executor *e, const hc_request *request) {
     if (request->n_past < 0 || request->n_past >= request->n_prompt)
         return hc_fail(HC_ERR_ARGUMENT, "%d positions are said to be cached of a prompt of %d",
                        request->n_past, request->n_prompt);
+    /* The last sampled token is never fed back, so it needs no position. */
     if (request->max_tokens < 0 || request->n_prompt + request->max_tokens > context + 1)
         return hc_fail(HC_ERR_ARGUMENT, "%d new tokens after %d do not fit the context of %lld",
                        request->max_tokens, request->n_prompt, (long long)context);
@@ -99,12 +108,15 @@ hc_status hc_executor_post(hc_executor *e, const hc_request *request) {
     return status;
 }
 
+/* Takes effect at the next token, or the next block of a prompt. */
 void hc_executor_cancel(hc_executor *e) {
     pthread_mutex_lock(&e->inbox.lock);
     e->inbox.cancelled = 1;
     pthread_mutex_unlock(&e->inbox.lock);
 }
 
+/* Copies tokens index, index + 1, ... as soon as at_least of them are there, or at the timeout.
+ * One reader: `wanted` is its alone, and lets the loop wake it once for several tokens. */
 int32_t hc_executor_tokens(hc_executor *e, int64_t index, int32_t at_least, hc_token *out,
                            int32_t max, int32_t timeout_ms, int32_t *done) {
     hc_inbox *inbox = &e->inbox;
@@ -127,6 +139,7 @@ int32_t hc_executor_tokens(hc_executor *e, int64_t index, int32_t at_least, hc_t
 }
 
 void hc_executor_request_state(const hc_executor *executor, hc_request_state *out) {
+    /* The lock is taken, so the const is only the interface's promise. */
     hc_executor *e = (hc_executor *)executor;
     pthread_mutex_lock(&e->inbox.lock);
     *out = e->inbox.state;
@@ -190,6 +203,7 @@ static hc_status prefill_dense(hc_executor *e, int32_t *done) {
     return HC_OK;
 }
 
+/* Fills the cache for the whole prompt; logits of its last token are in logits_BV afterwards. */
 static hc_status prefill(hc_executor *e) {
     const hc_inbox *inbox = &e->inbox;
     int32_t n = inbox->request.n_prompt, step = e->args.max_batch;
@@ -209,6 +223,8 @@ static hc_status prefill(hc_executor *e) {
     return HC_OK;
 }
 
+/* position is the new token's: with the seed it is all that the draw depends on, so a repeated
+ * or recovered generation draws the same. */
 static hc_status sample(hc_executor *e, int32_t position, hc_token *token) {
     const hc_request *r = &e->inbox.request;
     const hc_model *m = e->args.model;
@@ -246,6 +262,7 @@ static hc_status decode(hc_executor *e, hc_status *status) {
             break;
         if (push_token(inbox, token) || is_eos(inbox, token.id))
             break;
+        /* The last token needs no pass: nobody samples behind it. */
         if (n + 1 == inbox->request.max_tokens)
             break;
         hc_status s = forward(e, &token.id, 1, position, 1);
@@ -263,6 +280,8 @@ static int64_t bytes_read(const hc_executor *e) {
     return sum;
 }
 
+/* The request runs without the lock: the loop thread alone touches inbox->request and prompt
+ * while `running` is set. */
 static hc_status serve(hc_executor *e) {
     hc_inbox *inbox = &e->inbox;
     int64_t passes = hc_state_of(e)->passes, bytes = bytes_read(e);
@@ -287,6 +306,7 @@ static hc_status serve(hc_executor *e) {
     return fatal;
 }
 
+/* Poison is looked at every 20 ms while idle: nothing wakes a condition variable for it. */
 hc_status hc_serve_requests(hc_executor *e) {
     hc_inbox *inbox = &e->inbox;
     for (;;) {

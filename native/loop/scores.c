@@ -1,7 +1,13 @@
-/* scores.c - scores of every neuron of a layer, by the predictor's form; window.c has the fourth. */
+/* scores.c - scores of every neuron of a layer, by the predictor's form; window.c has the fourth.
+ *
+ * Each writes scores_BN, [B][N] contiguous, whole, and counts the weight bytes that were read; a
+ * row that serves a batch counts once. Bytes a layer: steps.c's header.
+ */
 #include "loop/executor.h"
 
 /* Pre-activations of every neuron of a layer. */
+/* Gate rows lie in the records, record_bytes apart: a gemv with that stride reads them where
+ * they are, and the biases likewise. */
 hc_status hc_gate_scores(hc_executor *e, const hc_step *step) {
     const hc_model *m = e->args.model;
     const char *records = m->layers[step->layer].records;
@@ -25,7 +31,8 @@ hc_status hc_gate_scores(hc_executor *e, const hc_step *step) {
     return hc_gemv(&a, e->args.pool);
 }
 
-/* The two matrices of a predictor. */
+/* The two matrices of a predictor.
+ * scores = fc2 act(fc1 input) + bias; the hidden layer [B][H] is this executor's scratch. */
 hc_status hc_matrix_scores(hc_executor *e, const hc_predictor_layer *p, const float *input) {
     const hc_model *m = e->args.model;
     int64_t size = hc_dtype_bytes(p->dtype);
@@ -56,6 +63,7 @@ hc_status hc_matrix_scores(hc_executor *e, const hc_predictor_layer *p, const fl
     return s ? s : hc_gemv(&second, e->args.pool);
 }
 
+/* Whole-number arithmetic up to two roundings (ops/sign.c): the same proposals as on a GPU. */
 hc_status hc_sign_scores(hc_executor *e, const hc_predictor_layer *p, const float *input) {
     const hc_model *m = e->args.model;
     hc_sign_args a = {.signs_NW = p->signs_NW,

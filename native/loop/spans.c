@@ -1,6 +1,8 @@
 /* spans.c - an actor's span ring, and the counters that go with every span. One writer a ring. */
 #include "loop/executor.h"
 
+/* The entry is written before span_count is raised (release): a reader who acquires the count
+ * finds whole spans, but for the oldest, which may be overwritten while it reads. */
 void hc_put_span(hc_executor *e, hc_span span) {
     hc_segment *segment = e->args.segment;
     hc_actor_state *state = hc_state_of(e);

@@ -31,6 +31,8 @@ static hc_status score(hc_executor *e, const hc_step *step, const hc_predictor_l
                    p->form);
 }
 
+/* Scores into scores_BN, then one list a device into its slot of the segment. epoch and seq let
+ * the reader see that a list is this pass's. */
 static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
     const hc_model *m = e->args.model;
     const hc_predictor_layer *p = &e->args.predictors_L[step->layer];
@@ -40,6 +42,8 @@ static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
                        .batch = e->batch,
                        .threshold = p->threshold,
                        .device_N = e->args.device_LN + step->layer * m->n};
+    /* The scores are the gates themselves: they travel along, and the executors read no gate
+     * row. */
     if (p->form == HC_PREDICT_GATE)
         a.with_gate = HC_GATE_ALL;
     if (p->form == HC_PREDICT_WINDOW) /* its scores are gates, -infinity where not proposed */
@@ -53,7 +57,8 @@ static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
     return s ? s : hc_split(&a);
 }
 
-/* The sparse FFN of this actor's share of a layer: records, lists, shapes. */
+/* The sparse FFN of this actor's share of a layer: records, lists, shapes.
+ * `to` points into the segment and the model: valid until the flag of this step is set. */
 static hc_status describe_ffn(hc_executor *e, const hc_step *step, uint32_t seq, hc_ffn_args *to) {
     const hc_model *m = e->args.model;
     const hc_owned *share = &e->args.owned_L[step->layer];
@@ -73,6 +78,8 @@ static hc_status describe_ffn(hc_executor *e, const hc_step *step, uint32_t seq,
                      .scratch = e->ffn_scratch};
     if (e->args.fired_LN)
         a.fired_N = e->args.fired_LN + step->layer * m->n;
+    /* The list's owner wrote it before the flag that this step waited for; a wrong epoch, pass
+     * or batch is a program that waits for the wrong flag. */
     if (!(step->flags & HC_STEP_ALL)) {
         hc_active *list = (hc_active *)hc_slot(e, step->active[e->args.actor]);
         if (list->epoch != e->args.epoch || list->seq != seq || list->batch != e->batch)
@@ -125,7 +132,9 @@ static void record_masks(hc_executor *e, const hc_step *step) {
     }
 }
 
-/* Add both shares and, once, the bias of the down matrix to the residual stream. */
+/* Add both shares and, once, the bias of the down matrix to the residual stream.
+ * In this order for every plan: residual + hot + cold + bias. A program whose layer has no hot
+ * neurons, or no active cold ones, leaves the term out. */
 static hc_status merge(hc_executor *e, const hc_step *step) {
     const hc_model *m = e->args.model;
     int64_t n = e->batch * m->d;

@@ -60,7 +60,9 @@ static int wanted(const hc_predictor_layer *p, int64_t id, int64_t position, int
     return prior + (float)(first || recent || turn) >= p->threshold;
 }
 
-/* Keep of a token's gates what is proposed, -infinity elsewhere; remember what fired. */
+/* Keep of a token's gates what is proposed, -infinity elsewhere; remember what fired.
+ * last_N is used and updated token by token: the rule sees exactly what a decode pass would
+ * have. */
 static void keep_proposed(const hc_predictor_layer *p, int64_t n, int64_t position, int first,
                           int32_t *last_N, float *scores_N) {
     for (int64_t i = 0; i < n; i++)

@@ -9,6 +9,9 @@
  * Bytes: those of ffn.c, moved out of the time that the GPU waits. A core of the H100's host reads
  * 8 GB/s, 14 of them 118: in the 80 us that attention of a 13B layer takes 9 MB, in the 150 us of an
  * OPT-30B layer 18 MB, where 14 second-level caches of 2 MB hold 28.
+ *
+ * No oracle: nothing is computed. tests/runtime/engine/test_session_schedules.py checks that no bit
+ * changes.
  */
 #include "core/internal.h"
 
@@ -24,13 +27,16 @@ typedef struct {
     int64_t bytes; /* of all threads */
 } ahead_run;
 
-/* Prefetch some bytes of a record; 0 once it is time to stop. */
+/* Prefetch some bytes of a record; 0 once it is time to stop.
+ * The flag is looked at once a row, relaxed: nothing is read on the strength of it; the step's
+ * own wait acquires. */
 static int fetch(const ahead_run *run, int64_t k, int64_t offset, int64_t bytes, int64_t *room) {
     const hc_ffn_args *a = run->a;
     if (*room < bytes || __atomic_load_n(run->flag, __ATOMIC_RELAXED) == run->seq)
         return 0;
     const char *record = (const char *)a->records + a->ids[k] * a->record_bytes;
     for (int64_t i = 0; i < bytes; i += LINE)
+        /* Locality 2: into L2, past L1. */
         __builtin_prefetch(record + offset + i, 0, 2);
     if (a->bias_offset && offset == a->gate_offset)
         __builtin_prefetch(record + a->bias_offset, 0, 2);
@@ -38,7 +44,8 @@ static int fetch(const ahead_run *run, int64_t k, int64_t offset, int64_t bytes,
     return 1;
 }
 
-/* What thread `task` reads of the list, until it is time to stop. */
+/* What thread `task` reads of the list, until it is time to stop.
+ * The pieces that ffn.c's first phase gives this thread, then its columns of the second. */
 static void fetch_share(const ahead_run *run, int64_t task, int64_t *room) {
     const hc_ffn_args *a = run->a;
     const int64_t pieces = run->cut.pieces;

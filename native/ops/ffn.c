@@ -35,6 +35,8 @@
  * each pair in one run, the runs in other sittings:
  *                                              v6 67 : 45, in the caches 34 : 19
  *                                              v7 85 : 84, in the caches 19 : 46
+ *
+ * Oracle: numpy in float64, tests/native/test_ffn.py and test_relu_ffn.py.
  */
 #include "core/internal.h"
 
@@ -94,6 +96,8 @@ static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, piec
         return 0;
     for (int64_t i = 0; i < n && a->bias_offset; i++) /* a line of its own */
         __builtin_prefetch(record(a, entry[i]) + a->bias_offset);
+    /* AHEAD rows more than there are, the last one again: the primitive prefetches rows +
+     * AHEAD. */
     for (int64_t i = 0; i < n + AHEAD; i++)
         rows[i] = record(a, entry[i < n ? i : n - 1]) + a->gate_offset;
     run->p->dot[a->dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);
@@ -105,7 +109,9 @@ static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, piec
 }
 
 /* One token: gates of a group, then up rows of those that fired. While four rows are read the next
- * four are prefetched. */
+ * four are prefetched.
+ * Fired entries are appended to the piece's own part of entry_K and c_KB, which begins at the
+ * piece's first position in the list: pieces never meet, and no lock is needed. */
 static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *piece) {
     const hc_ffn_args *a = run->a;
     const void *rows[SINGLE + AHEAD];
@@ -121,6 +127,7 @@ static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *
         }
     if (!fired)
         return;
+    /* Ids are unique in a list, so no other thread counts this neuron. */
     for (int64_t i = 0; i < fired && a->fired_N; i++)
         a->fired_N[a->ids[to[i]]]++;
     if (a->up_offset >= 0) {
@@ -146,7 +153,9 @@ static int32_t dot_masked(const ffn_run *run, const void *row, uint32_t mask, fl
     return n;
 }
 
-/* A batch, first half: which tokens fire each neuron of the group, and their pre-activations. */
+/* A batch, first half: which tokens fire each neuron of the group, and their pre-activations.
+ * Three sources of pre-activations: given ones (gate_KB); one dense product of the whole group,
+ * where all tokens ask for all neurons; or row by row for the tokens that ask. */
 static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *piece,
                         float gate[GROUP][HC_MAX_BATCH], uint32_t fired[GROUP]) {
     const hc_ffn_args *a = run->a;
@@ -180,6 +189,7 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *pie
             float value = values == some ? some[next++] : values[t];
             if (!a->gate_KB)
                 value = biased(a, begin + i, value);
+            /* Entries of tokens that did not ask are never read: fired masks them. */
             gate[i][t] = value;
             fired[i] |= (uint32_t)(value > 0) << t;
         }
@@ -205,6 +215,7 @@ static void group_batch(const ffn_run *run, int64_t begin, int64_t end, piece *p
         const int64_t to = piece->begin + piece->fired++;
         run->entry_K[to] = (int32_t)(begin + i);
         run->mask_K[to] = fired[i];
+        /* The whole row, undefined for tokens that did not fire: mask_K says which did. */
         memcpy(run->c_KB + to * a->batch, gate[i], sizeof(float) * (size_t)a->batch);
         piece->up_down_rows += m;
         piece->bytes += run->fired_bytes;
@@ -236,7 +247,9 @@ static const char *down(const ffn_run *run, int64_t k, int64_t column) {
     return record(run->a, k) + run->a->down_offset + column * run->size;
 }
 
-/* A batch: some columns of n (at most GROUP) down columns, for every token that one fired for. */
+/* A batch: some columns of n (at most GROUP) down columns, for every token that one fired for.
+ * Token by token over the group's rows, which stay in the cache for the next token. A token's
+ * own neurons are added in the list's order, as alone. */
 static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t column,
                            int64_t columns) {
     const hc_ffn_args *a = run->a;
@@ -259,7 +272,9 @@ static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t col
     }
 }
 
-/* One token: some columns over the whole list, SINGLE rows and the next AHEAD at a time. */
+/* One token: some columns over the whole list, SINGLE rows and the next AHEAD at a time.
+ * Pieces are joined to one list: rows are handed over in runs of SINGLE, with the next AHEAD
+ * kept for the following run, so that the prefetch has no gap at a piece's end. */
 static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
     const hc_ffn_args *a = run->a;
     const void *rows[SINGLE + 2 * AHEAD];
@@ -285,7 +300,9 @@ static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
     run->p->axpy[a->dtype](rows, rows + AHEAD, c, n, columns, y);
 }
 
-/* Second phase: some columns of the sum, over the whole list. */
+/* Second phase: some columns of the sum, over the whole list.
+ * Runs when all factors are there: hc_pool_run of the first phase has returned. Columns are a
+ * task's own, so nobody else writes them. */
 static void sum_columns(void *context, int64_t task, int32_t thread) {
     (void)thread;
     const ffn_run *run = context;
@@ -309,6 +326,8 @@ static int64_t lines(int64_t bytes) {
     return (bytes + 63) / 64 * 64;
 }
 
+/* Pieces, entry_K, mask_K, c_KB: each on a line of its own, in the order in which hc_ffn carves
+ * them. */
 int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch) {
     return PIECES * (int64_t)sizeof(piece) + 2 * lines(4 * n_ids) + lines(4 * n_ids * batch);
 }

@@ -17,6 +17,8 @@ static hc_status check_shapes(const hc_ffn_args *a) {
     if (a->d < 1 || a->d > HC_MAX_D || a->n < 0 || a->n > INT32_MAX)
         return hc_fail(HC_ERR_ARGUMENT, "ffn: d %lld of %lld neurons; 1 to %d of up to %d",
                        (long long)a->d, (long long)a->n, HC_MAX_D, INT32_MAX);
+    /* Each of the three rows lies inside the record and on a weight's own alignment. No up
+     * rows: checked as a second down row. */
     const int64_t up = a->up_offset == -1 ? a->down_offset : a->up_offset;
     const int64_t offsets[] = {a->gate_offset, up, a->down_offset};
     for (int i = 0; i < 3; i++)
@@ -36,6 +38,8 @@ static hc_status check_ids(const hc_ffn_args *a) {
     if (a->n_ids < 0 || (a->n_ids > 0 && (!a->ids || !a->records)))
         return hc_fail(HC_ERR_ARGUMENT, "ffn: %lld ids without a list or without records",
                        (long long)a->n_ids);
+    /* One pass without branches, which the compiler vectorises. Strictly ascending with both ends
+     * in range means that all ids are. */
     uint32_t descents = 0;
     for (int64_t k = 1; k < a->n_ids; k++)
         descents += a->ids[k - 1] >= a->ids[k];

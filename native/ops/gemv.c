@@ -3,6 +3,8 @@
  * One row, one token: 2 d FLOPs on d weights (2 bytes each in fp16), so at batch 1 the operator is
  * bound by how fast rows can be read: 1 FLOP a byte. Tasks are blocks of rows; a row's sum never
  * depends on its block, so neither on the thread count.
+ *
+ * Oracle: numpy in float64, tests/native/test_gemv.py; and the same bits in any company.
  */
 #include "core/internal.h"
 
@@ -28,6 +30,9 @@ static void store(const hc_gemv_args *a, int64_t row, int32_t token, float value
         *y = a->relu && value < 0 ? 0 : value; /* a NaN stays one */
 }
 
+/* Rows [begin, end) of the block, GROUP at a time. rows[] holds AHEAD more than are computed:
+ * what the primitive prefetches while it reads; past the block's end the last row again, whose
+ * lines are there. */
 static void gemv_block(void *context, int64_t task, int32_t thread) {
     (void)thread;
     const gemv_run *run = context;
@@ -56,6 +61,7 @@ static void gemv_block(void *context, int64_t task, int32_t thread) {
     }
 }
 
+/* Every product of sizes below stays within int64: d and rows are bounded here, dtype is known. */
 static hc_status check_args(const hc_gemv_args *a) {
     if (!a || !a->w || !a->x_BD || !a->y_BR)
         return hc_fail(HC_ERR_ARGUMENT, "gemv: w, x and y must be given");
@@ -90,6 +96,8 @@ hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool) {
     gemv_run run = {.a = args, .p = hc_primitives_get()};
     if (!run.p)
         return HC_ERR_UNSUPPORTED;
+    /* Eight blocks a thread, so that one that is kept from running leaves its blocks to others;
+     * none smaller than a hand-over is worth; whole groups of rows. */
     const int64_t row_bytes = args->d * hc_dtype_bytes(args->dtype) * args->batch;
     const int64_t even = args->rows / (hc_pool_threads(pool) * 8);
     const int64_t least = BLOCK_BYTES / row_bytes;

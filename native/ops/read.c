@@ -19,6 +19,7 @@ typedef struct {
     int64_t block;
 } read_run;
 
+/* Vector types of the compiler: the loads are of this width in any build. */
 typedef uint64_t narrow __attribute__((vector_size(16)));
 typedef uint64_t wide __attribute__((vector_size(64)));
 
@@ -35,6 +36,8 @@ typedef uint64_t wide __attribute__((vector_size(64)));
                     sum[j % 4] ^= *(const lanes *)(row[j] + i + (int64_t)at);                      \
     }
 
+/* Four accumulators: one chain of xors would be slower than memory. The result leaves the function,
+ * so the loads cannot be optimised away; xor commutes, so tasks may end in any order. */
 #define READ_BLOCK(name, lanes, target)                                                            \
     target static void name(void *context, int64_t task, int32_t thread) {                         \
         (void)thread;                                                                              \

@@ -13,6 +13,9 @@
  * and in NumPy. P = 1 is the XNOR product of two sign vectors (SparseInfer, 2024).
  *
  * A row: W * 8 bytes, 1/16 of fp16 (and 8 bytes of scale and bias), W * P words of xor, popcount, add.
+ *
+ * Oracle: SignLayer (runtime/predictors/predictor_forms.py), equal to the last bit in
+ * tests/native/test_sign.py.
  */
 #include "core/internal.h"
 
@@ -33,7 +36,9 @@ static float column(const hc_sign_args *a, int64_t d) {
     return a->column_D ? a->column_D[d] : 1.0f;
 }
 
-/* Cut a token in bit planes; its step. */
+/* Cut a token in bit planes; its step.
+ * Bits past d stay 0 in planes, and are 0 in signs: they differ nowhere. The division by
+ * `largest` is one multiplication by its inverse, here and in the reference. */
 static float pack(const hc_sign_args *a, const float *x, uint64_t *planes, int64_t words) {
     const float half = (float)(1 << (a->input_bits - 1)), top = 2 * half - 1;
     float largest = 0;
@@ -52,6 +57,8 @@ static float pack(const hc_sign_args *a, const float *x, uint64_t *planes, int64
     return largest / (2 * half);
 }
 
+/* Tokens inside groups of rows: 64 rows of signs (40 KB at d 5120) are read from memory once
+ * and serve every token from the cache. */
 static void sign_block(void *context, int64_t task, int32_t thread) {
     (void)thread;
     const sign_run *run = context;
@@ -68,6 +75,8 @@ static void sign_block(void *context, int64_t task, int32_t thread) {
                                counts);
             float *scores = a->scores_BN + b * a->n + r;
             for (int64_t i = 0; i < n; i++) {
+                /* Two roundings, in this order, in every implementation: the whole number times
+                 * the step, times the row's scale; then the bias. */
                 const float value = (float)(whole - 2 * counts[i]) * run->step_B[b];
                 scores[i] = value * a->scale_N[r + i];
                 if (a->bias_N)

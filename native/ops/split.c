@@ -2,6 +2,7 @@
  *
  * HC_ACTIVE_* (hotcold.h) say where the parts of a list lie. Reads 4 bytes a score; a block of 64 neurons is marked for
  * all tokens first (vectorised), then written out, so scores_BN is read in order.
+ * Oracle: numpy, tests/native/test_token_kernels.py.
  */
 #include "core/internal.h"
 
@@ -16,6 +17,7 @@ int64_t hc_active_bytes(int64_t capacity, int32_t max_batch, int32_t with_gate) 
     return (int64_t)HC_ACTIVE_BYTES(capacity, with_gate ? max_batch : 0);
 }
 
+/* Offsets follow from capacity, which the list's owner sets before anything else. */
 int32_t *hc_active_ids(hc_active *list) {
     return (int32_t *)((char *)list + HC_ACTIVE_IDS());
 }
@@ -28,7 +30,8 @@ float *hc_active_gate(hc_active *list) {
     return (float *)((char *)list + HC_ACTIVE_GATE(list->capacity));
 }
 
-/* Which tokens have each neuron of [begin, begin + n). */
+/* Which tokens have each neuron of [begin, begin + n).
+ * A NaN score is below every threshold: it proposes nothing. */
 static void mark(const hc_split_args *a, int64_t begin, int64_t n, uint32_t *mask) {
     for (int64_t i = 0; i < n; i++)
         mask[i] = 0;
@@ -59,6 +62,8 @@ static hc_status check_args(const hc_split_args *a) {
     return HC_OK;
 }
 
+/* Writes ids, members, gate, then count, batch and has_gate of every list: the flag that
+ * publishes them is the caller's to set, afterwards (loop/pass.c). */
 hc_status hc_split(const hc_split_args *a) {
     hc_status status = check_args(a);
     if (status != HC_OK)
@@ -79,6 +84,7 @@ hc_status hc_split(const hc_split_args *a) {
                                "split: neuron %lld is active on device %d, which "
                                "has no list",
                                (long long)id, device);
+            /* Ids come in ascending order, so every list ascends. */
             const int64_t k = count[device]++;
             hc_active_ids(list)[k] = (int32_t)id;
             hc_active_members(list)[k] = mask[i];

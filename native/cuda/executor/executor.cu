@@ -32,6 +32,7 @@ void check_host(cudaError_t error, int64_t bytes) {
         "the system refused to pin host memory: " + std::string(cudaGetErrorString(error)), bytes);
 }
 
+// A constructor that throws runs no destructor: what start() had made is given back here.
 Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
                    const hc_device_layer *layers_L)
     : args_(args), device_(device), plan_(layers_L, layers_L + args.model->n_layers) {
@@ -43,6 +44,8 @@ Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
     }
 }
 
+// Order: memory before graphs, which hold its addresses; the segment is registered before they hold
+// its mapped ones.
 void Executor::start() {
     check(cudaSetDevice(device_.index), "CUDA device");
     model_ = std::make_unique<Model>(args_, device_, plan_.data());
@@ -59,6 +62,7 @@ void Executor::start() {
     for (size_t i = 0; device_.remote_predictor && i < shown_.size(); i++)
         if (shown_[i].predicted_at >= 0) // what of a prediction takes time here is its own layer's
             shown_[i].predicted_at = static_cast<int32_t>(i);
+    // Room for the largest bucket; passes of fewer tokens use the front.
     pin(&host_, &host_mapped_, 1);
     pin(&embedded_, &embedded_mapped_, model_->bucket * args_.model->d);
     pin(&logits_host_, &logits_mapped_, model_->bucket * args_.model->vocab);
@@ -77,6 +81,8 @@ Executor::~Executor() {
     release();
 }
 
+// Nothing runs any more before anything is freed. Safe on a half-built object: null pointers are no
+// error to cudaFreeHost.
 void Executor::release() {
     if (launch_.stream)
         cudaStreamSynchronize(launch_.stream);
@@ -92,6 +98,8 @@ void Executor::release() {
         cudaStreamDestroy(launch_.stream);
 }
 
+// The whole segment, pinned and mapped: kernels read and write flags and payloads in place. Pinned
+// pages can no longer be collapsed to huge ones: whoever wants those has done it before.
 void Executor::register_segment() {
     check(cudaHostRegister(args_.segment, args_.segment->bytes,
                            cudaHostRegisterMapped | cudaHostRegisterPortable),
@@ -105,6 +113,8 @@ void Executor::register_segment() {
 }
 
 // Wake peers that sleep on a flag that the device has set meanwhile.
+// Pairs with park() of exchange.c: a sleeper counts itself, then looks at the value. Where this
+// sees the value and no sleeper, one that counts itself later sees the value as well.
 void Executor::ring(uint32_t seq) {
     hc_flag *flags = reinterpret_cast<hc_flag *>(reinterpret_cast<char *>(args_.segment) +
                                                  args_.segment->flags_offset);
@@ -117,6 +127,8 @@ void Executor::ring(uint32_t seq) {
         }
 }
 
+// The report of the pass that just ended, from pinned memory. bytes: read by the device in this
+// pass, by arithmetic on what was counted.
 void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     const hc_model &m = *args_.model;
     const int64_t e = bytes_of(m.dtype), row = m.d * e, rest = m.up_offset < 0 ? 1 : 2;
@@ -133,6 +145,7 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     report.n_spans = read_timeline(stamps_host_, shown_, clock_, in.seq, in.spans, report.phase_ns);
     report.bytes = m.n_layers * (2 * q_dim + 2 * kv_dim) * row;
     report.bytes +=
+        // Keys and values of the longest row, once for the batch.
         (in.position_B[in.batch - 1] + 1) * kv_dim * m.n_layers * (device_.kv_f16 ? 4 : 8);
     report.bytes += in.head_rows ? m.vocab * m.embed_dim * e : 0;
     for (int l = 0; l < m.n_layers; l++)
@@ -149,13 +162,16 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     report.pinned_bytes = model_->pinned;
 }
 
+// embedded_ and host_ are free to be written: the last pass set `done` after it had read them.
 hc_status Executor::pass(const hc_device_pass &in, hc_device_report &report) {
     const hc_model &m = *args_.model;
     check(cudaSetDevice(device_.index), "CUDA device");
     std::memcpy(embedded_, in.embedded_BD, in.batch * m.d * sizeof(float));
     std::copy(in.position_B, in.position_B + in.batch, host_->position_B);
+    // The device uses seq, batch and head_rows of it; the pointers in it are the host's.
     host_->in = in;
     const int64_t launched_ns = now_ns();
+    // From here on the device reads embedded_ and host_; they are not touched until it is done.
     graphs_.launch(in.batch, launch_.stream);
     const int64_t done_ns = watch({args_.segment, launch_.stream, &host_->done, &host_->abort},
                                   in.seq, [&] { ring(in.seq); });
@@ -163,6 +179,8 @@ hc_status Executor::pass(const hc_device_pass &in, hc_device_report &report) {
         return HC_ERR_POISONED;
     clock_.narrow(launched_ns, stamps_host_[AT_BEGIN], stamps_host_[AT_END], done_ns);
     fill(in, report);
+    // All layers' words lie side by side (Model::lay_out). The stream is idle: `done` was its last
+    // write.
     if (in.members_LN)
         check(cudaMemcpy(in.members_LN, model_->layers[0].members_N, m.n_layers * m.n * 4,
                          cudaMemcpyDeviceToHost),

@@ -9,11 +9,16 @@
 
 namespace hotcold {
 
+// Made, used and destroyed through the table (table.cu); passes come from the loop thread alone. It
+// owns the Model, the graphs, its stream and the pinned words; args' pointers (model, segment,
+// steps) are the caller's and outlive it.
 class Executor {
   public:
     Executor(const hc_executor_args &args, const hc_device_args &device,
              const hc_device_layer *layers_L);
     ~Executor();
+    // One pass: returns when it is over, HC_ERR_POISONED where a wait was ended; throws where the
+    // device failed.
     hc_status pass(const hc_device_pass &in, hc_device_report &report);
     hc_status prompt(const hc_device_prompt &in, hc_device_report &report);
     const hc_mailbox &mailbox() const {
@@ -27,6 +32,7 @@ class Executor {
     void start();
     void release();
     void register_segment();
+    // graph.cu: what a pass enqueues, operator by operator, while the stream is being captured.
     void capture(int32_t bucket);
     void capture_attention(int layer, int32_t bucket);
     void capture_norm(const Norm &args, int32_t bucket);
@@ -38,6 +44,7 @@ class Executor {
     void capture_split(int layer, bool with_x);
     void capture_ffn_norm(int layer, bool x_flag, int32_t bucket);
     void capture_input(int layer, int32_t bucket);
+    // remote_ask.cu: the same where the predictor is a process of its own.
     void capture_remote_input(int layer, int32_t bucket);
     void capture_ask(int layer, int at);
     void capture_answer(int layer, bool with_x);
@@ -57,6 +64,7 @@ class Executor {
     std::vector<hc_device_layer> shown_; // the plan as spans show it
     std::unique_ptr<Model> model_;
     Launch launch_ = {};
+    // Pinned: where the host reads and writes, and the same bytes as the device sees them.
     PassHost *host_ = nullptr, *host_mapped_ = nullptr;
     float *embedded_ = nullptr, *embedded_mapped_ = nullptr;
     float *logits_host_ = nullptr, *logits_mapped_ = nullptr;
@@ -66,6 +74,7 @@ class Executor {
     std::unique_ptr<Prompt> prompt_;
     bool predicted_ = false;
     hc_mailbox mailbox_ = {};
+    // They hold addresses of everything above: release() ends them first.
     BatchGraphs graphs_;
 };
 

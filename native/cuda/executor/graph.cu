@@ -13,6 +13,7 @@
 
 namespace hotcold {
 
+// A flag's word as the device sees it; NULL for -1.
 uint32_t *Executor::flag(int32_t index) const {
     if (index < 0)
         return nullptr;
@@ -20,6 +21,8 @@ uint32_t *Executor::flag(int32_t index) const {
     return &reinterpret_cast<hc_flag *>(flags)[index].value;
 }
 
+// What one layer's kernels need of the segment. Without cold neurons there are no flags and no
+// payloads, and norm, split and merge exchange nothing.
 Exchange Executor::exchange(int layer) const {
     const hc_device_layer &plan = plan_[layer];
     Exchange e = {};
@@ -38,6 +41,8 @@ Exchange Executor::exchange(int layer) const {
     return e;
 }
 
+// A product with a matrix of the model, rows side by side; the caller adds bias, norm and epilogue.
+// All addresses are final: the graph keeps them.
 Gemv Executor::dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const {
     Gemv g = {};
     g.w = w;
@@ -51,6 +56,8 @@ Gemv Executor::dense(const void *w, int64_t rows, int64_t d, const float *x, flo
     return g;
 }
 
+// qkv = Wqkv norm(h) + bias; attention; h += Wo attended + bias. An rms norm goes into the first
+// product; a layer norm is a kernel before it and takes the stamp along.
 void Executor::capture_attention(int layer, int32_t bucket) {
     const hc_model &m = *args_.model;
     const Layer &from = model_->layers[layer];
@@ -70,6 +77,8 @@ void Executor::capture_attention(int layer, int32_t bucket) {
         qkv.x = b.normed, qkv.stamps = nullptr;
     }
     gemv(qkv, bucket, launch_);
+    // `partial`, `stats` and `arrived` are shared by all layers: they follow each other on one
+    // stream.
     attention(Attention{b.qkv, from.k_cache, from.v_cache, b.cos_PE, b.sin_PE, b.attended, m.heads,
                         m.kv_heads, m.head_dim, static_cast<int32_t>(m.context), device_.kv_f16,
                         b.pass, hc_attention_pieces(m.context), b.partial,
@@ -97,6 +106,8 @@ void Executor::capture_prediction(int layer, int at, int32_t bucket) {
     p.model = args_.model, p.shape = &device_.predictors_L[layer];
     p.weights = &model_->layers[layer].predictor;
     p.input = prediction_input(layer, at);
+    // The product norms its input on the way in, and writes the normed x for the hot neurons
+    // (b.normed) and the CPU executor (the layer's slot in the segment).
     if (folds_norm(*p.model, *p.shape, layer, at)) {
         p.norm_D = model_->layers[at].ffn_norm_D;
         p.normed = b.normed, p.normed_host = x_slot(at);
@@ -131,14 +142,18 @@ void Executor::capture_split(int layer, bool with_x) {
     s.members_N = from.members_N, s.owned_G = from.owned_G, s.row_G = from.row_G;
     s.n = static_cast<int32_t>(args_.model->n), s.n_chunks = device_.n_chunks;
     s.bounds_C = from.bounds_C, s.hot = model_->hot_of(layer);
+    // Room for the cold list where shared memory is too small; one for all layers.
     s.cold_ids = b.cold_ids, s.cold_members = b.cold_members, s.counts = from.counts;
     s.layer = layer, s.audit_every = audit_of(layer), s.audit_seed = args_.audit_seed;
     s.to = exchange(layer), s.pass = b.pass;
+    // x is not there yet, or its flag is another kernel's to set.
     if (!with_x)
         s.to.x_flag = nullptr;
     split(s, launch_);
 }
 
+// Neurons that were left out can be audited only where something was predicted, and only those that
+// this device owns.
 int32_t Executor::audit_of(int layer) const {
     return plan_[layer].predicted_at >= 0 && plan_[layer].has_hot ? args_.audit_every : 0;
 }
@@ -147,6 +162,7 @@ int32_t Executor::audit_of(int layer) const {
 // tell it, here and not with the lists.
 void Executor::capture_ffn_norm(int layer, bool x_flag, int32_t bucket) {
     const Layer &from = model_->layers[layer];
+    // post_norm: the norm that ends the attention block, in place, is the feed-forward input.
     const bool after = args_.model->post_norm;
     Exchange to = exchange(layer);
     to.active_flag = nullptr;
@@ -170,6 +186,8 @@ void Executor::capture_input(int layer, int32_t bucket) {
     capture_split(layer, true);
 }
 
+// c = relu(gate) up, then partial sums of the chunks. n_ids: the table's rows, those read over the
+// bus too.
 void Executor::capture_hot(int layer, int32_t bucket) {
     const hc_model &m = *args_.model;
     const Layer &from = model_->layers[layer];
@@ -177,6 +195,7 @@ void Executor::capture_hot(int layer, int32_t bucket) {
     if (!plan_[layer].has_hot)
         return;
     HotList hot = model_->hot_of(layer);
+    // Not predicted: every row of the table, cut in chunks once and for all (starts_C).
     if (plan_[layer].predicted_at < 0)
         hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
     const Ffn ffn = {from.record_R,
@@ -199,6 +218,8 @@ void Executor::capture_hot(int layer, int32_t bucket) {
     down(ffn, bucket, launch_);
 }
 
+// h += hot + cold + bias; the wait for the cold sum is inside. cold_count NULL: nothing was
+// predicted, the CPU executor always answers.
 void Executor::capture_merge(int layer, int32_t bucket) {
     const hc_device_layer &plan = plan_[layer];
     const Layer &from = model_->layers[layer];
@@ -221,6 +242,8 @@ void Executor::capture_merge(int layer, int32_t bucket) {
     }
 }
 
+// logits = head norm(h), for one row or for all: both are in a graph for several tokens, and the
+// pass header says which one runs.
 void Executor::capture_head(int32_t bucket) {
     const hc_model &m = *args_.model;
     const Buffers &b = model_->buffers;
@@ -249,6 +272,8 @@ void Executor::capture_head(int32_t bucket) {
         gemv(head, bucket, launch_);
 }
 
+// The kernels in the order of the file's header. What differs between passes (tokens, positions,
+// seq, rows of logits) is read from pinned memory by begin().
 void Executor::capture(int32_t bucket) {
     const hc_model &m = *args_.model;
     const Buffers &b = model_->buffers;
@@ -261,6 +286,8 @@ void Executor::capture(int32_t bucket) {
         else
             capture_input(layer, bucket);
         capture_hot(layer, bucket);
+        // Predictions of later layers that read this layer's input: behind its hot neurons and
+        // before its merge, so that they fill the wait for the cold sum.
         for (int later = layer + 1; later < m.n_layers && !device_.remote_predictor; later++)
             if (plan_[later].predicted_at == layer) {
                 capture_prediction(later, layer, bucket);
@@ -270,6 +297,7 @@ void Executor::capture(int32_t bucket) {
     }
     capture_head(bucket);
     const Layer &first = model_->layers[0];
+    // Counts and fired of all layers lie side by side, from the first layer's on.
     finish(Finish{b.logits, logits_mapped_, m.vocab, b.pass, host_mapped_, first.counts,
                   first.fired_4C, b.skipped, b.n_hot_L, m.n_layers, device_.n_chunks,
                   (bucket + 7) / 8, predicted_, b.stamps, stamps_mapped_},

@@ -8,6 +8,7 @@
 
 namespace hotcold {
 
+// `count` zeroed T in pinned host memory; the caller frees *host with cudaFreeHost.
 template <class T> void pin(T **host, T **mapped, size_t count) {
     const size_t size = count * sizeof(T);
     check_host(cudaHostAlloc(reinterpret_cast<void **>(host), size, cudaHostAllocMapped), size);
@@ -23,9 +24,14 @@ struct Watched { // a graph in flight
 
 // Until the pass is done; returns when that was seen. look() is called every 50 us. Throws when the
 // device fails, or does not drain after poison.
+// The host spins on a pinned word: a pass takes milliseconds, and each query of an event or a
+// stream costs microseconds in the driver. look() is there because the device cannot wake futexes.
+// The query every 2 ms finds a kernel that faulted, which never sets `done`. After poison the
+// device has 1.5 s to end its waits: kernels look at `abort` (merge.cu, mailbox.cu).
 template <class Look> int64_t watch(const Watched &pass, uint32_t seq, Look look_around) {
     constexpr int64_t LOOK_NS = 50000, QUERY_NS = 2000000, DRAIN_NS = 1500000000;
     int64_t look = now_ns(), query = look, poisoned = 0;
+    // Acquire: the report and the logits, written before `done` (pass.cu), are there.
     while (__atomic_load_n(pass.done, __ATOMIC_ACQUIRE) != seq) {
         for (int i = 0; i < 20; i++)
             __builtin_ia32_pause();
@@ -35,6 +41,7 @@ template <class Look> int64_t watch(const Watched &pass, uint32_t seq, Look look
             look_around();
             if (!poisoned && __atomic_load_n(&pass.segment->poison, __ATOMIC_ACQUIRE)) {
                 poisoned = now;
+                // Never cleared: poison is final.
                 __atomic_store_n(pass.abort, 1u, __ATOMIC_SEQ_CST);
             }
         }

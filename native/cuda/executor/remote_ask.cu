@@ -13,16 +13,20 @@
 
 namespace hotcold {
 
+// The question: [B][D] floats into the mailbox, then the layer's ask word = seq.
 void Executor::capture_ask(int layer, int at) {
     const Mailbox &box = model_->mailbox;
     Ask a = {};
     a.from = prediction_input(layer, at), a.to = box.input(layer), a.d = args_.model->d;
     a.word = box.ask(layer), a.pass = model_->buffers.pass;
     a.stamps = model_->buffers.stamps + (layer + 1) * STAMPS;
+    // Its own layer's prediction begins with the question; an early one's with the wait for the
+    // answer.
     a.stamp = at == layer ? AT_PREDICT : -1;
     ask(a, launch_);
 }
 
+// Wait for the answer word = seq; the proposals are in the mailbox then, where split() reads them.
 void Executor::capture_answer(int layer, bool with_x) {
     const Mailbox &box = model_->mailbox;
     Await a = {};
@@ -38,6 +42,7 @@ void Executor::capture_remote_input(int layer, int32_t bucket) {
     const int at = plan_[layer].predicted_at;
     const bool own = at == layer;
     const bool before = own && folds_norm(*args_.model, device_.predictors_L[layer], layer, layer);
+    // Asked layers ago: the answer is most likely there.
     if (at >= 0 && !own)
         capture_answer(layer, false);
     if (before)
@@ -45,6 +50,8 @@ void Executor::capture_remote_input(int layer, int32_t bucket) {
     capture_ffn_norm(layer, !own, bucket);
     if (own && !before)
         capture_ask(layer, layer);
+    // Questions by this layer's input leave before its own answer is awaited: the order of
+    // asking_order(), which the predictor's graph follows.
     for (int later = layer + 1; later < args_.model->n_layers; later++)
         if (plan_[later].predicted_at == layer)
             capture_ask(later, layer);
@@ -53,6 +60,7 @@ void Executor::capture_remote_input(int layer, int32_t bucket) {
 }
 
 // The mailbox's name for other processes of this GPU, and its address for this one.
+// The mailbox is an allocation of its own: an IPC handle always shares a whole one.
 void Executor::share() {
     cudaIpcMemHandle_t handle;
     static_assert(sizeof handle == sizeof mailbox_.handle, "a handle fits");

@@ -5,6 +5,9 @@
 // The kernels are predictor.cu's, the order of the layers is the executor's (asking_order). Memory:
 // the predictor's matrices, scratch and norms are this process's; the mailbox is the executor's and
 // mapped here (cudaIpc), or used by its address where both are threads of one process.
+//
+// Wait and signal are turn_kernel (mailbox.cu): it stores answer words with release and polls ask
+// words with acquire, both of system scope, since the peer is another process.
 #include "cuda/executor/host.h"
 #include "cuda/executor/remote_predictor.h"
 #include "cuda/memory/upload.h"
@@ -13,6 +16,7 @@
 
 namespace hotcold {
 
+// As in Executor: a constructor that throws gives back what it made.
 PredictorProcess::PredictorProcess(const hc_executor_args &args, const hc_device_args &device,
                                    const hc_device_layer *layers_L)
     : args_(args), device_(device), plan_(layers_L, layers_L + args.model->n_layers),
@@ -58,6 +62,8 @@ void PredictorProcess::start() {
     check(cudaStreamSynchronize(launch_.stream), "graphs");
 }
 
+// In this order: the stream has ended; the graphs go, which hold addresses; then the memory. The
+// mailbox is only unmapped.
 void PredictorProcess::release() {
     if (launch_.stream)
         cudaStreamSynchronize(launch_.stream);
@@ -71,6 +77,8 @@ void PredictorProcess::release() {
         cudaStreamDestroy(launch_.stream);
 }
 
+// An IPC handle cannot be opened by the process that made it: threads of one process use the
+// address.
 void PredictorProcess::open_mailbox() {
     const hc_mailbox &from = device_.mailbox;
     char *base = reinterpret_cast<char *>(from.address);
@@ -99,6 +107,7 @@ void PredictorProcess::upload() {
     }
 }
 
+// Proposals go straight into the mailbox.
 void PredictorProcess::capture_layer(const Asked &asked, int32_t bucket) {
     Prediction p = {};
     p.model = args_.model, p.shape = &device_.predictors_L[asked.layer];
@@ -110,6 +119,7 @@ void PredictorProcess::capture_layer(const Asked &asked, int32_t bucket) {
     predict(p, bucket, launch_);
 }
 
+// A turn between two layers both answers the one and waits for the other: n + 1 turns for n layers.
 void PredictorProcess::capture(int32_t bucket) {
     Turn t = {};
     t.host = host_mapped_, t.pass = to_.pass, t.times = to_.times;
@@ -123,6 +133,7 @@ void PredictorProcess::capture(int32_t bucket) {
     turn(t, launch_);
 }
 
+// The host has seen the pass's flag; the graph then waits for the first question by itself.
 hc_status PredictorProcess::pass(uint32_t seq, int32_t batch, hc_device_report &report) {
     check(cudaSetDevice(device_.index), "CUDA device");
     host_->seq = seq, host_->batch = batch;

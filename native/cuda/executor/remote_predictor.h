@@ -10,12 +10,16 @@
 
 namespace hotcold {
 
+// The counterpart of Executor in the predictor's process. It owns its memory, stream, graphs and
+// pinned words; the mailbox is the executor's, and only mapped here.
 class PredictorProcess {
   public:
     PredictorProcess(const hc_executor_args &args, const hc_device_args &device,
                      const hc_device_layer *layers_L);
     ~PredictorProcess();
     PredictorProcess(const PredictorProcess &) = delete;
+    // Answers for every predicted layer of pass seq, then returns; HC_ERR_POISONED where a question
+    // did not come.
     hc_status pass(uint32_t seq, int32_t batch, hc_device_report &report);
 
   private:

@@ -19,6 +19,8 @@ hc_status keep(hc_status status, const char *text, int64_t value = 0, int64_t li
     return status;
 }
 
+// No exception crosses the C boundary; each becomes this thread's text, which device.c fetches at
+// once.
 template <class Body> hc_status guarded(Body body) {
     try {
         return body();

@@ -29,11 +29,13 @@ constexpr int ROUNDS = 64, TICKS = 32;
 constexpr int64_t GIVE_UP_NS = 1000000000;
 constexpr int64_t DRIFT = 5000; // nanoseconds of a second for one: 200 per million
 
+// ask: written by the host; the others by the device, `answer` last (release).
 struct Ping { // pinned, mapped
     uint32_t ask, answer;
     uint64_t stamp, tick;
 };
 
+// One thread. First the step of its clock: the least difference of two readings that differ.
 __global__ void clock_kernel(Ping *ping) {
     uint64_t last = now(), least = ~0ull;
     for (int i = 0; i < TICKS;) {
@@ -45,6 +47,8 @@ __global__ void clock_kernel(Ping *ping) {
     const uint64_t begin = now();
     for (uint32_t round = 1; round <= ROUNDS; round++) {
         while (load_flag(&ping->ask) != round)
+            // The host thread was not scheduled, or gave up: a kernel that spins for ever would
+            // hang the stream.
             if (now() - begin > GIVE_UP_NS)
                 return;
         ping->stamp = now();
@@ -68,6 +72,8 @@ void Clock::calibrate(cudaStream_t stream) {
     const int64_t begin = now_ns();
     for (uint32_t round = 1; error == cudaSuccess && round <= ROUNDS; round++) {
         const int64_t asked = now_ns();
+        // host time = device time + offset. The stamp was taken between asked and answered, so
+        // asked - stamp <= offset <= answered - stamp; the stamp may lag by one tick of its clock.
         int64_t answered = asked;
         __atomic_store_n(&ping->ask, round, __ATOMIC_RELEASE);
         while (__atomic_load_n(&ping->answer, __ATOMIC_ACQUIRE) != round &&
@@ -85,6 +91,8 @@ void Clock::calibrate(cudaStream_t stream) {
     check(error == cudaSuccess ? ended : error, "calibrating the clock");
 }
 
+// The same two bounds: the pass cannot have begun before it was launched, nor ended after the host
+// saw that it had. First they widen by what the clocks may have drifted since the last look.
 void Clock::narrow(int64_t launched_ns, uint64_t begin, uint64_t end, int64_t done_ns) {
     const int64_t drift = (done_ns - seen_ns_) / DRIFT + 1;
     low_ -= drift, high_ += drift;
@@ -116,6 +124,7 @@ class Steps {
   public:
     Steps(const Clock &clock, uint32_t seq, hc_span *out, int64_t *phase_ns)
         : clock_(clock), seq_(seq), out_(out), phase_ns_(phase_ns) {}
+    // ready: when the step's wait was over; 0: it waits for nothing.
     void begin(uint64_t at, int op, int layer, uint64_t ready = 0) {
         end(at);
         at_ = at, ready_ = ready ? ready : at, op_ = op, layer_ = layer;
@@ -132,6 +141,7 @@ class Steps {
         const int phase = phase_of(op_);
         if (phase >= 0)
             phase_ns_[phase] += static_cast<int64_t>(at - ready_);
+        // From the step's begin to its being ready.
         phase_ns_[HC_PHASE_WAIT] += static_cast<int64_t>(ready_ - at_);
         op_ = -1;
     }
@@ -151,6 +161,8 @@ class Steps {
 
 } // namespace
 
+// The order of the steps here is that of the kernels in graph.cu; stamps of operators that a layer
+// does not have are never read.
 int32_t read_timeline(const uint64_t *stamps, const std::vector<hc_device_layer> &plan,
                       const Clock &clock, uint32_t seq, hc_span *out, int64_t *phase_ns) {
     const int n = static_cast<int>(plan.size());

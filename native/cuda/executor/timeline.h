@@ -17,6 +17,7 @@ class Clock {
     // A pass began after it was launched and ended before that was seen: bounds once more. Between
     // them the clocks may drift apart.
     void narrow(int64_t launched_ns, uint64_t begin, uint64_t end, int64_t done_ns);
+    // The middle of the bounds: off by half their distance at most.
     int64_t host_ns(uint64_t device) const {
         return static_cast<int64_t>(device) + low_ + (high_ - low_) / 2;
     }

@@ -24,6 +24,8 @@
 // A block appends the keys and values of the pass that lie in its piece, those of tokens up to its
 // own (several blocks write the same values to the same places), so it reads nothing that another
 // block of this kernel must write first. Older positions are on their way meanwhile.
+//
+// Oracle: numpy in float64, tests/cuda/test_kernels_attention.py.
 #include "cuda/kernels/attention.cuh"
 
 namespace hotcold {
@@ -33,8 +35,11 @@ namespace v2 {
 __device__ __forceinline__ bool last_of(uint32_t *arrived, int pieces, int &last) {
     __syncthreads(); // what the block wrote is before what its first thread releases
     if (threadIdx.x == 0) {
+        // acq_rel: the release publishes this block's parts, which the barrier above put before it;
+        // the acquire of the last one makes all other blocks' parts visible here.
         last = add_relay(arrived, 1) + 1 == static_cast<uint32_t>(pieces);
         if (last)
+            // A plain store: the next one to count is a later kernel.
             *arrived = 0;
     }
     __syncthreads();
@@ -42,6 +47,8 @@ __device__ __forceinline__ bool last_of(uint32_t *arrived, int pieces, int &last
 }
 
 // One row's parts in order, 32 elements of it by one warp.
+// Parts were written by other multiprocessors in this kernel: __ldcg reads them in L2. Each lane
+// holds the stats of one piece of 32 and hands them round by shuffles; eight parts are in flight.
 __device__ __forceinline__ void combine(const Attention &a, int64_t row, int pieces, int e) {
     const int lane = threadIdx.x % WARP, hd = a.head_dim;
     const float2 *stats = a.stats + row * a.pieces;
@@ -79,6 +86,8 @@ __device__ __forceinline__ void combine(const Attention &a, int64_t row, int pie
         a.out[row * hd + e] = sum / total;
 }
 
+// blockIdx.x: key head and tile. blockIdx.y: the first piece; with more pieces than grid.y a block
+// takes every grid.y-th. Blocks beyond the context's length fall through the loop.
 template <class S>
 __global__ void __launch_bounds__(THREADS, S::ROWS == 1 ? 3 : 2)
     attention_kernel(const Attention a) {
@@ -90,6 +99,8 @@ __global__ void __launch_bounds__(THREADS, S::ROWS == 1 ? 3 : 2)
     const int pieces = (tile.n + PIECE - 1) / PIECE, chunks = (a.head_dim + WARP - 1) / WARP;
     for (int piece = blockIdx.y; piece < pieces; piece += gridDim.y) {
         attend<S>(a, tile, piece, s);
+        // last_of's barriers also keep the next piece from writing shared memory that hand_out
+        // still reads.
         if (pieces == 1 || !last_of(a.arrived + blockIdx.x, pieces, s.last))
             continue;
         for (int i = threadIdx.x / WARP; i < S::ROWS * chunks; i += WARPS) {
@@ -101,11 +112,15 @@ __global__ void __launch_bounds__(THREADS, S::ROWS == 1 ? 3 : 2)
     }
 }
 
+// grid.y: as many pieces side by side as give eight blocks a multiprocessor. A longer context is
+// walked by the same blocks; a graph for a long one does not launch thousands that return at once.
 template <class S> void launch_shape(const Attention &a, int bucket, const Launch &launch) {
     constexpr int SHARED = sizeof(Shared<S>);
     const int tiles = (a.heads / a.kv_heads * bucket + S::ROWS - 1) / S::ROWS;
     const int blocks = a.kv_heads * tiles;                     // of a piece
     const int enough = (8 * launch.sms + blocks - 1) / blocks; // pieces at once that fill the GPU
+    // More than the default limit has to be asked for, once a kernel; launches repeat it at no
+    // cost.
     if (SHARED > 48 * 1024)
         check(cudaFuncSetAttribute(attention_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    SHARED),
@@ -114,6 +129,8 @@ template <class S> void launch_shape(const Attention &a, int bucket, const Launc
                        SHARED, launch, a);
 }
 
+// ROWS by the queries that share a key head: 1 for one token and head; 8 with grouped queries of
+// more than four heads, where registers allow; else 4. A row's bits are the same with each.
 template <class W, int LANES, int PACKS, bool VEC>
 void launch_rows(const Attention &a, int bucket, const Launch &launch) {
     const int group = a.heads / a.kv_heads;
@@ -125,6 +142,7 @@ void launch_rows(const Attention &a, int bucket, const Launch &launch) {
     launch_shape<Shape<W, LANES, PACKS, 4, VEC>>(a, bucket, launch);
 }
 
+// The fewest lanes whose 16-byte packs cover a head. Odd sizes are gathered element by element.
 template <class W> void launch_heads(const Attention &a, int bucket, const Launch &launch) {
     constexpr int MAX_PACKS = HC_GPU_MAX_HEAD_DIM / W::E; // packs of the largest head
     const int packs = (a.head_dim + W::E - 1) / W::E;

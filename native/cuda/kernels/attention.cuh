@@ -3,6 +3,8 @@
 // Lanes l of a position hold the elements of packs l, l + LANES, ...; a dot product is a lane's own
 // elements in turn, then a butterfly. Positions go round robin over the warps; a lane adds up its own
 // in turn, then the warp's, then the block's in the order of the warps.
+// Bytes, operations and variants: attention.cu. fp16 heads of 128, one token: LANES 16, so a warp's
+// load is EACH = 2 whole positions of 256 bytes and the block's STEP = 16 positions.
 #ifndef HOTCOLD_ATTENTION_CUH
 #define HOTCOLD_ATTENTION_CUH
 #include "cuda/kernels/common.cuh"
@@ -18,6 +20,8 @@ constexpr int PITCH = PIECE + 1; // of scores: lanes that write one position's r
 constexpr int TOGETHER = 4;      // positions of a lane whose sums are under way at once
 constexpr float LOG2E = 1.44269504f;
 
+// Constants of one kernel. LANES lanes hold one position's row of the cache, PACKS loads of 16
+// bytes each; ROWS queries use what was loaded.
 template <class W_, int LANES_, int PACKS_, int ROWS_, bool VEC_> struct Shape {
     typedef W_ W;
     typedef typename W::type T;
@@ -33,6 +37,8 @@ template <class W_, int LANES_, int PACKS_, int ROWS_, bool VEC_> struct Shape {
     static constexpr int AHEAD = (ROWS * E > 32 ? 4 : 8) / PACKS; // loads in flight
 };
 
+// Of one block, dynamic. A piece writes it in the order q and lengths (once a block), scores and
+// tops, sums and totals, with a barrier between writing and reading each.
 template <class S> struct Shared {
     float q[S::ROWS * S::WIDTH];
     float sums[WARPS * S::ROWS * S::WIDTH]; // of values, by each warp
@@ -50,12 +56,15 @@ struct Tile { // rows row0 ... of a key head: row i is head i % group of it, of 
     int fresh;  // the first position that this pass appends
 };
 
+// The grid's x is key heads times tiles of ROWS rows; a tile's rows are consecutive, so several
+// heads of one token come before the next token.
 template <int ROWS> __device__ __forceinline__ Tile tile_of(const Attention &a) {
     if constexpr (ROWS == 1) { // of one token, a head a key head: nothing to divide
         const int position = a.pass->position_B[0];
         return {static_cast<int>(blockIdx.x), 0, 1, 1, position + 1, position};
     }
     const int tiles = gridDim.x / a.kv_heads, lane = threadIdx.x % WARP;
+    // A lane a token: HC_MAX_BATCH is a warp.
     const int batch = a.pass->batch, position = a.pass->position_B[lane];
     Tile t;
     t.kv_head = blockIdx.x / tiles, t.row0 = blockIdx.x % tiles * ROWS;
@@ -93,6 +102,8 @@ __device__ __forceinline__ void put_queries(const Attention &a, const Tile &tile
     const int hd = a.head_dim;
     const float scale = LOG2E / sqrtf(static_cast<float>(hd));
     if (threadIdx.x < S::ROWS) {
+        // Rows past the last token get length 0: their queries are zeros, their scores -infinity,
+        // and hand_out skips them.
         const int t = (tile.row0 + static_cast<int>(threadIdx.x)) / tile.group;
         s.lengths[threadIdx.x] = t < tile.tokens ? a.pass->position_B[t] + 1 : 0;
     }
@@ -111,6 +122,8 @@ __device__ __forceinline__ void put_queries(const Attention &a, const Tile &tile
 }
 
 // Keys and values of the tokens whose positions lie in [start, end).
+// v is stored as it comes; k is turned first, so keys in the cache are final. Every tile of the key
+// head writes its own copy of the same values, which is why no block waits for another.
 template <class T>
 __device__ __forceinline__ void append(const Attention &a, const Tile &tile, int start, int end) {
     const int hd = a.head_dim, q_dim = a.heads * hd, kv_dim = a.kv_heads * hd;
@@ -131,6 +144,7 @@ __device__ __forceinline__ void append(const Attention &a, const Tile &tile, int
 
 // Replaces v where `there`; not through the read-only path: the block itself writes some of it. The
 // predicate is part of the instruction, so that many loads are under way at once.
+// .cg: from L2, where the block's own appended rows are too; L1 may hold an older line of them.
 template <class S>
 __device__ __forceinline__ void load_cached(uint4 &v, const typename S::T *row, int at, int hd,
                                             bool there) {
@@ -186,6 +200,8 @@ template <class S> struct Packs { // a lane's parts of positions at, at + STEP, 
 
 // Sums over a position's lanes of N values at once: lane l is left with that of value l / (LANES /
 // N). The order in which one value is added up is the same for every N.
+// Each step halves the values: a lane keeps one half and sends the other to its partner, so N
+// values cost N - 1 + log2(LANES / N) shuffles and not N log2(LANES).
 template <int N, int STEP> __device__ __forceinline__ float gather(const float (&v)[N]) {
     if constexpr (N == 1) {
         float sum = v[0];
@@ -217,9 +233,11 @@ template <class S> struct Own {
 template <class S>
 __device__ __forceinline__ void score(Packs<S> &packs, const typename S::T *keys, int start,
                                       int len, int hd, Shared<S> &s) {
+    // K dot products a row side by side: K * ROWS values go through one gather.
     constexpr int K = S::TOGETHER;
     const Own<S> own;
     const int warp = threadIdx.x / WARP, length = min(s.lengths[own.row] - start, len);
+    // This lane's elements of every query, in registers for the whole piece.
     float q[S::ROWS][S::E], top = -INFINITY;
 #pragma unroll
     for (int r = 0; r < S::ROWS; r++)
@@ -228,10 +246,12 @@ __device__ __forceinline__ void score(Packs<S> &packs, const typename S::T *keys
             q[r][e] = s.q[r * S::WIDTH + element<S>(e / S::W::E) + e % S::W::E];
     for (int first = warp * S::EACH; first < len; first += S::STEP * S::AHEAD) {
         const int at = first + own.lane / S::LANES;
+        // The first round's loads were issued by attend() already.
         if (first != warp * S::EACH)
             packs.load(keys, at, 0, len, hd);
 #pragma unroll
         for (int i = 0; i < S::AHEAD; i += K) {
+            // Uniform over the warp: shuffles below need all lanes.
             if (first + i * S::STEP >= len)
                 break;
             float dots[K * S::ROWS];
@@ -250,12 +270,17 @@ __device__ __forceinline__ void score(Packs<S> &packs, const typename S::T *keys
             }
             const float dot = gather<K * S::ROWS, S::LANES / 2>(dots);
             const int p = at + (i + own.later) * S::STEP;
+            // Causal: a row sees its own first `length` positions of the piece; and what lies
+            // behind the piece's end is never used.
             const float found = p < length ? dot : -INFINITY;
             top = fmaxf(top, found);
+            // One of OWNERS lanes with the same score writes it.
             if (own.first && p < len)
                 s.scores[own.row * PITCH + p] = found;
         }
     }
+    // Lanes of a position hold K * ROWS values in order (later, row), later slowest: xor steps from
+    // LANES / K on join the same row of other positions.
 #pragma unroll
     for (int step = S::LANES / K; step < WARP; step *= 2)
         top = fmaxf(top, __shfl_xor_sync(FULL, top, step));
@@ -263,6 +288,7 @@ __device__ __forceinline__ void score(Packs<S> &packs, const typename S::T *keys
         s.tops[warp * S::ROWS + own.row] = top;
 }
 
+// Over the whole block; behind the barrier that ends score().
 template <class S> __device__ __forceinline__ float highest(const Shared<S> &s, int r) {
     float top = -INFINITY;
 #pragma unroll
@@ -278,6 +304,7 @@ __device__ __forceinline__ void weigh(Packs<S> &packs, const typename S::T *valu
     constexpr int K = S::TOGETHER;
     const Own<S> own;
     const int warp = threadIdx.x / WARP;
+    // A row without a position in this piece: weights of 0, not of exp2(-infinity + infinity).
     const float found = highest(s, own.row), top = found == -INFINITY ? 0.0f : found;
     float sum[S::ROWS][S::E] = {}, total = 0;
     for (int first = warp * S::EACH; first < len; first += S::STEP * S::AHEAD) {
@@ -289,6 +316,8 @@ __device__ __forceinline__ void weigh(Packs<S> &packs, const typename S::T *valu
             if (first + i * S::STEP >= len)
                 break;
             const int p = at + (i + own.later) * S::STEP;
+            // Each lane computes the one weight it owns; the shuffle below hands it to the
+            // position's lanes.
             const float mine = p < len ? exp2f(s.scores[own.row * PITCH + p] - top) : 0.0f;
             total += mine;
 #pragma unroll
@@ -309,6 +338,8 @@ __device__ __forceinline__ void weigh(Packs<S> &packs, const typename S::T *valu
 #pragma unroll
     for (int step = S::LANES / K; step < WARP; step *= 2)
         total += __shfl_xor_sync(FULL, total, step);
+    // Lanes that hold the same elements of other positions: after this every group has the warp's
+    // sum.
 #pragma unroll
     for (int step = S::LANES; step < WARP; step *= 2)
 #pragma unroll
@@ -330,6 +361,8 @@ __device__ __forceinline__ void weigh(Packs<S> &packs, const typename S::T *valu
 }
 
 // The warps' sums in order: the result, or where a row has more pieces, this one's part of it.
+// sum / total is the result of softmax: both were scaled by 2^-top. Parts of several pieces keep
+// their own top, which combine() in attention.cu brings to a common one.
 template <class S>
 __device__ __forceinline__ void hand_out(const Attention &a, const Tile &tile, int piece,
                                          const Shared<S> &s) {
@@ -356,6 +389,8 @@ __device__ __forceinline__ void hand_out(const Attention &a, const Tile &tile, i
     }
 }
 
+// One piece by one block. Loads come first and what does not need them runs meanwhile: old keys,
+// then queries and appending; values, then the end of scoring.
 template <class S>
 __device__ __forceinline__ void attend(const Attention &a, const Tile &tile, int piece,
                                        Shared<S> &s) {
@@ -372,13 +407,17 @@ __device__ __forceinline__ void attend(const Attention &a, const Tile &tile, int
         put_queries<S>(a, tile, s);
     if (old < len)
         append<T>(a, tile, start, start + len);
+    // Queries and lengths are in shared memory, this block's new rows in the cache.
     __syncthreads();
     if (old < len)
         packs.load(keys, at, old, len, hd);
     score<S>(packs, keys, start, len, hd, s);
+    // Issued before the barrier: they come while slower warps still score.
     packs.load(values, at, 0, len, hd);
+    // All scores and tops are there.
     __syncthreads();
     weigh<S>(packs, values, len, hd, s);
+    // All warps' sums and totals are there.
     __syncthreads();
     hand_out<S>(a, tile, piece, s);
 }

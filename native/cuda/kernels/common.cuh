@@ -12,17 +12,24 @@
 
 namespace hotcold {
 
+// Threads of a warp, and the mask by which a warp intrinsic takes all of them. Every intrinsic here
+// is called by whole warps: no caller diverges inside a warp before one.
 constexpr int WARP = 32;
 constexpr unsigned FULL = 0xffffffffu;
 
 // ---- launch overlap: the next kernel of the stream may start while this one runs. Nothing that an
 // earlier kernel wrote may be read before wait_prior(). Both are no-ops without the attribute, which
 // is why a build for less than 9.0 must not set it (waits_itself).
+// Called early in a kernel of a pass: the next kernel may start as soon as all blocks of this one
+// have called it, and does what does not depend on this one (its weights) meanwhile.
 __device__ __forceinline__ void launch_next() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+// Returns when all earlier kernels have ended and what they wrote is visible. A kernel that ends
+// without it would let its successor overtake the predecessor: each kernel of a pass calls it on
+// every path.
 __device__ __forceinline__ void wait_prior() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -30,6 +37,8 @@ __device__ __forceinline__ void wait_prior() {
 }
 
 // ---- weights: 16 bytes a lane and load, streamed past L1 (a weight is used once a kernel)
+// .nc: the read-only path, so only for memory that nobody writes while the kernel runs.
+// L1::no_allocate leaves L1 to x, which every warp reads again. `at` lies on 16 bytes.
 __device__ __forceinline__ uint4 load_stream(const void *at) {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -38,6 +47,8 @@ __device__ __forceinline__ uint4 load_stream(const void *at) {
     return v;
 }
 
+// One type of weights each: E elements make a pack of 16 bytes, unpack() widens them exactly to
+// float (an int8 is an integer here; its row's scale is applied to the finished sum).
 struct F32 {
     typedef float type;
     static constexpr int E = 4; // elements of a pack of 16 bytes
@@ -65,6 +76,8 @@ struct BF16 {
         const unsigned w[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
+            // A bfloat16 is the upper half of a float. Little endian: the low half of the word is
+            // the even element.
             out[2 * i] = __uint_as_float(w[i] << 16);
             out[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
         }
@@ -85,6 +98,8 @@ struct I8 {
 
 // The pack at element `at` of a row of d; elements past the end are 0. vec: row and d allow 16-byte
 // loads; rows of odd sizes are gathered element by element.
+// The caller's `at` is a multiple of E, so with vec, which implies d % E == 0, a pack that begins
+// inside the row also ends there.
 template <class W>
 __device__ __forceinline__ uint4 load_pack(const char *row, int at, int d, bool vec) {
     if (vec)
@@ -98,6 +113,8 @@ __device__ __forceinline__ uint4 load_pack(const char *row, int at, int d, bool 
     return v;
 }
 
+// The same E elements of x as load_pack gives of a row; from L1 or L2, since other warps read them
+// too. With vec the caller keeps at < d.
 template <int E>
 __device__ __forceinline__ void load_floats(const float *x, int at, int d, bool vec,
                                             float (&out)[E]) {
@@ -114,6 +131,7 @@ __device__ __forceinline__ void load_floats(const float *x, int at, int d, bool 
         out[i] = at + i < d ? x[at + i] : 0.0f;
 }
 
+// Four elements at `at`; with vec `to` lies on 16 bytes and d is a multiple of 4.
 __device__ __forceinline__ void store_floats(float *to, int at, int d, bool vec,
                                              const float (&v)[4]) {
     if (vec) {
@@ -126,6 +144,8 @@ __device__ __forceinline__ void store_floats(float *to, int at, int d, bool vec,
             to[at + i] = v[i];
 }
 
+// Butterfly: every lane ends with the sum of all 32. The pairs are the same in every warp, so the
+// order of the additions is a constant of the code.
 template <class T> __device__ __forceinline__ T warp_sum(T v) {
 #pragma unroll
     for (int step = 16; step; step /= 2)
@@ -140,6 +160,8 @@ __device__ __forceinline__ float warp_max(float v) {
 }
 
 // Sum over a block of up to 32 warps, in one order; every thread gets it. scratch: 33 numbers.
+// Three barriers: partial sums are there; the total is there; nobody still reads it when the caller
+// uses scratch again. Called by all threads of the block.
 template <class T> __device__ __forceinline__ T block_sum(T v, T *scratch) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     v = warp_sum(v);
@@ -158,6 +180,10 @@ template <class T> __device__ __forceinline__ T block_sum(T v, T *scratch) {
 }
 
 // ---- host memory that other processes read and write
+// Two scopes. sys: words in pinned host memory that CPU threads, or other processes' kernels, see;
+// an acquire here pairs with a release store of the CPU (hc_flag_signal, __ATOMIC_RELEASE) and the
+// other way round. gpu: words in device memory between blocks of this GPU; cheaper, as L2 is the
+// point where they meet. "memory" keeps the compiler from moving other accesses across.
 __device__ __forceinline__ uint32_t load_flag(const uint32_t *at) {
     uint32_t v;
     asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(at) : "memory");
@@ -184,6 +210,8 @@ __device__ __forceinline__ uint32_t add_relay(uint32_t *at, uint32_t v) {
     return old;
 }
 // Tell the host that what was written is there; by one thread, behind a barrier of its block.
+// The fence makes what the other threads wrote, and the barrier ordered before this thread, visible
+// to the whole system; then the flags follow, each a release store.
 __device__ __forceinline__ void signal(const Exchange &to, uint32_t seq) {
     __threadfence_system();
     if (to.x_flag)
@@ -191,16 +219,22 @@ __device__ __forceinline__ void signal(const Exchange &to, uint32_t seq) {
     if (to.active_flag)
         store_flag(to.active_flag, seq);
 }
+// A payload in host memory, read once behind the acquire of its flag. Relaxed, but of scope sys: it
+// must come from the host and not from a line that L1 kept.
 __device__ __forceinline__ float load_host(const float *at) {
     float v;
     asm volatile("ld.relaxed.sys.global.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory");
     return v;
 }
+// Nanoseconds of a clock that all multiprocessors share; its step may be as long as 1 us
+// (timeline.cu measures it).
 __device__ __forceinline__ uint64_t now() {
     uint64_t t;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
     return t;
 }
+// One thread of the grid stamps. It is called behind wait_prior(), so the time is that at which the
+// kernel's input was there.
 __device__ __forceinline__ void stamp(uint64_t *stamps, int slot) {
     if (stamps && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
         stamps[slot] = now();

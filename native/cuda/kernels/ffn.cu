@@ -13,6 +13,9 @@
 // in registers: gate_up_one). Every neuron looked at: a warp each, gate first. down: a thread holds
 // one pack of columns and walks the list, which is cut in chunks by neuron id, each with its own
 // partial sum; merge adds them in order. No order depends on the batch.
+//
+// Oracle: numpy in float64 (tests/cuda/test_kernels.py and test_kernels_long.py), and a token's
+// bits alone against those in a batch.
 #include "cuda/kernels/common.cuh"
 
 namespace hotcold {
@@ -22,11 +25,15 @@ constexpr int THREADS = 128, WARPS = THREADS / WARP;
 constexpr int DOWN_AHEAD = 16; // rows in flight a thread of down
 constexpr int ONE_BLOCKS = 4;  // of gate_up_one a multiprocessor
 
+// groups: of eight tokens, each a grid dimension of its own; bucket: tokens of the graph, the pitch
+// of c_KB; tiles: blocks of columns of down().
 struct Ffn1 : Ffn {
     int32_t groups, bucket, tiles;
     bool vec;
 };
 
+// One pack of a row times the same elements of x, for B tokens. x comes from L1: all warps of a
+// multiprocessor read the same one.
 template <class W, int B>
 __device__ __forceinline__ void dot(const Ffn1 &a, const float *x, int at, const uint4 &w,
                                     float (&sum)[B]) {
@@ -41,6 +48,7 @@ __device__ __forceinline__ void dot(const Ffn1 &a, const float *x, int at, const
     }
 }
 
+// A whole row by one warp; every lane ends with the sums. U loads a lane before the first use.
 template <class W, int B, int U>
 __device__ __forceinline__ void dot_row(const Ffn1 &a, const float *x, const char *row,
                                         float (&sum)[B]) {
@@ -60,6 +68,7 @@ __device__ __forceinline__ void dot_row(const Ffn1 &a, const float *x, const cha
         sum[b] = warp_sum(sum[b]);
 }
 
+// record may be NULL, where a block has no next neuron.
 __device__ __forceinline__ float bias_of(const Ffn1 &a, const char *record) {
     return a.bias_offset && record ? *reinterpret_cast<const float *>(record + a.bias_offset)
                                    : 0.0f;
@@ -73,6 +82,8 @@ __global__ void __launch_bounds__(THREADS) gate_first_kernel(const Ffn1 a) {
     wait_prior();
     stamp(a.stamps, AT_HOT);
     const int group = blockIdx.y, batch = a.pass->batch, lane = threadIdx.x % WARP;
+    // Bit b: token 8 group + b takes part. Here the list is the whole table, so every token of the
+    // pass.
     const unsigned members = (batch == 32 ? FULL : (1u << batch) - 1) >> (8 * group);
     const float *x = a.x + static_cast<int64_t>(group) * 8 * a.d;
     for (int k = blockIdx.x * WARPS + threadIdx.x / WARP; k < a.n_rows; k += gridDim.x * WARPS) {
@@ -84,6 +95,7 @@ __global__ void __launch_bounds__(THREADS) gate_first_kernel(const Ffn1 a) {
 #pragma unroll
         for (int b = 0; b < B; b++) {
             gate[b] += bias;
+            // All lanes have the same sums, so the branch below is taken by whole warps.
             fires |= gate[b] > 0 && (members >> b & 1);
         }
         if (fires && a.up_offset >= 0)
@@ -93,12 +105,14 @@ __global__ void __launch_bounds__(THREADS) gate_first_kernel(const Ffn1 a) {
         for (int b = 0; b < B; b++)
             if (lane == b && fires && gate[b] > 0 && (members >> b & 1))
                 mine = a.up_offset >= 0 ? gate[b] * up[b] : gate[b];
+        // Every entry is written, zeros too: down() reads c_KB without anyone having cleared it.
         if (lane < B)
             a.hot.c_KB[static_cast<int64_t>(k) * a.bucket + 8 * group + lane] = mine;
     }
 }
 
 // Sums of gate and up over the block, in warp order; thread b of the first warp writes c of token b.
+// `shared` is one of two turns, as in gemv_one.cu: one barrier a neuron is enough.
 template <int B, bool UP>
 __device__ __forceinline__ void write_c(const Ffn1 &a, int k, int group, unsigned members,
                                         float bias, float (&gate)[B], float (&up)[B],
@@ -126,6 +140,8 @@ __device__ __forceinline__ void write_c(const Ffn1 &a, int k, int group, unsigne
 }
 
 // Predicted neurons, a block each, any batch: x from L1.
+// Block i has entries i, i + grid.x, ... of the list. The whole block works on one row pair, so a
+// neuron's 2 d e bytes are requested at once and end together. A thread's packs are t, t + 128, ...
 template <class W, int B, bool UP>
 __global__ void __launch_bounds__(THREADS) gate_up_kernel(const Ffn1 a) {
     __shared__ float shared[2][WARPS][2][B];
@@ -135,6 +151,7 @@ __global__ void __launch_bounds__(THREADS) gate_up_kernel(const Ffn1 a) {
     const int group = blockIdx.y, count = *a.hot.count, step = THREADS * W::E;
     const float *x = a.x + static_cast<int64_t>(group) * 8 * a.d;
     int turn = 0;
+    // count is read behind wait_prior(): split() wrote it in this pass.
     for (int k = blockIdx.x; k < count; k += gridDim.x, turn ^= 1) {
         const char *record = a.record_R[a.hot.rows[k]];
         const unsigned members =
@@ -154,6 +171,7 @@ __global__ void __launch_bounds__(THREADS) gate_up_kernel(const Ffn1 a) {
     }
 }
 
+// Both rows of a neuron: 2 P loads of 16 bytes a thread.
 template <class W, int P, bool UP>
 __device__ __forceinline__ void request(const Ffn1 &a, const char *record, uint4 (&g)[P],
                                         uint4 (&u)[P]) {
@@ -167,6 +185,9 @@ __device__ __forceinline__ void request(const Ffn1 &a, const char *record, uint4
 }
 
 // One token: x in registers, the rows of the block's next neuron requested ahead.
+// A record's address hangs on two loads (list, then table). It is looked up two neurons ahead, the
+// rows are requested one neuron ahead, so neither latency stands in the loop. P > 5 needs more than
+// the registers that four blocks a multiprocessor leave: three then.
 template <class W, int P, bool UP>
 __global__ void __launch_bounds__(THREADS, P > 5 && UP ? 3 : ONE_BLOCKS)
     gate_up_one_kernel(const Ffn1 a) {
@@ -211,6 +232,7 @@ __global__ void __launch_bounds__(THREADS, P > 5 && UP ? 3 : ONE_BLOCKS)
             for (int i = 0; i < W::E; i++)
                 up[0] = fmaf(weight[i], x[p][i], up[0]);
         }
+        // g and u are free, their products taken. The next neuron's bytes come during write_c.
         if (next)
             request<W, P, UP>(a, next, g, u);
         bias = bias_of(a, next);
@@ -220,6 +242,9 @@ __global__ void __launch_bounds__(THREADS, P > 5 && UP ? 3 : ONE_BLOCKS)
 }
 
 // The entries of [begin, end) that fire for any of B tokens, in order, into shared memory.
+// A thread an entry, so at most THREADS of them. Ballot and the warps' counts give each its place:
+// the list's order is kept. Returns how many. First barrier: counts are there; second: rows and c
+// are, and counts may be written again.
 template <int B>
 __device__ __forceinline__ int gather(const Ffn1 &a, int begin, int end, int group,
                                       const char **rows, float (*c)[B], int *fired) {
@@ -243,6 +268,7 @@ __device__ __forceinline__ int gather(const Ffn1 &a, int begin, int end, int gro
         at += w < warp ? counts[w] : 0;
         total += counts[w];
     }
+    // A record's address is looked up once for all columns' threads.
     if (on) {
         rows[at] = a.record_R[a.hot.rows ? a.hot.rows[k] : k] + a.down_offset;
 #pragma unroll
@@ -253,6 +279,9 @@ __device__ __forceinline__ int gather(const Ffn1 &a, int begin, int end, int gro
     return total;
 }
 
+// Grid: tiles of THREADS * E columns, chunks of the list, groups of tokens. A thread owns E columns
+// and adds all fired entries of its chunk in order, so there is no reduction; chunks only make
+// enough blocks (5 tiles of 5120 columns in fp16 are few for 132 multiprocessors).
 template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel(const Ffn1 a) {
     constexpr int AHEAD = DOWN_AHEAD;
     __shared__ const char *rows[THREADS];
@@ -271,6 +300,7 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel
             uint4 w[AHEAD];
 #pragma unroll
             for (int j = 0; j < AHEAD; j++)
+                // Loads are unconditional: beyond the end the last row once more, out of the cache.
                 w[j] = load_pack<W>(rows[min(i + j, n - 1)], column, a.d, a.vec);
 #pragma unroll
             for (int j = 0; j < AHEAD; j++) {
@@ -285,6 +315,7 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel
                         sum[b][e] = fmaf(c[i + j][b], value[e], sum[b][e]);
             }
         }
+        // rows and c are written anew.
         __syncthreads();
     }
 #pragma unroll
@@ -295,6 +326,7 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel
             if (column + e < a.d)
                 to[column + e] = sum[b][e];
     }
+    // One of the blocks that see the same entries counts them.
     if (tile == 0) {
         const int total = block_sum(fired, scratch);
         if (threadIdx.x == 0)
@@ -302,6 +334,8 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel
     }
 }
 
+// How many neurons fire is not known when the graph is captured: the grid fills the GPU, at most a
+// block a row of the table, and blocks without an entry return.
 template <class W, int B> void launch_gate_up(const Ffn1 &a, const Launch &launch) {
     if (a.hot.rows) {
         const int blocks = min(a.n_rows, launch.sms * 8);
@@ -361,6 +395,8 @@ template <class W> void launch_w(Ffn1 &a, bool is_down, const Launch &launch) {
     }
 }
 
+// The caller guarantees: record_R has n_rows records, each readable by the device (device memory,
+// or pinned host memory over the bus), and rows of x for the whole bucket.
 void start(const Ffn &args, int bucket, bool is_down, const Launch &launch) {
     Ffn1 a;
     static_cast<Ffn &>(a) = args;

@@ -10,7 +10,10 @@
 // earlier kernel writes. Folding the norm in saves a kernel.
 // v1, batches: R rows at once, U packs of each in flight, x from L1 (its bandwidth is the bound from
 //   four tokens on).
-// v2, one token: persistent blocks that hold their part of x in registers, so only weights move.
+// v2, one token: persistent blocks that hold their part of x in registers, so only weights move
+//   (gemv_one.cu).
+// Oracle: numpy in float64 (tests/cuda/test_kernels.py and test_kernels_long.py, which also
+// compares a token's bits between the variants).
 #include "cuda/kernels/common.cuh"
 #include "cuda/kernels/gemv.cuh"
 #include "cuda/kernels/norm.cuh"
@@ -20,6 +23,8 @@ namespace v1 {
 
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
 
+// The grid, one dimension: (extra + blocks of rows) * groups, the group fastest. Blocks that want
+// the same rows for other tokens run side by side, so all but the first find the weights in L2.
 struct Gemv1 : Gemv {
     int32_t groups; // of eight tokens
     int32_t extra;  // blocks of a group that write normed rows out: the first ones, a token each
@@ -27,6 +32,9 @@ struct Gemv1 : Gemv {
 };
 
 // One pack of each row times the same elements of x, for B tokens.
+// R rows share each load of x: from four tokens on x's way out of L1 is the bound and not the
+// weights. The rms norm is linear but for one factor a token, so x * weight goes into the products,
+// the squares are summed beside them, and the factor is applied to the finished sum.
 template <class W, int B, int R, bool NORM>
 __device__ __forceinline__ void multiply(const Gemv1 &a, const float *x, int at,
                                          const uint4 (&w)[R], float (&sum)[R][B],
@@ -56,6 +64,8 @@ __device__ __forceinline__ void multiply(const Gemv1 &a, const float *x, int at,
 }
 
 // Sum over the K warps of a row, in their order.
+// Each warp's lanes first, by butterfly. K and the order of the warps are part of a row's bits:
+// every variant has K = 4.
 template <int B, int R, int K, bool NORM>
 __device__ __forceinline__ void combine(float (&sum)[R][B], float (&squares)[B], int warp,
                                         int lane) {
@@ -90,12 +100,16 @@ __device__ __forceinline__ void combine(float (&sum)[R][B], float (&squares)[B],
     }
 }
 
+// K warps share R rows: each thread has U packs of each row in flight, U * R loads of 16 bytes, and
+// multiplies them with B tokens. The eight warps of a block are WARPS / K such groups.
 template <class W, int B, int R, int U, int K, bool NORM, int BLOCKS>
 __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_kernel(const Gemv1 a) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int group = blockIdx.x % a.groups;
     const int block = static_cast<int>(blockIdx.x / a.groups) - a.extra;
     launch_next();
+    // The first blocks carry x on: the same norm, summed in norm.cuh's order, for the kernels and
+    // the host that read x itself.
     if (NORM && block < 0) {
         wait_prior();
         stamp(a.stamps, a.stamp);
@@ -112,6 +126,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_kernel(const Gemv1 a) {
     const char *rows[R];
 #pragma unroll
     for (int r = 0; r < R; r++)
+        // Past the last row: the last one again, whose result is dropped below. No branch around a
+        // load.
         rows[r] = static_cast<const char *>(a.w) + min(row0 + r, a.rows - 1) * a.stride;
     uint4 w[U][R];
 #pragma unroll
@@ -119,12 +135,14 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_kernel(const Gemv1 a) {
 #pragma unroll
         for (int r = 0; r < R; r++)
             w[u][r] = load_pack<W>(rows[r], at + u * step, a.d, a.vec);
+    // Weights are under way. From here on x may be read.
     wait_prior();
     stamp(a.stamps, a.stamp);
     if (!takes_part(a))
         return;
     const float *x = a.x + (a.when == HC_WHEN_ONE_ROW ? a.pass->batch - 1 : group * 8) * a.x_stride;
     float sum[R][B] = {}, squares[B] = {};
+    // A round: all U * R loads are issued together, then used. Other warps cover the wait.
     while (at < a.d) {
 #pragma unroll
         for (int u = 0; u < U; u++)
@@ -140,6 +158,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_kernel(const Gemv1 a) {
                 w[u][r] = load_pack<W>(rows[r], at + u * step, a.d, a.vec);
     }
     combine<B, R, K, NORM>(sum, squares, warp, lane);
+    // One thread a group of warps has whole rows now; the others are done.
     if (lane != 0 || warp % K != 0)
         return;
 #pragma unroll
@@ -148,6 +167,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_kernel(const Gemv1 a) {
             return;
 #pragma unroll
         for (int b = 0; b < B; b++) {
+            // Rounded by itself: write_out's addition must not be fused with it in one variant and
+            // not in another.
             if (NORM)
                 sum[r][b] =
                     __fmul_rn(sum[r][b], rsqrtf(squares[b] / static_cast<float>(a.d) + a.eps));
@@ -169,6 +190,8 @@ template <class W, int B, int R, int U, int BLOCKS> void launch_b(Gemv1 &a, cons
         enqueue<Gemv1>(gemv_kernel<W, B, R, U, K, false, BLOCKS>, grid, THREADS, 0, launch, a);
 }
 
+// More tokens: more accumulators (R * B), so fewer packs in flight. From 16 tokens on there are
+// several groups, and two blocks a multiprocessor hide each other's waits.
 template <class W> void launch_w(Gemv1 &a, int bucket, const Launch &launch) {
     if (bucket == 1 || a.when == HC_WHEN_ONE_ROW)
         launch_b<W, 1, 1, 4, 1>(a, launch);
@@ -184,12 +207,15 @@ template <class W> void launch_w(Gemv1 &a, int bucket, const Launch &launch) {
 
 } // namespace v1
 
+// The caller guarantees: x and y have rows for the whole bucket; w has `rows` rows; nothing writes
+// w, scales or biases while graphs run.
 void gemv(const Gemv &args, int bucket, const Launch &launch) {
     if (by_variant(&Operators::gemv, args, bucket, launch))
         return;
     v1::Gemv1 a;
     static_cast<Gemv &>(a) = args;
     const int pack = args.dtype == HC_I8 ? 16 : args.dtype == HC_F32 ? 4 : 8;
+    // Rows begin and end on 16 bytes, those of x too: else packs are gathered element by element.
     a.vec = args.d % pack == 0 && args.stride % 16 == 0 && args.x_stride % 4 == 0 &&
             reinterpret_cast<uintptr_t>(args.w) % 16 == 0;
     a.groups = args.when == HC_WHEN_ONE_ROW ? 1 : (bucket + 7) / 8;

@@ -7,9 +7,13 @@ namespace hotcold {
 
 // Results of one row for B tokens of a group of eight. What was scaled comes in rounded (__fmul_rn):
 // one kernel must not fuse it with the addition here where another does not.
+// Called by one thread a row, with the row's whole sums. `group`: which eight tokens y holds.
 template <int B>
 __device__ __forceinline__ void write_out(const Gemv &a, int row, int group, const float (&y)[B]) {
     const float bias = a.bias_R ? a.bias_R[row] : 0.0f;
+    // A row's word has a byte for each eight tokens, low byte first, so groups write without
+    // atomics and a reader sees bit b as token b. Bits of tokens past the pass are left for the
+    // reader to mask.
     if (a.epilogue == MEMBERS) {
         unsigned bits = 0;
 #pragma unroll
@@ -21,6 +25,7 @@ __device__ __forceinline__ void write_out(const Gemv &a, int row, int group, con
 #pragma unroll
     for (int b = 0; b < B; b++) {
         float *to = a.y + (group * 8 + b) * a.y_stride + row;
+        // One thread owns this element: no atomics.
         if (a.epilogue == ADD)
             *to += y[b] + bias;
         else
@@ -29,6 +34,8 @@ __device__ __forceinline__ void write_out(const Gemv &a, int row, int group, con
 }
 
 // Does a row take part in this pass, by its `when`?
+// Of a head in a graph for more than one token, exactly one of ONE_ROW and ALL_ROWS takes part
+// where logits are wanted, and none where head_rows is 0 (a prompt's inner blocks).
 __device__ __forceinline__ bool takes_part(const Gemv &a) {
     const int rows = a.pass->head_rows, batch = a.pass->batch;
     return a.when == HC_WHEN_ALWAYS ||

@@ -3,6 +3,10 @@
 // A block of 128 threads holds x, spread over its threads, in registers for its whole life, and walks
 // over groups of R rows: R * P loads of 16 bytes a thread are in flight (P packs of a row a thread),
 // and those of the next group are requested before the sums of this one are reduced.
+// Bytes and operations: gemv.cu at B = 1, rows * d * e bytes and 2 FLOPs a weight; x, 4 d bytes, is
+// read once a block out of L2. The order of a row's sum is gemv.cu's: thread t has packs t,
+// t + 128, ...
+// Oracle: numpy in float64 for every P, and v1's bits (tests/cuda/test_kernels_long.py).
 #include "cuda/kernels/gemv.cuh"
 #include "cuda/kernels/norm.cuh"
 
@@ -11,11 +15,14 @@ namespace v2 {
 
 constexpr int THREADS = 128, WARPS = THREADS / WARP;
 
+// Blocks: extra first, then workers; worker i has groups of R rows i, i + workers, ...
 struct Gemv2 : Gemv {
     int32_t workers, row_groups, extra; // extra: block 0 writes the normed x out
 };
 
 // x of this thread's packs, times the norm's weight; returns 1 / rms of the whole row.
+// With the norm the squares are summed here, over the block; every thread returns the same factor,
+// which is applied to each finished row.
 template <class W, int P, bool NORM>
 __device__ __forceinline__ float load_x(const Gemv2 &a, float (&x)[P][W::E]) {
     __shared__ float shared[WARPS];
@@ -53,6 +60,7 @@ __device__ __forceinline__ float load_x(const Gemv2 &a, float (&x)[P][W::E]) {
     return rsqrtf(squares / static_cast<float>(a.d) + a.eps);
 }
 
+// All R * P loads of a group. Rows past the last repeat it: their sums are dropped.
 template <class W, int P, int R>
 __device__ __forceinline__ void request(const Gemv2 &a, int group, uint4 (&w)[R][P]) {
 #pragma unroll
@@ -65,6 +73,7 @@ __device__ __forceinline__ void request(const Gemv2 &a, int group, uint4 (&w)[R]
     }
 }
 
+// A thread's share of R dot products; registers only.
 template <class W, int P, int R>
 __device__ __forceinline__ void multiply(const uint4 (&w)[R][P], const float (&x)[P][W::E],
                                          float (&sum)[R]) {
@@ -84,6 +93,8 @@ __device__ __forceinline__ void multiply(const uint4 (&w)[R][P], const float (&x
 
 template <class W, int P, int R, bool NORM, int BLOCKS>
 __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_one_kernel(const Gemv2 a) {
+    // Two turns, so one barrier a group is enough: who writes turn t again has passed the barrier
+    // of the group between, behind which nobody reads turn t any more.
     __shared__ float shared[2][WARPS][R];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     launch_next();
@@ -95,17 +106,21 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_one_kernel(const Gemv2 a
         return;
     }
     uint4 w[R][P];
+    // Before wait_prior(): weights of the first group are on their way while the last kernel ends.
     request<W, P, R>(a, worker, w);
     wait_prior();
     stamp(a.stamps, a.stamp);
     if (!takes_part(a))
         return;
+    // P * E floats a thread for the kernel's life: 40 at d 5120 in fp16.
     float x[P][W::E];
     const float scale = load_x<W, P, NORM>(a, x);
     int turn = 0;
     for (int group = worker; group < a.row_groups; group += a.workers, turn ^= 1) {
         float sum[R];
         multiply<W, P, R>(w, x, sum);
+        // w is free: its values are in sum. The next group's loads run during the reduction and the
+        // barrier.
         if (group + a.workers < a.row_groups)
             request<W, P, R>(a, group + a.workers, w);
 #pragma unroll
@@ -116,6 +131,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_one_kernel(const Gemv2 a
         }
         __syncthreads();
         const int row = group * R + static_cast<int>(threadIdx.x);
+        // Thread r finishes row r of the group: the four warps in order.
         if (threadIdx.x < R && row < a.rows) {
             float y[1] = {0};
 #pragma unroll
@@ -130,6 +146,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_one_kernel(const Gemv2 a
     }
 }
 
+// As many workers as run at once (BLOCKS a multiprocessor, by launch bounds), never more than there
+// are groups.
 template <class W, int P, int R, bool NORM, int BLOCKS> void start(Gemv2 &a, const Launch &launch) {
     a.row_groups = (a.rows + R - 1) / R;
     a.workers = min(a.row_groups, BLOCKS * launch.sms);
@@ -157,6 +175,8 @@ template <class W, int P> void start_rows(Gemv2 &a, const Launch &launch) {
         start_norm<W, P, 1, 4>(a, launch);
 }
 
+// P, packs of 16 bytes a thread and row, is a constant so that x and w stay in registers: rows of
+// up to 1024 P elements in fp16. Not every P is compiled; a length without one is v1's.
 template <class W> bool start_packs(Gemv2 &a, const Launch &launch) {
     switch ((a.d + THREADS * W::E - 1) / (THREADS * W::E)) {
     case 1:

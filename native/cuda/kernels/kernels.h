@@ -35,7 +35,11 @@ struct Launch { // how to enqueue
     const Operators *variant; // NULL, or a user's launchers, asked before the built-in ones
 };
 
+// What becomes of a finished sum: y = it, y += it, y = max(it, 0), or a bit where it reaches the
+// threshold.
 enum Epilogue { STORE, ADD, RELU, MEMBERS };
+// y[b][r] (epilogue)= sum over d of w[r][d] x[b][d], for the bucket's tokens b. Rows of x and y
+// exist for the whole bucket, also past the tokens of the pass.
 struct Gemv {
     const void *w; // rows `stride` bytes apart
     int64_t stride;
@@ -59,7 +63,7 @@ struct Gemv {
 };
 void gemv(const Gemv &args, int bucket, const Launch &launch);
 
-struct Sign { // the predictor that reads one bit a weight; see ../ops/sign.c
+struct Sign { // the predictor that reads one bit a weight; see native/ops/sign.c
     const uint64_t *signs_NW;
     const float *scale_N, *bias_N, *column_D; // bias, column NULL: none, ones
     const float *x;                           // [B][D]
@@ -73,6 +77,8 @@ struct Sign { // the predictor that reads one bit a weight; see ../ops/sign.c
 };
 void sign(const Sign &args, int bucket, const Launch &launch);
 
+// One layer's attention of a pass. Each token appends its k and v at its position and attends to
+// positions 0 to its own; a pass's positions ascend with the token.
 struct Attention {
     const float *qkv;             // [B][(heads + 2 kv_heads) * head_dim], not yet rotated
     void *k_cache, *v_cache;      // one layer: [kv_heads][context][head_dim]
@@ -87,6 +93,8 @@ struct Attention {
 };
 void attention(const Attention &args, int bucket, const Launch &launch);
 
+// Who writes what: the device x_flag and active_flag, behind the payloads; the CPU executor y_flag,
+// behind y. All values are numbers of passes.
 struct Exchange { // one layer's part of the shared segment, mapped; NULL where there is none
     uint32_t *x_flag, *active_flag, *y_flag;
     hc_active *cold;
@@ -108,6 +116,7 @@ struct Norm {
     int32_t stamp;
 };
 void norm(const Norm &args, int bucket, const Launch &launch);
+// One layer's proposals, members_N[n] bit b: token b, against the table of owned (hot) neurons.
 struct Split {
     const uint32_t *members_N;
     const uint32_t *owned_G; // bit i of word g: neuron 32 g + i is hot
@@ -127,6 +136,8 @@ struct Split {
 void split(const Split &args, const Launch &launch);
 void signal_x(const Exchange &to, const PassState *pass, const Launch &launch);
 
+// Two launches share it: gate_up() fills hot.c_KB, down() reads that and fills partial_CBD,
+// [n_chunks][bucket][d], whole: merge() adds it up without anyone having cleared it.
 struct Ffn {
     const char *const
         *record_R; // where each row of the table lies: on the device or in host memory
@@ -143,6 +154,7 @@ struct Ffn {
 void gate_up(const Ffn &args, int bucket, const Launch &launch);
 void down(const Ffn &args, int bucket, const Launch &launch);
 
+// h += hot sum, += cold sum, += bias, in this order.
 struct Merge {
     float *h;                 // [B][D] residual
     const float *partial_CBD; // NULL: no hot neurons
@@ -167,6 +179,8 @@ struct PassHost { // pinned and mapped: how a pass goes in and its report out
     uint32_t failed;
     int64_t counters[6]; // gate_rows, up_down_rows, skipped, cold, audited, missed
 };
+// First kernel of a graph: the host's header becomes PassState, the embeddings become h. It also
+// resets what a pass counts.
 struct Begin {
     const PassHost *host;
     const float *embedded_host;
@@ -177,6 +191,8 @@ struct Begin {
     uint64_t *stamps;
 };
 void begin(const Begin &args, int bucket, const Launch &launch);
+// Last kernels of a graph. `done` is set after everything else is in host memory: who sees it may
+// read all of it and overwrite the inputs.
 struct Finish {
     const float *logits;
     float *logits_host;
@@ -200,6 +216,7 @@ struct Operators {
 };
 const Operators *open_variant(const char *path); // variant.cu; NULL: none; throws
 
+// The variant's kernel where it has one for this shape; false: the built-in one is to be launched.
 template <class Args>
 bool by_variant(bool (*Operators::*op)(const Args &, int, const Launch &), const Args &args,
                 int bucket, const Launch &launch) {
@@ -239,6 +256,9 @@ constexpr bool waits_itself() {
     return true;
 }
 
+// One launch on the stream, captured or not. Args travel by value as the kernel's parameter, at
+// most 4 KB; a graph keeps that copy, so what differs from pass to pass must lie behind a pointer
+// (PassState).
 template <class Args>
 void enqueue(void (*kernel)(Args), dim3 grid, int threads, size_t shared, const Launch &launch,
              const Args &args) {

@@ -13,15 +13,22 @@
 //
 // v1: a thread V elements (4, or 1 where a row is not a multiple of 16 bytes). Partial sums in order:
 // those of a quarter of the chunks in turn, then the four quarters.
+//
+// Oracle: numpy in float64, through the whole operator in tests/cuda/test_kernels.py (test_ffn);
+// the exchange by tests/cuda/test_gpu_rates.py and every engine test.
 #include "cuda/kernels/common.cuh"
 
 namespace hotcold {
 namespace v1 {
 
 constexpr int COLUMNS = 128, PARTS = 4, THREADS = COLUMNS * PARTS;
+// A last resort: the death or standstill of a peer poisons the exchange, and then the host's watch
+// over the pass (executor/host.h) ends the wait by the abort word.
 constexpr uint64_t WAIT_NS = 60ull * 1000 * 1000 * 1000;
 
 // Until *flag == seq; false where the wait was ended otherwise.
+// seq is that of this pass, so a flag that is left from an earlier one never matches. Aborts are
+// looked at every eighth time: each look is a read over the bus.
 __device__ __forceinline__ bool await(const uint32_t *flag, uint32_t seq, const uint32_t *abort) {
     const uint64_t begin = now();
     for (unsigned spins = 0;; spins++) {
@@ -35,6 +42,7 @@ __device__ __forceinline__ bool await(const uint32_t *flag, uint32_t seq, const 
 template <int V> struct Pack {
     float v[V];
 };
+// Index tricks keep the unused branch of V = 1 within the array's bounds.
 template <int V> __device__ __forceinline__ Pack<V> load(const float *at) {
     Pack<V> p;
     if (V == 4) {
@@ -45,6 +53,7 @@ template <int V> __device__ __forceinline__ Pack<V> load(const float *at) {
     }
     return p;
 }
+// The cold sum lies in host memory: 16 bytes a load, so a warp asks for 512 bytes over the bus.
 template <int V> __device__ __forceinline__ Pack<V> load_bus(const float *at) {
     Pack<V> p;
     if (V == 4)
@@ -68,22 +77,28 @@ __device__ __forceinline__ bool cold_arrives(const Merge &a) {
         const bool first = blockIdx.x == 0 && blockIdx.y == 0, skip = count == 0 && a.selective;
         if (skip && first)
             *a.skipped += 1;
+        // Thread 0 of one block alone looks at the bus. Its acquire, then the relay's release and
+        // the other blocks' acquire, make y visible to all: acquire and release are cumulative.
         if (!skip && first) {
             if (!a.pass->failed && !await(a.from.y_flag, seq, a.from.abort))
                 a.pass->failed = 1;
             store_relay(a.from.relay, seq);
         } else if (!skip) {
+            // No end of its own: the first block always sets the relay, also when it gave up.
             while (load_relay(a.from.relay) != seq)
                 ;
         }
         cold = count > 0 && !load_relay(&a.pass->failed);
     }
+    // `cold` is there; and the barrier hands thread 0's acquire to the whole block.
     __syncthreads();
     stamp(a.stamps, AT_WAITED);
     return cold;
 }
 
 // Sum of this thread's part of the chunks, then of the parts, in order; complete in part 0 alone.
+// Four threads share a column so that n_chunks dependent additions become a quarter; the split
+// follows from n_chunks alone. Called by all threads: it has a barrier.
 template <int V> __device__ __forceinline__ Pack<V> hot_sum(const Merge &a, int i, int b) {
     __shared__ float shared[PARTS][COLUMNS * V];
     const int part = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
@@ -100,6 +115,7 @@ template <int V> __device__ __forceinline__ Pack<V> hot_sum(const Merge &a, int 
         }
 #pragma unroll
     for (int v = 0; v < V; v++)
+        // v slowest: threads of a warp write neighbouring words.
         shared[part][v * COLUMNS + column] = sum.v[v];
     __syncthreads();
     if (part == 0)
@@ -110,6 +126,8 @@ template <int V> __device__ __forceinline__ Pack<V> hot_sum(const Merge &a, int 
     return sum;
 }
 
+// Audited entries lie behind the hot ones in the list (split.cu): c != 0 means the gate fired and
+// the token lacked the neuron.
 __device__ __forceinline__ void count_missed(const Merge &a) {
     __shared__ int scratch[33];
     const int n = (a.audit[1] - a.audit[0]) * a.bucket;
@@ -122,11 +140,14 @@ __device__ __forceinline__ void count_missed(const Merge &a) {
         *a.missed = fired;
 }
 
+// Grid: columns, tokens. PARTS * COLUMNS threads add the hot sum; those of part 0 own V columns of
+// h and do the rest.
 template <int V> __global__ void __launch_bounds__(THREADS) merge_kernel(const Merge a) {
     launch_next();
     wait_prior();
     stamp(a.stamps, AT_MERGE);
     const int i = (blockIdx.x * COLUMNS + threadIdx.x % COLUMNS) * V, b = blockIdx.y;
+    // The whole block. Token 0's blocks always stay, the one that polls among them.
     if (b >= a.pass->batch)
         return;
     const bool mine = threadIdx.x < COLUMNS && i < a.d;
@@ -146,6 +167,7 @@ template <int V> __global__ void __launch_bounds__(THREADS) merge_kernel(const M
     const bool cold = a.from.y_flag && cold_arrives(a);
     if (!mine)
         return;
+    // Not through L1 and not before the wait: load_bus is volatile and reads the system's copy.
     if (cold) {
         const Pack<V> y = load_bus<V>(a.from.y + at);
 #pragma unroll

@@ -5,6 +5,8 @@
 // whatever the batch. Layer norms: 1024 threads hold the row, its weights and biases (those requested
 // before wait_prior) in registers, up to 8192 elements; what is beyond is read again. Where there is
 // one token, its one block sets the layer's flags itself.
+// Oracle: numpy in float64, tests/cuda/test_kernels.py (test_norm); one order in every kernel that
+// norms: tests/cuda/test_kernels_long.py.
 #include "cuda/kernels/norm.cuh"
 
 namespace hotcold {
@@ -13,6 +15,8 @@ namespace v1 {
 constexpr int THREADS = 512, LAYER_THREADS = 1024, KEEP = 8;
 
 // The flags of a row that is out; where there are more blocks, a kernel of its own tells of all.
+// The barrier: all threads' parts of the row, in device and in host memory, are written before
+// thread 0 fences and sets the flags.
 __device__ __forceinline__ void tell(const Norm &a) {
     if (gridDim.x > 1)
         return;
@@ -21,6 +25,7 @@ __device__ __forceinline__ void tell(const Norm &a) {
         signal(a.to, a.pass->seq);
 }
 
+// Blocks of tokens past the pass do nothing; with one block there always is a token.
 __global__ void __launch_bounds__(THREADS) rms_norm_kernel(const Norm a) {
     launch_next();
     wait_prior();
@@ -41,6 +46,8 @@ __device__ __forceinline__ void put(const Norm &a, int64_t at, float normed, flo
 }
 
 // y = (x - mean) / sqrt(variance + eps) * weight + bias, a row a block.
+// Elements threadIdx.x + k * 1024 are a thread's own: the first KEEP of them in registers. Two sums
+// over the block, one after the other: the squares need the mean.
 __global__ void __launch_bounds__(LAYER_THREADS) layer_norm_kernel(const Norm a) {
     __shared__ float scratch[33];
     launch_next();
@@ -55,6 +62,7 @@ __global__ void __launch_bounds__(LAYER_THREADS) layer_norm_kernel(const Norm a)
     }
     wait_prior();
     stamp(a.stamps, a.stamp);
+    // The whole block leaves together: no barrier is left waiting.
     if (static_cast<int>(blockIdx.x) >= a.pass->batch)
         return;
 #pragma unroll
@@ -92,6 +100,8 @@ void norm(const Norm &args, int bucket, const Launch &launch) {
         enqueue<Norm>(v1::layer_norm_kernel, dim3(bucket), v1::LAYER_THREADS, 0, launch, args);
     else if (!done)
         enqueue<Norm>(v1::rms_norm_kernel, dim3(bucket), v1::THREADS, 0, launch, args);
+    // Several blocks: no block knows when the others are done, so a kernel behind them sets the
+    // flags.
     if ((done || bucket > 1) && args.to.x_flag)
         signal_x(args.to, args.pass, launch); // when all blocks are done
 }

@@ -13,12 +13,14 @@ namespace hotcold {
 constexpr int NORM_LANES = 512;
 
 // 1 / rms of a row of d, by a whole block. vec: rows lie on 16 bytes.
+// Threads call it together: it has a barrier, and its shared words are written once.
 template <int THREADS>
 __device__ __forceinline__ float norm_scale(const float *x, int d, float eps, bool vec) {
     constexpr int EACH = NORM_LANES / THREADS, WARPS = NORM_LANES / WARP;
     static_assert(EACH * THREADS == NORM_LANES && THREADS % WARP == 0, "lanes");
     __shared__ float shared[WARPS];
     float squares[EACH] = {};
+    // EACH lanes a thread, all their loads before the first use.
     for (int at = 4 * threadIdx.x; at < d; at += 4 * NORM_LANES) {
         float part[EACH][4] = {};
 #pragma unroll
@@ -35,9 +37,11 @@ __device__ __forceinline__ float norm_scale(const float *x, int d, float eps, bo
     for (int k = 0; k < EACH; k++) {
         squares[k] = warp_sum(squares[k]);
         if (threadIdx.x % WARP == 0)
+            // Lane k's warp number is that of the lane in a block of NORM_LANES threads.
             shared[(threadIdx.x + THREADS * k) / WARP] = squares[k];
     }
     __syncthreads();
+    // Every thread adds the warps' sums itself, in order: no second barrier.
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < WARPS; w++)
@@ -52,6 +56,8 @@ __device__ __forceinline__ void norm_row(const float *x, const float *weight_D, 
     constexpr int EACH = NORM_LANES / THREADS;
     const bool vec = d % 4 == 0;
     const float scale = norm_scale<THREADS>(x, d, eps, vec);
+    // x is read a second time, from L1 or L2, so a row may be of any length. y may be x: a thread
+    // writes only elements that it alone reads.
     for (int at = 4 * threadIdx.x; at < d; at += 4 * NORM_LANES) {
         float part[EACH][4] = {}, weight[EACH][4] = {};
 #pragma unroll

@@ -2,11 +2,15 @@
 //
 // Both ends read and write pinned host memory directly, so a pass is one graph launch and nothing
 // else: 4 B d bytes in, 4 rows V bytes out (128 KB for 32000 logits, 4 us), and 64 a layer of stamps.
+//
+// Oracle: the engine tests' logits and counters (tests/cuda/test_gpu_engine.py).
 #include "cuda/kernels/common.cuh"
 
 namespace hotcold {
 namespace v1 {
 
+// Grid: columns of d, tokens of the bucket. One block also writes PassState, which no other block
+// of this kernel reads.
 __global__ void __launch_bounds__(256) begin_kernel(const Begin a) {
     launch_next();
     wait_prior();
@@ -28,6 +32,7 @@ __global__ void __launch_bounds__(256) begin_kernel(const Begin a) {
     }
 }
 
+// A grid-stride copy by 64 blocks: the bus is the bound, more of them add nothing.
 __global__ void __launch_bounds__(256) logits_kernel(const Finish a) {
     launch_next();
     wait_prior();
@@ -36,11 +41,15 @@ __global__ void __launch_bounds__(256) logits_kernel(const Finish a) {
         a.logits_host[i] = a.logits[i];
 }
 
+// One block, the last of the graph. It adds up what the layers counted, [L][4][n_chunks] of down()
+// and [L][COUNTS] of split() and merge(). Each is overwritten in every pass, or stays 0 where a
+// layer has no such kernel, so nothing has to be cleared.
 __global__ void __launch_bounds__(256) done_kernel(const Finish a) {
     __shared__ int scratch[33];
     launch_next();
     wait_prior();
     int fired = 0, counts[COUNTS] = {}; // at most layers * neurons * 32: far below 2^31
+    // Rows of 4 groups a layer, of which the pass's bucket used the first ones.
     for (int i = threadIdx.x; i < a.n_layers * a.groups * a.n_chunks; i += 256)
         fired +=
             a.fired_LC[i / (a.groups * a.n_chunks) * 4 * a.n_chunks + i % (a.groups * a.n_chunks)];
@@ -57,6 +66,7 @@ __global__ void __launch_bounds__(256) done_kernel(const Finish a) {
     fired = block_sum(fired, scratch);
     for (int i = 0; i < COUNTS; i++)
         counts[i] = block_sum(counts[i], scratch);
+    // block_sum's barriers are behind every thread's copy of the stamps.
     if (threadIdx.x != 0)
         return;
     a.host->counters[0] = counts[COUNT_HOT];
@@ -67,6 +77,8 @@ __global__ void __launch_bounds__(256) done_kernel(const Finish a) {
     a.host->counters[5] = counts[COUNT_MISSED];
     a.stamps_host[AT_END] = now();
     a.host->failed = a.pass->failed;
+    // All of the report, the logits of the kernel before included, is in host memory before `done`:
+    // the host's acquire of it (executor/host.h) pairs with this release.
     __threadfence_system();
     store_flag(&a.host->done, a.pass->seq);
 }

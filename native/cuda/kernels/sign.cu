@@ -1,10 +1,14 @@
-// sign.cu - the predictor of which only the signs of the gate rows are read: ../ops/sign.c on the GPU.
+// sign.cu - the predictor that reads only the signs of the gate rows: native/ops/sign.c on the GPU.
 //
 //   pack   a block a token: largest magnitude, then bit planes [B][P][W] of 64 inputs a word
 //   score  a warp a neuron: sum over planes of 2^p popcount(row ^ plane), then the threshold
 //
 // Bytes: 8 W + 8 a neuron (5120 x 13824: 8.9 MB a layer, 3 us); whole numbers up to the last two
 // products, each rounded by itself: the same proposals as on the CPU, bit for bit, in any batch.
+// Operations: P W xors, popcounts and shifted additions a neuron and token. At 8 a clock and
+// multiprocessor the 8.8 M popcounts of 8 planes above take 5 us: with many planes they are the
+// bound, with few the bytes.
+// Oracle: SignLayer (runtime/predictors/predictor_forms.py), in tests/cuda/test_kernels.py.
 #include "cuda/kernels/sign.cuh"
 
 namespace hotcold {
@@ -40,6 +44,8 @@ __device__ __forceinline__ int differing(const Sign1 &a, const uint64_t *planes,
     return count;
 }
 
+// Lane l holds words l, l + 32, ... of the neuron's row. KEEP words a lane are 8192 weights; a
+// longer row's rest is read in the loop, once a token.
 __global__ void __launch_bounds__(THREADS) score_kernel(const Sign1 a) {
     const int lane = threadIdx.x % WARP, row = blockIdx.x * WARPS + threadIdx.x / WARP;
     launch_next();
@@ -47,6 +53,7 @@ __global__ void __launch_bounds__(THREADS) score_kernel(const Sign1 a) {
     uint64_t own[KEEP];
 #pragma unroll
     for (int i = 0; i < KEEP; i++)
+        // Signs are weights: requested before the planes, which pack_kernel writes, are there.
         own[i] = lane + i * WARP < a.words ? __ldg(signs + lane + i * WARP) : 0;
     wait_prior();
     if (row >= a.n)
@@ -64,9 +71,11 @@ __global__ void __launch_bounds__(THREADS) score_kernel(const Sign1 a) {
             count += differing(a, planes, __ldg(signs + w), w);
 #pragma unroll
         for (int step = 16; step; step /= 2)
+            // Whole numbers: the order does not matter, and every lane ends with the count.
             count += __shfl_xor_sync(FULL, count, step);
         bits |= static_cast<unsigned>(fires(a, row, a.step_B[b], count)) << b;
     }
+    // One writer a word, all tokens at once; bits of tokens past the pass are 0 here.
     if (lane == 0)
         a.members_N[row] = bits;
 }

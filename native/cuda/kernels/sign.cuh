@@ -1,7 +1,8 @@
 // sign.cuh - one bit a weight: an input as bit planes, and a score; for both pairs of kernels.
 //
 // Of sign.cu, a few tokens, and prompt_sign.cu, many. What is written here is the arithmetic that
-// makes their proposals those of ../ops/sign.c, bit for bit; how rows meet planes is each one's own.
+// makes their proposals those of native/ops/sign.c, bit for bit; how rows meet planes is each one's
+// own.
 #ifndef HOTCOLD_SIGN_CUH
 #define HOTCOLD_SIGN_CUH
 #include "cuda/kernels/common.cuh"
@@ -26,13 +27,17 @@ __device__ __forceinline__ void pack_planes(const Input &element, const float *c
     if (lane == 0)
         scratch[warp] = largest;
     __syncthreads();
+    // Every warp reads all warps' maxima: each thread has the block's.
     largest = warp_max(scratch[lane % warps]);
     const float half = static_cast<float>(1 << (bits - 1)), top = 2 * half - 1;
     const float inverse = largest > 0 ? __fdiv_rn(half, largest) : 0.0f;
+    // 0 to 2^bits - 1, each operation rounded as in ops/sign.c: the __f*_rn forms are never fused.
     const auto level = [&](int i) { // not a number: 0
         const float v = __fadd_rn(floorf(__fmul_rn(input(i), inverse)), half);
         return i < d ? static_cast<unsigned>(fminf(fmaxf(v, 0.0f), top)) : 0u;
     };
+    // A warp makes whole words: lane l votes for elements 64 w + l and 64 w + 32 + l, and a ballot
+    // is half a word of a plane.
     for (int w = warp; w < words; w += warps) {
         const unsigned low = level(64 * w + lane), high = level(64 * w + WARP + lane);
         for (int p = 0; p < bits; p++) {

@@ -1,20 +1,24 @@
 // split.cu - proposals become two ascending lists: hot rows for this device, cold ids for the host.
 //
-// Reads 4 bytes a neuron, writes 8 bytes an active one. The cold
-// list goes straight into the shared segment, followed by the flags: what the host waits for leaves
-// the device here. Order comes from ballots and a prefix sum, never from atomics.
+// Reads 4 bytes a neuron, writes 8 bytes an active one. The cold list goes straight into the shared
+// segment, followed by the flags: what the host waits for leaves the device here. Order comes from
+// ballots and a prefix sum, never from atomics.
 //
 // v1: one block; a warp takes ITER consecutive groups of 32 neurons and holds their proposals in
 // registers, so that all loads are in flight at once. Who owns a neuron is a bit, and a hot neuron's
 // row of the table is its group's first row plus the hot bits below it. The cold list is built in
 // shared memory, so that the writes over the bus are whole lines. 4 us for 13824 neurons, of which
 // the system fence and the posted writes are the half.
+//
+// Oracle: numpy, in tests/cuda/test_kernels.py (test_split); the same lists as native/ops/split.c.
 #include "cuda/kernels/common.cuh"
 
 namespace hotcold {
 namespace v1 {
 
 constexpr int THREADS = 1024, WARPS = THREADS / WARP;
+// Below what an H100 grants a block on demand (227 KB). An A100 grants 163 KB: there a layer of
+// 20,300 to 25,000 neurons is refused with a text, instead of taking the list in device memory.
 constexpr size_t SHARED_LIMIT = 200 * 1024;
 
 struct Counts {
@@ -28,6 +32,7 @@ struct Scratch {   // dynamic shared memory
     uint32_t *members;
 };
 
+// Entries [n_groups] of before and hot are a sentinel: a chunk may begin behind the last group.
 __device__ __forceinline__ Scratch carve(const Split &a, int n_groups, char *shared) {
     Scratch s;
     s.before = reinterpret_cast<int *>(shared);
@@ -38,6 +43,8 @@ __device__ __forceinline__ Scratch carve(const Split &a, int n_groups, char *sha
 }
 
 // Counts of all warps before this one; the sums of all warps go to total.
+// Warps have consecutive groups, so a prefix over warps is a prefix over ids. Every warp repeats
+// the scan of the 32 totals: one barrier, no second one to hand results back.
 __device__ __forceinline__ Counts before_warp(Counts own, Counts &total) {
     __shared__ Counts totals[WARPS];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -58,6 +65,8 @@ __device__ __forceinline__ Counts before_warp(Counts own, Counts &total) {
             __shfl_sync(FULL, sum.cold - mine.cold, warp)};
 }
 
+// From shared memory in order, 4 bytes a thread: a warp's stores are one line on the bus. The
+// layout is hc_active's: header, ids, members, each part on a cache line.
 __device__ __forceinline__ void send(const Split &a, const Scratch &s, int cold) {
     hc_active *list = a.to.cold;
     char *at = reinterpret_cast<char *>(list);
@@ -78,6 +87,7 @@ __device__ __forceinline__ void send(const Split &a, const Scratch &s, int cold)
 }
 
 // The entries of one group; at: entries before it. Returns what it adds.
+// A lane a neuron. below: the lanes of smaller ids.
 __device__ __forceinline__ Counts write_group(const Split &a, const Scratch &s, int group,
                                               unsigned m, unsigned owned, int row0, Counts at,
                                               int &work) {
@@ -88,6 +98,8 @@ __device__ __forceinline__ Counts write_group(const Split &a, const Scratch &s, 
         s.before[group] = at.hot, s.hot[group] = hot;
     if (hot & mine) {
         const int k = at.hot + __popc(hot & below);
+        // The table has all owned neurons in order of id: the row is the number of owned ones
+        // before.
         a.hot.rows[k] = row0 + __popc(owned & below);
         a.hot.members[k] = m;
         work += __popc(m);
@@ -111,6 +123,7 @@ __device__ __forceinline__ uint64_t mix(uint64_t z) { // splitmix64's finaliser
 // the draws of tokens are not independent. The entries follow the list's `hot` ones: gate and up are
 // computed with the others', down stops before them, merge counts which fired. Returns their number.
 __device__ __forceinline__ int append_audit(const Split &a, unsigned tokens, int hot, int &pairs) {
+    // The increment of splitmix64, as in audit.c.
     const uint64_t golden = 0x9e3779b97f4a7c15u;
     const uint64_t pass = static_cast<uint64_t>(a.pass->seq) << 32 | static_cast<uint64_t>(a.layer);
     const uint64_t key = mix(mix(a.audit_seed + golden) ^ pass);
@@ -142,6 +155,8 @@ __device__ __forceinline__ int append_audit(const Split &a, unsigned tokens, int
     return entries;
 }
 
+// Warp w has groups [w * ITER, (w + 1) * ITER). Lane i < ITER holds the table's words of the warp's
+// group i and hands them to all lanes by shuffle.
 template <int ITER> __global__ void __launch_bounds__(THREADS) split_kernel(const Split a) {
     extern __shared__ char shared[];
     __shared__ int scratch[33];
@@ -159,8 +174,11 @@ template <int ITER> __global__ void __launch_bounds__(THREADS) split_kernel(cons
 #pragma unroll
     for (int i = 0; i < ITER; i++) {
         const int id = (first + i) * WARP + lane;
+        // Bits of tokens past the pass are masked here: kernels of a larger bucket leave them
+        // undefined.
         m[i] = id < a.n ? a.members_N[id] & tokens : 0;
     }
+    // First round: count, so that every warp knows where its entries begin.
     Counts mine = {}, total;
 #pragma unroll
     for (int i = 0; i < ITER; i++) {
@@ -173,6 +191,7 @@ template <int ITER> __global__ void __launch_bounds__(THREADS) split_kernel(cons
 #pragma unroll
     for (int i = 0; i < ITER; i++) {
         const unsigned owned = __shfl_sync(FULL, owned_lane, i);
+        // Second round: write.
         const int row0 = __shfl_sync(FULL, row_lane, i);
         if (first + i >= n_groups)
             break;
@@ -181,9 +200,12 @@ template <int ITER> __global__ void __launch_bounds__(THREADS) split_kernel(cons
     }
     if (threadIdx.x == 0)
         s.before[n_groups] = total.hot, s.hot[n_groups] = 0;
+    // Lists, before and hot are complete for all threads.
     __syncthreads();
     if (a.to.cold)
         send(a, s, total.cold);
+    // Chunks are cut by neuron id, so which partial sum a neuron goes to never depends on what else
+    // fired: the sums' order is the neuron's own.
     for (int c = threadIdx.x; c <= a.n_chunks; c += THREADS) {
         const int id = a.bounds_C[c], g = id / WARP;
         a.hot.starts[c] = s.before[g] + __popc(s.hot[g] & ((1u << (id % WARP)) - 1));
@@ -195,6 +217,7 @@ template <int ITER> __global__ void __launch_bounds__(THREADS) split_kernel(cons
         if (a.to.cold) // block_sum's barriers are behind every thread's part of the list
             signal(a.to, a.pass->seq);
     }
+    // The audit comes after the flags: the host does not wait for it.
     int pairs = 0, entries = 0;
     if (a.audit_every > 0) {
         entries = append_audit(a, tokens, total.hot, pairs);
@@ -235,6 +258,7 @@ template <int ITER> void start(const Split &args, const Launch &launch) {
 
 } // namespace v1
 
+// ITER: registers for proposals, by the longest run of groups a warp may have.
 void split(const Split &args, const Launch &launch) {
     const int groups = (args.n + WARP - 1) / WARP, each = (groups + v1::WARPS - 1) / v1::WARPS;
     if (each <= 8)

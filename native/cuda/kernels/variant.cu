@@ -8,6 +8,8 @@
 namespace hotcold {
 
 const Operators *open_variant(const char *path) {
+    // One table a path and process: graphs hold addresses of the library's kernels, so a library
+    // that was opened once is never closed, and a second engine shares it.
     static std::mutex lock;
     static std::map<std::string, Operators> opened; // of a map, so that addresses stay
     if (!path)
@@ -22,6 +24,8 @@ const Operators *open_variant(const char *path) {
                       std::string("the CUDA variant does not open: ") + dlerror());
     const auto *abi = static_cast<const uint32_t *>(dlsym(library, "hc_cuda_variant_abi"));
     const auto fill = reinterpret_cast<void (*)(Operators *)>(dlsym(library, "hc_cuda_variant"));
+    // The table's layout is that of our own headers' Args: it may be filled only by a library that
+    // was built with the same ones.
     std::string why;
     if (!abi || !fill)
         why = "exports no table; end the file with HC_CUDA_VARIANT(table) { ... }";

@@ -14,6 +14,7 @@ namespace hotcold {
 }
 } // namespace hotcold
 
+// C linkage, so that dlsym finds both names; the user's braces become the body of the last line.
 #define HC_CUDA_VARIANT(table)                                                                     \
     static void hc_cuda_variant_fill(hotcold::Operators &table);                                   \
     extern "C" {                                                                                   \

@@ -1,6 +1,10 @@
 // operate.cu - one operator on host arrays: the door for tests and benches, not used by passes.
 //
 // What stands behind it is in operate.h; prompts' operators are in operate_prompt.cu.
+//
+// Each operator: arrays in (inputs of the pass `late`, weights at once), the launcher of the
+// product, arrays out. Device rows exist for the whole bucket, as in passes; what lies past the
+// batch is zeros. A thrown error leaves nothing behind: Scratch and Rounds free what they made.
 #include "cuda/operate/operate.h"
 #include "cuda/operate/rates.h"
 
@@ -18,6 +22,7 @@ std::vector<float> gathered(const float *rows, int64_t stride, int64_t width, in
     return side_by_side;
 }
 
+// y = W x, all epilogues; with members_R the bits instead of y.
 void operate_gemv(const hc_device_op &op) {
     const hc_gemv_args &a = *op.gemv;
     const int32_t bucket = hc_bucket_of(a.batch);
@@ -32,6 +37,7 @@ void operate_gemv(const hc_device_op &op) {
     g.bias_R = a.bias_R ? scratch.make<float>(a.rows, a.bias_R) : nullptr;
     const std::vector<float> x = gathered(a.x_BD, a.x_stride, a.d, a.batch);
     const std::vector<float> before = gathered(a.y_BR, a.y_stride, a.rows, a.batch);
+    // Late: what an earlier kernel would have written. y too: ADD reads it.
     g.x = scratch.late<float>(a.batch * a.d, x.data(), bucket * a.d), g.x_stride = a.d;
     g.y = scratch.late<float>(a.batch * a.rows, before.data(), bucket * a.rows);
     g.y_stride = a.rows, g.eps = op.eps;
@@ -42,6 +48,7 @@ void operate_gemv(const hc_device_op &op) {
     }
     g.epilogue = op.members_R ? MEMBERS : a.accumulate ? ADD : a.relu ? RELU : STORE;
     g.threshold = op.threshold;
+    // Zeros: a kernel of a small bucket writes only the bytes of its tokens' groups.
     uint32_t *members = op.members_R ? scratch.zeros<uint32_t>(a.rows) : nullptr;
     g.members = reinterpret_cast<uint8_t *>(members);
     g.when = static_cast<hc_when>(op.when), g.pass = scratch.pass(a.batch, nullptr, op.head_rows);
@@ -85,7 +92,9 @@ void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotate
         t.partial = scratch.make<float>(rows * t.pieces * a.head_dim);
         t.stats = scratch.make<float2>(rows * t.pieces);
     }
+    // The kernel leaves zeros again, so timed rounds need no clearing.
     t.arrived = scratch.zeros<uint32_t>(rows);
+    // A copy's caches; the appended position is the same in each round.
     const auto body = [&](int copy) {
         t.k_cache = k_cache + copy * cache, t.v_cache = v_cache + copy * cache;
         attention(t, bucket, launch);
@@ -100,6 +109,7 @@ void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotate
 // ids are rows of a table of n_rows = bounds' last; NULL ids: all rows, gate first.
 void operate_ffn(const hc_device_op &op) {
     hc_ffn_args &a = *op.ffn;
+    // S: chunks of the sum. ffn_bounds cut the rows of the table, the last bound is their number.
     const int32_t bucket = hc_bucket_of(a.batch), S = op.ffn_chunks;
     const int32_t n_rows = op.ffn_bounds[S];
     Scratch scratch(op);
@@ -107,6 +117,7 @@ void operate_ffn(const hc_device_op &op) {
     Ffn f = {};
     const int copies = std::max(op.copies, 1);
     const char *records = scratch.repeated(n_rows * a.record_bytes, a.records, copies);
+    // One table of addresses a copy, behind each other.
     std::vector<const char *> record_R(static_cast<size_t>(n_rows) * copies);
     for (size_t r = 0; r < record_R.size(); r++)
         record_R[r] = records + r * a.record_bytes;
@@ -116,11 +127,13 @@ void operate_ffn(const hc_device_op &op) {
     f.bias_offset = a.bias_offset;
     f.down_offset = a.down_offset, f.d = static_cast<int32_t>(a.d), f.dtype = a.dtype;
     f.n_rows = n_rows, f.n_chunks = S;
+    // The residual stream starts at 0, so what merge() leaves is y.
     float *h = scratch.zeros<float>(bucket * a.d);
     f.x = scratch.late<float>(a.batch * a.d, a.x_BD, bucket * a.d);
     std::vector<int32_t> starts(op.ffn_bounds, op.ffn_bounds + S + 1);
     const int32_t count = static_cast<int32_t>(a.n_ids);
     if (a.ids) {
+        // Bounds are neuron ids; the kernels want positions in the list.
         for (int32_t &start : starts)
             start = static_cast<int32_t>(std::lower_bound(a.ids, a.ids + a.n_ids, start) - a.ids);
         f.hot.rows = scratch.late<int32_t>(a.n_ids, a.ids);
@@ -188,6 +201,7 @@ void operate_sign(const hc_device_op &op) {
     s.step_B = scratch.make<float>(bucket);
     s.members_N = scratch.make<uint32_t>(a.n);
     s.pass = scratch.pass(a.batch, nullptr, 0);
+    // Bits of tokens become the scores 1 and 0 of the caller's array.
     std::vector<uint32_t> members(a.n);
     run(
         op, scratch, launch, [&](int) { sign(s, bucket, launch); },
@@ -197,6 +211,8 @@ void operate_sign(const hc_device_op &op) {
             a.scores_BN[b * a.n + i] = static_cast<float>(members[i] >> b & 1);
 }
 
+// Thresholds are applied here, on the host: the kernel starts from proposals, as it does behind a
+// predictor.
 void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; out[1]: cold ids
     const hc_split_args &a = *op.split;
     Scratch scratch(op);
@@ -205,6 +221,7 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
     std::vector<int32_t> rows((a.n + 31) / 32), bounds(5);
     std::vector<uint32_t> owned(rows.size());
     for (int64_t i = 0; i < a.n; i++) {
+        // Rows of the table before this group: those before the last one, and its own.
         if (i % 32 == 0 && i)
             rows[i / 32] = rows[i / 32 - 1] + __builtin_popcount(owned[i / 32 - 1]);
         owned[i / 32] |= static_cast<uint32_t>(a.device_N[i] == HC_GPU) << i % 32;
@@ -232,6 +249,7 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
     s.pass = scratch.pass(a.batch, nullptr, 0);
     const auto body = [&](int) { split(s, launch); };
     run(op, scratch, launch, body, [&] {
+        // seq is 1 (Scratch::pass).
         if (flags[0] != 1 || flags[1] != 1)
             throw Failure(HC_ERR_SYSTEM, "split: the host has not been told of the lists");
     });
@@ -249,6 +267,8 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
 }
 
 // What the graphs of a model will take: as many kernels in one graph, never destroyed.
+// Static: neither the memory nor the graph goes before the process does, and whoever measures free
+// memory meanwhile finds it taken.
 void hold(const hc_device_op &op) {
     static Scratch scratch(op);
     Launch launch = {};

@@ -17,6 +17,8 @@ namespace hotcold {
 
 class Scratch { // device memory that goes with the scope
   public:
+    // 256 bytes on either side of an array: beyond what one misplaced pack of 16 bytes, or a row's
+    // tail, would hit.
     explicit Scratch(const hc_device_op &op) : guard_(op.bare ? 0 : 256), bare_(op.bare != 0) {}
     Scratch(const Scratch &) = delete;
     ~Scratch();
@@ -42,6 +44,7 @@ class Scratch { // device memory that goes with the scope
     // count bytes, `copies` times, one behind the other.
     char *repeated(int64_t count, const void *from, int copies);
     float *host(int64_t count); // zeros in pinned memory, at one address for host and device
+    // A pass of `batch` tokens, seq 1; positions NULL: 0, 1, 2, ...
     PassState *pass(int32_t batch, const int32_t *position_B, int32_t head_rows); // late
     void deliver(const Launch &launch);
     void verify() const; // throws where something around an array has changed
@@ -73,6 +76,7 @@ class Rounds { // a stream, and the times of launches on it
     Rounds(const Rounds &) = delete;
     ~Rounds();
     void begin();
+    // Waits for the round; its time is shared by `launches`.
     void end(int launches);
     cudaStream_t stream = nullptr;
     void report() const; // the median of a launch's time
@@ -89,6 +93,8 @@ class Rounds { // a stream, and the times of launches on it
 
 // Run body(copy) once, late and overlapping (unless its kernels do not wait by themselves), and take
 // what came out; then op.repeat timed rounds over all copies, in turn.
+// `take` sees the first, checked run alone. Timed rounds run without overlap, so that a launch's
+// time is the kernel's; with more copies than fit the L2 cache each visit finds its weights cold.
 template <class Body, class Take>
 void run(const hc_device_op &op, Scratch &scratch, Launch &launch, Body body, Take take,
          bool waits = true) {
@@ -96,11 +102,14 @@ void run(const hc_device_op &op, Scratch &scratch, Launch &launch, Body body, Ta
     launch.stream = rounds.stream;
     check(cudaDeviceGetAttribute(&launch.sms, cudaDevAttrMultiProcessorCount, op.index), "device");
     launch.variant = open_variant(op.variant);
+    // Copies ran on the default stream, which ours does not wait for.
     check(cudaDeviceSynchronize(), "copy in");
     launch.overlap = waits;
     scratch.deliver(launch);
     body(0);
     check(cudaStreamSynchronize(launch.stream), "kernel");
+    // Before the results are taken: a kernel that wrote elsewhere fails as that, not as wrong
+    // numbers.
     scratch.verify();
     take();
     launch.overlap = false;

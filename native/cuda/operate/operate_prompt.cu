@@ -1,6 +1,7 @@
 // operate_prompt.cu - operators of dense prompts (dense.h) on host arrays, for tests.
 //
 // Their kernels run one after the other, without overlap, and so they do here.
+// So inputs need not come late: all arrays are there before the first launch, and `waits` is false.
 #include "cuda/operate/operate.h"
 #include "cuda/prompt/dense.h"
 
@@ -8,6 +9,8 @@ namespace hotcold {
 namespace {
 
 // x in the form its product wants, tokens rounded up to whole tiles.
+// Room for floats (4 bytes) is room for hi and lo halves (2 + 2). Tokens past the last are read by
+// whole tiles and dropped: `ignored`.
 Operand operand_of(const hc_product_args &a, int32_t dtype, Scratch &scratch) {
     const int64_t tokens = (a.tokens + TOKEN_TILE - 1) / TOKEN_TILE * TOKEN_TILE;
     Operand to = {};
@@ -44,7 +47,9 @@ void operate_product(const hc_device_op &op) {
     hc_product_args &a = *op.product;
     Scratch scratch(op);
     Launch launch = {};
+    // int8 rows are widened to float16 first, as Prompt::predict does.
     const bool i8 = a.dtype == HC_I8;
+    // Rows of memory: `rows` of them, or k where the weights lie transposed.
     const int64_t lines = a.transposed ? a.k : a.rows;
     const char *w = scratch.make<char>(lines * a.stride_bytes, a.w);
     char *wide = i8 ? scratch.make<char>(a.rows * a.k * 2) : nullptr;
@@ -85,6 +90,7 @@ void operate_product(const hc_device_op &op) {
 
 void operate_prompt_attention(const hc_device_op &op) { // q holds qkv rows, not rotated
     const hc_attention_args &a = *op.attention;
+    // Floats of a token's q, k and v; bytes of a cache; angles of all positions.
     const int64_t width = (a.heads + 2 * a.kv_heads) * static_cast<int64_t>(a.head_dim);
     const int64_t cache =
         static_cast<int64_t>(a.kv_heads) * a.context * a.head_dim * (op.kv_f16 ? 2 : 4);
@@ -111,6 +117,7 @@ void operate_prompt_attention(const hc_device_op &op) { // q holds qkv rows, not
     run(op, scratch, launch, body, take, false);
 }
 
+// y is where x is: `run` takes the first run's result, later rounds norm it again.
 void operate_prompt_norm(const hc_device_op &op) { // in place
     const hc_gemv_args &a = *op.gemv;
     Scratch scratch(op);

@@ -10,6 +10,7 @@ namespace {
 constexpr uint64_t LATE_NS = 20000; // what is launched next has started by then
 constexpr int THREADS = 256, BLOCKS = 32, MAX_PIECES = 8;
 
+// Up to MAX_PIECES arrays, copied in words of 4 bytes; by value, as a kernel's argument.
 struct Late {
     uint32_t *to[MAX_PIECES];
     const uint32_t *from[MAX_PIECES];
@@ -17,6 +18,9 @@ struct Late {
     int32_t n;
 };
 
+// Lets the kernel under test start at once, then waits 20 us and only then writes its inputs: one
+// that reads before wait_prior() computes with zeros, and the test fails every time, not now and
+// then.
 __global__ void __launch_bounds__(THREADS) late_kernel(const Late a) {
     launch_next();
     const uint64_t begin = now();
@@ -30,6 +34,7 @@ __global__ void __launch_bounds__(THREADS) late_kernel(const Late a) {
 
 } // namespace
 
+// Also where a check threw: cudaFree waits for what still runs.
 Scratch::~Scratch() {
     for (const Array &array : arrays_)
         cudaFree(array.block);
@@ -37,9 +42,13 @@ Scratch::~Scratch() {
         cudaFreeHost(block);
 }
 
+// All bytes 0xff: a NaN in every float type, -1 in the integers. What a kernel forgets to write
+// shows.
 void *Scratch::array(int64_t bytes, const void *from) {
     char *block = nullptr;
     const int64_t size = std::max<int64_t>(bytes, 1);
+    // guard | array | guard in one allocation: cudaMalloc's 256 bytes of alignment hold for the
+    // array too.
     check(cudaMalloc(&block, size + 2 * guard_), "GPU memory");
     arrays_.push_back({block, size});
     if (!bare_)
@@ -50,6 +59,7 @@ void *Scratch::array(int64_t bytes, const void *from) {
 }
 
 char *Scratch::repeated(int64_t count, const void *from, int copies) {
+    // The first copy comes from the host, the others from it: copies lie side by side.
     char *first = make<char>(count * copies);
     check(cudaMemcpy(first, from, count, cudaMemcpyHostToDevice), "copy in");
     for (int i = 1; i < copies; i++)
@@ -57,6 +67,7 @@ char *Scratch::repeated(int64_t count, const void *from, int copies) {
     return first;
 }
 
+// Unified addressing: pinned memory has one address for host and device on every 64-bit system.
 float *Scratch::host(int64_t count) {
     void *block = nullptr;
     const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
@@ -82,6 +93,8 @@ void Scratch::later(void *to, const void *from, int64_t bytes) {
     late_.push_back({to, make<char>(bytes, from), bytes});
 }
 
+// Sources of late parts are arrays of this scratch, copied by now: settle() waits for the default
+// stream.
 void Scratch::deliver(const Launch &launch) {
     Late a = {};
     for (const Part &part : late_) {
@@ -93,6 +106,7 @@ void Scratch::deliver(const Launch &launch) {
     enqueue<Late>(late_kernel, dim3(BLOCKS), THREADS, 0, launch, a);
 }
 
+// Empty guards (bare) compare as equal.
 void Scratch::verify() const {
     std::vector<unsigned char> around(guard_), whole(guard_, 0xff);
     for (const Array &array : arrays_)
@@ -105,6 +119,7 @@ void Scratch::verify() const {
         }
 }
 
+// Synchronous: returns when the bytes are in host memory.
 void fetch(void *to, const void *from, int64_t bytes) {
     if (bytes)
         check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "copy out");
@@ -146,6 +161,7 @@ void Rounds::end(int launches) {
     times_.push_back(milliseconds * 1e-3f / static_cast<float>(launches));
 }
 
+// The median: a launch that met another process's kernel does not count.
 void Rounds::report() const {
     std::vector<float> times = times_;
     std::sort(times.begin(), times.end());

@@ -5,6 +5,9 @@
 // that sends its row out and a merge that waits and adds, against the same graph without an
 // exchange; a host thread answers every flag at once and looks at no x. So faster kernels of a pass
 // move neither, and a bound made of them does not come closer when a pass gets slower.
+//
+// Words that the two sides write lie 128 bytes apart, a line of the GPU's L2 and two of the host's:
+// neither side's poll takes the other's line away.
 #include "cuda/kernels/common.cuh"
 #include "cuda/memory/owned.h"
 #include "cuda/operate/rates.h"
@@ -22,6 +25,7 @@ __global__ void nothing_kernel(const int) {
     wait_prior();
 }
 
+// A new pass number, so that flags of the last pass do not match.
 __global__ void advance_kernel(PassState *const pass) {
     launch_next();
     wait_prior();
@@ -40,6 +44,7 @@ struct Words { // a cache line each
 };
 
 // Median seconds of a launch.
+// Events on either side of one graph launch; WARM launches first, not counted.
 float median_s(const Graph &graph, const Stream &stream, int rounds) {
     const Event begin(cudaEventDefault), end(cudaEventDefault);
     std::vector<float> times;
@@ -78,6 +83,8 @@ class Peer {
     Peer(const Peer &) = delete;
 
   private:
+    // Spins without a pause: the fastest peer there can be, so that what is left is the exchange
+    // itself.
     void answer(Words *words, int layers) {
         for (uint32_t seq = 1;; seq++)
             for (int l = 0; l < layers; l++) {
@@ -103,6 +110,8 @@ struct Ends { // of the exchanges of a graph, on the device
 };
 
 // A pass of layers that are a norm and a merge.
+// Each layer: norm -> x to the host, x_flag | wait for y_flag, h += y. Without an exchange the same
+// kernels with the pointers NULL.
 void capture(const Ends &e, int layers, const Launch &launch) {
     enqueue<PassState *>(v1::advance_kernel, dim3(1), 1, 0, launch, e.pass);
     for (int l = 0; l < layers; l++) {
@@ -116,6 +125,7 @@ void capture(const Ends &e, int layers, const Launch &launch) {
             n.y_host = e.x_host + l * e.d;
             n.to.x_flag = &e.words[l].x_flag;
             m.from.y_flag = &e.words[l].y_flag, m.from.y = e.y_host + l * e.d;
+            // Relays a line apart, as in Model.
             m.from.abort = e.abort, m.from.relay = e.relay + l * 32;
         }
         norm(n, 1, launch);
@@ -126,6 +136,7 @@ void capture(const Ends &e, int layers, const Launch &launch) {
 } // namespace
 
 // copies: nodes of the chain.
+// The difference of two lengths: launch and events, which both have, cancel.
 void rate_of_gaps(const hc_device_op &op) {
     const Stream stream;
     const Launch launch = launch_on(stream, op.index);
@@ -148,6 +159,7 @@ void rate_of_exchange(const hc_device_op &op) {
     const Pinned<Words> words(layers);
     const Pinned<float> x(layers * d), y(layers * d);
     const Pinned<uint32_t> abort(1);
+    // One for either graph: both start from seq 0, as the flags do.
     const DeviceMemory<PassState> passes(2);
     const DeviceMemory<float> rows(3 * d);
     const DeviceMemory<uint32_t> relay(layers * 32);
@@ -166,6 +178,8 @@ void rate_of_exchange(const hc_device_op &op) {
     ends.pass++, ends.words = words.mapped();
     const Graph with(stream, [&] { capture(ends, layers, launch); });
     const float alone_s = median_s(without, stream, op.repeat);
+    // Last, so its destructor is the first: a graph that still waits is let go before the stream is
+    // synchronised and the memory goes.
     const Peer peer(words.get(), layers, abort.get());
     const float both_s = median_s(with, stream, op.repeat);
     *op.seconds = std::max(both_s - alone_s, 0.0f) / static_cast<float>(layers);

@@ -13,6 +13,8 @@
 
 namespace hotcold {
 
+// Tokens of a block of gemm.cu. What lies in an operand's rows past the last token is read and its
+// results are dropped: it need not be initialised.
 constexpr int TOKEN_TILE = HC_TOKEN_TILE; // operands have rows for a multiple of it
 constexpr int PACK = HC_PACK;             // elements of 16 bytes of half precision
 
@@ -84,6 +86,8 @@ struct PromptSign { // the proposals of Sign (kernels.h), for many tokens
 };
 void prompt_sign(const PromptSign &args, const Launch &launch);
 
+// A block of `tokens` tokens at positions position, position + 1, ... of one sequence; each attends
+// to all positions up to its own, which the caches hold or this call appends.
 struct PromptAttention {
     float *qkv; // [T][q | k | v]; q is rotated in place
     void *k_cache, *v_cache;

@@ -9,6 +9,9 @@
 // warps of 32 by 32, 32 deep, three stages by cp.async. Rows of tiles are padded by 16 bytes, which
 // frees ldmatrix of bank conflicts. Token tiles run fastest over the grid: they share weights in L2.
 // v2, float weights and odd shapes: 64 by 64 a block on the ordinary cores.
+//
+// Oracle: numpy in float64 (tests/cuda/test_kernels_prompt.py), and a token's bits alone against
+// those in a block.
 #include "cuda/kernels/common.cuh"
 #include "cuda/prompt/dense.h"
 
@@ -17,11 +20,13 @@
 namespace hotcold {
 namespace {
 
+// The mask has all neurons of the layer; row r of this product is neuron ids_R[r] of it.
 __device__ __forceinline__ bool proposed(const Gemm &a, int t, int r) {
     return !a.mask || a.mask[t * a.mask_stride + a.ids_R[r]];
 }
 
 // One element of the result, of one tile or of a pair (gate, up).
+// Each element is written by one thread, so DENSE_ADD needs no atomics.
 __device__ __forceinline__ void write_out(const Gemm &a, int t, int r, float v, float up,
                                           unsigned &fired) {
     if (a.scale_R)
@@ -70,6 +75,8 @@ namespace v1 {
 
 using namespace nvcuda;
 constexpr int TILE = 64, DEEP = 32, STAGES = 3, THREADS = 128;
+// Pitches in elements. 40 halves are 80 bytes: eight rows of 16 bytes that ldmatrix reads at once
+// begin at banks 0, 20, 8, 28, 16, 4, 24 and 12, so they hit every bank once.
 constexpr int PITCH = DEEP + PACK, PITCH_T = TILE + PACK, PITCH_Y = TILE + 4;
 constexpr int PART = TILE * PITCH * 2; // bytes of one matrix of a stage
 constexpr int STAGE = 4 * PART;        // x hi, x lo, w of either tile
@@ -92,6 +99,7 @@ __device__ __forceinline__ void copy_async(char *to, const char *from, bool ther
 }
 
 // Rows [row0, row0 + 64) of w, columns [k0, k0 + 32); or transposed, rows k and columns r.
+// 256 pieces of 16 bytes, two a thread. Neighbouring threads read neighbouring bytes of a row of w.
 template <bool TRANS>
 __device__ __forceinline__ void load_w(const Gemm &a, const char *w, int row0, int k0, char *to) {
 #pragma unroll
@@ -112,6 +120,8 @@ __device__ __forceinline__ void load_w(const Gemm &a, const char *w, int row0, i
     }
 }
 
+// Tokens need no check: operands have rows for whole tiles. The low halves lie a.x.half bytes
+// behind.
 __device__ __forceinline__ void load_x(const Gemm &a, int token0, int k0, char *to) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -125,6 +135,8 @@ __device__ __forceinline__ void load_x(const Gemm &a, int token0, int k0, char *
     }
 }
 
+// Grid: tiles of tokens, then of rows, so that blocks with the same rows run together. A warp owns
+// 32 tokens by 32 rows of either tile: 2 by 2 fragments each.
 template <class W, bool TRANS>
 __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
     typedef typename Element<W>::type E;
@@ -138,6 +150,7 @@ __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
     const int row0 = blockIdx.y * (neuron ? TILE : 2 * TILE), second = neuron ? row0 : row0 + TILE;
     const char *w1 = a.w, *w2 = neuron ? a.w + a.up : a.w;
     const int t0 = warp / 2 * 32, r0 = warp % 2 * 32, steps = (a.x.k + DEEP - 1) / DEEP;
+    // One stage; empty behind the last one, but committed all the same: wait_group counts groups.
     const auto load = [&](int step) {
         char *to = shared + step % STAGES * STAGE;
         if (step < steps) {
@@ -151,9 +164,12 @@ __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
 #pragma unroll
     for (int i = 0; i < 8; i++)
         wmma::fill_fragment(y[i / 4][i / 2 % 2][i % 2], 0.0f);
+    // Two stages are on their way before the first product.
     for (int s = 0; s < STAGES - 1; s++)
         load(s);
     for (int step = 0; step < steps; step++) {
+        // All but the newest STAGES - 2 groups are complete, so stage `step` is; of this thread's
+        // copies, hence the barrier.
         asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
         __syncthreads(); // all have the stage, and none still reads the one that is filled next
         load(step + STAGES - 1);
@@ -179,6 +195,7 @@ __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
                                            TRANS ? PITCH_T : PITCH);
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
+                        // hi and lo share the fragment of w. This order is part of every result.
                         wmma::mma_sync(y[tile][i][j], lo[i], f, y[tile][i][j]);
                         wmma::mma_sync(y[tile][i][j], hi[i], f, y[tile][i][j]);
                     }
@@ -186,6 +203,8 @@ __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
             }
         }
     }
+    // The stages become the output's buffer: a fragment's layout is the compiler's own, so results
+    // go through shared memory to be told apart by token and row.
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
     float *out = reinterpret_cast<float *>(shared);
@@ -200,6 +219,7 @@ __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
         const int t = token0 + i / TILE, r = i % TILE;
         if (t >= a.tokens)
             continue;
+        // The operand was divided by it; a power of two, so this is exact.
         const float scale = a.x.scale_T[t];
         const float first = out[i / TILE * PITCH_Y + r] * scale;
         const float other = out[(TILE + i / TILE) * PITCH_Y + r] * scale;
@@ -211,6 +231,7 @@ __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
     count_fired(a, fired);
 }
 
+// 60 KB of shared memory a block: at most three blocks on a multiprocessor of an H100.
 template <class W, bool TRANS> void start(const Gemm &a, const Launch &launch) {
     const int per_block = a.epilogue == HC_EPILOGUE_NEURON ? TILE : 2 * TILE;
     const dim3 grid((a.tokens + TILE - 1) / TILE, (a.rows + per_block - 1) / per_block);
@@ -230,6 +251,7 @@ template <class W> __device__ __forceinline__ float element(const char *at) {
     return static_cast<float>(*reinterpret_cast<const typename W::type *>(at));
 }
 
+// One element as float, wherever its row begins: no alignment is asked for.
 template <class W, bool TRANS>
 __device__ __forceinline__ float read_w(const Gemm &a, int64_t offset, int r, int k) {
     if (r >= a.rows || k >= a.x.k)
@@ -238,6 +260,8 @@ __device__ __forceinline__ float read_w(const Gemm &a, int64_t offset, int r, in
     return element<W>(a.w + offset + (TRANS ? k * a.stride + r * E : r * a.stride + k * E));
 }
 
+// A thread's 4 by 4 results lie 16 apart, so the 16 threads of a row read neighbouring words of
+// shared memory. The pitch of TILE + 1 keeps the transposing stores off one bank.
 template <class W, bool TRANS>
 __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
     __shared__ float x[DEEP][TILE + 1], w[2][DEEP][TILE + 1];
@@ -250,6 +274,7 @@ __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
             const int t = i / DEEP, k = i % DEEP;
             const float *from = reinterpret_cast<const float *>(a.x.data) + k0 + k;
             x[k][t] = token0 + t < a.tokens && k0 + k < a.x.k ? from[(token0 + t) * a.x.ld] : 0;
+            // Threads run along whichever of k and r is contiguous in memory.
             const int wk = TRANS ? i / TILE : k, r = TRANS ? i % TILE : t;
             w[0][wk][r] = read_w<W, TRANS>(a, 0, row0 + r, k0 + wk);
             if (neuron)
@@ -289,6 +314,8 @@ template <class W> void start(const Gemm &a, const Launch &launch) {
 } // namespace v2
 } // namespace
 
+// Tensor cores: weights of half precision, every row on 16 bytes, and whole packs along what is
+// contiguous. Anything else multiplies floats.
 int32_t operand_dtype(int32_t dtype, const void *w, int64_t stride, int64_t offsets, int64_t k,
                       int64_t rows, bool transposed) {
     const bool aligned =

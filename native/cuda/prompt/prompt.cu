@@ -7,11 +7,11 @@
 // and no sequence number is spent.
 //
 // Same masks, same tokens: where a layer is predicted, the predictor's proposals of each token mask
-// the dense products, so the result is that of the sparse form (design.md 5.1), not of the dense
-// model; without a prediction it is the dense model, as in the sparse form.
+// the dense products, so the result is that of the sparse form, not of the dense model; without a
+// prediction it is the dense model, as in the sparse form.
 //
-// 13B, 10 GiB, 512 tokens: 15 GB over the bus, 27 TFLOP beside it. The operators in their order are in
-// prompt_layer.cu.
+// 13B, 10 GiB, 512 tokens: 15 GB over the bus, 27 TFLOP beside it. The operators in their order are
+// in prompt_layer.cu.
 #include "cuda/prompt/prompt.h"
 
 #include <algorithm>
@@ -47,6 +47,7 @@ Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
     launch_.overlap = false; // these kernels do not wait for their forerunners by themselves
     const hc_model &m = *args.model;
     const int64_t rows = model.prompt.piece_rows;
+    // Streamed neurons in the order of use; piece i goes through slot i % HC_STREAM_SLOTS.
     for (int l = 0; l < m.n_layers; l++) {
         const int64_t n = static_cast<int64_t>(model.streamed[l].size());
         for (int64_t at = 0; at < n; at += rows)
@@ -76,6 +77,7 @@ Prompt::~Prompt() {
     release();
 }
 
+// Also of a half-built object. The streamer first: its copies end in the slots and record events.
 void Prompt::release() {
     streamer_.reset();
     cudaFreeHost(rows_);
@@ -90,15 +92,19 @@ void Prompt::release() {
             cudaEventDestroy(event);
 }
 
+// Another actor, or the supervisor, may set it at any time: acquire, as in exchange.c.
 bool Prompt::poisoned() const {
     return __atomic_load_n(&args_.segment->poison, __ATOMIC_ACQUIRE) != 0;
 }
 
+// This actor's counter has one writer, the loop thread: a load and a store are enough. The
+// supervisor compares it with what it was a deadline ago.
 void Prompt::progress() const {
     uint64_t *count = &args_.segment->actor[HC_GPU].progress;
     __atomic_store_n(count, *count + 1, __ATOMIC_RELAXED);
 }
 
+// Gathers a piece on the host and starts its copy. Takes as long as the gathering does.
 void Prompt::feed(int64_t index) {
     if (index >= static_cast<int64_t>(pieces_.size()))
         return;
@@ -120,6 +126,9 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     at_ = 0;
     const Awake awake(streamer_.get());
     if (streamer_) {
+        // One slot less than there are: feed_forward() fills the last one when it has enqueued the
+        // first piece. From then on a copy waits for the piece before the newest one, which the
+        // device has most likely finished.
         for (int64_t i = 0; i + 1 < HC_STREAM_SLOTS; i++)
             feed(i);
     }
@@ -131,6 +140,7 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
         feed_forward(layer, in);
         check(cudaEventRecord(layer_[layer % 2], launch_.stream), "event");
     }
+    // Everything that was enqueued ends, poisoned or not: the buffers are reused by the next pass.
     unsigned long long fired = 0;
     check(cudaMemcpyAsync(&fired, b.fired, sizeof fired, cudaMemcpyDeviceToHost, launch_.stream),
           "counter");
@@ -146,6 +156,7 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     report.pass_ns = now_ns() - begin;
     report.allocated_bytes = model_.bytes, report.pinned_bytes = model_.pinned;
     const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
+    // Weights of the layers, resident or streamed, are read once; the head is not counted.
     report.bytes =
         m.n_layers * (m.n * m.record_bytes + (2 * q_dim + 2 * kv_dim) * m.d * bytes_of(m.dtype));
     for (int l = 0; l < m.n_layers; l++)

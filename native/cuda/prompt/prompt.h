@@ -9,6 +9,8 @@
 
 namespace hotcold {
 
+// Used by the loop thread alone. It owns pinned rows, events and the streamer with its threads;
+// weights, caches and buffers are the Model's.
 class Prompt {
   public:
     // All references outlive it; launch has the stream of the passes.
@@ -16,6 +18,8 @@ class Prompt {
            const std::vector<hc_device_layer> &plan, Model &model, const Launch &launch);
     ~Prompt();
     Prompt(const Prompt &) = delete;
+    // One dense pass over in.count tokens, at most device.prompt_rows. Returns when the device is
+    // done, or HC_ERR_POISONED; throws where the device failed. logits_host: of the last token.
     hc_status run(const hc_device_prompt &in, float *logits_host, hc_device_report &report);
 
   private:
@@ -54,6 +58,7 @@ class Prompt {
     Launch launch_;
     std::vector<Piece> pieces_;
     std::unique_ptr<Streamer> streamer_;
+    // free_[s]: the device has computed what slot s held; ready_[s]: the copy into it is done.
     cudaEvent_t free_[HC_STREAM_SLOTS] = {}, ready_[HC_STREAM_SLOTS] = {};
     cudaEvent_t layer_[2] = {};                     // a layer is done
     int64_t at_ = 0;                                // the piece to compute next

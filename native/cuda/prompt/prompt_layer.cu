@@ -4,6 +4,9 @@
 // its residual addition (then in place on the stream), biases, gated or plain neurons, positions, and
 // embeddings of another width, projected on the way in and out. The norm that leads a block is part
 // of its operand; products are in gemm.cu, everything else in prompt_ops.cu and prompt_sign.cu.
+//
+// All launches are on the passes' stream, one after the other, without overlap: the stream's order
+// is the only one there is, but for the events of the streamed pieces.
 #include "cuda/prompt/prompt.h"
 
 #include <algorithm>
@@ -25,11 +28,14 @@ Rows Prompt::ffn_input(int layer) const {
 }
 
 // One of the two operand buffers, filled from k columns of rows.
+// `spare` exists because the input x of a feed-forward block stays alive while products of its
+// pieces make further operands, and while predictions are computed.
 Operand Prompt::operand(bool spare, const Rows &rows, int64_t k, int32_t dtype, int tokens) {
     const PromptBuffers &b = model_.prompt;
     Operand to = {};
     to.data = spare ? b.spare : b.operand;
     to.scale_T = spare ? b.spare_scale_T : b.scale_T;
+    // Pitch in whole packs: rows lie on 16 bytes for cp.async.
     to.ld = (k + PACK - 1) / PACK * PACK;
     to.half = b.tokens * to.ld * 2;
     to.dtype = dtype;
@@ -52,12 +58,16 @@ void Prompt::dense(const Rows &x, const void *w, const float *bias_R, int64_t ro
                    hc_epilogue epilogue, float *y, int tokens) {
     const int32_t dtype = args_.model->dtype;
     const int64_t stride = d * bytes_of(dtype);
+    // The product decides which form x must have, then x is made in it.
     const int32_t form = operand_dtype(dtype, w, stride, 0, d, rows, false);
     Gemm g = product(operand(false, x, d, form, tokens), w, stride, rows, dtype, tokens);
     g.epilogue = epilogue, g.bias_R = bias_R, g.y = y, g.y_stride = rows;
     gemm(g, launch_);
 }
 
+// Rows of the embedding lie in a mapped file that the device cannot read: the host gathers them
+// into pinned memory, as stored; the device widens them. The last pass has ended: nobody reads
+// rows_.
 void Prompt::embed(const hc_device_prompt &in) {
     const hc_model &m = *args_.model;
     const PromptBuffers &b = model_.prompt;
@@ -78,6 +88,7 @@ void Prompt::embed(const hc_device_prompt &in) {
         widen(rows_mapped_ + behind, m.dtype, b.h, true, in.count * m.d, launch_);
 }
 
+// h += o(attention(qkv(norm(h)))); with post_norm h = norm(h + o(attention(qkv(h)))).
 void Prompt::attend(int layer, const hc_device_prompt &in) {
     const hc_model &m = *args_.model;
     const Layer &from = model_.layers[layer];
@@ -98,6 +109,9 @@ void Prompt::attend(int layer, const hc_device_prompt &in) {
 }
 
 // The proposals of `layer`, from the input of layer `at`.
+// scores = fc2 act(fc1 x), compared with the threshold in the second product's epilogue: scores are
+// never stored. int8 matrices are widened to float16 first, a whole matrix at a time, exactly;
+// their scales are applied to the sums.
 void Prompt::predict(int layer, int at, const hc_device_prompt &in) {
     const hc_model &m = *args_.model;
     const PromptBuffers &b = model_.prompt;
@@ -127,6 +141,8 @@ void Prompt::predict(int layer, int at, const hc_device_prompt &in) {
     if (i8)
         expand_i8(static_cast<const int8_t *>(p.fc2), b.expanded, m.n * H, launch_);
     const int32_t form2 = operand_dtype(dtype, fc2, H * e, 0, H, m.n, false);
+    // The first operand is not needed any more: `spare` is filled anew, behind the product on the
+    // stream.
     const Operand hidden = operand(true, {b.wide, H}, H, form2, in.count);
     Gemm second = product(hidden, fc2, H * e, m.n, dtype, in.count);
     second.epilogue = HC_EPILOGUE_MASK, second.scale_R = p.scale2_N, second.bias_R = p.bias_N;
@@ -134,6 +150,7 @@ void Prompt::predict(int layer, int at, const hc_device_prompt &in) {
     gemm(second, launch_);
 }
 
+// A ring of b.masks masks: proposals are alive from the layer whose input they read to their own.
 uint8_t *Prompt::mask(int layer) const {
     const PromptBuffers &b = model_.prompt;
     return b.mask + layer % b.masks * b.tokens * args_.model->n;
@@ -159,6 +176,8 @@ const uint8_t *Prompt::propose(int layer, const hc_device_prompt &in) {
 }
 
 // h += of n neurons that lie side by side on the device (+ bias).
+// gate and up: c[t][r] in b.wide, masked; then down, transposed: h[t][d] += c[t][r] down[r][d].
+// fired counts entries of c that are not 0.
 void Prompt::neurons(const char *records, int64_t n, const int32_t *ids, const uint8_t *mask,
                      const float *bias_D, const Operand &x, int tokens) {
     const hc_model &m = *args_.model;
@@ -174,8 +193,11 @@ void Prompt::neurons(const char *records, int64_t n, const int32_t *ids, const u
     gemm(gate, launch_);
     const char *columns = records + m.down_offset;
     const int32_t form = operand_dtype(m.dtype, columns, m.record_bytes, 0, n, m.d, true);
+    // c of this piece's n neurons is the operand of the second product, over the neurons.
     const Operand c = operand(true, {b.wide, n}, n, form, tokens);
     Gemm down = product(c, columns, m.record_bytes, m.d, m.dtype, tokens);
+    // A down column is a row of the record: k runs over records, so w is read transposed. The
+    // layer's bias goes along with its first piece.
     down.transposed = true, down.bias_R = bias_D;
     down.epilogue = HC_EPILOGUE_ADD, down.y = b.h, down.y_stride = m.d;
     gemm(down, launch_);
@@ -190,11 +212,15 @@ void Prompt::feed_forward(int layer, const hc_device_prompt &in) {
     const int64_t offsets = m.gate_offset | (m.up_offset >= 0 ? m.up_offset : 0);
     const int32_t form =
         operand_dtype(m.dtype, from.records, m.record_bytes, offsets, m.d, m.n, false);
+    // Made before the first addition to h: every piece multiplies this same x.
     const Operand x = operand(false, ffn_input(layer), m.d, form, in.count);
     const float *bias_D = from.ffn_bias_D; // goes with the layer's first neurons
     for (int64_t k = 0; k < resident; k += b.piece_rows, bias_D = nullptr)
         neurons(from.records + k * m.record_bytes, std::min(b.piece_rows, resident - k),
                 from.ids_N + k, allowed, bias_D, x, in.count);
+    // The layer's streamed pieces. The stream waits for the copy, not the host; when the piece has
+    // been enqueued its slot is free behind it, and the host gathers the piece two slots further
+    // on.
     for (; at_ < static_cast<int64_t>(pieces_.size()) && pieces_[at_].layer == layer; at_++) {
         const Piece &piece = pieces_[at_];
         const int slot = static_cast<int>(at_ % HC_STREAM_SLOTS);
@@ -212,6 +238,7 @@ void Prompt::feed_forward(int layer, const hc_device_prompt &in) {
 }
 
 // Logits of the last row, or of every row where the request wants them, by the decode kernels.
+// A decode kernel takes at most model_.bucket rows.
 void Prompt::head(const hc_device_prompt &in, float *logits_host) {
     const hc_model &m = *args_.model;
     const Buffers &b = model_.buffers;

@@ -7,6 +7,7 @@
 // time in shared memory as floats; a lane scores one position for the warp's four tokens, then holds
 // head_dim / 32 columns of their sums. Softmax runs along (max and sum so far), in the order of the
 // positions, from position 0: a token's bits depend neither on its block nor on other tokens.
+// Oracle: numpy in float64, tests/cuda/test_kernels_prompt.py.
 #include "cuda/prompt/rows.cuh"
 
 namespace hotcold {
@@ -19,6 +20,7 @@ __device__ __forceinline__ int exponent_of(float most) {
     return most > 0 && most < INFINITY ? max(-100, min(100, ilogbf(most) - 13)) : 0;
 }
 
+// v is hi + lo but for the rounding of lo: 22 bits in float16, 16 in bfloat16.
 template <class E>
 __device__ __forceinline__ void put_halves(const Operand &to, int64_t at, float v) {
     const E hi = static_cast<E>(v);
@@ -27,6 +29,8 @@ __device__ __forceinline__ void put_halves(const Operand &to, int64_t at, float 
     second[at] = static_cast<E>(v - static_cast<float>(hi));
 }
 
+// A block a token: norm, largest magnitude, then both halves. One scale a token, a power of two, so
+// scaling loses nothing and a token's operand depends on that token alone.
 __global__ void __launch_bounds__(THREADS) operand_kernel(const MakeOperand a) {
     __shared__ float scratch[33];
     const int t = blockIdx.x, k = a.to.k;
@@ -49,6 +53,7 @@ __global__ void __launch_bounds__(THREADS) operand_kernel(const MakeOperand a) {
     const float down = ldexpf(1.0f, -exponent);
     if (threadIdx.x == 0)
         a.to.scale_T[t] = ldexpf(1.0f, exponent);
+    // Zeros up to whole packs: gemm.cu reads packs and multiplies what is in them.
     const int padded = (k + PACK - 1) / PACK * PACK;
     for (int i = threadIdx.x; i < padded; i += THREADS) {
         const float v = i < k ? value(i) * down : 0.0f;
@@ -78,6 +83,7 @@ struct Convert {
     int64_t count;
     bool add;
 };
+// Grid-stride over `count` elements, neighbouring threads on neighbouring elements.
 template <class From, class To>
 __global__ void __launch_bounds__(THREADS) convert(const Convert a) {
     for (int64_t i = blockIdx.x * static_cast<int64_t>(THREADS) + threadIdx.x; i < a.count;
@@ -91,6 +97,7 @@ template <class From, class To> void start_convert(const Convert &args, const La
     enqueue<Convert>(convert<From, To>, dim3(launch.sms * 8), THREADS, 0, launch, args);
 }
 
+// The mask of a pass as bits, a byte for eight neurons, lowest first: what a request records.
 struct Pack {
     const uint8_t *mask;
     uint8_t *bits;
@@ -118,6 +125,8 @@ template <class T> __device__ __forceinline__ void append_plain(const PromptAtte
 }
 
 // Rotate q in place, append k (rotated) and v to the caches: a block a token.
+// q of all tokens is turned and all k and v are in the caches when attention_kernel begins: it is a
+// kernel of its own for that reason. A thread turns pairs (e, e + half).
 template <class T>
 __global__ void __launch_bounds__(THREADS) append_kernel(const PromptAttention a) {
     const int t = blockIdx.x, hd = a.head_dim, half = hd / 2, position = a.position + t;
@@ -125,6 +134,7 @@ __global__ void __launch_bounds__(THREADS) append_kernel(const PromptAttention a
     if (!a.cos_PE)
         return append_plain<T>(a, t);
     for (int i = threadIdx.x; i < (a.heads + a.kv_heads) * half; i += THREADS) {
+        // Query heads come first, then key heads; values lie kv_heads heads behind their key.
         const int head = i / half, e = i % half;
         const float cos = a.cos_PE[position * half + e], sin = a.sin_PE[position * half + e];
         float *at = row + head * hd + e;
@@ -146,8 +156,12 @@ __global__ void __launch_bounds__(THREADS) append_kernel(const PromptAttention a
 constexpr int WARPS = 4, EACH = 4, TOKENS = WARPS * EACH, KEYS = 32;
 constexpr int MAX_LANE = 8; // elements of a head a lane holds: heads up to 256
 
+// Grid: heads, blocks of 16 tokens; a block reads the whole cache of its head once for 16 tokens.
+// most, total and sum are those of the positions so far; a higher maximum rescales the others by
+// `keep`.
 template <class T>
 __global__ void __launch_bounds__(WARPS *WARP) attention_kernel(const PromptAttention a) {
+    // q [TOKENS][hd] | keys [KEYS][hd + 1] | values [KEYS][hd]; heads of 128: 40 KB.
     extern __shared__ float shared[];
     const int head = blockIdx.x, first = blockIdx.y * TOKENS, hd = a.head_dim, pitch = hd + 1;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -158,6 +172,7 @@ __global__ void __launch_bounds__(WARPS *WARP) attention_kernel(const PromptAtte
     const T *v_cache = static_cast<const T *>(a.v_cache) + cache;
     for (int i = threadIdx.x; i < TOKENS * hd; i += WARPS * WARP)
         q[i] = first + i / hd < a.tokens ? a.qkv[(first + i / hd) * row + head * hd + i % hd] : 0;
+    // Positions up to the block's last token; later ones are masked for the earlier tokens.
     const int last = min(first + TOKENS, a.tokens) - 1, n = a.position + last + 1;
     const float scale = 1.0f / sqrtf(static_cast<float>(hd));
     float most[EACH], total[EACH] = {}, sum[EACH][MAX_LANE] = {};
@@ -165,6 +180,7 @@ __global__ void __launch_bounds__(WARPS *WARP) attention_kernel(const PromptAtte
     for (int i = 0; i < EACH; i++)
         most[i] = -INFINITY;
     for (int p0 = 0; p0 < n; p0 += KEYS) {
+        // The last 32 positions have been used by all warps.
         __syncthreads();
         for (int i = threadIdx.x; i < KEYS * hd; i += WARPS * WARP) {
             const int p = i / hd, e = i % hd;
@@ -174,6 +190,8 @@ __global__ void __launch_bounds__(WARPS *WARP) attention_kernel(const PromptAtte
             values[p * hd + e] = there ? static_cast<float>(v_cache[at]) : 0;
         }
         __syncthreads();
+        // Lane = position: keys' odd pitch puts the 32 lanes on 32 banks; q is the same word for
+        // all of them.
         float score[EACH] = {};
         for (int e = 0; e < hd; e++) {
             const float k = keys[lane * pitch + e];
@@ -183,6 +201,7 @@ __global__ void __launch_bounds__(WARPS *WARP) attention_kernel(const PromptAtte
         }
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
+            // Causal: a later position's score is -infinity, its weight exp(-infinity) = 0.
             const int position = a.position + first + warp * EACH + i;
             const float s = p0 + lane <= position ? score[i] * scale : -INFINITY;
             const float more =
@@ -195,6 +214,7 @@ __global__ void __launch_bounds__(WARPS *WARP) attention_kernel(const PromptAtte
                 sum[i][j] *= keep;
             score[i] = p;
         }
+        // Lane = columns lane, lane + 32, ...; the weights are handed round by shuffles.
         for (int p = 0; p < KEYS; p++) {
             float weight[EACH];
 #pragma unroll

@@ -4,11 +4,12 @@
 //   score  a product of bits: 64 neurons by 32 tokens a block, a thread 4 by 2, WORDS words at a time
 //          in shared memory; sum over planes of 2^p popcount(row ^ plane_p), then the threshold
 //
-// The same whole numbers as sign.cu and ../ops/sign.c, and the same two roundings behind them: from
-// the same input the same proposals, bit for bit.
+// The same whole numbers as sign.cu and native/ops/sign.c, and the same two roundings behind them:
+// from the same input the same proposals, bit for bit.
 //
 // A layer costs T N W P popcounts of 64 bits (512 tokens, 13824 neurons of 5120, 8 planes: 4.5 G, 16
 // halves a clock and SM: 2.5 ms), while the bus needs longer for the layer's cold records.
+// Oracle: SignLayer (runtime/predictors/predictor_forms.py), in tests/cuda/test_kernels_prompt.py.
 #include "cuda/kernels/sign.cuh"
 #include "cuda/prompt/rows.cuh"
 
@@ -16,6 +17,7 @@ namespace hotcold {
 namespace {
 
 constexpr int THREADS = 256;
+// Shared memory: WORDS * 8 * (NEURONS + PLANES * TOKENS) = 10 KB. PLANES: the most input bits.
 constexpr int NEURONS = 64, TOKENS = 32, WORDS = 4, PLANES = 8, SIDE = 16;
 constexpr int EACH_N = NEURONS / SIDE, EACH_T = TOKENS / SIDE;
 static_assert(SIDE * SIDE == THREADS, "a thread has its own corner of the tile");
@@ -40,6 +42,7 @@ __device__ __forceinline__ void load_tile(const Bits &a, int row0, int token0, i
     for (int i = threadIdx.x; i < NEURONS * WORDS; i += THREADS) {
         const int r = row0 + i / WORDS, w = w0 + i % WORDS;
         const bool there = r < a.n && w < a.words;
+        // Word-major: threads of a half-warp then read 16 neighbouring neurons of one word.
         rows[i % WORDS][i / WORDS] =
             there ? __ldg(a.signs_NW + static_cast<int64_t>(r) * a.words + w) : 0;
     }
@@ -52,12 +55,15 @@ __device__ __forceinline__ void load_tile(const Bits &a, int row0, int token0, i
     }
 }
 
+// Thread (tn, tt) owns neurons tn + 16 j and tokens tt + 16 i: each loaded row word meets EACH_T
+// planes, each plane word EACH_N rows.
 __global__ void __launch_bounds__(THREADS) score_kernel(const Bits a) {
     __shared__ uint64_t rows[WORDS][NEURONS], planes[WORDS][PLANES][TOKENS];
     const int row0 = blockIdx.x * NEURONS, token0 = blockIdx.y * TOKENS;
     const int tn = threadIdx.x % SIDE, tt = threadIdx.x / SIDE;
     int differing[EACH_T][EACH_N] = {};
     for (int w0 = 0; w0 < a.words; w0 += WORDS) {
+        // Nobody still reads the last tile; then: this one is there.
         __syncthreads();
         load_tile(a, row0, token0, w0, rows, planes);
         __syncthreads();

@@ -1,4 +1,6 @@
 // rows.cuh - one row of activations as a block of the dense prompt phase reads it: normed on the way.
+// A row is read twice (three times with a layer norm: mean, squares, values): from L2 after the
+// first time, and no buffer for normed activations is needed.
 #ifndef HOTCOLD_ROWS_CUH
 #define HOTCOLD_ROWS_CUH
 #include "cuda/kernels/common.cuh"
@@ -6,6 +8,7 @@
 
 namespace hotcold {
 
+// A function of the column, for the kernel to call: x is not copied.
 struct NormedRow {
     const float *x, *weight_D, *bias_D;
     float mean, scale; // 0 for the rms norm; 1 over the deviation, or over the root of the squares
@@ -27,6 +30,8 @@ __device__ __forceinline__ NormedRow normed_row(const Rows &a, int t, int d, flo
         return row;
     if (a.kind == HC_NORM_LAYER) {
         float sum = 0;
+        // The order of these sums follows from d and the block's size (256 threads everywhere),
+        // never from the number of tokens.
         for (int i = threadIdx.x; i < d; i += blockDim.x)
             sum += x[i];
         row.mean = block_sum(sum, scratch) / static_cast<float>(d);

@@ -17,6 +17,8 @@ namespace {
 constexpr int64_t BLOCK_BYTES = 8 << 20;
 constexpr int MOST_THREADS = 12;
 
+// One core less than this process may use: the loop thread is one of the copiers, and the last core
+// is left to the CUDA driver and the actor's control calls.
 int threads_here() {
     cpu_set_t set;
     CPU_ZERO(&set);
@@ -48,6 +50,8 @@ Streamer::~Streamer() {
     release();
 }
 
+// Also of a half-built object. Threads first: they write into the pinned blocks; then copies in
+// flight, which read them.
 void Streamer::release() {
     {
         std::lock_guard<std::mutex> hold(lock_);
@@ -81,6 +85,7 @@ void Streamer::end() {
     active_ = false;
 }
 
+// Records of one contiguous part: the order in the block is the order of the ids.
 void Streamer::copy_part(int index) const {
     const int64_t parts = static_cast<int64_t>(threads_.size()) + 1;
     const int64_t begin = job_n_ * index / parts, end = job_n_ * (index + 1) / parts;
@@ -89,10 +94,12 @@ void Streamer::copy_part(int index) const {
                     record_bytes_);
 }
 
+// Sees every job once: the caller waits for all threads before it raises job_ again.
 void Streamer::work(int index) {
     uint64_t seen = 0;
     for (;;) {
         for (unsigned spins = 0; job_.load(std::memory_order_acquire) == seen; spins++) {
+            // Between passes: sleep. job_ != seen covers a job that was posted just before.
             if (!active_) {
                 std::unique_lock<std::mutex> hold(lock_);
                 changed_.wait(hold, [&] { return active_ || stop_ || job_ != seen; });
@@ -105,12 +112,14 @@ void Streamer::work(int index) {
         }
         seen++;
         copy_part(index);
+        // Release: the copied bytes are there for the caller, who hands them to the copying engine.
         left_.fetch_sub(1, std::memory_order_release);
     }
 }
 
 // One job by all threads; returns when the last of them is done.
 void Streamer::copy_all() {
+    // Relaxed is enough: the release on job_ publishes it together with the job.
     left_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
     job_.fetch_add(1, std::memory_order_release);
     copy_part(0);
@@ -123,9 +132,13 @@ void Streamer::copy_all() {
 
 void Streamer::feed(char *target, const char *records, const int32_t *ids, int64_t n,
                     cudaEvent_t free, cudaEvent_t ready) {
+    // The target slot's last piece has been computed; copies queue behind that on the device, the
+    // host goes on gathering.
     check(cudaStreamWaitEvent(stream_, free, 0), "stream");
     for (int64_t at = 0; at < n; at += per_block_) {
         const int block = static_cast<int>(next_++ % BLOCKS);
+        // The pinned block's last copy is done: only here the host waits for the bus, BLOCKS copies
+        // behind.
         check(cudaEventSynchronize(copied_[block]), "streaming weights");
         job_to_ = pinned_[block], job_from_ = records, job_ids_ = ids + at;
         job_n_ = std::min(per_block_, n - at);

@@ -11,6 +11,8 @@
 
 namespace hotcold {
 
+// feed() and end() are called by one thread, the loop's. It owns four pinned blocks, a stream and
+// the copying threads.
 class Streamer {
   public:
     explicit Streamer(int64_t record_bytes);
@@ -39,6 +41,9 @@ class Streamer {
     cudaEvent_t copied_[BLOCKS] = {};
     int64_t next_ = 0;
     // one job at a time: records of job_ids_ into job_to_, a part each thread
+    // The job: written by the caller before it raises job_ (release), read by the threads behind
+    // their acquire of it, and not written again before left_ is 0 (acquire of the threads'
+    // releases).
     char *job_to_ = nullptr;
     const char *job_from_ = nullptr;
     const int32_t *job_ids_ = nullptr;
