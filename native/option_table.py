@@ -2,7 +2,7 @@
 
 A row says once what a value is called, may be and is for. The checks of the dataclass, the options
 of the commands (actors/cli/common/options.py), `help(Engine.launch)` and examples/OPTIONS.md are
-made from it. The tables are in runtime/options/config.py and runtime/offline/plant/options.py.
+made from it. Tables: sampling.py, runtime/options/config.py, runtime/offline/plant/options.py.
 Imports nothing compiled, and no click.
 """
 
@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 
 from hotcold.native.errors import ConfigError
 
+MAX_SEED = (1 << 64) - 1
 Documented = TypeVar("Documented", bound=Callable[..., Any])
 
 

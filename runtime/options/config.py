@@ -1,21 +1,22 @@
-"""What the user asks for, checked once: the options of an engine and of a request.
+"""What the user asks for, checked once: the options of an engine.
 
 Each field is a row (native/option_table.py): the commands, `Engine.launch` and examples/OPTIONS.md
-are made from it. Plain frozen data; the actors receive it whole.
+are made from it. Plain frozen data; the actors receive it whole. Sampling, the table of a request,
+is native/sampling.py, for the native request holds one.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hotcold.native.abi.generated import MAX_BATCH
 from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.errors import ConfigError
-from hotcold.native.option_table import check_all, documented, option, rows
+from hotcold.native.option_table import MAX_SEED, check_all, documented, option, rows
+from hotcold.native.sampling import Sampling as Sampling  # noqa: PLC0414 - handed on to callers
 
 STORES = ("file", "memfd", "private")
-MAX_SEED = (1 << 64) - 1
 DEFAULT_CONTEXT = 512
 # Commands by what they need: each level takes its own options and those of the levels before it.
 COMMANDS = {
@@ -239,44 +240,5 @@ class EngineConfig:
             )
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How one request is continued.
-
-    Raises:
-        ConfigError: a value that is not allowed.
-    """
-
-    max_tokens: int = option(
-        64, "New tokens at most; a full context ends the text earlier.", low=1, high=1 << 24
-    )
-    temperature: float = option(
-        0.0, "How random the draw is; 0 takes the likeliest token every time.", low=0.0, high=100.0
-    )
-    top_k: int = option(
-        0, "Draw from this many of the likeliest tokens; 0: from all.", low=0, high=1 << 30
-    )
-    top_p: float = option(
-        1.0,
-        "Draw from the likeliest tokens that together have this probability; 1: from all.",
-        low=0.0,
-        high=1.0,
-        above=True,
-    )
-    seed: int = option(
-        0, "A draw depends on the seed and the position alone.", low=0, high=MAX_SEED
-    )
-    stop: tuple[str, ...] = option((), "End before this text.", metavar="TEXT", many=True)
-    ignore_eos: bool = option(False, "Go on after the end-of-text token.")
-
-    def __post_init__(self) -> None:
-        check_all(self)
-        if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
-            raise ConfigError("stop must be a sequence of strings")
-        if any(not isinstance(text, str) or not text for text in self.stop):
-            raise ConfigError("stop strings must be non-empty text")
-
-
 ENGINE, SAMPLING = rows(EngineConfig), rows(Sampling)
 documented(EngineConfig)(EngineConfig)
-documented(Sampling)(Sampling)
