@@ -164,6 +164,11 @@ def check_names(given: Iterable[str], table: type) -> None:
             raise ConfigError(f"unknown option {name!r}{hint}")
 
 
+_indented = textwrap.TextWrapper(
+    92, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False
+).wrap
+
+
 def documented(table: type) -> Callable[[Documented], Documented]:
     """Decorator: the docstring ends with the rows of a table."""
 
@@ -173,7 +178,7 @@ def documented(table: type) -> Callable[[Documented], Documented]:
             allowed = f" Allowed: {row.limits}." if row.limits else ""
             default = f" Default: {row.default_text}." if row.default_text else ""
             text = f"{name}: {row.help}{allowed}{default}"
-            lines += textwrap.wrap(text, 92, initial_indent="    ", subsequent_indent="        ")
+            lines += _indented(text)
         target.__doc__ = "\n".join(lines)
         return target
 
