@@ -81,10 +81,13 @@ def predicted_layers(
 
 
 def predictor_shape(layer: Any, int8: bool = False) -> dict[str, Any]:  # noqa: ANN401 - by form
-    """The fields of LayerShape that describe a predictor's layer."""
-    found: dict[str, Any] = {"bias": layer.bias_N is not None}
+    """The fields of LayerShape that describe a predictor's layer; of a form no GPU runs, none."""
+    found: dict[str, Any]
     if layer.form == "sign":
-        return {**found, "sign": True, "column": layer.column_D is not None}
-    hidden, _ = layer.fc1.shape
-    itemsize = 1 if int8 else layer.fc1.itemsize
-    return {**found, "folds_norm": True, "hidden": int(hidden), "fc_bytes": int(itemsize)}
+        found = {"sign": True, "column": layer.column_D is not None}
+    elif layer.form == "matrices":
+        itemsize = 1 if int8 else int(layer.fc1.itemsize)
+        found = {"folds_norm": True, "hidden": int(layer.fc1.shape[0]), "fc_bytes": itemsize}
+    else:
+        return {}
+    return {**found, "bias": layer.bias_N is not None}

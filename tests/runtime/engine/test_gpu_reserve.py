@@ -16,7 +16,7 @@ from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.shapes import SHAPES
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.problem import Module, make_problem
-from hotcold.runtime.predictors.predictor_forms import int8_bytes
+from hotcold.runtime.predictors.predictor_forms import WindowLayer, int8_bytes
 
 KINDS = ("head", "attention", "kv", "predictor")
 NAMES = ("tiny", "small-opt", "llama2-13b", "opt-350m", "opt-30b")
@@ -154,3 +154,9 @@ def test_a_schedule_that_looks_far_ahead_is_counted() -> None:
     case = Case(spec, (0,) * spec.n_layers, max_batch=1, layers=signs(spec), early=1)
     more = reserved(replace(case, early=3)) - reserved(case)
     assert more >= 2 * 2 * 4 * spec.n_neurons
+
+
+def test_forms_that_no_gpu_runs_are_described_and_refused_elsewhere() -> None:
+    spec = SHAPES["tiny"].spec(None, "float16")
+    layers = (WindowLayer(8, 0, None, 0.5),) * spec.n_layers
+    assert [layer.hidden for layer in predicted_layers(spec, layers, 1)] == [0] * spec.n_layers
