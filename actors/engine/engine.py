@@ -106,7 +106,8 @@ class Engine:
             config.restarts,
         )
         engine = cls(client, group, prepared, supervisor)
-        engine._finalizer = weakref.finalize(engine, _take_down, group, supervisor, started_ray)
+        # A generation holds the client: the actors stay until both it and the engine are let go.
+        engine._finalizer = weakref.finalize(client, _take_down, group, supervisor, started_ray)
         return engine
 
     @classmethod

@@ -19,8 +19,6 @@ from hotcold.actors.cluster.processes import is_gone
 class Fake:
     """An engine of nobody: what it gets wrong is said by name."""
 
-    uses_gpu = False
-
     def __init__(self, fault: str = "") -> None:
         self.fault, self.requests, self.left = fault, 0, -1
         self.recoveries: list[Any] = []

@@ -24,15 +24,15 @@ class Transport(ABC):
     """
 
     name: ClassVar[str]
-    replans_between_tokens: ClassVar[bool]  # a plan may be replaced while a generation runs
+    replans_between_tokens: ClassVar[bool] = False  # or a generation must have ended
 
     def __init__(self, deployment: Deployment, actor: Callable[[str], Any]) -> None:
         self._deployment, self._actor = deployment, actor
 
     @property
-    @abstractmethod
     def kv_survives(self) -> bool:
         """Whether a request that lost an actor, or its plan, finds its keys and values again."""
+        return False
 
     @abstractmethod
     def attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
@@ -46,9 +46,9 @@ class Transport(ABC):
     def cancel(self) -> None:
         """End the running request after its current token."""
 
-    @abstractmethod
     def drain(self, source: Iterator[Any]) -> None:
         """End a stream the caller may have left early, so that the next request finds it free."""
+        getattr(source, "close", lambda: None)()
 
     @abstractmethod
     def score(
@@ -68,9 +68,9 @@ class Transport(ABC):
     def spans(self) -> dict[str, NDArray[np.void]]:
         """Rings of the last steps, by actor."""
 
-    @abstractmethod
     def phases(self) -> dict[str, float]:
         """Seconds a pass by phase; empty where no one keeps them."""
+        return {}
 
     @abstractmethod
     def ask(self, deployment: Deployment) -> None:

@@ -29,16 +29,10 @@ class RayTransport(Transport):
     """Leads the actors through passes, in this process."""
 
     name = "ray"
-    replans_between_tokens = False
 
     def __init__(self, deployment: Deployment, actor: Callable[[str], Any]) -> None:
         super().__init__(deployment, actor)
         self._seq = 0
-
-    @property
-    def kv_survives(self) -> bool:
-        """No: they lie in the GPU executor's own memory."""
-        return False
 
     def attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         """One item a token."""
@@ -71,10 +65,6 @@ class RayTransport(Transport):
     def cancel(self) -> None:
         """Nothing runs between two tokens."""
 
-    def drain(self, source: Iterator[Any]) -> None:
-        """Leave the stream."""
-        getattr(source, "close", lambda: None)()
-
     def score(
         self, request: Request, masks: bool
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
@@ -93,10 +83,6 @@ class RayTransport(Transport):
         """Of each actor, by itself."""
         refs = [self._actor(actor).spans.remote((actor,)) for actor in ACTORS]
         return {actor: own for found in ray.get(refs) for actor, own in found.items()}
-
-    def phases(self) -> dict[str, float]:
-        """None: passes wait for calls."""
-        return {}
 
     def ask(self, deployment: Deployment) -> None:
         """Refused: nobody would hear of it."""

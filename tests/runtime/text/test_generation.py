@@ -12,7 +12,7 @@ from hotcold.runtime.text.generation import TextCodec, Token
 
 
 @pytest.fixture(scope="module")
-def side(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
     folder = write_llama(tmp_path_factory.mktemp("models") / "bytes", TinyLlama())
     bundle = resolve_model(folder)
     return TextCodec(bundle.path, bundle.spec)
@@ -22,8 +22,8 @@ def ids_of(text: str) -> list[int]:
     return list(byte_level_tokenizer().encode(text, add_special_tokens=False).ids)
 
 
-def run(side: TextCodec, ids: list[int], **sampling: object) -> tuple[list[Token], str | None]:
-    stream = side.stream(Sampling(**sampling))  # type: ignore[arg-type]
+def run(codec: TextCodec, ids: list[int], **sampling: object) -> tuple[list[Token], str | None]:
+    stream = codec.stream(Sampling(**sampling))  # type: ignore[arg-type]
     tokens = [token for id_ in ids for token in stream.push(id_, -1.0)]
     if stream.finish is None:
         tokens += stream.flush()
@@ -34,17 +34,17 @@ def text_of(tokens: list[Token]) -> str:
     return "".join(token.text for token in tokens)
 
 
-def test_texts_concatenate_and_every_id_has_a_token(side: TextCodec) -> None:
+def test_texts_concatenate_and_every_id_has_a_token(codec: TextCodec) -> None:
     text = "na\u00efve caf\u00e9 \U0001f600!"
-    tokens, finish = run(side, ids_of(text))
+    tokens, finish = run(codec, ids_of(text))
     assert text_of(tokens) == text
     assert [token.id for token in tokens] == ids_of(text)
     assert finish is None
 
 
-def test_half_a_character_at_the_end_is_not_lost(side: TextCodec) -> None:
+def test_half_a_character_at_the_end_is_not_lost(codec: TextCodec) -> None:
     ids = ids_of("a\U0001f600")[:-1]
-    tokens, _ = run(side, ids)
+    tokens, _ = run(codec, ids)
     assert [token.id for token in tokens] == ids
     assert text_of(tokens).startswith("a")
     assert text_of(tokens) != "a"
@@ -63,36 +63,36 @@ def test_half_a_character_at_the_end_is_not_lost(side: TextCodec) -> None:
     ],
 )
 def test_stop_strings(
-    side: TextCodec, text: str, stop: tuple[str, ...], expected: str, finish: str | None
+    codec: TextCodec, text: str, stop: tuple[str, ...], expected: str, finish: str | None
 ) -> None:
-    tokens, ended = run(side, ids_of(text), stop=stop)
+    tokens, ended = run(codec, ids_of(text), stop=stop)
     assert text_of(tokens) == expected
     assert ended == finish
 
 
-def test_nothing_that_may_begin_a_stop_string_is_shown_early(side: TextCodec) -> None:
-    stream = side.stream(Sampling(stop=("xyz",)))
+def test_nothing_that_may_begin_a_stop_string_is_shown_early(codec: TextCodec) -> None:
+    stream = codec.stream(Sampling(stop=("xyz",)))
     shown = [text_of(stream.push(id_, 0.0)) for id_ in ids_of("axyb")]
     assert shown == ["a", "", "", "xyb"]
 
 
-def test_end_of_text_token(side: TextCodec) -> None:
+def test_end_of_text_token(codec: TextCodec) -> None:
     ids = [*ids_of("ab"), 2, *ids_of("c")]
-    tokens, finish = run(side, ids)
+    tokens, finish = run(codec, ids)
     assert ([token.id for token in tokens], text_of(tokens)) == (ids[:3], "ab")
     assert finish == "eos"
-    tokens, finish = run(side, ids, ignore_eos=True)
+    tokens, finish = run(codec, ids, ignore_eos=True)
     assert (text_of(tokens), finish) == ("abc", None)
 
 
 def test_without_a_tokenizer_ids_still_work(tmp_path: Path) -> None:
     bundle = resolve_model(write_llama(tmp_path / "m", TinyLlama(tokenizer=None)))
-    side = TextCodec(bundle.path, bundle.spec)
-    assert side.ids([3, 4], 64) == [3, 4]
-    tokens, finish = run(side, [5, 6, 2])
+    codec = TextCodec(bundle.path, bundle.spec)
+    assert codec.ids([3, 4], 64) == [3, 4]
+    tokens, finish = run(codec, [5, 6, 2])
     assert ([token.id for token in tokens], text_of(tokens), finish) == ([5, 6, 2], "", "eos")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
-        side.ids("text", 64)
+        codec.ids("text", 64)
 
 
 @pytest.mark.parametrize(
