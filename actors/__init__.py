@@ -2,6 +2,8 @@
 
 All Ray code lies in this folder, and it is thin: what an actor does is in `hotcold.runtime`. Names
 are imported when they are used, so that `hotcold --help` costs no Ray.
+
+May import: actors.engine, native, runtime.text
 """
 
 import importlib

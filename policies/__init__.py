@@ -1,6 +1,8 @@
 """What authors of policies import: the data they get, the data they return, their tests.
 
 The engine finds and runs policies through registry.py and run.py.
+
+May import: policies.suites, runtime.hardware, runtime.plan
 """
 
 from hotcold.policies.suites.check import check_placement_policy, check_schedule_policy

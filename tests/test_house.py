@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from support.checkout import PACKAGES, ROOT, tracked, tracked_under
 
-MAX_LINES = 400
+MAX_LINES = 500
+ASK_LINES = 300  # over this many a file has a reason here: it does one job, which takes so much
+LONG = {}
 TOP_LEVEL = {
     *(PACKAGES + ("tests", "examples", ".ci")),
     ".clang-format",
@@ -47,16 +49,51 @@ def parsed(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
         yield path, ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
 
 
-def test_files_stay_short() -> None:
-    lengths = {
-        path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in sources()
+def lengths() -> dict[str, int]:
+    return {
+        path.as_posix(): len((ROOT / path).read_text(encoding="utf-8").splitlines())
+        for path in sources()
     }
-    long = {str(path): lines for path, lines in lengths.items() if lines > MAX_LINES}
-    assert not long, f"split these, the limit is {MAX_LINES} lines: {long}"
+
+
+def wrong_lengths(lines: dict[str, int], reasons: dict[str, str]) -> list[str]:
+    """Files over the limit, long ones without a reason, reasons that nothing needs."""
+    return [
+        *(
+            f"{path}: {n} lines, never over {MAX_LINES}"
+            for path, n in lines.items()
+            if n > MAX_LINES
+        ),
+        *(
+            f"{path}: {n} lines; two jobs, or a reason in LONG?"
+            for path, n in lines.items()
+            if n > ASK_LINES and not reasons.get(path)
+        ),
+        *(
+            f"LONG[{path!r}]: not over {ASK_LINES} lines, remove it"
+            for path in reasons
+            if lines.get(path, 0) <= ASK_LINES
+        ),
+    ]
+
+
+def test_a_long_file_has_a_reason() -> None:
+    wrong = wrong_lengths(lengths(), LONG)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_check_of_lengths_finds() -> None:
+    lines = {"a.py": 501, "b.py": 301, "c.py": 300, "d.py": 500}
+    assert wrong_lengths(lines, {"a.py": "x", "c.py": "x", "d.py": "x", "e.py": "x"}) == [
+        "a.py: 501 lines, never over 500",
+        "b.py: 301 lines; two jobs, or a reason in LONG?",
+        "LONG['c.py']: not over 300 lines, remove it",
+        "LONG['e.py']: not over 300 lines, remove it",
+    ]
 
 
 def test_the_readme_fits_its_limit() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 250
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_the_top_level_is_fixed() -> None:
@@ -132,65 +169,3 @@ def unsafe(node: ast.AST) -> str | None:
 )  # fmt: skip
 def test_the_check_itself_finds(code: str) -> None:
     assert any(unsafe(node) for node in ast.walk(ast.parse(code)))
-
-
-# ---- import direction: native <- runtime <- policies <- actors ---------------------------------
-
-
-def imports(tree: ast.Module) -> Iterator[tuple[str, bool, int]]:
-    """(module, lazy, line) of every import; those of a TYPE_CHECKING block are left out."""
-    lazy = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        for inner in ast.walk(node)
-    }
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in for_types:
-            continue
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, id(node) in lazy, node.lineno
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module, id(node) in lazy, node.lineno
-
-
-# Who may import whom only inside a function, or not at all.
-MAY_BE_LAZY = {("actors/cli", "hotcold.actors"), ("runtime/bench", "hotcold.actors")}
-
-
-@pytest.mark.parametrize(
-    ("folder", "never"),
-    [
-        ("native", ("ray", "hotcold.actors", "hotcold.policies")),
-        ("runtime", ("ray", "hotcold.actors")),
-        ("policies", ("ray", "hotcold.actors")),
-    ],
-)
-def test_imports_point_one_way(folder: str, never: tuple[str, ...]) -> None:
-    wrong = []
-    for path, tree in parsed(folder):
-        for module, lazy, line in imports(tree):
-            for name in never:
-                if module != name and not module.startswith(name + "."):
-                    continue
-                if lazy and ("/".join(path.parts[:2]), name) in MAY_BE_LAZY:
-                    continue
-                wrong.append(f"{path}:{line}: imports {module}")
-    assert not wrong, wrong
-
-
-def test_the_runtime_imports_policies_only_when_needed() -> None:
-    wrong = [
-        f"{path}:{line}"
-        for path, tree in parsed("runtime")
-        for module, lazy, line in imports(tree)
-        if module.startswith("hotcold.policies") and not lazy
-    ]
-    assert not wrong, wrong

@@ -2,4 +2,6 @@
 
 Reached by the console script `hotcold`. Commands turn options into calls of the same interfaces a
 library user has; nothing is computed here.
+
+May import: actors.cli.common, native
 """

@@ -1,1 +1,6 @@
-"""Engine: what a driver does with an actor group, whether it launched it or connected."""
+"""Engine: what a driver does with an actor group, whether it launched it or connected.
+
+The public class, its requests, statistics and replanning; actors themselves are in `group`.
+
+May import: actors.cluster, actors.group, native, native.bindings, runtime.*
+"""

@@ -1,1 +1,6 @@
-"""The actors of one engine as a group: launch, watch, replace, end."""
+"""The actors of one engine as a group: launch, watch, replace, end.
+
+What an actor computes is in `hotcold.runtime.engine`; here is what makes it a Ray actor.
+
+May import: actors.cluster, native, native.bindings, native.gpu, runtime.*
+"""

@@ -1,1 +1,4 @@
-"""Ray jobs: submit a command, send the package along, fetch its output."""
+"""Ray jobs: submit a command, send the package along, fetch its output.
+
+May import: native, runtime
+"""

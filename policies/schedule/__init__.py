@@ -1,1 +1,4 @@
-"""Built-in schedule policies, one a file."""
+"""Built-in schedule policies, one a file: a Dag, a Plan and a HardwareProfile become a Schedule.
+
+May import: native, runtime.hardware, runtime.plan
+"""

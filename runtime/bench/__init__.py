@@ -1,1 +1,8 @@
-"""Measurements: one file a figure or a table; each prints what it measured and under what load."""
+"""Measurements: one file a figure or a table; each prints what it measured and under what load.
+
+What launches actors to measure is in `hotcold.actors.bench`.
+
+May import: native, native.bindings, native.gpu, runtime.doctor, runtime.engine,
+    runtime.exchange, runtime.hardware, runtime.model.checkpoints, runtime.offline.plant,
+    runtime.options, runtime.plan, runtime.tracing, runtime.weights
+"""

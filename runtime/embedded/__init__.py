@@ -2,6 +2,8 @@
 
 A plain Hugging Face folder. Replacing its data files replaces the embedded model; no other file
 knows its name or its shapes. MODEL_CARD.md says what it is.
+
+May import: nothing
 """
 
 from pathlib import Path

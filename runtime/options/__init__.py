@@ -1,1 +1,4 @@
-"""What users can ask for: one table of options, and the data that it becomes."""
+"""What users can ask for: one table of options, and the data that it becomes.
+
+May import: native, runtime.model, runtime.weights
+"""

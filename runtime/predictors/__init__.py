@@ -1,1 +1,6 @@
-"""Predictors: what one is, its native forms, its files, and which one is chosen."""
+"""Predictors: what one is, its native forms, its files, and which one is chosen.
+
+The kinds themselves are in `hotcold.policies.predictor`, their training in `offline.training`.
+
+May import: native, runtime.model, runtime.model.checkpoints, runtime.plugins, runtime.profiles
+"""

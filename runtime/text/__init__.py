@@ -1,1 +1,4 @@
-"""Text: the tokenizer, windows of a text, and the stream of a generation."""
+"""Text: the tokenizer, windows of a text, and the stream of a generation.
+
+May import: native, runtime.files, runtime.model, runtime.model.checkpoints, runtime.options
+"""

@@ -1,1 +1,7 @@
-"""`hotcold bench`: one subcommand a measurement."""
+"""`hotcold bench`: one subcommand a measurement.
+
+Options and printing only; `hotcold.runtime.bench` and `hotcold.actors.bench` measure.
+
+May import: actors, actors.bench, actors.cli.common, actors.cli.offline, actors.cluster, native,
+    runtime.*
+"""

@@ -1,1 +1,6 @@
-"""What commands share: options, output, a running engine."""
+"""What commands share: options, output, a running engine.
+
+What only one command needs stays in its own file.
+
+May import: actors, native, runtime.hardware
+"""

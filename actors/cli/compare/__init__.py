@@ -1,1 +1,4 @@
-"""`hotcold compare`: cases, turns, table and page."""
+"""`hotcold compare`: cases, turns, table and page.
+
+May import: actors, actors.cli.common, native, native.gpu, runtime.*
+"""

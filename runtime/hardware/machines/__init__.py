@@ -11,4 +11,6 @@
 Each figure in a file says whether it was measured, printed by the paper (and where), or estimated
 (and how); machine_file.py reads and checks them. The paper prints PCIe in both directions and no
 T_sync. FLOP/s matter at large batches only.
+
+May import: nothing
 """

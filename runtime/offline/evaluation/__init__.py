@@ -1,1 +1,5 @@
-"""Evaluation: perplexity, recall and speed of predictors, sweeps, the harness."""
+"""Evaluation: perplexity, recall and speed of predictors, sweeps, the harness.
+
+May import: native, native.bindings, runtime.engine, runtime.exchange, runtime.options,
+    runtime.plugins, runtime.predictors, runtime.tracing
+"""

@@ -1,1 +1,5 @@
-"""Kernels of one's own compared with float64, in a process of their own."""
+"""Kernels of one's own compared with float64, in a process of their own.
+
+May import: native, native.bindings, runtime.engine, runtime.model, runtime.model.checkpoints,
+    runtime.options, runtime.weights
+"""

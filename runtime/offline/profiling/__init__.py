@@ -4,4 +4,7 @@
 `sampling.py` lets the model write the text itself. What comes out is a
 `hotcold.runtime.profiles.profile.ActivationProfile` and, if asked for, a recording
 (`hotcold.runtime.files.recording`).
+
+May import: native, runtime.engine, runtime.files, runtime.hardware, runtime.model.checkpoints,
+    runtime.offline.training, runtime.options, runtime.profiles, runtime.text, runtime.weights
 """
