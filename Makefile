@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 NVCC ?= nvcc
+# Where the tests of a GPU run without the virtual environment: make test-gpu TEST_PYTHON=python3
+TEST_PYTHON ?= $(BIN)/python
 CONSTRAINTS := .constraints.txt
 NATIVE := $(sort $(wildcard native/*/*.c native/*/*.h) native/_build.py)
 C_FILES := $(filter %.c %.h,$(NATIVE)) \
@@ -14,12 +16,13 @@ PROMPT ?= Once upon a time
 SAMPLING ?= --temperature 0.7 --top-p 0.9 --seed 1
 
 .PHONY: run test test-actors test-alone setup check fix types native bench wheel clean help \
-  sanitize test-neon sanitize-gpu cuda exchange-forms
+  test-gpu sanitize test-neon sanitize-gpu cuda exchange-forms
 
 help:
 	@echo "make run      install into $(VENV) if needed, generate a story with three actors"
 	@echo "make test     lint, types and every test"
 	@echo "make test-actors  the tests that start actors; make test-alone: all others"
+	@echo "make test-gpu every test that needs an NVIDIA GPU, and their counts (TEST_PYTHON=python3: no $(VENV))"
 	@echo "make sanitize the native tests on kernels built with ASan and UBSan"
 	@echo "make sanitize-gpu small cases of every CUDA kernel, and tiny models, under compute-sanitizer"
 	@echo "make test-neon the NEON kernels under qemu (gcc-aarch64-linux-gnu, qemu-user-static)"
@@ -100,6 +103,10 @@ test-actors: setup
 test-alone: setup
 	nice -n 10 $(BIN)/python -m pytest -m "not ray"
 
+# The kernels are compiled first where they are not yet; on 16 cores and one H200 under ten minutes.
+test-gpu: $(if $(filter $(BIN)/python,$(TEST_PYTHON)),setup)
+	$(TEST_PYTHON) tests/support/gpu_lanes.py
+
 # The package once more, in links, around kernels of its own: the ones in place stay as they are.
 SANITIZED := build/sanitize/hotcold
 
@@ -121,10 +128,10 @@ OPERATOR_TOOLS := racecheck synccheck initcheck "memcheck --padding 512"
 MODEL_TOOLS := synccheck memcheck
 UNDER_TOOLS = set -e; for tool in $(1); do echo "== $$tool: $(2)"; \
 	  HOTCOLD_TEST_SMALL=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	  $(BIN)/python -m pytest -q -p no:cacheprovider $(2); done
+	  $(TEST_PYTHON) -m pytest -q -p no:cacheprovider $(2); done
 
-sanitize-gpu: setup
-	$(BIN)/python -c 'from hotcold.native.gpu import cuda_plugin; exit(cuda_plugin.find() is None)'
+sanitize-gpu: $(if $(filter $(BIN)/python,$(TEST_PYTHON)),setup)
+	$(TEST_PYTHON) -c 'from hotcold.native.gpu import cuda_plugin; exit(cuda_plugin.find() is None)'
 	$(call UNDER_TOOLS,$(OPERATOR_TOOLS),$(sort $(wildcard tests/cuda/test_kernels*.py)))
 	$(call UNDER_TOOLS,$(MODEL_TOOLS),tests/cuda/test_gpu_small.py)
 

@@ -43,7 +43,7 @@ def c_edges() -> list[house.Edge]:
 
 
 def listed(wrong: list[house.Edge] | list[str]) -> str:
-    return "\n".join(map(str, wrong))
+    return "\n".join(dict.fromkeys(map(str, wrong)))
 
 
 def test_imports_point_one_way(python_edges: list[house.Edge]) -> None:

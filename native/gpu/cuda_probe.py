@@ -27,7 +27,7 @@ from hotcold.native.gpu import mps, nvml
 
 TIMEOUT_S = 60.0
 ATTEMPTS = 3
-LEAST, MAX_PIECES = 32 << 20, 8 << 30  # what a context can take; an H100's takes 500 MiB and more
+LEAST, MOST = 32 << 20, 8 << 30  # what a context can take; an H100's takes 500 MiB and more
 SAME = 2 << 20  # two looks at the used memory that differ by no more saw the same
 FREED_S = 1.0  # within which the memory of a process that ended is free again
 
@@ -55,7 +55,7 @@ def context_bytes(
         taken = _run(command)
         if taken is None:
             return None
-        if LEAST <= taken <= MAX_PIECES:
+        if LEAST <= taken <= MOST:
             likely.append(taken)
             if _settles(before):
                 return taken

@@ -163,6 +163,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.alone
 @pytest.mark.gpu
 def test_gpu_memory_of_another_process_is_found() -> None:
     before, pipe = Counter(footprint.take()), subprocess.PIPE

@@ -35,6 +35,7 @@ def changed(folder: Path, old: str, new: str) -> Path:
 
 
 # ---- on a GPU ------------------------------------------------------------------------------------
+@pytest.mark.alone
 @pytest.mark.gpu
 def test_the_example_is_timed_beside_the_built_in_kernels(
     plugin: Any, capsys: pytest.CaptureFixture[str]
@@ -88,6 +89,7 @@ def test_wrong_kernels_are_refused(
         prepare_cuda_variant(changed(tmp_path, old, new))
 
 
+@pytest.mark.alone
 @pytest.mark.gpu
 def test_its_kernels_count_with_the_context(plugin: Any) -> None:
     found = cuda_plugin.find()

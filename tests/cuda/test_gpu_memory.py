@@ -198,6 +198,7 @@ def full_gpu() -> Iterator[None]:
         cuda.cuDevicePrimaryCtxRelease_v2(0)
 
 
+@pytest.mark.alone
 def test_a_full_gpu_is_a_typed_error_and_leaves_nothing(wide: Path) -> None:
     made = deployment(wide, vram="2GiB")
     with LocalSession(made):
@@ -264,6 +265,7 @@ def in_a_fresh_process(model: Path, vram: int) -> dict[str, int]:
     return result
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("more", [4 << 20, 40 << 20, 90 << 20])
 def test_the_peak_by_nvml_keeps_the_promise(wide: Path, more: int) -> None:
     vram = minimum(wide, predictor="exact") + more

@@ -29,7 +29,7 @@ from support.oracle import Oracle
 from hotcold.actors import ActorLostError, Engine
 from hotcold.actors.cluster.processes import is_gone
 from hotcold.native.errors import HotcoldError
-from hotcold.native.gpu import cuda_probe, mps, nvml
+from hotcold.native.gpu import mps, nvml
 from hotcold.runtime.engine.executor import Executor
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.engine.session import LocalSession
@@ -56,12 +56,6 @@ def daemon_there(plugin: Any) -> None:
 
 
 # ---- in one process: a stream of its own, and no daemon -----------------------------------------
-
-
-@pytest.fixture
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contexts are not measured for every small model."""
-    monkeypatch.setattr(cuda_probe, "context_bytes", lambda *_: 700 << 20)
 
 
 @pytest.fixture(params=list(TINY), scope="module")
@@ -106,9 +100,7 @@ def assert_same(model: Path, fused: Any, apart: Any) -> None:
 
 @pytest.mark.parametrize("batch", [5, 1])
 @pytest.mark.parametrize("schedule", ["selective", "lookahead"])
-def test_proposals_are_the_fused_ones(
-    tiny: Path, unmeasured: None, batch: int, schedule: str
-) -> None:
+def test_proposals_are_the_fused_ones(tiny: Path, batch: int, schedule: str) -> None:
     fused, apart = both_ways(tiny, max_batch=batch, schedule=schedule, **LOW_RANK)
     assert_same(tiny, fused, apart)
 
@@ -124,16 +116,15 @@ def test_proposals_are_the_fused_ones(
     ],
     ids=["int8", "sign", "all-cold", "all-hot"],
 )
-def test_every_kind_of_predictor_and_share(
-    tiny: Path, unmeasured: None, options: dict[str, Any]
-) -> None:
+def test_every_kind_of_predictor_and_share(tiny: Path, options: dict[str, Any]) -> None:
     assert_same(tiny, *both_ways(tiny, **options))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("tiny", ["even"], indirect=True)
 @pytest.mark.parametrize("missing", ["predictor", "cpu"])
 def test_poison_ends_graphs_that_wait_for_each_other(
-    tiny: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch, missing: str
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     """Without the predictor one waits for an answer; without the CPU executor, for a question."""
     run = Executor.run
@@ -167,20 +158,13 @@ def test_poison_ends_graphs_that_wait_for_each_other(
 # ---- under MPS: the three actors, and what is left of them --------------------------------------
 
 
-@pytest.fixture(scope="module")
-def one_ray(plugin: Any) -> Iterator[None]:
-    from hotcold.actors.cluster.ray_cluster import joined
-
-    with joined(None):
-        yield
-
-
 @pytest.fixture
-def gpu_left_alone(one_ray: None) -> Iterator[None]:
+def gpu_left_alone(one_ray: str) -> Iterator[None]:
     with nothing_left_on_the_gpu():
         yield
 
 
+@pytest.mark.alone
 @pytest.mark.ray
 def test_tokens_are_the_fused_ones_and_the_budget_holds(gpu_left_alone: None) -> None:
     options: dict[str, Any] = {"predictor": "low-rank", "predictor_process": "mps"}
@@ -277,6 +261,7 @@ def kill_while_parked(engine: Engine, stopped: str, victim: str, named: set[str]
     assert len(daemons()) == 2  # the old one is gone
 
 
+@pytest.mark.alone
 @pytest.mark.ray
 @pytest.mark.parametrize("kills", [KILLS, pytest.param(MORE, marks=pytest.mark.slow)])
 def test_killed_while_graphs_are_parked(
@@ -290,6 +275,7 @@ def test_killed_while_graphs_are_parked(
     assert not daemons()
 
 
+@pytest.mark.alone
 @pytest.mark.ray
 def test_a_killed_driver_leaves_nothing(plugin: Any) -> None:
     code = """

@@ -1,7 +1,6 @@
 """The GPU executor lost inside a dense prompt pass: noticed, replaced, and the same tokens."""
 
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,21 +8,14 @@ from support.gpu import Share
 
 from hotcold.actors import Engine
 
-pytestmark = [pytest.mark.gpu, pytest.mark.ray]
+pytestmark = [pytest.mark.gpu, pytest.mark.ray, pytest.mark.alone]
 PROMPT = "There was a little girl who lived near the forest. " * 8
 SAMPLING: dict[str, Any] = {"max_tokens": 20, "temperature": 0.8, "seed": 5, "ignore_eos": True}
 
 
-@pytest.fixture(scope="module")
-def one_ray(plugin: Any) -> Iterator[None]:
-    from hotcold.actors.cluster.ray_cluster import joined
-
-    with joined(None):
-        yield
-
-
 @pytest.mark.parametrize(("number", "cause"), [(signal.SIGSTOP, "stuck"), (signal.SIGKILL, "died")])
-def test_lost_in_a_dense_prompt(one_ray: None, number: signal.Signals, cause: str) -> None:
+@pytest.mark.usefixtures("plugin", "one_ray")
+def test_lost_in_a_dense_prompt(number: signal.Signals, cause: str) -> None:
     import ray
 
     options: dict[str, Any] = {"policy": Share(0.5), "vram": "2GiB", "predictor": "exact"}

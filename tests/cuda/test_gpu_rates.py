@@ -16,6 +16,7 @@ from hotcold.runtime.bench.hardware import Effort, measure
 from hotcold.runtime.hardware.machine_file import MachineFile
 
 
+@pytest.mark.alone
 @pytest.mark.gpu
 def test_a_gpu_is_measured(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Effort, "choose", lambda quick: Effort(64 << 20, 1, 3, 100))
@@ -34,6 +35,7 @@ def test_a_gpu_is_measured(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None
     }
 
 
+@pytest.mark.alone
 @pytest.mark.gpu
 def test_rates_are_of_a_node_and_a_layer(plugin: Any) -> None:
     """Twice as many nodes or layers cost the same each, wide rows more than narrow ones."""
@@ -44,6 +46,7 @@ def test_rates_are_of_a_node_and_a_layer(plugin: Any) -> None:
     assert device_kernels.rate_of_exchange(plugin, 1 << 18, 16, 50) > 2 * many
 
 
+@pytest.mark.alone
 @pytest.mark.gpu
 def test_the_forms_of_the_exchange_run(plugin: Any, tmp_path: Path) -> None:
     """What `make exchange-forms` prints: six forms, each with microseconds a layer."""
@@ -61,6 +64,7 @@ def test_the_forms_of_the_exchange_run(plugin: Any, tmp_path: Path) -> None:
     assert all(0 < us < 1e4 for us in forms.values())
 
 
+@pytest.mark.alone
 @pytest.mark.gpu
 def test_an_exchange_in_a_graph_is_measured(plugin: Any) -> None:
     found = exchange()

@@ -158,6 +158,7 @@ def test_the_embedded_model_generates_what_the_cpu_device_does(
     assert texts[0] == texts[1]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("predictor", ["exact", "low-rank"])
 def test_poison_ends_a_parked_pass_and_frees_the_memory(tiny: Path, predictor: str) -> None:
     """The CPU executor never comes: the graph is parked on a flag of a cold sum."""

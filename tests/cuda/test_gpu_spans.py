@@ -51,6 +51,7 @@ def decode(local: LocalSession, model: Path, count: int) -> None:
         pass
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("predictor", ["exact", "low-rank"])
 def test_spans_of_a_pass_follow_each_other_on_the_hosts_clock(model: Path, predictor: str) -> None:
     with session(model, 0.5, predictor=predictor) as local:
@@ -73,6 +74,7 @@ def test_spans_of_a_pass_follow_each_other_on_the_hosts_clock(model: Path, predi
     assert min(phases.values()) > 0
 
 
+@pytest.mark.alone
 def test_the_cpu_executors_steps_lie_where_the_gpu_waits_for_them(model: Path) -> None:
     """Both clocks are one: a cold sum is done before the GPU has it, within the clock's error."""
     with session(model, 0.5, predictor="exact", schedule="paper") as local:

@@ -22,6 +22,7 @@ class Edge(NamedTuple):
     source: Path
     line: int
     target: Path
+    name: str = ""  # what is imported of it
 
     def __str__(self) -> str:
         return f"{self.source}:{self.line}: {self.target}"
@@ -50,8 +51,8 @@ def _files(root: Path, suffixes: set[str]) -> list[Path]:
 def imports(root: Path) -> list[Edge]:
     """Every import of a module of these packages, lazy ones and those for types too.
 
-    One edge a statement and module: `from package import a, b` needs the modules a and b, or, for
-    what is no module, the package's own file.
+    One edge a name: `from package import a, b` needs the modules a and b, or, for what is no
+    module, the package's own file.
     """
     files = python_files(root)
     by_name = {_module(path): path for path in files}
@@ -72,12 +73,13 @@ def _imports_of(root: Path, path: Path, by_name: dict[str, Path]) -> Iterator[Ed
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join((*above, *filter(None, [node.module])))
             inner = [f"{base}.{alias.name}" for alias in node.names]
-            names = [name if name in by_name else base for name in inner]
+            names = [name if name in by_name else f"{base}:{name}" for name in inner]
         else:
             continue
         for name in names:
-            if name in by_name and by_name[name] != path:
-                yield Edge(path, node.lineno, by_name[name])
+            target = by_name.get(name.partition(":")[0])
+            if target not in (None, path):
+                yield Edge(path, node.lineno, target, name)
 
 
 def against_the_arrows(edges: Iterable[Edge]) -> list[Edge]:

@@ -225,9 +225,9 @@ from pathlib import Path
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
 from hotcold.runtime.weights.weights import WeightStore
 from hotcold.native.errors import BudgetError
-from hotcold.runtime.weights import host_memory as memory
+from hotcold.runtime.weights import host_memory
 bundle = open_bundle(Path({str(tiny.path)!r}))
-used = memory._status(Path("/"))["VmSize"]
+used = host_memory._status(Path("/"))["VmSize"]
 resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), -1))
 try:
     WeightStore.open(bundle, {kind!r}, [np.arange(5, dtype=np.int32)] * 2)

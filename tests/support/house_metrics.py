@@ -1,0 +1,58 @@
+"""Counts of the house, to set one checkout beside another.
+
+Run as `python tests/support/house_metrics.py [ROOT]`; without ROOT it is this checkout. A package
+that an older checkout lays out otherwise is counted all the same.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a file from anywhere
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support import house
+
+LINES = house.C_SUFFIXES | {".py", ".pyi"}
+
+
+def product_lines(root: Path) -> dict[str, int]:
+    """Lines of the sources of each package."""
+    return {
+        package: sum(
+            len(path.read_text(encoding="utf-8").splitlines())
+            for path in (root / package).rglob("*")
+            if path.suffix in LINES
+        )
+        for package in house.ORDER
+    }
+
+
+def metrics(root: Path) -> dict[str, int | str]:
+    edges = house.imports(root)
+    lines = product_lines(root)
+    python = house.cycles((e.source, e.target) for e in edges)
+    packages = house.cycles(
+        (e.source.parent, e.target.parent) for e in house.between_folders(edges)
+    )
+    includes = house.includes(root)
+    wrong = house.against_the_arrows(edges)
+    parts = ", ".join(f"{package} {count}" for package, count in lines.items())
+    return {
+        "product lines": f"{sum(lines.values())} ({parts})",
+        "cycles of modules": f"{len(python)}, of {sum(map(len, python))} modules",
+        "cycles of packages": f"{len(packages)}, of {sum(map(len, packages))} packages",
+        "cycles of C files and headers": len(house.cycles((e.source, e.target) for e in includes)),
+        "statements against the arrows": len({(e.source, e.line) for e in wrong}),
+        "names imported against the arrows": len(wrong),
+        "files in runtime's root": len(list((root / "runtime").glob("*.py"))),
+    }
+
+
+def main() -> None:
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[2]
+    for name, figure in metrics(root).items():
+        print(f"{name + ':':<34}{figure}")
+
+
+if __name__ == "__main__":
+    main()
