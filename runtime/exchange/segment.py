@@ -269,10 +269,6 @@ class Segment:
         """The running pass."""
         return PassHeader(*self.native.pass_header)
 
-    def set_pass(self, batch: int, seq: int) -> None:
-        """Announce a pass; for the transports where the GPU executor does not do so natively."""
-        self.native.pass_header = (batch, seq)
-
     def view(self, offset: int, n_bytes: int) -> NDArray[np.uint8]:
         """Writable bytes of the segment; keeps the mapping alive.
 

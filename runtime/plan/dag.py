@@ -1,12 +1,12 @@
 """The operator graph of one token: attention, predict, hot, cold, merge of every layer.
 
 Built from a plan, read by schedule policies and by the compiler of programs. A node says where it
-may run and what it costs on average; the order is the schedule's business. hot(l) and cold(l) exist
-only where that device owns neurons of layer l, and fetch(l) where cold(l) does; a schedule need not
-use it.
+may run; the order is the schedule's business, what a node costs the cost model's (cost.py). hot(l)
+and cold(l) exist only where that device owns neurons of layer l, and fetch(l) where cold(l) does; a
+schedule need not use it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -29,17 +29,12 @@ class Node:
             bus and computes instead), merge (the sum of all).
         layer: of the model.
         device_choices: lanes it may be put on, the usual one first.
-        bytes: weights and KV read for one token, on average by the plan's firing probabilities; of
-            a fetch, if all cold neurons were fetched.
-        flops: floating-point operations for one token, likewise.
     """
 
     id: str
     kind: Kind
     layer: int
     device_choices: tuple[str, ...]
-    bytes: int
-    flops: int
 
 
 @dataclass(frozen=True)
@@ -72,76 +67,24 @@ def build_dag(spec: ModelSpec, plan: Plan, predicts: bool) -> Dag:
     """
     nodes: list[Node] = []
     edges: list[tuple[str, str]] = []
-    gpu = plan.devices[0]
+    gpu, cpu = plan.devices[:2]
+
+    def add(kind: Kind, layer: int, lane: str, *inputs: Kind) -> Kind:
+        nodes.append(Node(f"{kind}.{layer}", kind, layer, (lane,)))
+        edges.extend((f"{source}.{layer}", f"{kind}.{layer}") for source in inputs)
+        return kind
+
     for layer in range(spec.n_layers):
         if layer:
             edges.append((f"merge.{layer - 1}", f"attention.{layer}"))
-        nodes.append(_attention(spec, plan, layer))
-        shares = _shares(spec, plan, layer, predicts)
+        inputs = [add("attention", layer, gpu)]
         if predicts:
-            nodes.append(_predict(spec, plan, layer))
-            edges.append((f"attention.{layer}", f"predict.{layer}"))
-        for share in shares:
-            nodes.append(share)
-            edges.append((f"attention.{layer}", share.id))
-            if predicts:
-                edges.append((f"predict.{layer}", share.id))
-            edges.append((share.id, f"merge.{layer}"))
-            if share.kind == "cold":
-                fetch = replace(share, id=f"fetch.{layer}", kind="fetch", device_choices=(gpu,))
-                nodes.append(fetch)
-                edges += [(a, fetch.id) for a, b in edges if b == share.id]
-                edges.append((fetch.id, f"merge.{layer}"))
-        d = spec.d_model
-        nodes.append(Node(f"merge.{layer}", "merge", layer, (gpu,), 8 * d, len(shares) * d))
-        edges.append((f"attention.{layer}", f"merge.{layer}"))  # the residual stream
+            inputs.append(add("predict", layer, PREDICTOR, "attention"))
+        summed: list[Kind] = ["attention"]  # the residual stream
+        if len(plan.ids(layer, 0)):
+            summed.append(add("hot", layer, gpu, *inputs))
+        if len(plan.ids(layer, 1)):
+            summed.append(add("cold", layer, cpu, *inputs))
+            summed.append(add("fetch", layer, gpu, *inputs))
+        add("merge", layer, gpu, *summed)
     return Dag(tuple(nodes), tuple(edges), spec.n_layers)
-
-
-def _attention(spec: ModelSpec, plan: Plan, layer: int) -> Node:
-    """Projections, and a KV cache that is half full on average."""
-    elements = 2 * (spec.q_dim + spec.kv_dim) * spec.d_model
-    positions = plan.context / 2
-    kv_bytes = 2 * positions * spec.kv_dim * 4
-    return Node(
-        f"attention.{layer}",
-        "attention",
-        layer,
-        (plan.devices[0],),
-        bytes=round(elements * spec.element_bytes + kv_bytes),
-        flops=round(2 * elements + 4 * spec.q_dim * positions),
-    )
-
-
-def _predict(spec: ModelSpec, plan: Plan, layer: int) -> Node:
-    """The predictor's own matrices; without any, the gate rows (exact prediction)."""
-    gate_rows = spec.n_neurons * spec.d_model * spec.element_bytes
-    size = plan.module_bytes.get(f"predictor.{layer}", 0) or gate_rows
-    flops = 2 * size // spec.element_bytes
-    return Node(f"predict.{layer}", "predict", layer, (PREDICTOR,), size, flops)
-
-
-def _shares(spec: ModelSpec, plan: Plan, layer: int, predicts: bool) -> list[Node]:
-    """Hot and cold of a layer, those whose device owns any of its neurons."""
-    kinds: tuple[Kind, Kind] = ("hot", "cold")
-    record = int(plan.neuron_bytes_L[layer])
-    nodes = []
-    for index, kind in enumerate(kinds):
-        ids = plan.ids(layer, index)
-        if not len(ids):
-            continue
-        fired = float(plan.activations_LN[layer, ids].sum())
-        # Of a record's rows one is the gate's; the others are touched where the gate fired.
-        rows = spec.neuron_rows
-        records = fired if predicts else (len(ids) + (rows - 1) * fired) / rows
-        nodes.append(
-            Node(
-                f"{kind}.{layer}",
-                kind,
-                layer,
-                (plan.devices[index],),
-                bytes=round(records * record),
-                flops=round(records * 2 * rows * spec.d_model),
-            )
-        )
-    return nodes

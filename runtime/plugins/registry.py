@@ -23,7 +23,7 @@ from hotcold.runtime.plugins.settings import instantiate, split_settings
 
 __all__ = ["BUILT_IN", "Listing", "find", "instantiate", "listing", "load", "split_settings"]
 
-PluginKind = Literal["placement", "schedule", "online", "predictor"]
+PluginKind = Literal["placement", "schedule", "predictor"]
 
 # The same table as pyproject.toml's entry points (a test compares them): a checkout that is run
 # without being installed, or was installed before a policy was added, has them only here.
@@ -46,7 +46,6 @@ BUILT_IN: dict[PluginKind, dict[str, str]] = {
         "lookahead": "hotcold.policies.schedule.lookahead:Lookahead",
         "fetch": "hotcold.policies.schedule.fetch:Fetch",
     },
-    "online": {},
     "predictor": {
         "exact": "hotcold.policies.predictor.exact:Exact",
         "learned": "hotcold.policies.predictor.learned:Learned",
@@ -59,7 +58,6 @@ BUILT_IN: dict[PluginKind, dict[str, str]] = {
 _METHOD: dict[PluginKind, str] = {
     "placement": "place",
     "schedule": "schedule",
-    "online": "observe",
     "predictor": "scores",
 }
 _DISTRIBUTION = "hotcold"
@@ -70,7 +68,7 @@ class Listing:
     """One installed plug-in.
 
     Args:
-        kind: placement, schedule, online or predictor.
+        kind: placement, schedule or predictor.
         name: what to type.
         target: "package.module:Class".
         version: of the distribution it comes from.

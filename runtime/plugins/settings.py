@@ -21,7 +21,6 @@ PREFIXES = {
     "placement": "placement",
     "schedule": "schedule",
     "predictor": "predictor",
-    "online": "online",
 }
 
 
@@ -32,11 +31,11 @@ def split_settings(
 
     Args:
         settings: {"share": 0.8}, or "share=0.8" texts as given to --set. A key may say whose it is:
-            policy.share, schedule.depth, predictor.rank, online.window; without a prefix it is the
-            placement policy's.
+            policy.share, schedule.depth, predictor.rank; without a prefix it is the placement
+            policy's.
 
     Returns:
-        Settings by kind: placement, schedule, predictor, online; each may be empty.
+        Settings by kind: placement, schedule, predictor; each may be empty.
 
     Raises:
         ConfigError: a text without "=", a key that is not a name, or one given twice.
@@ -52,8 +51,8 @@ def split_settings(
         kind = PREFIXES.get(prefix if dot else "policy")
         if kind is None or not name.isidentifier():
             raise ConfigError(
-                f"setting {key!r} is not a name such as share, policy.share, schedule.share, "
-                "predictor.share or online.share"
+                f"setting {key!r} is not a name such as share, policy.share, schedule.share or "
+                "predictor.share"
             )
         if name in result[kind]:
             raise ConfigError(f"setting {name!r} of the {kind} plug-in is given twice")

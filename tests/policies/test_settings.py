@@ -111,7 +111,6 @@ def test_split() -> None:
         "placement": {"share": "0.8", "seed": "1"},
         "schedule": {"depth": "a=b"},
         "predictor": {"rank": "8"},
-        "online": {},
     }
     assert split_settings(texts) == expected
     assert split_settings({"share": 0.8})["placement"] == {"share": 0.8}

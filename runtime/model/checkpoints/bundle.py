@@ -27,7 +27,6 @@ from hotcold.runtime.model.checkpoints.convert import (
     HEADER,
     PREDICTORS,
     PROFILE,
-    TOKENIZER,
     VERSION,
     WEIGHTS,
     Progress,
@@ -78,11 +77,6 @@ class Bundle:
     def weights_path(self) -> Path:
         """weights.bin."""
         return self.path / WEIGHTS
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """tokenizer.json; it need not exist."""
-        return self.path / TOKENIZER
 
     @property
     def profile_path(self) -> Path | None:

@@ -128,7 +128,7 @@ def test_attach_sees_payload_counters_and_pass(segment: Segment) -> None:
     with Segment.attach(segment.handle) as other:
         segment.floats(LAYOUT.layers[1].y, 2, 16)[1, 3] = 2.5
         assert other.floats(LAYOUT.layers[1].y, 2, 16)[1, 3] == 2.5
-        segment.set_pass(2, 9)
+        segment.native.pass_header = (2, 9)
         assert other.pass_header == (2, 9)
         segment.native.set_counter(1, "gate_rows", 2**40)
         assert other.actor_state("cpu").gate_rows == 2**40

@@ -89,7 +89,7 @@ def test_every_bit_of_the_checkpoint(
 def test_the_whole_embedded_model(cache: Path) -> None:
     made = resolve_model(cache=cache)
     assert made.spec.n_layers == 8 and made.profile_path is not None
-    assert made.predictors_path is not None and made.tokenizer_path.is_file()
+    assert made.predictors_path is not None and (made.path / "tokenizer.json").is_file()
     with safe_open(embedded.path() / "model.safetensors", "np") as file:
         for i in range(8):
             p = f"model.layers.{i}"
@@ -296,7 +296,7 @@ def test_profile_and_predictors_travel_along(source: Path, cache: Path) -> None:
     assert made.profile_path is not None and made.profile_path.read_bytes() == b"profile"
     assert made.predictors_path is not None
     (source / "tokenizer.json").unlink()
-    assert not resolve_model(source, cache=cache).tokenizer_path.exists()
+    assert not (resolve_model(source, cache=cache).path / "tokenizer.json").exists()
 
 
 def test_one_layer_at_a_time(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
