@@ -15,7 +15,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | None]:
     return golden.write_models(tmp_path_factory.mktemp("golden"))
 
 
-@pytest.mark.parametrize("case", golden.cases("cpu"), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", list(golden.cases("cpu")), ids=lambda case: case.name)
 def test_tokens_are_those_recorded(models: dict[str, Path | None], case: golden.Case) -> None:
     assert golden.run(case, models[case.model], "cpu")["ids"] == RECORDED[case.name]
 
