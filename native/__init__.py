@@ -8,7 +8,7 @@ The root holds the build and the errors of all packages. Rooms of C, with what e
     ops: operators of a token on the CPU, one a file <- core
     exchange: flags and payloads between processes, and who watches them <- core
     loop: the resident loop that walks a program, and the CPU's steps <- abi, core
-    cuda/kernels: operators on the GPU, one a file <- loop
+    cuda/kernels: operators on the GPU, one a file <- abi, loop
     cuda/memory: what lies where in GPU memory <- cuda/kernels
     cuda/prompt: dense passes over a prompt <- cuda/kernels, cuda/memory
     cuda/executor: one token's pass as a CUDA graph <- cuda/kernels, cuda/memory, cuda/prompt

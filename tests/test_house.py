@@ -44,7 +44,7 @@ LONG = {
     "tests/actors/test_command.py": "one command as a process, from every side",
     "tests/actors/test_supervisor.py": "every loss and its recovery, on shared engines",
     "tests/cli/test_compare.py": "one command, on one pair of inputs",
-    "tests/policies/test_child.py": "every way in which a policy's process can go wrong",
+    "tests/runtime/plugins/test_child.py": "every way in which a policy's process can go wrong",
     "tests/runtime/exchange/test_exchange.py": "one segment, from every side",
     "tests/runtime/model/test_bundle.py": "one file format, damaged in every way",
     "tests/runtime/offline/test_profile_job.py": "one job, interrupted in every way",

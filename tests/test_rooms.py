@@ -53,6 +53,12 @@ def test_no_cycle_in_c(c_edges: list[house.Edge], folders: bool) -> None:
     assert not wrong, listed(wrong)
 
 
+def test_what_a_cuda_header_declares_is_defined_beside_it() -> None:
+    """Else folders need each other behind the includes; C is checked by its symbols."""
+    wrong = house.defined_elsewhere(ROOT, "native/cuda")
+    assert not wrong, listed(wrong)
+
+
 def test_each_room_says_what_it_imports() -> None:
     wrong = house.broken_laws(ROOT)
     assert not wrong, listed(wrong)
@@ -140,6 +146,18 @@ def test_cycles_of_headers_and_of_folders_are_found(tmp_path: Path) -> None:
     )
     tree(root, native_b_y_h='#include "a/x.h"')
     assert len(house.on_cycles(house.includes(root), folders=False)) == 2
+
+
+def test_a_definition_in_another_folder_is_found(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path,
+        native_cuda_a_x_h="[[noreturn]] void fail(int error, // why\n int more);\nint own(int);",
+        native_cuda_a_x_cu="int own(int x) {\n}",
+        native_cuda_b_y_cu="void fail(int error, int more) {\n}",
+    )
+    assert house.defined_elsewhere(root, "native/cuda") == [
+        "native/cuda/a/x.h: fail is defined in native/cuda/b/y.cu"
+    ]
 
 
 def test_a_docstring_that_rots_is_found(tmp_path: Path) -> None:

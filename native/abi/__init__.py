@@ -2,6 +2,8 @@
 
 `generated` holds every constant, enum and struct layout of the headers, `names` the words for them
 in files, options and messages. Imports numpy alone, never compiled code.
+
+May import: nothing
 """
 
 import importlib.util

@@ -2,6 +2,5 @@
 
 Rates are measured in `bench`; here is what they mean and where they are kept.
 
-May import: native, native.bindings, native.gpu, runtime, runtime.files,
-    runtime.model.checkpoints, runtime.weights
+May import: native.*, runtime, runtime.files, runtime.model.checkpoints, runtime.weights
 """

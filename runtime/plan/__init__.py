@@ -2,6 +2,6 @@
 
 Numbers in, numbers out: no weights, no GPU, no compiled kernels. Where a neuron's owner is decided.
 
-May import: native, native.bindings, runtime, runtime.exchange, runtime.files, runtime.hardware,
+May import: native, native.abi, runtime, runtime.exchange, runtime.files, runtime.hardware,
     runtime.model
 """

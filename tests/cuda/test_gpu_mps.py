@@ -209,7 +209,7 @@ def victim_pid(engine: Engine, victim: str) -> int:
     if victim in ("gpu", "cpu", "predictor"):
         return engine.stats().actors[victim].pid
     assert engine._group is not None
-    daemon = engine._group._mps._daemon
+    daemon = engine._group._sharing._daemon
     assert daemon is not None
     if victim == "guard":
         return daemon.pid

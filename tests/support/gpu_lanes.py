@@ -21,13 +21,15 @@ LANES = {
 }
 COUNTS = ("passed", "failed", "skipped")
 REPORTS = Path("build/test-gpu")
+MARK = "pytest.mark.gpu"  # a file without it is not collected: no time, and no extra that it needs
 
 
 def run(name: str, options: list[str]) -> tuple[dict[str, int], bool]:
     """Run one lane; its counts, and whether pytest called it a success."""
     report = REPORTS / f"{name.replace(' ', '-')}.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+    files = [str(p) for p in sorted(Path("tests").rglob("test_*.py")) if MARK in p.read_text()]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *files]
     done = subprocess.run([*command, f"--junitxml={report}"], check=False)
     counts = dict.fromkeys(COUNTS, 0)
     if report.exists():

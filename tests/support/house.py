@@ -209,6 +209,34 @@ def includes(root: Path) -> list[Edge]:
     return found
 
 
+COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
+DECLARED = re.compile(r"^(?=\S)(?:\[\[\w+\]\] )?[\w:<>*& ]*?[ *&](\w+)\([^(){};]*\);", re.MULTILINE)
+DEFINED = re.compile(
+    r"^(?=\S)(?!static|inline|template)[\w:<>*& ]*?[ *&](\w+)\([^(){};]*\) \{", re.MULTILINE
+)
+
+
+def defined_elsewhere(root: Path, under: str) -> list[str]:
+    """Functions that a header declares and only other folders define: includes hide that need.
+
+    Reads the text, so that no compiler is needed; functions start in the first column here.
+    """
+    homes: dict[str, set[Path]] = {}
+    declared = []
+    for path in c_files(root):
+        text = COMMENT.sub("", (root / path).read_text())
+        if path.suffix in {".c", ".cu"}:
+            for match in DEFINED.finditer(text):
+                homes.setdefault(match[1], set()).add(path)
+        elif path.is_relative_to(under):
+            declared += [(match[1], path) for match in DECLARED.finditer(text)]
+    return [
+        f"{path}: {name} is defined in {', '.join(map(str, sorted(homes[name])))}"
+        for name, path in sorted(declared)
+        if name in homes and all(home.parent != path.parent for home in homes[name])
+    ]
+
+
 # ---- cycles --------------------------------------------------------------------------------------
 
 

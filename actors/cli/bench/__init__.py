@@ -3,5 +3,5 @@
 Options and printing only; `hotcold.runtime.bench` and `hotcold.actors.bench` measure.
 
 May import: actors, actors.bench, actors.cli.common, actors.cli.offline, actors.cluster, native,
-    runtime.*
+    native.abi, runtime.*
 """

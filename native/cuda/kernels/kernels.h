@@ -225,7 +225,7 @@ bool by_variant(bool (*Operators::*op)(const Args &, int, const Launch &), const
 }
 
 // Throws, HC_ERR_GPU_MEMORY with the figures where the device has no memory left.
-[[noreturn]] void fail(cudaError_t error, const std::string &what); // executor.cu
+[[noreturn]] void fail(cudaError_t error, const std::string &what); // failure.cu
 inline void check(cudaError_t error, const std::string &what) {
     if (error != cudaSuccess)
         fail(error, what);

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.checkout import ROOT
 
 from hotcold.native.errors import PolicyError
 from hotcold.policies.placement.greedy import Greedy
 from hotcold.runtime.plugins import registry
 from hotcold.runtime.plugins.registry import BUILT_IN, find, listing, load
 
-ROOT = Path(__file__).parents[2]
 MINE = "class Mine:\n    def place(self, problem): ...\n\nclass _Hidden: ...\n"
 
 
