@@ -21,8 +21,8 @@ from relu_recipe.sparsity import SparsityControl  # noqa: E402
 from relu_recipe.training import Trainer  # noqa: E402
 
 from hotcold.runtime.engine.deployment import deploy, solve  # noqa: E402
+from hotcold.runtime.engine.executors.session import LocalSession  # noqa: E402
 from hotcold.runtime.engine.prepare import prepare_model  # noqa: E402
-from hotcold.runtime.engine.session import LocalSession  # noqa: E402
 from hotcold.runtime.options.config import EngineConfig  # noqa: E402
 from hotcold.runtime.profiles.profile import ActivationProfile  # noqa: E402
 

@@ -25,9 +25,9 @@ import numpy as np
 
 from hotcold.native.gpu import nvml
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.engine.request import make_request
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.options.config import ENGINE, EngineConfig, Sampling
 from hotcold.runtime.plan.roofline import roofline
 from hotcold.runtime.tracing.phases import phase_times

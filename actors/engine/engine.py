@@ -24,7 +24,7 @@ from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.supervisor import Recovery, Supervisor
 from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ConfigError
-from hotcold.native.option_table import check_names, documented
+from hotcold.native.options.table import check_names, documented
 from hotcold.runtime.engine.deployment import deploy, load_plan, solve
 from hotcold.runtime.engine.executors.factory import executor_classes
 from hotcold.runtime.engine.prepare import Prepared, prepare_model, with_budget

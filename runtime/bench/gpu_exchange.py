@@ -63,9 +63,9 @@ def passes(cold: int, model: str | os.PathLike[str] | None = None) -> Passes:
         BackendError: the model does not run on the GPU.
     """
     from hotcold.runtime.engine.deployment import deploy, solve
+    from hotcold.runtime.engine.executors.session import LocalSession
     from hotcold.runtime.engine.prepare import prepare_model
     from hotcold.runtime.engine.request import make_request
-    from hotcold.runtime.engine.session import LocalSession
     from hotcold.runtime.options.config import EngineConfig, Sampling
 
     prepared = prepare_model(EngineConfig(model=model, predictor="exact"))

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prompt import NEVER, Switch
 from hotcold.runtime.engine.request import make_request
-from hotcold.runtime.engine.session import LocalSession
 
 REPEAT = 2
 

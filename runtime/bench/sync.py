@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import Prepared, prepare_model
 from hotcold.runtime.engine.request import make_request
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.offline.plant.shaped import Ask, shaped_problem
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.plan.plan import Plan

@@ -1,8 +1,8 @@
 """What the user asks for, checked once: the options of an engine.
 
-Each field is a row (native/option_table.py): the commands, `Engine.launch` and examples/OPTIONS.md
+Each field is a row (native/options/table.py): the commands, `Engine.launch` and examples/OPTIONS.md
 are made from it. Plain frozen data; the actors receive it whole. Sampling, the table of a request,
-is native/sampling.py, for the native request holds one.
+is native/options/sampling.py, for the native request holds one.
 """
 
 import os
@@ -13,8 +13,8 @@ from typing import Any
 from hotcold.native.abi.generated import MAX_BATCH
 from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.errors import ConfigError
-from hotcold.native.option_table import MAX_SEED, check_all, documented, option, rows
-from hotcold.native.sampling import Sampling as Sampling  # noqa: PLC0414 - handed on to callers
+from hotcold.native.options.sampling import Sampling as Sampling  # noqa: PLC0414 - handed on to callers
+from hotcold.native.options.table import MAX_SEED, check_all, documented, option, rows
 
 STORES = ("file", "memfd", "private")
 DEFAULT_CONTEXT = 512

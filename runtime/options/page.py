@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from hotcold.native.option_table import Option
+from hotcold.native.options.table import Option
 from hotcold.runtime.options.config import COMMANDS, ENGINE, SAMPLING
 
 INTRO = """# Options

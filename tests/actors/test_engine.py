@@ -16,8 +16,8 @@ from hotcold.actors.cluster.processes import is_gone
 from hotcold.native.errors import ConfigError, PolicyError
 from hotcold.policies import Placement, Problem
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.options.config import EngineConfig, Sampling
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]

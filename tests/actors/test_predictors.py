@@ -9,8 +9,8 @@ import pytest
 from hotcold.actors import Engine
 from hotcold.policies.predictor.window import Window
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.options.config import EngineConfig, Sampling
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]

@@ -21,9 +21,9 @@ from hotcold.native.errors import ActorLostError
 from hotcold.native.gpu import nvml
 from hotcold.native.gpu.nvml import Gpu
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.gpu import GpuChoice
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.exchange.segment import PoisonCode
 from hotcold.runtime.options.config import EngineConfig, Sampling
 

@@ -18,9 +18,9 @@ from hotcold.native.gpu.nvml import Gpu
 from hotcold.runtime.engine.cuda_variant import prepare_cuda_variant, variant_library
 from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.factory import roles
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.kernels import prepare_kernels
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.offline.kernel_checks.cuda_variant_passes import EveryOther, masked_logits
 from hotcold.runtime.options.config import EngineConfig
 

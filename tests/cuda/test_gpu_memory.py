@@ -21,8 +21,8 @@ from hotcold.native.errors import BudgetError
 from hotcold.native.gpu import nvml
 from hotcold.runtime.doctor.gpu_probe import LIBCUDA
 from hotcold.runtime.engine.deployment import Deployment, deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.fetch import fetched
@@ -241,7 +241,7 @@ RUN = """
     from hotcold.runtime.options.config import EngineConfig, Sampling
     from hotcold.runtime.engine.deployment import deploy, solve
     from hotcold.runtime.engine.prepare import prepare_model
-    from hotcold.runtime.engine.session import LocalSession
+    from hotcold.runtime.engine.executors.session import LocalSession
 
     model, vram = sys.argv[1] or None, int(sys.argv[2])
     before, peak, over = nvml.used_bytes(), 0, threading.Event()

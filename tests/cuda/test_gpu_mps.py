@@ -31,8 +31,8 @@ from hotcold.actors.cluster.processes import is_gone
 from hotcold.native.errors import HotcoldError
 from hotcold.native.gpu import mps, nvml
 from hotcold.runtime.engine.executors.base import Executor
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.exchange.segment import ActorState, PoisonCode
 from hotcold.runtime.options.config import EngineConfig
 

@@ -15,8 +15,8 @@ from hotcold.native.errors import ActorLostError, HotcoldError
 from hotcold.native.gpu import nvml
 from hotcold.runtime import embedded
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.exchange.segment import PoisonCode
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.plan.fetch import fetched

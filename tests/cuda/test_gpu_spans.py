@@ -12,7 +12,7 @@ from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
 from hotcold.runtime.bench import sync
-from hotcold.runtime.engine.session import LocalSession
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.offline.plant.making import plant
 from hotcold.runtime.offline.plant.options import PlantOptions
 from hotcold.runtime.options.config import EngineConfig, Sampling

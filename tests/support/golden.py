@@ -22,8 +22,8 @@ from support.opt_oracle import OptOracle
 from support.oracle import Oracle
 
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.profiles.profile import ActivationProfile
 

@@ -11,8 +11,8 @@ from hotcold.native.bindings.device import open_plugin
 from hotcold.native.errors import BackendError
 from hotcold.native.gpu import cuda_plugin, nvml
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.options.config import EngineConfig
 
 

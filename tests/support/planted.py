@@ -11,8 +11,8 @@ from support.oracle import F64, Oracle, Trace
 
 from hotcold.policies.placement.greedy import Greedy
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.offline.plant.making import PlantReport
 from hotcold.runtime.offline.plant.options import PlantOptions
 from hotcold.runtime.options.config import EngineConfig

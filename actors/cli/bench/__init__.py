@@ -2,6 +2,5 @@
 
 Options and printing only; `hotcold.runtime.bench` and `hotcold.actors.bench` measure.
 
-May import: actors, actors.bench, actors.cli.common, actors.cli.offline, actors.cluster, native,
-    native.abi, runtime.*
+May import: actors, actors.bench, actors.cli.common, actors.cluster, native, runtime.*
 """

@@ -33,8 +33,8 @@ def command(options: EngineConfig, lengths: tuple[int, ...], kv_dtype: str, as_j
     from hotcold.native.errors import BackendError
     from hotcold.runtime.bench.prompt import measure
     from hotcold.runtime.engine.deployment import deploy, solve
+    from hotcold.runtime.engine.executors.session import LocalSession
     from hotcold.runtime.engine.prepare import prepare_model
-    from hotcold.runtime.engine.session import LocalSession
 
     prepared = prepare_model(replace(options, kv_dtype=kv_dtype))
     if prepared.gpu is None or not prepared.gpu.prompt_rows:

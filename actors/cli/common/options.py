@@ -1,4 +1,4 @@
-"""Options of commands, made from the tables of options (native/option_table.py).
+"""Options of commands, made from the tables of options (native/options/table.py).
 
 `engine_options` gives a command its rows of EngineConfig and hands it one; `option` is for single
 rows, changed where a command needs it. Values are checked by the table, so that a library user gets
@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from hotcold.native.errors import ConfigError
-from hotcold.native.option_table import Option, rows
+from hotcold.native.options.table import Option, rows
 from hotcold.runtime.options.config import COMMANDS, ENGINE, EngineConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])

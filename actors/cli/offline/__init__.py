@@ -1,4 +1,4 @@
 """Commands for work before or after tokens: profile, train, evaluate, plant, draw.
 
-May import: actors.cli.commands, actors.cli.common, native, native.abi, runtime.*
+May import: actors.cli.commands, actors.cli.common, native, runtime.*
 """

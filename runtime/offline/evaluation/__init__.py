@@ -1,5 +1,5 @@
 """Evaluation: perplexity, recall and speed of predictors, sweeps, the harness.
 
-May import: native, native.abi, runtime.engine, runtime.exchange, runtime.options,
-    runtime.plugins, runtime.predictors, runtime.tracing
+May import: native, native.abi, runtime.engine, runtime.engine.executors, runtime.exchange,
+    runtime.options, runtime.plugins, runtime.predictors, runtime.tracing
 """

@@ -19,8 +19,8 @@ from hotcold.native.abi.names import OPS
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.audit import RecallEstimate
 from hotcold.runtime.engine.deployment import Deployment, deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.exchange.segment import Segment
 from hotcold.runtime.offline.evaluation.evaluate import F32, Report
 from hotcold.runtime.options.config import EngineConfig, Sampling

@@ -20,8 +20,8 @@ from hotcold.native.abi.generated import Op
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.audit import PredictionAudit
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import Prepared, prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.exchange.segment import ActorState, Segment
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.predictors.predictor_choice import FeedForwardBytes

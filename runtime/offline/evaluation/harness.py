@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.offline.evaluation.evaluate import log_softmax, open_session
 from hotcold.runtime.options.config import EngineConfig, Sampling
 

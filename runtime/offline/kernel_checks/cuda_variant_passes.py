@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.runtime.engine.deployment import Deployment, deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.engine.variant import Variant
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
 from hotcold.runtime.model.rotary import rotary_tables

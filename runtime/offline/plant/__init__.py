@@ -7,7 +7,7 @@ that knows, `planting` (with `forward`) the weights, a layer at a time as `drawi
 disk, `room` asks first whether there is any, and `making.plant` does it all; `hotcold plant` is its
 command. Nothing is imported here: the table of shapes costs no torch.
 
-May import: native, native.abi, runtime, runtime.hardware, runtime.model,
+May import: native, native.abi, native.options, runtime, runtime.hardware, runtime.model,
     runtime.model.architectures, runtime.model.checkpoints, runtime.plan, runtime.profiles,
     runtime.weights
 """

@@ -8,7 +8,7 @@ from typing import cast
 
 from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.errors import ConfigError
-from hotcold.native.option_table import check_all, option
+from hotcold.native.options.table import check_all, option
 from hotcold.runtime.model.spec import DType, ModelSpec
 from hotcold.runtime.offline.plant.drawing import Drawing
 from hotcold.runtime.offline.plant.overfire import plan_noise

@@ -5,6 +5,7 @@
 `hotcold.runtime.profiles.profile.ActivationProfile` and, if asked for, a recording
 (`hotcold.runtime.files.recording`).
 
-May import: native, runtime.engine, runtime.files, runtime.hardware, runtime.model.checkpoints,
-    runtime.offline.training, runtime.options, runtime.profiles, runtime.text, runtime.weights
+May import: native, runtime.engine, runtime.engine.executors, runtime.files, runtime.hardware,
+    runtime.model.checkpoints, runtime.offline.training, runtime.options, runtime.profiles,
+    runtime.text, runtime.weights
 """

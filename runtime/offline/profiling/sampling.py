@@ -21,7 +21,7 @@ from hotcold.runtime.text.generation import Token
 from hotcold.runtime.text.windows import text_frame
 
 if TYPE_CHECKING:
-    from hotcold.runtime.engine.session import LocalSession
+    from hotcold.runtime.engine.executors.session import LocalSession
 
 FILE_NAME = "sampled.jsonl"
 MAX_EMPTY = 64  # documents in a row without a text: the model writes none
@@ -81,8 +81,8 @@ def sample_text(
     if done >= wish.tokens:
         return 0
     from hotcold.runtime.engine.deployment import deploy, solve
+    from hotcold.runtime.engine.executors.session import LocalSession
     from hotcold.runtime.engine.prepare import prepare_model
-    from hotcold.runtime.engine.session import LocalSession
 
     prepared, before = prepare_model(config), done
     with LocalSession(deploy(prepared, solve(prepared, "greedy"))) as session, open(path, "a") as f:

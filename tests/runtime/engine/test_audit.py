@@ -12,8 +12,8 @@ from support.oracle import Oracle
 from hotcold.policies.placement.all_cpu import AllCpu
 from hotcold.runtime.engine.audit import PredictionAudit, RecallEstimate
 from hotcold.runtime.engine.deployment import Deployment, deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.options.config import EngineConfig
 
 

@@ -12,8 +12,8 @@ from support.oracle import Oracle, top2_margin
 from hotcold.native.errors import ConfigError
 from hotcold.runtime import embedded
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.options.config import EngineConfig, Sampling
 
 TINY = {

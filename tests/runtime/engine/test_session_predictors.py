@@ -15,9 +15,9 @@ from hotcold.policies.predictor.sign import Sign
 from hotcold.policies.predictor.window import Window
 from hotcold.runtime.engine import prepare as preparing
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.gpu import GpuChoice
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.predictors.predictor import Predictor
 from hotcold.runtime.profiles.profile import ActivationProfile

@@ -12,9 +12,9 @@ from support.oracle import Oracle
 
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.deployment import Deployment, deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.gpu import GpuChoice
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.hardware.profile import HardwareProfile
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.dag import Dag

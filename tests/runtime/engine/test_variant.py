@@ -176,8 +176,8 @@ HC_VARIANT(.dot_batch = {[HC_F32] = batch})
 def test_a_session_computes_with_the_file(tmp_path: Path) -> None:
     from hotcold.runtime.engine.deployment import deploy, solve
     from hotcold.runtime.engine.executors.factory import roles
+    from hotcold.runtime.engine.executors.session import LocalSession
     from hotcold.runtime.engine.prepare import prepare_model
-    from hotcold.runtime.engine.session import LocalSession
     from hotcold.runtime.options.config import EngineConfig, Sampling
 
     text = GOOD + "\n/* a session of its own */\n"

@@ -17,8 +17,8 @@ from transformers import GPT2TokenizerFast, OPTForCausalLM
 
 from hotcold.native.errors import CheckpointError
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.model.checkpoints.bundle import resolve_model
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.predictors.predictor import ModelView

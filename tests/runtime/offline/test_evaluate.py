@@ -10,8 +10,8 @@ from support.oracle import Oracle
 
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.offline.evaluation.evaluate import evaluate, ratio_error
 from hotcold.runtime.options.config import EngineConfig
 

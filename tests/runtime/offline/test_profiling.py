@@ -17,8 +17,8 @@ from support.oracle import Oracle
 from hotcold.native.errors import CheckpointError
 from hotcold.policies.placement.greedy import Greedy
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.model.checkpoints.bundle import Bundle, resolve_model
 from hotcold.runtime.offline.profiling import counting
 from hotcold.runtime.offline.profiling.counting import choose_streamed, choose_unit, count_unit

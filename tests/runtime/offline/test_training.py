@@ -13,8 +13,8 @@ from support.oracle import Oracle
 from hotcold.native.errors import CheckpointError, ConfigError
 from hotcold.policies.predictor.learned import Learned
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.model.checkpoints.bundle import Bundle, resolve_model
 from hotcold.runtime.offline.evaluation.evaluate import evaluate
 from hotcold.runtime.offline.training.capture import capture_inputs

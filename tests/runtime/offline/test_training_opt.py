@@ -8,8 +8,8 @@ from support.opt_models import FORMS, write_opt
 from support.opt_oracle import OptOracle
 
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.model.checkpoints.bundle import resolve_model
 from hotcold.runtime.offline.training.fit import FitSettings
 from hotcold.runtime.offline.training.train import TrainSettings, train_predictors

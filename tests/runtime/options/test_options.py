@@ -11,7 +11,7 @@ from support.checkout import ROOT
 from hotcold.actors.cli.main import cli
 from hotcold.actors.engine.engine import Engine
 from hotcold.native.errors import ConfigError
-from hotcold.native.option_table import check_names, option, rows
+from hotcold.native.options.table import check_names, option, rows
 from hotcold.runtime.hardware.machine_file import reference_machines
 from hotcold.runtime.offline.plant.options import PlantOptions
 from hotcold.runtime.options.config import COMMANDS, ENGINE, SAMPLING, EngineConfig, Sampling

@@ -17,8 +17,8 @@ from support.predictors import random_oracle, spec_of, view_of
 from hotcold.native.errors import CheckpointError
 from hotcold.policies.predictor.learned import Learned
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.predictors.predictor_choice import choose_predictor
 from hotcold.runtime.predictors.predictor_file import load_predictors

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.engine.session import LocalSession
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.tracing.spans import Span, read
 from hotcold.runtime.tracing.timeline import Pass, exchanges, passes, perfetto, totals, typical

@@ -1,4 +1,4 @@
-"""Sampling: how one request is continued; a table of options (option_table.py).
+"""Sampling: how one request is continued; a table of options (table.py).
 
 Imports nothing compiled; `hotcold.runtime.options.config` hands it on to callers.
 """
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hotcold.native.errors import ConfigError
-from hotcold.native.option_table import MAX_SEED, check_all, documented, option
+from hotcold.native.options.table import MAX_SEED, check_all, documented, option
 
 
 @dataclass(frozen=True)
