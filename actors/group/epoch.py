@@ -8,7 +8,6 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
 import ray
 
 from hotcold.native.abi.names import ACTORS
@@ -132,7 +131,7 @@ class SharedEpoch(Epoch):
         """The actor whose next step has all it waits for; else the one that leads."""
         segment, layout = self._segment, self._deployment.layout
         seq = segment.pass_header.seq
-        flags = segment.view(layout.flags_offset, layout.n_flags * 64).view(np.uint32)[::16]
+        flags = segment.flags(layout.flags_offset, layout.n_flags)
         for actor, executor in executor_classes(self._deployment).items():
             steps = self._deployment.programs[actor]
             if segment.native.pass_prompt or not executor.walks_steps or not len(steps):

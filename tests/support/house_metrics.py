@@ -4,6 +4,7 @@ Run as `python tests/support/house_metrics.py [ROOT]`; without ROOT it is this c
 that an older checkout lays out otherwise is counted all the same.
 """
 
+import ast
 import sys
 from pathlib import Path
 
@@ -16,16 +17,35 @@ LINES = house.C_SUFFIXES | {".py", ".pyi"}
 GENERATED = Path("native/abi/generated.py")  # by the build, where there is one
 
 
+def product_files(root: Path, package: str) -> list[Path]:
+    return [
+        path
+        for path in (root / package).rglob("*")
+        if path.suffix in LINES and path.relative_to(root) != GENERATED
+    ]
+
+
 def product_lines(root: Path) -> dict[str, int]:
     """Lines of the sources of each package."""
     return {
-        package: sum(
-            len(path.read_text(encoding="utf-8").splitlines())
-            for path in (root / package).rglob("*")
-            if path.suffix in LINES and path.relative_to(root) != GENERATED
-        )
+        package: sum(len(path.read_text().splitlines()) for path in product_files(root, package))
         for package in house.ORDER
     }
+
+
+def code_lines(path: Path) -> int:
+    """Lines without comments, docstrings and blank ones."""
+    text = path.read_text()
+    if path.suffix in house.C_SUFFIXES:
+        return sum(bool(line.strip()) for line in house.COMMENT.sub("", text).splitlines())
+    prose = {
+        line
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    lines = enumerate(text.splitlines(), start=1)
+    return sum(n not in prose and line.strip()[:1] not in ("", "#") for n, line in lines)
 
 
 def metrics(root: Path) -> dict[str, int | str]:
@@ -40,6 +60,9 @@ def metrics(root: Path) -> dict[str, int | str]:
     parts = ", ".join(f"{package} {count}" for package, count in lines.items())
     return {
         "product lines": f"{sum(lines.values())} ({parts})",
+        "of them code": sum(
+            code_lines(path) for package in house.ORDER for path in product_files(root, package)
+        ),
         "cycles of modules": f"{len(python)}, of {sum(map(len, python))} modules",
         "cycles of packages": f"{len(packages)}, of {sum(map(len, packages))} packages",
         "cycles of C files and headers": len(house.cycles((e.source, e.target) for e in includes)),
