@@ -28,7 +28,7 @@ typedef struct {
         *bus_LN; /* NULL, or 1: an owned neuron that stays in host memory, read over the bus */
     const uint8_t *host_parts_L; /* NULL, or [L + 1] of HC_PART_*: modules that stay there too */
     int64_t prompt_rows;         /* tokens of a dense prompt pass; 0: prompts are always sparse */
-    const char *variant;         /* NULL, or a compiled CUDA variant (cuda/variant.cuh) */
+    const char *variant;         /* NULL, or a compiled CUDA variant (cuda/kernels/variant.cuh) */
     int32_t remote_predictor;    /* the predictor is a process of its own, and asked */
     int32_t pass_flag; /* remote predictor: set where a pass begins; the predictor waits for it */
     const hc_step *gpu_steps; /* predictor: the GPU executor's program */

@@ -1,4 +1,4 @@
-/* hotcold.h - the ABI between Python, the C kernels and (later) the CUDA plug-in.
+/* hotcold.h - the ABI between Python, the C kernels and the CUDA plug-in.
  *
  * The text between the two cffi marks is fed to cffi's cdef by _build.py and included by every C
  * file, so both compilers check the same declarations. Nothing below allocates or frees memory that

@@ -15,6 +15,10 @@
  * the payload is read. The device uses the same words with the same two orders (load_flag and
  * store_flag of cuda/kernels/common.cuh). Poison is stored seq_cst and read with acquire.
  * sleepers sit in other processes.
+ *
+ * Memory order: a signal is a release store, behind the payload; a wait is an acquire load, before
+ * the payload is read. The device uses the same words with the same two orders (load_flag and
+ * store_flag of cuda/kernels/common.cuh). Poison is stored seq_cst and read with acquire.
  */
 #include "core/internal.h"
 #include <errno.h>

@@ -12,13 +12,14 @@
  * OPT-30B layer took the 150 us in which the next layer's records can be read ahead, ahead.c);
  * nothing is allocated.
  *
- * Two or three rows a layer cost less than waiting for the first of them, which no other read
- * hides. So where a share is small one of `bursts` layers in a row, drawn by the same hash for every
- * token, is audited in strata that many times shorter: the probability stays, the waiting is shared.
- * How much layers differ in what they miss then adds to the variance, which runtime/engine/audit.py leaves
- * out: little where the recall is high. Embedded model, two cores, 1 in 256, 2026-11-22, time of
- * both executors: 1.06 % of a token's without bursts, 0.77 % with; recall to +-0.85 points after 512
- * tokens, 95 of 100 intervals right (`hotcold evaluate --audit-runs 100`).
+ * Reading two or three rows a layer takes less time than the latency of the first, which no other
+ * read hides. So where a share is small, one of `bursts` layers in a row, drawn by the same hash
+ * for every token, is audited in strata that many times shorter: the probability stays, the latency
+ * is shared. How much layers differ in what they miss then adds to the variance, which
+ * runtime/engine/audit.py leaves out: little where the recall is high. Embedded model, two cores, 1
+ * in 256, 2026-11-22, time of both executors: 1.06 % of a token's without bursts, 0.77 % with;
+ * recall to +-0.85 points after 512 tokens, 95 of 100 intervals right (`hotcold evaluate
+ * --audit-runs 100`).
  */
 #include "loop/executor.h"
 

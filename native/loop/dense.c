@@ -83,7 +83,7 @@ hc_status hc_embed(hc_executor *e) {
 }
 
 /* Append this pass's keys and values: cache [slot 0][kv_heads][context][head_dim] of one layer.
- * Positions of the rows are their own: later rows of a block see earlier ones' keys. */
+ * Each row is stored at its own position: later rows of a block attend to earlier ones. */
 static void append_kv(hc_executor *e, const float *qkv, float *k_cache, float *v_cache) {
     const hc_model *m = e->args.model;
     int64_t q_dim = (int64_t)m->heads * m->head_dim, kv_dim = (int64_t)m->kv_heads * m->head_dim;
@@ -116,8 +116,8 @@ static hc_status project(hc_executor *e, const hc_layer *layer, int64_t width) {
 
 /* The feed-forward input x, and the residual stream behind it where a predictor reads that.
  * x goes straight into the segment's slot, where the predictor and both executors read it; the
- * step's flag, set by pass.c, publishes it. [max_batch][D] apart: the residual's place does not
- * depend on the batch. */
+ * step's flag, set by pass.c, publishes it. The residual stream lies max_batch rows behind x, so
+ * its place does not depend on the batch. */
 static hc_status hand_over(hc_executor *e, const hc_layer *layer, const hc_step *step) {
     const hc_model *m = e->args.model;
     const size_t bytes = sizeof(float) * e->batch * m->d;

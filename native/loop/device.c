@@ -79,7 +79,7 @@ static hc_device_layer *read_programs(const hc_executor_args *args, const hc_dev
     hc_device_layer *layers = calloc((size_t)n, sizeof *layers);
     if (!layers)
         return NULL;
-    /* calloc gave zeros, which would be flags and layers. */
+    /* calloc gave zeros, which are valid flags and layers; -1 is none. */
     for (int32_t i = 0; i < n; i++)
         layers[i].x_flag = layers[i].active_flag = layers[i].y_flag = layers[i].predicted_at = -1;
     const hc_step *steps = device->gpu_steps ? device->gpu_steps : args->steps;
@@ -169,8 +169,8 @@ static void write_masks(hc_executor *e, const uint32_t *members_LN) {
                     e->mask_LN[b * token + l * row + i / 8] |= (uint8_t)(1u << i % 8);
 }
 
-/* Two processes on a GPU fail together: who lost the other one must not be taken for the cause. Its
- * end poisons the exchange within some milliseconds. */
+/* When one of two processes on a GPU dies, the other one's calls fail as well. Wait for the poison
+ * that names the dead one (some milliseconds), so that the survivor is not taken for the cause. */
 static hc_status failed(hc_executor *e) {
     hc_segment *segment = e->args.segment;
     const hc_error *error = e->args.device->api->error();

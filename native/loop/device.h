@@ -59,7 +59,7 @@ typedef struct {
     void (*destroy_predictor)(void *self);
     hc_status (*answer)(void *self, uint32_t seq, int32_t batch, hc_device_report *report);
     const hc_error *(*error)(void); /* this thread's last failure, of a call that failed */
-    /* Bench and test door: run one operator on host arrays. */
+    /* For benches and tests: run one operator on host arrays. */
     hc_status (*operate)(const hc_device_op *op);
 } hc_device_api;
 

@@ -34,8 +34,8 @@ __device__ __forceinline__ void write_out(const Gemv &a, int row, int group, con
 }
 
 // Does a row take part in this pass, by its `when`?
-// Of a head in a graph for more than one token, exactly one of ONE_ROW and ALL_ROWS takes part
-// where logits are wanted, and none where head_rows is 0 (a prompt's inner blocks).
+// A graph for more than one token has a head for one row and a head for all rows. Where logits are
+// wanted exactly one of them takes part, and none where head_rows is 0 (a prompt's inner blocks).
 __device__ __forceinline__ bool takes_part(const Gemv &a) {
     const int rows = a.pass->head_rows, batch = a.pass->batch;
     return a.when == HC_WHEN_ALWAYS ||

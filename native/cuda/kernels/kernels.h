@@ -236,8 +236,9 @@ inline void check(cudaError_t error, const char *what) { // no string is made wh
 }
 void check_host(cudaError_t error, int64_t bytes); // of an allocation of pinned host memory
 
-// What the default stream was given is done: copies and fills there return early, and our streams do
-// not wait for it. On a GPU that others use, weights were overtaken by the zeros meant to precede them.
+// Wait for the default stream: copies and fills there return before they are done, and our streams
+// (non-blocking ones) do not wait for it. Without this a memset could overwrite weights that are
+// copied on another stream.
 inline void settle() {
     check(cudaStreamSynchronize(nullptr), "GPU memory");
 }
@@ -246,7 +247,7 @@ inline void clear(void *at, int64_t bytes) {
     settle();
 }
 
-// Whether the code waits for its forerunners by itself: below compute capability 9.0 wait_prior()
+// Whether the code waits for the kernels before it: below compute capability 9.0 wait_prior()
 // (common.cuh) compiles to nothing, also where a newer GPU compiles it from the plug-in's PTX.
 constexpr bool waits_itself() {
     constexpr int built[] = {__CUDA_ARCH_LIST__};

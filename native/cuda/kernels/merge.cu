@@ -1,4 +1,4 @@
-// merge.cu - the residual stream takes the hot sum, then, once it is there, the cold one.
+// merge.cu - add the hot sum to the residual stream, then, once it has arrived, the cold sum.
 //
 // Bytes: n_chunks * 4 d of partial sums, read while the host still computes; then 4 d over the bus.
 // The wait is part of the kernel (form A of the exchange): one thread of the grid polls the flag in

@@ -1,8 +1,8 @@
-// sign.cuh - one bit a weight: an input as bit planes, and a score; for both pairs of kernels.
+// sign.cuh - one bit a weight: an input as bit planes, and a score from counted bits.
 //
-// Of sign.cu, a few tokens, and prompt_sign.cu, many. What is written here is the arithmetic that
-// makes their proposals those of native/ops/sign.c, bit for bit; how rows meet planes is each one's
-// own.
+// Shared by sign.cu (a few tokens) and prompt_sign.cu (many): the arithmetic that makes their
+// proposals equal to those of native/ops/sign.c, bit for bit. How rows are counted against planes
+// is each file's own.
 #ifndef HOTCOLD_SIGN_CUH
 #define HOTCOLD_SIGN_CUH
 #include "cuda/kernels/common.cuh"

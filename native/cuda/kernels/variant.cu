@@ -11,7 +11,7 @@ const Operators *open_variant(const char *path) {
     // One table a path and process: graphs hold addresses of the library's kernels, so a library
     // that was opened once is never closed, and a second engine shares it.
     static std::mutex lock;
-    static std::map<std::string, Operators> opened; // of a map, so that addresses stay
+    static std::map<std::string, Operators> opened; // entries of a map never move
     if (!path)
         return nullptr;
     const std::lock_guard<std::mutex> held(lock);

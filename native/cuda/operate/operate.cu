@@ -1,6 +1,6 @@
-// operate.cu - one operator on host arrays: the door for tests and benches, not used by passes.
+// operate.cu - run one operator on host arrays: for tests and benches, not used by passes.
 //
-// What stands behind it is in operate.h; prompts' operators are in operate_prompt.cu.
+// Memory and runs are in operate.h; the operators of prompts in operate_prompt.cu.
 //
 // Each operator: arrays in (inputs of the pass `late`, weights at once), the launcher of the
 // product, arrays out. Device rows exist for the whole bucket, as in passes; what lies past the

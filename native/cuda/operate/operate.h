@@ -1,11 +1,10 @@
-// operate.h - what the door for operators on host arrays stands on: memory for one call, and its runs.
+// operate.h - what operators on host arrays (operate.cu) need: memory of one call, and its runs.
 //
-// Checks want more of memory than passes do. Arrays that a kernel is to fill hold no number of any
-// type before, and so does what lies around every array, which is compared once the kernel is done.
-// What an earlier kernel of a pass would have written comes late: a kernel puts it there long after
-// the one under test may have started (launch overlap), so that one that does not wait reads zeros.
-// With hc_device_op.bare nothing is around the arrays and nothing in them: for tools that know what
-// is allocated and what was written.
+// The memory checks the kernels. Arrays that a kernel is to fill are NaN before (bytes 0xff), and
+// so are guards around every array, which are compared once the kernel is done. What an earlier
+// kernel of a pass would have written comes late: a kernel writes it long after the one under test
+// may have started (launch overlap), so one that does not wait reads zeros. hc_device_op.bare
+// leaves out guards and filling: for sanitizers, which know what is allocated and written.
 #ifndef HOTCOLD_CUDA_OPERATE_H
 #define HOTCOLD_CUDA_OPERATE_H
 #include "cuda/memory/model.h"

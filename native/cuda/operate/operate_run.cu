@@ -1,4 +1,4 @@
-// operate_run.cu - memory, late inputs and timed rounds of the door for operators (operate.h).
+// operate_run.cu - memory, late inputs and timed rounds of single operators (operate.h).
 #include "cuda/kernels/common.cuh"
 #include "cuda/operate/operate.h"
 

@@ -1,4 +1,4 @@
-// rates.h - two operators of the door for benches (operate.cu); see rates.cu.
+// rates.h - two measurements that operate.cu offers to benches; see rates.cu.
 #ifndef HOTCOLD_CUDA_RATES_H
 #define HOTCOLD_CUDA_RATES_H
 #include "cuda/kernels/kernels.h"

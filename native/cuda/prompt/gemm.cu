@@ -26,7 +26,7 @@ __device__ __forceinline__ bool proposed(const Gemm &a, int t, int r) {
 }
 
 // One element of the result, of one tile or of a pair (gate, up).
-// Each element is written by one thread, so DENSE_ADD needs no atomics.
+// Each element is written by one thread, so adding to y needs no atomics.
 __device__ __forceinline__ void write_out(const Gemm &a, int t, int r, float v, float up,
                                           unsigned &fired) {
     if (a.scale_R)

@@ -175,7 +175,7 @@ const uint8_t *Prompt::propose(int layer, const hc_device_prompt &in) {
     return mask(layer);
 }
 
-// h += of n neurons that lie side by side on the device (+ bias).
+// h += the sum of n neurons that lie side by side on the device (+ bias).
 // gate and up: c[t][r] in b.wide, masked; then down, transposed: h[t][d] += c[t][r] down[r][d].
 // fired counts entries of c that are not 0.
 void Prompt::neurons(const char *records, int64_t n, const int32_t *ids, const uint8_t *mask,
