@@ -10,10 +10,6 @@
  * Waiting: pause; sched_yield every yield_every spins (two loops on one core would otherwise burn
  * each other's time: 468 us a hop instead of 3); after spin_ns a futex sleep of at most 100 ms.
  * Every round looks at poison and epoch. The futexes are the shared kind (no FUTEX_PRIVATE_FLAG):
- *
- * Memory order: a signal is a release store, behind the payload; a wait is an acquire load, before
- * the payload is read. The device uses the same words with the same two orders (load_flag and
- * store_flag of cuda/kernels/common.cuh). Poison is stored seq_cst and read with acquire.
  * sleepers sit in other processes.
  *
  * Memory order: a signal is a release store, behind the payload; a wait is an acquire load, before

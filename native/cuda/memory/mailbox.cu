@@ -36,6 +36,9 @@ __device__ __forceinline__ bool await(const uint32_t *word, uint32_t seq, const 
     }
 }
 
+// One block copies the input, at most 32 rows of D floats, so a barrier and one fence publish all
+// of it. The word is the other process's sign: release of system scope, paired with await()'s
+// acquire.
 __global__ void __launch_bounds__(THREADS) ask_kernel(const Ask a) {
     launch_next();
     wait_prior();
@@ -59,6 +62,8 @@ __global__ void __launch_bounds__(THREADS) ask_kernel(const Ask a) {
     }
 }
 
+// One thread; without launch_next, as the file's header says. A wait that failed earlier in the
+// pass makes all later ones return at once.
 __global__ void await_kernel(const Await a) {
     wait_prior();
     if (a.stamp >= 0)
@@ -68,6 +73,9 @@ __global__ void await_kernel(const Await a) {
     stamp(a.stamps, AT_ANSWERED);
 }
 
+// First turn: the pass's number and batch out of pinned memory. Between: answer one layer, wait for
+// the question of the next. Last turn: the report, then `done`. A failed pass answers nothing: the
+// executor's waits end by its own abort word.
 __global__ void turn_kernel(const Turn a) {
     wait_prior();
     uint64_t at = now();
@@ -79,6 +87,8 @@ __global__ void turn_kernel(const Turn a) {
         *a.times = {at, 0, 0};
     } else if (!a.pass->failed) {
         a.times->busy += at - a.times->since;
+        // predict()'s kernels have ended (wait_prior): their proposals become visible before the
+        // answer.
         __threadfence_system();
         store_flag(a.answer, a.pass->seq);
     }

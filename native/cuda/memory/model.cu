@@ -13,6 +13,7 @@ namespace hotcold {
 
 constexpr int UPLOADERS = 4; // threads that copy weights
 
+// A constructor that throws runs no destructor: what was allocated is given back here.
 Model::Model(const hc_executor_args &args, const hc_device_args &device,
              const hc_device_layer *layers_L)
     : shape(args, device, layers_L), layers(shape.n_layers), bucket(hc_bucket_of(args.max_batch)),
@@ -108,6 +109,8 @@ void Model::upload() {
     });
 }
 
+// Called by several threads, each with a layer and an Uploader of its own; bus_end_ is shared, so
+// with neurons on the bus there is one thread.
 void Model::upload_layer(int index) {
     const hc_model &m = *args_.model;
     const hc_layer &from = m.layers[index];
@@ -133,6 +136,7 @@ void Model::upload_layer(int index) {
     std::vector<int32_t> ids;
     for (int64_t k = 0; k < share.n_ids; k++) {
         const char *record = records + share.ids[k] * m.record_bytes;
+        // Bit i of word g: neuron 32 g + i is ours. row_G below counts those before each word.
         owned[share.ids[k] / 32] |= 1u << share.ids[k] % 32;
         if (on_bus(m, device_, index, share.ids[k])) {
             std::memcpy(bus_end_, record, m.record_bytes);

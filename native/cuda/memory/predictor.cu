@@ -36,6 +36,7 @@ void upload_predictor(const hc_model &m, const hc_predictor_layer &from, bool i8
     up.finish();
 }
 
+// What one prediction reads, whatever the batch: every matrix or sign once.
 int64_t predictor_read_bytes(const hc_model &m, const hc_predictor_layer &from, int32_t dtype) {
     if (from.form == HC_PREDICT_SIGN)
         return m.n * ((m.d + 63) / 64 * 8 + 8) + 4 * m.d;
@@ -60,6 +61,8 @@ Gemv product(const Prediction &a, const void *w, int64_t rows, int64_t d, const 
 
 } // namespace
 
+// fc1 folds the norm in where it may, and then also writes the normed input; fc2 compares with the
+// threshold, so scores are never stored.
 void predict(const Prediction &a, int bucket, const Launch &launch) {
     const hc_model &m = *a.model;
     const hc_predictor_layer &shape = *a.shape;

@@ -23,6 +23,8 @@ class Uploader {
     void copy(void *to, const void *from, int64_t bytes) {
         const char *source = static_cast<const char *>(from);
         char *target = static_cast<char *>(to);
+        // Parts of 4 MiB, two buffers in turn: one is filled by the host while the other is copied.
+        // An event a buffer says when it may be filled again.
         while (bytes > 0) {
             const int64_t part = std::min(bytes, SIZE - filled_);
             if (filled_ == 0)
@@ -30,6 +32,7 @@ class Uploader {
             char *at = pinned_[turn_].get() + filled_;
             std::memcpy(at, source, part);
             check(cudaMemcpyAsync(target, at, part, cudaMemcpyDefault, stream_), "upload");
+            // Parts begin on 256 bytes.
             filled_ += (part + 255) / 256 * 256;
             source += part, target += part, bytes -= part;
             if (filled_ >= SIZE)
@@ -100,6 +103,7 @@ inline void quantise(const void *w, int32_t dtype, int64_t rows, int64_t d,
     out.resize(rows * d);
     scales.resize(rows);
     std::vector<float> row(d);
+    // scale = largest / 127, so the largest weight of a row is +-127 and 0 stays 0.
     for (int64_t r = 0; r < rows; r++) {
         float most = 0;
         for (int64_t i = 0; i < d; i++) {
