@@ -189,7 +189,7 @@ typedef struct { /* bench: read rows and nothing else, what a sparse operator co
 } hc_read_args;
 hc_status hc_read(hc_read_args *args, hc_pool *pool);
 
-/* ---- The exchange (exchange.c; layout: runtime/exchange/segment.py) ---- */
+/* ---- The exchange (exchange.c; layout: runtime/exchange/layout.py) ---- */
 typedef struct
 { /* one cache line, one setter: the sequence number of the last pass that signalled */
     uint32_t value;

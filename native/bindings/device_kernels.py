@@ -78,7 +78,7 @@ class Bare:
     """A plug-in whose operators get arrays with nothing around and nothing in them.
 
     For tools that report every access out of bounds and every read of what nobody wrote; otherwise
-    the plug-in guards its arrays itself (cuda/operate.h).
+    the plug-in guards its arrays itself (cuda/operate/operate.h).
     """
 
     plugin: Any

@@ -1,7 +1,7 @@
 """The GPU plug-in's operators of dense prompts, one by one on numpy arrays: for tests.
 
-As `device_kernels.py` for the operators of a pass; prompts do not come through here. cuda/dense.h
-says what is computed.
+As `device_kernels.py` for the operators of a pass; prompts do not come through here.
+cuda/prompt/dense.h says what is computed.
 """
 
 from dataclasses import dataclass

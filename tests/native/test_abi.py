@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from support.abi_mirrors import places
 from support.checkout import ROOT
 
 from hotcold.native.abi import generated, names
@@ -204,3 +205,29 @@ def test_an_error_stays_until_the_next_one() -> None:
     assert lib.hc_last_error().status == generated.Status.ERR_ARGUMENT
     check(generated.Status.OK)
     assert "active list of -1" in str(failure())
+
+
+# ---- one source ----------------------------------------------------------------------------------
+
+
+def test_no_source_spells_a_number_of_the_headers() -> None:
+    assert places(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("one.py", "SELECTIVE, ALL = 1, 2"),
+        ("one.py", 'codes = {"float32": 0, "float16": 1}'),
+        ("one.py", 'WHO: tuple[str, ...] = ("gpu", "cpu", "predictor")'),
+        ("one.py", 'if step["op"] == 3: pass'),
+        ("one.py", "size = layout.n_flags * 64"),
+        ("one.py", 'd = np.dtype([("id", "i4"), ("logprob", "f4"), ("time_ns", "u8")])'),
+        ("one.c", "if (a->dtype == 2)"),
+        ("one.cu", "wait = report->phase_ns[3];"),
+    ],
+)
+def test_the_count_itself_finds(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "runtime").mkdir()
+    (tmp_path / "runtime" / name).write_text(text)
+    assert len(places(tmp_path)) == 1
