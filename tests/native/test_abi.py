@@ -98,7 +98,8 @@ def test_the_compiler_refuses_a_wrong_figure(tmp_path: Path) -> None:
 
     def compiles(lines: list[str]) -> bool:
         source = tmp_path / "check.c"
-        source.write_text("\n".join(['#include "abi/operate.h"', *lines]))
+        includes = [f'#include "abi/{name}"' for name in build.HEADERS]
+        source.write_text("\n".join([*includes, *lines]))
         command = ["cc", "-fsyntax-only", f"-I{ROOT / 'native'}", str(source)]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
