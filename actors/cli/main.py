@@ -17,8 +17,8 @@ import click
 
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.commands import COMMANDS, version
-from hotcold.actors.cli.common.options import State
 from hotcold.actors.cli.common.running import Terminated
+from hotcold.actors.cli.common.state import State
 from hotcold.native.errors import HotcoldError
 
 INTERRUPTED = 130

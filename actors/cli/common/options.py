@@ -6,7 +6,7 @@ the same errors.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,19 +14,12 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from hotcold.actors.cli.common.state import State
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.table import Option, rows
 from hotcold.runtime.options.config import COMMANDS, ENGINE, EngineConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-@dataclass
-class State:
-    """What the whole command line shares: whether a failure shows its traceback, what was typed."""
-
-    debug: bool = False
-    words: tuple[str, ...] = ()
 
 
 def debug_option(command: Command) -> Command:

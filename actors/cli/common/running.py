@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from hotcold.actors.cli.common import output
 from hotcold.native.errors import KernelError
-from hotcold.runtime.options.config import EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.actors import Engine, GenerationStats
+    from hotcold.runtime.options.config import EngineConfig
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What Ray prints of a lost worker, at length; the engine's own error says it in one line.
@@ -71,7 +71,7 @@ class StopSignals:
 
 
 @contextmanager
-def running_engine(options: EngineConfig, **more: object) -> Iterator["Engine"]:
+def running_engine(options: "EngineConfig", **more: object) -> Iterator["Engine"]:
     """Launch an engine, hand it out, and close it whatever happens; say what it recovered from.
 
     Args:

@@ -96,7 +96,7 @@ def _how(rows: Sequence[Row], manner: Manner) -> str:
 def _origin() -> str:
     """Where the page comes from: the day, the machine, and what was typed."""
     from hotcold.actors.cli.common.commands import version
-    from hotcold.actors.cli.common.options import State
+    from hotcold.actors.cli.common.state import State
     from hotcold.runtime.hardware.this_machine import identity
 
     machine = identity()

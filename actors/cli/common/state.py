@@ -1,0 +1,11 @@
+"""What the whole command line shares while it runs; imports nothing, for `hotcold --help` does."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class State:
+    """Whether a failure shows its traceback, and what was typed."""
+
+    debug: bool = False
+    words: tuple[str, ...] = ()
