@@ -2,5 +2,5 @@
 
 The public class, its requests, statistics and replanning; actors themselves are in `group`.
 
-May import: actors.cluster, actors.engine.transports, actors.group, native.abi, runtime.*
+May import: actors.cluster, actors.engine.transports, actors.group, native.*, runtime.*
 """

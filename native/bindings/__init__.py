@@ -2,5 +2,5 @@
 
 Arrays and their checks in, C structs out; no model, no plan, no file.
 
-May import: native, native.abi
+May import: native, native.abi, native.options
 """

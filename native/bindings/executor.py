@@ -15,7 +15,8 @@ from hotcold.native.abi.generated import STEP, TOKEN, Actor, Status
 from hotcold.native.abi.names import DTYPES, FORMS, NORMS
 from hotcold.native.bindings._ffi import check, failure, ffi, last_error, lib, pointer
 from hotcold.native.bindings.device import DeviceArrays, NativeDevice
-from hotcold.native.bindings.token_kernels import Sampling, set_sampling
+from hotcold.native.bindings.token_kernels import set_sampling
+from hotcold.native.options.sampling import Sampling
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Re-exported by kernels.py, which says who calls them and what they raise.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from hotcold.native.bindings._arrays import F32, I32, array, handle, same, writa
 from hotcold.native.bindings._ffi import check, ffi, lib, pointer
 from hotcold.native.bindings.pool import Pool
 from hotcold.native.errors import ConfigError
+from hotcold.native.options.sampling import Sampling
 
 
 def rmsnorm(x_BD: F32, weight_D: F32, eps: float) -> F32:
@@ -107,30 +108,6 @@ def attention(
     args.scores, args.out = pointer(scores, "float *"), pointer(out, "float *")
     check(lib.hc_attention(args, handle(pool)))
     return out
-
-
-class Sampling(Protocol):
-    """What a draw depends on, beside its position: `hotcold.runtime.options.config.Sampling`."""
-
-    @property
-    def temperature(self) -> float:
-        """0 is greedy: the lowest id among equals."""
-        ...
-
-    @property
-    def top_k(self) -> int:
-        """Keep the k largest; 0: all."""
-        ...
-
-    @property
-    def top_p(self) -> float:
-        """Keep the most probable that reach this probability; 1: all."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """With the position it fixes the random number, whatever was drawn before."""
-        ...
 
 
 def set_sampling(c: Any, sampling: Sampling) -> None:
