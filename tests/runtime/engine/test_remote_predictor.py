@@ -103,9 +103,6 @@ def test_the_second_context_and_the_questions_are_in_the_budget(
     fused, own = chosen(tiny, *layers), chosen(tiny, *layers, predictor_process="mps")
     assert a_gpu["remote"] == 3 * spec.n_layers + 1
     assert own.context_bytes - fused.context_bytes == 600 << 20
-    more = own.predictor_bytes + remote_predictor.executor_bytes(spec, 32, 1)
-    assert own.reserve_bytes - fused.reserve_bytes == (600 << 20) + more
-    assert (fused.last_actor, own.last_actor) == ("gpu", "predictor")
     assert fused.predictor_bytes == 0 < own.predictor_bytes
     mailbox = GRANULE  # which then holds the proposals
     proposals = spec.n_layers * spec.n_neurons * 4
