@@ -9,8 +9,9 @@ from support.checkout import PACKAGES, ROOT, tracked
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(rf"(?<![\w/.])(?:{'|'.join((*PACKAGES, 'tests', 'examples'))})(?:/[\w.-]+)+")
 FILE_NAME = re.compile(r"(?<![\w./*-])((?:[\w-]+/)*[\w-]+\.(?:py|cuh?))(?![\w(:])")
-# Files that a user would write, a run leaves, or another project has.
+# Files that a user would write, the build makes, a run leaves, or another project has.
 FOREIGN = {
+    *("generated.py", "abi/generated.py"),
     *("mine.py", "file.py", "file.cu", "hotcold.py", "hotcold/__init__.py", "setup.py"),
     *("version.py", "solver.py", "convert-hf-to-powerinfer-gguf.py", "powerinfer-gguf.py"),
 }
