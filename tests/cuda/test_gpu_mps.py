@@ -209,7 +209,7 @@ def victim_pid(engine: Engine, victim: str) -> int:
     if victim in ("gpu", "cpu", "predictor"):
         return engine.stats().actors[victim].pid
     assert engine._group is not None
-    daemon = engine._group._sharing._daemon
+    daemon = engine._group._mps._daemon
     assert daemon is not None
     if victim == "guard":
         return daemon.pid
@@ -227,7 +227,8 @@ KILLS = [  # who stands still and so parks the others, who is killed, who the er
 MORE = [
     ("predictor", "gpu", {"gpu"}),
     ("cpu", "predictor", {"predictor"}),
-    ("gpu", "predictor", {"predictor"}),
+    # Who stands still is ended too, and Ray may tell of that first.
+    ("gpu", "predictor", {"gpu", "predictor"}),
     ("cpu", "server", {"gpu", "predictor"}),
     ("predictor", "control", {"gpu", "predictor"}),
     ("cpu", "guard", {"gpu", "predictor"}),

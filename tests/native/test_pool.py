@@ -129,6 +129,7 @@ def test_an_unsupported_variable_is_an_error_everywhere() -> None:
 import numpy as np
 from hotcold.native.bindings import kernels
 from hotcold.native.errors import BackendError
+from hotcold.native.options.sampling import Sampling
 one = np.ones((1, 2), np.float32)
 calls = [
     kernels.active_cpu_variant,
