@@ -83,7 +83,7 @@ void hc_fail_if_armed_for(hc_executor *executor, int32_t op, uint32_t seq);
 /* pass.c: one pass of the whole program with its waits and signals. */
 hc_status hc_run_pass(hc_executor *executor);
 /* request.c */
-hc_status hc_inbox_init(hc_executor *executor);
+void hc_inbox_init(hc_executor *executor);
 void hc_inbox_free(hc_executor *executor);
 hc_status hc_serve_requests(hc_executor *executor);
 

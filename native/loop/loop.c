@@ -106,11 +106,14 @@ hc_executor *hc_executor_create(const hc_executor_args *args) {
         return NULL;
     }
     hc_executor *e = calloc(1, sizeof *e);
-    if (!e)
+    if (!e) {
+        hc_fail(HC_ERR_MEMORY, "no memory for an executor of %zu bytes", sizeof *e);
         return NULL;
+    }
     e->args = *args;
     e->fault_op = -1;
-    if (!allocate(e) || hc_inbox_init(e)) {
+    hc_inbox_init(e); /* before what may fail: destroying frees it too */
+    if (!allocate(e)) {
         hc_fail(HC_ERR_MEMORY, "no memory for the scratch of a batch of %d", args->max_batch);
         hc_executor_destroy(e);
         return NULL;

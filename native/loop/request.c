@@ -15,7 +15,7 @@
 #include <string.h>
 #include <time.h>
 
-hc_status hc_inbox_init(hc_executor *e) {
+void hc_inbox_init(hc_executor *e) {
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);
     /* Deadlines are CLOCK_MONOTONIC: a clock that is set does not lengthen a wait. */
@@ -24,7 +24,6 @@ hc_status hc_inbox_init(hc_executor *e) {
     pthread_cond_init(&e->inbox.changed, &attributes);
     pthread_condattr_destroy(&attributes);
     e->inbox.done = 1;
-    return HC_OK;
 }
 
 static void drop_request(hc_inbox *inbox) {

@@ -1,6 +1,6 @@
 // remote_predictor.h - the predictor as a process of its own on the GPU executor's GPU.
-#ifndef HOTCOLD_CUDA_APART_H
-#define HOTCOLD_CUDA_APART_H
+#ifndef HOTCOLD_CUDA_REMOTE_PREDICTOR_H
+#define HOTCOLD_CUDA_REMOTE_PREDICTOR_H
 #include "cuda/memory/mailbox.h"
 #include "cuda/memory/owned.h"
 #include "cuda/memory/predictor.h"

@@ -17,7 +17,6 @@ namespace v2 {
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
 constexpr int PIECE = HC_ATTENTION_PIECE;
 constexpr int PITCH = PIECE + 1; // of scores: lanes that write one position's rows hit other banks
-constexpr int TOGETHER = 4;      // positions of a lane whose sums are under way at once
 constexpr float LOG2E = 1.44269504f;
 
 // Constants of one kernel. LANES lanes hold one position's row of the cache, PACKS loads of 16
