@@ -14,6 +14,7 @@ FOREIGN = {
     *("generated.py", "abi/generated.py"),
     *("mine.py", "file.py", "file.cu", "hotcold.py", "hotcold/__init__.py", "setup.py"),
     *("version.py", "solver.py", "convert-hf-to-powerinfer-gguf.py", "powerinfer-gguf.py"),
+    *("convert_llama_weights_to_hf.py", "zero_to_fp32.py"),
 }
 
 

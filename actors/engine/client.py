@@ -122,7 +122,7 @@ class Client:
     def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
         """Tokens that continue the prompt; `last` has the figures then. Checks it at once."""
         context = self.deployment.context
-        ids = self._text.ids(prompt, context)
+        ids = self._text.ids(prompt, context, sampling.special)
         request = make_request(ids, sampling, context, self._text.eos_ids)
         return self._stream(request, self._text.stream(sampling))
 

@@ -192,7 +192,7 @@ class Engine:
             prompt: text, or token ids (taken as they are).
             sampling: how to continue it; None: made of the fields given.
             **fields: of `hotcold.runtime.options.config.Sampling`: max_tokens (64), temperature (0:
-                greedy), top_k, top_p, seed (the engine's), stop, ignore_eos.
+                greedy), top_k, top_p, seed (the engine's), stop, ignore_eos, special.
 
         Raises:
             ConfigError: a prompt or parameter that cannot be used; raised at once.

@@ -39,6 +39,9 @@ class Sampling:
     )
     stop: tuple[str, ...] = option((), "End before this text.", metavar="TEXT", many=True)
     ignore_eos: bool = option(False, "Go on after the end-of-text token.")
+    special: bool = option(
+        False, "Read control tokens in the prompt, </s> for example, as such; else they are text."
+    )
 
     def __post_init__(self) -> None:
         check_all(self)

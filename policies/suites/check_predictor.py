@@ -33,12 +33,12 @@ from hotcold.runtime.predictors.predictor import (
     native_layers,
     predicts,
 )
+from hotcold.runtime.predictors.preparing import allowed_difference
 from hotcold.runtime.profiles.profile import ActivationProfile
 from hotcold.runtime.weights.weights import WeightStore
 
 F32 = NDArray[np.float32]
 TOKENS, NOUN = 7, "predictor"
-TOLERANCE = 2e-3  # of the scores' size: float16 matrices, sums in another order
 
 
 def check_predictor(predictor: Any, model: str | Path | None = None) -> None:
@@ -79,7 +79,7 @@ def _check_case(
         require(np.array_equal(scores_BN, again_BN), f"{where}: two calls gave different scores")
         few_BN = _scores(mine, x_BD[:2].copy(), index, view.spec, case)
         require(
-            np.allclose(few_BN, scores_BN[:2], atol=_allowed(scores_BN)),
+            np.allclose(few_BN, scores_BN[:2], atol=allowed_difference(scores_BN)),
             f"{where}: a token's scores depend on the tokens after it",
         )
         _check_native(layers[index], scores_BN, x_BD, view, index, where)
@@ -99,7 +99,7 @@ def _check_native(
 ) -> None:
     """The kernels' scores are the predictor's own, and so are the neurons proposed."""
     native_BN = native_scores(layer, x_BD, view, index)
-    allowed = _allowed(scores_BN)
+    allowed = allowed_difference(scores_BN)
     worst = float(np.abs(native_BN - scores_BN).max())
     require(
         worst <= allowed,
@@ -220,10 +220,6 @@ def _scores(mine: Any, x_BD: F32, index: int, spec: ModelSpec, case: str) -> F32
     require(not bad, f"{where}: {bad} scores are not finite")
     found: F32 = scores.copy()
     return found
-
-
-def _allowed(scores_BN: F32) -> float:
-    return TOLERANCE * (1e-3 + float(np.abs(scores_BN).max()))
 
 
 def _digest(layers: tuple[NativeLayer, ...]) -> list[Any]:

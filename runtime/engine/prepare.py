@@ -16,18 +16,21 @@ from hotcold.runtime.model.checkpoints.bundle import Bundle, resolve_model
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
 from hotcold.runtime.plan.problem import Problem, make_problem
+from hotcold.runtime.plugins.run import policy_name
+from hotcold.runtime.plugins.settings import split_settings
 from hotcold.runtime.predictors.predictor import (
     ModelView,
     NativeLayer,
     Predictor,
     expected_density_L,
-    native_layers,
     predictor_bytes_L,
     predictor_parameters,
     predicts,
+    trained_lookahead,
 )
 from hotcold.runtime.predictors.predictor_choice import choose_auto, choose_predictor
 from hotcold.runtime.predictors.predictor_forms import int8_bytes
+from hotcold.runtime.predictors.preparing import prepare_predictor
 from hotcold.runtime.profiles.profile import ActivationProfile
 from hotcold.runtime.units import parse_bytes
 from hotcold.runtime.weights.weights import WeightStore
@@ -76,7 +79,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         name, note = choice.kind, choice.why
     predictor, layers = _predictor(config, name, bundle, profile)
     vram = None if config.vram is None else parse_bytes(config.vram)
-    ahead = int(getattr(predictor, "lookahead", 0))
+    ahead = trained_lookahead(predictor, policy_name(name))
     gpu = choose_gpu(config, spec, context, vram, layers, ahead, kernels)
     if gpu is None and isinstance(kernels, Variant) and kernels.on_gpu:
         raise ConfigError(
@@ -97,7 +100,9 @@ def prepare_model(config: EngineConfig) -> Prepared:
         1,
         bytes_L,
         # Standing by means gate-first: the executors read every gate row.
-        expected_density_L(predictor, profile, spec) if layers else [1.0] * spec.n_layers,
+        expected_density_L(predictor, profile, spec, policy_name(name))
+        if layers
+        else [1.0] * spec.n_layers,
         chosen_hardware(config.hardware, config.threads),
         kv_bytes=2 if gpu is not None and gpu.kv_dtype == "float16" else 4,
         embed_on_host=gpu is not None,
@@ -149,8 +154,6 @@ def _on_gpu(layers: tuple[NativeLayer, ...], name: object) -> tuple[NativeLayer,
     Raises:
         ConfigError: a form the GPU has no kernels for.
     """
-    from hotcold.runtime.plugins.run import policy_name
-
     if any(layer.form == "window" for layer in layers):
         # The device would have to learn, every layer, which of the host's neurons fired: one word
         # more in the exchange, on the way that the device waits for anyway.
@@ -179,15 +182,13 @@ def _predictor(
     config: EngineConfig, name: Any, bundle: Bundle, profile: ActivationProfile | None
 ) -> tuple[Predictor, tuple[NativeLayer, ...]]:
     """The prepared predictor and its native layers; none where it stands by."""
-    from hotcold.runtime.plugins.settings import split_settings
-
     settings = split_settings(config.settings)["predictor"]
     predictor = choose_predictor(name, bundle, settings)
-    if not predicts(predictor):
+    if not predicts(predictor, policy_name(name)):
         return predictor, ()
     store = WeightStore.open(bundle)
     try:
-        predictor.prepare(ModelView.of(bundle, store), profile)
-        return predictor, native_layers(predictor, bundle.spec)
+        view = ModelView.of(bundle, store)
+        return predictor, prepare_predictor(predictor, name, view, profile, compare=True)
     finally:
         store.close()

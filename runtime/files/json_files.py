@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hotcold.native.errors import CheckpointError
+from hotcold.runtime.files.impostors import impostor
 
 JSON_LIMIT_BYTES = 256 << 20
 
@@ -28,7 +29,8 @@ def file_bytes(path: Path) -> int:
         CheckpointError: it is missing or no regular file.
     """
     if not regular_file(path):
-        raise CheckpointError(f"{path} is missing or not a regular file; restore it")
+        what = impostor(path) or "is missing or not a regular file; restore it"
+        raise CheckpointError(f"{path} {what}")
     return path.stat().st_size
 
 
@@ -49,10 +51,29 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; check its owner") from error
     except (ValueError, RecursionError) as error:
-        text = str(error)[:200]
-        raise CheckpointError(f"{path} is not valid JSON ({text}); restore the file") from error
+        what = impostor(path)
+        if what:
+            raise CheckpointError(f"{path} {what}") from error
+        text, hint = str(error)[:200], _slip(error)
+        raise CheckpointError(f"{path} is not valid JSON ({text}); {hint}") from error
     if not isinstance(data, dict):
         raise CheckpointError(
             f"{path} holds a JSON {type(data).__name__} where an object is expected; restore it"
         )
     return data
+
+
+def _slip(error: Exception) -> str:
+    """What was probably meant where JSON ended, and what to do."""
+    if not isinstance(error, json.JSONDecodeError):
+        return "restore the file"
+    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
+    if not after:
+        return "it ends in the middle, so restore the file"
+    if before.endswith(",") and after[0] in "}]":
+        return f"remove the comma before the {after[0]!r}"
+    if after.startswith(("//", "/*", "#")):
+        return "JSON has no comments, so remove them"
+    if after[0] == "'" or after.startswith(("None", "True", "False")):
+        return "it is a Python dict and no JSON, so write it with json.dumps"
+    return "restore the file"

@@ -23,7 +23,7 @@ class PluginTraceback(Exception):
 
 
 @contextmanager
-def blaming(name: str, file: str | None) -> Iterator[None]:
+def blaming(name: str, file: str | None, noun: str = "policy") -> Iterator[None]:
     """Turn whatever foreign code raises in this block into a PolicyError that names its line.
 
     KeyboardInterrupt passes: in this process it is the user's.
@@ -31,14 +31,27 @@ def blaming(name: str, file: str | None) -> Iterator[None]:
     Args:
         name: the plug-in as the user gave it.
         file: path of its source, None where there is none.
+        noun: what it is.
     """
     try:
         yield
     except (Exception, SystemExit) as error:
-        raise PolicyError(describe(error, name, file)) from error
+        raise PolicyError(describe(error, name, file, noun)) from error
 
 
-def describe(error: BaseException, name: str, file: str | None) -> str:
+@contextmanager
+def blaming_predictor(name: str, predictor: object) -> Iterator[None]:
+    """The same for a predictor; what our own refuse on purpose passes as it is."""
+    file = source_file(predictor)
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, HotcoldError) and file and _is_own(file):
+            raise
+        raise PolicyError(describe(error, name, file, "predictor")) from error
+
+
+def describe(error: BaseException, name: str, file: str | None, noun: str = "policy") -> str:
     """One line for an exception: where in the plug-in's file, what, and its message.
 
     A plug-in given as "file.py:Class" is named by that file; for others the name comes first. An
@@ -57,7 +70,7 @@ def describe(error: BaseException, name: str, file: str | None) -> str:
         text = f"{given if by_file else os.path.basename(str(file))}:{line}: {text}"
     elif by_file:
         return f"{given}: {text}"
-    return text if by_file else f"policy {name!r}: {text}"
+    return text if by_file else f"{noun} {name!r}: {text}"
 
 
 def traceback_text(error: BaseException) -> str:
@@ -73,10 +86,15 @@ def source_file(plugin: object) -> str | None:
 
 
 def _is_own(file: str) -> bool:
-    """Whether a file is one of the built-in policies."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    kinds = os.path.dirname(os.path.dirname(os.path.realpath(file)))
-    return kinds == os.path.join(root, "policies")
+    """Whether a file is one of hotcold's own policies or predictors."""
+    hotcold = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    return os.path.realpath(file).startswith(os.path.join(hotcold, "policies", ""))
+
+
+def is_own(plugin: object) -> bool:
+    """Whether a plug-in is one of hotcold's own."""
+    file = source_file(plugin)
+    return file is not None and _is_own(file)
 
 
 def _line_in(error: BaseException, file: str) -> int | None:

@@ -108,16 +108,21 @@ def find(kind: PluginKind, name: object) -> object:
     if not isinstance(name, str):
         plugin = name
     elif ":" in name:
-        plugin = load(name)
+        plugin = load(name, _noun(kind))
     else:
-        plugin = load(_target(kind, name))
+        plugin = load(_target(kind, name), _noun(kind))
     if not callable(getattr(plugin, _METHOD[kind], None)):
         shown = name if isinstance(name, str) else type(plugin).__name__
-        raise PolicyError(f"{shown!r} is not a {kind} policy: it has no method {_METHOD[kind]!r}")
+        what = "predictor" if kind == "predictor" else f"{kind} policy"
+        raise PolicyError(f"{shown!r} is not a {what}: it has no method {_METHOD[kind]!r}")
     return plugin
 
 
-def load(target: str) -> object:
+def _noun(kind: PluginKind) -> str:
+    return "predictor" if kind == "predictor" else "policy"
+
+
+def load(target: str, noun: str = "policy") -> object:
     """The class that "file.py:Class" or "package.module:Class" names.
 
     Raises:
@@ -125,9 +130,9 @@ def load(target: str) -> object:
     """
     place, _, attribute = target.rpartition(":")
     if place.endswith(".py"):
-        module = _load_file(target, Path(place).expanduser())
+        module = _load_file(target, Path(place).expanduser(), noun)
     else:
-        module = _load_module(target, place)
+        module = _load_module(target, place, noun)
     if not hasattr(module, attribute):
         names = [n for n, v in vars(module).items() if isinstance(v, type) and n[:1] != "_"]
         own = [n for n in names if getattr(module, n).__module__ == module.__name__]
@@ -138,7 +143,7 @@ def load(target: str) -> object:
     return plugin
 
 
-def _load_file(target: str, path: Path) -> ModuleType:
+def _load_file(target: str, path: Path, noun: str) -> ModuleType:
     """Run a file as a module of its own; files beside it can be imported by it."""
     if not path.is_file():
         raise PolicyError(f"{target!r}: there is no file {path}; paths start at {Path.cwd()}")
@@ -152,20 +157,20 @@ def _load_file(target: str, path: Path) -> ModuleType:
         raise PolicyError(f"{target!r}: {path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and type hints look their module up
-    with blaming(target, str(path)):
+    with blaming(target, str(path), noun):
         # Compiled here, not by the loader: its bytecode cache would leave files beside the user's.
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     return module
 
 
-def _load_module(target: str, name: str) -> ModuleType:
+def _load_module(target: str, name: str, noun: str) -> ModuleType:
     if not name or not all(part.isidentifier() for part in name.split(".")):
         raise PolicyError(f"{target!r} is neither 'file.py:Class' nor 'package.module:Class'")
     try:
         found = importlib.util.find_spec(name)
     except (Exception, SystemExit):  # a parent package fails to import; the import below reports it
         found = None
-    with blaming(target, found.origin if found is not None else None):
+    with blaming(target, found.origin if found is not None else None, noun):
         return importlib.import_module(name)
 
 

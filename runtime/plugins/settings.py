@@ -60,13 +60,16 @@ def split_settings(
     return result
 
 
-def instantiate(plugin: object, settings: Mapping[str, Setting], name: str = "") -> object:
+def instantiate(
+    plugin: object, settings: Mapping[str, Setting], name: str = "", noun: str = "policy"
+) -> object:
     """Construct a plug-in with its settings; an object passed in is returned as it is.
 
     Args:
         plugin: a class, or an object that was passed in (it takes no settings).
         settings: its parameters by field name; texts are converted to the field's type.
         name: the plug-in as the user gave it, for messages.
+        noun: what it is, likewise.
 
     Raises:
         ConfigError: an unknown or missing setting, or a value that does not convert.
@@ -80,7 +83,7 @@ def instantiate(plugin: object, settings: Mapping[str, Setting], name: str = "")
                 f"construct it with {next(iter(settings))!r}"
             )
         return plugin
-    with blaming(name, source_file(plugin)):
+    with blaming(name, source_file(plugin), noun):
         hints = get_type_hints(plugin)
     fields = {}
     if dataclasses.is_dataclass(plugin):
@@ -94,7 +97,7 @@ def instantiate(plugin: object, settings: Mapping[str, Setting], name: str = "")
         optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
         if key not in values and not optional:
             raise ConfigError(f"{name!r} needs the setting {key!r}: --set {key}=VALUE")
-    with blaming(name, source_file(plugin)):
+    with blaming(name, source_file(plugin), noun):
         return plugin(**values)
 
 

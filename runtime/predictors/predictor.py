@@ -22,6 +22,7 @@ import numpy.typing as npt
 from hotcold.native.errors import ConfigError, PolicyError
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.plugins.blame import blaming_predictor
 from hotcold.runtime.predictors.predictor_forms import (
     F32,
     INPUTS,
@@ -211,9 +212,31 @@ class Predictor(Protocol):
         ...
 
 
-def predicts(predictor: Predictor) -> bool:
-    """False where the predictor stands by: executors then go gate-first over all their neurons."""
-    return bool(getattr(predictor, "predicts", True))
+def predicts(predictor: Predictor, blame: str = "") -> bool:
+    """False where the predictor stands by: executors then go gate-first over all their neurons.
+
+    Raises:
+        PolicyError: it raised, naming the line.
+    """
+    with blaming_predictor(blame or type(predictor).__name__, predictor):
+        return bool(getattr(predictor, "predicts", True))
+
+
+def trained_lookahead(predictor: Predictor, blame: str = "") -> int:
+    """How many layers early a predictor was trained to predict.
+
+    Raises:
+        PolicyError: it says something else than a number of layers.
+    """
+    blame = blame or type(predictor).__name__
+    with blaming_predictor(blame, predictor):
+        ahead = getattr(predictor, "lookahead", 0)
+    if not isinstance(ahead, int) or ahead < 0:
+        raise PolicyError(
+            f"predictor '{blame}': lookahead is {ahead!r:.80}, must be a whole "
+            "number of layers, 0 or more"
+        )
+    return ahead
 
 
 def check_lookahead(trained: int, lookahead_L: Sequence[int], schedule: str) -> None:
@@ -250,8 +273,12 @@ def native_layers(
     blame = blame or type(predictor).__name__
     layers = []
     for index in range(spec.n_layers):
-        layer = predictor.native(index)
-        complaint = _complaint(layer, spec)
+        with blaming_predictor(blame, predictor):
+            layer = predictor.native(index)
+        try:
+            complaint = _complaint(layer, spec)
+        except (TypeError, ValueError, AttributeError) as error:
+            complaint = f"a field of it cannot be used ({error})"
         if complaint:
             raise PolicyError(f"predictor '{blame}', native({index}): {complaint}")
         layers.append(layer)
@@ -262,8 +289,10 @@ def _complaint(layer: object, spec: ModelSpec) -> str:
     """What is wrong with a layer a plug-in returned; empty when nothing is."""
     if not isinstance(layer, PredictorLayer | SignLayer | WindowLayer):
         return f"returned {type(layer).__name__}, not a PredictorLayer, SignLayer or WindowLayer"
-    if not np.isfinite(layer.threshold):
-        return f"threshold is {layer.threshold}, must be finite"
+    if not isinstance(layer.threshold, float | int | np.floating) or not np.isfinite(
+        layer.threshold
+    ):
+        return f"threshold is {layer.threshold!r:.80}, must be a finite number"
     if layer.input not in INPUTS:
         return f"input is {layer.input!r}, must be 'normed' or 'residual'"
     return layer.complaint(spec)
@@ -280,15 +309,26 @@ def predictor_parameters(layers: Sequence[NativeLayer]) -> int:
 
 
 def expected_density_L(
-    predictor: Predictor, profile: ActivationProfile | None, spec: ModelSpec
+    predictor: Predictor, profile: ActivationProfile | None, spec: ModelSpec, blame: str = ""
 ) -> tuple[float, ...]:
     """Share of neurons proposed for a token, by layer: what the placement problem reckons with.
 
     The predictor's own estimate where it has one, else the share that fires by the profile, else 1.
+
+    Raises:
+        PolicyError: it raised, naming the line, or an estimate is no share.
     """
     fired_L = [1.0] * spec.n_layers if profile is None else list(1.0 - profile.sparsity_L)
-    estimate = getattr(predictor, "density", lambda layer: None)
-    own_L = [estimate(layer) for layer in range(spec.n_layers)]
+    blame = blame or type(predictor).__name__
+    with blaming_predictor(blame, predictor):
+        estimate = getattr(predictor, "density", lambda layer: None)
+        own_L = [estimate(layer) for layer in range(spec.n_layers)]
+    for layer, own in enumerate(own_L):
+        if own is not None and not (isinstance(own, float | int | np.number) and 0 <= own <= 1):
+            raise PolicyError(
+                f"predictor '{blame}', density({layer}) is {own!r:.80}, must be within 0 and 1, or "
+                "None"
+            )
     return tuple(
         float(fired if own is None else own) for own, fired in zip(own_L, fired_L, strict=True)
     )

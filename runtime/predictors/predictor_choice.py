@@ -144,7 +144,7 @@ def choose_predictor(
     elif kind not in installed and (kind.endswith(".safetensors") or Path(kind).is_dir()):
         kind, settings = "learned", {**settings, "path": str(Path(kind).resolve())}
     found = registry.find("predictor", kind)
-    return _checked_object(registry.instantiate(found, settings, kind), kind)
+    return _checked_object(registry.instantiate(found, settings, kind, "predictor"), kind)
 
 
 def _checked_object(candidate: object, name: str = "") -> Predictor:

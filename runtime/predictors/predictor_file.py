@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from hotcold.native.errors import CheckpointError
+from hotcold.runtime.files.impostors import impostor
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, to_float32
 from hotcold.runtime.model.checkpoints.safetensors_file import read_header
 from hotcold.runtime.model.spec import ModelSpec
@@ -110,6 +111,9 @@ def load_predictors(path: str | Path, spec: ModelSpec) -> PredictorFile:
             if is_powerinfer(folder):
                 return PredictorFile(load_powerinfer(folder, spec), (None,) * spec.n_layers)
     if not path.is_file():
+        what = impostor(path)
+        if what:
+            raise CheckpointError(f"{path} {what}")
         raise CheckpointError(
             f"no predictors at {path}; expected a file {FILE_NAME}, or PowerInfer's model_0.pt "
             "and so on in a folder"
@@ -118,9 +122,12 @@ def load_predictors(path: str | Path, spec: ModelSpec) -> PredictorFile:
         with safe_open(path, "np") as file:
             return _read(file, path, spec)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file ({error}); copy or train it again"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    what = impostor(path) or f"is not a readable safetensors file ({error}); copy or train it again"
+    return CheckpointError(f"{path} {what}")
 
 
 def predictor_costs(path: str | Path, spec: ModelSpec) -> tuple[int, tuple[float | None, ...]]:
@@ -136,9 +143,7 @@ def predictor_costs(path: str | Path, spec: ModelSpec) -> tuple[int, tuple[float
             _check_names(names, path, spec)
             notes = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file ({error}); copy or train it again"
-        ) from error
+        raise _unreadable(path, error) from error
     density_L = (_number(notes, (f"layers.{i}.density",), path) for i in range(spec.n_layers))
     return path.stat().st_size, tuple(density_L)
 

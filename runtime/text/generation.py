@@ -5,6 +5,7 @@ decoding, stop strings, the reason it ended, and its figures. Used by the engine
 by `LocalSession`. Sampling itself is in native/ops/sample.c.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from hotcold.native.errors import ConfigError
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.options.config import Sampling
 from hotcold.runtime.text.tokenizer import StreamDecoder, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,13 @@ class TextCodec:
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self._folder, self._spec = folder, spec
-        present = Tokenizer.in_folder(folder)
-        self._tokenizer = Tokenizer.load(folder, spec.vocab_size) if present else None
+        self._tokenizer: Tokenizer | None = None
+        if Tokenizer.in_folder(folder):
+            self._tokenizer = Tokenizer.load(folder, spec.vocab_size)
         named = self._tokenizer.eos_ids if self._tokenizer is not None else ()
         self.eos_ids: tuple[int, ...] = spec.eos_ids or named
+        head = self._tokenizer.encode("")[:1] if self._tokenizer is not None else ()
+        self._bos_ids = {*spec.bos_ids, *head} - set(self.eos_ids)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -98,17 +104,41 @@ class TextCodec:
             self._tokenizer = Tokenizer.load(self._folder, self._spec.vocab_size)
         return self._tokenizer
 
-    def ids(self, prompt: str | Sequence[int], context: int) -> list[int]:
-        """Ids of a prompt, checked.
+    def ids(self, prompt: str | Sequence[int], context: int, special: bool = False) -> list[int]:
+        """Ids of a prompt, checked; warns where they are probably not what was meant.
+
+        Args:
+            prompt: text, or ids, which are taken as they are.
+            context: most ids of a prompt.
+            special: read control tokens in a text ("</s>") as such; else they are text.
 
         Raises:
             ConfigError: an empty prompt, one longer than the context, an id outside the vocabulary.
             CheckpointError: text for a model without a tokenizer.
         """
+        ids = self.check(prompt, context, special)
+        if isinstance(prompt, str) and not special:
+            known = self.tokenizer.control_tokens(prompt)
+            if known:
+                logger.warning(
+                    "the prompt holds %s, which is taken as text; to have control tokens parsed, "
+                    "give --special (in Python: special=True)",
+                    ", ".join(map(repr, known)),
+                )
+        if len(ids) > 1 and ids[0] == ids[1] and ids[0] in self._bos_ids:
+            logger.warning(
+                "the prompt begins with token %d, which begins a text, twice: the tokenizer puts "
+                "one before every text, leave out the other",
+                ids[0],
+            )
+        return ids
+
+    def check(self, prompt: str | Sequence[int], context: int, special: bool = False) -> list[int]:
+        """The same without a warning."""
         if isinstance(prompt, str):
             if not prompt:
                 raise ConfigError("the prompt is empty; give at least one character")
-            ids = self.tokenizer.encode(prompt)
+            ids = self.tokenizer.encode(prompt, special)
         else:
             ids = [int(id_) for id_ in prompt]
         if not ids:
@@ -166,7 +196,9 @@ class TokenStream:
         if found:
             self.finish = "stop"
             return self._release(min(found))
-        return [] if self._may_begin_stop(text) else self._release(len(text), keep_open=True)
+        if self._may_begin_stop(text):
+            return []
+        return self._release(len(text), keep_open=self._decoder.holds)
 
     def flush(self) -> list[Token]:
         """What still waited when the generation ended without a stop string."""

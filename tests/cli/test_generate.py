@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.command import Run, only_line
 from support.fake_engine import FakeEngine
+from support.models import write_llama
 
 from hotcold.actors.cli.commands import generate
 from hotcold.runtime.engine.audit import RecallEstimate
@@ -103,11 +104,15 @@ def test_a_prompt_beyond_reason_is_refused(run: Run, monkeypatch: pytest.MonkeyP
     assert "10 bytes" in only_line(ended.err)
 
 
-def test_options_reach_the_engine(run: Run, engines: list[FakeEngine]) -> None:
+def test_options_reach_the_engine(
+    run: Run, engines: list[FakeEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_llama(tmp_path / "dir")
     argv = "--model dir --vram 24MiB --policy mine.py:Mine --schedule paper --set share=0.8"
     argv += " --set note=a=b --predictor exact --dtype float16 --threads 2 --context 64"
     argv += " --transport ray --address auto --seed 7 --max-tokens 9 --temperature 0.5 --top-k 3"
-    argv += " --top-p 0.9 --stop END --stop . --ignore-eos"
+    argv += " --top-p 0.9 --stop END --stop . --ignore-eos --special"
     assert run("generate", "Hello", *argv.split()).code == 0
     asked = EngineConfig(
         model="dir",
@@ -135,6 +140,7 @@ def test_options_reach_the_engine(run: Run, engines: list[FakeEngine]) -> None:
         "seed": 7,
         "stop": ("END", "."),
         "ignore_eos": True,
+        "special": True,
     }
 
 

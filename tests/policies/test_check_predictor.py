@@ -191,7 +191,7 @@ class Raises(Template):
         (Ready(), "before prepare"),
         (NoArrays(), "returned NoneType, not a PredictorLayer"),
         (Raises(), "ordinary model, prepare: the predictor raised ValueError: boom"),
-        (object(), "cannot be constructed: 'object' is not a predictor policy"),
+        (object(), "cannot be constructed: 'object' is not a predictor:"),
     ],
 )
 def test_faults_are_found_and_named(predictor: Any, message: str) -> None:

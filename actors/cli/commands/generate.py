@@ -1,6 +1,7 @@
 """`hotcold generate`: text from a prompt as it is generated, then what each actor did for it."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -10,7 +11,7 @@ from hotcold.actors.cli.common.options import engine_options, json_option, table
 from hotcold.actors.cli.common.running import figures, running_engine
 from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.options.config import EngineConfig, Sampling
+from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig, Sampling
 
 if TYPE_CHECKING:
     from hotcold.actors import Engine
@@ -32,6 +33,7 @@ def command(options: EngineConfig, prompt: str | None, as_json: bool, **given: A
     text = read_prompt(prompt)
     # Made before anything starts, so that a bad number is refused at once.
     sampling = Sampling(seed=options.seed, **given)
+    check_prompt(options, text, sampling.special)
     shown = sys.stderr if as_json else sys.stdout
     with running_engine(options) as engine:
         ids, pieces = _stream(engine, text, sampling, shown)
@@ -113,6 +115,21 @@ def _print_actors(result: dict[str, Any]) -> None:
         f"{result['gb_per_s']:.2f} GB/s; "
         f"GPU neuron load: {output.percent(result['gpu_neuron_load'])}; end: {result['finish']}"
     )
+
+
+def check_prompt(options: EngineConfig, prompt: str, special: bool) -> None:
+    """Turn a prompt into tokens before anything starts.
+
+    Raises:
+        CheckpointError: a model that cannot be used, or that has no tokenizer.
+        ConfigError: a prompt that cannot be encoded or is longer than the context.
+    """
+    from hotcold.runtime.model.checkpoints.bundle import resolve_model
+    from hotcold.runtime.text.generation import TextCodec
+
+    bundle = resolve_model(None if options.model is None else Path(options.model), options.dtype)
+    context = options.context or min(bundle.spec.max_context, DEFAULT_CONTEXT)
+    TextCodec(bundle.path, bundle.spec).check(prompt, context, special)
 
 
 def read_prompt(argument: str | None) -> str:

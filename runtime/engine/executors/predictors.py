@@ -6,8 +6,9 @@ from typing import Any
 from hotcold.native.bindings.executor import PredictorArrays
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor
-from hotcold.runtime.predictors.predictor import ModelView, native_layers
+from hotcold.runtime.predictors.predictor import ModelView
 from hotcold.runtime.predictors.predictor_choice import choose_predictor
+from hotcold.runtime.predictors.preparing import prepare_predictor
 from hotcold.runtime.weights.pages import packed
 
 _NUMBERS = ("relu", "input_bits", "window", "probe_every")  # of a predictor's layer, by form
@@ -46,8 +47,8 @@ def predictor_arrays(
     if not deployment.predicts:
         return []
     predictor = choose_predictor(deployment.predictor, bundle, deployment.predictor_settings)
-    predictor.prepare(ModelView.of(bundle, executor.store), deployment.profile)
-    layers = native_layers(predictor, bundle.spec)
+    view = ModelView.of(bundle, executor.store)
+    layers = prepare_predictor(predictor, deployment.predictor, view, deployment.profile)
     parts: list[Any] = [part for layer in layers for part in layer.arrays.values()]
     ready = iter(packed(parts) if pack else parts)
     made = []

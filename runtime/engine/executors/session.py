@@ -82,7 +82,7 @@ class LocalSession:
 
     def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
         """Tokens that continue a prompt."""
-        ids = self.text.ids(prompt, self.deployment.context)
+        ids = self.text.ids(prompt, self.deployment.context, sampling.special)
         stream = self.text.stream(sampling)
         with closing(self.sample(ids, sampling)) as sampled:
             for id_, logprob in sampled:

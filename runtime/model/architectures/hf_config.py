@@ -83,9 +83,15 @@ class Config:
 
     def refuse_quantised(self) -> None:
         """Refuse weights that are not plain numbers."""
-        if self.data.get("quantization_config") is not None:
+        said = self.data.get("quantization_config")
+        if said is None:
+            said = self.data.get("compression_config")
+        if said is not None:
+            method = said.get("quant_method") if isinstance(said, dict) else None
+            by = f" by {method:.40}" if isinstance(method, str) else ""
             raise self.refuse(
-                "the checkpoint is quantised (quantization_config); use the float16 or bfloat16 one"
+                f"the checkpoint is quantised{by} (quantization_config), which is not supported; "
+                "use the one in float16 or bfloat16 that it was made from"
             )
 
     def require_relu(self, key: str, default: str) -> None:

@@ -12,6 +12,22 @@ from hotcold.runtime.model.architectures.limits import ROPE_NUMBERS, check_rope_
 from hotcold.runtime.model.spec import DType, ModelSpec
 
 
+def _rope_kind(config: Config, rope: dict[str, Any]) -> object:
+    """The type of a scaling, in either spelling; null counts as absent."""
+    said = [rope[key] for key in ("rope_type", "type") if rope.get(key) is not None]
+    if said[1:] and said[0] != said[1]:
+        raise config.refuse(
+            f"the rope parameters say rope_type {said[0]!r:.40} and type {said[1]!r:.40}; keep the "
+            "one that is meant"
+        )
+    if not said and rope.get("factor") is not None:
+        raise config.refuse(
+            f"the rope parameters have a factor of {rope['factor']!r:.40} and no rope_type; add "
+            '"rope_type", "linear" for example, or remove the factor'
+        )
+    return said[0] if said else "default"
+
+
 def _rope(config: Config) -> tuple[float, dict[str, Any] | None]:
     """Theta and scaling from either spelling; inside the dict wins, as in transformers."""
     rope = config.data.get("rope_scaling") or config.data.get("rope_parameters") or {}
@@ -29,8 +45,8 @@ def _rope(config: Config) -> tuple[float, dict[str, Any] | None]:
             raise config.refuse(
                 f"partial_rotary_factor {partial!r:.80} is not supported; a Llama turns whole heads"
             )
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind is None or kind == "default":
+    kind = _rope_kind(config, rope)
+    if kind == "default":
         return float(theta), None
     scaling = {"rope_type": kind}
     scaling |= {key: rope.get(key) for key in ROPE_NUMBERS.get(str(kind), ())}

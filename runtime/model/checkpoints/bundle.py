@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from hotcold.native.errors import CheckpointError, ConfigError
-from hotcold.runtime import embedded
 from hotcold.runtime.files.json_files import file_bytes, read_json_object, regular_file
 from hotcold.runtime.model.architectures.limits import check_spec
 from hotcold.runtime.model.checkpoints import cache as model_cache
@@ -31,6 +30,7 @@ from hotcold.runtime.model.checkpoints.convert import (
     VERSION,
     WEIGHTS,
     Progress,
+    check_companions,
     header_digest,
     model_checksum,
     write_bundle,
@@ -44,6 +44,7 @@ from hotcold.runtime.model.checkpoints.digest import (
 )
 from hotcold.runtime.model.checkpoints.huggingface import Checkpoint
 from hotcold.runtime.model.checkpoints.layout import TensorEntry, layout
+from hotcold.runtime.model.checkpoints.model_folder import model_folder
 from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import DTYPE_BYTES, DType, ModelSpec
 
@@ -187,6 +188,18 @@ def open_bundle(path: Path, cache: Path | None = None) -> Bundle:
     return bundle
 
 
+def source_folder(folder: Path) -> Path:
+    """What a bundle was converted from, where that is still there, else the folder itself.
+
+    For messages: the user knows the source, not the copy in the cache.
+    """
+    try:
+        source = Path(str(read_json_object(folder / HEADER)["source"]))
+    except (CheckpointError, KeyError):
+        return folder
+    return source if source.is_dir() else folder
+
+
 def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
     """The checkpoint's bundle in the cache, converted now if it is not there or not intact."""
     root = model_cache.cache_folder(cache)
@@ -196,6 +209,7 @@ def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
             return open_bundle(path, root)
         except CheckpointError:
             pass  # looked at again, and said, under the lock
+    check_companions(checkpoint.folder)
 
     def usable() -> bool:
         if not path.exists():
@@ -220,32 +234,6 @@ def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
     return open_bundle(path, root)
 
 
-def _model_folder(model: str | os.PathLike[str] | None) -> Path:
-    """The folder a model name stands for."""
-    if model is None:
-        return embedded.path()
-    if not str(model):
-        raise ConfigError("the model is an empty string; give a folder, or nothing at all")
-    try:
-        folder = Path(model).expanduser()
-        is_folder, is_there = folder.is_dir(), folder.exists()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"cannot look at model {str(model)!r:.300}: {error}") from error
-    if folder.suffix.lower() == ".gguf" and not is_folder:
-        raise CheckpointError(
-            f"{folder} is a GGUF file, which is not supported yet; give the Hugging Face folder "
-            "with the same model as safetensors"
-        )
-    if is_there and not is_folder:
-        raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
-    if not is_there:
-        raise CheckpointError(
-            f"model {str(model)!r:.300} does not exist; give a Hugging Face folder or a bundle on "
-            "this machine (download a model first, for example with `hf download`)"
-        )
-    return folder.absolute()
-
-
 def resolve_model(
     model: str | os.PathLike[str] | None = None,
     dtype: str | None = None,
@@ -265,7 +253,7 @@ def resolve_model(
     """
     if dtype is not None and dtype not in DTYPE_BYTES:
         raise ConfigError(f"dtype {dtype!r:.80} is unknown; choose one of {', '.join(DTYPE_BYTES)}")
-    folder = _model_folder(model)
+    folder = model_folder(model)
     if regular_file(folder / HEADER):
         bundle = open_bundle(folder, cache)
         if dtype not in (None, bundle.spec.dtype):

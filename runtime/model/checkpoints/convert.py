@@ -4,7 +4,6 @@ Called by `bundle.resolve_model` under the cache's lock, into a temporary folder
 than one down matrix and a few blocks of 64 MiB, whatever the size of the model.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -16,12 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from hotcold.native.errors import BudgetError
-from hotcold.runtime.model.checkpoints.byte_level import MERGES, VOCAB
+from hotcold.native.errors import BudgetError, CheckpointError
+from hotcold.runtime.files.impostors import impostor
+from hotcold.runtime.files.json_files import read_json_object
+from hotcold.runtime.files.npz import unpack
+from hotcold.runtime.files.reserve import NO_ROOM
 from hotcold.runtime.model.checkpoints.digest import DigestWriter, file_digest
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES
 from hotcold.runtime.model.checkpoints.huggingface import BLOCK_BYTES, Checkpoint
 from hotcold.runtime.model.checkpoints.layout import layout
+from hotcold.runtime.model.checkpoints.safetensors_file import read_header
+from hotcold.runtime.model.checkpoints.tokenizer_files import (
+    CONFIGS,
+    MERGES,
+    TOKENIZER,
+    VOCAB,
+    has_tokenizer,
+    read_tokenizer,
+)
 from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
 
@@ -30,11 +41,10 @@ logger = logging.getLogger(__name__)
 FORMAT = "hotcold-bundle"
 VERSION = 1
 HEADER, WEIGHTS = "bundle.json", "weights.bin"
-TOKENIZER, PROFILE, PREDICTORS = "tokenizer.json", "activations.npz", "predictors.safetensors"
+PROFILE, PREDICTORS = "activations.npz", "predictors.safetensors"
 COMPANIONS = (  # copied as they are where the checkpoint has them
     TOKENIZER,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    *CONFIGS,
     VOCAB,
     MERGES,
     "generation_config.json",
@@ -43,8 +53,8 @@ COMPANIONS = (  # copied as they are where the checkpoint has them
     PREDICTORS,
 )
 SPARE_BYTES = 64 << 20
+PROFILE_LIMIT_BYTES = 1 << 32
 LOG_EVERY_S = 2.0
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit on a file's size
 
 
 class Progress:
@@ -126,6 +136,29 @@ def _write_weights(checkpoint: Checkpoint, path: Path, name: str) -> tuple[str, 
         file.flush()
         os.fsync(file.fileno())
     return out.hexdigest(), total
+
+
+def check_companions(folder: Path) -> None:
+    """Check what a bundle takes along from a checkpoint, before anything is converted.
+
+    Raises:
+        CheckpointError: a tokenizer, profile or predictors that cannot be read; names the file.
+    """
+    for name in CONFIGS:
+        if os.path.lexists(folder / name):
+            read_json_object(folder / name)
+    if has_tokenizer(folder):  # without one, token ids can still be run
+        read_tokenizer(folder)
+    profile = folder / PROFILE
+    if os.path.lexists(profile):
+        try:
+            unpack(profile.read_bytes(), PROFILE_LIMIT_BYTES)
+        except (OSError, ValueError) as error:
+            what = impostor(profile) or f"is no activation profile ({str(error)[:200]})"
+            way_out = "; make it again with `hotcold profile`, or remove it"
+            raise CheckpointError(f"{profile} {what}{way_out}") from error
+    if os.path.lexists(folder / PREDICTORS):
+        read_header(folder / PREDICTORS)
 
 
 def _copy_companions(source: Path, folder: Path) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ among the weights are found as they are read (finite.py).
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, Raw, convert
 from hotcold.runtime.model.checkpoints.finite import check_finite
 from hotcold.runtime.model.checkpoints.layout import layout
 from hotcold.runtime.model.checkpoints.safetensors_file import TensorReader
+from hotcold.runtime.model.checkpoints.weight_files import listing
 from hotcold.runtime.model.spec import DType, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -33,11 +34,27 @@ PREFIX = "model."
 PARTS = ("gate", "up", "down", "bias")  # of a neuron
 
 
-def _listing(names: Iterable[str], limit: int = 4) -> str:
-    """The first few names, and how many there are beyond them."""
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(f"{name:.100}" for name in names[:limit]) + more
+# Endings of tensors that quantised checkpoints have beside or instead of "weight", and whose.
+_QUANTISED: tuple[tuple[str, str], ...] = (
+    (".g_idx", "GPTQ"),
+    (".qweight", "AWQ or GPTQ"),
+    (".quant_state.bitsandbytes__nf4", "bitsandbytes, 4 bits"),
+    (".quant_state.bitsandbytes__fp4", "bitsandbytes, 4 bits"),
+    (".SCB", "bitsandbytes, 8 bits"),
+    (".absmax", "bitsandbytes"),
+    (".weight_packed", "compressed-tensors"),
+    (".weight_scale_inv", "FP8"),
+    (".weight_scale", "FP8 or compressed-tensors"),
+    (".W_q", "HQQ"),
+)
+# What trainers put before every name, and what takes it away again.
+_WRAPPED: tuple[tuple[str, str], ...] = (
+    ("base_model.model.", "merge the adapter with peft's merge_and_unload() and save that"),
+    ("module.", "save model.module instead of the model in DataParallel"),
+    ("_orig_mod.", "save model._orig_mod instead of the compiled model"),
+    ("_fsdp_wrapped_module.", "save the unwrapped model"),
+    ("language_model.", "this is a part of a larger model; save its language model alone"),
+)
 
 
 class Checkpoint:
@@ -102,6 +119,7 @@ class Checkpoint:
     def _check_tensors(self, config: Config, spec: ModelSpec) -> None:
         """Every tensor is there, has its shape and a dtype we read; others are reported."""
         present = self._reader.tensors
+        self._refuse_quantised()
         embed, head = self._pair
         wanted = {source.name: source for source in self._tensors()}
         if spec.tied:  # a tied pair may be stored under either name
@@ -112,18 +130,54 @@ class Checkpoint:
         if missing:
             raise CheckpointError(
                 f"{self.folder} lacks {len(missing)} of {len(wanted)} tensors that "
-                f"{config.path.name} asks for: {_listing(missing)}; download the checkpoint again"
+                f"{config.path.name} asks for: {listing(missing)}; {self._way_out(missing, spec)}"
             )
         for source in wanted.values():
             name = self._stored(source)
             if present[name].shape != source.shape:
+                found, rows = present[name].shape, source.shape[:1]
+                advice = "one of the two is another model's"
+                if source in (embed, head) and found[1:] == source.shape[1:] and rows:
+                    advice = f"set vocab_size to {found[0]} if tokens were added or cut off"
                 raise CheckpointError(
-                    f"tensor {name} of {self.folder} has shape {list(present[name].shape)}, "
-                    f"{config.path.name} implies {list(source.shape)}; one of the two is another "
-                    "model's"
+                    f"tensor {name} of {self.folder} has shape {list(found)}, {config.path.name} "
+                    f"implies {list(source.shape)}; {advice}"
                 )
             self._reader.dtype(name)
         self._report_others({self._stored(source) for source in wanted.values()})
+
+    def _refuse_quantised(self) -> None:
+        """Refuse weights that are not plain numbers, by the tensors that come with them."""
+        for ending, what in _QUANTISED:
+            for name in self._reader.tensors:
+                if name.endswith(ending):
+                    raise CheckpointError(
+                        f"{self.folder} is quantised by {what} (it holds {name:.100}), which is "
+                        "not supported; use the checkpoint in float16 or bfloat16 that it was made "
+                        "from"
+                    )
+
+    def _way_out(self, missing: list[str], spec: ModelSpec) -> str:
+        """What to do about tensors that are missing."""
+        embed, head = self._pair
+        if missing == [head.name] and not spec.tied:
+            return (
+                'set "tie_word_embeddings": true in config.json if the head is the embedding, as '
+                "in many small models (they are saved without it), else download the shard that "
+                "holds it"
+            )
+        if missing == [embed.name] and not spec.tied:
+            return 'set "tie_word_embeddings": true in config.json if the embedding is the head'
+        wrapped = [(start, text) for start, text in _WRAPPED if self._all_start(start)]
+        if wrapped:
+            return f"all names begin with {wrapped[0][0]!r}: {wrapped[0][1]}"
+        names = list(self._reader.tensors)
+        if len(missing) > len(names) // 2 and names:
+            return f"it holds {listing(names, 2)}: save it with transformers' save_pretrained"
+        return "download the checkpoint again"
+
+    def _all_start(self, start: str) -> bool:
+        return bool(self._reader.tensors) and all(n.startswith(start) for n in self._reader.tensors)
 
     def _report_others(self, used: set[str]) -> None:
         """Warn of tensors that are not used; refuse biases of matrices that are."""
@@ -133,11 +187,11 @@ class Checkpoint:
         if biases:
             raise CheckpointError(
                 f"{self.folder} holds biases, which by its config.json this {title} has not: "
-                f"{_listing(biases)}; use a model without"
+                f"{listing(biases)}; use a model without"
             )
         if others:
             logger.warning(
-                "%s: ignoring tensors no %s has: %s", self.folder, title, _listing(others)
+                "%s: ignoring tensors no %s has: %s", self.folder, title, listing(others)
             )
 
     def _is_tied(self) -> bool:

@@ -18,13 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from hotcold.native.errors import CheckpointError
-from hotcold.runtime.files.json_files import file_bytes, read_json_object, regular_file
+from hotcold.runtime.files.impostors import impostor
+from hotcold.runtime.files.json_files import file_bytes
 from hotcold.runtime.model.architectures.limits import is_int
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, Raw
+from hotcold.runtime.model.checkpoints.weight_files import weight_files
 
 HEADER_LIMIT_BYTES = 100_000_000  # the reference implementation's own limit
+_SAMPLE_BYTES = 4096
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ def _entry(path: Path, name: str, entry: object, data_begin: int, data_bytes: in
     return TensorInfo(path, code, tuple(shape), data_begin + begin, end - begin)
 
 
+def _refused(path: Path, text: str) -> CheckpointError:
+    """The error for a file without a header: what it is instead, where that can be told."""
+    return CheckpointError(f"{path} {impostor(path) or text + '; download it again'}")
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """All tensors of one safetensors file, by name.
 
@@ -88,15 +95,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8:
-                raise CheckpointError(
-                    f"{path} is truncated: {size} bytes, a safetensors file has at least 8; "
-                    "download it again"
+                raise _refused(
+                    path, f"is truncated: {size} bytes, a safetensors file has at least 8"
                 )
             if length > min(HEADER_LIMIT_BYTES, size - 8):
-                raise CheckpointError(
-                    f"{path} claims a header of {length} bytes; the file has {size} and a header "
-                    f"at most {HEADER_LIMIT_BYTES}, so it is truncated or no safetensors file; "
-                    "download it again"
+                raise _refused(
+                    path,
+                    f"claims a header of {length} bytes; the file has {size} and a header at most "
+                    f"{HEADER_LIMIT_BYTES}, so it is truncated or no safetensors file",
                 )
             header = json.loads(file.read(length))
     except OSError as error:
@@ -104,52 +110,38 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(
-            f"the header of {path} is not valid JSON ({str(error)[:200]}); download it again"
-        ) from error
+        raise _refused(path, f"has a header that is not valid JSON ({str(error)[:200]})") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"the header of {path} is not a JSON object; download it again")
-    return {
+    tensors = {
         name: _entry(path, name, entry, 8 + length, size - 8 - length)
         for name, entry in header.items()
         if name != "__metadata__"
     }
-
-
-def _shards(folder: Path) -> dict[str, Path]:
-    """File by tensor name, from the index of a sharded checkpoint."""
-    index = folder / INDEX
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no 'weight_map' object; restore the file")
-    files: dict[str, Path] = {}
-    for name, file in weight_map.items():
-        # A bare name only: neither "../x" nor an absolute path may lead out of the folder.
-        if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\\0"):
-            raise CheckpointError(
-                f"{index} places tensor {name!r:.100} in {file!r:.200}; a shard must be a file "
-                f"name inside {folder}"
-            )
-        files[name] = folder / file
-    return files
-
-
-def checkpoint_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder (and their index), in a fixed order.
-
-    Raises:
-        CheckpointError: there are none, or the index cannot be used.
-    """
-    if regular_file(folder / SINGLE):
-        return [folder / SINGLE]
-    if regular_file(folder / INDEX):
-        return [folder / INDEX, *sorted(set(_shards(folder).values()))]
-    if any(regular_file(folder / name) for name in ("pytorch_model.bin", "consolidated.00.pth")):
+    end = max((info.begin + info.size for info in tensors.values()), default=8 + length)
+    if end != size:
         raise CheckpointError(
-            f"{folder} holds its weights as a pickle, which is never loaded; convert them once "
-            "with transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+            f"{path} has {size} bytes, its header describes {end}: something changed it, git "
+            "converting line ends for example; download it again"
         )
-    raise CheckpointError(f"{folder} holds neither {SINGLE} nor {INDEX}; download the weights")
+    return tensors
+
+
+def _check_end(path: Path, header: dict[str, TensorInfo]) -> None:
+    """Refuse a file whose last matrix is zeros: a download took the room and did not fill it."""
+    last = max(header.values(), key=lambda info: info.begin + info.size, default=None)
+    if last is None or len(last.shape) < 2 or not last.size:
+        return
+    with path.open("rb") as file:  # all of it: embeddings of padded vocabularies end in zeros
+        for part in (0, 1, 2):
+            file.seek(last.begin + max(0, last.size - _SAMPLE_BYTES) * part // 2)
+            if file.read(_SAMPLE_BYTES).strip(b"\0"):
+                return
+    name = next(name for name, info in header.items() if info is last)
+    raise CheckpointError(
+        f"{path} ends in zeros (in tensor {name!r:.100}): a download took the room and did not "
+        "fill it; download it again"
+    )
 
 
 class TensorReader:
@@ -159,25 +151,18 @@ class TensorReader:
         folder: the checkpoint.
 
     Raises:
-        CheckpointError: see checkpoint_files and read_header; or the index names a tensor its shard
+        CheckpointError: see weight_files and read_header; or the index names a tensor its shard
             does not have.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.files = checkpoint_files(folder)
-        self.tensors: dict[str, TensorInfo] = {}
         self._open: tuple[Path, io.BufferedReader] | None = None
-        headers = {path: read_header(path) for path in self.files if path.name != INDEX}
-        if self.files[0].name != INDEX:
-            self.tensors = headers[self.files[0]]
-            return
-        for name, path in _shards(folder).items():
-            if name not in headers[path]:
-                raise CheckpointError(
-                    f"{folder / INDEX} places tensor {name!r:.100} in {path.name}, which does not "
-                    "hold it; download the shards again"
-                )
-            self.tensors[name] = headers[path][name]
+        found = weight_files(folder)
+        self.files = found.files
+        headers = {path: read_header(path) for path in found.shards}
+        for path, header in headers.items():
+            _check_end(path, header)
+        self.tensors = found.tensors(headers)
 
     def dtype(self, name: str) -> str:
         """Dtype of a tensor.
@@ -187,9 +172,12 @@ class TensorReader:
         """
         code = self.tensors[name].code
         if code not in DTYPES:
+            way_out = (
+                "save it in one of these" if code == "F64" else "use the unquantised checkpoint"
+            )
             raise CheckpointError(
-                f"tensor {name} is stored as {code:.40}; supported: F32, F16 and BF16, so use the "
-                "unquantised checkpoint"
+                f"tensor {name} of {self.tensors[name].file} is stored as {code:.40}; supported: "
+                f"F32, F16 and BF16, so {way_out}"
             )
         return DTYPES[code]
 

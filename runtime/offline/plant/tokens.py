@@ -11,7 +11,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from hotcold.runtime.model.checkpoints.convert import TOKENIZER
+from hotcold.runtime.model.checkpoints.tokenizer_files import TOKENIZER
 
 SPECIALS = ("<unk>", "<s>", "</s>")
 SPACE = "\u0120"  # a blank, in the byte-level alphabet

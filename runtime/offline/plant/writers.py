@@ -26,7 +26,7 @@ from hotcold.runtime.model.checkpoints.convert import (
 )
 from hotcold.runtime.model.checkpoints.digest import RACY_NS, STAMP, file_digest, write_stamp
 from hotcold.runtime.model.checkpoints.layout import layout
-from hotcold.runtime.model.checkpoints.safetensors_file import INDEX
+from hotcold.runtime.model.checkpoints.weight_files import INDEX
 from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.drawing import ROWS, Guess

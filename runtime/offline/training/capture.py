@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hotcold.runtime.files.reserve import reserve
 from hotcold.runtime.hardware.lone_pool import lone_pool
 from hotcold.runtime.offline.training.dense import DenseModel, token_batches
 
@@ -39,6 +40,9 @@ def capture_inputs(
         fingerprint: identity of model and windows: files of another one are overwritten.
         workers: batches run at a time.
         progress: called with tokens done and their share.
+
+    Raises:
+        BudgetError: the disk is too full for the files.
     """
     spec, total = model.spec, sum(len(window) for window in windows)
     batches = token_batches(windows, 2048)
@@ -50,8 +54,15 @@ def capture_inputs(
     if {**found, "done": 0} == header and all(path.is_file() for path in paths):
         header["done"] = int(found["done"])
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = header["done"] == 0
-    maps = [np.memmap(path, np.float16, "w+" if fresh else "r+", shape=shape) for path in paths]
+    if header["done"] == 0:
+        for path in paths:
+            path.unlink(missing_ok=True)
+    reserve(
+        *(paths, np.dtype(np.float16).itemsize * total * spec.d_model),
+        f"the inputs of {spec.n_layers} layers for {total} tokens",
+        "make room there, train on fewer tokens (--max-tokens) or write to another disk (--out)",
+    )
+    maps = [np.memmap(path, np.float16, "r+", shape=shape) for path in paths]
 
     def run(index: int) -> None:
         begin = int(starts[index])

@@ -15,10 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import safe_open
-from support.models import TinyLlama, random_tensors, to_raw, write_llama
+from support.models import (
+    TinyLlama,
+    random_tensors,
+    to_raw,
+    write_llama,
+    write_safetensors,
+)
 
 from hotcold.native.errors import CheckpointError
 from hotcold.runtime import embedded
+from hotcold.runtime.files.npz import pack
 from hotcold.runtime.model.checkpoints import bundle
 from hotcold.runtime.model.checkpoints.bundle import Bundle, open_bundle, resolve_model
 from hotcold.runtime.model.checkpoints.convert import header_digest
@@ -290,11 +297,13 @@ def test_a_stamp_made_too_soon_after_a_write_is_not_believed(
 
 
 def test_profile_and_predictors_travel_along(source: Path, cache: Path) -> None:
-    (source / "predictors.safetensors").write_bytes(b"predictors")
-    (source / "activations.npz").write_bytes(b"profile")
+    predictors, profile = source / "predictors.safetensors", source / "activations.npz"
+    write_safetensors(predictors, {"layers.0.fc1": np.ones((2, 2), np.float32)})
+    profile.write_bytes(pack({"counts": np.ones((2, 3), np.int64)}))
     made = resolve_model(source, cache=cache)
-    assert made.profile_path is not None and made.profile_path.read_bytes() == b"profile"
-    assert made.predictors_path is not None
+    assert made.profile_path is not None and made.predictors_path is not None
+    assert made.profile_path.read_bytes() == profile.read_bytes()
+    assert made.predictors_path.read_bytes() == predictors.read_bytes()
     (source / "tokenizer.json").unlink()
     assert not (resolve_model(source, cache=cache).path / "tokenizer.json").exists()
 

@@ -1,7 +1,9 @@
 """Training: sizes, fits, thresholds and files, on models small enough to check by hand."""
 
+import resource
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
-from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.native.errors import BudgetError, CheckpointError, ConfigError
 from hotcold.policies.predictor.learned import Learned
 from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
@@ -277,3 +279,17 @@ def test_lookahead_takes_the_input_of_an_earlier_layer(
         train_predictors(
             bundle, profile, *parts, tmp_path, TrainSettings(**{**QUICK.__dict__, "lookahead": 3})
         )
+
+
+def test_a_disk_without_room_for_the_inputs(tmp_path: Path) -> None:
+    """Refused before the first window is run; a mapped file would end the process by SIGBUS."""
+    folder = tmp_path / ".training"
+    model = SimpleNamespace(spec=SimpleNamespace(n_layers=2, d_model=32))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(BudgetError, match=r"inputs of 2 layers for 8192 tokens.*--out") as no:
+            capture_inputs(model, [[1] * 64] * 128, folder, "x", 1)  # type: ignore[arg-type]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(folder) in str(no.value) and not list(folder.glob("x.*"))

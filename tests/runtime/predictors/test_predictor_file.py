@@ -12,7 +12,12 @@ from support.predictors import random_layers, random_oracle, spec_of
 
 from hotcold.native.errors import CheckpointError
 from hotcold.runtime.predictors.predictor import PredictorLayer
-from hotcold.runtime.predictors.predictor_file import FILE_NAME, load_predictors, save_predictors
+from hotcold.runtime.predictors.predictor_file import (
+    FILE_NAME,
+    load_predictors,
+    predictor_costs,
+    save_predictors,
+)
 
 SPEC = spec_of(random_oracle())  # 2 layers, d 24, 40 neurons
 
@@ -125,9 +130,10 @@ def test_damaged_files(tmp_path: Path) -> None:
         "not json": data[:8] + b"x" * (len(data) - 8),
         "pickle": b"\x80\x04K\x01.",
     }
-    for content in damaged.values():
+    said = {"empty": "is empty", "pickle": "is a pickle"}
+    for kind, content in damaged.items():
         path.write_bytes(content)
-        assert "not a readable safetensors file" in refused(path)
+        assert said.get(kind, "not a readable safetensors file") in refused(path)
 
 
 def test_missing_file_and_empty_folder(tmp_path: Path) -> None:
@@ -142,3 +148,20 @@ def test_only_what_the_file_can_hold_is_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="layer 1"):
         save_predictors(tmp_path / FILE_NAME, [layers[0], odd])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 9\n", "git lfs"),
+        ("<html><body>Sign in</body></html>", "HTML page"),
+        ("", "is empty"),
+    ],
+)
+def test_predictors_that_were_not_downloaded(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / FILE_NAME
+    path.write_text(content)
+    for read in (load_predictors, predictor_costs):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            read(path, SPEC)
+        assert str(path) in str(caught.value)

@@ -1,6 +1,8 @@
 """Tokenizer: round trips, streams that equal decode(), prompts of any size and oddity."""
 
+import codecs
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,12 @@ def end_of_word() -> Tokenizer:
     return Tokenizer(tokenizer)
 
 
+def marks(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error("marks", marks)
 KINDS = {
     "embedded": EMBEDDED,
     "bytes": Tokenizer(byte_level_tokenizer()),
@@ -136,7 +144,9 @@ def test_streams_of_bytes_equal_decode(kind: str) -> None:
         stream = tokenizer.stream()
         text = "".join([stream.push(i) for i in ids]) + stream.flush()
         assert text == tokenizer.decode(ids)
-        if kind != "byte fallback":  # which judges a run of bytes as a whole
+        if kind == "byte fallback":  # a mark for each wrong byte, and characters stay
+            assert text.removeprefix(" ") == data.decode("utf-8", "marks").removeprefix(" ")
+        else:
             assert text == data.decode("utf-8", "replace")
 
     check()
@@ -151,21 +161,127 @@ def test_half_a_character_is_held_back() -> None:
     assert [stream.push(i) for i in ids[:3]] == ["a", "", ""] and stream.flush() == "\ufffd"
 
 
-def test_a_long_stream_costs_a_window_not_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    longest = 0
-    decode = Tokenizer.decode
+def lone(kind: str, byte: int) -> int:
+    """The token of one byte."""
+    inner = KINDS[kind]._tokenizer
+    if kind == "byte fallback":
+        return int(inner.token_to_id(f"<0x{byte:02X}>"))
+    order = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [other for other in range(256) if other not in order]
+    return int(inner.token_to_id(chr(byte) if byte in order else chr(256 + rest.index(byte))))
+
+
+@pytest.mark.parametrize("byte", [0x0A, 0x41, 0x80, 0xC3, 0xE4, 0xF0, 0xFF])
+@pytest.mark.parametrize("kind", ["byte fallback", "bytes", "embedded"])
+def test_lone_bytes_stream_in_linear_time(
+    monkeypatch: pytest.MonkeyPatch, kind: str, byte: int
+) -> None:
+    ids = [lone(kind, byte)] * 2000
+    expected = KINDS[kind].decode(ids)
+    longest = watch_windows(monkeypatch)
+    stream = KINDS[kind].stream()
+    begin = time.monotonic()
+    pieces = [stream.push(id_) for id_ in ids]
+    assert time.monotonic() - begin < 2
+    shown = "\ufffd" if byte >= 0x80 else chr(byte)
+    for count in (2, 10, 1000, 2000):
+        assert len("".join(pieces[:count])) >= count - 1
+    assert "".join(pieces) + stream.flush() == shown * 2000 == expected
+    assert 0 < max(longest) < 20
+
+
+@pytest.mark.parametrize("kind", ["byte fallback", "bytes", "embedded"])
+def test_a_character_behind_wrong_bytes_comes_whole(kind: str) -> None:
+    """Never more than its own bytes are held back, wherever it begins."""
+    data = b"\xff\xe4\xbd" + "\u4f60\U0001f600a\n".encode() + b"\xf0\x9f" + b"b\x80"
+    stream, pieces = KINDS[kind].stream(), list[str]()
+    for byte in data:
+        pieces.append(stream.push(lone(kind, byte)))
+        if stream.holds:
+            assert len(pieces) == len(data) or byte >= 0x80
+    text = "".join(pieces)
+    assert text.replace("\ufffd", "") == "\u4f60\U0001f600a\nb"
+    assert pieces[5].endswith("\u4f60") and pieces[9] == "\U0001f600" and pieces[10] == "a"
+    assert set((text + stream.flush()).split("b")[1]) == {"\ufffd"} and not stream.holds
+
+
+def test_words_behind_a_wrong_byte_keep_their_space() -> None:
+    tokenizer = KINDS["byte fallback"]
+    word = tokenizer._tokenizer.token_to_id("\u2581a")
+    stream = tokenizer.stream()
+    bad, half = lone("byte fallback", 0xFF), lone("byte fallback", 0xE4)
+    assert [stream.push(id_) for id_ in (bad, word, half, word)] == ["\ufffd", " a", "", "\ufffd a"]
+
+
+def watch_windows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of what is decoded from now on."""
+    lengths: list[int] = []
+    decode = Tokenizer.decode_window
 
     def measured(self: Tokenizer, ids: list[int]) -> str:
-        nonlocal longest
-        longest = max(longest, len(ids))
+        lengths.append(len(ids))
         return decode(self, ids)
 
+    monkeypatch.setattr(Tokenizer, "decode_window", measured)
+    return lengths
+
+
+def test_a_long_stream_costs_a_window_not_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = EMBEDDED.encode("The wolf \u4f60\u597d ran. " * 200)
     expected = EMBEDDED.decode(ids)
-    monkeypatch.setattr(Tokenizer, "decode", measured)
+    longest = watch_windows(monkeypatch)
     stream = EMBEDDED.stream()
     assert "".join([stream.push(i) for i in ids]) + stream.flush() == expected
-    assert longest < 20
+    assert 0 < max(longest) < 20
+
+
+# ---- control tokens ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["<s>Once", "a</s>b", "<unk>", "</s></s>", "x<s", "\n</s>\n"])
+@pytest.mark.parametrize("kind", ["embedded", "bytes", "byte fallback"])
+def test_control_tokens_in_a_text_are_text(kind: str, text: str) -> None:
+    tokenizer = KINDS[kind]
+    try:
+        ids = tokenizer.encode(text)
+    except ConfigError:
+        pytest.skip("this vocabulary has no token for part of it")
+    lead = tokenizer.encode("")
+    assert ids[: len(lead)] == lead
+    rest = ids[len(lead) :]
+    control = {tokenizer._tokenizer.token_to_id(name) for name in ("<s>", "</s>")}
+    assert rest and not control & set(rest)
+    if kind != "byte fallback":  # most letters are unknown to that one
+        assert tokenizer.decode(ids) == text
+
+
+def test_control_tokens_are_parsed_on_demand() -> None:
+    assert EMBEDDED.encode("<s>", special=True) == [1, 1]
+    assert EMBEDDED.encode("a</s>b", special=True).count(2) == 1
+    assert 2 not in EMBEDDED.encode("a</s>b")  # the choice is a call's, not the tokenizer's
+    assert EMBEDDED.encode("plain", special=True) == EMBEDDED.encode("plain")
+    assert EMBEDDED.control_tokens("a</s>b<s>") == ["<s>", "</s>"]
+    assert EMBEDDED.control_tokens("a < s > b") == []
+
+
+@pytest.mark.parametrize("model", ["words", "unigram"])
+def test_a_tokenizer_that_cannot_take_them_for_text_says_so(model: str) -> None:
+    if model == "words":
+        inner = word_tokenizer(20)
+    else:
+        pieces = [("<unk>", 0.0), ("</s>", 0.0), ("w3", -1.0), (" ", -1.0)]
+        inner = tokenizers.Tokenizer(models.Unigram(pieces, 0, False))
+        inner.add_special_tokens(["</s>"])
+    tokenizer = Tokenizer(inner)
+    text = "w3 </s> w3"
+    parsed = tokenizer.encode(text, special=True)
+    assert inner.token_to_id("</s>") in parsed
+    try:
+        plain = tokenizer.encode(text)
+    except ConfigError as error:
+        assert "'</s>'" in str(error) and "--special" in str(error)
+    else:
+        assert inner.token_to_id("</s>") not in plain
 
 
 @pytest.mark.parametrize(
