@@ -231,6 +231,25 @@ def test_a_forgotten_engine_is_taken_down(in_a_cycle: bool) -> None:
     assert not alive(pid)
 
 
+def test_a_generation_keeps_its_engine(tiny_model: Path) -> None:
+    """Nobody else holds the engine here; it is taken down when its tokens are."""
+    engine = Engine.launch(model=tiny_model)
+    pids = list(engine.pids.values())
+    tokens = engine.generate([5, 6, 7], max_tokens=20, ignore_eos=True)
+    del engine
+    got = []
+    for token in tokens:
+        gc.collect()
+        got.append(token.id)
+    assert len(got) == 20
+    del tokens, token
+    gc.collect()
+    deadline = time.monotonic() + 20
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, pids))
+
+
 def test_an_exception_ends_the_actors() -> None:
     with pytest.raises(ZeroDivisionError), Engine.launch() as engine:
         pids = engine.pids
