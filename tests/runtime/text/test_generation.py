@@ -104,41 +104,41 @@ def test_sampling_that_cannot_be_used(bad: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("byte", [0x80, 0xE4, 0x0A])
-def test_lone_bytes_are_released_as_they_come(side: TextCodec, byte: int) -> None:
+def test_lone_bytes_are_released_as_they_come(codec: TextCodec, byte: int) -> None:
     alphabet = byte_level_tokenizer()
     char = {0x80: "\u0122", 0xE4: "\u00e4", 0x0A: "\u010a"}[byte]
-    stream = side.stream(Sampling(max_tokens=2000))
+    stream = codec.stream(Sampling(max_tokens=2000))
     released = [len(stream.push(alphabet.token_to_id(char), 0.0)) for _ in range(2000)]
     assert sum(released[:10]) >= 9 and sum(released) >= 1999
 
 
-def test_tokens_without_a_text_do_not_wait_for_one(side: TextCodec) -> None:
+def test_tokens_without_a_text_do_not_wait_for_one(codec: TextCodec) -> None:
     """Special tokens have none, and none will come."""
-    stream = side.stream(Sampling(max_tokens=9, ignore_eos=True))
+    stream = codec.stream(Sampling(max_tokens=9, ignore_eos=True))
     assert [len(stream.push(2, 0.0)) for _ in range(5)] == [1] * 5
     assert [token.text for token in stream.push(ids_of("a")[0], 0.0)] == ["a"]
 
 
-def test_a_prompt_is_text(side: TextCodec, caplog: pytest.LogCaptureFixture) -> None:
-    assert side.ids("<s>Once", 64) == [1, *ids_of("<"), *ids_of("s>Once")]
+def test_a_prompt_is_text(codec: TextCodec, caplog: pytest.LogCaptureFixture) -> None:
+    assert codec.ids("<s>Once", 64) == [1, *ids_of("<"), *ids_of("s>Once")]
     assert "'<s>'" in caplog.text and "--special" in caplog.text
     assert "twice" not in caplog.text
-    assert 2 not in side.ids("a</s>b", 64)
+    assert 2 not in codec.ids("a</s>b", 64)
     caplog.clear()
-    assert side.ids("no such thing < s >", 64) and not caplog.text
+    assert codec.ids("no such thing < s >", 64) and not caplog.text
 
 
 @pytest.mark.parametrize("prompt", ["<s>Once", "<s><s>", [1, 1, 5]])
 def test_a_doubled_beginning_warns(
-    side: TextCodec, caplog: pytest.LogCaptureFixture, prompt: str | list[int]
+    codec: TextCodec, caplog: pytest.LogCaptureFixture, prompt: str | list[int]
 ) -> None:
-    assert side.ids(prompt, 64, special=True)[:2] == [1, 1]
+    assert codec.ids(prompt, 64, special=True)[:2] == [1, 1]
     assert "twice" in caplog.text and "token 1" in caplog.text
 
 
 @pytest.mark.parametrize("prompt", ["a<s>b", "a</s>b", [1, 5, 1], [5, 5]])
 def test_a_single_beginning_does_not(
-    side: TextCodec, caplog: pytest.LogCaptureFixture, prompt: str | list[int]
+    codec: TextCodec, caplog: pytest.LogCaptureFixture, prompt: str | list[int]
 ) -> None:
-    side.ids(prompt, 64, special=True)
+    codec.ids(prompt, 64, special=True)
     assert not caplog.text
