@@ -240,7 +240,7 @@ def test_config_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("", "not valid JSON"),
+        ("", "is empty, truncated by a download"),
         ("{", "not valid JSON"),
         ("[1]", "list"),
         ("null", "NoneType"),
