@@ -206,7 +206,8 @@ class BuildNative(build_ext):
             ext.extra_compile_args = FLAGS
             ext.extra_link_args = ["-pthread", "-lm", "-ldl"]
             ext.define_macros = [("Py_LIMITED_API", "0x030a0000")]
-            write_python(HERE / "abi" if self.inplace else Path(self.build_lib, *ABI.split(".")))
+            here = self.inplace or self.editable_mode  # an editable install imports from here
+            write_python(HERE / "abi" if here else Path(self.build_lib, *ABI.split(".")))
         super().build_extension(ext)
 
 
