@@ -46,6 +46,7 @@ LONG = {
     "tests/runtime/model/test_bundle.py": "one file format, damaged in every way",
     "tests/runtime/model/test_model_folders.py": "one table of folders as people have them",
     "tests/runtime/text/test_tokenizer.py": "one tokenizer, every kind of text and stream",
+    "tests/runtime/model/test_opt.py": "one architecture, from its files to its tokens",
     "tests/runtime/offline/test_profile_job.py": "one job, interrupted in every way",
     "tests/test_recipe.py": "one recipe, trained once for all of its tests",
 }
