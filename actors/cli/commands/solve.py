@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option
+from hotcold.actors.cli.common.options import engine_options, json_option, out_option
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
 
@@ -29,13 +29,7 @@ if TYPE_CHECKING:
     metavar="SHAPE",
     help="A published shape with synthetic statistics, instead of MODEL: opt-175b, for example.",
 )
-@click.option(
-    "--out",
-    required=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Folder for the plan; made if it is not there.",
-)
+@out_option("Folder for the plan; made if it is not there.")
 @json_option
 @engine_options("solve", argument=True)
 def command(options: EngineConfig, shape: str | None, out: Path, as_json: bool) -> None:

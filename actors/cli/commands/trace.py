@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option, option
+from hotcold.actors.cli.common.options import engine_options, json_option, option, out_option
 from hotcold.actors.cli.common.running import figures, running_engine
 from hotcold.native.errors import ConfigError, KernelError
 from hotcold.runtime.options.config import SAMPLING, EngineConfig
@@ -24,13 +24,7 @@ WARM_UP_TOKENS = 8
 @click.command("trace")
 @click.option("--prompt", default="Once upon a time", show_default=True, help="What is continued.")
 @option(SAMPLING["max_tokens"], default=16, low=2, high=4096)
-@click.option(
-    "--out",
-    required=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help=f"Folder for {TRACE} and {PICTURE}; made if it is not there.",
-)
+@out_option(f"Folder for {TRACE} and {PICTURE}; made if it is not there.")
 @json_option
 @engine_options("trace", argument=True)
 def command(options: EngineConfig, prompt: str, max_tokens: int, out: Path, as_json: bool) -> None:

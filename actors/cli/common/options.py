@@ -47,6 +47,26 @@ def json_option(command: Command) -> Command:
     return option(command)
 
 
+def out_option(help: str, required: bool = True) -> Callable[[Command], Command]:  # noqa: A002
+    """Add --out DIR, a folder that the command makes; as pathlib's Path."""
+    kind = click.Path(path_type=Path)
+    return click.option("--out", required=required, metavar="DIR", type=kind, help=help)
+
+
+def texts_option(
+    flag: str,
+    help: str,  # noqa: A002
+    into: str = "",
+    required: bool = False,
+) -> Callable[[Command], Command]:
+    """Add an option that names text files and may be repeated; paths of files that are there."""
+    kind = click.Path(exists=True, dir_okay=False, path_type=Path)
+    names = (flag, into) if into else (flag,)
+    return click.option(
+        *names, multiple=True, required=required, metavar="FILE", type=kind, help=help
+    )
+
+
 def option(row: Option, into: str = "", **changes: Any) -> Callable[[Command], Command]:
     """A row as an option of a command.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option, option
+from hotcold.actors.cli.common.options import engine_options, json_option, option, out_option
 from hotcold.actors.cli.common.running import Terminated, running_engine, signal_inside
 from hotcold.actors.cli.compare.cases import DEFAULT_POLICIES, DEFAULT_SCHEDULE, Case, make_cases
 from hotcold.actors.cli.compare.page import check_page, write_page
@@ -100,11 +100,9 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
     metavar="SECONDS",
     help="Begin no turn later than this; the table has what was measured until then.",
 )
-@click.option(
-    "--out",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Folder for a page with pictures (needs hotcold[pictures]); made if it is not there.",
+@out_option(
+    "Folder for a page with pictures (needs hotcold[pictures]); made if it is not there.",
+    required=False,
 )
 @option(ENGINE["hardware"], shown=f"this one, if it has a GPU; else {MODELLED}")
 @json_option

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option, option
+from hotcold.actors.cli.common.options import engine_options, json_option, option, texts_option
 from hotcold.actors.cli.offline import evaluation
 from hotcold.runtime.options.config import ENGINE, EngineConfig
 
@@ -29,14 +29,7 @@ SORTS = ("speed", "bytes", "recall", "density", "perplexity")
 
 
 @click.command("evaluate")
-@click.option(
-    "--text",
-    "texts",
-    multiple=True,
-    metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A text to measure on, in UTF-8; may be repeated.",
-)
+@texts_option("--text", "A text to measure on, in UTF-8; may be repeated.", into="texts")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=2),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option
+from hotcold.actors.cli.common.options import engine_options, json_option, out_option
 from hotcold.native.errors import CheckpointError, ConfigError
 from hotcold.runtime.options.config import EngineConfig
 
@@ -35,13 +35,7 @@ PATH = click.Path(exists=True, path_type=Path)
     type=PATH,
     help="Folder or file of `hotcold train-predictors`.  [default: the model's, if any]",
 )
-@click.option(
-    "--out",
-    required=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help=f"Folder for the PNG files and {PAGE}; made if it is not there.",
-)
+@out_option(f"Folder for the PNG files and {PAGE}; made if it is not there.")
 @json_option
 @engine_options("pictures", argument=True)
 def command(

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import debug_option, json_option, table_options
+from hotcold.actors.cli.common.options import debug_option, json_option, out_option, table_options
 from hotcold.runtime.offline.plant.options import PlantOptions
 from hotcold.runtime.offline.plant.shapes import NOTES, SHAPES
 
@@ -39,13 +39,7 @@ def _shapes() -> str:
 
 @click.command("plant", epilog=f"{_shapes()}\n\n{NOTES}")
 @click.argument("shape", type=click.Choice(list(SHAPES)), metavar="SHAPE")
-@click.option(
-    "--out",
-    required=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Folder to make; must be empty or not there.",
-)
+@out_option("Folder to make; must be empty or not there.")
 @click.option(
     "--format",
     "form",

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option, option
+from hotcold.actors.cli.common.options import (
+    engine_options,
+    json_option,
+    option,
+    out_option,
+    texts_option,
+)
 from hotcold.native.errors import CheckpointError, ConfigError
 from hotcold.runtime.options.config import DEFAULT_CONTEXT, ENGINE, SAMPLING, EngineConfig
 
@@ -27,13 +33,10 @@ SELF_TOKENS = 32768
 
 
 @click.command("profile")
-@click.option(
+@texts_option(
     "--text",
-    "texts",
-    multiple=True,
-    metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A text to count over, in UTF-8; .jsonl: a document a line. May be repeated.",
+    "A text to count over, in UTF-8; .jsonl: a document a line. May be repeated.",
+    into="texts",
 )
 @click.option(
     "--self",
@@ -41,13 +44,7 @@ SELF_TOKENS = 32768
     is_flag=True,
     help="Count over text sampled from the model itself, kept as sampled.jsonl.",
 )
-@click.option(
-    "--out",
-    required=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help=f"Folder for {FILE_NAME}; made if it is not there.",
-)
+@out_option(f"Folder for {FILE_NAME}; made if it is not there.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),

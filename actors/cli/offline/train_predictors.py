@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option
+from hotcold.actors.cli.common.options import engine_options, json_option, out_option, texts_option
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.units import format_bytes
@@ -20,26 +20,13 @@ if TYPE_CHECKING:
 
 REPORT = "predictors.json"
 HELD_BACK = 8  # one window in so many is for thresholds, one for the report
-TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("train-predictors")
-@click.option(
-    "--text",
-    "texts",
-    multiple=True,
-    required=True,
-    metavar="FILE",
-    type=TEXT,
-    help="A text to train on, in UTF-8; may be repeated.",
+@texts_option(
+    "--text", "A text to train on, in UTF-8; may be repeated.", into="texts", required=True
 )
-@click.option(
-    "--out",
-    required=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Folder for the predictors and their report; made if it is not there.",
-)
+@out_option("Folder for the predictors and their report; made if it is not there.")
 @click.option(
     "--profile",
     "profile_folder",
@@ -47,14 +34,10 @@ TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Path(exists=True, path_type=Path),
     help="Counts made by `hotcold profile`.  [default: those that come with the model]",
 )
-@click.option(
-    "--calibrate", multiple=True, metavar="FILE", type=TEXT, help="Text that sets the thresholds."
-    "  [default: an eighth of --text, held back]",
-)  # fmt: skip
-@click.option(
-    "--report", multiple=True, metavar="FILE", type=TEXT, help="Text the figures are reported on."
-    "  [default: another eighth]",
-)  # fmt: skip
+@texts_option(
+    "--calibrate", "Text that sets the thresholds.  [default: an eighth of --text, held back]"
+)
+@texts_option("--report", "Text the figures are reported on.  [default: another eighth]")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=64),

@@ -242,11 +242,7 @@ def test_a_long_stream_costs_a_window_not_a_whole(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("kind", ["embedded", "bytes", "byte fallback"])
 def test_control_tokens_in_a_text_are_text(kind: str, text: str) -> None:
     tokenizer = KINDS[kind]
-    try:
-        ids = tokenizer.encode(text)
-    except ConfigError:
-        pytest.skip("this vocabulary has no token for part of it")
-    lead = tokenizer.encode("")
+    ids, lead = tokenizer.encode(text), tokenizer.encode("")
     assert ids[: len(lead)] == lead
     rest = ids[len(lead) :]
     control = {tokenizer._tokenizer.token_to_id(name) for name in ("<s>", "</s>")}
