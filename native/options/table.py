@@ -102,7 +102,6 @@ class Option:
             kind = "a whole number" if self.type is int else "a number"
             within = f" in {self.limits}" if self.high is not None else f" {self.limits}".rstrip()
             raise ConfigError(f"{name} {value!r} is not {kind}{within}")
-
         if self.type is bool and not isinstance(value, bool):
             raise ConfigError(f"{name} {value!r:.80} is not True or False")
 
