@@ -80,7 +80,7 @@ def explain(rows: Sequence[Row]) -> str:
     lines = [
         where,
         f"{hardware.name}*: tokens/s by the cost model from {rates}; computed, not measured.",
-        "gpu load: share of the computed neurons that the GPU executor computes.",
+        "gpu neuron load: share of the computed neurons that the GPU executor computes.",
     ]
     if any("speedup" in row.run for row in rows):
         by = "measured" if on_gpu else "by the cost model"
