@@ -106,3 +106,26 @@ def test_no_source_names_a_file_that_is_gone() -> None:
 def test_the_check_itself_finds(text: str, found: list[str]) -> None:
     names = {"runtime/plan/plan.py", "runtime/plan/cost.py", "native/cuda/executor/graph.cu"}
     assert stale(text, names) == found
+
+
+ENTRY = re.compile(r"^\*\*`.+?(?=^\*\*`|^## |\Z)", re.M | re.S)
+PROOF = re.compile(r"^<!-- test: (tests/[\w/]+\.py)::(test_\w+) -->$", re.M)
+
+
+def without_proof(text: str) -> list[str]:
+    """The first lines of the entries that no test of the project provokes."""
+    return [
+        entry.splitlines()[0]
+        for entry in ENTRY.findall(text)
+        if not any(
+            (ROOT / file).exists() and f"def {test}(" in (ROOT / file).read_text("utf-8")
+            for file, test in PROOF.findall(entry)
+        )
+    ]
+
+
+def test_each_entry_of_the_troubleshooting_page_has_its_test() -> None:
+    text = (ROOT / "examples/TROUBLESHOOTING.md").read_text(encoding="utf-8")
+    assert len(ENTRY.findall(text)) == text.count("\n**`") > 0
+    assert without_proof(text) == []
+    assert without_proof(text.replace("::test_", "::test_no_such_")) != []
