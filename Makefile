@@ -92,7 +92,7 @@ fix: setup
 	$(BIN)/clang-format -i $(C_FILES)
 
 # Every test, in two lanes: those that start actors wait for processes much of the time, and some of
-# them for a second at most, so what runs beside them gives way.
+# them for a second at most, so what runs beside them, in two processes, gives way.
 test: setup
 	@echo "Two lanes side by side, 10 to 15 minutes on two cores; each prints when it is over."
 	@$(MAKE) --no-print-directory -j2 --output-sync=target test-actors check test-alone
@@ -101,7 +101,7 @@ test-actors: setup
 	$(BIN)/python -m pytest -m ray
 
 test-alone: setup
-	nice -n 10 $(BIN)/python -m pytest -m "not ray"
+	nice -n 10 $(BIN)/python -m pytest -m "not ray" -n 2 --dist loadfile
 
 # The kernels are compiled first where they are not yet; on 16 cores and one H200 under ten minutes.
 test-gpu: $(if $(filter $(BIN)/python,$(TEST_PYTHON)),setup)

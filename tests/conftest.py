@@ -17,9 +17,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if not built:
         pytest.exit("hotcold's C kernels are not built; run: pip install -e .", returncode=2)
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if workers > 1:  # side by side: each has cores of its own, also for the threads it starts
-        cores = sorted(os.sched_getaffinity(0))
-        at, each = int(os.environ["PYTEST_XDIST_WORKER"][2:]), max(1, len(cores) // workers)
+    cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // workers
+    if workers > 1 and each > 1:  # each has cores of its own, also for the threads it starts
+        at = int(os.environ["PYTEST_XDIST_WORKER"][2:])
         os.sched_setaffinity(0, {cores[(at * each + i) % len(cores)] for i in range(each)})
 
 
