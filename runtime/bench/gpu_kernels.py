@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.generated import HOT_CHUNKS
 from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.bindings import device_kernels
 from hotcold.native.bindings.device import open_plugin
-from hotcold.native.bindings.gpu_layout import HOT_CHUNKS
 from hotcold.native.errors import BackendError, ConfigError
 from hotcold.native.gpu import cuda_plugin
 from hotcold.runtime.bench.kernels import HEAD_DIM, Settings

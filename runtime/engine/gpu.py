@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.generated import GPU_MAX_HEAD_DIM, GPU_MAX_NEURONS
+from hotcold.native.abi.generated import (
+    DEVICE_GRANULE,
+    GPU_MAX_HEAD_DIM,
+    GPU_MAX_NEURONS,
+    HOT_CHUNKS,
+)
 from hotcold.native.abi.names import PARTS
 from hotcold.native.bindings.device import DeviceArrays
-from hotcold.native.bindings.gpu_layout import GRANULE, HOT_CHUNKS
 from hotcold.native.errors import BackendError, BudgetError
 from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
 from hotcold.runtime.engine import remote_predictor
@@ -140,7 +144,7 @@ def choose_gpu(
         return shape.with_rows(rows).executor().reserve
 
     rows = choose_rows("sparse" if remote else config.prompt_form, context, budget, need)
-    predictor_bytes = shape.predictor().reserve + 2 * GRANULE if remote else 0
+    predictor_bytes = shape.predictor().reserve + 2 * DEVICE_GRANULE if remote else 0
     choice = GpuChoice(
         kv_dtype=config.kv_dtype,
         predictor_dtype=config.predictor_dtype,

@@ -177,10 +177,10 @@ def made(plugin: Path, status: int, value: int, limit: int) -> NativeDevice:
     size = generated.ERROR.itemsize
     failing = np.frombuffer((ctypes.c_char * size).in_dll(loaded, "failing"), generated.ERROR)
     failing[0] = (status, value, limit, b"the device says no")
-    keep = [model := ffi.new("hc_model *", {"n_layers": 1})]
+    model = ffi.new("hc_model *", {"n_layers": 1})
     args = ffi.new("hc_executor_args *", {"model": model, "max_batch": 1})
     try:
-        return NativeDevice(DeviceArrays(plugin, np.zeros((1, 2), np.int32)), args, ffi.NULL, keep)
+        return NativeDevice(DeviceArrays(plugin, np.zeros((1, 2), np.int32)), args)
     finally:
         failing[0] = (0, 0, 0, b"")
 

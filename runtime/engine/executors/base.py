@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.bindings.device import Mailbox
-from hotcold.native.bindings.executor import ExecutorArrays, NativeExecutor, OwnedNeurons
+from hotcold.native.bindings.executor import ExecutorArrays, NativeExecutor
 from hotcold.native.errors import KernelError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.model_addresses import model_addresses
@@ -96,7 +96,7 @@ class Executor(ABC):
 
     def _own(self, arrays: ExecutorArrays, device: int, shared: Shared) -> None:
         """Take a device's neurons, those that the schedule fetches counted in."""
-        arrays.owned = [OwnedNeurons(ids) for ids in owned_ids(self.deployment, device)]
+        arrays.owned = owned_ids(self.deployment, device)
         arrays.fired_LN = shared.fired_LN
 
     @property
