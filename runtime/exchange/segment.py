@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hotcold.native.abi.generated import ABI_VERSION, DRIVER, FLAG, SEGMENT, PoisonCode, Status
 from hotcold.native.abi.names import ACTORS
-from hotcold.native.bindings.segment import NativeSegment, Watcher
+from hotcold.native.bindings.segment import NativeSegment, Watcher, copied
 from hotcold.native.errors import (
     ActorLostError,
     ConfigError,
@@ -267,12 +267,12 @@ class Segment:
 
     def actor_state(self, actor: str) -> ActorState:
         """An actor's counters at this moment."""
-        return ActorState(**self.native.counters(ACTORS.index(actor)))
+        return copied(self.native.actor[ACTORS.index(actor)], ActorState)
 
     @property
     def pass_header(self) -> PassHeader:
         """The running pass."""
-        return PassHeader(*self.native.pass_header)
+        return PassHeader(self.native.pass_batch, self.native.pass_seq)
 
     def view(self, offset: int, n_bytes: int) -> NDArray[np.uint8]:
         """Writable bytes of the segment; keeps the mapping alive.
