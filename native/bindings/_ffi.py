@@ -4,7 +4,7 @@ The folder `native/bindings` is the only place that touches `ffi` and `lib`; eve
 typed functions, which know owners, dtypes and contiguity.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ if lib.hc_abi_version() != ABI_VERSION or lib.HC_ABI_VERSION != ABI_VERSION:
         f"{ABI_VERSION}; rebuild both with `pip install -e .`"
     )
 
-__all__ = ["check", "copied", "failure", "ffi", "last_error", "lib", "new", "new_rows", "pointer"]
+__all__ = ["check", "copied", "failure", "ffi", "last_error", "lib", "new", "pointer"]
 
 Row = TypeVar("Row")
 
@@ -111,24 +111,14 @@ def pointer(array: np.ndarray[Any, Any] | None, ctype: Any) -> Any:
 def new(struct: str, /, **values: Any) -> Any:
     """A pointer to a new C struct of that name; fields that are not given are 0.
 
-    A field that is a pointer takes None, an address, another struct, text, or a C-contiguous array;
-    the struct keeps alive what it points to. A code that has words takes its word (names.py).
+    A field that is a pointer takes None, an address, another struct or its fields, a list of the
+    fields of each of several, text, or a C-contiguous array; the struct keeps alive what it points
+    to. A code that has words takes its word (names.py).
     """
     c = ffi.new(f"{struct} *")
-    _kept[c] = list(values.values())
+    _kept[c] = []
     _fill(struct, c, values, _kept[c])
     return c
-
-
-def new_rows(struct: str, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """A C array of such structs, as `new` makes one; NULL without any."""
-    if not rows:
-        return ffi.NULL
-    array = ffi.new(f"{struct}[]", len(rows))
-    _kept[array] = [value for row in rows for value in row.values()]
-    for c, row in zip(array, rows, strict=True):
-        _fill(struct, c, row, _kept[array])
-    return array
 
 
 def copied(struct: Any, row: type[Row]) -> Row:
@@ -143,15 +133,23 @@ def _types(struct: str) -> dict[str, Any]:
 
 def _fill(struct: str, c: Any, values: Mapping[str, Any], keep: list[Any]) -> None:
     for name, value in values.items():
-        setattr(c, name, _in_c(_types(struct)[name], name, value, keep))
+        given = _in_c(_types(struct)[name], name, value, keep)
+        keep += [value, given]
+        setattr(c, name, given)
 
 
 def _in_c(ctype: Any, name: str, value: Any, keep: list[Any]) -> Any:
     if ctype.kind != "pointer":
         return _WORDS[name][value] if isinstance(value, str) else value
     if isinstance(value, str | Path):
-        keep.append(text := ffi.new("char[]", str(value).encode()))
-        return text
+        return ffi.new("char[]", str(value).encode())
     if isinstance(value, int):
         return ffi.cast(ctype, value)
+    if isinstance(value, Mapping):
+        return new(ctype.item.cname, **value)
+    if isinstance(value, list | tuple):
+        rows = ffi.new(f"{ctype.item.cname}[]", len(value)) if value else ffi.NULL
+        for row, fields in zip(rows if value else (), value, strict=True):
+            _fill(ctype.item.cname, row, fields, keep)
+        return rows
     return value if isinstance(value, ffi.CData) else pointer(value, ctype)

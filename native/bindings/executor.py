@@ -20,10 +20,9 @@ from hotcold.native.bindings._ffi import (
     last_error,
     lib,
     new,
-    new_rows,
     pointer,
 )
-from hotcold.native.bindings.device import DeviceArrays, NativeDevice
+from hotcold.native.bindings.device import NativeDevice
 from hotcold.native.bindings.token_kernels import drawing
 from hotcold.native.options.sampling import Sampling
 
@@ -66,9 +65,9 @@ class RequestTimes:
 class ExecutorArrays:
     """Everything hc_executor_args points to, by Python's names.
 
-    model: fields of hc_model (abi/hotcold.h) by name, `layers` those of each hc_layer; addresses
-    lie in a weight store that outlives the executor. owned: by layer, neuron ids, ascending.
-    predictors: fields of each layer's hc_predictor_layer; empty: nothing is predicted.
+    model: fields of hc_model (abi/hotcold.h) by name, addresses in a weight store that outlives the
+    executor. owned: by layer, neuron ids, ascending. predictors: fields of each layer's
+    hc_predictor_layer; empty: nothing is predicted.
     """
 
     actor: str
@@ -86,7 +85,7 @@ class ExecutorArrays:
     fired_LN: NDArray[np.int64] | None = None
     audit_every: int = 0
     audit_seed: int = 0
-    device: DeviceArrays | None = None  # GPU actor: its GPU; None: the CPU device
+    device: Mapping[str, Any] | None = None  # GPU actor: of NativeDevice; None: the CPU device
 
 
 class NativeExecutor:
@@ -100,22 +99,18 @@ class NativeExecutor:
         self._pool = lib.hc_pool_create(arrays.threads, c_cores)
         if self._pool == ffi.NULL:
             raise failure()
-        model = dict(arrays.model)
-        layers = model.pop("layers")
         steps = np.ascontiguousarray(arrays.steps, dtype=STEP)
         args = self._args = new(
             "hc_executor_args",
             actor=arrays.actor,
             max_batch=arrays.max_batch,
             n_steps=len(steps),
-            model=new(
-                "hc_model", n_layers=len(layers), layers=new_rows("hc_layer", layers), **model
-            ),
+            model=arrays.model,
             segment=arrays.segment,
             epoch=arrays.epoch,
             steps=steps,
-            owned_L=new_rows("hc_owned", [{"ids": ids, "n_ids": len(ids)} for ids in arrays.owned]),
-            predictors_L=new_rows("hc_predictor_layer", arrays.predictors),
+            owned_L=[{"ids": ids, "n_ids": len(ids)} for ids in arrays.owned],
+            predictors_L=arrays.predictors,
             device_LN=arrays.device_LN,
             k_cache=arrays.kv[0],
             v_cache=arrays.kv[1],
@@ -127,7 +122,7 @@ class NativeExecutor:
         )
         try:
             if arrays.device is not None:
-                self.device = NativeDevice(arrays.device, args)
+                self.device = NativeDevice(args, **arrays.device)
                 args.device = self.device.c
             self._c = lib.hc_executor_create(args)
             if self._c == ffi.NULL:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hotcold.native.abi.generated import HOT_CHUNKS
-from hotcold.native.bindings._ffi import copied, ffi, lib, new, new_rows
+from hotcold.native.bindings._ffi import copied, ffi, lib, new
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,6 @@ class GpuShape:
                 f"{len(self.layers)} layers are described, the model has {self.n_layers}"
             )
         out, values = ffi.new("hc_layout_bytes *"), dict(vars(self))
-        layers_L = new_rows("hc_layout_layer", [vars(layer) for layer in values.pop("layers")])
-        count(new("hc_layout_shape", layers_L=layers_L, **values), out)
+        values["layers_L"] = [vars(layer) for layer in values.pop("layers")]
+        count(new("hc_layout_shape", **values), out)
         return copied(out, LayoutBytes)

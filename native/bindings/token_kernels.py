@@ -5,6 +5,7 @@ Re-exported by kernels.py, which says who calls them and what they raise.
 
 import numpy as np
 
+from hotcold.native.abi.names import NORMS
 from hotcold.native.bindings._arrays import (
     F32,
     I32,
@@ -23,23 +24,21 @@ from hotcold.native.options.sampling import Sampling
 
 def rmsnorm(x_BD: F32, weight_D: F32, eps: float) -> F32:
     """RMS norm of each token (at most 32): x / sqrt(mean(x^2) + eps) * weight."""
-    batch, d = array("x", x_BD, np.float32, 2).shape
-    vector("weight", weight_D, np.float32, d)
-    y_BD = np.empty_like(x_BD)
-    x, weight = pointer(x_BD, "float *"), pointer(weight_D, "float *")
-    check(lib.hc_rmsnorm(x, weight, eps, pointer(y_BD, "float *"), batch, d))
-    return y_BD
+    return _norm("rms", x_BD, weight_D, None, eps)
 
 
 def layernorm(x_BD: F32, weight_D: F32, bias_D: F32 | None, eps: float) -> F32:
     """Layer norm of each token (at most 32), with a bias unless it is None."""
+    return _norm("layer", x_BD, weight_D, bias_D, eps)
+
+
+def _norm(kind: str, x_BD: F32, weight_D: F32, bias_D: F32 | None, eps: float) -> F32:
     batch, d = array("x", x_BD, np.float32, 2).shape
     vector("weight", weight_D, np.float32, d)
     vector("bias", bias_D, np.float32, d)
     y_BD = np.empty_like(x_BD)
-    x, weight = pointer(x_BD, "float *"), pointer(weight_D, "float *")
-    bias, y = pointer(bias_D, "float *"), pointer(y_BD, "float *")
-    check(lib.hc_layernorm(x, weight, bias, eps, y, batch, d))
+    x, weight, bias, y = (pointer(each, "float *") for each in (x_BD, weight_D, bias_D, y_BD))
+    check(lib.hc_norm_rows(NORMS[kind], x, weight, bias, eps, y, batch, d))
     return y_BD
 
 

@@ -317,7 +317,7 @@ hc_status hc_serve_requests(hc_executor *e) {
         inbox->posted = 0;
         pthread_mutex_unlock(&inbox->lock);
         if (!posted)
-            return hc_fail(HC_ERR_POISONED, "the exchange is poisoned");
+            return hc_fail_poisoned(e->args.segment);
         hc_status s = serve(e);
         if (s)
             return s;

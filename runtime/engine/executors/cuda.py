@@ -4,9 +4,9 @@ Fused, the GPU executor predicts in its own graph and the predictor's loop stand
 predictor has a process of its own on the same GPU and is asked (engine/remote_predictor.py).
 """
 
-from dataclasses import replace
+from typing import Any
 
-from hotcold.native.bindings.device import DeviceArrays, Mailbox
+from hotcold.native.bindings.device import Mailbox
 from hotcold.native.bindings.executor import ExecutorArrays
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared
@@ -98,12 +98,13 @@ class RemotePredictor(PredictorExecutor):
         deployment = self.deployment
         arrays.steps = arrays.steps[:0]
         self._own(arrays, 0, Shared())
-        arrays.device = replace(
-            _device_arrays(self, matrices=True),
-            vram_bytes=gpu_of(deployment).predictor_bytes + matrix_bytes(deployment.plan),
-            gpu_steps=deployment.programs[LeadingExecutor.actor],
-            mailbox=shared.mailbox,
-        )
+        gpu_steps = deployment.programs[LeadingExecutor.actor]
+        arrays.device = _device_arrays(self, matrices=True) | {
+            "vram_bytes": gpu_of(deployment).predictor_bytes + matrix_bytes(deployment.plan),
+            "gpu_steps": gpu_steps,
+            "n_gpu_steps": len(gpu_steps),
+            "mailbox": vars(shared.mailbox) if shared.mailbox else {},
+        }
 
     @classmethod
     def _predicts(cls, deployment: Deployment) -> str:
@@ -116,7 +117,7 @@ def gpu_of(deployment: Deployment) -> GpuChoice:
     return deployment.gpu
 
 
-def _device_arrays(executor: Executor, matrices: bool) -> DeviceArrays:
+def _device_arrays(executor: Executor, matrices: bool) -> dict[str, Any]:
     deployment = executor.deployment
     return device_arrays(
         *(gpu_of(deployment), deployment.plan, deployment.fetch_L),

@@ -24,7 +24,7 @@ def model_addresses(bundle: Bundle, store: WeightStore, context: int) -> dict[st
         context: positions of the KV cache.
 
     Returns:
-        fields of hc_model (abi/hotcold.h), `layers` those of each hc_layer; what is not there is 0.
+        fields of hc_model (abi/hotcold.h); what is not there is left out.
     """
     spec = bundle.spec
 
@@ -41,6 +41,7 @@ def model_addresses(bundle: Bundle, store: WeightStore, context: int) -> dict[st
         "norm_eps": spec.norm_eps,
         "post_norm": spec.post_norm,
         "dtype": spec.dtype,
+        "n_layers": spec.n_layers,
         "layers": [at(LAYER, f"layers.{layer}.") for layer in range(spec.n_layers)],
         "cos_PE": cos_PE,
         "sin_PE": sin_PE,
