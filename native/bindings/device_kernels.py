@@ -1,13 +1,13 @@
 """The GPU plug-in's operators one by one, on numpy arrays: for tests and `bench kernels`.
 
 Every call copies its arrays to the device and back, so the time to look at is the one returned with
-repeat, which is of the kernel alone. A plug-in is what open_plugin() returns, or a WithVariant.
+repeat, which is of the kernel alone. A plug-in is what open_plugin() returns, or a Fitted.
 Passes do not come through here.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +22,6 @@ from hotcold.native.bindings._arrays import (
     sign_args,
 )
 from hotcold.native.bindings._ffi import check, ffi, lib, new
-
-
-class SignArrays(Protocol):
-    """A predictor's layer of the form "sign", as a SignLayer holds it."""
-
-    signs_NW: NDArray[np.uint64]
-    scale_N: NDArray[np.float32]
-    bias_N: NDArray[np.float32] | None
-    column_D: NDArray[np.float32]
-    input_bits: int
-
 
 ARGS = {  # of the kinds that do not have arguments of their own name
     "norm": "gemv",
@@ -65,31 +54,28 @@ def rate_of_exchange(plugin: Any, width: int, layers: int, repeat: int) -> float
 
 
 @dataclass(frozen=True)
-class WithVariant:
-    """A plug-in and a compiled CUDA variant, whose kernels are asked first."""
+class Fitted:
+    """A plug-in whose operators run otherwise than they are.
 
-    plugin: Any
-    variant: Path
-
-
-@dataclass(frozen=True)
-class Bare:
-    """A plug-in whose operators get arrays with nothing around and nothing in them.
-
-    For tools that report every access out of bounds and every read of what nobody wrote; otherwise
-    the plug-in guards its arrays itself (cuda/operate/operate.h).
+    Args:
+        plugin: the plug-in.
+        variant: a compiled CUDA variant, whose kernels are asked first.
+        bare: arrays get nothing around and nothing in them, for tools that report every access out
+            of bounds and every read of what nobody wrote; otherwise the plug-in guards its arrays
+            itself (cuda/operate/operate.h).
     """
 
     plugin: Any
+    variant: Path | None = None
+    bare: bool = False
 
 
 def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> float:
     """Run hc_device_operate; median seconds of the repeats, 0 without any."""
     more[ARGS.get(kind, kind)] = args
-    if isinstance(plugin, Bare):
-        more["bare"], plugin = True, plugin.plugin
-    if isinstance(plugin, WithVariant):
-        more["variant"], plugin = plugin.variant, plugin.plugin
+    if isinstance(plugin, Fitted):
+        more |= {"variant": plugin.variant, "bare": plugin.bare}
+        plugin = plugin.plugin
     seconds = ffi.new("float *")
     code = DeviceOpKind[kind.upper()]
     op = new("hc_device_op", kind=code, repeat=repeat, seconds=seconds, **more)
@@ -241,13 +227,13 @@ def norm(
 
 def sign(
     plugin: Any,
-    layer: SignArrays,
+    layer: Any,
     x_BD: F32,
     threshold: float,
     repeat: int = 0,
     prompt: bool = False,
 ) -> tuple[NDArray[np.bool_], float]:
-    """Which neurons a layer of the form "sign" proposes, [B, N], and seconds of both kernels.
+    """Which neurons a SignLayer proposes, [B, N], and seconds of both kernels.
 
     prompt: by the kernels of dense prompts, for any number of rows.
     """
@@ -255,4 +241,5 @@ def sign(
     rows = (layer.signs_NW, layer.scale_N, layer.bias_N, layer.column_D)
     a = sign_args(*rows, x_BD, scores_BN, input_bits=layer.input_bits)
     name = "prompt_sign" if prompt else "sign"
-    return scores_BN > 0, _operate(plugin, name, a, repeat, threshold=threshold)
+    seconds = _operate(plugin, name, a, repeat, threshold=threshold)
+    return scores_BN > 0, seconds

@@ -61,68 +61,42 @@ class RequestTimes:
     decode_bytes: int
 
 
-@dataclass
-class ExecutorArrays:
-    """Everything hc_executor_args points to, by Python's names.
+class NativeExecutor:
+    """One actor's resident loop: run() in a thread of its own, close() after run() returned.
 
-    model: fields of hc_model (abi/hotcold.h) by name, addresses in a weight store that outlives the
-    executor. owned: by layer, neuron ids, ascending. predictors: fields of each layer's
-    hc_predictor_layer; empty: nothing is predicted.
+    Args:
+        threads: of its pool.
+        cores: one a thread, or None.
+        device: what NativeDevice takes; None: the CPU device.
+        steps: STEP records, the actor's program.
+        fields: of hc_executor_args (abi/hotcold.h), by name; addresses among them outlive it.
+
+    Raises:
+        HotcoldError: the pool, the device or the scratch cannot be had.
     """
 
-    actor: str
-    model: Mapping[str, Any]
-    segment: Any  # hc_segment * of hotcold.native.bindings.segment
-    epoch: int
-    steps: NDArray[Any]
-    max_batch: int
-    threads: int
-    cores: Sequence[int] | None = None
-    owned: Sequence[NDArray[np.int32]] = ()
-    predictors: Sequence[Mapping[str, Any]] = ()
-    device_LN: NDArray[np.int8] | None = None
-    kv: tuple[NDArray[np.float32] | None, NDArray[np.float32] | None] = (None, None)
-    fired_LN: NDArray[np.int64] | None = None
-    audit_every: int = 0
-    audit_seed: int = 0
-    device: Mapping[str, Any] | None = None  # GPU actor: of NativeDevice; None: the CPU device
-
-
-class NativeExecutor:
-    """One actor's resident loop: run() in a thread of its own, close() after run() returned."""
-
-    def __init__(self, arrays: ExecutorArrays) -> None:
+    def __init__(
+        self,
+        threads: int,
+        cores: Sequence[int] | None,
+        *,
+        device: Mapping[str, Any] | None = None,
+        steps: NDArray[Any],
+        **fields: Any,
+    ) -> None:
         self.device: NativeDevice | None = None
         self._request: Request | None = None
-        cores = list(arrays.cores) if arrays.cores else None
-        c_cores = ffi.new("int32_t[]", cores) if cores else ffi.NULL
-        self._pool = lib.hc_pool_create(arrays.threads, c_cores)
+        c_cores = ffi.new("int32_t[]", list(cores)) if cores else ffi.NULL
+        self._pool = lib.hc_pool_create(threads, c_cores)
         if self._pool == ffi.NULL:
             raise failure()
-        steps = np.ascontiguousarray(arrays.steps, dtype=STEP)
-        args = self._args = new(
-            "hc_executor_args",
-            actor=arrays.actor,
-            max_batch=arrays.max_batch,
-            n_steps=len(steps),
-            model=arrays.model,
-            segment=arrays.segment,
-            epoch=arrays.epoch,
-            steps=steps,
-            owned_L=[{"ids": ids, "n_ids": len(ids)} for ids in arrays.owned],
-            predictors_L=arrays.predictors,
-            device_LN=arrays.device_LN,
-            k_cache=arrays.kv[0],
-            v_cache=arrays.kv[1],
-            fired_LN=arrays.fired_LN,
-            pool=self._pool,
-            core=cores[0] if cores else -1,
-            audit_every=arrays.audit_every,
-            audit_seed=arrays.audit_seed,
-        )
+        steps = np.ascontiguousarray(steps, dtype=STEP)
+        fields |= {"steps": steps, "n_steps": len(steps)}
+        fields |= {"pool": self._pool, "core": cores[0] if cores else -1}
         try:
-            if arrays.device is not None:
-                self.device = NativeDevice(args, **arrays.device)
+            args = self._args = new("hc_executor_args", **fields)
+            if device is not None:
+                self.device = NativeDevice(args, **device)
                 args.device = self.device.c
             self._c = lib.hc_executor_create(args)
             if self._c == ffi.NULL:

@@ -177,14 +177,9 @@ static float exp_sum_neon(const float *x, int64_t n, float max, float scale, flo
     return sum4(sum);
 }
 
-static void sign_count_neon(const uint64_t *rows, int64_t n, const uint64_t *planes,
-                            int32_t n_planes, int64_t words, int64_t *out) {
-    count_signs(rows, n, planes, n_planes, words, out);
-}
-
 static int supported(void) {
     return 1; /* every ARMv8 CPU has it */
 }
 
-HC_TABLE(, neon, supported, max_neon, exp_sum_neon, sign_count_neon)
+HC_TABLE(, neon, supported, max_neon, exp_sum_neon, count_signs)
 #endif

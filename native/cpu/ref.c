@@ -96,13 +96,8 @@ static float exp_sum_ref(const float *x, int64_t n, float max, float scale, floa
     return sum;
 }
 
-static void sign_count_ref(const uint64_t *rows, int64_t n, const uint64_t *planes,
-                           int32_t n_planes, int64_t words, int64_t *out) {
-    count_signs(rows, n, planes, n_planes, words, out);
-}
-
 static int supported(void) {
     return 1;
 }
 
-HC_TABLE(, ref, supported, max_ref, exp_sum_ref, sign_count_ref)
+HC_TABLE(, ref, supported, max_ref, exp_sum_ref, count_signs)

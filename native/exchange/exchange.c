@@ -27,7 +27,7 @@
 
 #define MAGIC          UINT64_C(0x31444c4f43544f48) /* "HOTCOLD1" */
 #define MAX_FLAGS      (1u << 20)
-#define SPIN_NS        1000000 /* as in pool.c */
+#define SPIN_NS        200000
 #define YIELD_EVERY    64
 #define PARK_NS        INT64_C(100000000)
 #define SPIN_EXHAUSTED (-1)

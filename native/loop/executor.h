@@ -106,6 +106,10 @@ static inline hc_gemv_args hc_product(const void *w, int32_t dtype, int64_t rows
                           .y_BR = y,
                           .y_stride = rows};
 }
+/* Bytes of a token's proposals, as bits: [layer][(N + 7) / 8]. */
+static inline int64_t hc_mask_bytes(const hc_model *model) {
+    return model->n_layers * ((model->n + 7) / 8);
+}
 /* The header of a pass: plain stores, since every reader is behind a flag of this pass, whose release
  * comes later. */
 static inline void hc_begin_pass(hc_executor *executor, uint32_t seq, int32_t position) {

@@ -72,7 +72,7 @@ def measure(
             place = place.setdefault(key, {})
         figures = _figures(case, case.time(plugin, settings.samples), rate)
         if variant is not None:
-            mine = device_kernels.WithVariant(plugin, variant)
+            mine = device_kernels.Fitted(plugin, variant)
             figures["variant"] = _figures(case, case.time(mine, settings.samples), rate)
             figures["variant_speedup"] = figures["time_s"] / figures["variant"]["time_s"]
         place[path[-1]] = figures
