@@ -54,10 +54,12 @@ hc_status hc_norm_rows(int32_t kind, const float *x_BD, const float *weight_D, c
         const void *row = x;
         p->dot[HC_F32](&row, NULL, 1, x, d, &squares);
         const float scale = 1.0f / sqrtf(squares / (float)d + eps);
-        for (int64_t i = 0; i < d; i++)
-            y[i] = x[i] * scale * weight_D[i];
-        for (int64_t i = 0; bias_D && i < d; i++)
-            y[i] += bias_D[i];
+        if (bias_D)
+            for (int64_t i = 0; i < d; i++)
+                y[i] = x[i] * scale * weight_D[i] + bias_D[i];
+        else
+            for (int64_t i = 0; i < d; i++)
+                y[i] = x[i] * scale * weight_D[i];
     }
     return HC_OK;
 }

@@ -175,15 +175,6 @@ static int32_t draw_all(const hc_sample_args *a, float max, double u) {
     return (int32_t)(block * size + walk(a->prob_V + block * size, end - block * size, rest));
 }
 
-/* Sum of exp((x - max) * scale): floats in blocks, which stay in L1, then doubles. */
-static double exp_total(const float *x, int64_t n, float max, float scale, float *out) {
-    double total = 0;
-    for (int64_t i = 0; i < n; i += 4096)
-        total += (double)hc_primitives_get()->exp_sum(x + i, n - i < 4096 ? n - i : 4096, max,
-                                                      scale, out ? out + i : NULL);
-    return total;
-}
-
 /* Draw among the candidates of top-k and top-p. */
 static int32_t draw_some(const hc_sample_args *a, float max, double u) {
     /* After top-k the logits lie in s.prob beside their ids, and exp_sum replaces them in
@@ -198,7 +189,10 @@ static int32_t draw_some(const hc_sample_args *a, float max, double u) {
         for (int64_t i = 0; i < a->vocab; i++)
             s.ids[i] = (int32_t)i;
     }
-    const double total = exp_total(source, s.n, max, 1.0f / a->temperature, s.prob);
+    double total = 0;
+    for (int64_t i = 0; i < s.n; i += 4096)
+        total += (double)hc_primitives_get()->exp_sum(source + i, s.n - i < 4096 ? s.n - i : 4096,
+                                                      max, 1.0f / a->temperature, s.prob + i);
     if (a->top_p >= 1)
         return s.ids[walk(s.prob, s.n, u * total)];
     const double weight = take_top_p(&s, total, a->top_p);
@@ -226,11 +220,15 @@ static hc_status survey(const hc_sample_args *a, float *max, int32_t *id, double
     if (*max == -INFINITY)
         return hc_fail(HC_ERR_ARGUMENT, "sample: all %lld logits are -infinity",
                        (long long)a->vocab);
-    *log_sum = log(exp_total(a->logits_V, a->vocab, *max, 1, NULL));
+    double sum = 0;
+    for (int64_t begin = 0; begin < a->vocab; begin += 4096)
+        sum += (double)p->exp_sum(a->logits_V + begin,
+                                  a->vocab - begin < 4096 ? a->vocab - begin : 4096, *max, 1, NULL);
     /* The first block with the maximum was kept (m > *max), so this finds the lowest id. */
     while (a->logits_V[best] != *max)
         best++;
     *id = (int32_t)best;
+    *log_sum = log(sum);
     return HC_OK;
 }
 
