@@ -113,7 +113,8 @@ class SharedEpoch(Epoch):
         try:
             if self.progress() is None:
                 return 0.0
-            return max(0.0, (time.monotonic_ns() - self._segment.native.pass_begin_ns) / 1e9)
+            began_ns: int = self._segment.native.pass_begin_ns
+            return max(0.0, (time.monotonic_ns() - began_ns) / 1e9)
         except KernelError:
             return 0.0
 

@@ -121,7 +121,6 @@ typedef struct { /* header of an active list; ids, members, gate follow (HC_ACTI
     int32_t has_gate; /* hc_gate_list */
     int32_t reserved[7];
 } hc_active; /* 64 bytes */
-int64_t hc_active_bytes(int64_t capacity, int32_t max_batch, int32_t with_gate);
 int32_t *hc_active_ids(hc_active *list);
 uint32_t *hc_active_members(hc_active *list);
 float *hc_active_gate(hc_active *list); /* entry [k * batch + b] */
@@ -139,11 +138,10 @@ typedef struct {
 } hc_split_args;
 hc_status hc_split(const hc_split_args *args);
 
-hc_status hc_rmsnorm(const float *x_BD, const float *weight_D, float eps, float *y_BD,
-                     int32_t batch, int64_t d);
-/* y = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; bias_D NULL: none. */
-hc_status hc_layernorm(const float *x_BD, const float *weight_D, const float *bias_D, float eps,
-                       float *y_BD, int32_t batch, int64_t d);
+/* y = x / sqrt(mean(x^2) + eps) * weight, where kind (hc_norm) is HC_NORM_LAYER of x - mean(x);
+ * + bias unless it is NULL. y may be x. */
+hc_status hc_norm_rows(int32_t kind, const float *x_BD, const float *weight_D, const float *bias_D,
+                       float eps, float *y_BD, int32_t batch, int64_t d);
 /* Rotate-half rotary embedding in place over heads * head_dim floats a token. cos, sin: [P][head_dim/2]. */
 hc_status hc_rotary(float *x, int64_t x_stride, int32_t heads, int32_t head_dim,
                     const float *cos_PE, const float *sin_PE, const int32_t *position_B,

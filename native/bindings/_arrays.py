@@ -1,6 +1,6 @@
-"""What the typed kernel wrappers ask of an array before its address goes to C.
+"""What operators ask of arrays before their addresses go to C, and the C arguments made of them.
 
-Used by kernels.py and token_kernels.py only; every function raises ConfigError.
+Used by the typed kernels beside this file; checks raise ConfigError.
 """
 
 from typing import Any
@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.generated import CACHE_LINE, Dtype
-from hotcold.native.bindings._ffi import ffi, lib
+from hotcold.native.abi.generated import (
+    CACHE_LINE,
+    MAX_DEVICES,
+    active_bytes,
+    active_gate,
+    active_ids,
+    active_members,
+)
+from hotcold.native.abi.names import DTYPE_BYTES
+from hotcold.native.bindings._ffi import ffi, lib, new
 from hotcold.native.bindings.pool import CPointer, Pool
 from hotcold.native.errors import ConfigError
 
@@ -18,10 +26,10 @@ I32 = NDArray[np.int32]
 U32 = NDArray[np.uint32]
 Weights = NDArray[Any]
 
-_CODES = {
-    np.dtype(np.float32): Dtype.F32,
-    np.dtype(np.float16): Dtype.F16,
-    np.dtype(np.uint16): Dtype.BF16,
+_WORDS = {
+    np.dtype(np.float32): "float32",
+    np.dtype(np.float16): "float16",
+    np.dtype(np.uint16): "bfloat16",
 }
 
 
@@ -46,11 +54,17 @@ def same(name: str, value: int, needed: int) -> None:
         raise ConfigError(f"{name} has {value} entries, {needed} are needed")
 
 
-def code(dtype: np.dtype[Any]) -> int:
-    """The hc_dtype of a weight array's dtype."""
-    if dtype not in _CODES:
+def vector(name: str, value: NDArray[Any] | None, dtype: type[np.generic], needed: int) -> None:
+    """Refuse a vector of another dtype or number of entries; None is fine."""
+    if value is not None:
+        same(name, array(name, value, dtype, 1).size, needed)
+
+
+def word(dtype: np.dtype[Any]) -> str:
+    """The dtype's word of a weight array."""
+    if dtype not in _WORDS:
         raise ConfigError(f"weights are {dtype}; float32, float16 or uint16 (bfloat16) are needed")
-    return _CODES[dtype]
+    return _WORDS[dtype]
 
 
 def ffn_scratch(n_ids: int, batch: int) -> NDArray[np.uint8]:
@@ -64,3 +78,92 @@ def writable(name: str, value: NDArray[Any]) -> NDArray[Any]:
     if not value.flags.writeable:
         raise ConfigError(f"{name} is read-only; pass a writable copy")
     return value
+
+
+# ---- arguments; arrays given by address are the caller's to keep -------------------------------
+
+
+def gemv_args(w_RD: Weights, dtype: str, x_BD: F32, y_BR: F32, **more: Any) -> Any:
+    """An hc_gemv_args of rows that may be apart."""
+    rows, (batch, d) = len(w_RD), x_BD.shape
+    stride = w_RD.strides[0] if rows > 1 else d * DTYPE_BYTES[dtype]
+    sizes = {"stride_bytes": stride, "rows": rows, "d": d, "batch": batch, "dtype": dtype}
+    places = {"x_BD": x_BD, "x_stride": d, "y_BR": y_BR, "y_stride": rows}
+    return new("hc_gemv_args", w=w_RD.ctypes.data, **sizes, **places, **more)
+
+
+def ffn_args(
+    dtype: str, x_BD: F32, y_BD: F32, record_bytes: int, gated: bool = True, **more: Any
+) -> Any:
+    """An hc_ffn_args of records that begin with gate row, up row (if gated) and down column."""
+    batch, d = x_BD.shape
+    row = d * DTYPE_BYTES[dtype]
+    more |= {"up_offset": row, "down_offset": 2 * row} if gated else {}
+    more = {"up_offset": -1, "down_offset": row} | more
+    sizes = {"d": d, "batch": batch, "dtype": dtype, "record_bytes": record_bytes}
+    return new("hc_ffn_args", x_BD=x_BD, y_BD=y_BD, **sizes, **more)
+
+
+def attention_args(
+    q: F32, k_cache: Weights, v_cache: Weights, heads: int, position_B: I32, out: F32, **more: Any
+) -> Any:
+    """An hc_attention_args of rows of q and caches [.., kv_heads, context, head_dim]."""
+    kv_heads, context, head_dim = k_cache.shape[-3:]
+    sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "context": context}
+    sizes |= {"batch": len(q), "q_stride": q.size // max(1, len(q))}
+    caches = {"k_cache": k_cache, "v_cache": v_cache}
+    return new("hc_attention_args", q=q, position_B=position_B, out=out, **caches, **sizes, **more)
+
+
+def sign_args(
+    signs_NW: NDArray[np.uint64],
+    scale_N: F32,
+    bias_N: F32 | None,
+    column_D: F32 | None,
+    x_BD: F32,
+    scores_BN: F32,
+    **more: Any,
+) -> Any:
+    """An hc_sign_args."""
+    (batch, d), n = x_BD.shape, len(signs_NW)
+    rows = {"signs_NW": signs_NW, "scale_N": scale_N, "bias_N": bias_N, "column_D": column_D}
+    places = {"x_BD": x_BD, "scores_BN": scores_BN}
+    return new("hc_sign_args", n=n, d=d, batch=batch, **rows, **places, **more)
+
+
+class ActiveLists:
+    """An hc_split_args, and room for the active list of each device.
+
+    Args:
+        scores_BN: predicted scores.
+        threshold: least score of an active neuron.
+        device_N: owner of each neuron.
+        with_gate: the scores go along as gate pre-activations.
+    """
+
+    def __init__(
+        self, scores_BN: F32, threshold: float, device_N: NDArray[np.int8], with_gate: bool = False
+    ) -> None:
+        self._batch, self._n = scores_BN.shape
+        room = active_bytes(self._n, self._batch if with_gate else 0)
+        self._data = [np.zeros(room, np.uint8) for _ in range(MAX_DEVICES)]
+        self._lists = [ffi.cast("hc_active *", data.ctypes.data) for data in self._data]
+        for one in self._lists:
+            one.capacity = self._n
+        sizes = {"n": self._n, "batch": self._batch, "threshold": threshold, "out": self._lists}
+        self.args = new(
+            "hc_split_args", scores_BN=scores_BN, device_N=device_N, with_gate=with_gate, **sizes
+        )
+
+    def found(self) -> list[tuple[I32, U32, F32]]:
+        """By device, after the split: ids, members, and gates [K, B] where they go along."""
+        counts = [int(one.count) for one in self._lists]
+        n, batch, gated = self._n, self._batch, bool(self.args.with_gate)
+        return [
+            (
+                data[active_ids() :].view(np.int32)[:count],
+                data[active_members(n) :].view(np.uint32)[:count],
+                data[active_gate(n) :].view(np.float32)[: count * batch * gated].reshape(-1, batch),
+            )
+            for data, count in zip(self._data, counts, strict=True)
+        ]

@@ -4,13 +4,17 @@ The folder `native/bindings` is the only place that touches `ffi` and `lib`; eve
 typed functions, which know owners, dtypes and contiguity.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from hotcold.native.abi import NOT_BUILT
 from hotcold.native.abi.generated import ABI_VERSION, Status
+from hotcold.native.abi.names import ACTORS, DTYPES, EPILOGUES, FORMS, NORMS, WHEN
 from hotcold.native.errors import BackendError, BudgetError, ConfigError, KernelError
 
 try:
@@ -24,7 +28,22 @@ if lib.hc_abi_version() != ABI_VERSION or lib.HC_ABI_VERSION != ABI_VERSION:
         f"{ABI_VERSION}; rebuild both with `pip install -e .`"
     )
 
-__all__ = ["check", "failure", "ffi", "last_error", "lib", "pointer"]
+__all__ = ["check", "copied", "failure", "ffi", "last_error", "lib", "new", "pointer"]
+
+Row = TypeVar("Row")
+
+# Fields that are given as words.
+_WORDS: dict[str, Mapping[str, int]] = {
+    "actor": {word: number for number, word in enumerate(ACTORS)},
+    "dtype": DTYPES,
+    "epilogue": EPILOGUES,
+    "form": FORMS,
+    "norm": NORMS,
+    "norm_kind": NORMS,
+    "when": WHEN,
+}
+# What C structs point to, for as long as they are there.
+_kept: "WeakKeyDictionary[Any, list[Any]]" = WeakKeyDictionary()
 
 
 def last_error() -> str:
@@ -80,10 +99,57 @@ _EXCEPTIONS: dict[int, Callable[[str, int, int], Exception]] = {
 }
 
 
-def pointer(array: np.ndarray[Any, Any] | None, ctype: str) -> Any:
+def pointer(array: np.ndarray[Any, Any] | None, ctype: Any) -> Any:
     """A ctype pointer to a C-contiguous array's data (NULL for None); the caller keeps it alive."""
     if array is None:
         return ffi.NULL
     if not array.flags.c_contiguous:
         raise ValueError(f"array of shape {array.shape} must be C-contiguous")
     return ffi.cast(ctype, array.ctypes.data)
+
+
+def new(struct: str, /, **values: Any) -> Any:
+    """A pointer to a new C struct of that name; fields that are not given are 0.
+
+    A field that is a pointer takes None, an address, another struct or its fields, a list of the
+    fields of each of several, text, or a C-contiguous array; the struct keeps alive what it points
+    to. A code that has words takes its word (names.py).
+    """
+    c = ffi.new(f"{struct} *")
+    _kept[c] = []
+    _fill(struct, c, values, _kept[c])
+    return c
+
+
+def copied(struct: Any, row: type[Row]) -> Row:
+    """A dataclass of a C struct's fields of the same names."""
+    return row(**{name: getattr(struct, name) for name in row.__annotations__})
+
+
+@cache
+def _types(struct: str) -> dict[str, Any]:
+    return {name: field.type for name, field in ffi.typeof(struct).fields}
+
+
+def _fill(struct: str, c: Any, values: Mapping[str, Any], keep: list[Any]) -> None:
+    for name, value in values.items():
+        given = _in_c(_types(struct)[name], name, value, keep)
+        keep += [value, given]
+        setattr(c, name, given)
+
+
+def _in_c(ctype: Any, name: str, value: Any, keep: list[Any]) -> Any:
+    if ctype.kind != "pointer":
+        return _WORDS[name][value] if isinstance(value, str) else value
+    if isinstance(value, str | Path):
+        return ffi.new("char[]", str(value).encode())
+    if isinstance(value, int):
+        return ffi.cast(ctype, value)
+    if isinstance(value, Mapping):
+        return new(ctype.item.cname, **value)
+    if isinstance(value, list | tuple):
+        rows = ffi.new(f"{ctype.item.cname}[]", len(value)) if value else ffi.NULL
+        for row, fields in zip(rows if value else (), value, strict=True):
+            _fill(ctype.item.cname, row, fields, keep)
+        return rows
+    return value if isinstance(value, ffi.CData) else pointer(value, ctype)

@@ -1,52 +1,48 @@
 """The GPU plug-in's operators one by one, on numpy arrays: for tests and `bench kernels`.
 
 Every call copies its arrays to the device and back, so the time to look at is the one returned with
-repeat, which is of the kernel alone. A plug-in is what open_plugin() returns, or a WithVariant.
+repeat, which is of the kernel alone. A plug-in is what open_plugin() returns, or a Fitted.
 Passes do not come through here.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.generated import DeviceOpKind, active_bytes, active_ids, active_members
-from hotcold.native.abi.names import DTYPE_BYTES, DTYPES, NORMS, WHEN
-from hotcold.native.bindings._ffi import check, ffi, lib, pointer
+from hotcold.native.abi.generated import DeviceOpKind
+from hotcold.native.bindings._arrays import (
+    F32,
+    ActiveLists,
+    attention_args,
+    ffn_args,
+    gemv_args,
+    sign_args,
+)
+from hotcold.native.bindings._ffi import check, ffi, lib, new
 
-
-class SignArrays(Protocol):
-    """A predictor's layer of the form "sign", as a SignLayer holds it."""
-
-    signs_NW: NDArray[np.uint64]
-    scale_N: NDArray[np.float32]
-    bias_N: NDArray[np.float32] | None
-    column_D: NDArray[np.float32]
-    input_bits: int
-
-
-F32 = NDArray[np.float32]
 ARGS = {  # of the kinds that do not have arguments of their own name
     "norm": "gemv",
     "prompt_norm": "gemv",
     "prompt_sign": "sign",
     "prompt_attention": "attention",
+    "gaps": "gemv",
+    "exchange": "gemv",
 }
 
 
 def hold_graphs(plugin: Any, nodes: int, graphs: int) -> None:
     """Take the device memory of graphs of so many kernels each until this process ends."""
-    op = ffi.new("hc_device_op *")
-    op.kind, op.repeat = DeviceOpKind.HOLD, nodes
+    op = new("hc_device_op", kind=DeviceOpKind.HOLD, repeat=nodes)
     for _ in range(graphs):
         check(lib.hc_device_operate(plugin, op))
 
 
 def rate_of_gaps(plugin: Any, nodes: int, repeat: int) -> float:
     """Seconds that a node of a captured graph takes which does nothing (cuda/rates.cu)."""
-    return _rate(plugin, DeviceOpKind.GAPS, nodes, repeat)
+    return _operate(plugin, "gaps", new("hc_gemv_args"), repeat, copies=nodes)
 
 
 def rate_of_exchange(plugin: Any, width: int, layers: int, repeat: int) -> float:
@@ -54,57 +50,36 @@ def rate_of_exchange(plugin: Any, width: int, layers: int, repeat: int) -> float
 
     A host thread answers at once, so this is the least that one can take (cuda/rates.cu).
     """
-    return _rate(plugin, DeviceOpKind.EXCHANGE, layers, repeat, width)
-
-
-def _rate(plugin: Any, kind: int, count: int, repeat: int, width: int = 0) -> float:
-    op, a, seconds = ffi.new("hc_device_op *"), ffi.new("hc_gemv_args *"), ffi.new("float *")
-    a.d = width
-    op.kind, op.gemv, op.copies, op.repeat, op.seconds = kind, a, count, repeat, seconds
-    check(lib.hc_device_operate(plugin, op))
-    return float(seconds[0])
+    return _operate(plugin, "exchange", new("hc_gemv_args", d=width), repeat, copies=layers)
 
 
 @dataclass(frozen=True)
-class WithVariant:
-    """A plug-in and a compiled CUDA variant, whose kernels are asked first."""
+class Fitted:
+    """A plug-in whose operators run otherwise than they are.
 
-    plugin: Any
-    variant: Path
-
-
-@dataclass(frozen=True)
-class Bare:
-    """A plug-in whose operators get arrays with nothing around and nothing in them.
-
-    For tools that report every access out of bounds and every read of what nobody wrote; otherwise
-    the plug-in guards its arrays itself (cuda/operate/operate.h).
+    Args:
+        plugin: the plug-in.
+        variant: a compiled CUDA variant, whose kernels are asked first.
+        bare: arrays get nothing around and nothing in them, for tools that report every access out
+            of bounds and every read of what nobody wrote; otherwise the plug-in guards its arrays
+            itself (cuda/operate/operate.h).
     """
 
     plugin: Any
+    variant: Path | None = None
+    bare: bool = False
 
 
 def _operate(plugin: Any, kind: str, args: Any, repeat: int, **more: Any) -> float:
     """Run hc_device_operate; median seconds of the repeats, 0 without any."""
-    op = ffi.new("hc_device_op *")
-    op.kind, op.repeat = DeviceOpKind[kind.upper()], repeat
-    setattr(op, ARGS.get(kind, kind), args)
-    seconds = ffi.new("float *")
-    op.seconds = seconds
-    path = None
-    if isinstance(plugin, Bare):
-        op.bare, plugin = 1, plugin.plugin
-    if isinstance(plugin, WithVariant):
-        op.variant = path = ffi.new("char[]", str(plugin.variant).encode())
+    more[ARGS.get(kind, kind)] = args
+    if isinstance(plugin, Fitted):
+        more |= {"variant": plugin.variant, "bare": plugin.bare}
         plugin = plugin.plugin
-    for name, value in more.items():
-        if isinstance(value, np.ndarray):
-            kind = "int32_t *" if value.dtype == np.int32 else "float *"
-            setattr(op, name, pointer(value, kind))
-        else:
-            setattr(op, name, value)
+    seconds = ffi.new("float *")
+    code = DeviceOpKind[kind.upper()]
+    op = new("hc_device_op", kind=code, repeat=repeat, seconds=seconds, **more)
     check(lib.hc_device_operate(plugin, op))
-    del path  # alive until here
     return float(seconds[0])
 
 
@@ -134,12 +109,15 @@ def gemv(
     and the rows of logits that the pass asks for; of one row y_BR[0] is the last token's.
     """
     y_BR = np.zeros((len(x_BD), len(w_RD)), np.float32) if add_to is None else add_to.copy()
-    a = _gemv_args(w_RD, dtype, x_BD, y_BR, bias_R)
-    a.relu = relu
-    a.accumulate = add_to is not None
-    more: dict[str, Any] = {"when": WHEN[when[0]], "head_rows": when[1], "eps": eps}
-    arrays = {"norm_D": norm_D, "scale_R": scale_R, "normed_BD": normed_2BD}
-    more |= {name: array for name, array in arrays.items() if array is not None}
+    sums = {"bias_R": bias_R, "relu": relu, "accumulate": add_to is not None}
+    a = gemv_args(w_RD, dtype, x_BD, y_BR, **sums)
+    more: dict[str, Any] = {
+        "norm_D": norm_D,
+        "scale_R": scale_R,
+        "normed_BD": normed_2BD,
+        "eps": eps,
+    }
+    more |= {"when": when[0], "head_rows": when[1]}
     return y_BR, _operate(plugin, "gemv", a, repeat, copies=copies, **more)
 
 
@@ -156,23 +134,9 @@ def members(
     """Which rows of W x (arguments as of gemv) reach the threshold, [B, R]."""
     batch, rows = len(x_BD), len(w_RD)
     words, y_BR = np.zeros(rows, np.uint32), np.zeros((batch, rows), np.float32)
-    a = _gemv_args(w_RD, dtype, x_BD, y_BR, bias_R)
-    more: dict[str, Any] = {} if scale_R is None else {"scale_R": scale_R}
-    more["members_R"] = pointer(words, "uint32_t *")
-    _operate(plugin, "gemv", a, 0, threshold=threshold, **more)
+    a = gemv_args(w_RD, dtype, x_BD, y_BR, bias_R=bias_R)
+    _operate(plugin, "gemv", a, 0, threshold=threshold, scale_R=scale_R, members_R=words)
     return (words >> np.arange(batch, dtype=np.uint32)[:, None] & 1) > 0
-
-
-def _gemv_args(w_RD: NDArray[Any], dtype: str, x_BD: F32, y_BR: F32, bias_R: F32 | None) -> Any:
-    """An hc_gemv_args of arrays that outlive it."""
-    (batch, d), rows = x_BD.shape, len(w_RD)
-    a = ffi.new("hc_gemv_args *")
-    a.w, a.stride_bytes = ffi.cast("void *", w_RD.ctypes.data), w_RD.strides[0]
-    a.rows, a.d, a.dtype, a.batch = rows, d, DTYPES[dtype], batch
-    a.x_BD, a.x_stride = pointer(x_BD, "float *"), d
-    a.y_BR, a.y_stride = pointer(y_BR, "float *"), rows
-    a.bias_R = pointer(bias_R, "float *")
-    return a
 
 
 def ffn(
@@ -195,18 +159,10 @@ def ffn(
     Returns:
         y_BD, neurons times tokens that fired, seconds of the three kernels.
     """
-    (batch, d), size = x_BD.shape, DTYPE_BYTES[dtype]
-    y_BD = np.full((batch, d), np.nan, np.float32)
-    a = ffi.new("hc_ffn_args *")
-    a.records, a.record_bytes = ffi.cast("void *", records.ctypes.data), records.strides[0]
-    a.gate_offset, a.up_offset, a.down_offset = 0, d * size, 2 * d * size
-    if not gated:
-        a.up_offset, a.down_offset, a.bias_offset = -1, d * size, bias_offset
-    a.d, a.dtype, a.batch = d, DTYPES[dtype], batch
-    if ids is not None:
-        a.ids, a.n_ids = pointer(ids, "int32_t *"), len(ids)
-        a.members = pointer(members, "uint32_t *")
-    a.x_BD, a.y_BD = pointer(x_BD, "float *"), pointer(y_BD, "float *")
+    y_BD = np.full(x_BD.shape, np.nan, np.float32)
+    lists = {"ids": ids, "n_ids": 0 if ids is None else len(ids), "members": members}
+    lists |= {"records": records.ctypes.data, "bias_offset": 0 if gated else bias_offset}
+    a = ffn_args(dtype, x_BD, y_BD, records.strides[0], gated, **lists)
     cut = {"ffn_bounds": bounds_C, "ffn_chunks": len(bounds_C) - 1}
     seconds = _operate(plugin, "ffn", a, repeat, copies=copies, **cut)
     return y_BD, int(a.up_down_rows), seconds
@@ -216,21 +172,9 @@ def split(
     plugin: Any, scores_BN: F32, threshold: float, device_N: NDArray[np.int8], repeat: int = 0
 ) -> tuple[list[tuple[NDArray[np.int32], NDArray[np.uint32]]], float]:
     """(ids, members) of the hot list (rows of the hot table) and the cold one (neuron ids)."""
-    batch, n = scores_BN.shape
-    a = ffi.new("hc_split_args *")
-    a.scores_BN, a.n, a.batch = pointer(scores_BN, "float *"), n, batch
-    a.threshold, a.device_N = threshold, pointer(device_N, "int8_t *")
-    lists = [np.zeros(active_bytes(n, 0), np.uint8) for _ in a.out]
-    for device, data in enumerate(lists):
-        a.out[device] = ffi.cast("hc_active *", data.ctypes.data)
-        a.out[device].capacity = n
-    seconds = _operate(plugin, "split", a, repeat)
-    found = []
-    for device, data in enumerate(lists):
-        count = int(a.out[device].count)
-        ids = data[active_ids() :].view(np.int32)[:count]
-        found.append((ids, data[active_members(n) :].view(np.uint32)[:count]))
-    return found, seconds
+    lists = ActiveLists(scores_BN, threshold, device_N)
+    seconds = _operate(plugin, "split", lists.args, repeat)
+    return [(ids, members) for ids, members, _ in lists.found()], seconds
 
 
 def attention(
@@ -252,18 +196,10 @@ def attention(
     Returns:
         out [B, H * E], and seconds a launch.
     """
-    kv_heads, context, head_dim = k_cache.shape
-    out = np.full((len(qkv_BQ), heads * head_dim), np.nan, np.float32)
-    a = ffi.new("hc_attention_args *")
-    a.q, a.q_stride = pointer(qkv_BQ, "float *"), qkv_BQ.shape[1]
-    a.k_cache, a.v_cache = pointer(k_cache, "float *"), pointer(v_cache, "float *")
-    a.heads, a.kv_heads, a.head_dim = heads, kv_heads, head_dim
-    a.batch, a.context = len(qkv_BQ), context
-    a.position_B, a.out = pointer(position_B, "int32_t *"), pointer(out, "float *")
-    more: dict[str, Any] = {} if cos_PE is None else {"cos_PE": cos_PE, "sin_PE": sin_PE}
-    more["kv_f16"] = k_cache.dtype == np.float16
-    seconds = _operate(plugin, "attention", a, repeat, copies=copies, **more)
-    return out, seconds
+    out = np.full((len(qkv_BQ), heads * k_cache.shape[2]), np.nan, np.float32)
+    a = attention_args(qkv_BQ, k_cache, v_cache, heads, position_B, out)
+    more = {"cos_PE": cos_PE, "sin_PE": sin_PE, "kv_f16": k_cache.dtype == np.float16}
+    return out, _operate(plugin, "attention", a, repeat, copies=copies, **more)
 
 
 def norm(
@@ -281,35 +217,29 @@ def norm(
     prompt: by the kernel of dense prompts, for any number of rows.
     """
     y_BD = np.full_like(x_BD, np.nan)
-    a = ffi.new("hc_gemv_args *")
-    a.batch, a.d = x_BD.shape
-    a.x_BD, a.y_BR = pointer(x_BD, "float *"), pointer(y_BD, "float *")
-    arrays = {"norm_bias_D": bias_D, "normed_BD": host_BD}
-    more = {name: array for name, array in arrays.items() if array is not None}
+    batch, d = x_BD.shape
+    a = new("hc_gemv_args", batch=batch, d=d, x_BD=x_BD, y_BR=y_BD)
+    more = {"norm_D": weight_D, "norm_bias_D": bias_D, "normed_BD": host_BD}
     name = "prompt_norm" if prompt else "norm"
-    _operate(plugin, name, a, 0, norm_D=weight_D, eps=eps, norm_kind=NORMS[kind], **more)
+    _operate(plugin, name, a, 0, eps=eps, norm_kind=kind, **more)
     return y_BD
 
 
 def sign(
     plugin: Any,
-    layer: SignArrays,
+    layer: Any,
     x_BD: F32,
     threshold: float,
     repeat: int = 0,
     prompt: bool = False,
 ) -> tuple[NDArray[np.bool_], float]:
-    """Which neurons a layer of the form "sign" proposes, [B, N], and seconds of both kernels.
+    """Which neurons a SignLayer proposes, [B, N], and seconds of both kernels.
 
     prompt: by the kernels of dense prompts, for any number of rows.
     """
-    n = len(layer.signs_NW)
-    scores_BN = np.zeros((len(x_BD), n), np.float32)
-    a = ffi.new("hc_sign_args *")
-    a.signs_NW, a.scale_N = pointer(layer.signs_NW, "uint64_t *"), pointer(layer.scale_N, "float *")
-    a.bias_N, a.column_D = pointer(layer.bias_N, "float *"), pointer(layer.column_D, "float *")
-    a.n, a.d, a.batch, a.input_bits = n, x_BD.shape[1], len(x_BD), layer.input_bits
-    a.x_BD, a.scores_BN = pointer(x_BD, "float *"), pointer(scores_BN, "float *")
+    scores_BN = np.zeros((len(x_BD), len(layer.signs_NW)), np.float32)
+    rows = (layer.signs_NW, layer.scale_N, layer.bias_N, layer.column_D)
+    a = sign_args(*rows, x_BD, scores_BN, input_bits=layer.input_bits)
     name = "prompt_sign" if prompt else "sign"
     seconds = _operate(plugin, name, a, repeat, threshold=threshold)
     return scores_BN > 0, seconds

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.names import DTYPES, EPILOGUES, NORMS
-from hotcold.native.bindings._ffi import ffi, pointer
-from hotcold.native.bindings.device_kernels import F32, _operate
+from hotcold.native.bindings._arrays import F32, attention_args
+from hotcold.native.bindings._ffi import new
+from hotcold.native.bindings.device_kernels import _operate
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,21 @@ def product(
     a line for each element of x, of so many columns. bfloat16 comes as uint16; norm_D norms x, as
     device_kernels.norm does.
     """
-    a = _product_args(w, dtype, x_TK, rows, offset)
-    y_TR = np.full((len(x_TK), a.rows), np.nan, np.float32) if add_to is None else add_to.copy()
-    a.y_TR, a.scale_R = pointer(y_TR, "float *"), pointer(scale_R, "float *")
-    a.epilogue = EPILOGUES["add" if add_to is not None else "relu" if relu else "store"]
-    mask = None
+    width = len(w) if rows is None else rows
+    y_TR = np.full((len(x_TK), width), np.nan, np.float32) if add_to is None else add_to.copy()
+    more: dict[str, Any] = {"epilogue": "relu" if relu else "store"}
+    if add_to is not None:
+        more["epilogue"] = "add"
     if neurons is not None:
-        a.epilogue = EPILOGUES["plain" if neurons.up_bytes is None else "neuron"]
-        a.up_bytes, a.bias_bytes = neurons.up_bytes or 0, neurons.bias_bytes
-        a.ids_R = pointer(neurons.ids_R, "int32_t *")
+        more = {"epilogue": "plain" if neurons.up_bytes is None else "neuron"}
+        more |= {"up_bytes": neurons.up_bytes or 0, "bias_bytes": neurons.bias_bytes}
+        more["ids_R"] = neurons.ids_R
         if neurons.mask_TN is not None:
             mask = np.ascontiguousarray(neurons.mask_TN, np.uint8)
-            a.mask_TN, a.n = pointer(mask, "uint8_t *"), mask.shape[1]
-    arrays = {"norm_D": norm_D, "norm_bias_D": norm_bias_D}
-    more = {name: array for name, array in arrays.items() if array is not None}
-    _operate(plugin, "product", a, 0, eps=1e-5, norm_kind=NORMS[kind], **more)
-    del mask  # alive until here
+            more |= {"mask_TN": mask, "n": mask.shape[1]}
+    a = _product_args(w, dtype, x_TK, rows, offset, y_TR=y_TR, scale_R=scale_R, **more)
+    norms = {"norm_D": norm_D, "norm_bias_D": norm_bias_D, "norm_kind": kind}
+    _operate(plugin, "product", a, 0, eps=1e-5, **norms)
     return y_TR, int(a.fired)
 
 
@@ -84,25 +83,31 @@ def proposals(
     bias_R: F32 | None = None,
 ) -> NDArray[np.bool_]:
     """Where the product reaches the threshold, [T, R]."""
-    a = _product_args(w_RK, dtype, x_TK, None, 0)
     y_TR = np.zeros((len(x_TK), len(w_RK)), np.float32)
     bits = np.zeros((len(x_TK), -(-len(w_RK) // 8)), np.uint8)
-    a.y_TR, a.bits_T = pointer(y_TR, "float *"), pointer(bits, "uint8_t *")
-    a.scale_R, a.bias_R = pointer(scale_R, "float *"), pointer(bias_R, "float *")
-    a.epilogue, a.threshold = EPILOGUES["mask"], threshold
-    _operate(plugin, "product", a, 0)
+    more = {"y_TR": y_TR, "bits_T": bits, "scale_R": scale_R, "bias_R": bias_R}
+    more |= {"epilogue": "mask", "threshold": threshold}
+    _operate(plugin, "product", _product_args(w_RK, dtype, x_TK, None, 0, **more), 0)
     return np.unpackbits(bits, axis=1, count=len(w_RK), bitorder="little").astype(bool)
 
 
-def _product_args(w: NDArray[Any], dtype: str, x_TK: F32, rows: int | None, offset: int) -> Any:
-    """An hc_product_args of arrays that outlive it."""
-    a = ffi.new("hc_product_args *")
-    a.w, a.stride_bytes = ffi.cast("void *", w.ctypes.data), w.strides[0]
-    a.offset_bytes, a.dtype = offset, DTYPES[dtype]
-    a.rows, a.transposed = len(w) if rows is None else rows, rows is not None
-    a.tokens, a.k = x_TK.shape
-    a.x_TK = pointer(x_TK, "float *")
-    return a
+def _product_args(
+    w: NDArray[Any], dtype: str, x_TK: F32, rows: int | None, offset: int, **more: Any
+) -> Any:
+    tokens, k = x_TK.shape
+    return new(
+        "hc_product_args",
+        w=w.ctypes.data,
+        stride_bytes=w.strides[0],
+        offset_bytes=offset,
+        dtype=dtype,
+        rows=len(w) if rows is None else rows,
+        transposed=rows is not None,
+        tokens=tokens,
+        k=k,
+        x_TK=x_TK,
+        **more,
+    )
 
 
 def attention(
@@ -119,16 +124,9 @@ def attention(
 
     Caches are float32 or float16 and changed in place. out [T, H * E].
     """
-    kv_heads, context, head_dim = k_cache.shape
-    out = np.full((len(qkv_TQ), heads * head_dim), np.nan, np.float32)
+    out = np.full((len(qkv_TQ), heads * k_cache.shape[2]), np.nan, np.float32)
     first = np.array([position], np.int32)
-    a = ffi.new("hc_attention_args *")
-    a.q, a.q_stride = pointer(qkv_TQ, "float *"), qkv_TQ.shape[1]
-    a.k_cache = ffi.cast("float *", k_cache.ctypes.data)
-    a.v_cache = ffi.cast("float *", v_cache.ctypes.data)
-    a.heads, a.kv_heads, a.head_dim = heads, kv_heads, head_dim
-    a.batch, a.context = len(qkv_TQ), context
-    a.position_B, a.out = pointer(first, "int32_t *"), pointer(out, "float *")
-    more = {"cos_PE": cos_PE, "sin_PE": sin_PE, "kv_f16": int(k_cache.dtype == np.float16)}
+    a = attention_args(qkv_TQ, k_cache, v_cache, heads, first, out)
+    more = {"cos_PE": cos_PE, "sin_PE": sin_PE, "kv_f16": k_cache.dtype == np.float16}
     _operate(plugin, "prompt_attention", a, 0, **more)
     return out

@@ -4,97 +4,27 @@ Keeps every array alive that the C side points to. Knows nothing of bundles, pla
 addresses and arrays from `hotcold.runtime.engine.executors`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.generated import STEP, TOKEN, Actor, Status
-from hotcold.native.abi.names import DTYPES, FORMS, NORMS
-from hotcold.native.bindings._ffi import check, failure, ffi, last_error, lib, pointer
-from hotcold.native.bindings.device import DeviceArrays, NativeDevice
-from hotcold.native.bindings.token_kernels import set_sampling
+from hotcold.native.abi.generated import STEP, TOKEN, Status
+from hotcold.native.bindings._ffi import (
+    check,
+    copied,
+    failure,
+    ffi,
+    last_error,
+    lib,
+    new,
+    pointer,
+)
+from hotcold.native.bindings.device import NativeDevice
+from hotcold.native.bindings.token_kernels import drawing
 from hotcold.native.options.sampling import Sampling
-
-
-@dataclass(frozen=True)
-class LayerAddresses:
-    """Where one layer's tensors lie in this process."""
-
-    attention_norm: int
-    ffn_norm: int
-    qkv: int
-    o: int
-    records: int
-    attention_norm_bias: int = 0  # as all from here on: 0 where the model has none
-    ffn_norm_bias: int = 0
-    qkv_bias: int = 0
-    o_bias: int = 0
-    ffn_bias: int = 0
-
-
-@dataclass(frozen=True)
-class ModelAddresses:
-    """hc_model: shapes as in hotcold.h, addresses into a weight store that outlives the executor.
-
-    An address of 0 means that the model has no such tensor, a table of None no rotary embedding.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    d: int
-    n: int
-    vocab: int
-    context: int
-    norm_eps: float
-    dtype: str
-    record_bytes: int
-    gate_offset: int
-    up_offset: int
-    down_offset: int
-    layers: Sequence[LayerAddresses]
-    embed: int
-    head: int
-    final_norm: int
-    cos_PE: NDArray[np.float32] | None
-    sin_PE: NDArray[np.float32] | None
-    embed_dim: int
-    norm: str = "rms"
-    post_norm: bool = False
-    bias_offset: int = 0
-    final_norm_bias: int = 0
-    positions: int = 0
-    project_in: int = 0
-    project_out: int = 0
-
-
-@dataclass(frozen=True)
-class OwnedNeurons:
-    """The neurons one device owns in one layer: ids int32 ascending."""
-
-    ids: NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class PredictorArrays:
-    """hc_predictor_layer: a form of predict.h by name, and what it reads; None: it has no such."""
-
-    form: str
-    threshold: float
-    residual_input: bool = False
-    relu: bool = False
-    fc1: NDArray[Any] | None = None
-    fc2: NDArray[Any] | None = None
-    bias: NDArray[np.float32] | None = None
-    signs: NDArray[np.uint64] | None = None
-    scale: NDArray[np.float32] | None = None
-    column: NDArray[np.float32] | None = None
-    input_bits: int = 0
-    window: int = 0
-    probe_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,129 +61,49 @@ class RequestTimes:
     decode_bytes: int
 
 
-@dataclass
-class ExecutorArrays:
-    """Everything hc_executor_args points to, by Python's names."""
-
-    actor: str
-    model: ModelAddresses
-    segment: Any  # hc_segment * of hotcold.native.bindings.segment
-    epoch: int
-    steps: NDArray[Any]
-    max_batch: int
-    threads: int
-    cores: Sequence[int] | None = None
-    owned: Sequence[OwnedNeurons] = ()
-    predictors: Sequence[PredictorArrays] = ()
-    device_LN: NDArray[np.int8] | None = None
-    kv: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
-    fired_LN: NDArray[np.int64] | None = None
-    audit_every: int = 0
-    audit_seed: int = 0
-    device: DeviceArrays | None = None  # GPU actor: its GPU; None: the CPU device
-    keep: list[Any] = field(default_factory=list)
-
-
-def _cpu_model(model: ModelAddresses, keep: list[Any]) -> Any:
-    """Build hc_model; keep receives what must stay alive."""
-    layers = ffi.new("hc_layer[]", len(model.layers))
-    for row, layer in zip(layers, model.layers, strict=True):
-        for name in ("qkv", "o", "records"):
-            setattr(row, name, ffi.cast("void *", getattr(layer, name)))
-        row.qkv_bias = ffi.cast("float *", layer.qkv_bias)
-        for name in "attention_norm ffn_norm attention_norm_bias ffn_norm_bias".split():
-            setattr(row, f"{name}_D", ffi.cast("float *", getattr(layer, name)))
-        row.o_bias_D = ffi.cast("float *", layer.o_bias)
-        row.ffn_bias_D = ffi.cast("float *", layer.ffn_bias)
-    c = ffi.new("hc_model *")
-    names = "heads kv_heads head_dim d n vocab context norm_eps record_bytes embed_dim post_norm"
-    for name in f"{names} gate_offset up_offset down_offset bias_offset".split():
-        setattr(c, name, getattr(model, name))
-    c.n_layers, c.dtype, c.layers = len(model.layers), DTYPES[model.dtype], layers
-    c.norm = NORMS[model.norm]
-    for name in "embed head positions project_in project_out".split():
-        setattr(c, name, ffi.cast("void *", getattr(model, name)))
-    c.final_norm_D = ffi.cast("float *", model.final_norm)
-    c.final_norm_bias_D = ffi.cast("float *", model.final_norm_bias)
-    c.cos_PE = pointer(model.cos_PE, "float *")
-    c.sin_PE = pointer(model.sin_PE, "float *")
-    keep += [layers, c, model]
-    return c
-
-
-def _owned(owned: Sequence[OwnedNeurons], keep: list[Any]) -> Any:
-    if not owned:
-        return ffi.NULL
-    rows = ffi.new("hc_owned[]", len(owned))
-    for row, one in zip(rows, owned, strict=True):
-        row.ids, row.n_ids = pointer(one.ids, "int32_t *"), len(one.ids)
-    keep += [rows, list(owned)]
-    return rows
-
-
-def _predictors(layers: Sequence[PredictorArrays], keep: list[Any]) -> Any:
-    if not layers:
-        return ffi.NULL
-    rows = ffi.new("hc_predictor_layer[]", len(layers))
-    for row, layer in zip(rows, layers, strict=True):
-        row.form = FORMS[layer.form]
-        row.input = 1 if layer.residual_input else 0
-        for name in ("threshold", "relu", "input_bits", "window", "probe_every"):
-            setattr(row, name, getattr(layer, name))
-        row.bias_N = pointer(layer.bias, "float *")
-        row.signs_NW = pointer(layer.signs, "uint64_t *")
-        row.scale_N, row.column_D = (
-            pointer(layer.scale, "float *"),
-            pointer(layer.column, "float *"),
-        )
-        if layer.fc1 is not None:
-            row.fc1, row.fc2 = pointer(layer.fc1, "void *"), pointer(layer.fc2, "void *")
-            row.hidden, row.dtype = layer.fc1.shape[0], DTYPES[str(layer.fc1.dtype)]
-    keep += [rows, list(layers)]
-    return rows
-
-
 class NativeExecutor:
-    """One actor's resident loop: run() in a thread of its own, close() after run() returned."""
+    """One actor's resident loop: run() in a thread of its own, close() after run() returned.
 
-    def __init__(self, arrays: ExecutorArrays) -> None:
+    Args:
+        threads: of its pool.
+        cores: one a thread, or None.
+        device: what NativeDevice takes; None: the CPU device.
+        steps: STEP records, the actor's program.
+        fields: of hc_executor_args (abi/hotcold.h), by name; addresses among them outlive it.
+
+    Raises:
+        HotcoldError: the pool, the device or the scratch cannot be had.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        cores: Sequence[int] | None,
+        *,
+        device: Mapping[str, Any] | None = None,
+        steps: NDArray[Any],
+        **fields: Any,
+    ) -> None:
         self.device: NativeDevice | None = None
-        keep = arrays.keep
-        cores = list(arrays.cores) if arrays.cores else None
-        c_cores = ffi.new("int32_t[]", cores) if cores else ffi.NULL
-        self._pool = lib.hc_pool_create(arrays.threads, c_cores)
+        self._request: Request | None = None
+        c_cores = ffi.new("int32_t[]", list(cores)) if cores else ffi.NULL
+        self._pool = lib.hc_pool_create(threads, c_cores)
         if self._pool == ffi.NULL:
             raise failure()
-        steps = np.ascontiguousarray(arrays.steps, dtype=STEP)
-        args = ffi.new("hc_executor_args *")
-        args.actor, args.max_batch = Actor[arrays.actor.upper()], arrays.max_batch
-        args.n_steps = len(steps)
-        args.model, args.segment = _cpu_model(arrays.model, keep), arrays.segment
-        args.epoch, args.steps = arrays.epoch, pointer(steps, "hc_step *")
-        args.owned_L = _owned(arrays.owned, keep)
-        args.predictors_L = _predictors(arrays.predictors, keep)
-        args.device_LN = pointer(arrays.device_LN, "int8_t *")
-        if arrays.kv is not None:
-            args.k_cache = pointer(arrays.kv[0], "float *")
-            args.v_cache = pointer(arrays.kv[1], "float *")
-        args.fired_LN = pointer(arrays.fired_LN, "int64_t *")
-        args.audit_every, args.audit_seed = arrays.audit_every, arrays.audit_seed
-        args.pool, args.core = self._pool, cores[0] if cores else -1
-        self._keep = [keep, steps, args, arrays]
-        self._request: Request | None = None
-        if arrays.device is not None:
-            predictors = _predictors(arrays.device.predictors, keep)
-            try:
-                self.device = NativeDevice(arrays.device, args, predictors, keep)
-            except BaseException:
-                self.close()
-                raise
-            args.device = self.device.c
-        self._c = lib.hc_executor_create(args)
-        if self._c == ffi.NULL:
-            error = failure()
+        steps = np.ascontiguousarray(steps, dtype=STEP)
+        fields |= {"steps": steps, "n_steps": len(steps)}
+        fields |= {"pool": self._pool, "core": cores[0] if cores else -1}
+        try:
+            args = self._args = new("hc_executor_args", **fields)
+            if device is not None:
+                self.device = NativeDevice(args, **device)
+                args.device = self.device.c
+            self._c = lib.hc_executor_create(args)
+            if self._c == ffi.NULL:
+                raise failure()
+        except BaseException:
             self.close()
-            raise error
+            raise
 
     def run(self) -> str | None:
         """Run pass after pass until the exchange is poisoned (GIL released).
@@ -288,16 +138,22 @@ class NativeExecutor:
         Raises:
             ConfigError: it does not fit the context or the vocabulary, or another one is running.
         """
-        c = ffi.new("hc_request *")
-        c.id, c.n_prompt, c.max_tokens = request.id, len(request.prompt), request.max_tokens
-        c.prompt = pointer(request.prompt, "int32_t *")
-        c.n_past, c.n_dense = request.n_past, request.n_dense or 0
-        eos = np.array(request.eos, np.int32)  # C copies both lists
-        c.n_eos, c.eos = len(eos), pointer(eos, "int32_t *")
-        set_sampling(c, request.sampling)
-        c.logits_PV = pointer(request.logits_PV, "float *")
-        c.masks_PLN = pointer(request.masks_PLN, "uint8_t *")
-        check(lib.hc_executor_post(self._c, c))
+        eos = np.array(request.eos, np.int32)
+        c = new(
+            "hc_request",
+            id=request.id,
+            prompt=request.prompt,
+            n_prompt=len(request.prompt),
+            max_tokens=request.max_tokens,
+            n_eos=len(eos),
+            n_past=request.n_past,
+            n_dense=request.n_dense or 0,
+            eos=eos,
+            **drawing(request.sampling),
+            logits_PV=request.logits_PV,
+            masks_PLN=request.masks_PLN,
+        )
+        check(lib.hc_executor_post(self._c, c))  # which copies both lists
         self._request = request
 
     def tokens(
@@ -332,10 +188,7 @@ class NativeExecutor:
         lib.hc_executor_request_state(self._c, state)
         if state.error.status == Status.ERR_ARGUMENT:
             raise failure(state.error)
-        return RequestTimes(
-            *(state.begin_ns, state.prompt_ns, state.end_ns, state.passes),
-            *(state.prompt_bytes, state.decode_bytes),
-        )
+        return copied(state, RequestTimes)
 
     def close(self) -> None:
         """Free the native side; run() must have returned. Idempotent."""

@@ -3,38 +3,22 @@
 A GPU executor hands its memory out by the same functions; asking needs neither a GPU nor a plug-in.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from hotcold.native.bindings._ffi import ffi, lib
-
-HOT_CHUNKS: int = lib.HC_HOT_CHUNKS
-ATTENTION_PIECE: int = lib.HC_ATTENTION_PIECE
-GRANULE: int = lib.HC_DEVICE_GRANULE
+from hotcold.native.abi.generated import HOT_CHUNKS
+from hotcold.native.bindings._ffi import copied, ffi, lib, new
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """hc_layout_layer: what the memory of one layer depends on.
-
-    Args:
-        owned: neurons that the GPU computes.
-        resident: of those, with their records in device memory; the others are read over the bus.
-        host_parts: PARTS (abi/names.py) of the modules that stay in host memory.
-        predicted_at: layer whose input the prediction reads; -1: not predicted.
-        sign: the predictor has one bit a weight; else two matrices.
-        bias: it has a bias a neuron.
-        column: it has a factor an input, of the form sign.
-        folds_norm: its first product folds the norm of the input in.
-        hidden: rows of its first matrix.
-        fc_bytes: of an element of its matrices, as uploaded.
-    """
+    """hc_layout_layer: what the memory of one layer depends on; abi/layout.h says what each is."""
 
     owned: int
     resident: int = 0
     host_parts: int = 0
     predicted_at: int = -1
-    sign: bool = False
+    form: str = "matrices"
     bias: bool = False
     column: bool = False
     folds_norm: bool = False
@@ -44,14 +28,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class LayoutBytes:
-    """hc_layout_bytes of one process.
-
-    Args:
-        device: device memory.
-        mailbox: and as much again, which the predictor's process maps.
-        host: pinned host memory of modules that stay there.
-        rounding: by which modules and records take more than their bytes in device memory, at most.
-    """
+    """hc_layout_bytes of one process: in device memory, in a mailbox, pinned, lost by rounding."""
 
     device: int
     mailbox: int
@@ -66,36 +43,7 @@ class LayoutBytes:
 
 @dataclass(frozen=True)
 class GpuShape:
-    """hc_layout_shape: what the memory of a GPU executor depends on.
-
-    Args:
-        n_layers: L.
-        heads: query heads.
-        kv_heads: key heads.
-        head_dim: elements of a head.
-        element_bytes: of a weight.
-        kv_bytes: of an element of the KV cache.
-        d: width of the residual stream.
-        n: neurons of a layer.
-        vocab: rows of the head.
-        context: positions of the KV cache.
-        embed_dim: width of the head.
-        record_bytes: of a neuron.
-        norm_bias: norms have biases.
-        biases: products have biases.
-        gated: neurons have up rows.
-        final_norm: there is a norm before the head.
-        rotary: positions are rotary.
-        projected: the head is of another width than the stream.
-        max_batch: tokens of a pass.
-        layers: one entry a layer.
-        head_on_host: the head stays in host memory.
-        n_chunks: partial sums of the hot FFN.
-        audit_every: one in so many neurons is looked at; 0: none.
-        predictor_i8: predictor matrices have a scale a row.
-        remote_predictor: the predictor has a process and memory of its own.
-        prompt_rows: tokens of a dense prompt pass; 0: there is none.
-    """
+    """hc_layout_shape: what the memory of a GPU executor depends on, as in abi/layout.h."""
 
     n_layers: int
     heads: int
@@ -141,19 +89,7 @@ class GpuShape:
             raise ValueError(
                 f"{len(self.layers)} layers are described, the model has {self.n_layers}"
             )
-        layers = ffi.new("hc_layout_layer[]", self.n_layers)
-        for c_layer, layer in zip(layers, self.layers, strict=True):
-            _fill(c_layer, layer, "sign")
-            c_layer.form = lib.HC_PREDICT_SIGN if layer.sign else lib.HC_PREDICT_MATRICES
-        shape, out = ffi.new("hc_layout_shape *"), ffi.new("hc_layout_bytes *")
-        _fill(shape, self, "layers")
-        shape.layers_L = layers
-        count(shape, out)
-        return LayoutBytes(out.device, out.mailbox, out.host, out.rounding)
-
-
-def _fill(c: Any, values: LayerShape | GpuShape, but: str) -> None:  # noqa: ANN401 - a C struct
-    """Copy the fields into those of the same names, except one."""
-    for field in fields(values):
-        if field.name != but:
-            setattr(c, field.name, getattr(values, field.name))
+        out, values = ffi.new("hc_layout_bytes *"), dict(vars(self))
+        values["layers_L"] = [vars(layer) for layer in values.pop("layers")]
+        count(new("hc_layout_shape", **values), out)
+        return copied(out, LayoutBytes)

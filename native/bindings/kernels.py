@@ -11,22 +11,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.generated import MAX_BATCH, MAX_DEVICES
 from hotcold.native.bindings._arrays import (
     F32,
     I32,
     U32,
+    ActiveLists,
     Weights,
     array,
-    code,
+    ffn_args,
     ffn_scratch,
+    gemv_args,
     handle,
     same,
+    sign_args,
+    vector,
+    word,
     writable,
 )
-from hotcold.native.bindings._ffi import check, ffi, lib, pointer
+from hotcold.native.bindings._ffi import check, lib
 from hotcold.native.bindings.pool import (
-    CPointer,
     Pool,
     active_cpu_variant,
     cpu_variants,
@@ -86,17 +89,11 @@ def gemv(
     y_BR = np.empty((batch, rows), np.float32) if add_to is None else add_to
     writable("add_to", array("add_to", y_BR, np.float32, 2))
     same("add_to", y_BR.size, batch * rows)
-    args = ffi.new("hc_gemv_args *")
-    args.w = ffi.cast("void *", w_RD.ctypes.data)
-    args.stride_bytes = w_RD.strides[0] if rows > 1 else d * w_RD.itemsize
-    args.rows, args.d, args.dtype, args.batch = rows, d, code(w_RD.dtype), batch
-    args.x_BD, args.x_stride = pointer(x_BD, "float *"), d
-    args.y_BR, args.y_stride = pointer(y_BR, "float *"), rows
+    more: dict[str, Any] = {"relu": relu, "accumulate": add_to is not None}
     if bias_R is not None:
-        args.bias_R = ffi.cast("float *", bias_R.ctypes.data)
-        args.bias_stride = bias_R.strides[0] if rows > 1 else 4
-    args.relu, args.accumulate = relu, add_to is not None
-    check(lib.hc_gemv(args, handle(pool)))
+        more["bias_R"] = bias_R.ctypes.data
+        more["bias_stride"] = bias_R.strides[0] if rows > 1 else 4
+    check(lib.hc_gemv(gemv_args(w_RD, word(w_RD.dtype), x_BD, y_BR, **more), handle(pool)))
     return y_BR
 
 
@@ -146,22 +143,19 @@ def ffn(
     batch, d = array("x", x_BD, np.float32, 2).shape
     needed = (3 if gated else 2) * d
     _check_records(records, needed + (4 // records.itemsize if biased else 0))
-    _check_ffn(records, batch, ids, members=members, gate_KB=gate_KB, fired_N=fired_N)
+    n, count, size = records.shape[0], array("ids", ids, np.int32, 1).size, records.itemsize
+    vector("members", members, np.uint32, count)
+    vector("fired", fired_N, np.int64, n)
+    if fired_N is not None:
+        writable("fired", fired_N)
+    if gate_KB is not None:
+        same("gate", array("gate", gate_KB, np.float32, 2).size, count * batch)
     y_BD = np.empty((batch, d), np.float32)
-    scratch = ffn_scratch(ids.size, batch)
-    args = ffi.new("hc_ffn_args *")
-    size = records.itemsize
-    args.records = ffi.cast("void *", records.ctypes.data)
-    args.record_bytes = records.shape[1] * size
-    args.up_offset, args.down_offset = (d * size, 2 * d * size) if gated else (-1, d * size)
-    args.bias_offset = needed * size if biased else 0
-    args.d, args.dtype, args.batch = d, code(records.dtype), batch
-    args.ids, args.n_ids = pointer(ids, "int32_t *"), ids.size
-    args.members = pointer(members, "uint32_t *")
-    args.gate_KB = pointer(gate_KB, "float *")
-    args.x_BD, args.y_BD = pointer(x_BD, "float *"), pointer(y_BD, "float *")
-    args.n, args.scratch = records.shape[0], pointer(scratch, "void *")
-    args.fired_N = pointer(fired_N, "int64_t *")
+    lists = {"ids": ids, "n_ids": count, "members": members, "gate_KB": gate_KB, "fired_N": fired_N}
+    lists |= {"records": records, "n": n, "scratch": ffn_scratch(count, batch)}
+    bias = needed * size if biased else 0
+    width = records.shape[1] * size
+    args = ffn_args(word(records.dtype), x_BD, y_BD, width, gated, bias_offset=bias, **lists)
     check(lib.hc_ffn(args, handle(pool)))
     return FfnResult(y_BD, args.gate_rows, args.up_down_rows, args.bytes)
 
@@ -169,25 +163,6 @@ def ffn(
 def _check_records(records: Weights, needed: int) -> None:
     if records.ndim != 2 or not records.flags.c_contiguous or records.shape[1] < needed:
         raise ConfigError(f"records are {records.shape}; contiguous rows of >= {needed} are needed")
-
-
-def _check_ffn(
-    records: Weights,
-    batch: int,
-    ids: I32,
-    *,
-    members: U32 | None,
-    gate_KB: F32 | None,
-    fired_N: NDArray[np.int64] | None,
-) -> None:
-    """Refuse arrays of ffn whose sizes contradict each other; C checks the values."""
-    n, count = records.shape[0], array("ids", ids, np.int32, 1).size
-    if members is not None:
-        same("members", array("members", members, np.uint32, 1).size, count)
-    if gate_KB is not None:
-        same("gate", array("gate", gate_KB, np.float32, 2).size, count * batch)
-    if fired_N is not None:
-        same("fired", writable("fired", array("fired", fired_N, np.int64, 1)).size, n)
 
 
 def sign(
@@ -215,16 +190,11 @@ def sign(
     n, words = array("signs", signs_NW, np.uint64, 2).shape
     same("words of a row", words, (d + 63) // 64)
     for name, given, size in (("scale", scale_N, n), ("bias", bias_N, n), ("column", column_D, d)):
-        if given is not None:
-            same(name, array(name, given, np.float32, 1).size, size)
+        vector(name, given, np.float32, size)
     scores_BN = np.empty((batch, n), np.float32)
     planes = np.empty(batch * max(1, input_bits) * words, np.uint64)
-    args = ffi.new("hc_sign_args *")
-    args.n, args.d, args.input_bits, args.batch = n, d, input_bits, batch
-    args.signs_NW, args.scale_N = pointer(signs_NW, "uint64_t *"), pointer(scale_N, "float *")
-    args.bias_N, args.column_D = pointer(bias_N, "float *"), pointer(column_D, "float *")
-    args.x_BD, args.scores_BN = pointer(x_BD, "float *"), pointer(scores_BN, "float *")
-    args.planes_BPW = pointer(planes, "uint64_t *")
+    arrays = (signs_NW, scale_N, bias_N, column_D, x_BD, scores_BN)
+    args = sign_args(*arrays, input_bits=input_bits, planes_BPW=planes)
     check(lib.hc_sign(args, handle(pool)))
     return scores_BN
 
@@ -256,32 +226,10 @@ def split(
         with_gate: copy the scores as gate pre-activations.
     """
     array("scores", scores_BN, np.float32, 2)
-    batch, n = scores_BN.shape
-    same("device", array("device", device_N, np.int8, 1).size, n)
-    needed = int(lib.hc_active_bytes(n, max(1, min(batch, MAX_BATCH)), with_gate))
-    buffers = [np.zeros(needed, np.uint8) for _ in range(MAX_DEVICES)]
-    lists = [ffi.cast("hc_active *", buffer.ctypes.data) for buffer in buffers]
-    args = ffi.new("hc_split_args *")
-    args.scores_BN, args.n, args.batch = pointer(scores_BN, "float *"), n, batch
-    args.threshold, args.with_gate = threshold, with_gate
-    args.device_N = pointer(device_N, "int8_t *")
-    for index, one in enumerate(lists):
-        one.capacity = n
-        args.out[index] = one
-    check(lib.hc_split(args))
-    return [_active(one, batch, with_gate) for one in lists]
-
-
-def _active(one: CPointer, batch: int, with_gate: bool) -> ActiveList:
-    """Copy a C active list into arrays."""
-    count = one.count
-
-    def copied(address: CPointer, items: int, dtype: type[np.generic]) -> NDArray[Any]:
-        return np.frombuffer(bytes(ffi.buffer(address, items * 4)), dtype)
-
-    gate = copied(lib.hc_active_gate(one), count * batch, np.float32) if with_gate else None
-    return ActiveList(
-        copied(lib.hc_active_ids(one), count, np.int32),
-        copied(lib.hc_active_members(one), count, np.uint32),
-        None if gate is None else gate.reshape(count, batch),
-    )
+    vector("device", device_N, np.int8, scores_BN.shape[1])
+    lists = ActiveLists(scores_BN, threshold, device_N, with_gate)
+    check(lib.hc_split(lists.args))
+    return [
+        ActiveList(ids, members, gate_KB if with_gate else None)
+        for ids, members, gate_KB in lists.found()
+    ]

@@ -15,21 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.abi.generated import (
-    ACTOR_STATE,
     ACTORS,
     MAX_WATCHED,
     POISON_SHIFT,
     SEGMENT,
     Status,
 )
-from hotcold.native.bindings._ffi import check, failure, ffi, lib, pointer
+from hotcold.native.bindings._ffi import check, copied, failure, ffi, lib, pointer
 from hotcold.native.errors import ConfigError
+
+__all__ = ["NativeSegment", "Watcher", "copied", "hop"]
 
 Buffer = mmap | bytearray | memoryview
 
 
 class NativeSegment:
     """The C view of one mapped segment; keeps the mapping alive as long as it lives itself.
+
+    Attributes that are not below are the header's: fields of hc_segment by name.
 
     Args:
         buffer: writable memory that starts on a cache line; room for the header at least.
@@ -64,34 +67,9 @@ class NativeSegment:
         """Raise ConfigError or KernelError unless this is a whole segment of that epoch."""
         check(lib.hc_segment_check(self.pointer, self.bytes, epoch))
 
-    def set_wait_policy(self, spin_ns: int, yield_every: int) -> None:
-        """Sleep after spin_ns of waiting; give up the core once in yield_every spins."""
-        self.pointer.spin_ns = spin_ns
-        self.pointer.yield_every = yield_every
-
-    @property
-    def abi(self) -> int:
-        """ABI number in the header."""
-        return int(self.pointer.abi)
-
-    @property
-    def epoch(self) -> int:
-        """Epoch in the header."""
-        return int(self.pointer.epoch)
-
-    @property
-    def n_flags(self) -> int:
-        """Flags the segment has."""
-        return int(self.pointer.n_flags)
-
-    @property
-    def span_capacity(self) -> int:
-        """Spans each actor's ring keeps."""
-        return int(self.pointer.span_capacity)
-
-    def span_offset(self, actor: int) -> int:
-        """Offset of an actor's span ring, bytes from the segment's start."""
-        return int(self.pointer.span_offset[actor])
+    def __getattr__(self, name: str) -> Any:
+        """A field of hc_segment, as it is now."""
+        return getattr(self.pointer, name)
 
     def poison(self, code: int, actor: int) -> None:
         """Poison and wake every sleeper; the first poison stays."""
@@ -131,34 +109,6 @@ class NativeSegment:
         waited = ffi.new("int64_t *")
         status = lib.hc_flag_wait(self.pointer, flag, seq & 0xFFFFFFFF, epoch, timeout_ns, waited)
         return Status(status), int(waited[0])
-
-    def counters(self, actor: int) -> dict[str, int]:
-        """The counters an actor keeps in the header, by field name of hc_actor_state."""
-        state = self.pointer.actor[actor]
-        return {name: int(getattr(state, name)) for name in ACTOR_STATE.names or ()}
-
-    def set_counter(self, actor: int, name: str, value: int) -> None:
-        """Set one counter; only the actor itself may, while its native loop does not run."""
-        setattr(self.pointer.actor[actor], name, value)
-
-    @property
-    def pass_header(self) -> tuple[int, int]:
-        """(batch, seq) of the running pass, as the GPU executor wrote it."""
-        return int(self.pointer.pass_batch), int(self.pointer.pass_seq)
-
-    @pass_header.setter
-    def pass_header(self, value: tuple[int, int]) -> None:
-        self.pointer.pass_batch, self.pointer.pass_seq = value
-
-    @property
-    def pass_prompt(self) -> int:
-        """Tokens of the dense prompt pass that the GPU executor runs alone; 0: none."""
-        return int(self.pointer.pass_prompt)
-
-    @property
-    def pass_begin_ns(self) -> int:
-        """When the last pass or dense prompt pass began, on CLOCK_MONOTONIC."""
-        return int(self.pointer.pass_begin_ns)
 
     def _words(self, flag: int) -> tuple[int, int]:
         self._check_flag(flag)

@@ -6,28 +6,54 @@ so that one large buffer can be every operator's weights in turn; the caller kee
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hotcold.native.abi.names import DTYPE_BYTES, DTYPES
-from hotcold.native.bindings._arrays import F32, I32, ffn_scratch, handle
-from hotcold.native.bindings._ffi import check, ffi, lib, pointer
-from hotcold.native.bindings.pool import CPointer, Pool
+from hotcold.native.abi.names import DTYPE_BYTES
+from hotcold.native.bindings._arrays import F32, I32, ffn_args, ffn_scratch, handle
+from hotcold.native.bindings._ffi import check, ffi, lib, new, pointer
+from hotcold.native.bindings.pool import Pool
 from hotcold.native.errors import ConfigError
 
 
-def _timed(function: Callable[..., int], args: CPointer, pool: CPointer) -> float:
-    """Seconds of one call."""
-    begin = time.perf_counter_ns()
-    status = function(args, pool)
-    seconds = (time.perf_counter_ns() - begin) * 1e-9
-    check(status)
-    return seconds
+@dataclass(frozen=True)
+class Timed:
+    """An operator that waits for the address of its data.
+
+    Args:
+        function: of the kernels.
+        args: its C arguments.
+        pool: threads, or None.
+        points: fields that point into the data, and where to, in bytes.
+        count: the field that says how many ids there are; "": it takes none.
+        touched: bytes of a call, given args and ids.
+    """
+
+    function: Callable[..., int]
+    args: Any
+    pool: Pool | None
+    points: dict[str, int]
+    count: str
+    touched: Callable[[Any, I32], int]
+
+    def __call__(self, base: int, ids: I32) -> tuple[float, int]:
+        """Seconds and bytes of one call on the data at an address, rows ids of it if any."""
+        for name, offset in self.points.items():
+            setattr(self.args, name, ffi.cast("void *", base + offset))
+        if self.count:
+            self.args.ids = pointer(ids, "int32_t *")
+            setattr(self.args, self.count, ids.size)
+        pool = handle(self.pool)
+        begin = time.perf_counter_ns()
+        status = self.function(self.args, pool)
+        seconds = (time.perf_counter_ns() - begin) * 1e-9
+        check(status)
+        return seconds, self.touched(self.args, ids)
 
 
-class TimedRead:
+def timed_read(stride_bytes: int, row_bytes: int, side: int, pool: Pool | None) -> Timed:
     """hc_read: rows alone, the yardstick.
 
     Args:
@@ -36,20 +62,11 @@ class TimedRead:
         side: rows read side by side: 1, 4 or 8.
         pool: threads, or None.
     """
-
-    def __init__(self, stride_bytes: int, row_bytes: int, side: int, pool: Pool | None) -> None:
-        self._args, self._pool = ffi.new("hc_read_args *"), handle(pool)
-        self._args.stride_bytes, self._args.row_bytes = stride_bytes, row_bytes
-        self._args.side = side
-
-    def __call__(self, base: int, ids: I32) -> tuple[float, int]:
-        """Seconds and bytes of reading rows ids from an address."""
-        self._args.base = ffi.cast("void *", base)
-        self._args.ids, self._args.n = pointer(ids, "int32_t *"), ids.size
-        return _timed(lib.hc_read, self._args, self._pool), ids.size * int(self._args.row_bytes)
+    args = new("hc_read_args", stride_bytes=stride_bytes, row_bytes=row_bytes, side=side)
+    return Timed(lib.hc_read, args, pool, {"base": 0}, "n", lambda _, ids: ids.size * row_bytes)
 
 
-class TimedFfn:
+def timed_ffn(d: int, n: int, dtype: str, x: F32, pool: Pool | None) -> Timed:
     """hc_ffn on records of 3 d weights, one token.
 
     Args:
@@ -59,55 +76,20 @@ class TimedFfn:
         x: the token, float32 [d].
         pool: threads, or None.
     """
-
-    def __init__(self, d: int, n: int, dtype: str, x: F32, pool: Pool | None) -> None:
-        args, size = ffi.new("hc_ffn_args *"), DTYPE_BYTES[dtype]
-        self._args, self._pool = args, handle(pool)
-        self._keep: list[NDArray[Any]] = [x]
-        args.record_bytes, args.d, args.batch = 3 * d * size, d, 1
-        args.gate_offset, args.up_offset, args.down_offset = 0, d * size, 2 * d * size
-        args.dtype, args.n, args.x_BD = DTYPES[dtype], n, pointer(x, "float *")
-        args.y_BD = self._scratch(np.empty(d, np.float32), "float *")
-        args.scratch = self._scratch(ffn_scratch(n, 1), "void *")
-
-    def _scratch(self, array: NDArray[Any], ctype: str) -> Any:  # noqa: ANN401 - a C pointer
-        self._keep.append(array)
-        return pointer(array, ctype)
-
-    def __call__(self, base: int, ids: I32) -> tuple[float, int]:
-        """Seconds and bytes touched of the layer whose records lie at an address."""
-        self._args.records = ffi.cast("void *", base)
-        self._args.ids, self._args.n_ids = pointer(ids, "int32_t *"), ids.size
-        return _timed(lib.hc_ffn, self._args, self._pool), int(self._args.bytes)
+    record, y = 3 * d * DTYPE_BYTES[dtype], np.empty((1, d), np.float32)
+    args = ffn_args(dtype, x.reshape(1, d), y, record, n=n, scratch=ffn_scratch(n, 1))
+    return Timed(lib.hc_ffn, args, pool, {"records": 0}, "n_ids", lambda a, _: int(a.bytes))
 
 
-class TimedGemv:
-    """hc_gemv on rows of d weights, one token.
-
-    Args:
-        rows: rows of the matrix.
-        d: weights of a row.
-        dtype: "float32", "float16" or "bfloat16".
-        x: the token, float32 [d].
-        pool: threads, or None.
-    """
-
-    def __init__(self, rows: int, d: int, dtype: str, x: F32, pool: Pool | None) -> None:
-        args = ffi.new("hc_gemv_args *")
-        self._args, self._pool, self._bytes = args, handle(pool), rows * d * DTYPE_BYTES[dtype]
-        y = np.empty(rows, np.float32)
-        self._keep = [x, y]
-        args.stride_bytes, args.rows, args.d = d * DTYPE_BYTES[dtype], rows, d
-        args.dtype, args.batch, args.x_stride, args.y_stride = DTYPES[dtype], 1, d, rows
-        args.x_BD, args.y_BR = pointer(x, "float *"), pointer(y, "float *")
-
-    def __call__(self, base: int, ids: I32) -> tuple[float, int]:
-        """Seconds and bytes of the matrix at an address; ids are not used."""
-        self._args.w = ffi.cast("void *", base)
-        return _timed(lib.hc_gemv, self._args, self._pool), self._bytes
+def timed_gemv(rows: int, d: int, dtype: str, x: F32, pool: Pool | None) -> Timed:
+    """hc_gemv on rows of d weights, one token; arguments as of timed_ffn."""
+    row, y = d * DTYPE_BYTES[dtype], np.empty(rows, np.float32)
+    sizes = {"stride_bytes": row, "rows": rows, "d": d, "batch": 1, "dtype": dtype}
+    args = new("hc_gemv_args", x_BD=x, x_stride=d, y_BR=y, y_stride=rows, **sizes)
+    return Timed(lib.hc_gemv, args, pool, {"w": 0}, "", lambda *_: rows * row)
 
 
-class TimedAttention:
+def timed_attention(heads: int, head_dim: int, context: int, q: F32, pool: Pool | None) -> Timed:
     """hc_attention of one token to a full fp32 cache, keys first, then values.
 
     Args:
@@ -117,24 +99,13 @@ class TimedAttention:
         q: the queries, float32 [heads * head_dim].
         pool: threads, or None.
     """
-
-    def __init__(self, heads: int, head_dim: int, context: int, q: F32, pool: Pool | None) -> None:
-        if q.size != heads * head_dim:
-            raise ConfigError(f"q has {q.size} entries, {heads * head_dim} are needed")
-        args = ffi.new("hc_attention_args *")
-        self._args, self._pool = args, handle(pool)
-        self._part = heads * context * head_dim * 4
-        threads = 1 if pool is None else pool.threads
-        scores, out = np.empty(threads * context, np.float32), np.empty_like(q)
-        position = np.array([context - 1], np.int32)
-        self._keep: list[NDArray[Any]] = [q, scores, out, position]
-        args.q, args.q_stride, args.batch, args.context = pointer(q, "float *"), q.size, 1, context
-        args.heads, args.kv_heads, args.head_dim = heads, heads, head_dim
-        args.position_B = pointer(position, "int32_t *")
-        args.scores, args.out = pointer(scores, "float *"), pointer(out, "float *")
-
-    def __call__(self, base: int, ids: I32) -> tuple[float, int]:
-        """Seconds and bytes of the caches at an address; ids are not used."""
-        self._args.k_cache = ffi.cast("float *", base)
-        self._args.v_cache = ffi.cast("float *", base + self._part)
-        return _timed(lib.hc_attention, self._args, self._pool), 2 * self._part
+    if q.size != heads * head_dim:
+        raise ConfigError(f"q has {q.size} entries, {heads * head_dim} are needed")
+    part = heads * context * head_dim * 4
+    scores = np.empty((1 if pool is None else pool.threads) * context, np.float32)
+    sizes = {"heads": heads, "kv_heads": heads, "head_dim": head_dim, "context": context}
+    places = {"position_B": np.array([context - 1], np.int32), "scores": scores}
+    out = np.empty_like(q)
+    args = new("hc_attention_args", q=q, q_stride=q.size, batch=1, out=out, **sizes, **places)
+    caches = {"k_cache": 0, "v_cache": part}
+    return Timed(lib.hc_attention, args, pool, caches, "", lambda *_: 2 * part)

@@ -3,12 +3,20 @@
 Re-exported by kernels.py, which says who calls them and what they raise.
 """
 
-from typing import Any
-
 import numpy as np
 
-from hotcold.native.bindings._arrays import F32, I32, array, handle, same, writable
-from hotcold.native.bindings._ffi import check, ffi, lib, pointer
+from hotcold.native.abi.names import NORMS
+from hotcold.native.bindings._arrays import (
+    F32,
+    I32,
+    array,
+    attention_args,
+    handle,
+    same,
+    vector,
+    writable,
+)
+from hotcold.native.bindings._ffi import check, lib, new, pointer
 from hotcold.native.bindings.pool import Pool
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.sampling import Sampling
@@ -16,24 +24,21 @@ from hotcold.native.options.sampling import Sampling
 
 def rmsnorm(x_BD: F32, weight_D: F32, eps: float) -> F32:
     """RMS norm of each token (at most 32): x / sqrt(mean(x^2) + eps) * weight."""
-    batch, d = array("x", x_BD, np.float32, 2).shape
-    same("weight", array("weight", weight_D, np.float32, 1).size, d)
-    y_BD = np.empty_like(x_BD)
-    x, weight = pointer(x_BD, "float *"), pointer(weight_D, "float *")
-    check(lib.hc_rmsnorm(x, weight, eps, pointer(y_BD, "float *"), batch, d))
-    return y_BD
+    return _norm("rms", x_BD, weight_D, None, eps)
 
 
 def layernorm(x_BD: F32, weight_D: F32, bias_D: F32 | None, eps: float) -> F32:
     """Layer norm of each token (at most 32), with a bias unless it is None."""
+    return _norm("layer", x_BD, weight_D, bias_D, eps)
+
+
+def _norm(kind: str, x_BD: F32, weight_D: F32, bias_D: F32 | None, eps: float) -> F32:
     batch, d = array("x", x_BD, np.float32, 2).shape
-    same("weight", array("weight", weight_D, np.float32, 1).size, d)
-    if bias_D is not None:
-        same("bias", array("bias", bias_D, np.float32, 1).size, d)
+    vector("weight", weight_D, np.float32, d)
+    vector("bias", bias_D, np.float32, d)
     y_BD = np.empty_like(x_BD)
-    x, weight = pointer(x_BD, "float *"), pointer(weight_D, "float *")
-    bias, y = pointer(bias_D, "float *"), pointer(y_BD, "float *")
-    check(lib.hc_layernorm(x, weight, bias, eps, y, batch, d))
+    x, weight, bias, y = (pointer(each, "float *") for each in (x_BD, weight_D, bias_D, y_BD))
+    check(lib.hc_norm_rows(NORMS[kind], x, weight, bias, eps, y, batch, d))
     return y_BD
 
 
@@ -50,21 +55,12 @@ def rotary(x_BHE: F32, cos_PE: F32, sin_PE: F32, position_B: I32) -> None:
     batch, heads, head_dim = x_BHE.shape
     for name, table in (("cos", cos_PE), ("sin", sin_PE)):
         same(f"a row of {name}", array(name, table, np.float32, 2).shape[1], head_dim // 2)
-    same("position", array("position", position_B, np.int32, 1).size, batch)
+    vector("position", position_B, np.int32, batch)
     if batch and position_B.max() >= min(len(cos_PE), len(sin_PE)):
         raise ConfigError(f"position {position_B.max()} of tables for {len(cos_PE)} positions")
-    check(
-        lib.hc_rotary(
-            pointer(x_BHE, "float *"),
-            heads * head_dim,
-            heads,
-            head_dim,
-            pointer(cos_PE, "float *"),
-            pointer(sin_PE, "float *"),
-            pointer(position_B, "int32_t *"),
-            batch,
-        )
-    )
+    x, cos, sin = (pointer(each, "float *") for each in (x_BHE, cos_PE, sin_PE))
+    width, at = heads * head_dim, pointer(position_B, "int32_t *")
+    check(lib.hc_rotary(x, width, heads, head_dim, cos, sin, at, batch))
 
 
 def attention(
@@ -87,36 +83,23 @@ def attention(
         pool: threads; None: the caller's alone.
     """
     batch, heads, head_dim = array("q", q_BHE, np.float32, 3).shape
-    slots, kv_heads, context, _ = array("k_cache", k_cache, np.float32, 4).shape
+    slots, _, context, _ = array("k_cache", k_cache, np.float32, 4).shape
     same("v_cache", array("v_cache", v_cache, np.float32, 4).size, k_cache.size)
     same("a head of the caches", k_cache.shape[3], head_dim)
-    same("position", array("position", position_B, np.int32, 1).size, batch)
-    if slot_B is not None:
-        same("slot", array("slot", slot_B, np.int32, 1).size, batch)
-        if batch and slot_B.max() >= slots:
-            raise ConfigError(f"slot {slot_B.max()} of a cache of {slots}")
-    threads = 1 if pool is None else pool.threads
-    scores = np.empty(threads * context, np.float32)
-    out = np.empty_like(q_BHE)
-    args = ffi.new("hc_attention_args *")
-    args.q, args.q_stride = pointer(q_BHE, "float *"), heads * head_dim
-    args.k_cache, args.v_cache = pointer(k_cache, "float *"), pointer(v_cache, "float *")
-    args.heads, args.kv_heads, args.head_dim, args.batch = heads, kv_heads, head_dim, batch
-    args.context = context
-    args.slot_B = pointer(slot_B, "int32_t *")
-    args.position_B = pointer(position_B, "int32_t *")
-    args.scores, args.out = pointer(scores, "float *"), pointer(out, "float *")
+    vector("position", position_B, np.int32, batch)
+    vector("slot", slot_B, np.int32, batch)
+    if slot_B is not None and batch and slot_B.max() >= slots:
+        raise ConfigError(f"slot {slot_B.max()} of a cache of {slots}")
+    scores = np.empty((1 if pool is None else pool.threads) * context, np.float32)
+    out, more = np.empty_like(q_BHE), {"slot_B": slot_B, "scores": scores}
+    args = attention_args(q_BHE, k_cache, v_cache, heads, position_B, out, **more)
     check(lib.hc_attention(args, handle(pool)))
     return out
 
 
-def set_sampling(c: Any, sampling: Sampling) -> None:
-    """Write what a draw depends on, beside its position, into the fields of a C struct.
-
-    The one place that knows their names: of hc_request and of hc_sample_args.
-    """
-    c.temperature, c.top_p = sampling.temperature, sampling.top_p
-    c.top_k, c.seed = sampling.top_k, sampling.seed
+def drawing(sampling: Sampling) -> dict[str, float]:
+    """What a draw depends on beside its position: fields of hc_request and of hc_sample_args."""
+    return {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")}
 
 
 def sample(logits_V: F32, sampling: Sampling, position: int = 0) -> tuple[int, float]:
@@ -128,12 +111,8 @@ def sample(logits_V: F32, sampling: Sampling, position: int = 0) -> tuple[int, f
         position: of the token in its sequence.
     """
     vocab = array("logits", logits_V, np.float32, 1).size
-    ids, probabilities = np.empty(vocab, np.int32), np.empty(vocab, np.float32)
-    args = ffi.new("hc_sample_args *")
-    args.logits_V, args.vocab = pointer(logits_V, "float *"), vocab
-    set_sampling(args, sampling)
-    args.position = position
-    args.scratch_V = pointer(ids, "int32_t *")
-    args.prob_V = pointer(probabilities, "float *")
+    scratch = {"scratch_V": np.empty(vocab, np.int32), "prob_V": np.empty(vocab, np.float32)}
+    how = drawing(sampling) | {"position": position}
+    args = new("hc_sample_args", logits_V=logits_V, vocab=vocab, **how, **scratch)
     check(lib.hc_sample(args))
     return args.id, args.logprob

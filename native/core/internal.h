@@ -31,7 +31,8 @@ hc_status hc_ffn_check(const hc_ffn_args *args);
  * *flag == seq; x is not looked at. Returns the bytes asked for. */
 int64_t hc_ffn_ahead(const hc_ffn_args *args, hc_pool *pool, const uint32_t *flag, uint32_t seq);
 
-/* exchange.c: the word of a flag; NULL where there is none of this number. */
+/* exchange.c: HC_ERR_POISONED with the poison; the word of a flag, NULL where there is none. */
+hc_status hc_fail_poisoned(const hc_segment *segment);
 const uint32_t *hc_flag_word(hc_segment *segment, int32_t flag);
 
 extern const hc_primitives hc_primitives_ref;
@@ -44,10 +45,8 @@ extern const hc_primitives hc_primitives_neon;
 /* The table in force; NULL after hc_fail where HOTCOLD_CPU names a variant this machine lacks
  * or a file that nobody has loaded. */
 const hc_primitives *hc_primitives_get(void);
-const hc_primitives *hc_primitives_best(void); /* of the built-in ones */
-/* Where a name is looked for beside the built-in ones: variant.c's loaded ones; NULL: none there. */
-typedef const hc_primitives *(*hc_primitives_find)(const char *name);
-void hc_primitives_extend(hc_primitives_find find);
+const hc_primitives *hc_primitives_best(void);               /* of the built-in ones */
+const hc_primitives *hc_primitives_loaded(const char *name); /* by variant.c; NULL: none */
 #define HC_VARIANT_NAME 128
 
 /* Bytes of one weight; 0 for an unknown dtype. */

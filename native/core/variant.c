@@ -46,21 +46,15 @@ DERIVED(bf16, HC_BF16)
 
 /* Fill what a table leaves out; dot and dot_batch share one order, so never from two sources. */
 static void complete(hc_primitives *t, const hc_primitives *best) {
-    static void (*const dot[3])(const void *const *, const void *const *, int64_t, const float *,
-                                int64_t,
-                                float *) = {dot_of_batch_f32, dot_of_batch_f16, dot_of_batch_bf16};
-    static void (*const batch[3])(const void *const *, int64_t, const float *const *, int32_t,
-                                  int64_t, float *) = {batch_of_dot_f32, batch_of_dot_f16,
-                                                       batch_of_dot_bf16};
+    static const hc_primitives derived = {
+        .dot = {dot_of_batch_f32, dot_of_batch_f16, dot_of_batch_bf16},
+        .dot_batch = {batch_of_dot_f32, batch_of_dot_f16, batch_of_dot_bf16}};
     for (int i = 0; i < 3; i++) {
-        if (!t->dot[i] && !t->dot_batch[i]) {
-            t->dot[i] = best->dot[i];
-            t->dot_batch[i] = best->dot_batch[i];
-        } else if (!t->dot[i]) {
-            t->dot[i] = dot[i];
-        } else if (!t->dot_batch[i]) {
-            t->dot_batch[i] = batch[i];
-        }
+        const hc_primitives *from = t->dot[i] || t->dot_batch[i] ? &derived : best;
+        if (!t->dot[i])
+            t->dot[i] = from->dot[i];
+        if (!t->dot_batch[i])
+            t->dot_batch[i] = from->dot_batch[i];
         if (!t->axpy[i])
             t->axpy[i] = best->axpy[i];
     }
@@ -97,7 +91,7 @@ static hc_status open_variant(const char *path, loaded_variant *v) {
 }
 
 /* The newest of that name: a changed file is compiled and loaded again, from another path. */
-static const hc_primitives *find_variant(const char *name) {
+const hc_primitives *hc_primitives_loaded(const char *name) {
     const hc_primitives *found = NULL;
     pthread_mutex_lock(&lock);
     for (int32_t i = n_loaded - 1; i >= 0 && !found; i--)
@@ -126,7 +120,6 @@ hc_status hc_cpu_load(const char *path, const char *name) {
         snprintf(v->path, sizeof v->path, "%s", path);
         status = open_variant(path, v);
         n_loaded += status == HC_OK;
-        hc_primitives_extend(find_variant);
     }
     pthread_mutex_unlock(&lock);
     return status;

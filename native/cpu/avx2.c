@@ -17,28 +17,13 @@
  *   dot_batch, 32 tokens, the same   v1 48 GFLOPS; v2 x kept in registers 57; v3 sums kept in
  *                                    registers where a row is one tile 66   in use
  */
-#include "core/internal.h"
-#include "cpu/instances.h"
+#include "cpu/avx2.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 #include <string.h>
-
-#define AVX2   __attribute__((target("avx2,fma,f16c")))
-#define INLINE static inline __attribute__((always_inline)) AVX2
-#define UNROLL _Pragma("GCC unroll 8")
-
-float hc_max_avx2(const float *x, int64_t n); /* avx2_softmax.c */
-float hc_exp_sum_avx2(const float *x, int64_t n, float max, float scale, float *out);
 
 #define ROWS 4   /* rows a dot reads at once */
 #define TILE 512 /* weights converted at once in the batched form */
-
-/* n, m and dtype are constants at every call below: functions are inlined, loops over rows and
- * tokens unrolled, and arrays of registers stay in registers. */
-INLINE const char *at(const void *row, int64_t i, int dtype) {
-    return (const char *)row + i * (dtype == HC_F32 ? 4 : 2);
-}
 
 /* No alignment is asked for: rows of a record begin where the record's layout puts them. */
 INLINE __m256 load8(const void *row, int64_t i, int dtype) {
@@ -66,12 +51,6 @@ INLINE float load1(const void *row, int64_t i, int dtype) {
     bits = (uint32_t)half << 16;
     memcpy(&value, &bits, sizeof value);
     return value;
-}
-
-INLINE float sum8(__m256 v) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
 /* What every dot ends with: the last d mod 16 elements on top of its two accumulators.
@@ -266,8 +245,6 @@ INLINE void axpy_any(const void *const *rows, const void *const *ahead, const fl
         axpy_rows(rows + r, NULL, c + r, 1, d, y, dtype);
 }
 
-HC_INSTANCES(AVX2)
-
 /* 64 bits an instruction and cycle: for 6 planes a word of 64 weights takes some 7 cycles. */
 __attribute__((target("avx2,popcnt"))) void hc_sign_count_avx2(const uint64_t *rows, int64_t n,
                                                                const uint64_t *planes,
@@ -281,14 +258,5 @@ static int supported(void) {
            __builtin_cpu_supports("f16c") && __builtin_cpu_supports("popcnt");
 }
 
-const hc_primitives hc_primitives_avx2 = {
-    .name = "avx2",
-    .supported = supported,
-    .dot = {dot_f32, dot_f16, dot_bf16},
-    .dot_batch = {dot_batch_f32, dot_batch_f16, dot_batch_bf16},
-    .axpy = {axpy_f32, axpy_f16, axpy_bf16},
-    .max = hc_max_avx2,
-    .exp_sum = hc_exp_sum_avx2,
-    .sign_count = hc_sign_count_avx2,
-};
+HC_TABLE(AVX2, avx2, supported, hc_max_avx2, hc_exp_sum_avx2, hc_sign_count_avx2)
 #endif

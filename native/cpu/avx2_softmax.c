@@ -3,26 +3,11 @@
  * exp: split the argument in n ln 2 + r, |r| <= ln 2 / 2, a Taylor polynomial of degree 7 in r, the
  * exponent n put in as bits; within 2 units in the last place of float64's exp. Eight partial sums.
  */
-#include "core/internal.h"
+#include "cpu/avx2.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 #include <math.h>
 #include <string.h>
-
-#define AVX2   __attribute__((target("avx2,fma")))
-#define INLINE static inline __attribute__((always_inline)) AVX2
-#define UNROLL _Pragma("GCC unroll 8")
-
-float hc_max_avx2(const float *x, int64_t n); /* in the table of avx2.c */
-float hc_exp_sum_avx2(const float *x, int64_t n, float max, float scale, float *out);
-
-/* Folds 8 -> 4 -> 2 -> 1: halves first, then pairs. */
-INLINE float sum8(__m256 v) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
 
 AVX2 float hc_max_avx2(const float *x, int64_t n) {
     __m256 max = _mm256_set1_ps(-INFINITY), nan = _mm256_setzero_ps();

@@ -30,21 +30,13 @@
  * x in three bfloat16 parts would keep the promise at three such instructions for two FMAs. AVX512-
  * FP16 sums in half precision.
  */
-#include "core/internal.h"
-#include "cpu/instances.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#include <string.h>
-
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx2,fma,f16c")))
 #define INLINE static inline __attribute__((always_inline)) AVX512
 #define UNROLL _Pragma("GCC unroll 24")
+#include "cpu/avx2.h"
 
-float hc_max_avx2(const float *x, int64_t n); /* avx2_softmax.c */
-float hc_exp_sum_avx2(const float *x, int64_t n, float max, float scale, float *out);
-void hc_sign_count_avx2(const uint64_t *rows, int64_t n, const uint64_t *planes, int32_t n_planes,
-                        int64_t words, int64_t *out); /* avx2.c */
+#if defined(__x86_64__)
+#include <string.h>
 
 #define ROWS   4    /* rows a dot reads at once */
 #define TOKENS 3    /* tokens a tile multiplies at once */
@@ -53,12 +45,6 @@ void hc_sign_count_avx2(const uint64_t *rows, int64_t n, const uint64_t *planes,
 #define SHORT  1024 /* weights of a short row */
 #define BLOCK  24   /* registers that hold what short rows are added to */
 #define NEAR   4    /* short rows that are prefetched before they are read */
-
-/* As in avx2.c: n, m and dtype are constants at every call, so arrays of registers stay in
- * registers. */
-INLINE const char *at(const void *row, int64_t i, int dtype) {
-    return (const char *)row + i * (dtype == HC_F32 ? 4 : 2);
-}
 
 /* bfloat16 is the upper half of a float: a shift. */
 INLINE __m512 widen(__m256i half, int dtype) {
@@ -92,9 +78,7 @@ INLINE __mmask16 first(int64_t n) {
 INLINE float sum16(__m512 v) {
     __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v),
                              _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+    return sum8(a);
 }
 
 /* What every dot ends with: the last d mod 32 elements on top of its two accumulators.
@@ -349,8 +333,6 @@ INLINE void axpy_any(const void *const *rows, const void *const *ahead, const fl
         axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 1, d, y, dtype);
 }
 
-HC_INSTANCES(AVX512)
-
 #define POPCOUNT __attribute__((target("avx512f,avx512vpopcntdq")))
 
 /* Eight words a register; the rows of a short matrix share one register's worth of planes.
@@ -388,14 +370,5 @@ static int supported(void) {
            __builtin_cpu_supports("avx512vl") && hc_primitives_avx2.supported();
 }
 
-const hc_primitives hc_primitives_avx512 = {
-    .name = "avx512",
-    .supported = supported,
-    .dot = {dot_f32, dot_f16, dot_bf16},
-    .dot_batch = {dot_batch_f32, dot_batch_f16, dot_batch_bf16},
-    .axpy = {axpy_f32, axpy_f16, axpy_bf16},
-    .max = hc_max_avx2,
-    .exp_sum = hc_exp_sum_avx2,
-    .sign_count = sign_count,
-};
+HC_TABLE(AVX512, avx512, supported, hc_max_avx2, hc_exp_sum_avx2, sign_count)
 #endif

@@ -8,7 +8,6 @@
  * Roofline, fp16: as avx2.c, 1 FLOP a byte for one token. Checked against the other variants under
  * qemu, whose speed says nothing; not yet timed on an ARM machine.
  */
-#include "core/internal.h"
 #include "cpu/instances.h"
 
 #if defined(__aarch64__)
@@ -21,11 +20,6 @@
 
 #define ROWS   4 /* rows a dot reads at once */
 #define TOKENS 4 /* tokens a row is multiplied with at once */
-
-/* n, m and dtype are constants at every call: arrays of registers stay in registers. */
-INLINE const char *at(const void *row, int64_t i, int dtype) {
-    return (const char *)row + i * (dtype == HC_F32 ? 4 : 2);
-}
 
 INLINE float32x4_t load4(const void *row, int64_t i, int dtype) {
     const char *p = at(row, i, dtype);
@@ -137,8 +131,6 @@ INLINE void axpy_any(const void *const *rows, const void *const *ahead, const fl
         axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 1, d, y, dtype);
 }
 
-HC_INSTANCES()
-
 /* ---- softmax ---- */
 
 static float max_neon(const float *x, int64_t n) {
@@ -185,23 +177,9 @@ static float exp_sum_neon(const float *x, int64_t n, float max, float scale, flo
     return sum4(sum);
 }
 
-static void sign_count_neon(const uint64_t *rows, int64_t n, const uint64_t *planes,
-                            int32_t n_planes, int64_t words, int64_t *out) {
-    count_signs(rows, n, planes, n_planes, words, out);
-}
-
 static int supported(void) {
     return 1; /* every ARMv8 CPU has it */
 }
 
-const hc_primitives hc_primitives_neon = {
-    .name = "neon",
-    .supported = supported,
-    .dot = {dot_f32, dot_f16, dot_bf16},
-    .dot_batch = {dot_batch_f32, dot_batch_f16, dot_batch_bf16},
-    .axpy = {axpy_f32, axpy_f16, axpy_bf16},
-    .max = max_neon,
-    .exp_sum = exp_sum_neon,
-    .sign_count = sign_count_neon,
-};
+HC_TABLE(, neon, supported, max_neon, exp_sum_neon, count_signs)
 #endif

@@ -5,7 +5,6 @@
  * the last d mod 16 elements follow one by one: the compiler may turn the sixteen into vectors, but
  * the order is written here. One product and one addition an element, each rounded.
  */
-#include "core/internal.h"
 #include "cpu/instances.h"
 
 #include <math.h>
@@ -30,15 +29,14 @@ static inline float half_to_float(uint16_t half) {
 }
 
 /* dtype is a constant where this is inlined, so no branch is left in the loops. */
-static inline __attribute__((always_inline)) float load(const void *row, int64_t i, int dtype) {
+ALWAYS float load(const void *row, int64_t i, int dtype) {
     if (dtype == HC_F32)
         return ((const float *)row)[i];
     uint16_t bits = ((const uint16_t *)row)[i];
     return dtype == HC_F16 ? half_to_float(bits) : float_of((uint32_t)bits << 16);
 }
 
-static inline __attribute__((always_inline)) float dot_one(const void *row, const float *x,
-                                                           int64_t d, int dtype) {
+ALWAYS float dot_one(const void *row, const float *x, int64_t d, int dtype) {
     float lane[LANES] = {0}, sum = 0;
     int64_t i = 0;
     for (; i + LANES <= d; i += LANES)
@@ -51,36 +49,29 @@ static inline __attribute__((always_inline)) float dot_one(const void *row, cons
     return sum;
 }
 
-static inline __attribute__((always_inline)) void
-axpy_any(const void *const *rows, const float *c, int64_t n, int64_t d, float *y, int dtype) {
+ALWAYS void dot_any(const void *const *rows, const void *const *ahead, int64_t n, const float *x,
+                    int64_t d, float *out, int dtype) {
+    (void)ahead;
+    for (int64_t i = 0; i < n; i++)
+        out[i] = dot_one(rows[i], x, d, dtype);
+}
+
+/* A batch is one dot a row and token: the same order as alone, by construction. */
+ALWAYS void dot_batch_any(const void *const *rows, int64_t n, const float *const *xs, int32_t n_x,
+                          int64_t d, float *out, int dtype) {
+    for (int64_t i = 0; i < n; i++)
+        for (int32_t t = 0; t < n_x; t++)
+            out[i * n_x + t] = dot_one(rows[i], xs[t], d, dtype);
+}
+
+/* Built with -ffp-contract=off: product and sum are rounded apart on every machine. */
+ALWAYS void axpy_any(const void *const *rows, const void *const *ahead, const float *c, int64_t n,
+                     int64_t d, float *y, int dtype) {
+    (void)ahead;
     for (int64_t k = 0; k < n; k++)
         for (int64_t i = 0; i < d; i++)
             y[i] += c[k] * load(rows[k], i, dtype);
 }
-
-/* A batch is one dot a row and token: the same order as alone, by construction. Built with
- * -ffp-contract=off: product and sum are rounded apart on every machine. */
-#define INSTANCE(suffix, dtype)                                                                    \
-    static void dot_##suffix(const void *const *rows, const void *const *ahead, int64_t n,         \
-                             const float *x, int64_t d, float *out) {                              \
-        (void)ahead;                                                                               \
-        for (int64_t i = 0; i < n; i++)                                                            \
-            out[i] = dot_one(rows[i], x, d, dtype);                                                \
-    }                                                                                              \
-    static void dot_batch_##suffix(const void *const *rows, int64_t n, const float *const *xs,     \
-                                   int32_t n_x, int64_t d, float *out) {                           \
-        for (int64_t i = 0; i < n; i++)                                                            \
-            for (int32_t t = 0; t < n_x; t++)                                                      \
-                out[i * n_x + t] = dot_one(rows[i], xs[t], d, dtype);                              \
-    }                                                                                              \
-    static void axpy_##suffix(const void *const *rows, const void *const *ahead, const float *c,   \
-                              int64_t n, int64_t d, float *y) {                                    \
-        (void)ahead;                                                                               \
-        axpy_any(rows, c, n, d, y, dtype);                                                         \
-    }
-INSTANCE(f32, HC_F32)
-INSTANCE(f16, HC_F16)
-INSTANCE(bf16, HC_BF16)
 
 /* A NaN must not be lost in comparisons, which are false for it: sampling refuses damaged
  * logits. */
@@ -105,22 +96,8 @@ static float exp_sum_ref(const float *x, int64_t n, float max, float scale, floa
     return sum;
 }
 
-static void sign_count_ref(const uint64_t *rows, int64_t n, const uint64_t *planes,
-                           int32_t n_planes, int64_t words, int64_t *out) {
-    count_signs(rows, n, planes, n_planes, words, out);
-}
-
 static int supported(void) {
     return 1;
 }
 
-const hc_primitives hc_primitives_ref = {
-    .name = "ref",
-    .supported = supported,
-    .dot = {dot_f32, dot_f16, dot_bf16},
-    .dot_batch = {dot_batch_f32, dot_batch_f16, dot_batch_bf16},
-    .axpy = {axpy_f32, axpy_f16, axpy_bf16},
-    .max = max_ref,
-    .exp_sum = exp_sum_ref,
-    .sign_count = sign_count_ref,
-};
+HC_TABLE(, ref, supported, max_ref, exp_sum_ref, count_signs)

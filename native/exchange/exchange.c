@@ -27,7 +27,7 @@
 
 #define MAGIC          UINT64_C(0x31444c4f43544f48) /* "HOTCOLD1" */
 #define MAX_FLAGS      (1u << 20)
-#define SPIN_NS        1000000 /* as in pool.c */
+#define SPIN_NS        200000
 #define YIELD_EVERY    64
 #define PARK_NS        INT64_C(100000000)
 #define SPIN_EXHAUSTED (-1)
@@ -77,7 +77,15 @@ static int inside(int64_t offset, uint64_t count, uint64_t size, uint64_t bytes)
     return count <= (bytes - (uint64_t)offset) / size;
 }
 
-/* Used by the one who makes a segment and by all who map it: afterwards offsets are trusted. */
+/* Used, as the next, by the one who makes a segment and by all who map it. */
+static hc_status check_place(const hc_segment *segment, uint64_t bytes) {
+    if (!segment || (uintptr_t)segment % HC_CACHE_LINE != 0 || bytes < sizeof(hc_segment))
+        return hc_fail(HC_ERR_ARGUMENT, "segment: %llu bytes, at least %zu on a cache line needed",
+                       (unsigned long long)bytes, sizeof(hc_segment));
+    return HC_OK;
+}
+
+/* Afterwards offsets are trusted. */
 static hc_status check_layout(uint64_t bytes, uint32_t n_flags, int64_t flags_offset,
                               const int64_t *span_offset, int64_t span_capacity) {
     if (n_flags == 0 || n_flags > MAX_FLAGS || !inside(flags_offset, n_flags, HC_CACHE_LINE, bytes))
@@ -96,11 +104,9 @@ static hc_status check_layout(uint64_t bytes, uint32_t n_flags, int64_t flags_of
 /* `segment` is fresh zeroed memory that nobody else looks at yet; payloads are not touched. */
 hc_status hc_segment_init(hc_segment *segment, uint64_t bytes, uint64_t epoch, uint32_t n_flags,
                           int64_t flags_offset, const int64_t *span_offset, int64_t span_capacity) {
-    if (!segment || !span_offset || (uintptr_t)segment % HC_CACHE_LINE != 0 ||
-        bytes < sizeof(hc_segment))
-        return hc_fail(HC_ERR_ARGUMENT, "segment: %llu bytes, at least %zu on a cache line needed",
-                       (unsigned long long)bytes, sizeof(hc_segment));
-    hc_status status = check_layout(bytes, n_flags, flags_offset, span_offset, span_capacity);
+    hc_status status = check_place(span_offset ? segment : NULL, bytes);
+    if (status == HC_OK)
+        status = check_layout(bytes, n_flags, flags_offset, span_offset, span_capacity);
     if (status != HC_OK)
         return status;
     memset(segment, 0, sizeof(*segment));
@@ -121,9 +127,9 @@ hc_status hc_segment_init(hc_segment *segment, uint64_t bytes, uint64_t epoch, u
 
 /* The acquire pairs with init's release of the magic number: the rest of the header is there. */
 hc_status hc_segment_check(const hc_segment *segment, uint64_t bytes, uint64_t epoch) {
-    if (!segment || (uintptr_t)segment % HC_CACHE_LINE != 0 || bytes < sizeof(hc_segment))
-        return hc_fail(HC_ERR_ARGUMENT, "segment: %llu bytes, at least %zu on a cache line needed",
-                       (unsigned long long)bytes, sizeof(hc_segment));
+    hc_status status = check_place(segment, bytes);
+    if (status != HC_OK)
+        return status;
     if (__atomic_load_n(&segment->magic, __ATOMIC_ACQUIRE) != MAGIC)
         return hc_fail(HC_ERR_ARGUMENT, "segment: not an exchange segment (no magic number)");
     if (segment->abi != HC_ABI_VERSION)
@@ -158,6 +164,11 @@ void hc_segment_poison(hc_segment *segment, int32_t code, int32_t actor) {
 
 uint64_t hc_segment_poisoned(const hc_segment *segment) {
     return __atomic_load_n(&segment->poison, __ATOMIC_ACQUIRE);
+}
+
+hc_status hc_fail_poisoned(const hc_segment *segment) {
+    return hc_fail(HC_ERR_POISONED, "the exchange is poisoned (code << 8 | actor = %llu)",
+                   (unsigned long long)hc_segment_poisoned(segment));
 }
 
 /* The fence keeps the look at sleepers behind the store. A sleeper counts itself first and looks at
@@ -260,8 +271,7 @@ hc_status hc_flag_wait(hc_segment *segment, int32_t flag, uint32_t seq, uint64_t
     case HC_OK:
         return HC_OK;
     case HC_ERR_POISONED:
-        return hc_fail(HC_ERR_POISONED, "the exchange is poisoned (code << 8 | actor = %llu)",
-                       (unsigned long long)hc_segment_poisoned(segment));
+        return hc_fail_poisoned(segment);
     case HC_ERR_EPOCH:
         return hc_fail(HC_ERR_EPOCH, "wait: the segment has epoch %llu, not %llu",
                        (unsigned long long)segment->epoch, (unsigned long long)epoch);

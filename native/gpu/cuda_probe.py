@@ -109,7 +109,7 @@ def _take(plugin: Path, nodes: int, graphs: int, variant: Path | None) -> None:
     from hotcold.native.bindings.device import open_plugin
 
     library, scores = open_plugin(plugin), np.ones((1, 64), np.float32)
-    own = library if variant is None else device_kernels.WithVariant(library, variant)
+    own = library if variant is None else device_kernels.Fitted(library, variant)
     device_kernels.split(own, scores, 0.5, np.zeros(64, np.int8))
     device_kernels.hold_graphs(library, nodes, graphs)
 
@@ -147,20 +147,13 @@ def _main() -> None:
     parser.add_argument("--variant", type=Path)
     parser.add_argument("--hold", action="store_true", help="until standard input ends")
     options = parser.parse_args()
+    given = (options.plugin, options.nodes, options.graphs)
     if options.hold:
-        _take(options.plugin, options.nodes, options.graphs, options.variant)
+        _take(*given, options.variant)
         print("taken", flush=True)
         sys.stdin.read()
     else:
-        print(
-            _probe(
-                options.plugin,
-                options.nodes,
-                options.graphs,
-                options.remote_predictor,
-                options.variant,
-            )
-        )
+        print(_probe(*given, options.remote_predictor, options.variant))
 
 
 if __name__ == "__main__":

@@ -28,29 +28,16 @@ static float to_float(const void *row, int32_t dtype, int64_t i) {
 /* y = W x (+ bias) for all rows of the pass, counting the weight bytes. */
 static hc_status multiply(hc_executor *e, const void *w, const float *bias_R, int64_t rows,
                           int64_t d, const float *x, float *y, int32_t accumulate, int32_t batch) {
-    int32_t dtype = e->args.model->dtype;
-    int64_t row_bytes = d * hc_dtype_bytes(dtype);
-    hc_gemv_args a = {.w = w,
-                      .stride_bytes = row_bytes,
-                      .rows = rows,
-                      .d = d,
-                      .dtype = dtype,
-                      .batch = batch,
-                      .x_BD = x,
-                      .x_stride = d,
-                      .y_BR = y,
-                      .y_stride = rows,
-                      .bias_R = bias_R,
-                      .accumulate = accumulate};
-    hc_count(&hc_state_of(e)->bytes, rows * (row_bytes + (bias_R ? 4 : 0)));
+    hc_gemv_args a = hc_product(w, e->args.model->dtype, rows, d, x, y, batch);
+    a.bias_R = bias_R;
+    a.accumulate = accumulate;
+    hc_count(&hc_state_of(e)->bytes, rows * (a.stride_bytes + (bias_R ? 4 : 0)));
     return hc_gemv(&a, e->args.pool);
 }
 
 hc_status hc_model_norm(const hc_model *m, const float *x_BD, const float *weight_D,
                         const float *bias_D, float *y_BD, int32_t batch) {
-    if (m->norm == HC_NORM_LAYER)
-        return hc_layernorm(x_BD, weight_D, bias_D, m->norm_eps, y_BD, batch, m->d);
-    return hc_rmsnorm(x_BD, weight_D, m->norm_eps, y_BD, batch, m->d);
+    return hc_norm_rows(m->norm, x_BD, weight_D, bias_D, m->norm_eps, y_BD, batch, m->d);
 }
 
 /* residual = embedding row (projected, where it has another width), plus the position's row. */

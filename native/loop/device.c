@@ -169,10 +169,16 @@ static void write_masks(hc_executor *e, const uint32_t *members_LN) {
                     e->mask_LN[b * token + l * row + i / 8] |= (uint8_t)(1u << i % 8);
 }
 
-/* When one of two processes on a GPU dies, the other one's calls fail as well. Wait for the poison
- * that names the dead one (some milliseconds), so that the survivor is not taken for the cause. */
-static hc_status failed(hc_executor *e) {
+/* What a call of the plug-in came to; nobody_came: that it waited and the exchange is not poisoned.
+ * When one of two processes on a GPU dies, the other one's calls fail as well. Wait for the poison that
+ * names the dead one (some milliseconds), so that the survivor is not taken for the cause. */
+static hc_status outcome(hc_executor *e, hc_status s, const char *nobody_came) {
     hc_segment *segment = e->args.segment;
+    if (s == HC_ERR_POISONED)
+        return hc_segment_poisoned(segment) ? hc_fail_poisoned(segment)
+                                            : hc_fail(HC_ERR_TIMEOUT, "%s", nobody_came);
+    if (!s)
+        return HC_OK;
     const hc_error *error = e->args.device->api->error();
     if (e->args.device->pass_flag >= 0 &&
         hc_flag_wait(segment, (int32_t)segment->n_flags - 1, UINT32_MAX, e->args.epoch,
@@ -190,10 +196,7 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
     hc_status s = hc_compute_step(e, &embed, seq);
     if (s)
         return s;
-    segment->pass_batch = e->batch;
-    segment->pass_seq = seq;
-    segment->pass_position = e->position_B[0];
-    segment->pass_begin_ns = hc_now_ns();
+    hc_begin_pass(e, seq, e->position_B[0]);
     /* The header is complete: a remote predictor launches its graph at this flag. */
     if (device->pass_flag >= 0)
         hc_flag_signal(segment, device->pass_flag, seq);
@@ -207,12 +210,7 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
     /* Blocks until the pass is over; the plug-in wakes sleeping peers and watches for poison
      * meanwhile. */
     s = device->api->pass(device->self, &pass, &device->report);
-    if (s == HC_ERR_POISONED && !hc_segment_poisoned(segment))
-        return hc_fail(HC_ERR_TIMEOUT, "the GPU waited for another actor longer than it may");
-    if (s == HC_ERR_POISONED)
-        return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
-                       (unsigned long long)hc_segment_poisoned(segment));
-    return s ? failed(e) : HC_OK;
+    return outcome(e, s, "the GPU waited for another actor longer than it may");
 }
 
 /* What a pass leaves behind: its counts, and its spans in the ring. */
@@ -270,11 +268,9 @@ hc_status hc_device_run_prompt(hc_executor *e, const hc_device_prompt *prompt) {
     hc_fail_if_armed(e, e->seq + 1);
     hc_status s = device->api->prompt(device->self, prompt, &device->report);
     __atomic_store_n(&segment->pass_prompt, 0, __ATOMIC_RELEASE);
-    if (s == HC_ERR_POISONED)
-        return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
-                       (unsigned long long)hc_segment_poisoned(segment));
+    s = outcome(e, s, "the exchange was left");
     if (s)
-        return hc_fail_as(device->api->error());
+        return s;
     account(e);
     return HC_OK;
 }
@@ -285,13 +281,9 @@ static hc_status answer(hc_executor *e, uint32_t seq) {
     hc_actor_state *state = hc_state_of(e);
     hc_status s =
         device->api->answer(device->self, seq, e->args.segment->pass_batch, &device->report);
-    if (s == HC_ERR_POISONED && !hc_segment_poisoned(e->args.segment))
-        return hc_fail(HC_ERR_TIMEOUT, "the GPU executor did not ask for as long as it may wait");
-    if (s == HC_ERR_POISONED)
-        return hc_fail(s, "the exchange is poisoned (code << 8 | actor = %llu)",
-                       (unsigned long long)hc_segment_poisoned(e->args.segment));
+    s = outcome(e, s, "the GPU executor did not ask for as long as it may wait");
     if (s)
-        return failed(e);
+        return s;
     hc_count(&state->bytes, device->report.bytes);
     hc_count(&state->busy_ns, device->report.asked_ns);
     hc_count(&state->wait_ns, device->report.pass_ns - device->report.asked_ns);

@@ -45,6 +45,8 @@ struct hc_executor {
     uint64_t *planes_BPW;               /* sign */
     int32_t *last_LN, *next_position_L; /* window: last firings; where the next pass continues */
     int32_t *proposed_N;
+    void *scratch[16]; /* what of the above was allocated */
+    int32_t n_scratch, out_of_memory;
 };
 
 /* dense.c: the steps that only the GPU executor has. */
@@ -89,6 +91,33 @@ hc_status hc_serve_requests(hc_executor *executor);
 
 static inline hc_actor_state *hc_state_of(hc_executor *executor) {
     return &executor->args.segment->actor[executor->args.actor];
+}
+/* y = W x for the rows of a batch; rows of W, x and y lie side by side. */
+static inline hc_gemv_args hc_product(const void *w, int32_t dtype, int64_t rows, int64_t d,
+                                      const float *x, float *y, int32_t batch) {
+    return (hc_gemv_args){.w = w,
+                          .stride_bytes = d * hc_dtype_bytes(dtype),
+                          .rows = rows,
+                          .d = d,
+                          .dtype = dtype,
+                          .batch = batch,
+                          .x_BD = x,
+                          .x_stride = d,
+                          .y_BR = y,
+                          .y_stride = rows};
+}
+/* Bytes of a token's proposals, as bits: [layer][(N + 7) / 8]. */
+static inline int64_t hc_mask_bytes(const hc_model *model) {
+    return model->n_layers * ((model->n + 7) / 8);
+}
+/* The header of a pass: plain stores, since every reader is behind a flag of this pass, whose release
+ * comes later. */
+static inline void hc_begin_pass(hc_executor *executor, uint32_t seq, int32_t position) {
+    hc_segment *segment = executor->args.segment;
+    segment->pass_batch = executor->batch;
+    segment->pass_seq = seq;
+    segment->pass_position = position;
+    segment->pass_begin_ns = hc_now_ns();
 }
 /* A payload of the segment. */
 static inline char *hc_slot(hc_executor *executor, int64_t offset) {

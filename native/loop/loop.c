@@ -41,16 +41,20 @@ hc_status hc_executor_run(hc_executor *e) {
     return s;
 }
 
-/* One zeroed, cache-line aligned block; NULL only when memory is short. */
-static void *scratch(int64_t bytes) {
+/* One zeroed, cache-line aligned block, freed with the executor; NULL only when memory is short. */
+static void *scratch(hc_executor *e, int64_t bytes) {
     void *block = NULL;
-    if (posix_memalign(&block, 64, bytes > 0 ? (size_t)bytes : 64))
+    if (bytes <= 0)
+        bytes = HC_CACHE_LINE;
+    if (posix_memalign(&block, HC_CACHE_LINE, (size_t)bytes)) {
+        e->out_of_memory = 1;
         return NULL;
-    return memset(block, 0, bytes > 0 ? (size_t)bytes : 64);
+    }
+    return e->scratch[e->n_scratch++] = memset(block, 0, (size_t)bytes);
 }
 
 /* Sized for the largest of each over the layers; forms that no layer has get a line of nothing. */
-static int allocate_predictor(hc_executor *e) {
+static void allocate_predictor(hc_executor *e) {
     const hc_executor_args *a = &e->args;
     const hc_model *m = a->model;
     int64_t B = a->max_batch, f = sizeof(float), hidden = 0, planes = 0, windows = 0;
@@ -61,41 +65,38 @@ static int allocate_predictor(hc_executor *e) {
             planes = p->input_bits > planes ? p->input_bits : planes;
         windows |= p->form == HC_PREDICT_WINDOW;
     }
-    e->scores_BN = scratch(B * m->n * f);
-    e->hidden_BH = scratch(B * hidden * f);
-    e->planes_BPW = scratch(B * planes * ((m->d + 63) / 64) * 8);
-    e->last_LN = scratch(windows * m->n_layers * m->n * 4);
-    e->next_position_L = scratch(windows * m->n_layers * 4);
-    e->proposed_N = scratch(windows * m->n * 4);
-    return e->scores_BN && e->hidden_BH && e->planes_BPW && e->last_LN && e->next_position_L &&
-           e->proposed_N;
+    e->scores_BN = scratch(e, B * m->n * f);
+    e->hidden_BH = scratch(e, B * hidden * f);
+    e->planes_BPW = scratch(e, B * planes * ((m->d + 63) / 64) * 8);
+    e->last_LN = scratch(e, windows * m->n_layers * m->n * 4);
+    e->next_position_L = scratch(e, windows * m->n_layers * 4);
+    e->proposed_N = scratch(e, windows * m->n * 4);
 }
 
 /* B = max_batch rows of everything. With a device the host's own FFN is never run, and logits
  * are the device's pinned memory. */
-static int allocate(hc_executor *e) {
+static void allocate(hc_executor *e) {
     const hc_executor_args *a = &e->args;
     const hc_model *m = a->model;
     int64_t B = a->max_batch, f = sizeof(float);
     int64_t q = (int64_t)m->heads * m->head_dim, kv = (int64_t)m->kv_heads * m->head_dim;
-    if (a->actor == HC_PREDICTOR)
-        return allocate_predictor(e);
-    e->ffn_scratch = scratch(a->device ? 0 : hc_ffn_scratch_bytes(m->n, a->max_batch));
+    if (a->actor == HC_PREDICTOR) {
+        allocate_predictor(e);
+        return;
+    }
+    e->ffn_scratch = scratch(e, a->device ? 0 : hc_ffn_scratch_bytes(m->n, a->max_batch));
     if (a->actor == HC_CPU)
-        return e->ffn_scratch != NULL;
-    e->embedded_BE = scratch(m->project_in ? B * m->embed_dim * f : 0);
-    e->residual_BD = scratch(B * m->d * f);
-    e->normed_BD = scratch(B * m->d * f);
-    e->hot_BD = scratch(B * m->d * f);
-    e->qkv_BQ = scratch(B * (q + 2 * kv) * f);
-    e->attended_BQ = scratch(B * q * f);
-    e->attention_scores = scratch(hc_pool_threads(a->pool) * m->context * f);
-    e->logits_BV = a->device ? hc_device_logits(a->device) : scratch(B * m->vocab * f);
-    e->sample_ids = scratch(m->vocab * 4);
-    e->sample_probs = scratch(m->vocab * f);
-    return e->ffn_scratch && e->residual_BD && e->normed_BD && e->hot_BD && e->embedded_BE &&
-           e->qkv_BQ && e->attended_BQ && e->attention_scores && e->logits_BV && e->sample_ids &&
-           e->sample_probs;
+        return;
+    e->embedded_BE = scratch(e, m->project_in ? B * m->embed_dim * f : 0);
+    e->residual_BD = scratch(e, B * m->d * f);
+    e->normed_BD = scratch(e, B * m->d * f);
+    e->hot_BD = scratch(e, B * m->d * f);
+    e->qkv_BQ = scratch(e, B * (q + 2 * kv) * f);
+    e->attended_BQ = scratch(e, B * q * f);
+    e->attention_scores = scratch(e, hc_pool_threads(a->pool) * m->context * f);
+    e->logits_BV = a->device ? hc_device_logits(a->device) : scratch(e, B * m->vocab * f);
+    e->sample_ids = scratch(e, m->vocab * 4);
+    e->sample_probs = scratch(e, m->vocab * f);
 }
 
 /* args is copied, what it points to is not: model, steps, segment and pool must outlive the
@@ -113,7 +114,8 @@ hc_executor *hc_executor_create(const hc_executor_args *args) {
     e->args = *args;
     e->fault_op = -1;
     hc_inbox_init(e); /* before what may fail: destroying frees it too */
-    if (!allocate(e)) {
+    allocate(e);
+    if (e->out_of_memory) {
         hc_fail(HC_ERR_MEMORY, "no memory for the scratch of a batch of %d", args->max_batch);
         hc_executor_destroy(e);
         return NULL;
@@ -125,15 +127,8 @@ hc_executor *hc_executor_create(const hc_executor_args *args) {
 void hc_executor_destroy(hc_executor *e) {
     if (!e)
         return;
-    if (e->args.device)
-        e->logits_BV = NULL; /* the device's own */
-    void *blocks[] = {e->residual_BD, e->normed_BD,    e->qkv_BQ,      e->attended_BQ,
-                      e->hot_BD,      e->logits_BV,    e->ffn_scratch, e->attention_scores,
-                      e->sample_ids,  e->sample_probs, e->scores_BN,   e->hidden_BH,
-                      e->embedded_BE, e->planes_BPW,   e->last_LN,     e->next_position_L,
-                      e->proposed_N};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
-        free(blocks[i]);
+    for (int i = 0; i < e->n_scratch; i++)
+        free(e->scratch[i]);
     hc_inbox_free(e);
     free(e);
 }

@@ -47,13 +47,8 @@ hc_status hc_run_pass(hc_executor *e) {
     }
     hc_segment *segment = e->args.segment;
     uint32_t seq = ++e->seq;
-    /* Plain stores: every reader is behind a flag of this pass, whose release comes later. */
-    if (e->args.actor == HC_GPU) {
-        segment->pass_batch = e->batch;
-        segment->pass_seq = seq;
-        segment->pass_position = e->position_B[0];
-        segment->pass_begin_ns = hc_now_ns();
-    }
+    if (e->args.actor == HC_GPU)
+        hc_begin_pass(e, seq, e->position_B[0]);
     for (int32_t i = 0; i < e->args.n_steps; i++) {
         const hc_step *step = &e->args.steps[i];
         hc_fail_if_armed_for(e, step->op, seq);
@@ -92,11 +87,8 @@ hc_status hc_executor_begin(hc_executor *e, uint32_t seq, int32_t batch, const i
     if (position < 0 || position + batch > e->args.model->context)
         return hc_fail(HC_ERR_ARGUMENT, "position %d is outside the context of %lld",
                        position + batch - 1, (long long)e->args.model->context);
-    e->args.segment->pass_batch = batch;
-    e->args.segment->pass_seq = seq;
-    e->args.segment->pass_position = position;
-    e->args.segment->pass_begin_ns = hc_now_ns();
     e->batch = batch;
+    hc_begin_pass(e, seq, position);
     e->head_rows = rows;
     e->mask_LN = NULL;
     for (int32_t b = 0; tokens && b < batch; b++) {

@@ -167,8 +167,7 @@ static hc_status forward(hc_executor *e, const int32_t *tokens, int32_t count, i
         e->token_B[b] = tokens[b];
         e->position_B[b] = position + b;
     }
-    int64_t mask_row = m->n_layers * ((m->n + 7) / 8);
-    e->mask_LN = r->masks_PLN ? r->masks_PLN + position * mask_row : NULL;
+    e->mask_LN = r->masks_PLN ? r->masks_PLN + position * hc_mask_bytes(m) : NULL;
     hc_status s = hc_run_pass(e);
     if (!s && r->logits_PV)
         memcpy(r->logits_PV + position * m->vocab, e->logits_BV, sizeof(float) * count * m->vocab);
@@ -179,7 +178,6 @@ static hc_status forward(hc_executor *e, const int32_t *tokens, int32_t count, i
 static hc_status prefill_dense(hc_executor *e, int32_t *done) {
     const hc_request *r = &e->inbox.request;
     const hc_model *m = e->args.model;
-    const int64_t mask_row = m->n_layers * ((m->n + 7) / 8);
     const int32_t step = e->args.device ? hc_device_prompt_rows(e->args.device) : 0;
     const int32_t n = step ? r->n_dense : 0;
     for (int32_t at = 0; at < n; at += step) {
@@ -190,7 +188,7 @@ static hc_status prefill_dense(hc_executor *e, int32_t *done) {
             .position = at,
             .head = at + count == r->n_prompt,
             .logits_PV = r->logits_PV ? r->logits_PV + at * m->vocab : NULL,
-            .masks_PLN = r->masks_PLN ? r->masks_PLN + at * mask_row : NULL};
+            .masks_PLN = r->masks_PLN ? r->masks_PLN + at * hc_mask_bytes(m) : NULL};
         hc_status s = hc_device_run_prompt(e, &prompt);
         if (s)
             return s;
@@ -317,7 +315,7 @@ hc_status hc_serve_requests(hc_executor *e) {
         inbox->posted = 0;
         pthread_mutex_unlock(&inbox->lock);
         if (!posted)
-            return hc_fail(HC_ERR_POISONED, "the exchange is poisoned");
+            return hc_fail_poisoned(e->args.segment);
         hc_status s = serve(e);
         if (s)
             return s;

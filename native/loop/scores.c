@@ -5,22 +5,14 @@
  */
 #include "loop/executor.h"
 
-/* Pre-activations of every neuron of a layer. */
 /* Gate rows lie in the records, record_bytes apart: a gemv with that stride reads them where
  * they are, and the biases likewise. */
 hc_status hc_gate_scores(hc_executor *e, const hc_step *step) {
     const hc_model *m = e->args.model;
     const char *records = m->layers[step->layer].records;
-    hc_gemv_args a = {.w = records + m->gate_offset,
-                      .stride_bytes = m->record_bytes,
-                      .rows = m->n,
-                      .d = m->d,
-                      .dtype = m->dtype,
-                      .batch = e->batch,
-                      .x_BD = (const float *)hc_slot(e, step->x),
-                      .x_stride = m->d,
-                      .y_BR = e->scores_BN,
-                      .y_stride = m->n};
+    hc_gemv_args a = hc_product(records + m->gate_offset, m->dtype, m->n, m->d,
+                                (const float *)hc_slot(e, step->x), e->scores_BN, e->batch);
+    a.stride_bytes = m->record_bytes;
     if (m->bias_offset) {
         a.bias_R = (const float *)(records + m->bias_offset);
         a.bias_stride = m->record_bytes;
@@ -36,28 +28,12 @@ hc_status hc_gate_scores(hc_executor *e, const hc_step *step) {
 hc_status hc_matrix_scores(hc_executor *e, const hc_predictor_layer *p, const float *input) {
     const hc_model *m = e->args.model;
     int64_t size = hc_dtype_bytes(p->dtype);
-    hc_gemv_args first = {.w = p->fc1,
-                          .stride_bytes = m->d * size,
-                          .rows = p->hidden,
-                          .d = m->d,
-                          .dtype = p->dtype,
-                          .batch = e->batch,
-                          .x_BD = input,
-                          .x_stride = m->d,
-                          .y_BR = e->hidden_BH,
-                          .y_stride = p->hidden,
-                          .relu = p->relu};
-    hc_gemv_args second = {.w = p->fc2,
-                           .stride_bytes = p->hidden * size,
-                           .rows = m->n,
-                           .d = p->hidden,
-                           .dtype = p->dtype,
-                           .batch = e->batch,
-                           .x_BD = e->hidden_BH,
-                           .x_stride = p->hidden,
-                           .y_BR = e->scores_BN,
-                           .y_stride = m->n,
-                           .bias_R = p->bias_N};
+    hc_gemv_args first =
+        hc_product(p->fc1, p->dtype, p->hidden, m->d, input, e->hidden_BH, e->batch);
+    hc_gemv_args second =
+        hc_product(p->fc2, p->dtype, m->n, p->hidden, e->hidden_BH, e->scores_BN, e->batch);
+    first.relu = p->relu;
+    second.bias_R = p->bias_N;
     hc_count(&hc_state_of(e)->bytes, (m->d + m->n) * p->hidden * size + (p->bias_N ? 4 * m->n : 0));
     hc_status s = hc_gemv(&first, e->args.pool);
     return s ? s : hc_gemv(&second, e->args.pool);

@@ -12,40 +12,6 @@
 
 #define LANES 8
 
-static hc_status check_args(const char *name, const float *x_BD, const float *weight_D, float eps,
-                            const float *y_BD, int32_t batch, int64_t d) {
-    if (!x_BD || !weight_D || !y_BD)
-        return hc_fail(HC_ERR_ARGUMENT, "%s: x, weight and y must be given", name);
-    if (batch < 1 || batch > HC_MAX_BATCH || d < 1 || d > HC_MAX_D)
-        return hc_fail(HC_ERR_ARGUMENT, "%s: batch %d of %lld; 1 to %d of 1 to %d", name, batch,
-                       (long long)d, HC_MAX_BATCH, HC_MAX_D);
-    if (!(eps >= 0))
-        return hc_fail(HC_ERR_ARGUMENT, "%s: eps %g; 0 is the least", name, (double)eps);
-    return HC_OK;
-}
-
-hc_status hc_rmsnorm(const float *x_BD, const float *weight_D, float eps, float *y_BD,
-                     int32_t batch, int64_t d) {
-    hc_status status = check_args("rmsnorm", x_BD, weight_D, eps, y_BD, batch, d);
-    if (status != HC_OK)
-        return status;
-    const hc_primitives *p = hc_primitives_get();
-    if (!p)
-        return HC_ERR_UNSUPPORTED;
-    for (int32_t b = 0; b < batch; b++) {
-        const float *x = x_BD + b * d;
-        float *y = y_BD + b * d, squares;
-        const void *row = x;
-        /* The row's product with itself: dot has a fixed order, so a norm has the same bits in
-         * any batch. */
-        p->dot[HC_F32](&row, NULL, 1, x, d, &squares);
-        const float scale = 1.0f / sqrtf(squares / (float)d + eps);
-        for (int64_t i = 0; i < d; i++)
-            y[i] = x[i] * scale * weight_D[i];
-    }
-    return HC_OK;
-}
-
 /* Sum of x in double, in eight lanes: one fixed order, and no chain of d dependent additions. */
 static double sum_of(const float *x, int64_t d) {
     double lane[LANES] = {0}, sum = 0;
@@ -60,25 +26,40 @@ static double sum_of(const float *x, int64_t d) {
     return sum;
 }
 
-hc_status hc_layernorm(const float *x_BD, const float *weight_D, const float *bias_D, float eps,
-                       float *y_BD, int32_t batch, int64_t d) {
-    hc_status status = check_args("layernorm", x_BD, weight_D, eps, y_BD, batch, d);
-    if (status != HC_OK)
-        return status;
+hc_status hc_norm_rows(int32_t kind, const float *x_BD, const float *weight_D, const float *bias_D,
+                       float eps, float *y_BD, int32_t batch, int64_t d) {
+    const int layer = kind == HC_NORM_LAYER;
+    const char *name = layer ? "layernorm" : "rmsnorm";
+    if (!x_BD || !weight_D || !y_BD)
+        return hc_fail(HC_ERR_ARGUMENT, "%s: x, weight and y must be given", name);
+    if (batch < 1 || batch > HC_MAX_BATCH || d < 1 || d > HC_MAX_D)
+        return hc_fail(HC_ERR_ARGUMENT, "%s: batch %d of %lld; 1 to %d of 1 to %d", name, batch,
+                       (long long)d, HC_MAX_BATCH, HC_MAX_D);
+    if (!(eps >= 0))
+        return hc_fail(HC_ERR_ARGUMENT, "%s: eps %g; 0 is the least", name, (double)eps);
     const hc_primitives *p = hc_primitives_get();
     if (!p)
         return HC_ERR_UNSUPPORTED;
     for (int32_t b = 0; b < batch; b++) {
         const float *x = x_BD + b * d;
         float *y = y_BD + b * d, squares;
-        const float mean = (float)(sum_of(x, d) / (double)d);
-        for (int64_t i = 0; i < d; i++)
-            y[i] = x[i] - mean; /* first: squares of what is left round far less than of x */
-        const void *row = y;
-        p->dot[HC_F32](&row, NULL, 1, y, d, &squares);
+        if (layer) { /* first: squares of what is left round far less than of x */
+            const float mean = (float)(sum_of(x, d) / (double)d);
+            for (int64_t i = 0; i < d; i++)
+                y[i] = x[i] - mean;
+            x = y;
+        }
+        /* The row's product with itself: dot has a fixed order, so a norm has the same bits in
+         * any batch. */
+        const void *row = x;
+        p->dot[HC_F32](&row, NULL, 1, x, d, &squares);
         const float scale = 1.0f / sqrtf(squares / (float)d + eps);
-        for (int64_t i = 0; i < d; i++)
-            y[i] = y[i] * scale * weight_D[i] + (bias_D ? bias_D[i] : 0.0f);
+        if (bias_D)
+            for (int64_t i = 0; i < d; i++)
+                y[i] = x[i] * scale * weight_D[i] + bias_D[i];
+        else
+            for (int64_t i = 0; i < d; i++)
+                y[i] = x[i] * scale * weight_D[i];
     }
     return HC_OK;
 }

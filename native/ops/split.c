@@ -8,15 +8,6 @@
 
 #define BLOCK 64
 
-int64_t hc_active_bytes(int64_t capacity, int32_t max_batch, int32_t with_gate) {
-    if (capacity < 0 || capacity > INT32_MAX || max_batch < 1 || max_batch > HC_MAX_BATCH) {
-        hc_fail(HC_ERR_ARGUMENT, "an active list of %lld entries for batches of %d",
-                (long long)capacity, max_batch);
-        return -1;
-    }
-    return (int64_t)HC_ACTIVE_BYTES(capacity, with_gate ? max_batch : 0);
-}
-
 /* Offsets follow from capacity, which the list's owner sets before anything else. */
 int32_t *hc_active_ids(hc_active *list) {
     return (int32_t *)((char *)list + HC_ACTIVE_IDS());

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hotcold.native.bindings.pool import Pool
-from hotcold.native.bindings.timing import TimedRead
+from hotcold.native.bindings.timing import timed_read
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.bench.kernels import ColdBuffer
 from hotcold.runtime.model.checkpoints.bundle import Bundle
@@ -148,7 +148,7 @@ def read_rates(address: int, size: int, length: int, pool: Pool, side: int) -> l
         side: records read side by side.
     """
     order = np.random.default_rng(0).permutation(size // length).astype(np.int32)
-    read = TimedRead(length, length, side, pool)
+    read = timed_read(length, length, side, pool)
     times = [read(address, np.sort(part)) for part in np.array_split(order, 8)]
     return [size / seconds / 1e9 for seconds, size in times[1:]]
 

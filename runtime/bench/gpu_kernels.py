@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.generated import HOT_CHUNKS
 from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.bindings import device_kernels
 from hotcold.native.bindings.device import open_plugin
-from hotcold.native.bindings.gpu_layout import HOT_CHUNKS
 from hotcold.native.errors import BackendError, ConfigError
 from hotcold.native.gpu import cuda_plugin
 from hotcold.runtime.bench.kernels import HEAD_DIM, Settings
@@ -72,7 +72,7 @@ def measure(
             place = place.setdefault(key, {})
         figures = _figures(case, case.time(plugin, settings.samples), rate)
         if variant is not None:
-            mine = device_kernels.WithVariant(plugin, variant)
+            mine = device_kernels.Fitted(plugin, variant)
             figures["variant"] = _figures(case, case.time(mine, settings.samples), rate)
             figures["variant_speedup"] = figures["time_s"] / figures["variant"]["time_s"]
         place[path[-1]] = figures

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.bindings.kernels import Pool, active_cpu_variant, force_cpu_variant
-from hotcold.native.bindings.timing import TimedAttention, TimedFfn, TimedGemv, TimedRead
+from hotcold.native.bindings.timing import timed_attention, timed_ffn, timed_gemv, timed_read
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.weights.host_memory import require
 
@@ -177,7 +177,7 @@ def _sparse(buffer: ColdBuffer, d: int, density: int) -> Case:
     order = np.random.default_rng(d + density).permutation(n).astype(np.int32)
     lists = [np.sort(order[part::parts]) for part in range(parts)]
     slots = [(buffer.address + i * n * record, ids) for ids in lists for i in range(layers)]
-    return Case(lambda pool: TimedFfn(d, n, buffer.dtype, _x(d), pool), record, record, slots)
+    return Case(lambda pool: timed_ffn(d, n, buffer.dtype, _x(d), pool), record, record, slots)
 
 
 def _gate_first(buffer: ColdBuffer, d: int, density: int) -> Case:
@@ -188,7 +188,7 @@ def _gate_first(buffer: ColdBuffer, d: int, density: int) -> Case:
     ids = np.arange(n, dtype=np.int32)
     slots = [(buffer.address + i * n * record, ids) for i in range(layers)]
     row = d * DTYPE_BYTES[buffer.dtype]
-    return Case(lambda pool: TimedFfn(d, n, buffer.dtype, _x(d), pool), record, row, slots)
+    return Case(lambda pool: timed_ffn(d, n, buffer.dtype, _x(d), pool), record, row, slots)
 
 
 def _gemv(buffer: ColdBuffer, d: int) -> Case:
@@ -198,7 +198,7 @@ def _gemv(buffer: ColdBuffer, d: int) -> Case:
     ids = np.arange(rows, dtype=np.int32)
     count = buffer.size // (rows * row)
     slots = [(buffer.address + i * rows * row, ids) for i in range(count)]
-    return Case(lambda pool: TimedGemv(rows, d, buffer.dtype, _x(d), pool), row, row, slots)
+    return Case(lambda pool: timed_gemv(rows, d, buffer.dtype, _x(d), pool), row, row, slots)
 
 
 def _attention(buffer: ColdBuffer, d: int) -> Case:
@@ -215,7 +215,7 @@ def _attention(buffer: ColdBuffer, d: int) -> Case:
     slots = [(buffer.address + i * size, ids) for i in range(count)]
 
     def make(pool: Pool) -> Call:
-        return TimedAttention(heads, HEAD_DIM, CONTEXT, _x(heads * HEAD_DIM), pool)
+        return timed_attention(heads, HEAD_DIM, CONTEXT, _x(heads * HEAD_DIM), pool)
 
     return Case(make, row, row, slots)
 
@@ -240,7 +240,7 @@ def _take_turns(case: Case, settings: Settings, pool: Pool) -> dict[str, Any]:
     operator, built_in = case.make(pool), active_cpu_variant()
 
     def reader(side: int) -> Call:
-        return TimedRead(case.stride_bytes, case.row_bytes, side, pool)
+        return timed_read(case.stride_bytes, case.row_bytes, side, pool)
 
     kinds: dict[str, tuple[Call, str | None]] = {
         **{f"read{side}": (reader(side), None) for side in SIDES},

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.generated import GPU_MAX_HEAD_DIM, GPU_MAX_NEURONS
+from hotcold.native.abi.generated import (
+    DEVICE_GRANULE,
+    GPU_MAX_HEAD_DIM,
+    GPU_MAX_NEURONS,
+    HOT_CHUNKS,
+)
 from hotcold.native.abi.names import PARTS
-from hotcold.native.bindings.device import DeviceArrays
-from hotcold.native.bindings.gpu_layout import GRANULE, HOT_CHUNKS
 from hotcold.native.errors import BackendError, BudgetError
 from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
 from hotcold.runtime.engine import remote_predictor
@@ -140,7 +143,7 @@ def choose_gpu(
         return shape.with_rows(rows).executor().reserve
 
     rows = choose_rows("sparse" if remote else config.prompt_form, context, budget, need)
-    predictor_bytes = shape.predictor().reserve + 2 * GRANULE if remote else 0
+    predictor_bytes = shape.predictor().reserve + 2 * DEVICE_GRANULE if remote else 0
     choice = GpuChoice(
         kv_dtype=config.kv_dtype,
         predictor_dtype=config.predictor_dtype,
@@ -274,9 +277,9 @@ def device_arrays(
     predictors: Sequence[Any],
     predict_steps: NDArray[Any],
     kernels: Variant | str | None = None,
-    pass_flag: int | None = None,
-) -> DeviceArrays:
-    """What the native side needs; compiles plug-in and CUDA variant where no one has yet.
+    pass_flag: int = 0,
+) -> dict[str, Any]:
+    """What NativeDevice takes; compiles plug-in and CUDA variant where no one has yet.
 
     Args:
         choice: how the GPU is used.
@@ -305,20 +308,24 @@ def device_arrays(
     if neurons >= 32 * HOT_CHUNKS:  # whole words of proposals: the split need not count inside one
         bounds_LC = np.minimum((bounds_LC + 16) // 32 * 32, neurons)
         bounds_LC[:, -1] = neurons
-    return DeviceArrays(
-        plugin=plugin.path,
-        bounds_LC=bounds_LC.astype(np.int32),
-        predictors=predictors,
-        predict_steps=predict_steps if predictors else None,
-        kv_dtype=choice.kv_dtype,
-        predictor_dtype=choice.predictor_dtype if predictors else None,
-        vram_bytes=choice.vram_bytes - choice.context_bytes - own,
-        bus_LN=fetched(plan.device_LN, fetch_L).astype(np.uint8) if any(fetch_L) else None,
-        host_parts_L=host_parts(plan),
-        prompt_rows=choice.prompt_rows,
-        variant=_cuda_variant(kernels),
-        pass_flag=pass_flag if choice.remote_predictor else None,
-    )
+    return {
+        "plugin": plugin.path,
+        "kv_f16": choice.kv_dtype == "float16",
+        "predictor_i8": bool(predictors) and choice.predictor_dtype == "int8",
+        "n_chunks": HOT_CHUNKS,
+        "bounds_LC": bounds_LC.astype(np.int32),
+        "vram_bytes": choice.vram_bytes - choice.context_bytes - own,
+        "predictors_L": predictors,
+        "predict_steps": predict_steps if predictors else None,
+        "n_predict_steps": len(predict_steps) if predictors else 0,
+        "launch_overlap": True,
+        "bus_LN": fetched(plan.device_LN, fetch_L).astype(np.uint8) if any(fetch_L) else None,
+        "host_parts_L": host_parts(plan),
+        "prompt_rows": choice.prompt_rows,
+        "variant": _cuda_variant(kernels),
+        "remote_predictor": choice.remote_predictor,
+        "pass_flag": pass_flag if choice.remote_predictor else 0,
+    }
 
 
 def _cuda_variant(kernels: Variant | str | None) -> Path | None:

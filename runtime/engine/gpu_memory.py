@@ -16,6 +16,20 @@ from hotcold.runtime.model.spec import ModelSpec
 ON_HOST = sum(PARTS.values())
 
 
+def sizes(spec: ModelSpec, context: int) -> dict[str, Any]:
+    """A model's sizes by their names in the kernels, with positions of a KV cache."""
+    return {
+        "heads": spec.n_heads,
+        "kv_heads": spec.n_kv_heads,
+        "head_dim": spec.head_dim,
+        "d": spec.d_model,
+        "n": spec.n_neurons,
+        "vocab": spec.vocab_size,
+        "context": context,
+        "embed_dim": spec.embed_width,
+    }
+
+
 def model_shape(
     spec: ModelSpec,
     context: int,
@@ -35,16 +49,9 @@ def model_shape(
     worst = (LayerShape(spec.n_neurons, host_parts=ON_HOST),) * spec.n_layers
     more = {"kv_bytes": 4, "head_on_host": not layers, **more}
     return GpuShape(
+        **sizes(spec, context),
         n_layers=spec.n_layers,
-        heads=spec.n_heads,
-        kv_heads=spec.n_kv_heads,
-        head_dim=spec.head_dim,
         element_bytes=spec.element_bytes,
-        d=spec.d_model,
-        n=spec.n_neurons,
-        vocab=spec.vocab_size,
-        context=context,
-        embed_dim=spec.embed_width,
         record_bytes=NeuronRecord.for_spec(spec).record_bytes,
         norm_bias=spec.norm == "layer",
         biases=spec.biases,
@@ -84,7 +91,7 @@ def predictor_shape(layer: Any, int8: bool = False) -> dict[str, Any]:  # noqa: 
     """The fields of LayerShape that describe a predictor's layer; of a form no GPU runs, none."""
     found: dict[str, Any]
     if layer.form == "sign":
-        found = {"sign": True, "column": layer.column_D is not None}
+        found = {"form": "sign", "column": layer.column_D is not None}
     elif layer.form == "matrices":
         itemsize = 1 if int8 else int(layer.fc1.itemsize)
         found = {"folds_norm": True, "hidden": int(layer.fc1.shape[0]), "fc_bytes": itemsize}

@@ -23,6 +23,8 @@ from hotcold.native.errors import ConfigError
 
 KINDS: tuple[str, ...] = ("x", "active", "y")
 SPARE_FLAGS = 4
+LIMITS = {"n_layers": 4096, "d_model": 1 << 20, "n_neurons": 1 << 24, "max_batch": MAX_BATCH}
+LIMITS |= {"n_flags": 1 << 20, "span_capacity": 1 << 24}
 
 
 def align(offset: int, to: int = CACHE_LINE) -> int:
@@ -91,12 +93,11 @@ class SegmentLayout:
             ConfigError: a count out of range.
         """
         flags = len(KINDS) * n_layers + SPARE_FLAGS if n_flags is None else n_flags
-        limits = {"n_layers": (n_layers, 4096), "d_model": (d_model, 1 << 20)}
-        limits |= {"n_neurons": (n_neurons, 1 << 24), "max_batch": (max_batch, MAX_BATCH)}
-        limits |= {"n_flags": (flags, 1 << 20), "span_capacity": (span_capacity, 1 << 24)}
-        for name, (value, limit) in limits.items():
-            if not 1 <= value <= limit:
-                raise ConfigError(f"segment: {name} {value} is not between 1 and {limit}")
+        sizes = {"n_layers": n_layers, "d_model": d_model, "n_neurons": n_neurons}
+        sizes |= {"max_batch": max_batch, "n_flags": flags, "span_capacity": span_capacity}
+        for name, limit in LIMITS.items():
+            if not 1 <= sizes[name] <= limit:
+                raise ConfigError(f"segment: {name} {sizes[name]} is not between 1 and {limit}")
         flags_offset = align(SEGMENT.itemsize)
         spans = align(flags_offset + flags * FLAG.itemsize)
         ring = align(span_capacity * SPAN.itemsize)
@@ -116,14 +117,9 @@ class SegmentLayout:
         )
         total = align(first + n_layers * stride, mmap.PAGESIZE)
         return cls(
-            n_layers=n_layers,
-            d_model=d_model,
-            n_neurons=n_neurons,
-            max_batch=max_batch,
+            **sizes,
             with_gate=with_gate,
             with_residual=with_residual,
-            n_flags=flags,
-            span_capacity=span_capacity,
             flags_offset=flags_offset,
             span_offsets=span_offsets,
             layers=layers,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hotcold.native.abi.generated import ABI_VERSION, DRIVER, FLAG, SEGMENT, PoisonCode, Status
 from hotcold.native.abi.names import ACTORS
-from hotcold.native.bindings.segment import NativeSegment, Watcher
+from hotcold.native.bindings.segment import NativeSegment, Watcher, copied
 from hotcold.native.errors import (
     ActorLostError,
     ConfigError,
@@ -112,29 +112,23 @@ class Segment:
         self._close_fd = weakref.finalize(self, os.close, fd) if fd >= 0 else None
 
     @classmethod
-    def create(
-        cls, layout: SegmentLayout, epoch: int, spin_ns: int = 200_000, yield_every: int = 64
-    ) -> "Segment":
+    def create(cls, layout: SegmentLayout, epoch: int) -> "Segment":
         """Make a segment on a sealed memfd that other processes can attach to.
 
         Args:
             layout: what it holds.
             epoch: number of this incarnation of the engine's actors.
-            spin_ns: a waiter sleeps in the kernel after this time.
-            yield_every: a waiter offers its core to others once in so many spins.
 
         Raises:
-            ConfigError: a wait setting out of range.
             LaunchError: the system refuses the memory.
         """
-        _check_wait_policy(spin_ns, yield_every)
         fd = create_sealed("hotcold-exchange", layout.bytes)
         try:
             segment = cls(mmap.mmap(fd, layout.bytes), epoch, fd)
         except BaseException:
             os.close(fd)
             raise
-        segment._init(layout, spin_ns, yield_every)
+        segment._init(layout)
         return segment
 
     @classmethod
@@ -142,7 +136,7 @@ class Segment:
         """Make a segment in this process's own memory, for transports that copy payloads."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         segment = cls(mmap.mmap(-1, layout.bytes, flags=flags), epoch)
-        segment._init(layout, 200_000, 64)
+        segment._init(layout)
         return segment
 
     @classmethod
@@ -181,12 +175,11 @@ class Segment:
             ) from error
         return segment
 
-    def _init(self, layout: SegmentLayout, spin_ns: int, yield_every: int) -> None:
+    def _init(self, layout: SegmentLayout) -> None:
         self.native.init(
             *(self.epoch, layout.n_flags, layout.flags_offset),
             *(layout.span_offsets, layout.span_capacity),
         )
-        self.native.set_wait_policy(spin_ns, yield_every)
 
     @property
     def native(self) -> NativeSegment:
@@ -267,12 +260,12 @@ class Segment:
 
     def actor_state(self, actor: str) -> ActorState:
         """An actor's counters at this moment."""
-        return ActorState(**self.native.counters(ACTORS.index(actor)))
+        return copied(self.native.actor[ACTORS.index(actor)], ActorState)
 
     @property
     def pass_header(self) -> PassHeader:
         """The running pass."""
-        return PassHeader(*self.native.pass_header)
+        return PassHeader(self.native.pass_batch, self.native.pass_seq)
 
     def view(self, offset: int, n_bytes: int) -> NDArray[np.uint8]:
         """Writable bytes of the segment; keeps the mapping alive.
@@ -317,11 +310,3 @@ class Segment:
 
 def _actor_index(actor: str) -> int:
     return DRIVER if actor == "driver" else ACTORS.index(actor)
-
-
-def _check_wait_policy(spin_ns: int, yield_every: int) -> None:
-    if not 0 <= spin_ns < 2**31 or not 1 <= yield_every < 2**31:
-        raise ConfigError(
-            f"segment: spin_ns {spin_ns} and yield_every {yield_every} must lie in "
-            f"[0, {2**31}) and [1, {2**31})"
-        )

@@ -89,8 +89,8 @@ class PredictorLayer:
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[Any] | None]:
-        """What the kernels read, by their names for it."""
-        return {"fc1": self.fc1, "fc2": self.fc2, "bias": self.bias_N}
+        """What the kernels read, by their names for it (native/abi/predict.h)."""
+        return {"fc1": self.fc1, "fc2": self.fc2, "bias_N": self.bias_N}
 
     @property
     def parameters(self) -> int:

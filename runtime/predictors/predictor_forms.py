@@ -58,12 +58,7 @@ class SignLayer:
     @property
     def arrays(self) -> dict[str, npt.NDArray[Any] | None]:
         """What the kernels read, by their names for it."""
-        return {
-            "signs": self.signs_NW,
-            "scale": self.scale_N,
-            "bias": self.bias_N,
-            "column": self.column_D,
-        }
+        return {name: getattr(self, name) for name in ("signs_NW", "scale_N", "bias_N", "column_D")}
 
     @property
     def parameters(self) -> int:
@@ -141,7 +136,7 @@ class WindowLayer:
     @property
     def arrays(self) -> dict[str, npt.NDArray[Any] | None]:
         """What the kernels read, by their names for it."""
-        return {"bias": self.prior_N}
+        return {"bias_N": self.prior_N}
 
     @property
     def parameters(self) -> int:

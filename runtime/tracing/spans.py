@@ -72,7 +72,7 @@ def read_array(segment: Segment, actor: str, since: int = 0) -> tuple[NDArray[np
     native = segment.native
     index, capacity = ACTORS.index(actor), native.span_capacity
     count = segment.actor_state(actor).span_count
-    ring = segment.view(native.span_offset(index), capacity * SPAN.itemsize).view(SPAN)
+    ring = segment.view(native.span_offset[index], capacity * SPAN.itemsize).view(SPAN)
     first = max(0, since, count - capacity)
     spans = ring[np.arange(first, max(first, count)) % capacity]
     # The writer may be filling the slot after the last it counted, whose old content is then torn.

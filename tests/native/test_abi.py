@@ -16,7 +16,7 @@ from support.checkout import ROOT
 
 from hotcold.native.abi import generated, names
 from hotcold.native.bindings._ffi import check, failure, ffi, lib
-from hotcold.native.bindings.device import DeviceArrays, NativeDevice
+from hotcold.native.bindings.device import NativeDevice
 from hotcold.native.errors import (
     BackendError,
     BudgetError,
@@ -87,8 +87,9 @@ def test_macros_are_the_same_functions(capacity: int) -> None:
         generated.active_members(capacity),
         generated.active_gate(capacity),
     ]
-    assert lib.hc_active_bytes(capacity, 3, 1) == generated.active_bytes(capacity, 3)
-    assert lib.hc_active_bytes(capacity, 3, 0) == generated.active_bytes(capacity, 0)
+    gates = -(-capacity * 3 * 4 // 64) * 64  # whole cache lines
+    assert generated.active_bytes(capacity, 3) == generated.active_gate(capacity) + gates
+    assert generated.active_bytes(capacity, 0) == generated.active_gate(capacity)
 
 
 def test_the_compiler_refuses_a_wrong_figure(tmp_path: Path) -> None:
@@ -177,10 +178,10 @@ def made(plugin: Path, status: int, value: int, limit: int) -> NativeDevice:
     size = generated.ERROR.itemsize
     failing = np.frombuffer((ctypes.c_char * size).in_dll(loaded, "failing"), generated.ERROR)
     failing[0] = (status, value, limit, b"the device says no")
-    keep = [model := ffi.new("hc_model *", {"n_layers": 1})]
+    model = ffi.new("hc_model *", {"n_layers": 1})
     args = ffi.new("hc_executor_args *", {"model": model, "max_batch": 1})
     try:
-        return NativeDevice(DeviceArrays(plugin, np.zeros((1, 2), np.int32)), args, ffi.NULL, keep)
+        return NativeDevice(args, plugin, n_chunks=1, bounds_LC=np.zeros((1, 2), np.int32))
     finally:
         failing[0] = (0, 0, 0, b"")
 
@@ -202,10 +203,10 @@ def test_other_failures_of_a_device(plugin: Path) -> None:
 
 
 def test_an_error_stays_until_the_next_one() -> None:
-    assert lib.hc_active_bytes(-1, 1, 0) == -1
+    assert lib.hc_attention(ffi.NULL, ffi.NULL) == generated.Status.ERR_ARGUMENT
     assert lib.hc_last_error().status == generated.Status.ERR_ARGUMENT
     check(generated.Status.OK)
-    assert "active list of -1" in str(failure())
+    assert "attention: q" in str(failure())
 
 
 # ---- one source ----------------------------------------------------------------------------------

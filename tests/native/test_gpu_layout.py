@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from hotcold.native.abi.generated import DEVICE_GRANULE
 from hotcold.native.abi.names import PARTS
-from hotcold.native.bindings.gpu_layout import GRANULE, GpuShape, LayerShape
+from hotcold.native.bindings.gpu_layout import GpuShape, LayerShape
 
 LAYER = LayerShape(owned=40, resident=30)
 PREDICTED = replace(LAYER, predicted_at=0, bias=True, folds_norm=True, hidden=10, fc_bytes=2)
-SIGN = replace(LAYER, predicted_at=0, sign=True, bias=True, column=True)
+SIGN = replace(LAYER, predicted_at=0, form="sign", bias=True, column=True)
 SHAPE = GpuShape(
     n_layers=2, heads=4, kv_heads=2, head_dim=16, element_bytes=2, kv_bytes=4, d=64, n=96,
     vocab=100, context=300, embed_dim=64, record_bytes=384, norm_bias=False, biases=False,
@@ -107,7 +108,7 @@ def test_predictors_count(layer: LayerShape, i8: bool, each: list[int], scratch:
     assert more == rounded(*each, *each, *scratch, *EARLY)
     there = replace(layer, host_parts=PARTS["predictor"])
     count = replace(SHAPE, layers=(layer, there), predictor_i8=i8).executor()
-    moved = SIGNS[1:2] if layer.sign else [s for s in each if s in (1280, 1920, 640, 960)]
+    moved = SIGNS[1:2] if layer.form == "sign" else [s for s in each if s in (1280, 1920, 640, 960)]
     assert count.host == rounded(*moved) == taken() + more - count.device
 
 
@@ -138,7 +139,7 @@ def test_a_dense_prompt_keeps_the_proposals_of_layers_that_are_alive() -> None:
         plain = tuple(replace(layer, predicted_at=-1) for layer in layers)
         more = taken(layers=layers, prompt_rows=70) - taken(layers=plain, prompt_rows=70)
         proposals = [2 * 128 * 96, 128 * 12]
-        each = SIGNS if layers[0].sign else MATRICES
+        each = SIGNS if layers[0].form == "sign" else MATRICES
         assert more == rounded(*each, *each, *proposals)
     quantised = tuple(replace(layer, fc_bytes=1) for layer in both["matrices"])
     less = taken(layers=both["matrices"], prompt_rows=70)
@@ -151,10 +152,10 @@ def test_a_remote_predictor_has_memory_of_its_own_and_a_mailbox() -> None:
     shape = replace(SHAPE, layers=layers, remote_predictor=True)
     count, own = shape.executor(), shape.predictor()
     assert count.device - taken() == rounded(*EARLY) - rounded(2 * 96 * 4)
-    assert count.mailbox == GRANULE  # words, two inputs of 4 x 64 floats, proposals
+    assert count.mailbox == DEVICE_GRANULE  # words, two inputs of 4 x 64 floats, proposals
     assert own.device == rounded(*MATRICES * 2, 256, 256, 144, 24, 4 * 10 * 4, 4 * 4)
     wide = replace(shape, d=1 << 16)  # two inputs of 1 MiB each, and the words
-    assert wide.executor().mailbox == 2 * GRANULE
+    assert wide.executor().mailbox == 2 * DEVICE_GRANULE
     there = replace(PREDICTED, host_parts=PARTS["predictor"])
     moved = replace(shape, layers=(there, there)).predictor()
     assert own.device - moved.device == moved.host == rounded(1280, 1920) * 2

@@ -6,13 +6,13 @@ in here: the actors open and close executors, and `LocalSession` runs them as th
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.bindings.device import Mailbox
-from hotcold.native.bindings.executor import ExecutorArrays, NativeExecutor, OwnedNeurons
+from hotcold.native.bindings.executor import NativeExecutor
 from hotcold.native.errors import KernelError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.model_addresses import model_addresses
@@ -61,24 +61,23 @@ class Executor(ABC):
         use_kernels(deployment.kernels)
         self.bundle = open_bundle(deployment.bundle_path)
         self.store = WeightStore.open(self.bundle, deployment.store, self._stored_ids())
-        arrays = ExecutorArrays(
-            actor=self.actor,
-            model=model_addresses(self.bundle, self.store, deployment.context),
-            segment=segment.native.pointer,
-            epoch=segment.epoch,
-            steps=deployment.programs[self.actor],
-            max_batch=deployment.layout.max_batch,
-            threads=deployment.cores[self.actor].threads,
-            cores=deployment.cores[self.actor].cores,
-            audit_every=deployment.audit_every,
-            audit_seed=deployment.audit_seed,
-        )
-        self._fill(arrays, shared)
-        self.native = NativeExecutor(arrays)
+        cores = deployment.cores[self.actor]
+        fields: dict[str, Any] = {
+            "actor": self.actor,
+            "model": model_addresses(self.bundle, self.store, deployment.context),
+            "segment": segment.native.pointer,
+            "epoch": segment.epoch,
+            "steps": deployment.programs[self.actor],
+            "max_batch": deployment.layout.max_batch,
+            "audit_every": deployment.audit_every,
+            "audit_seed": deployment.audit_seed,
+        }
+        fields |= self._fields(shared)
+        self.native = NativeExecutor(cores.threads, cores.cores, **fields)
 
     @abstractmethod
-    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
-        """Add what this role computes with."""
+    def _fields(self, shared: Shared) -> dict[str, Any]:
+        """What this role computes with, as NativeExecutor takes it."""
 
     @classmethod
     @abstractmethod
@@ -94,10 +93,10 @@ class Executor(ABC):
         """By layer, the only neurons whose records are read; None: any may be."""
         return None
 
-    def _own(self, arrays: ExecutorArrays, device: int, shared: Shared) -> None:
-        """Take a device's neurons, those that the schedule fetches counted in."""
-        arrays.owned = [OwnedNeurons(ids) for ids in owned_ids(self.deployment, device)]
-        arrays.fired_LN = shared.fired_LN
+    def _own(self, device: int, shared: Shared) -> dict[str, Any]:
+        """A device's neurons, those that the schedule fetches counted in."""
+        owned = [{"ids": ids, "n_ids": len(ids)} for ids in owned_ids(self.deployment, device)]
+        return {"owned_L": owned, "fired_LN": shared.fired_LN}
 
     @property
     def mailbox(self) -> Mailbox | None:

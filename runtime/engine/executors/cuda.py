@@ -4,10 +4,12 @@ Fused, the GPU executor predicts in its own graph and the predictor's loop stand
 predictor has a process of its own on the same GPU and is asked (engine/remote_predictor.py).
 """
 
-from dataclasses import replace
+from typing import Any
 
-from hotcold.native.bindings.device import DeviceArrays, Mailbox
-from hotcold.native.bindings.executor import ExecutorArrays
+import numpy as np
+
+from hotcold.native.abi.generated import STEP
+from hotcold.native.bindings.device import Mailbox
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared
 from hotcold.runtime.engine.executors.leading import LeadingExecutor
@@ -22,6 +24,8 @@ from hotcold.runtime.engine.gpu import (
 from hotcold.runtime.engine.prompt import PromptForm
 from hotcold.runtime.engine.remote_predictor import matrix_bytes, pass_flag
 from hotcold.runtime.exchange.segment import Segment
+
+NO_STEPS = np.empty(0, STEP)
 
 
 class CudaGpuExecutor(LeadingExecutor):
@@ -40,9 +44,9 @@ class CudaGpuExecutor(LeadingExecutor):
         """Where no remote predictor opens its memory."""
         return not gpu_of(deployment).remote_predictor
 
-    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
-        self._own(arrays, 0, shared)
-        arrays.device = _device_arrays(self, not gpu_of(self.deployment).remote_predictor)
+    def _fields(self, shared: Shared) -> dict[str, Any]:
+        device = _device_arrays(self, not gpu_of(self.deployment).remote_predictor)
+        return self._own(0, shared) | {"device": device}
 
     def _prompt_form(self) -> PromptForm:
         deployment, gpu = self.deployment, gpu_of(self.deployment)
@@ -71,8 +75,8 @@ class FusedPredictor(PredictorExecutor):
     stands_by = True
     walks_steps = False
 
-    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
-        arrays.steps = arrays.steps[:0]
+    def _fields(self, shared: Shared) -> dict[str, Any]:
+        return {"steps": NO_STEPS}
 
     @classmethod
     def _predicts(cls, deployment: Deployment) -> str:
@@ -94,16 +98,16 @@ class RemotePredictor(PredictorExecutor):
         """Always: it opens the GPU executor's."""
         return True
 
-    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
+    def _fields(self, shared: Shared) -> dict[str, Any]:
         deployment = self.deployment
-        arrays.steps = arrays.steps[:0]
-        self._own(arrays, 0, Shared())
-        arrays.device = replace(
-            _device_arrays(self, matrices=True),
-            vram_bytes=gpu_of(deployment).predictor_bytes + matrix_bytes(deployment.plan),
-            gpu_steps=deployment.programs[LeadingExecutor.actor],
-            mailbox=shared.mailbox,
-        )
+        gpu_steps = deployment.programs[LeadingExecutor.actor]
+        device = _device_arrays(self, matrices=True) | {
+            "vram_bytes": gpu_of(deployment).predictor_bytes + matrix_bytes(deployment.plan),
+            "gpu_steps": gpu_steps,
+            "n_gpu_steps": len(gpu_steps),
+            "mailbox": vars(shared.mailbox) if shared.mailbox else {},
+        }
+        return self._own(0, Shared()) | {"steps": NO_STEPS, "device": device}
 
     @classmethod
     def _predicts(cls, deployment: Deployment) -> str:
@@ -116,7 +120,7 @@ def gpu_of(deployment: Deployment) -> GpuChoice:
     return deployment.gpu
 
 
-def _device_arrays(executor: Executor, matrices: bool) -> DeviceArrays:
+def _device_arrays(executor: Executor, matrices: bool) -> dict[str, Any]:
     deployment = executor.deployment
     return device_arrays(
         *(gpu_of(deployment), deployment.plan, deployment.fetch_L),

@@ -1,9 +1,10 @@
 """Executors that compute on the CPU; beside a GPU, the CPU executor alone does."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.bindings.executor import ExecutorArrays
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared, kernels_used, owned_ids
 from hotcold.runtime.engine.executors.leading import LeadingExecutor
@@ -17,14 +18,13 @@ class HostGpuExecutor(LeadingExecutor):
 
     keeps_kv = True
 
-    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
+    def _fields(self, shared: Shared) -> dict[str, Any]:
         spec, context = self.bundle.spec, self.deployment.context
         if shared.kv is None:
             kv = KvCache.private(spec, context)
         else:
             kv = KvCache.attach(shared.kv, spec, context)
-        arrays.kv = (kv.keys, kv.values)
-        self._own(arrays, 0, shared)
+        return self._own(0, shared) | {"k_cache": kv.keys, "v_cache": kv.values}
 
 
 class CpuExecutor(Executor):
@@ -35,8 +35,8 @@ class CpuExecutor(Executor):
     def _stored_ids(self) -> list[NDArray[np.int32]]:
         return owned_ids(self.deployment, 1)
 
-    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
-        self._own(arrays, 1, shared)
+    def _fields(self, shared: Shared) -> dict[str, Any]:
+        return self._own(1, shared)
 
     @classmethod
     def role(cls, deployment: Deployment) -> str:
@@ -50,9 +50,9 @@ class CpuExecutor(Executor):
 class HostPredictor(PredictorExecutor):
     """The predictor on the CPU: its matrices, or the gate rows themselves."""
 
-    def _fill(self, arrays: ExecutorArrays, shared: Shared) -> None:
-        arrays.device_LN = np.ascontiguousarray(self.deployment.computed_plan.device_LN)
-        arrays.predictors = predictor_arrays(self, pack=True)
+    def _fields(self, shared: Shared) -> dict[str, Any]:
+        device_LN = np.ascontiguousarray(self.deployment.computed_plan.device_LN)
+        return {"device_LN": device_LN, "predictors_L": predictor_arrays(self, pack=True)}
 
     @classmethod
     def _predicts(cls, deployment: Deployment) -> str:

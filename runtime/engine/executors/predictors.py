@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from typing import Any
 
-from hotcold.native.bindings.executor import PredictorArrays
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor
 from hotcold.runtime.predictors.predictor import ModelView
@@ -35,13 +34,16 @@ class PredictorExecutor(Executor):
 
 def predictor_arrays(
     executor: Executor, pack: bool = False, matrices: bool = True
-) -> list[PredictorArrays]:
+) -> list[dict[str, Any]]:
     """Prepare the predictor and put it in the native form; nothing where it stands by.
 
     Args:
         executor: whose bundle, store and deployment.
         pack: copy what is read every token to pages of its own.
         matrices: False: forms and thresholds alone, where another process has the rest.
+
+    Returns:
+        fields of each layer's hc_predictor_layer (abi/predict.h).
     """
     deployment, bundle = executor.deployment, executor.bundle
     if not deployment.predicts:
@@ -54,8 +56,10 @@ def predictor_arrays(
     made = []
     for layer in layers:
         own: dict[str, Any] = {name: next(ready) for name in layer.arrays}
+        if (fc1 := own.get("fc1")) is not None:
+            own |= {"hidden": fc1.shape[0], "dtype": str(fc1.dtype)}
         own |= {name: getattr(layer, name) for name in _NUMBERS if hasattr(layer, name)}
-        if not matrices:
-            own = {}
-        made.append(PredictorArrays(layer.form, layer.threshold, layer.input == "residual", **own))
+        kind = {"form": layer.form, "threshold": layer.threshold}
+        kind["input"] = layer.input == "residual"
+        made.append(kind | (own if matrices else {}))
     return made

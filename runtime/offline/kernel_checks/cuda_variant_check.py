@@ -174,7 +174,7 @@ def check_all(plugin: Any) -> None:
 def main(plugin: str, library: str, source: str, digest: str) -> None:
     """Check a compiled variant on a plug-in, and end the process: 0, or 1 and the reason."""
     try:
-        check_all(kernels.WithVariant(open_plugin(Path(plugin)), Path(library)))
+        check_all(kernels.Fitted(open_plugin(Path(plugin)), Path(library)))
         check_passes(Variant(source, digest))
     except (HotcoldError, Wrong) as error:
         print(f"{type(error).__name__}: {error}", flush=True)

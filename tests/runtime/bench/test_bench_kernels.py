@@ -9,7 +9,7 @@ from support.checkout import ROOT
 
 from hotcold.actors.cli.main import main
 from hotcold.native.bindings import kernels
-from hotcold.native.bindings.timing import TimedRead
+from hotcold.native.bindings.timing import timed_read
 from hotcold.native.errors import BudgetError, ConfigError
 from hotcold.runtime.bench.kernels import ColdBuffer, Settings, doubts, measure
 
@@ -50,14 +50,14 @@ def test_reading_reads_all_of_each_row_once() -> None:
     cases = [(s, w, o) for s in (1, 4, 8) for w in (64, 192, 256) for o in (0, 2)]
     for side, width, off in cases:  # off 64 bytes: the narrow loads
         flat = rows.ravel()[at + off :]
-        read = TimedRead(256, width, side, None)
+        read = timed_read(256, width, side, None)
         _, size = read(int(flat.ctypes.data), ids)
         assert size == 13 * width
         parts = [flat[i * 32 : i * 32 + width // 8] for i in ids]
         parts += [parts[-1]] * (-13 % side)  # the last row fills the last group up
-        assert read._args.fold == np.bitwise_xor.reduce(np.concatenate(parts))
+        assert read.args.fold == np.bitwise_xor.reduce(np.concatenate(parts))
     with pytest.raises(ConfigError, match="whole lines of 64"):
-        TimedRead(256, 100, 1, None)(int(flat.ctypes.data), ids)
+        timed_read(256, 100, 1, None)(int(flat.ctypes.data), ids)
 
 
 @pytest.mark.parametrize(

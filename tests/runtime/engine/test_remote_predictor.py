@@ -9,7 +9,7 @@ import pytest
 from support import fake_mps
 from support.models import TinyLlama, write_llama
 
-from hotcold.native.bindings.gpu_layout import GRANULE
+from hotcold.native.abi.generated import DEVICE_GRANULE
 from hotcold.native.errors import ConfigError
 from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
 from hotcold.runtime.engine import remote_predictor
@@ -104,7 +104,7 @@ def test_the_second_context_and_the_questions_are_in_the_budget(
     assert a_gpu["remote"] == 3 * spec.n_layers + 1
     assert own.context_bytes - fused.context_bytes == 600 << 20
     assert fused.predictor_bytes == 0 < own.predictor_bytes
-    mailbox = GRANULE  # which then holds the proposals
+    mailbox = DEVICE_GRANULE  # which then holds the proposals
     proposals = spec.n_layers * spec.n_neurons * 4
     fused = chosen(tiny, *layers, prompt_form="sparse")
     more = own.reserve_bytes - fused.reserve_bytes - (600 << 20) - own.predictor_bytes

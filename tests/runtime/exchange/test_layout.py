@@ -3,7 +3,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotcold.native.abi.generated import CACHE_LINE, FLAG, SEGMENT, SPAN
-from hotcold.native.bindings._ffi import lib
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.exchange.layout import SegmentLayout
 
@@ -43,14 +42,6 @@ def test_every_flag_is_another() -> None:
             call()
     with pytest.raises(ConfigError, match="no spare flag 4"):
         layout.spare_flag(4)
-
-
-@pytest.mark.parametrize("capacity", [1, 15, 16, 17, 700])
-@pytest.mark.parametrize("batch", [1, 32])
-@pytest.mark.parametrize("gate", [False, True])
-def test_active_lists_are_as_long_as_in_c(capacity: int, batch: int, gate: bool) -> None:
-    layout = SegmentLayout.build(1, 8, capacity, batch, with_gate=gate)
-    assert layout.active_bytes == lib.hc_active_bytes(capacity, batch, gate)
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ def segment() -> Iterator[Segment]:
 def put(segment: Segment, actor: str, seq: int, op: str, begin: int, ready: int, end: int) -> None:
     index = ACTORS.index(actor)
     number = segment.actor_state(actor).span_count
-    offset = segment.native.span_offset(index) + (number % CAPACITY) * SPAN.itemsize
+    offset = segment.native.span_offset[index] + (number % CAPACITY) * SPAN.itemsize
     slot = segment.view(offset, SPAN.itemsize).view(SPAN)
     slot[0] = (begin, ready, end, seq, 0, OPS.index(op))
-    segment.native.set_counter(index, "span_count", number + 1)
+    segment.native.actor[index].span_count = number + 1
 
 
 def one_pass(segment: Segment, seq: int, scale: int = 1) -> None:

@@ -22,10 +22,10 @@ def segment() -> Iterator[Segment]:
 def write(segment: Segment, actor: str, number: int) -> None:
     """What the native loop does after a step: fill the slot, then count it."""
     index = ACTORS.index(actor)
-    offset = segment.native.span_offset(index) + (number % CAPACITY) * SPAN.itemsize
+    offset = segment.native.span_offset[index] + (number % CAPACITY) * SPAN.itemsize
     slot = segment.view(offset, SPAN.itemsize).view(SPAN)
     slot[0] = (number, number + 10, number + 30, number, number % 5 - 1, number % 7)
-    segment.native.set_counter(index, "span_count", number + 1)
+    segment.native.actor[index].span_count = number + 1
 
 
 def test_reads_what_was_written(segment: Segment) -> None:
