@@ -1,20 +1,9 @@
-// host.h - what the host side of a pass shares: pinned words, and the watch over a graph in flight.
+// host.h - what the host side of a pass shares: the watch over a graph in flight.
 #ifndef HOTCOLD_CUDA_HOST_H
 #define HOTCOLD_CUDA_HOST_H
-#include "cuda/executor/timeline.h"
 #include "cuda/kernels/kernels.h"
 
-#include <cstring>
-
 namespace hotcold {
-
-// `count` zeroed T in pinned host memory; the caller frees *host with cudaFreeHost.
-template <class T> void pin(T **host, T **mapped, size_t count) {
-    const size_t size = count * sizeof(T);
-    check_host(cudaHostAlloc(reinterpret_cast<void **>(host), size, cudaHostAllocMapped), size);
-    std::memset(static_cast<void *>(*host), 0, count * sizeof(T));
-    check(cudaHostGetDevicePointer(reinterpret_cast<void **>(mapped), *host, 0), "pinned memory");
-}
 
 struct Watched { // a graph in flight
     const hc_segment *segment;

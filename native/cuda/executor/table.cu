@@ -33,18 +33,19 @@ template <class Body> hc_status guarded(Body body) {
     }
 }
 
+template <class T>
 void *create(const hc_executor_args *args, const hc_device_args *device,
              const hc_device_layer *layers_L) {
-    Executor *made = nullptr;
+    T *made = nullptr;
     guarded([&] {
-        made = new Executor(*args, *device, layers_L);
+        made = new T(*args, *device, layers_L);
         return HC_OK;
     });
     return made;
 }
 
-void destroy(void *self) {
-    delete static_cast<Executor *>(self);
+template <class T> void destroy(void *self) {
+    delete static_cast<T *>(self);
 }
 
 hc_status pass(void *self, const hc_device_pass *in, hc_device_report *report) {
@@ -61,20 +62,6 @@ float *logits(void *self) {
 
 void mailbox(void *self, hc_mailbox *out) {
     *out = static_cast<Executor *>(self)->mailbox();
-}
-
-void *create_predictor(const hc_executor_args *args, const hc_device_args *device,
-                       const hc_device_layer *layers_L) {
-    PredictorProcess *made = nullptr;
-    guarded([&] {
-        made = new PredictorProcess(*args, *device, layers_L);
-        return HC_OK;
-    });
-    return made;
-}
-
-void destroy_predictor(void *self) {
-    delete static_cast<PredictorProcess *>(self);
 }
 
 hc_status answer(void *self, uint32_t seq, int32_t batch, hc_device_report *report) {
@@ -96,9 +83,18 @@ hc_status operate_guarded(const hc_device_op *op) {
 
 extern "C" const hc_device_api *hc_device_table(void) {
     using namespace hotcold;
-    static const hc_device_api table = {
-        HC_DEVICE_ABI, "cuda", create,         destroy,          pass,
-        prompt,        logits, mailbox,        create_predictor, destroy_predictor,
-        answer,        error,  operate_guarded};
+    static const hc_device_api table = {HC_DEVICE_ABI,
+                                        "cuda",
+                                        create<Executor>,
+                                        destroy<Executor>,
+                                        pass,
+                                        prompt,
+                                        logits,
+                                        mailbox,
+                                        create<PredictorProcess>,
+                                        destroy<PredictorProcess>,
+                                        answer,
+                                        error,
+                                        operate_guarded};
     return &table;
 }

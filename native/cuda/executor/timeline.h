@@ -7,8 +7,6 @@
 
 namespace hotcold {
 
-int64_t now_ns(); // CLOCK_MONOTONIC
-
 // The device's clock against the host's: bounds on what to add to the one to get the other.
 class Clock {
   public:

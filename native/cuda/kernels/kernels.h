@@ -11,6 +11,7 @@
 #include "cuda/kernels/failure.h"
 
 #include <cuda_runtime.h>
+#include <time.h>
 
 namespace hotcold {
 
@@ -226,15 +227,30 @@ bool by_variant(bool (*Operators::*op)(const Args &, int, const Launch &), const
 
 // Throws, HC_ERR_GPU_MEMORY with the figures where the device has no memory left.
 [[noreturn]] void fail(cudaError_t error, const std::string &what); // failure.cu
-inline void check(cudaError_t error, const std::string &what) {
-    if (error != cudaSuccess)
-        fail(error, what);
-}
-inline void check(cudaError_t error, const char *what) { // no string is made where all is well
+template <class Text>
+void check(cudaError_t error, const Text &what) { // Text: no string where all is well
     if (error != cudaSuccess)
         fail(error, what);
 }
 void check_host(cudaError_t error, int64_t bytes); // of an allocation of pinned host memory
+
+inline int64_t now_ns() { // CLOCK_MONOTONIC
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
+// What all else is made on.
+inline const hc_device_args &on_device(const hc_device_args &device) {
+    check(cudaSetDevice(device.index), "CUDA device");
+    return device;
+}
+
+inline Launch launch_on(cudaStream_t stream, int device, bool overlap, const char *variant) {
+    int sms = 0;
+    check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "CUDA device");
+    return {stream, overlap, sms, open_variant(variant)};
+}
 
 // Wait for the default stream: copies and fills there return before they are done, and our streams
 // (non-blocking ones) do not wait for it. Without this a memset could overwrite weights that are

@@ -2,10 +2,9 @@
 #ifndef HOTCOLD_MODEL_H
 #define HOTCOLD_MODEL_H
 #include "cuda/memory/mailbox.h"
+#include "cuda/memory/owned.h"
 #include "cuda/memory/predictor.h"
 #include "cuda/memory/shape.h"
-
-#include <vector>
 
 namespace hotcold {
 
@@ -17,8 +16,6 @@ class Model {
   public:
     Model(const hc_executor_args &args, const hc_device_args &device,
           const hc_device_layer *layers_L);
-    ~Model();
-    Model(const Model &) = delete;
 
     const Shape shape;
     std::vector<Layer> layers;
@@ -36,23 +33,25 @@ class Model {
     int32_t dtype_of(int layer) const {
         return layers[layer].predictor.dtype;
     }
+    // With a matrix of the model. All addresses are final: graphs keep them.
+    Gemv dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const {
+        return product(*args_.model, args_.model->dtype, w, rows, d, x, y, buffers.pass);
+    }
 
   private:
     void allocate(int64_t own, int64_t shared);
-    void release();
-    void reserve_bus();
     void upload();
     void upload_layer(int index);
-    bool predicts(int layer) const; // here, and in no other process
     const hc_executor_args &args_;
     const hc_device_args &device_;
     hc_executor_parts parts_ = {};
     std::vector<HotList> hot_; // as many as layers may be predicted before they are computed
-    char *memory_ = nullptr;
-    char *shared_ = nullptr; // the mailbox: of an allocation of its own, which another process maps
-    char *parts_on_host_ = nullptr; // pinned: modules that stay in host memory
-    char *bus_ = nullptr;           // pinned copies of the neurons that stay in host memory
-    char *bus_end_ = nullptr, *bus_mapped_ = nullptr;
+    DeviceMemory<char> memory_;
+    DeviceMemory<char>
+        shared_; // the mailbox: of an allocation of its own, which another process maps
+    Pinned<char> parts_on_host_; // modules that stay in host memory
+    Pinned<char> bus_;           // copies of the neurons that stay in host memory
+    char *bus_end_ = nullptr;
 };
 
 } // namespace hotcold

@@ -2,7 +2,6 @@
 #ifndef HOTCOLD_CUDA_UPLOAD_H
 #define HOTCOLD_CUDA_UPLOAD_H
 #include "cuda/memory/model.h"
-#include "cuda/memory/owned.h"
 
 #include <algorithm>
 #include <atomic>
@@ -20,12 +19,13 @@ namespace hotcold {
 // Host to device through two pinned buffers: pageable memory would be copied at a third of the rate.
 class Uploader {
   public:
+    // Does nothing where from is NULL: there is no such tensor.
     void copy(void *to, const void *from, int64_t bytes) {
         const char *source = static_cast<const char *>(from);
         char *target = static_cast<char *>(to);
         // Parts of 4 MiB, two buffers in turn: one is filled by the host while the other is copied.
         // An event a buffer says when it may be filled again.
-        while (bytes > 0) {
+        while (from && bytes > 0) {
             const int64_t part = std::min(bytes, SIZE - filled_);
             if (filled_ == 0)
                 check(cudaEventSynchronize(free_[turn_]), "upload");
@@ -38,10 +38,6 @@ class Uploader {
             if (filled_ >= SIZE)
                 flush();
         }
-    }
-    void copy_if(void *to, const void *from, int64_t bytes) { // NULL: there is no such tensor
-        if (from)
-            copy(to, from, bytes);
     }
     void flush() {
         check(cudaEventRecord(free_[turn_], stream_), "upload");

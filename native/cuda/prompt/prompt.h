@@ -16,8 +16,6 @@ class Prompt {
     // All references outlive it; launch has the stream of the passes.
     Prompt(const hc_executor_args &args, const hc_device_args &device,
            const std::vector<hc_device_layer> &plan, Model &model, const Launch &launch);
-    ~Prompt();
-    Prompt(const Prompt &) = delete;
     // One dense pass over in.count tokens, at most device.prompt_rows. Returns when the device is
     // done, or HC_ERR_POISONED; throws where the device failed. logits_host: of the last token.
     hc_status run(const hc_device_prompt &in, float *logits_host, hc_device_report &report);
@@ -27,7 +25,6 @@ class Prompt {
         int32_t layer;
         int64_t begin, n; // of the layer's streamed ids
     };
-    void release();
     void feed(int64_t piece);
     bool poisoned() const;
     void progress() const; // something was done, for those who watch
@@ -57,12 +54,13 @@ class Prompt {
     Model &model_;
     Launch launch_;
     std::vector<Piece> pieces_;
-    std::unique_ptr<Streamer> streamer_;
     // free_[s]: the device has computed what slot s held; ready_[s]: the copy into it is done.
-    cudaEvent_t free_[HC_STREAM_SLOTS] = {}, ready_[HC_STREAM_SLOTS] = {};
-    cudaEvent_t layer_[2] = {};                     // a layer is done
-    int64_t at_ = 0;                                // the piece to compute next
-    char *rows_ = nullptr, *rows_mapped_ = nullptr; // of embedding, then of positions; pinned
+    const Event free_[HC_STREAM_SLOTS], ready_[HC_STREAM_SLOTS];
+    const Event layer_[2];    // a layer is done
+    int64_t at_ = 0;          // the piece to compute next
+    const Pinned<char> rows_; // of embedding, then of positions
+    std::unique_ptr<Streamer>
+        streamer_; // goes first: its copies end in the slots and record events
 };
 
 } // namespace hotcold

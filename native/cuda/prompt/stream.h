@@ -1,7 +1,7 @@
 // stream.h - neuron records from pageable host memory to the device at the rate of the bus.
 #ifndef HOTCOLD_CUDA_STREAM_H
 #define HOTCOLD_CUDA_STREAM_H
-#include "cuda/kernels/kernels.h"
+#include "cuda/memory/owned.h"
 
 #include <atomic>
 #include <condition_variable>
@@ -29,16 +29,16 @@ class Streamer {
     }
 
   private:
-    void release();
+    Streamer(int64_t record_bytes, int64_t per_block);
     void work(int index);
     void copy_part(int index) const;
     void copy_all();
 
     static constexpr int BLOCKS = 4;
     int64_t record_bytes_, per_block_; // records of a pinned block
-    cudaStream_t stream_ = nullptr;
-    char *pinned_[BLOCKS] = {};
-    cudaEvent_t copied_[BLOCKS] = {};
+    std::vector<Pinned<char>> pinned_;
+    const Event copied_[BLOCKS];
+    const Stream stream_;
     int64_t next_ = 0;
     // one job at a time: records of job_ids_ into job_to_, a part each thread
     // The job: written by the caller before it raises job_ (release), read by the threads behind
