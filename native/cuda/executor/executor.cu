@@ -31,18 +31,8 @@ Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
         if (shown_[i].predicted_at >= 0) // what of a prediction takes time here is its own layer's
             shown_[i].predicted_at = static_cast<int32_t>(i);
     clock_.calibrate(stream_);
-    register_segment();
-    graphs_.capture(stream_, model_.bucket, [&](int32_t bucket) { capture(bucket); });
-    if (device_.prompt_rows)
-        prompt_ = std::make_unique<Prompt>(args_, device_, plan_, model_, launch_);
-    if (device_.remote_predictor)
-        share();
-    check(cudaStreamSynchronize(stream_), "graphs");
-}
-
-// The whole segment, pinned and mapped: kernels read and write flags and payloads in place. Pinned
-// pages can no longer be collapsed to huge ones: whoever wants those has done it before.
-void Executor::register_segment() {
+    // The whole segment, pinned and mapped: kernels read and write flags and payloads in place. Pinned
+    // pages can no longer be collapsed to huge ones: whoever wants those has done it before.
     check(cudaHostRegister(args_.segment, args_.segment->bytes,
                            cudaHostRegisterMapped | cudaHostRegisterPortable),
           "registering the exchange segment");
@@ -50,6 +40,12 @@ void Executor::register_segment() {
     void *mapped = nullptr;
     check(cudaHostGetDevicePointer(&mapped, args_.segment, 0), "mapping the exchange segment");
     segment_ = static_cast<char *>(mapped);
+    graphs_.capture(stream_, model_.bucket, [&](int32_t bucket) { capture(bucket); });
+    if (device_.prompt_rows)
+        prompt_ = std::make_unique<Prompt>(args_, device_, plan_, model_, launch_);
+    if (device_.remote_predictor)
+        share();
+    check(cudaStreamSynchronize(stream_), "graphs");
 }
 
 // Wake peers that sleep on a flag that the device has set meanwhile.
@@ -91,7 +87,8 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     report.bytes += in.head_rows ? m.vocab * m.embed_dim * e : 0;
     for (int l = 0; l < m.n_layers; l++)
         if (plan_[l].predicted_at >= 0 && !device_.remote_predictor)
-            report.bytes += predictor_read_bytes(m, device_.predictors_L[l], model_.dtype_of(l));
+            report.bytes +=
+                predictor_read_bytes(m, device_.predictors_L[l], model_.layers[l].predictor.dtype);
         else if (plan_[l].predicted_at >= 0) {
             const uint64_t *own = stamps + (l + 1) * STAMPS;
             report.asks++;
@@ -115,7 +112,7 @@ hc_status Executor::pass(const hc_device_pass &in, hc_device_report &report) {
     // From here on the device reads embedded_ and host_; they are not touched until it is done.
     graphs_.launch(in.batch);
     const int64_t done_ns =
-        watch({args_.segment, stream_, &host_->done, &host_->abort}, in.seq, [&] { ring(in.seq); });
+        watch(*args_.segment, stream_, *host_.get(), in.seq, [&] { ring(in.seq); });
     if (host_->failed)
         return HC_ERR_POISONED;
     clock_.narrow(launched_ns, stamps_host_.get()[AT_BEGIN], stamps_host_.get()[AT_END], done_ns);

@@ -28,7 +28,6 @@ class Executor {
     }
 
   private:
-    void register_segment();
     // graph.cu: what a pass enqueues, operator by operator, while the stream is being captured.
     void capture(int32_t bucket);
     void capture_attention(int layer, int32_t bucket);

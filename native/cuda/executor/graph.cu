@@ -26,10 +26,8 @@ uint32_t *Executor::flag(int32_t index) const {
 Exchange Executor::exchange(int layer) const {
     const hc_device_layer &plan = plan_[layer];
     Exchange e = {};
-    e.epoch = args_.epoch;
-    e.capacity = args_.model->n;
-    e.abort = &host_.mapped()->abort;
-    e.relay = model_.layers[layer].relay;
+    e.epoch = args_.epoch, e.capacity = args_.model->n;
+    e.abort = &host_.mapped()->abort, e.relay = model_.layers[layer].relay;
     if (!plan.has_cold)
         return e;
     e.x_flag = flag(plan.x_flag);
@@ -187,22 +185,15 @@ void Executor::capture_hot(int layer, int32_t bucket) {
     // Not predicted: every row of the table, cut in chunks once and for all (starts_C).
     if (plan_[layer].predicted_at < 0)
         hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
-    const Ffn ffn = {from.record_R,
-                     m.record_bytes,
-                     m.gate_offset,
-                     m.up_offset,
-                     m.down_offset,
-                     static_cast<int32_t>(m.d),
-                     m.dtype,
-                     static_cast<int32_t>(args_.owned_L[layer].n_ids),
-                     device_.n_chunks,
-                     ffn_input(),
-                     hot,
-                     b.partial_CBD,
-                     from.fired_4C,
-                     b.pass,
-                     b.stamps + (layer + 1) * STAMPS,
-                     m.bias_offset};
+    Ffn ffn = {};
+    ffn.record_R = from.record_R, ffn.record_bytes = m.record_bytes;
+    ffn.gate_offset = m.gate_offset, ffn.up_offset = m.up_offset;
+    ffn.down_offset = m.down_offset, ffn.bias_offset = m.bias_offset;
+    ffn.d = static_cast<int32_t>(m.d), ffn.dtype = m.dtype;
+    ffn.n_rows = static_cast<int32_t>(args_.owned_L[layer].n_ids);
+    ffn.n_chunks = device_.n_chunks, ffn.x = ffn_input(), ffn.hot = hot;
+    ffn.partial_CBD = b.partial_CBD, ffn.fired_C = from.fired_4C;
+    ffn.pass = b.pass, ffn.stamps = b.stamps + (layer + 1) * STAMPS;
     gate_up(ffn, bucket, launch_);
     down(ffn, bucket, launch_);
 }

@@ -18,9 +18,9 @@ namespace hotcold {
 
 PredictorProcess::PredictorProcess(const hc_executor_args &args, const hc_device_args &device,
                                    const hc_device_layer *layers_L)
-    : args_(args), device_(on_device(device)), plan_(layers_L, layers_L + args.model->n_layers),
-      order_(asking_order(layers_L, args.model->n_layers)), shape_(args_, device_, plan_.data()),
-      bucket_(hc_bucket_of(args.max_batch)), layers_(args.model->n_layers),
+    : args_(args), device_(on_device(device)), order_(asking_order(layers_L, args.model->n_layers)),
+      shape_(args_, device_, layers_L), bucket_(hc_bucket_of(args.max_batch)),
+      layers_(args.model->n_layers),
       launch_(launch_on(stream_, device.index, device.launch_overlap != 0, device.variant)),
       host_(1) {
     hc_layout_bytes need;
@@ -36,7 +36,18 @@ PredictorProcess::PredictorProcess(const hc_executor_args &args, const hc_device
     hc_arena arena = {memory_.get(), 0, 0}, host = {parts_.mapped(), 0, 0};
     to_.layers_L = layers_.data();
     hc_lay_out_remote(&shape_, &arena, &host, &to_);
-    upload();
+    const hc_model &m = *args_.model;
+    for (const Asked &asked : order_) {
+        const hc_predictor_layer &from = device_.predictors_L[asked.layer];
+        Predictor &to = layers_[asked.layer];
+        upload_predictor(m, from, device_.predictor_i8, to);
+        read_bytes_ += predictor_read_bytes(m, from, to.dtype);
+        if (!to.norm_D)
+            continue;
+        Uploader up;
+        up.copy(to.norm_D, m.layers[asked.layer].ffn_norm_D, m.d * 4);
+        up.finish();
+    }
     graphs_.capture(stream_, bucket_, [&](int32_t bucket) { capture(bucket); });
     check(cudaStreamSynchronize(stream_), "graphs");
 }
@@ -58,41 +69,21 @@ void PredictorProcess::open_mailbox() {
     hc_lay_out_mailbox(&shape_, base, &mailbox_);
 }
 
-void PredictorProcess::upload() {
-    const hc_model &m = *args_.model;
-    for (const Asked &asked : order_) {
-        const hc_predictor_layer &from = device_.predictors_L[asked.layer];
-        Predictor &to = layers_[asked.layer];
-        upload_predictor(m, from, device_.predictor_i8, to);
-        read_bytes_ += predictor_read_bytes(m, from, to.dtype);
-        if (!to.norm_D)
-            continue;
-        Uploader up;
-        up.copy(to.norm_D, m.layers[asked.layer].ffn_norm_D, m.d * 4);
-        up.finish();
-    }
-}
-
-// Proposals go straight into the mailbox.
-void PredictorProcess::capture_layer(const Asked &asked, int32_t bucket) {
-    Prediction p = {};
-    p.model = args_.model, p.shape = &device_.predictors_L[asked.layer];
-    p.weights = &layers_[asked.layer];
-    p.input = mailbox_.input(asked.layer), p.norm_D = layers_[asked.layer].norm_D;
-    p.hidden = to_.hidden, p.planes_BPW = to_.planes_BPW, p.step_B = to_.step_B;
-    p.members_N = mailbox_.members_LN + asked.layer * args_.model->n;
-    p.pass = to_.pass;
-    predict(p, bucket, launch_);
-}
-
-// A turn between two layers both answers the one and waits for the other: n + 1 turns for n layers.
+// Proposals go straight into the mailbox. A turn between two layers both answers the one and waits
+// for the other: n + 1 turns for n layers.
 void PredictorProcess::capture(int32_t bucket) {
     Turn t = {};
     t.host = host_.mapped(), t.pass = to_.pass, t.times = to_.times;
+    Prediction p = {};
+    p.model = args_.model, p.pass = to_.pass;
+    p.hidden = to_.hidden, p.planes_BPW = to_.planes_BPW, p.step_B = to_.step_B;
     for (const Asked &asked : order_) {
         t.ask = mailbox_.ask(asked.layer);
         turn(t, launch_);
-        capture_layer(asked, bucket);
+        p.shape = &device_.predictors_L[asked.layer], p.weights = &layers_[asked.layer];
+        p.input = mailbox_.input(asked.layer), p.norm_D = p.weights->norm_D;
+        p.members_N = mailbox_.members_LN + asked.layer * args_.model->n;
+        predict(p, bucket, launch_);
         t.answer = mailbox_.answer(asked.layer);
     }
     t.ask = nullptr;
@@ -104,7 +95,7 @@ hc_status PredictorProcess::pass(uint32_t seq, int32_t batch, hc_device_report &
     on_device(device_);
     host_->seq = seq, host_->batch = batch;
     graphs_.launch(batch);
-    watch({args_.segment, stream_, &host_->done, &host_->abort}, seq, [] {});
+    watch(*args_.segment, stream_, *host_.get(), seq, [] {});
     if (host_->failed)
         return HC_ERR_POISONED;
     report = {};

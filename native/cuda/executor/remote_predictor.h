@@ -1,12 +1,7 @@
 // remote_predictor.h - the predictor as a process of its own on the GPU executor's GPU.
 #ifndef HOTCOLD_CUDA_REMOTE_PREDICTOR_H
 #define HOTCOLD_CUDA_REMOTE_PREDICTOR_H
-#include "cuda/memory/mailbox.h"
-#include "cuda/memory/owned.h"
-#include "cuda/memory/predictor.h"
-#include "cuda/memory/shape.h"
-
-#include <vector>
+#include "cuda/memory/model.h"
 
 namespace hotcold {
 
@@ -22,13 +17,10 @@ class PredictorProcess {
 
   private:
     void open_mailbox();
-    void upload();
     void capture(int32_t bucket);
-    void capture_layer(const Asked &asked, int32_t bucket);
 
     hc_executor_args args_;
     hc_device_args device_;
-    std::vector<hc_device_layer> plan_;
     std::vector<Asked> order_;
     const Shape shape_;
     int32_t bucket_; // largest batch, rounded up to a graph's

@@ -56,21 +56,9 @@ hc_status prompt(void *self, const hc_device_prompt *in, hc_device_report *repor
     return guarded([&] { return static_cast<Executor *>(self)->prompt(*in, *report); });
 }
 
-float *logits(void *self) {
-    return static_cast<Executor *>(self)->logits();
-}
-
-void mailbox(void *self, hc_mailbox *out) {
-    *out = static_cast<Executor *>(self)->mailbox();
-}
-
 hc_status answer(void *self, uint32_t seq, int32_t batch, hc_device_report *report) {
     return guarded(
         [&] { return static_cast<PredictorProcess *>(self)->pass(seq, batch, *report); });
-}
-
-const hc_error *error() {
-    return &last_error;
 }
 
 hc_status operate_guarded(const hc_device_op *op) {
@@ -83,18 +71,19 @@ hc_status operate_guarded(const hc_device_op *op) {
 
 extern "C" const hc_device_api *hc_device_table(void) {
     using namespace hotcold;
-    static const hc_device_api table = {HC_DEVICE_ABI,
-                                        "cuda",
-                                        create<Executor>,
-                                        destroy<Executor>,
-                                        pass,
-                                        prompt,
-                                        logits,
-                                        mailbox,
-                                        create<PredictorProcess>,
-                                        destroy<PredictorProcess>,
-                                        answer,
-                                        error,
-                                        operate_guarded};
+    static const hc_device_api table = {
+        HC_DEVICE_ABI,
+        "cuda",
+        create<Executor>,
+        destroy<Executor>,
+        pass,
+        prompt,
+        [](void *self) { return static_cast<Executor *>(self)->logits(); },
+        [](void *self, hc_mailbox *out) { *out = static_cast<Executor *>(self)->mailbox(); },
+        create<PredictorProcess>,
+        destroy<PredictorProcess>,
+        answer,
+        []() -> const hc_error * { return &last_error; },
+        operate_guarded};
     return &table;
 }

@@ -112,12 +112,9 @@ class Steps {
     void end(uint64_t at) {
         if (op_ < 0)
             return;
-        out_[count_++] = {static_cast<uint64_t>(clock_.host_ns(at_)),
-                          static_cast<uint64_t>(clock_.host_ns(ready_)),
-                          static_cast<uint64_t>(clock_.host_ns(at)),
-                          seq_,
-                          static_cast<int16_t>(layer_),
-                          static_cast<int16_t>(op_)};
+        out_[count_++] = {clock_.host_ns(at_),          clock_.host_ns(ready_),
+                          clock_.host_ns(at),           seq_,
+                          static_cast<int16_t>(layer_), static_cast<int16_t>(op_)};
         const int phase = PHASE_OF[op_];
         if (phase >= 0)
             phase_ns_[phase] += static_cast<int64_t>(at - ready_);

@@ -24,16 +24,11 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
     if (device.vram_bytes > 0 && bytes > device.vram_bytes)
         throw Failure(HC_ERR_BUDGET, "the plan does not fit the GPU memory budget", bytes,
                       device.vram_bytes);
-    allocate(need.device, need.mailbox);
-    upload();
-}
-
-void Model::allocate(int64_t own, int64_t shared) {
-    if (shared) {
-        shared_ = DeviceMemory<char>(shared);
+    if (need.mailbox) {
+        shared_ = DeviceMemory<char>(need.mailbox);
         hc_lay_out_mailbox(&shape, shared_.get(), &mailbox);
     }
-    memory_ = DeviceMemory<char>(own);
+    memory_ = DeviceMemory<char>(need.device);
     if (pinned)
         parts_on_host_ = Pinned<char>(pinned);
     // Owned neurons that stay in host memory: a pinned copy, so that the device can read them.
@@ -43,8 +38,9 @@ void Model::allocate(int64_t own, int64_t shared) {
     if (rows)
         bus_ = Pinned<char>(rows * args_.model->record_bytes, false);
     bus_end_ = bus_.get();
-    hc_arena device = {memory_.get(), 0, 0}, host = {parts_on_host_.mapped(), 0, 0};
-    hc_lay_out_executor(&shape, &device, &host, mailbox.members_LN, &parts_);
+    hc_arena arena = {memory_.get(), 0, 0}, host = {parts_on_host_.mapped(), 0, 0};
+    hc_lay_out_executor(&shape, &arena, &host, mailbox.members_LN, &parts_);
+    upload();
 }
 
 void Model::upload() {

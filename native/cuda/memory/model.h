@@ -1,16 +1,24 @@
-// model.h - one GPU executor's memory: where every tensor lies on the device.
+// model.h - one GPU executor's memory: what its layout depends on (abi/layout.h), and where every
+// tensor lies on the device.
 #ifndef HOTCOLD_MODEL_H
 #define HOTCOLD_MODEL_H
 #include "cuda/memory/mailbox.h"
 #include "cuda/memory/owned.h"
 #include "cuda/memory/predictor.h"
-#include "cuda/memory/shape.h"
 
 namespace hotcold {
 
 using Layer = hc_layer_parts;
 using Buffers = hc_pass_parts;
 using PromptBuffers = hc_prompt_parts;
+
+struct Shape : hc_layout_shape {
+    Shape(const hc_executor_args &args, const hc_device_args &device,
+          const hc_device_layer *plan_L);
+    Shape(const Shape &) = delete; // layers_L points into it
+    std::vector<hc_layout_layer> layers;
+};
+bool on_bus(const hc_model &m, const hc_device_args &device, int layer, int32_t id);
 
 class Model {
   public:
@@ -30,16 +38,12 @@ class Model {
     const HotList &hot_of(int layer) const {
         return hot_[layer % hot_.size()];
     }
-    int32_t dtype_of(int layer) const {
-        return layers[layer].predictor.dtype;
-    }
     // With a matrix of the model. All addresses are final: graphs keep them.
     Gemv dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const {
         return product(*args_.model, args_.model->dtype, w, rows, d, x, y, buffers.pass);
     }
 
   private:
-    void allocate(int64_t own, int64_t shared);
     void upload();
     void upload_layer(int index);
     const hc_executor_args &args_;

@@ -10,29 +10,25 @@ int64_t bytes_of(int32_t dtype) {
 
 void upload_predictor(const hc_model &m, const hc_predictor_layer &from, bool i8, Predictor &to) {
     Uploader up;
+    std::vector<int8_t> weights;
+    std::vector<float> scales;
+    const auto matrix = [&](void *at, float *scale_at, const void *w, int64_t rows, int64_t d) {
+        if (!i8)
+            return up.copy(at, w, rows * d * bytes_of(from.dtype));
+        quantise(w, from.dtype, rows, d, weights, scales);
+        up.copy(at, weights.data(), weights.size());
+        up.copy(scale_at, scales.data(), scales.size() * 4);
+    };
     up.copy(to.bias_N, from.bias_N, m.n * 4);
     if (from.form == HC_PREDICT_SIGN) {
         up.copy(to.signs_NW, from.signs_NW, m.n * ((m.d + 63) / 64) * 8);
         up.copy(to.scale2_N, from.scale_N, m.n * 4);
         up.copy(to.column_D, from.column_D, m.d * 4);
-        up.finish();
-        return;
+    } else {
+        to.dtype = i8 ? HC_I8 : from.dtype;
+        matrix(to.fc1, to.scale1_H, from.fc1, from.hidden, m.d);
+        matrix(to.fc2, to.scale2_N, from.fc2, m.n, from.hidden);
     }
-    to.dtype = i8 ? HC_I8 : from.dtype;
-    if (!i8) {
-        up.copy(to.fc1, from.fc1, from.hidden * m.d * bytes_of(from.dtype));
-        up.copy(to.fc2, from.fc2, m.n * from.hidden * bytes_of(from.dtype));
-        up.finish();
-        return;
-    }
-    std::vector<int8_t> weights;
-    std::vector<float> scales;
-    quantise(from.fc1, from.dtype, from.hidden, m.d, weights, scales);
-    up.copy(to.fc1, weights.data(), weights.size());
-    up.copy(to.scale1_H, scales.data(), scales.size() * 4);
-    quantise(from.fc2, from.dtype, m.n, from.hidden, weights, scales);
-    up.copy(to.fc2, weights.data(), weights.size());
-    up.copy(to.scale2_N, scales.data(), scales.size() * 4);
     up.finish();
 }
 

@@ -89,10 +89,6 @@ template <class F> void by_threads(int n, int threads, int device, F do_one) {
         std::rethrow_exception(failure);
 }
 
-inline float half_to_float(uint16_t bits) {
-    return __half2float(__half(__half_raw{bits}));
-}
-
 // Symmetric int8 with one scale a row.
 inline void quantise(const void *w, int32_t dtype, int64_t rows, int64_t d,
                      std::vector<int8_t> &out, std::vector<float> &scales) {
@@ -104,7 +100,7 @@ inline void quantise(const void *w, int32_t dtype, int64_t rows, int64_t d,
         float most = 0;
         for (int64_t i = 0; i < d; i++) {
             row[i] = dtype == HC_F32 ? static_cast<const float *>(w)[r * d + i]
-                                     : half_to_float(static_cast<const uint16_t *>(w)[r * d + i]);
+                                     : __half2float(static_cast<const __half *>(w)[r * d + i]);
             most = std::max(most, std::fabs(row[i]));
         }
         scales[r] = most / 127.0f;

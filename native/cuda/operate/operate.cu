@@ -6,7 +6,6 @@
 // product, arrays out. Device rows exist for the whole bucket, as in passes; what lies past the
 // batch is zeros. A thrown error leaves nothing behind: Scratch and Rounds free what they made.
 #include "cuda/operate/operate.h"
-#include "cuda/operate/rates.h"
 
 #include <cstring>
 #include <numeric>

@@ -34,6 +34,15 @@ template <class Body> float median_s(cudaStream_t stream, int rounds, Body body,
 
 void fetch(void *to, const void *from, int64_t bytes);
 
+// Up to MAX_PIECES arrays, copied in words of 4 bytes; by value, as a kernel's argument.
+struct Late {
+    static constexpr int MAX_PIECES = 8;
+    uint32_t *to[MAX_PIECES];
+    const uint32_t *from[MAX_PIECES];
+    int64_t words[MAX_PIECES];
+    int32_t n;
+};
+
 // One operator's runs, and device memory that goes with the scope.
 class Scratch {
   public:
@@ -61,7 +70,13 @@ class Scratch {
     // Zeros, until deliver() puts what is at from in front.
     template <class T> T *late(int64_t count, const void *from, int64_t size = 0) {
         T *made = zeros<T>(std::max(count, size));
-        later(made, from, count * static_cast<int64_t>(sizeof(T)));
+        if (count == 0)
+            return made;
+        if (late_.n == Late::MAX_PIECES)
+            throw Failure(HC_ERR_SYSTEM, "operator: too many late inputs");
+        late_.to[late_.n] = reinterpret_cast<uint32_t *>(made);
+        late_.from[late_.n] = reinterpret_cast<uint32_t *>(make<T>(count, from));
+        late_.words[late_.n++] = count * static_cast<int64_t>(sizeof(T)) / 4;
         return made;
     }
     int copies() const {
@@ -105,20 +120,14 @@ class Scratch {
         char *at; // between the guards
         int64_t bytes;
     };
-    struct Part {
-        void *to;
-        const void *from;
-        int64_t bytes;
-    };
     void *array(int64_t bytes, const void *from);
-    void later(void *to, const void *from, int64_t bytes); // bytes: a multiple of 4
     void deliver();
     void verify() const;    // throws where something around an array has changed
     const hc_device_op op_; // of hold() it outlives the caller's
     const bool waits_;
     const int64_t guard_;
     std::vector<Array> arrays_;
-    std::vector<Part> late_;
+    Late late_ = {};
     std::vector<Pinned<float>> pinned_;
 };
 
@@ -148,6 +157,9 @@ template <class Args> Args sign_of(const hc_device_op &op, Scratch &scratch) {
     return s;
 }
 
+// rates.cu: two measurements for benches
+void rate_of_gaps(const hc_device_op &op);
+void rate_of_exchange(const hc_device_op &op);
 // operate_prompt.cu
 void operate_product(const hc_device_op &op);
 void operate_prompt_attention(const hc_device_op &op);

@@ -6,15 +6,7 @@ namespace hotcold {
 namespace {
 
 constexpr uint64_t LATE_NS = 20000; // what is launched next has started by then
-constexpr int THREADS = 256, BLOCKS = 32, MAX_PIECES = 8;
-
-// Up to MAX_PIECES arrays, copied in words of 4 bytes; by value, as a kernel's argument.
-struct Late {
-    uint32_t *to[MAX_PIECES];
-    const uint32_t *from[MAX_PIECES];
-    int64_t words[MAX_PIECES];
-    int32_t n;
-};
+constexpr int THREADS = 256, BLOCKS = 32;
 
 // Lets the kernel under test start at once, then waits 20 us and only then writes its inputs: one
 // that reads before wait_prior() computes with zeros, and the test fails every time, not now and
@@ -72,25 +64,11 @@ PassState *Scratch::pass(int32_t batch, const int32_t *position_B, int32_t head_
     return late<PassState>(1, &state);
 }
 
-void Scratch::later(void *to, const void *from, int64_t bytes) {
-    if (bytes == 0)
-        return;
-    if (late_.size() == MAX_PIECES)
-        throw Failure(HC_ERR_SYSTEM, "operator: too many late inputs");
-    late_.push_back({to, make<char>(bytes, from), bytes});
-}
-
 // Sources of late parts are arrays of this scratch, copied by now: settle() waits for the default
 // stream.
 void Scratch::deliver() {
-    Late a = {};
-    for (const Part &part : late_) {
-        a.to[a.n] = static_cast<uint32_t *>(part.to);
-        a.from[a.n] = static_cast<const uint32_t *>(part.from);
-        a.words[a.n++] = part.bytes / 4;
-    }
     settle();
-    enqueue<Late>(late_kernel, dim3(BLOCKS), THREADS, 0, launch, a);
+    enqueue<Late>(late_kernel, dim3(BLOCKS), THREADS, 0, launch, late_);
 }
 
 // Empty guards (bare) compare as equal.

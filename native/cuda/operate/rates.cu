@@ -10,7 +10,6 @@
 // neither side's poll takes the other's line away.
 #include "cuda/kernels/common.cuh"
 #include "cuda/operate/operate.h"
-#include "cuda/operate/rates.h"
 
 #include <atomic>
 #include <thread>

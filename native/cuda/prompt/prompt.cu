@@ -17,21 +17,6 @@
 #include <algorithm>
 
 namespace hotcold {
-namespace {
-
-struct Awake { // the copying threads, for the length of a pass
-    explicit Awake(Streamer *streamer) : streamer_(streamer) {
-        if (streamer_)
-            streamer_->begin();
-    }
-    ~Awake() {
-        if (streamer_)
-            streamer_->end();
-    }
-    Streamer *streamer_;
-};
-
-} // namespace
 
 Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
                const std::vector<hc_device_layer> &plan, Model &model, const Launch &launch)
@@ -84,14 +69,16 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     check(cudaMemsetAsync(b.fired, 0, sizeof *b.fired, launch_.stream), "counter");
     embed(in);
     at_ = 0;
-    const Awake awake(streamer_.get());
-    if (streamer_) {
-        // One slot less than there are: feed_forward() fills the last one when it has enqueued the
-        // first piece. From then on a copy waits for the piece before the newest one, which the
-        // device has most likely finished.
-        for (int64_t i = 0; i + 1 < HC_STREAM_SLOTS; i++)
-            feed(i);
-    }
+    // The copying threads, for the length of the pass.
+    auto sleep = [](Streamer *streamer) { streamer->wake(false); };
+    const std::unique_ptr<Streamer, decltype(sleep)> awake(streamer_.get(), sleep);
+    if (awake)
+        awake->wake(true);
+    // One slot less than there are: feed_forward() fills the last one when it has enqueued the first
+    // piece. From then on a copy waits for the piece before the newest one, which the device has most
+    // likely finished.
+    for (int64_t i = 0; i + 1 < HC_STREAM_SLOTS; i++)
+        feed(i);
     for (int layer = 0; layer < m.n_layers && !poisoned(); layer++) {
         // two layers are enqueued at most, so that progress is the device's and not the host's
         check(cudaEventSynchronize(layer_[layer % 2]), "the prompt failed on the device");
@@ -121,7 +108,8 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
         m.n_layers * (m.n * m.record_bytes + (2 * q_dim + 2 * kv_dim) * m.d * bytes_of(m.dtype));
     for (int l = 0; l < m.n_layers; l++)
         if (plan_[l].predicted_at >= 0)
-            report.bytes += predictor_read_bytes(m, device_.predictors_L[l], model_.dtype_of(l));
+            report.bytes +=
+                predictor_read_bytes(m, device_.predictors_L[l], model_.layers[l].predictor.dtype);
     return HC_OK;
 }
 

@@ -37,8 +37,6 @@ class Prompt {
     void neurons(const char *records, int64_t n, const int32_t *ids, const uint8_t *mask,
                  const float *bias_D, const Operand &x, int tokens);
     void head(const hc_device_prompt &in, float *logits_host);
-    void decode(const void *w, int64_t rows, int64_t d, const float *x, const float *norm_D,
-                float *y, int32_t n);
     void dense(const Rows &x, const void *w, const float *bias_R, int64_t rows, int64_t d,
                hc_epilogue epilogue, float *y, int tokens);
     Rows stream(const float *norm_D, const float *norm_bias_D) const;

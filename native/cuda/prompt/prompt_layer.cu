@@ -255,13 +255,13 @@ void Prompt::head(const hc_device_prompt &in, float *logits_host) {
     }
     for (int32_t t = first; t < end; t += step) {
         const int32_t n = std::min(step, end - t);
-        const float *norm_D = folded ? b.final_norm_D : nullptr;
-        if (m.project_out) {
-            decode(b.project_out, m.embed_dim, m.d, h + t * m.d, norm_D, projected, n);
-            decode(b.head, m.vocab, m.embed_dim, projected, nullptr, b.logits, n);
-        } else {
-            decode(b.head, m.vocab, m.d, h + t * m.d, norm_D, b.logits, n);
-        }
+        Gemv project = model_.dense(b.project_out, m.embed_dim, m.d, h + t * m.d, projected);
+        Gemv head = model_.dense(b.head, m.vocab, m.embed_dim,
+                                 m.project_out ? projected : project.x, b.logits);
+        (m.project_out ? project : head).norm_D = folded ? b.final_norm_D : nullptr;
+        if (m.project_out)
+            gemv(project, hc_bucket_of(n), launch_);
+        gemv(head, hc_bucket_of(n), launch_);
         float *to = in.logits_PV ? in.logits_PV + t * m.vocab : logits_host;
         check(cudaMemcpyAsync(to, b.logits, n * m.vocab * sizeof(float), cudaMemcpyDeviceToHost,
                               launch_.stream),
@@ -270,14 +270,6 @@ void Prompt::head(const hc_device_prompt &in, float *logits_host) {
     check(cudaStreamSynchronize(launch_.stream), "the prompt failed on the device");
     if (in.logits_PV)
         std::memcpy(logits_host, in.logits_PV + (in.count - 1) * m.vocab, m.vocab * sizeof(float));
-}
-
-// y = W x of n rows, as many as a decode pass takes; x is rms-normed where norm_D is given.
-void Prompt::decode(const void *w, int64_t rows, int64_t d, const float *x, const float *norm_D,
-                    float *y, int32_t n) {
-    Gemv g = model_.dense(w, rows, d, x, y);
-    g.norm_D = norm_D;
-    gemv(g, hc_bucket_of(n), launch_);
 }
 
 } // namespace hotcold

@@ -4,7 +4,7 @@
 // would cost a second copy or minutes at launch. Blocks are small (8 MiB, four of them), so that
 // the copying engine reads them out of the processor's cache and host memory is read once and
 // written never. Threads spin between blocks, because a wake-up costs a third of a block's time; they
-// sleep outside begin() and end().
+// sleep outside of wake(true) to wake(false).
 #include "cuda/prompt/stream.h"
 
 #include <algorithm>
@@ -46,26 +46,18 @@ Streamer::Streamer(int64_t record_bytes)
 // Threads first: they write into the pinned blocks; then, with the stream, copies in flight, which
 // read them.
 Streamer::~Streamer() {
-    {
-        std::lock_guard<std::mutex> hold(lock_);
-        stop_ = true;
-        active_ = false;
-    }
-    changed_.notify_all();
+    stop_ = true;
+    wake(false);
     for (std::thread &thread : threads_)
         thread.join();
 }
 
-void Streamer::begin() {
+void Streamer::wake(bool active) {
     {
         std::lock_guard<std::mutex> hold(lock_);
-        active_ = true;
+        active_ = active;
     }
     changed_.notify_all();
-}
-
-void Streamer::end() {
-    active_ = false;
 }
 
 // Records of one contiguous part: the order in the block is the order of the ids.

@@ -11,15 +11,14 @@
 
 namespace hotcold {
 
-// feed() and end() are called by one thread, the loop's. It owns four pinned blocks, a stream and
+// feed() and wake() are called by one thread, the loop's. It owns four pinned blocks, a stream and
 // the copying threads.
 class Streamer {
   public:
     explicit Streamer(int64_t record_bytes);
     ~Streamer();
     Streamer(const Streamer &) = delete;
-    void begin(); // the copying threads wake, and spin until end()
-    void end();
+    void wake(bool active); // the copying threads wake and spin, or sleep again
     // Records ids[0..n) of `records` to target, side by side, after `free` on the device. Returns
     // when the last of them is in pinned memory; ready is recorded behind the copies.
     void feed(char *target, const char *records, const int32_t *ids, int64_t n, cudaEvent_t free,
@@ -51,7 +50,7 @@ class Streamer {
     std::atomic<uint64_t> job_{0};
     std::atomic<int> left_{0};
     std::atomic<bool> active_{false};
-    bool stop_ = false;
+    std::atomic<bool> stop_{false};
     std::mutex lock_;
     std::condition_variable changed_;
     std::vector<std::thread> threads_;
