@@ -1,7 +1,7 @@
 // host.h - what the host side of a pass shares: the watch over a graph in flight.
 #ifndef HOTCOLD_CUDA_HOST_H
 #define HOTCOLD_CUDA_HOST_H
-#include "cuda/kernels/kernels.h"
+#include "cuda/memory/owned.h"
 
 namespace hotcold {
 

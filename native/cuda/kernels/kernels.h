@@ -11,7 +11,6 @@
 #include <cuda_runtime.h>
 #include <stdexcept>
 #include <string>
-#include <time.h>
 
 namespace hotcold {
 
@@ -241,24 +240,6 @@ void check(cudaError_t error, const Text &what) { // Text: no string where all i
         fail(error, what);
 }
 void check_host(cudaError_t error, int64_t bytes); // of an allocation of pinned host memory
-
-inline int64_t now_ns() { // CLOCK_MONOTONIC
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ll + t.tv_nsec;
-}
-
-// What all else is made on.
-inline const hc_device_args &on_device(const hc_device_args &device) {
-    check(cudaSetDevice(device.index), "CUDA device");
-    return device;
-}
-
-inline Launch launch_on(cudaStream_t stream, int device, bool overlap, const char *variant) {
-    int sms = 0;
-    check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "CUDA device");
-    return {stream, overlap, sms, open_variant(variant)};
-}
 
 // Wait for the default stream: copies and fills there return before they are done, and our streams
 // (non-blocking ones) do not wait for it. Without this a memset could overwrite weights that are

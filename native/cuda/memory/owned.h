@@ -6,10 +6,29 @@
 #include "cuda/kernels/kernels.h"
 
 #include <cstring>
+#include <time.h>
 #include <utility>
 #include <vector>
 
 namespace hotcold {
+
+inline int64_t now_ns() { // CLOCK_MONOTONIC
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
+// What all else is made on.
+inline const hc_device_args &on_device(const hc_device_args &device) {
+    check(cudaSetDevice(device.index), "CUDA device");
+    return device;
+}
+
+inline Launch launch_on(cudaStream_t stream, int device, bool overlap, const char *variant) {
+    int sms = 0;
+    check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "CUDA device");
+    return {stream, overlap, sms, open_variant(variant)};
+}
 
 // A handle, and the one call that gives it back; empty until it is made.
 template <class T, cudaError_t (*give_back)(T)> class Owned {
