@@ -9,8 +9,8 @@ The root holds the build and the errors of all packages. Rooms of C, with what e
     ops: operators of a token on the CPU, one a file <- core
     exchange: flags and payloads between processes, and who watches them <- core
     loop: the resident loop that walks a program, and the CPU's steps <- abi, core
-    cuda/kernels: operators on the GPU, one a file <- abi, layout, loop
-    cuda/memory: GPU memory of an executor, allocated and filled <- cuda/kernels, layout, loop
+    cuda/kernels: operators on the GPU, one a file <- layout, loop
+    cuda/memory: GPU memory of an executor, allocated and filled <- cuda/kernels, layout
     cuda/prompt: dense passes over a prompt <- cuda/kernels, cuda/memory
     cuda/executor: one token's pass as a CUDA graph <- cuda/kernels, cuda/memory, cuda/prompt
     cuda/operate: single operators, for tests and benches <- cuda/kernels, cuda/memory, cuda/prompt

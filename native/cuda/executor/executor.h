@@ -16,7 +16,6 @@ class Executor {
   public:
     Executor(const hc_executor_args &args, const hc_device_args &device,
              const hc_device_layer *layers_L);
-    ~Executor();
     // One pass: returns when it is over, HC_ERR_POISONED where a wait was ended; throws where the
     // device failed.
     hc_status pass(const hc_device_pass &in, hc_device_report &report);
@@ -25,17 +24,15 @@ class Executor {
         return mailbox_;
     }
     float *logits() {
-        return logits_host_;
+        return logits_host_.get();
     }
 
   private:
-    void start();
-    void release();
-    void register_segment();
     // graph.cu: what a pass enqueues, operator by operator, while the stream is being captured.
     void capture(int32_t bucket);
     void capture_attention(int layer, int32_t bucket);
-    void capture_norm(const Norm &args, int32_t bucket);
+    Norm norm_of(const float *weight_D, const float *bias_D, float *y) const;
+    void capture_leading(Gemv &first, const float *weight_D, const float *bias_D, int32_t bucket);
     float *ffn_input() const;
     const float *prediction_input(int layer, int at) const;
     float *x_slot(int layer) const;
@@ -56,25 +53,25 @@ class Executor {
     void ring(uint32_t seq);
     void share();
     void fill(const hc_device_pass &in, hc_device_report &report);
-    Gemv dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const;
 
     hc_executor_args args_;
     hc_device_args device_;
     std::vector<hc_device_layer> plan_;
     std::vector<hc_device_layer> shown_; // the plan as spans show it
-    std::unique_ptr<Model> model_;
-    Launch launch_ = {};
-    // Pinned: where the host reads and writes, and the same bytes as the device sees them.
-    PassHost *host_ = nullptr, *host_mapped_ = nullptr;
-    float *embedded_ = nullptr, *embedded_mapped_ = nullptr;
-    float *logits_host_ = nullptr, *logits_mapped_ = nullptr;
-    uint64_t *stamps_host_ = nullptr, *stamps_mapped_ = nullptr;
+    Model model_;
+    const Stream stream_;
+    const Launch launch_;
+    // Room for the largest bucket; passes of fewer tokens use the front.
+    const Pinned<PassHost> host_;
+    const Pinned<float> embedded_, logits_host_;
+    const Pinned<uint64_t> stamps_host_;
     Clock clock_;
+    Owned<void *, cudaHostUnregister> registered_;
     char *segment_ = nullptr; // as the device sees it
     std::unique_ptr<Prompt> prompt_;
     bool predicted_ = false;
     hc_mailbox mailbox_ = {};
-    // They hold addresses of everything above: release() ends them first.
+    // They hold addresses of everything above, so they end first.
     BatchGraphs graphs_;
 };
 

@@ -26,10 +26,8 @@ uint32_t *Executor::flag(int32_t index) const {
 Exchange Executor::exchange(int layer) const {
     const hc_device_layer &plan = plan_[layer];
     Exchange e = {};
-    e.epoch = args_.epoch;
-    e.capacity = args_.model->n;
-    e.abort = &host_mapped_->abort;
-    e.relay = model_->layers[layer].relay;
+    e.epoch = args_.epoch, e.capacity = args_.model->n;
+    e.abort = &host_.mapped()->abort, e.relay = model_.layers[layer].relay;
     if (!plan.has_cold)
         return e;
     e.x_flag = flag(plan.x_flag);
@@ -41,41 +39,40 @@ Exchange Executor::exchange(int layer) const {
     return e;
 }
 
-// A product with a matrix of the model, rows side by side; the caller adds bias, norm and epilogue.
-// All addresses are final: the graph keeps them.
-Gemv Executor::dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const {
-    Gemv g = {};
-    g.w = w;
-    g.dtype = args_.model->dtype;
-    g.stride = d * bytes_of(g.dtype);
-    g.rows = static_cast<int32_t>(rows);
-    g.d = static_cast<int32_t>(d);
-    g.x = x, g.x_stride = d, g.y = y, g.y_stride = rows;
-    g.eps = args_.model->norm_eps;
-    g.pass = model_->buffers.pass;
-    return g;
+// A norm of the residual stream, of the model's kind.
+Norm Executor::norm_of(const float *weight_D, const float *bias_D, float *y) const {
+    const hc_model &m = *args_.model;
+    Norm n = {};
+    n.x = model_.buffers.h, n.weight_D = weight_D, n.bias_D = bias_D, n.y = y;
+    n.d = m.d, n.eps = m.norm_eps, n.kind = m.norm, n.pass = model_.buffers.pass;
+    return n;
 }
 
-// qkv = Wqkv norm(h) + bias; attention; h += Wo attended + bias. An rms norm goes into the first
-// product; a layer norm is a kernel before it and takes the stamp along.
+// The norm that leads a product of the residual stream: an rms norm goes into it; a layer norm is a
+// kernel before it and takes the stamp along.
+void Executor::capture_leading(Gemv &first, const float *weight_D, const float *bias_D,
+                               int32_t bucket) {
+    if (args_.model->norm == HC_NORM_RMS) {
+        first.norm_D = weight_D;
+        return;
+    }
+    Norm n = norm_of(weight_D, bias_D, model_.buffers.normed);
+    n.stamps = first.stamps, n.stamp = first.stamp;
+    norm(n, bucket, launch_);
+    first.x = n.y, first.stamps = nullptr;
+}
+
+// qkv = Wqkv norm(h) + bias; attention; h += Wo attended + bias.
 void Executor::capture_attention(int layer, int32_t bucket) {
     const hc_model &m = *args_.model;
-    const Layer &from = model_->layers[layer];
-    const Buffers &b = model_->buffers;
+    const Layer &from = model_.layers[layer];
+    const Buffers &b = model_.buffers;
     const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
-    uint64_t *stamps = b.stamps + (layer + 1) * STAMPS;
-    Gemv qkv = dense(from.qkv, q_dim + 2 * kv_dim, m.d, b.h, b.qkv);
+    Gemv qkv = model_.dense(from.qkv, q_dim + 2 * kv_dim, m.d, b.h, b.qkv);
     qkv.bias_R = from.qkv_bias;
-    qkv.stamps = stamps, qkv.stamp = AT_QKV;
-    if (m.norm == HC_NORM_RMS && !m.post_norm) {
-        qkv.norm_D = from.attention_norm_D;
-    } else if (!m.post_norm) {
-        Norm n = {};
-        n.x = b.h, n.weight_D = from.attention_norm_D, n.bias_D = from.attention_norm_bias_D;
-        n.y = b.normed, n.stamps = stamps, n.stamp = AT_QKV;
-        capture_norm(n, bucket);
-        qkv.x = b.normed, qkv.stamps = nullptr;
-    }
+    qkv.stamps = b.stamps + (layer + 1) * STAMPS, qkv.stamp = AT_QKV;
+    if (!m.post_norm)
+        capture_leading(qkv, from.attention_norm_D, from.attention_norm_bias_D, bucket);
     gemv(qkv, bucket, launch_);
     // `partial`, `stats` and `arrived` are shared by all layers: they follow each other on one
     // stream.
@@ -84,36 +81,28 @@ void Executor::capture_attention(int layer, int32_t bucket) {
                         b.pass, hc_attention_pieces(m.context), b.partial,
                         reinterpret_cast<float2 *>(b.stats), b.arrived},
               bucket, launch_);
-    Gemv o = dense(from.o, m.d, q_dim, b.attended, b.h);
+    Gemv o = model_.dense(from.o, m.d, q_dim, b.attended, b.h);
     o.bias_R = from.o_bias_D;
     o.epilogue = ADD;
     gemv(o, bucket, launch_);
 }
 
-// A norm of the model's kind; shapes and the pass are filled in here.
-void Executor::capture_norm(const Norm &args, int32_t bucket) {
-    const hc_model &m = *args_.model;
-    Norm n = args;
-    n.d = m.d, n.eps = m.norm_eps, n.kind = m.norm, n.pass = model_->buffers.pass;
-    norm(n, bucket, launch_);
-}
-
 // The proposals of `layer` from the feed-forward input of layer `at`. Its own: the norm goes with it,
 // and x leaves for the host. An earlier layer's: that one has been normed, and is not merged yet.
 void Executor::capture_prediction(int layer, int at, int32_t bucket) {
-    const Buffers &b = model_->buffers;
+    const Buffers &b = model_.buffers;
     Prediction p = {};
     p.model = args_.model, p.shape = &device_.predictors_L[layer];
-    p.weights = &model_->layers[layer].predictor;
+    p.weights = &model_.layers[layer].predictor;
     p.input = prediction_input(layer, at);
     // The product norms its input on the way in, and writes the normed x for the hot neurons
     // (b.normed) and the CPU executor (the layer's slot in the segment).
     if (folds_norm(*p.model, *p.shape, layer, at)) {
-        p.norm_D = model_->layers[at].ffn_norm_D;
+        p.norm_D = model_.layers[at].ffn_norm_D;
         p.normed = b.normed, p.normed_host = x_slot(at);
     }
     p.hidden = b.hidden, p.planes_BPW = b.planes_BPW, p.step_B = b.step_B;
-    p.members_N = model_->layers[layer].members_N, p.pass = b.pass;
+    p.members_N = model_.layers[layer].members_N, p.pass = b.pass;
     p.stamps = b.stamps + (layer + 1) * STAMPS;
     predict(p, bucket, launch_);
 }
@@ -122,12 +111,12 @@ void Executor::capture_prediction(int layer, int at, int32_t bucket) {
 const float *Executor::prediction_input(int layer, int at) const {
     const hc_predictor_layer &shape = device_.predictors_L[layer];
     const bool residual = shape.input || folds_norm(*args_.model, shape, layer, at);
-    return residual ? model_->buffers.h : ffn_input();
+    return residual ? model_.buffers.h : ffn_input();
 }
 
 // Where the normed input of a feed-forward block lies on the device.
 float *Executor::ffn_input() const {
-    return args_.model->post_norm ? model_->buffers.h : model_->buffers.normed;
+    return args_.model->post_norm ? model_.buffers.h : model_.buffers.normed;
 }
 
 float *Executor::x_slot(int layer) const {
@@ -136,12 +125,12 @@ float *Executor::x_slot(int layer) const {
 
 // Lists of a layer out of its proposals; with_x: x is out too, tell the host of both.
 void Executor::capture_split(int layer, bool with_x) {
-    const Layer &from = model_->layers[layer];
-    const Buffers &b = model_->buffers;
+    const Layer &from = model_.layers[layer];
+    const Buffers &b = model_.buffers;
     Split s = {};
     s.members_N = from.members_N, s.owned_G = from.owned_G, s.row_G = from.row_G;
     s.n = static_cast<int32_t>(args_.model->n), s.n_chunks = device_.n_chunks;
-    s.bounds_C = from.bounds_C, s.hot = model_->hot_of(layer);
+    s.bounds_C = from.bounds_C, s.hot = model_.hot_of(layer);
     // Room for the cold list where shared memory is too small; one for all layers.
     s.cold_ids = b.cold_ids, s.cold_members = b.cold_members, s.counts = from.counts;
     s.layer = layer, s.audit_every = audit_of(layer), s.audit_seed = args_.audit_seed;
@@ -161,18 +150,16 @@ int32_t Executor::audit_of(int layer) const {
 // The feed-forward input of a layer by a norm of its own, in device memory and with the host; x_flag:
 // tell it, here and not with the lists.
 void Executor::capture_ffn_norm(int layer, bool x_flag, int32_t bucket) {
-    const Layer &from = model_->layers[layer];
+    const Layer &from = model_.layers[layer];
     // post_norm: the norm that ends the attention block, in place, is the feed-forward input.
     const bool after = args_.model->post_norm;
-    Exchange to = exchange(layer);
-    to.active_flag = nullptr;
+    Norm n = norm_of(after ? from.attention_norm_D : from.ffn_norm_D,
+                     after ? from.attention_norm_bias_D : from.ffn_norm_bias_D, ffn_input());
+    n.y_host = x_slot(layer), n.to = exchange(layer);
+    n.to.active_flag = nullptr;
     if (!x_flag)
-        to.x_flag = nullptr;
-    Norm n = {};
-    n.x = model_->buffers.h, n.y = ffn_input(), n.y_host = x_slot(layer), n.to = to;
-    n.weight_D = after ? from.attention_norm_D : from.ffn_norm_D;
-    n.bias_D = after ? from.attention_norm_bias_D : from.ffn_norm_bias_D;
-    capture_norm(n, bucket);
+        n.to.x_flag = nullptr;
+    norm(n, bucket, launch_);
 }
 
 // The feed-forward input of a layer, in device memory and with the host, and the layer's lists.
@@ -190,30 +177,23 @@ void Executor::capture_input(int layer, int32_t bucket) {
 // bus too.
 void Executor::capture_hot(int layer, int32_t bucket) {
     const hc_model &m = *args_.model;
-    const Layer &from = model_->layers[layer];
-    const Buffers &b = model_->buffers;
+    const Layer &from = model_.layers[layer];
+    const Buffers &b = model_.buffers;
     if (!plan_[layer].has_hot)
         return;
-    HotList hot = model_->hot_of(layer);
+    HotList hot = model_.hot_of(layer);
     // Not predicted: every row of the table, cut in chunks once and for all (starts_C).
     if (plan_[layer].predicted_at < 0)
         hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
-    const Ffn ffn = {from.record_R,
-                     m.record_bytes,
-                     m.gate_offset,
-                     m.up_offset,
-                     m.down_offset,
-                     static_cast<int32_t>(m.d),
-                     m.dtype,
-                     static_cast<int32_t>(args_.owned_L[layer].n_ids),
-                     device_.n_chunks,
-                     ffn_input(),
-                     hot,
-                     b.partial_CBD,
-                     from.fired_4C,
-                     b.pass,
-                     b.stamps + (layer + 1) * STAMPS,
-                     m.bias_offset};
+    Ffn ffn = {};
+    ffn.record_R = from.record_R, ffn.record_bytes = m.record_bytes;
+    ffn.gate_offset = m.gate_offset, ffn.up_offset = m.up_offset;
+    ffn.down_offset = m.down_offset, ffn.bias_offset = m.bias_offset;
+    ffn.d = static_cast<int32_t>(m.d), ffn.dtype = m.dtype;
+    ffn.n_rows = static_cast<int32_t>(args_.owned_L[layer].n_ids);
+    ffn.n_chunks = device_.n_chunks, ffn.x = ffn_input(), ffn.hot = hot;
+    ffn.partial_CBD = b.partial_CBD, ffn.fired_C = from.fired_4C;
+    ffn.pass = b.pass, ffn.stamps = b.stamps + (layer + 1) * STAMPS;
     gate_up(ffn, bucket, launch_);
     down(ffn, bucket, launch_);
 }
@@ -222,9 +202,9 @@ void Executor::capture_hot(int layer, int32_t bucket) {
 // predicted, the CPU executor always answers.
 void Executor::capture_merge(int layer, int32_t bucket) {
     const hc_device_layer &plan = plan_[layer];
-    const Layer &from = model_->layers[layer];
-    const Buffers &b = model_->buffers;
-    const HotList &hot = model_->hot_of(layer);
+    const Layer &from = model_.layers[layer];
+    const Buffers &b = model_.buffers;
+    const HotList &hot = model_.hot_of(layer);
     Merge m = {};
     m.h = b.h, m.partial_CBD = plan.has_hot ? b.partial_CBD : nullptr;
     m.n_chunks = device_.n_chunks, m.d = static_cast<int32_t>(args_.model->d), m.bucket = bucket;
@@ -235,31 +215,21 @@ void Executor::capture_merge(int layer, int32_t bucket) {
         m.audit = hot.audit, m.c_KB = hot.c_KB, m.missed = from.counts + COUNT_MISSED;
     m.bias_D = from.ffn_bias_D;
     merge(m, launch_);
-    if (args_.model->post_norm) {
-        Norm n = {};
-        n.x = n.y = b.h, n.weight_D = from.ffn_norm_D, n.bias_D = from.ffn_norm_bias_D;
-        capture_norm(n, bucket);
-    }
+    if (args_.model->post_norm)
+        norm(norm_of(from.ffn_norm_D, from.ffn_norm_bias_D, b.h), bucket, launch_);
 }
 
 // logits = head norm(h), for one row or for all: both are in a graph for several tokens, and the
 // pass header says which one runs.
 void Executor::capture_head(int32_t bucket) {
     const hc_model &m = *args_.model;
-    const Buffers &b = model_->buffers;
-    Gemv head = dense(b.head, m.vocab, m.embed_dim, b.h, b.logits);
-    Gemv project = dense(b.project_out, m.embed_dim, m.d, b.h, b.projected);
+    const Buffers &b = model_.buffers;
+    Gemv head = model_.dense(b.head, m.vocab, m.embed_dim, b.h, b.logits);
+    Gemv project = model_.dense(b.project_out, m.embed_dim, m.d, b.h, b.projected);
     Gemv &first = m.project_out ? project : head; // every row is projected: the head picks its own
     first.stamps = b.stamps, first.stamp = AT_HEAD;
-    if (m.norm == HC_NORM_RMS) {
-        first.norm_D = b.final_norm_D;
-    } else if (b.final_norm_D) {
-        Norm n = {};
-        n.x = b.h, n.weight_D = b.final_norm_D, n.bias_D = b.final_norm_bias_D, n.y = b.normed;
-        n.stamps = b.stamps, n.stamp = AT_HEAD;
-        capture_norm(n, bucket);
-        first.x = b.normed, first.stamps = nullptr;
-    }
+    if (b.final_norm_D)
+        capture_leading(first, b.final_norm_D, b.final_norm_bias_D, bucket);
     if (m.project_out) {
         gemv(project, bucket, launch_);
         head.x = b.projected;
@@ -276,8 +246,8 @@ void Executor::capture_head(int32_t bucket) {
 // seq, rows of logits) is read from pinned memory by begin().
 void Executor::capture(int32_t bucket) {
     const hc_model &m = *args_.model;
-    const Buffers &b = model_->buffers;
-    begin(Begin{host_mapped_, embedded_mapped_, b.h, m.d, b.pass, b.skipped, b.stamps}, bucket,
+    const Buffers &b = model_.buffers;
+    begin(Begin{host_.mapped(), embedded_.mapped(), b.h, m.d, b.pass, b.skipped, b.stamps}, bucket,
           launch_);
     for (int layer = 0; layer < m.n_layers; layer++) {
         capture_attention(layer, bucket);
@@ -296,11 +266,11 @@ void Executor::capture(int32_t bucket) {
         capture_merge(layer, bucket);
     }
     capture_head(bucket);
-    const Layer &first = model_->layers[0];
+    const Layer &first = model_.layers[0];
     // Counts and fired of all layers lie side by side, from the first layer's on.
-    finish(Finish{b.logits, logits_mapped_, m.vocab, b.pass, host_mapped_, first.counts,
+    finish(Finish{b.logits, logits_host_.mapped(), m.vocab, b.pass, host_.mapped(), first.counts,
                   first.fired_4C, b.skipped, b.n_hot_L, m.n_layers, device_.n_chunks,
-                  (bucket + 7) / 8, predicted_, b.stamps, stamps_mapped_},
+                  (bucket + 7) / 8, predicted_, b.stamps, stamps_host_.mapped()},
            launch_);
 }
 

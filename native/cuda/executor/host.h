@@ -1,26 +1,9 @@
-// host.h - what the host side of a pass shares: pinned words, and the watch over a graph in flight.
+// host.h - what the host side of a pass shares: the watch over a graph in flight.
 #ifndef HOTCOLD_CUDA_HOST_H
 #define HOTCOLD_CUDA_HOST_H
-#include "cuda/executor/timeline.h"
-#include "cuda/kernels/kernels.h"
-
-#include <cstring>
+#include "cuda/memory/owned.h"
 
 namespace hotcold {
-
-// `count` zeroed T in pinned host memory; the caller frees *host with cudaFreeHost.
-template <class T> void pin(T **host, T **mapped, size_t count) {
-    const size_t size = count * sizeof(T);
-    check_host(cudaHostAlloc(reinterpret_cast<void **>(host), size, cudaHostAllocMapped), size);
-    std::memset(static_cast<void *>(*host), 0, count * sizeof(T));
-    check(cudaHostGetDevicePointer(reinterpret_cast<void **>(mapped), *host, 0), "pinned memory");
-}
-
-struct Watched { // a graph in flight
-    const hc_segment *segment;
-    cudaStream_t stream;
-    uint32_t *done, *abort; // pinned: the number of the last pass that ended; not 0: end all waits
-};
 
 // Until the pass is done; returns when that was seen. look() is called every 50 us. Throws when the
 // device fails, or does not drain after poison.
@@ -28,26 +11,30 @@ struct Watched { // a graph in flight
 // stream costs microseconds in the driver. look() is there because the device cannot wake futexes.
 // The query every 2 ms finds a kernel that faulted, which never sets `done`. After poison the
 // device has 1.5 s to end its waits: kernels look at `abort` (merge.cu, mailbox.cu).
-template <class Look> int64_t watch(const Watched &pass, uint32_t seq, Look look_around) {
+// host: pinned words of the graph in flight; done: the last pass that ended; abort: not 0 ends all
+// waits.
+template <class Host, class Look>
+int64_t watch(const hc_segment &segment, cudaStream_t stream, Host &host, uint32_t seq,
+              Look look_around) {
     constexpr int64_t LOOK_NS = 50000, QUERY_NS = 2000000, DRAIN_NS = 1500000000;
     int64_t look = now_ns(), query = look, poisoned = 0;
     // Acquire: the report and the logits, written before `done` (pass.cu), are there.
-    while (__atomic_load_n(pass.done, __ATOMIC_ACQUIRE) != seq) {
+    while (__atomic_load_n(&host.done, __ATOMIC_ACQUIRE) != seq) {
         for (int i = 0; i < 20; i++)
             __builtin_ia32_pause();
         const int64_t now = now_ns();
         if (now - look > LOOK_NS) {
             look = now;
             look_around();
-            if (!poisoned && __atomic_load_n(&pass.segment->poison, __ATOMIC_ACQUIRE)) {
+            if (!poisoned && __atomic_load_n(&segment.poison, __ATOMIC_ACQUIRE)) {
                 poisoned = now;
                 // Never cleared: poison is final.
-                __atomic_store_n(pass.abort, 1u, __ATOMIC_SEQ_CST);
+                __atomic_store_n(&host.abort, 1u, __ATOMIC_SEQ_CST);
             }
         }
         if (now - query > QUERY_NS) {
             query = now;
-            const cudaError_t error = cudaStreamQuery(pass.stream);
+            const cudaError_t error = cudaStreamQuery(stream);
             if (error != cudaSuccess && error != cudaErrorNotReady)
                 check(error, "the pass failed on the device");
         }

@@ -15,26 +15,22 @@ namespace hotcold {
 
 // The question: [B][D] floats into the mailbox, then the layer's ask word = seq.
 void Executor::capture_ask(int layer, int at) {
-    const Mailbox &box = model_->mailbox;
-    Ask a = {};
-    a.from = prediction_input(layer, at), a.to = box.input(layer), a.d = args_.model->d;
-    a.word = box.ask(layer), a.pass = model_->buffers.pass;
-    a.stamps = model_->buffers.stamps + (layer + 1) * STAMPS;
+    const Mailbox &box = model_.mailbox;
     // Its own layer's prediction begins with the question; an early one's with the wait for the
     // answer.
-    a.stamp = at == layer ? AT_PREDICT : -1;
-    ask(a, launch_);
+    ask(Ask{prediction_input(layer, at), box.input(layer), args_.model->d, box.ask(layer),
+            model_.buffers.pass, model_.buffers.stamps + (layer + 1) * STAMPS,
+            at == layer ? AT_PREDICT : -1},
+        launch_);
 }
 
 // Wait for the answer word = seq; the proposals are in the mailbox then, where split() reads them.
 void Executor::capture_answer(int layer, bool with_x) {
-    const Mailbox &box = model_->mailbox;
-    Await a = {};
-    a.word = box.answer(layer), a.abort = &host_mapped_->abort;
-    a.pass = model_->buffers.pass;
-    a.stamps = model_->buffers.stamps + (layer + 1) * STAMPS;
-    a.stamp = plan_[layer].predicted_at == layer ? -1 : AT_PREDICT;
-    await_answer(a, launch_);
+    const Mailbox &box = model_.mailbox;
+    await_answer(Await{box.answer(layer), &host_.mapped()->abort, model_.buffers.pass,
+                       model_.buffers.stamps + (layer + 1) * STAMPS,
+                       plan_[layer].predicted_at == layer ? -1 : AT_PREDICT},
+                 launch_);
     capture_split(layer, with_x);
 }
 
@@ -64,9 +60,9 @@ void Executor::capture_remote_input(int layer, int32_t bucket) {
 void Executor::share() {
     cudaIpcMemHandle_t handle;
     static_assert(sizeof handle == sizeof mailbox_.handle, "a handle fits");
-    check(cudaIpcGetMemHandle(&handle, model_->mailbox.asks), "sharing GPU memory");
+    check(cudaIpcGetMemHandle(&handle, model_.mailbox.asks), "sharing GPU memory");
     std::memcpy(mailbox_.handle, &handle, sizeof handle);
-    mailbox_.address = reinterpret_cast<int64_t>(model_->mailbox.asks);
+    mailbox_.address = reinterpret_cast<int64_t>(model_.mailbox.asks);
     mailbox_.pid = getpid();
 }
 

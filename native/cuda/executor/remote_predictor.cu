@@ -16,26 +16,13 @@
 
 namespace hotcold {
 
-// As in Executor: a constructor that throws gives back what it made.
 PredictorProcess::PredictorProcess(const hc_executor_args &args, const hc_device_args &device,
                                    const hc_device_layer *layers_L)
-    : args_(args), device_(device), plan_(layers_L, layers_L + args.model->n_layers),
-      order_(asking_order(layers_L, args.model->n_layers)), shape_(args_, device_, plan_.data()),
-      bucket_(hc_bucket_of(args.max_batch)), layers_(args.model->n_layers) {
-    try {
-        start();
-    } catch (...) {
-        release();
-        throw;
-    }
-}
-
-PredictorProcess::~PredictorProcess() {
-    release();
-}
-
-void PredictorProcess::start() {
-    check(cudaSetDevice(device_.index), "CUDA device");
+    : args_(args), device_(on_device(device)), order_(asking_order(layers_L, args.model->n_layers)),
+      shape_(args_, device_, layers_L), bucket_(hc_bucket_of(args.max_batch)),
+      layers_(args.model->n_layers),
+      launch_(launch_on(stream_, device.index, device.launch_overlap != 0, device.variant)),
+      host_(1) {
     hc_layout_bytes need;
     hc_layout_predictor(&shape_, &need);
     bytes_ = need.device, pinned_ = need.host;
@@ -43,56 +30,12 @@ void PredictorProcess::start() {
         throw Failure(HC_ERR_BUDGET, "the predictor does not fit its part of the GPU memory budget",
                       bytes_, device_.vram_bytes);
     open_mailbox();
-    check(cudaMalloc(&memory_, bytes_), "allocating " + std::to_string(bytes_) + " bytes");
-    clear(memory_, bytes_);
-    char *mapped = nullptr;
+    memory_ = DeviceMemory<char>(bytes_);
     if (pinned_)
-        pin(&parts_, &mapped, pinned_);
-    hc_arena arena = {memory_, 0, 0}, host = {mapped, 0, 0};
+        parts_ = Pinned<char>(pinned_);
+    hc_arena arena = {memory_.get(), 0, 0}, host = {parts_.mapped(), 0, 0};
     to_.layers_L = layers_.data();
     hc_lay_out_remote(&shape_, &arena, &host, &to_);
-    check(cudaStreamCreateWithFlags(&launch_.stream, cudaStreamNonBlocking), "stream");
-    launch_.overlap = device_.launch_overlap != 0;
-    launch_.variant = open_variant(device_.variant);
-    check(cudaDeviceGetAttribute(&launch_.sms, cudaDevAttrMultiProcessorCount, device_.index),
-          "CUDA device");
-    pin(&host_, &host_mapped_, 1);
-    upload();
-    graphs_.capture(launch_.stream, bucket_, [&](int32_t bucket) { capture(bucket); });
-    check(cudaStreamSynchronize(launch_.stream), "graphs");
-}
-
-// In this order: the stream has ended; the graphs go, which hold addresses; then the memory. The
-// mailbox is only unmapped.
-void PredictorProcess::release() {
-    if (launch_.stream)
-        cudaStreamSynchronize(launch_.stream);
-    graphs_.clear();
-    if (mapped_)
-        cudaIpcCloseMemHandle(mapped_);
-    cudaFree(memory_);
-    cudaFreeHost(parts_);
-    cudaFreeHost(host_);
-    if (launch_.stream)
-        cudaStreamDestroy(launch_.stream);
-}
-
-// An IPC handle cannot be opened by the process that made it: threads of one process use the
-// address.
-void PredictorProcess::open_mailbox() {
-    const hc_mailbox &from = device_.mailbox;
-    char *base = reinterpret_cast<char *>(from.address);
-    if (from.pid != getpid()) {
-        cudaIpcMemHandle_t handle;
-        std::memcpy(&handle, from.handle, sizeof handle);
-        check(cudaIpcOpenMemHandle(&mapped_, handle, cudaIpcMemLazyEnablePeerAccess),
-              "mapping the GPU executor's memory");
-        base = static_cast<char *>(mapped_);
-    }
-    hc_lay_out_mailbox(&shape_, base, &mailbox_);
-}
-
-void PredictorProcess::upload() {
     const hc_model &m = *args_.model;
     for (const Asked &asked : order_) {
         const hc_predictor_layer &from = device_.predictors_L[asked.layer];
@@ -105,28 +48,42 @@ void PredictorProcess::upload() {
         up.copy(to.norm_D, m.layers[asked.layer].ffn_norm_D, m.d * 4);
         up.finish();
     }
+    graphs_.capture(stream_, bucket_, [&](int32_t bucket) { capture(bucket); });
+    check(cudaStreamSynchronize(stream_), "graphs");
 }
 
-// Proposals go straight into the mailbox.
-void PredictorProcess::capture_layer(const Asked &asked, int32_t bucket) {
-    Prediction p = {};
-    p.model = args_.model, p.shape = &device_.predictors_L[asked.layer];
-    p.weights = &layers_[asked.layer];
-    p.input = mailbox_.input(asked.layer), p.norm_D = layers_[asked.layer].norm_D;
-    p.hidden = to_.hidden, p.planes_BPW = to_.planes_BPW, p.step_B = to_.step_B;
-    p.members_N = mailbox_.members_LN + asked.layer * args_.model->n;
-    p.pass = to_.pass;
-    predict(p, bucket, launch_);
+// An IPC handle cannot be opened by the process that made it: threads of one process use the
+// address.
+void PredictorProcess::open_mailbox() {
+    const hc_mailbox &from = device_.mailbox;
+    char *base = reinterpret_cast<char *>(from.address);
+    if (from.pid != getpid()) {
+        cudaIpcMemHandle_t handle;
+        std::memcpy(&handle, from.handle, sizeof handle);
+        void *opened = nullptr;
+        check(cudaIpcOpenMemHandle(&opened, handle, cudaIpcMemLazyEnablePeerAccess),
+              "mapping the GPU executor's memory");
+        mapped_ = decltype(mapped_)(opened);
+        base = static_cast<char *>(opened);
+    }
+    hc_lay_out_mailbox(&shape_, base, &mailbox_);
 }
 
-// A turn between two layers both answers the one and waits for the other: n + 1 turns for n layers.
+// Proposals go straight into the mailbox. A turn between two layers both answers the one and waits
+// for the other: n + 1 turns for n layers.
 void PredictorProcess::capture(int32_t bucket) {
     Turn t = {};
-    t.host = host_mapped_, t.pass = to_.pass, t.times = to_.times;
+    t.host = host_.mapped(), t.pass = to_.pass, t.times = to_.times;
+    Prediction p = {};
+    p.model = args_.model, p.pass = to_.pass;
+    p.hidden = to_.hidden, p.planes_BPW = to_.planes_BPW, p.step_B = to_.step_B;
     for (const Asked &asked : order_) {
         t.ask = mailbox_.ask(asked.layer);
         turn(t, launch_);
-        capture_layer(asked, bucket);
+        p.shape = &device_.predictors_L[asked.layer], p.weights = &layers_[asked.layer];
+        p.input = mailbox_.input(asked.layer), p.norm_D = p.weights->norm_D;
+        p.members_N = mailbox_.members_LN + asked.layer * args_.model->n;
+        predict(p, bucket, launch_);
         t.answer = mailbox_.answer(asked.layer);
     }
     t.ask = nullptr;
@@ -135,10 +92,10 @@ void PredictorProcess::capture(int32_t bucket) {
 
 // The host has seen the pass's flag; the graph then waits for the first question by itself.
 hc_status PredictorProcess::pass(uint32_t seq, int32_t batch, hc_device_report &report) {
-    check(cudaSetDevice(device_.index), "CUDA device");
+    on_device(device_);
     host_->seq = seq, host_->batch = batch;
-    graphs_.launch(batch, launch_.stream);
-    watch({args_.segment, launch_.stream, &host_->done, &host_->abort}, seq, [] {});
+    graphs_.launch(batch);
+    watch(*args_.segment, stream_, *host_.get(), seq, [] {});
     if (host_->failed)
         return HC_ERR_POISONED;
     report = {};

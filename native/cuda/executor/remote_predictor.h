@@ -1,12 +1,7 @@
 // remote_predictor.h - the predictor as a process of its own on the GPU executor's GPU.
 #ifndef HOTCOLD_CUDA_REMOTE_PREDICTOR_H
 #define HOTCOLD_CUDA_REMOTE_PREDICTOR_H
-#include "cuda/memory/mailbox.h"
-#include "cuda/memory/owned.h"
-#include "cuda/memory/predictor.h"
-#include "cuda/memory/shape.h"
-
-#include <vector>
+#include "cuda/memory/model.h"
 
 namespace hotcold {
 
@@ -16,35 +11,30 @@ class PredictorProcess {
   public:
     PredictorProcess(const hc_executor_args &args, const hc_device_args &device,
                      const hc_device_layer *layers_L);
-    ~PredictorProcess();
-    PredictorProcess(const PredictorProcess &) = delete;
     // Answers for every predicted layer of pass seq, then returns; HC_ERR_POISONED where a question
     // did not come.
     hc_status pass(uint32_t seq, int32_t batch, hc_device_report &report);
 
   private:
-    void start();
-    void release();
     void open_mailbox();
-    void upload();
     void capture(int32_t bucket);
-    void capture_layer(const Asked &asked, int32_t bucket);
 
     hc_executor_args args_;
     hc_device_args device_;
-    std::vector<hc_device_layer> plan_;
     std::vector<Asked> order_;
     const Shape shape_;
     int32_t bucket_; // largest batch, rounded up to a graph's
     std::vector<Predictor> layers_;
-    Launch launch_ = {};
     Mailbox mailbox_ = {};
-    void *mapped_ = nullptr; // another process's memory
-    char *memory_ = nullptr, *parts_ = nullptr;
+    Owned<void *, cudaIpcCloseMemHandle> mapped_; // another process's memory
+    DeviceMemory<char> memory_;
+    Pinned<char> parts_;
     int64_t bytes_ = 0, pinned_ = 0, read_bytes_ = 0;
     hc_remote_parts to_ = {};
-    PredictorHost *host_ = nullptr, *host_mapped_ = nullptr;
-    BatchGraphs graphs_;
+    const Stream stream_;
+    const Launch launch_;
+    const Pinned<PredictorHost> host_;
+    BatchGraphs graphs_; // last, so they end first
 };
 
 } // namespace hotcold

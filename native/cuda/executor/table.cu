@@ -33,18 +33,19 @@ template <class Body> hc_status guarded(Body body) {
     }
 }
 
+template <class T>
 void *create(const hc_executor_args *args, const hc_device_args *device,
              const hc_device_layer *layers_L) {
-    Executor *made = nullptr;
+    T *made = nullptr;
     guarded([&] {
-        made = new Executor(*args, *device, layers_L);
+        made = new T(*args, *device, layers_L);
         return HC_OK;
     });
     return made;
 }
 
-void destroy(void *self) {
-    delete static_cast<Executor *>(self);
+template <class T> void destroy(void *self) {
+    delete static_cast<T *>(self);
 }
 
 hc_status pass(void *self, const hc_device_pass *in, hc_device_report *report) {
@@ -55,35 +56,9 @@ hc_status prompt(void *self, const hc_device_prompt *in, hc_device_report *repor
     return guarded([&] { return static_cast<Executor *>(self)->prompt(*in, *report); });
 }
 
-float *logits(void *self) {
-    return static_cast<Executor *>(self)->logits();
-}
-
-void mailbox(void *self, hc_mailbox *out) {
-    *out = static_cast<Executor *>(self)->mailbox();
-}
-
-void *create_predictor(const hc_executor_args *args, const hc_device_args *device,
-                       const hc_device_layer *layers_L) {
-    PredictorProcess *made = nullptr;
-    guarded([&] {
-        made = new PredictorProcess(*args, *device, layers_L);
-        return HC_OK;
-    });
-    return made;
-}
-
-void destroy_predictor(void *self) {
-    delete static_cast<PredictorProcess *>(self);
-}
-
 hc_status answer(void *self, uint32_t seq, int32_t batch, hc_device_report *report) {
     return guarded(
         [&] { return static_cast<PredictorProcess *>(self)->pass(seq, batch, *report); });
-}
-
-const hc_error *error() {
-    return &last_error;
 }
 
 hc_status operate_guarded(const hc_device_op *op) {
@@ -97,8 +72,18 @@ hc_status operate_guarded(const hc_device_op *op) {
 extern "C" const hc_device_api *hc_device_table(void) {
     using namespace hotcold;
     static const hc_device_api table = {
-        HC_DEVICE_ABI, "cuda", create,         destroy,          pass,
-        prompt,        logits, mailbox,        create_predictor, destroy_predictor,
-        answer,        error,  operate_guarded};
+        HC_DEVICE_ABI,
+        "cuda",
+        create<Executor>,
+        destroy<Executor>,
+        pass,
+        prompt,
+        [](void *self) { return static_cast<Executor *>(self)->logits(); },
+        [](void *self, hc_mailbox *out) { *out = static_cast<Executor *>(self)->mailbox(); },
+        create<PredictorProcess>,
+        destroy<PredictorProcess>,
+        answer,
+        []() -> const hc_error * { return &last_error; },
+        operate_guarded};
     return &table;
 }

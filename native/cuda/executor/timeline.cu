@@ -13,15 +13,8 @@
 #include "cuda/memory/owned.h"
 
 #include <algorithm>
-#include <time.h>
 
 namespace hotcold {
-
-int64_t now_ns() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ll + t.tv_nsec;
-}
 
 namespace {
 
@@ -65,9 +58,8 @@ void Clock::take(int64_t low, int64_t high) {
 }
 
 void Clock::calibrate(cudaStream_t stream) {
-    const Pinned<Ping> pinned(1);
-    Ping *const ping = pinned.get();
-    clock_kernel<<<1, 1, 0, stream>>>(pinned.mapped());
+    const Pinned<Ping> ping(1);
+    clock_kernel<<<1, 1, 0, stream>>>(ping.mapped());
     const cudaError_t error = cudaGetLastError();
     const int64_t begin = now_ns();
     for (uint32_t round = 1; error == cudaSuccess && round <= ROUNDS; round++) {
@@ -102,22 +94,10 @@ void Clock::narrow(int64_t launched_ns, uint64_t begin, uint64_t end, int64_t do
 
 namespace {
 
-constexpr int phase_of(int op) { // hc_phase; -1: of none
-    switch (op) {
-    case HC_OP_ATTENTION:
-        return HC_PHASE_ATTENTION;
-    case HC_OP_PREDICT:
-        return HC_PHASE_PREDICT;
-    case HC_OP_HOT:
-        return HC_PHASE_HOT;
-    case HC_OP_MERGE:
-        return HC_PHASE_MERGE;
-    case HC_OP_HEAD:
-        return HC_PHASE_HEAD;
-    default:
-        return -1;
-    }
-}
+// The hc_phase of a step, by HC_OP_*; -1: of none.
+constexpr int PHASE_OF[] = {-1, HC_PHASE_ATTENTION, HC_PHASE_PREDICT, HC_PHASE_HOT,
+                            -1, HC_PHASE_MERGE,     HC_PHASE_HEAD};
+static_assert(HC_OP_EMBED == 0 && HC_OP_COLD == 4 && HC_OP_HEAD == 6, "the order of PHASE_OF");
 
 // Collects steps in the order of the stream; each ends where the next begins.
 class Steps {
@@ -132,13 +112,10 @@ class Steps {
     void end(uint64_t at) {
         if (op_ < 0)
             return;
-        out_[count_++] = {static_cast<uint64_t>(clock_.host_ns(at_)),
-                          static_cast<uint64_t>(clock_.host_ns(ready_)),
-                          static_cast<uint64_t>(clock_.host_ns(at)),
-                          seq_,
-                          static_cast<int16_t>(layer_),
-                          static_cast<int16_t>(op_)};
-        const int phase = phase_of(op_);
+        out_[count_++] = {clock_.host_ns(at_),          clock_.host_ns(ready_),
+                          clock_.host_ns(at),           seq_,
+                          static_cast<int16_t>(layer_), static_cast<int16_t>(op_)};
+        const int phase = PHASE_OF[op_];
         if (phase >= 0)
             phase_ns_[phase] += static_cast<int64_t>(at - ready_);
         // From the step's begin to its being ready.

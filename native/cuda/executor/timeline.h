@@ -7,8 +7,6 @@
 
 namespace hotcold {
 
-int64_t now_ns(); // CLOCK_MONOTONIC
-
 // The device's clock against the host's: bounds on what to add to the one to get the other.
 class Clock {
   public:
@@ -18,8 +16,8 @@ class Clock {
     // them the clocks may drift apart.
     void narrow(int64_t launched_ns, uint64_t begin, uint64_t end, int64_t done_ns);
     // The middle of the bounds: off by half their distance at most.
-    int64_t host_ns(uint64_t device) const {
-        return static_cast<int64_t>(device) + low_ + (high_ - low_) / 2;
+    uint64_t host_ns(uint64_t device) const {
+        return device + static_cast<uint64_t>(low_ + (high_ - low_) / 2);
     }
     int64_t error_ns() const { // at most
         return (high_ - low_ + 1) / 2 + tick_;

@@ -115,18 +115,11 @@ __global__ void __launch_bounds__(THREADS, S::ROWS == 1 ? 3 : 2)
 // grid.y: as many pieces side by side as give eight blocks a multiprocessor. A longer context is
 // walked by the same blocks; a graph for a long one does not launch thousands that return at once.
 template <class S> void launch_shape(const Attention &a, int bucket, const Launch &launch) {
-    constexpr int SHARED = sizeof(Shared<S>);
     const int tiles = (a.heads / a.kv_heads * bucket + S::ROWS - 1) / S::ROWS;
     const int blocks = a.kv_heads * tiles;                     // of a piece
     const int enough = (8 * launch.sms + blocks - 1) / blocks; // pieces at once that fill the GPU
-    // More than the default limit has to be asked for, once a kernel; launches repeat it at no
-    // cost.
-    if (SHARED > 48 * 1024)
-        check(cudaFuncSetAttribute(attention_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   SHARED),
-              "attention: shared memory");
     enqueue<Attention>(attention_kernel<S>, dim3(blocks, max(1, min(a.pieces, enough))), THREADS,
-                       SHARED, launch, a);
+                       sizeof(Shared<S>), launch, a);
 }
 
 // ROWS by the queries that share a key head: 1 for one token and head; 8 with grouped queries of
@@ -168,10 +161,8 @@ template <class W> void launch_heads(const Attention &a, int bucket, const Launc
 void attention(const Attention &args, int bucket, const Launch &launch) {
     if (by_variant(&Operators::attention, args, bucket, launch))
         return;
-    if (args.kv_f16)
-        v2::launch_heads<F16>(args, bucket, launch);
-    else
-        v2::launch_heads<F32>(args, bucket, launch);
+    args.kv_f16 ? v2::launch_heads<F16>(args, bucket, launch)
+                : v2::launch_heads<F32>(args, bucket, launch);
 }
 
 } // namespace hotcold

@@ -51,6 +51,7 @@ __device__ __forceinline__ uint4 load_stream(const void *at) {
 // float (an int8 is an integer here; its row's scale is applied to the finished sum).
 struct F32 {
     typedef float type;
+    static constexpr int32_t DTYPE = HC_F32;
     static constexpr int E = 4; // elements of a pack of 16 bytes
     static __device__ __forceinline__ void unpack(const uint4 &v, float (&out)[E]) {
         out[0] = __uint_as_float(v.x), out[1] = __uint_as_float(v.y);
@@ -59,6 +60,7 @@ struct F32 {
 };
 struct F16 {
     typedef __half type;
+    static constexpr int32_t DTYPE = HC_F16;
     static constexpr int E = 8;
     static __device__ __forceinline__ void unpack(const uint4 &v, float (&out)[E]) {
         const __half2 *h = reinterpret_cast<const __half2 *>(&v);
@@ -71,6 +73,7 @@ struct F16 {
 };
 struct BF16 {
     typedef __nv_bfloat16 type;
+    static constexpr int32_t DTYPE = HC_BF16;
     static constexpr int E = 8;
     static __device__ __forceinline__ void unpack(const uint4 &v, float (&out)[E]) {
         const unsigned w[4] = {v.x, v.y, v.z, v.w};
@@ -85,6 +88,7 @@ struct BF16 {
 };
 struct I8 {
     typedef int8_t type;
+    static constexpr int32_t DTYPE = HC_I8;
     static constexpr int E = 16;
     static __device__ __forceinline__ void unpack(const uint4 &v, float (&out)[E]) {
         const unsigned w[4] = {v.x, v.y, v.z, v.w};
@@ -95,6 +99,16 @@ struct I8 {
                 out[4 * i + j] = static_cast<float>(static_cast<int8_t>(w[i] >> (8 * j)));
     }
 };
+
+// ---- launchers: the one instance of a kernel, of those that are compiled, that a call needs
+// body(W()) for the type of weights that `dtype` names; false: it is none of these.
+template <class... W, class Body> bool by_dtype(int32_t dtype, Body body) {
+    return ((dtype == W::DTYPE && (body(W()), true)) || ...);
+}
+// body(constant N) for the number that n is; false: it is none of these.
+template <int... N, class Body> bool by_number(int n, Body body) {
+    return ((n == N && (body(std::integral_constant<int, N>()), true)) || ...);
+}
 
 // The pack at element `at` of a row of d; elements past the end are 0. vec: row and d allow 16-byte
 // loads; rows of odd sizes are gathered element by element.
@@ -179,6 +193,16 @@ template <class T> __device__ __forceinline__ T block_sum(T v, T *scratch) {
     return v;
 }
 
+// The largest of a block of so many warps; every thread gets it. scratch: as many floats, which
+// nobody else uses. One barrier: all warps' largest are there.
+__device__ __forceinline__ float block_max(float v, float *scratch, unsigned warps) {
+    v = warp_max(v);
+    if (threadIdx.x % WARP == 0)
+        scratch[threadIdx.x / WARP] = v;
+    __syncthreads();
+    return warp_max(scratch[threadIdx.x % WARP % warps]);
+}
+
 // ---- host memory that other processes read and write
 // Two scopes. sys: words in pinned host memory that CPU threads, or other processes' kernels, see;
 // an acquire here pairs with a release store of the CPU (hc_flag_signal, __ATOMIC_RELEASE) and the
@@ -232,6 +256,20 @@ __device__ __forceinline__ uint64_t now() {
     uint64_t t;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
     return t;
+}
+// Until *flag == seq; false where the wait was ended otherwise: by the abort word, or by its limit.
+// seq is that of this pass, so a flag that is left from an earlier one never matches. Aborts are
+// looked at every LOOKS times: each look is a read over the bus.
+template <unsigned LOOKS>
+__device__ __forceinline__ bool await(const uint32_t *flag, uint32_t seq, const uint32_t *abort,
+                                      uint64_t limit_ns) {
+    const uint64_t begin = now();
+    for (unsigned spins = 0;; spins++) {
+        if (load_flag(flag) == seq)
+            return true;
+        if (spins % LOOKS == LOOKS - 1 && (load_flag(abort) || now() - begin > limit_ns))
+            return false;
+    }
 }
 // One thread of the grid stamps. It is called behind wait_prior(), so the time is that at which the
 // kernel's input was there.

@@ -1,4 +1,4 @@
-// failure.cu - a CUDA error as an exception; kernels.h and failure.h declare both.
+// failure.cu - a CUDA error as an exception; kernels.h declares both.
 #include "cuda/kernels/kernels.h"
 
 namespace hotcold {

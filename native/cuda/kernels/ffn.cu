@@ -337,94 +337,57 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel
 // How many neurons fire is not known when the graph is captured: the grid fills the GPU, at most a
 // block a row of the table, and blocks without an entry return.
 template <class W, int B> void launch_gate_up(const Ffn1 &a, const Launch &launch) {
-    if (a.hot.rows) {
-        const int blocks = min(a.n_rows, launch.sms * 8);
-        enqueue<Ffn1>(a.up_offset < 0 ? gate_up_kernel<W, B, false> : gate_up_kernel<W, B, true>,
-                      dim3(blocks, a.groups), THREADS, 0, launch, a);
-        return;
-    }
-    const int blocks = min((a.n_rows + WARPS - 1) / WARPS, launch.sms * 16);
-    enqueue<Ffn1>(gate_first_kernel<W, B>, dim3(blocks, a.groups), THREADS, 0, launch, a);
+    const int blocks = a.hot.rows ? min(a.n_rows, launch.sms * 8)
+                                  : min((a.n_rows + WARPS - 1) / WARPS, launch.sms * 16);
+    const auto listed = a.up_offset < 0 ? gate_up_kernel<W, B, false> : gate_up_kernel<W, B, true>;
+    enqueue<Ffn1>(a.hot.rows ? listed : gate_first_kernel<W, B>, dim3(blocks, a.groups), THREADS, 0,
+                  launch, a);
 }
 
-template <class W, int P> bool launch_one(const Ffn1 &a, const Launch &launch) {
+template <class W, int P> void launch_one(const Ffn1 &a, const Launch &launch) {
     const bool up = a.up_offset >= 0;
     const int blocks = min(a.n_rows, launch.sms * (P > 5 && up ? 3 : ONE_BLOCKS));
     enqueue<Ffn1>(up ? gate_up_one_kernel<W, P, true> : gate_up_one_kernel<W, P, false>,
                   dim3(blocks), THREADS, 0, launch, a);
-    return true;
 }
 
-// One token, a predicted list and rows of a length there is a kernel for; false: not so.
-template <class W> bool try_one(const Ffn1 &a, const Launch &launch) {
-    if (a.bucket != 1 || !a.hot.rows || !a.vec)
-        return false;
-    switch ((a.d + THREADS * W::E - 1) / (THREADS * W::E)) {
-    case 1:
-        return launch_one<W, 1>(a, launch);
-    case 2:
-        return launch_one<W, 2>(a, launch);
-    case 4:
-        return launch_one<W, 4>(a, launch);
-    case 5:
-        return launch_one<W, 5>(a, launch);
-    case 7:
-        return launch_one<W, 7>(a, launch);
-    default:
-        return false;
-    }
-}
-
-template <class W, int B> void launch_down(Ffn1 &a, const Launch &launch) {
-    a.tiles = (a.d + THREADS * W::E - 1) / (THREADS * W::E);
+template <class W, int B> void launch_down(const Ffn1 &a, const Launch &launch) {
     enqueue<Ffn1>(down_kernel<W, B>, dim3(a.tiles, a.n_chunks, a.groups), THREADS, 0, launch, a);
 }
 
 template <class W> void launch_w(Ffn1 &a, bool is_down, const Launch &launch) {
-    if (!is_down && try_one<W>(a, launch))
+    a.tiles = (a.d + THREADS * W::E - 1) / (THREADS * W::E); // and packs of a row and thread
+    // One token, a predicted list and rows of a length there is a kernel for.
+    if (!is_down && a.bucket == 1 && a.hot.rows && a.vec &&
+        by_number<1, 2, 4, 5, 7>(a.tiles, [&](auto p) { launch_one<W, p>(a, launch); }))
         return;
-    switch (a.bucket) {
-    case 1:
-        return is_down ? launch_down<W, 1>(a, launch) : launch_gate_up<W, 1>(a, launch);
-    case 2:
-        return is_down ? launch_down<W, 2>(a, launch) : launch_gate_up<W, 2>(a, launch);
-    case 4:
-        return is_down ? launch_down<W, 4>(a, launch) : launch_gate_up<W, 4>(a, launch);
-    default:
-        return is_down ? launch_down<W, 8>(a, launch) : launch_gate_up<W, 8>(a, launch);
-    }
+    by_number<1, 2, 4, 8>(min(a.bucket, 8), [&](auto b) {
+        is_down ? launch_down<W, b>(a, launch) : launch_gate_up<W, b>(a, launch);
+    });
 }
 
 // The caller guarantees: record_R has n_rows records, each readable by the device (device memory,
 // or pinned host memory over the bus), and rows of x for the whole bucket.
 void start(const Ffn &args, int bucket, bool is_down, const Launch &launch) {
-    Ffn1 a;
-    static_cast<Ffn &>(a) = args;
-    const int size = args.dtype == HC_F32 ? 4 : 2, pack = 16 / size;
-    a.vec = args.d % pack == 0 && args.record_bytes % 16 == 0 && args.gate_offset % 16 == 0 &&
-            (args.up_offset < 0 || args.up_offset % 16 == 0) && args.down_offset % 16 == 0;
-    a.bucket = bucket;
-    a.groups = (bucket + 7) / 8;
-    if (args.dtype == HC_F32)
-        launch_w<F32>(a, is_down, launch);
-    else if (args.dtype == HC_F16)
-        launch_w<F16>(a, is_down, launch);
-    else
-        launch_w<BF16>(a, is_down, launch);
+    const int pack = args.dtype == HC_F32 ? 4 : 8;
+    const bool vec = args.d % pack == 0 && args.record_bytes % 16 == 0 &&
+                     args.gate_offset % 16 == 0 && args.down_offset % 16 == 0 &&
+                     (args.up_offset < 0 || args.up_offset % 16 == 0);
+    Ffn1 a = {args, (bucket + 7) / 8, bucket, 0, vec};
+    by_dtype<F32, F16, BF16>(args.dtype,
+                             [&](auto w) { launch_w<decltype(w)>(a, is_down, launch); });
 }
 
 } // namespace v1
 
 void gate_up(const Ffn &args, int bucket, const Launch &launch) {
-    if (by_variant(&Operators::gate_up, args, bucket, launch))
-        return;
-    v1::start(args, bucket, false, launch);
+    if (!by_variant(&Operators::gate_up, args, bucket, launch))
+        v1::start(args, bucket, false, launch);
 }
 
 void down(const Ffn &args, int bucket, const Launch &launch) {
-    if (by_variant(&Operators::down, args, bucket, launch))
-        return;
-    v1::start(args, bucket, true, launch);
+    if (!by_variant(&Operators::down, args, bucket, launch))
+        v1::start(args, bucket, true, launch);
 }
 
 } // namespace hotcold

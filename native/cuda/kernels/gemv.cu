@@ -69,7 +69,7 @@ __device__ __forceinline__ void multiply(const Gemv1 &a, const float *x, int at,
 template <int B, int R, int K, bool NORM>
 __device__ __forceinline__ void combine(float (&sum)[R][B], float (&squares)[B], int warp,
                                         int lane) {
-    __shared__ float shared[K > 1 ? WARPS : 1][(R + 1) * B];
+    __shared__ float shared[WARPS][(R + 1) * B];
 #pragma unroll
     for (int b = 0; b < B; b++) {
 #pragma unroll
@@ -78,8 +78,6 @@ __device__ __forceinline__ void combine(float (&sum)[R][B], float (&squares)[B],
         if (NORM)
             squares[b] = warp_sum(squares[b]);
     }
-    if (K == 1)
-        return;
     if (lane == 0)
         for (int b = 0; b < B; b++) {
             for (int r = 0; r < R; r++)
@@ -184,16 +182,15 @@ template <class W, int B, int R, int U, int BLOCKS> void launch_b(Gemv1 &a, cons
     constexpr int K = 4, PER_BLOCK = WARPS / K * R;
     a.extra = a.norm_D && a.normed ? B : 0;
     const dim3 grid(((a.rows + PER_BLOCK - 1) / PER_BLOCK + a.extra) * a.groups);
-    if (a.norm_D)
-        enqueue<Gemv1>(gemv_kernel<W, B, R, U, K, true, BLOCKS>, grid, THREADS, 0, launch, a);
-    else
-        enqueue<Gemv1>(gemv_kernel<W, B, R, U, K, false, BLOCKS>, grid, THREADS, 0, launch, a);
+    enqueue<Gemv1>(a.norm_D ? gemv_kernel<W, B, R, U, K, true, BLOCKS>
+                            : gemv_kernel<W, B, R, U, K, false, BLOCKS>,
+                   grid, THREADS, 0, launch, a);
 }
 
 // More tokens: more accumulators (R * B), so fewer packs in flight. From 16 tokens on there are
 // several groups, and two blocks a multiprocessor hide each other's waits.
 template <class W> void launch_w(Gemv1 &a, int bucket, const Launch &launch) {
-    if (bucket == 1 || a.when == HC_WHEN_ONE_ROW)
+    if (bucket == 1)
         launch_b<W, 1, 1, 4, 1>(a, launch);
     else if (bucket == 2)
         launch_b<W, 2, 2, 2, 1>(a, launch);
@@ -212,25 +209,16 @@ template <class W> void launch_w(Gemv1 &a, int bucket, const Launch &launch) {
 void gemv(const Gemv &args, int bucket, const Launch &launch) {
     if (by_variant(&Operators::gemv, args, bucket, launch))
         return;
-    v1::Gemv1 a;
-    static_cast<Gemv &>(a) = args;
     const int pack = args.dtype == HC_I8 ? 16 : args.dtype == HC_F32 ? 4 : 8;
+    const bool one = bucket == 1 || args.when == HC_WHEN_ONE_ROW;
     // Rows begin and end on 16 bytes, those of x too: else packs are gathered element by element.
-    a.vec = args.d % pack == 0 && args.stride % 16 == 0 && args.x_stride % 4 == 0 &&
-            reinterpret_cast<uintptr_t>(args.w) % 16 == 0;
-    a.groups = args.when == HC_WHEN_ONE_ROW ? 1 : (bucket + 7) / 8;
-    if ((bucket == 1 || args.when == HC_WHEN_ONE_ROW) && gemv_one(args, a.vec, launch))
+    const bool vec = args.d % pack == 0 && args.stride % 16 == 0 && args.x_stride % 4 == 0 &&
+                     reinterpret_cast<uintptr_t>(args.w) % 16 == 0;
+    if (one && gemv_one(args, vec, launch))
         return;
-    switch (args.dtype) {
-    case HC_F32:
-        return v1::launch_w<F32>(a, bucket, launch);
-    case HC_F16:
-        return v1::launch_w<F16>(a, bucket, launch);
-    case HC_BF16:
-        return v1::launch_w<BF16>(a, bucket, launch);
-    default:
-        return v1::launch_w<I8>(a, bucket, launch);
-    }
+    v1::Gemv1 a = {args, one ? 1 : (bucket + 7) / 8, 0, vec};
+    by_dtype<F32, F16, BF16, I8>(
+        args.dtype, [&](auto w) { v1::launch_w<decltype(w)>(a, one ? 1 : bucket, launch); });
 }
 
 } // namespace hotcold

@@ -148,19 +148,13 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) gemv_one_kernel(const Gemv2 a
 
 // As many workers as run at once (BLOCKS a multiprocessor, by launch bounds), never more than there
 // are groups.
-template <class W, int P, int R, bool NORM, int BLOCKS> void start(Gemv2 &a, const Launch &launch) {
+template <class W, int P, int R, int BLOCKS> void start(Gemv2 &a, const Launch &launch) {
     a.row_groups = (a.rows + R - 1) / R;
     a.workers = min(a.row_groups, BLOCKS * launch.sms);
-    a.extra = NORM && a.normed ? 1 : 0;
-    enqueue<Gemv2>(gemv_one_kernel<W, P, R, NORM, BLOCKS>, dim3(a.workers + a.extra), THREADS, 0,
-                   launch, a);
-}
-
-template <class W, int P, int R, int BLOCKS> void start_norm(Gemv2 &a, const Launch &launch) {
-    if (a.norm_D)
-        start<W, P, R, true, BLOCKS>(a, launch);
-    else
-        start<W, P, R, false, BLOCKS>(a, launch);
+    a.extra = a.norm_D && a.normed ? 1 : 0;
+    enqueue<Gemv2>(a.norm_D ? gemv_one_kernel<W, P, R, true, BLOCKS>
+                            : gemv_one_kernel<W, P, R, false, BLOCKS>,
+                   dim3(a.workers + a.extra), THREADS, 0, launch, a);
 }
 
 // Rows at once and blocks a multiprocessor, by the length of a row and the number of rows; measured on
@@ -168,57 +162,29 @@ template <class W, int P, int R, int BLOCKS> void start_norm(Gemv2 &a, const Lau
 // with 5 blocks: 7.4; 13824 x 960: 10.5, with 3 blocks: 12.0; 32000 x 5120: 106.5.
 template <class W, int P> void start_rows(Gemv2 &a, const Launch &launch) {
     if constexpr (P == 1)
-        start_norm<W, P, 8, 5>(a, launch);
+        start<W, P, 8, 5>(a, launch);
     else if (a.rows >= launch.sms * 8)
-        start_norm<W, P, P == 2 ? 6 : P == 7 ? 3 : 4, 3>(a, launch); // P 7: 4 rows would spill
+        start<W, P, P == 2 ? 6 : P == 7 ? 3 : 4, 3>(a, launch); // P 7: 4 rows would spill
     else
-        start_norm<W, P, 1, 4>(a, launch);
+        start<W, P, 1, 4>(a, launch);
 }
 
 // P, packs of 16 bytes a thread and row, is a constant so that x and w stay in registers: rows of
 // up to 1024 P elements in fp16. Not every P is compiled; a length without one is v1's.
 template <class W> bool start_packs(Gemv2 &a, const Launch &launch) {
-    switch ((a.d + THREADS * W::E - 1) / (THREADS * W::E)) {
-    case 1:
-        start_rows<W, 1>(a, launch);
-        return true;
-    case 2:
-        start_rows<W, 2>(a, launch);
-        return true;
-    case 3:
-        start_rows<W, 3>(a, launch);
-        return true;
-    case 4:
-        start_rows<W, 4>(a, launch);
-        return true;
-    case 5:
-        start_rows<W, 5>(a, launch);
-        return true;
-    case 7:
-        start_rows<W, 7>(a, launch);
-        return true;
-    default:
-        return false;
-    }
+    return by_number<1, 2, 3, 4, 5, 7>((a.d + THREADS * W::E - 1) / (THREADS * W::E),
+                                       [&](auto p) { start_rows<W, p>(a, launch); });
 }
 
 } // namespace v2
 
 bool gemv_one(const Gemv &args, bool vec, const Launch &launch) {
-    if (!vec)
-        return false;
-    v2::Gemv2 a;
-    static_cast<Gemv &>(a) = args;
-    switch (args.dtype) {
-    case HC_F16:
-        return v2::start_packs<F16>(a, launch);
-    case HC_BF16:
-        return v2::start_packs<BF16>(a, launch);
-    case HC_I8:
-        return v2::start_packs<I8>(a, launch);
-    default:
-        return false; // float32 models are small: v1 serves them
-    }
+    v2::Gemv2 a = {args};
+    bool started = false; // float32 models are small: v1 serves them
+    if (vec)
+        by_dtype<F16, BF16, I8>(args.dtype,
+                                [&](auto w) { started = v2::start_packs<decltype(w)>(a, launch); });
+    return started;
 }
 
 } // namespace hotcold

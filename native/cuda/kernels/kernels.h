@@ -8,9 +8,9 @@
 #include "layout/gpu_layout.h"
 #include "loop/device.h"
 
-#include "cuda/kernels/failure.h"
-
 #include <cuda_runtime.h>
+#include <stdexcept>
+#include <string>
 
 namespace hotcold {
 
@@ -224,13 +224,18 @@ bool by_variant(bool (*Operators::*op)(const Args &, int, const Launch &), const
     return variant && variant->*op && (variant->*op)(args, bucket, launch);
 }
 
+// What the plug-in throws: an exception that is an hc_error once it crosses the C face.
+struct Failure : std::runtime_error {
+    Failure(hc_status status, const std::string &text, int64_t value = 0, int64_t limit = 0)
+        : std::runtime_error(text), status(status), value(value), limit(limit) {}
+    hc_status status; // says what value and limit mean
+    int64_t value, limit;
+};
+
 // Throws, HC_ERR_GPU_MEMORY with the figures where the device has no memory left.
 [[noreturn]] void fail(cudaError_t error, const std::string &what); // failure.cu
-inline void check(cudaError_t error, const std::string &what) {
-    if (error != cudaSuccess)
-        fail(error, what);
-}
-inline void check(cudaError_t error, const char *what) { // no string is made where all is well
+template <class Text>
+void check(cudaError_t error, const Text &what) { // Text: no string where all is well
     if (error != cudaSuccess)
         fail(error, what);
 }
@@ -263,16 +268,17 @@ constexpr bool waits_itself() {
 template <class Args>
 void enqueue(void (*kernel)(Args), dim3 grid, int threads, size_t shared, const Launch &launch,
              const Args &args) {
+    // More than the default limit has to be asked for, once a kernel; launches repeat it at no cost.
+    if (shared > 48 * 1024)
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(shared)),
+              "a kernel's shared memory");
     cudaLaunchAttribute attribute[1];
     attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute[0].val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = shared;
-    config.stream = launch.stream;
-    config.attrs = attribute;
-    config.numAttrs = launch.overlap && waits_itself() ? 1 : 0;
+    const unsigned attributes = launch.overlap && waits_itself() ? 1 : 0;
+    const cudaLaunchConfig_t config = {grid,          dim3(threads), shared,
+                                       launch.stream, attribute,     attributes};
     check(cudaLaunchKernelEx(&config, kernel, args), "kernel launch");
 }
 

@@ -26,45 +26,34 @@ constexpr int COLUMNS = 128, PARTS = 4, THREADS = COLUMNS * PARTS;
 // over the pass (executor/host.h) ends the wait by the abort word.
 constexpr uint64_t WAIT_NS = 60ull * 1000 * 1000 * 1000;
 
-// Until *flag == seq; false where the wait was ended otherwise.
-// seq is that of this pass, so a flag that is left from an earlier one never matches. Aborts are
-// looked at every eighth time: each look is a read over the bus.
-__device__ __forceinline__ bool await(const uint32_t *flag, uint32_t seq, const uint32_t *abort) {
-    const uint64_t begin = now();
-    for (unsigned spins = 0;; spins++) {
-        if (load_flag(flag) == seq)
-            return true;
-        if (spins % 8 == 7 && (load_flag(abort) || now() - begin > WAIT_NS))
-            return false;
-    }
-}
-
 template <int V> struct Pack {
     float v[V];
-};
-// Index tricks keep the unused branch of V = 1 within the array's bounds.
-template <int V> __device__ __forceinline__ Pack<V> load(const float *at) {
-    Pack<V> p;
-    if (V == 4) {
-        const float4 f = *reinterpret_cast<const float4 *>(at);
-        p.v[0] = f.x, p.v[V - 3] = f.y, p.v[V - 2] = f.z, p.v[V - 1] = f.w;
-    } else {
-        p.v[0] = *at;
+    __device__ __forceinline__ void operator+=(const Pack &more) {
+#pragma unroll
+        for (int i = 0; i < V; i++)
+            v[i] += more.v[i];
     }
-    return p;
+};
+template <int V> __device__ __forceinline__ Pack<V> load(const float *at) {
+    if constexpr (V == 4) {
+        const float4 f = *reinterpret_cast<const float4 *>(at);
+        return {f.x, f.y, f.z, f.w};
+    } else {
+        return {*at};
+    }
 }
 // The cold sum lies in host memory: 16 bytes a load, so a warp asks for 512 bytes over the bus.
 template <int V> __device__ __forceinline__ Pack<V> load_bus(const float *at) {
-    Pack<V> p;
-    if (V == 4)
+    if constexpr (V == 4) {
+        Pack<V> p;
         asm volatile("ld.relaxed.sys.global.v4.f32 {%0, %1, %2, %3}, [%4];"
-                     : "=f"(p.v[0]), "=f"(p.v[V > 1 ? 1 : 0]), "=f"(p.v[V > 2 ? 2 : 0]),
-                       "=f"(p.v[V - 1])
+                     : "=f"(p.v[0]), "=f"(p.v[1]), "=f"(p.v[2]), "=f"(p.v[3])
                      : "l"(at)
                      : "memory");
-    else
-        p.v[0] = load_host(at);
-    return p;
+        return p;
+    } else {
+        return {load_host(at)};
+    }
 }
 
 // Wait for the cold sum: is there one to add? The first block polls the bus, the others the relay in
@@ -80,7 +69,7 @@ __device__ __forceinline__ bool cold_arrives(const Merge &a) {
         // Thread 0 of one block alone looks at the bus. Its acquire, then the relay's release and
         // the other blocks' acquire, make y visible to all: acquire and release are cumulative.
         if (!skip && first) {
-            if (!a.pass->failed && !await(a.from.y_flag, seq, a.from.abort))
+            if (!a.pass->failed && !await<8>(a.from.y_flag, seq, a.from.abort, WAIT_NS))
                 a.pass->failed = 1;
             store_relay(a.from.relay, seq);
         } else if (!skip) {
@@ -106,13 +95,8 @@ template <int V> __device__ __forceinline__ Pack<V> hot_sum(const Merge &a, int 
     Pack<V> sum = {};
     if (i < a.d)
 #pragma unroll 16
-        for (int c = begin; c < end; c++) {
-            const Pack<V> more =
-                load<V>(a.partial_CBD + (static_cast<int64_t>(c) * a.bucket + b) * a.d + i);
-#pragma unroll
-            for (int v = 0; v < V; v++)
-                sum.v[v] += more.v[v];
-        }
+        for (int c = begin; c < end; c++)
+            sum += load<V>(a.partial_CBD + (static_cast<int64_t>(c) * a.bucket + b) * a.d + i);
 #pragma unroll
     for (int v = 0; v < V; v++)
         // v slowest: threads of a warp write neighbouring words.
@@ -155,12 +139,8 @@ template <int V> __global__ void __launch_bounds__(THREADS) merge_kernel(const M
     Pack<V> h = {};
     if (mine)
         h = load<V>(a.h + at);
-    if (a.partial_CBD) {
-        const Pack<V> sum = hot_sum<V>(a, i, b);
-#pragma unroll
-        for (int v = 0; v < V; v++)
-            h.v[v] += sum.v[v];
-    }
+    if (a.partial_CBD)
+        h += hot_sum<V>(a, i, b);
     stamp(a.stamps, AT_SUMMED);
     if (a.audit && blockIdx.x == gridDim.x - 1 && b == 0)
         count_missed(a);
@@ -168,18 +148,10 @@ template <int V> __global__ void __launch_bounds__(THREADS) merge_kernel(const M
     if (!mine)
         return;
     // Not through L1 and not before the wait: load_bus is volatile and reads the system's copy.
-    if (cold) {
-        const Pack<V> y = load_bus<V>(a.from.y + at);
-#pragma unroll
-        for (int v = 0; v < V; v++)
-            h.v[v] += y.v[v];
-    }
-    if (a.bias_D) {
-        const Pack<V> bias = load<V>(a.bias_D + i);
-#pragma unroll
-        for (int v = 0; v < V; v++)
-            h.v[v] += bias.v[v];
-    }
+    if (cold)
+        h += load_bus<V>(a.from.y + at);
+    if (a.bias_D)
+        h += load<V>(a.bias_D + i);
 #pragma unroll
     for (int v = 0; v < V; v++)
         a.h[at + v] = h.v[v];

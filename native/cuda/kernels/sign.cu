@@ -69,10 +69,7 @@ __global__ void __launch_bounds__(THREADS) score_kernel(const Sign1 a) {
                 count += differing(a, planes, own[i], lane + i * WARP);
         for (int w = lane + KEEP * WARP; w < a.words; w += WARP)
             count += differing(a, planes, __ldg(signs + w), w);
-#pragma unroll
-        for (int step = 16; step; step /= 2)
-            // Whole numbers: the order does not matter, and every lane ends with the count.
-            count += __shfl_xor_sync(FULL, count, step);
+        count = warp_sum(count);
         bits |= static_cast<unsigned>(fires(a, row, a.step_B[b], count)) << b;
     }
     // One writer a word, all tokens at once; bits of tokens past the pass are 0 here.
@@ -83,9 +80,7 @@ __global__ void __launch_bounds__(THREADS) score_kernel(const Sign1 a) {
 } // namespace v1
 
 void sign(const Sign &args, int bucket, const Launch &launch) {
-    v1::Sign1 a;
-    static_cast<Sign &>(a) = args;
-    a.words = (args.d + 63) / 64;
+    const v1::Sign1 a = {args, (args.d + 63) / 64};
     enqueue<v1::Sign1>(v1::pack_kernel, dim3(bucket), v1::THREADS, 0, launch, a);
     const int blocks = (args.n + v1::WARPS - 1) / v1::WARPS;
     enqueue<v1::Sign1>(v1::score_kernel, dim3(blocks), v1::THREADS, 0, launch, a);

@@ -23,12 +23,7 @@ __device__ __forceinline__ void pack_planes(const Input &element, const float *c
     float largest = 0;
     for (int i = threadIdx.x; i < d; i += blockDim.x)
         largest = fmaxf(largest, fabsf(input(i)));
-    largest = warp_max(largest);
-    if (lane == 0)
-        scratch[warp] = largest;
-    __syncthreads();
-    // Every warp reads all warps' maxima: each thread has the block's.
-    largest = warp_max(scratch[lane % warps]);
+    largest = block_max(largest, scratch, blockDim.x / WARP);
     const float half = static_cast<float>(1 << (bits - 1)), top = 2 * half - 1;
     const float inverse = largest > 0 ? __fdiv_rn(half, largest) : 0.0f;
     // 0 to 2^bits - 1, each operation rounded as in ops/sign.c: the __f*_rn forms are never fused.

@@ -249,10 +249,6 @@ template <int ITER> void start(const Split &args, const Launch &launch) {
     a.in_shared = shared <= SHARED_LIMIT;
     if (!a.in_shared)
         shared = 8 * groups;
-    if (shared > 48 * 1024)
-        check(cudaFuncSetAttribute(split_kernel<ITER>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(shared)),
-              "split: too many neurons for shared memory");
     enqueue<Split>(split_kernel<ITER>, dim3(1), THREADS, shared, launch, a);
 }
 
@@ -261,16 +257,12 @@ template <int ITER> void start(const Split &args, const Launch &launch) {
 // ITER: registers for proposals, by the longest run of groups a warp may have.
 void split(const Split &args, const Launch &launch) {
     const int groups = (args.n + WARP - 1) / WARP, each = (groups + v1::WARPS - 1) / v1::WARPS;
-    if (each <= 8)
-        v1::start<8>(args, launch);
-    else if (each <= 16)
-        v1::start<16>(args, launch);
-    else if (each <= 32)
-        v1::start<32>(args, launch);
-    else
+    const int iter = each <= 8 ? 8 : each <= 16 ? 16 : 32;
+    if (each > 32)
         throw Failure(HC_ERR_UNSUPPORTED, "split: layers of at most " +
                                               std::to_string(HC_GPU_MAX_NEURONS) +
                                               " neurons are supported");
+    by_number<8, 16, 32>(iter, [&](auto i) { v1::start<i>(args, launch); });
 }
 
 void signal_x(const Exchange &to, const PassState *pass, const Launch &launch) {

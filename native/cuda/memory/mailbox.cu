@@ -21,20 +21,9 @@ namespace v1 {
 
 constexpr int THREADS = 1024;
 // The predictor is the more patient one: who waits for the host is the executor, and it says so.
+// The abort word lies in host memory and costs ten looks at the other, so it is looked at less often.
+constexpr unsigned LOOKS = 64;
 constexpr uint64_t ANSWER_NS = 60ull * 1000 * 1000 * 1000, ASK_NS = 75ull * 1000 * 1000 * 1000;
-
-// Until *word == seq; false where the wait was ended otherwise. The abort word lies in host memory
-// and costs ten looks at the other, so it is looked at less often.
-__device__ __forceinline__ bool await(const uint32_t *word, uint32_t seq, const uint32_t *abort,
-                                      uint64_t limit_ns) {
-    const uint64_t begin = now();
-    for (unsigned spins = 0;; spins++) {
-        if (load_flag(word) == seq)
-            return true;
-        if (spins % 64 == 63 && (load_flag(abort) || now() - begin > limit_ns))
-            return false;
-    }
-}
 
 // One block copies the input, at most 32 rows of D floats, so a barrier and one fence publish all
 // of it. The word is the other process's sign: release of system scope, paired with await()'s
@@ -68,7 +57,7 @@ __global__ void await_kernel(const Await a) {
     wait_prior();
     if (a.stamp >= 0)
         stamp(a.stamps, a.stamp);
-    if (!a.pass->failed && !await(a.word, a.pass->seq, a.abort, ANSWER_NS))
+    if (!a.pass->failed && !await<LOOKS>(a.word, a.pass->seq, a.abort, ANSWER_NS))
         a.pass->failed = 1;
     stamp(a.stamps, AT_ANSWERED);
 }
@@ -94,7 +83,7 @@ __global__ void turn_kernel(const Turn a) {
     }
     const uint32_t seq = a.pass->seq;
     if (a.ask) {
-        if (!a.pass->failed && !await(a.ask, seq, &a.host->abort, ASK_NS))
+        if (!a.pass->failed && !await<LOOKS>(a.ask, seq, &a.host->abort, ASK_NS))
             a.pass->failed = 1;
         a.times->since = now();
         a.times->waited += a.times->since - at;

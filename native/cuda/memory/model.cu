@@ -13,7 +13,6 @@ namespace hotcold {
 
 constexpr int UPLOADERS = 4; // threads that copy weights
 
-// A constructor that throws runs no destructor: what was allocated is given back here.
 Model::Model(const hc_executor_args &args, const hc_device_args &device,
              const hc_device_layer *layers_L)
     : shape(args, device, layers_L), layers(shape.n_layers), bucket(hc_bucket_of(args.max_batch)),
@@ -25,76 +24,37 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
     if (device.vram_bytes > 0 && bytes > device.vram_bytes)
         throw Failure(HC_ERR_BUDGET, "the plan does not fit the GPU memory budget", bytes,
                       device.vram_bytes);
-    try {
-        allocate(need.device, need.mailbox);
-        upload();
-    } catch (...) {
-        release();
-        throw;
+    if (need.mailbox) {
+        shared_ = DeviceMemory<char>(need.mailbox);
+        hc_lay_out_mailbox(&shape, shared_.get(), &mailbox);
     }
-}
-
-Model::~Model() {
-    release();
-}
-
-void Model::release() {
-    cudaFree(memory_);
-    cudaFree(shared_);
-    cudaFreeHost(parts_on_host_);
-    cudaFreeHost(bus_);
-}
-
-void Model::allocate(int64_t own, int64_t shared) {
-    if (shared) {
-        check(cudaMalloc(&shared_, shared), "allocating " + std::to_string(shared) + " bytes");
-        clear(shared_, shared);
-        hc_lay_out_mailbox(&shape, shared_, &mailbox);
-    }
-    check(cudaMalloc(&memory_, own), "allocating " + std::to_string(own) + " bytes");
-    clear(memory_, own);
-    void *mapped = nullptr;
-    if (pinned) {
-        check_host(
-            cudaHostAlloc(reinterpret_cast<void **>(&parts_on_host_), pinned, cudaHostAllocMapped),
-            pinned);
-        std::memset(parts_on_host_, 0, pinned);
-        check(cudaHostGetDevicePointer(&mapped, parts_on_host_, 0), "pinned memory");
-    }
-    reserve_bus();
-    hc_arena device = {memory_, 0, 0}, host = {static_cast<char *>(mapped), 0, 0};
-    hc_lay_out_executor(&shape, &device, &host, mailbox.members_LN, &parts_);
-}
-
-// Owned neurons that stay in host memory: a pinned copy, so that the device can read them.
-void Model::reserve_bus() {
+    memory_ = DeviceMemory<char>(need.device);
+    if (pinned)
+        parts_on_host_ = Pinned<char>(pinned);
+    // Owned neurons that stay in host memory: a pinned copy, so that the device can read them.
     int64_t rows = 0;
     for (const hc_layout_layer &layer : shape.layers)
         rows += layer.owned - layer.resident;
-    if (!rows)
-        return;
-    const int64_t size = rows * args_.model->record_bytes;
-    check_host(cudaHostAlloc(reinterpret_cast<void **>(&bus_), size, cudaHostAllocMapped), size);
-    check(cudaHostGetDevicePointer(reinterpret_cast<void **>(&bus_mapped_), bus_, 0), "bus");
-    bus_end_ = bus_;
-}
-
-bool Model::predicts(int layer) const {
-    return shape.layers[layer].predicted_at >= 0 && !shape.remote_predictor;
+    if (rows)
+        bus_ = Pinned<char>(rows * args_.model->record_bytes, false);
+    bus_end_ = bus_.get();
+    hc_arena arena = {memory_.get(), 0, 0}, host = {parts_on_host_.mapped(), 0, 0};
+    hc_lay_out_executor(&shape, &arena, &host, mailbox.members_LN, &parts_);
+    upload();
 }
 
 void Model::upload() {
     const hc_model &m = *args_.model;
     const int64_t half_table = m.context * m.head_dim / 2 * 4;
     Uploader up;
-    up.copy_if(buffers.final_norm_D, m.final_norm_D, m.d * 4);
-    up.copy_if(buffers.final_norm_bias_D, m.final_norm_bias_D, m.d * 4);
-    up.copy_if(buffers.cos_PE, m.cos_PE, half_table);
-    up.copy_if(buffers.sin_PE, m.sin_PE, half_table);
+    up.copy(buffers.final_norm_D, m.final_norm_D, m.d * 4);
+    up.copy(buffers.final_norm_bias_D, m.final_norm_bias_D, m.d * 4);
+    up.copy(buffers.cos_PE, m.cos_PE, half_table);
+    up.copy(buffers.sin_PE, m.sin_PE, half_table);
     up.copy(buffers.head, m.head, m.vocab * m.embed_dim * bytes_of(m.dtype));
-    up.copy_if(buffers.project_out, m.project_out, m.embed_dim * m.d * bytes_of(m.dtype));
-    up.copy_if(prompt.project_in, prompt.project_in ? m.project_in : nullptr,
-               m.embed_dim * m.d * bytes_of(m.dtype));
+    up.copy(buffers.project_out, m.project_out, m.embed_dim * m.d * bytes_of(m.dtype));
+    up.copy(prompt.project_in, prompt.project_in ? m.project_in : nullptr,
+            m.embed_dim * m.d * bytes_of(m.dtype));
     streamed.resize(shape.prompt_rows ? m.n_layers : 0);
     std::vector<int32_t> n_hot(m.n_layers);
     for (int i = 0; i < m.n_layers; i++)
@@ -102,9 +62,9 @@ void Model::upload() {
     up.copy(buffers.n_hot_L, n_hot.data(), 4 * m.n_layers);
     up.finish();
     // What goes on the bus is laid out neuron after neuron, so by one thread.
-    by_threads(m.n_layers, bus_ ? 1 : UPLOADERS, device_.index, [this, &m](int i) {
+    by_threads(m.n_layers, bus_.get() ? 1 : UPLOADERS, device_.index, [this, &m](int i) {
         upload_layer(i);
-        if (predicts(i))
+        if (shape.layers[i].predicted_at >= 0 && !shape.remote_predictor)
             upload_predictor(m, device_.predictors_L[i], device_.predictor_i8, layers[i].predictor);
     });
 }
@@ -121,11 +81,11 @@ void Model::upload_layer(int index) {
     Uploader up;
     up.copy(to.attention_norm_D, from.attention_norm_D, D * 4);
     up.copy(to.ffn_norm_D, from.ffn_norm_D, D * 4);
-    up.copy_if(to.attention_norm_bias_D, from.attention_norm_bias_D, D * 4);
-    up.copy_if(to.ffn_norm_bias_D, from.ffn_norm_bias_D, D * 4);
-    up.copy_if(to.qkv_bias, from.qkv_bias, (q_dim + 2 * kv_dim) * 4);
-    up.copy_if(to.o_bias_D, from.o_bias_D, D * 4);
-    up.copy_if(to.ffn_bias_D, from.ffn_bias_D, D * 4);
+    up.copy(to.attention_norm_bias_D, from.attention_norm_bias_D, D * 4);
+    up.copy(to.ffn_norm_bias_D, from.ffn_norm_bias_D, D * 4);
+    up.copy(to.qkv_bias, from.qkv_bias, (q_dim + 2 * kv_dim) * 4);
+    up.copy(to.o_bias_D, from.o_bias_D, D * 4);
+    up.copy(to.ffn_bias_D, from.ffn_bias_D, D * 4);
     up.copy(to.qkv, from.qkv, (q_dim + 2 * kv_dim) * D * e);
     up.copy(to.o, from.o, D * q_dim * e);
     std::vector<int32_t> rows((m.n + 31) / 32), starts(S + 1);
@@ -140,7 +100,7 @@ void Model::upload_layer(int index) {
         owned[share.ids[k] / 32] |= 1u << share.ids[k] % 32;
         if (on_bus(m, device_, index, share.ids[k])) {
             std::memcpy(bus_end_, record, m.record_bytes);
-            record_R[k] = bus_mapped_ + (bus_end_ - bus_);
+            record_R[k] = bus_.mapped() + (bus_end_ - bus_.get());
             bus_end_ += m.record_bytes;
         } else {
             char *target = to.records + on_device++ * m.record_bytes;

@@ -1,11 +1,10 @@
-// model.h - one GPU executor's memory: where every tensor lies on the device.
+// model.h - one GPU executor's memory: what its layout depends on (abi/layout.h), and where every
+// tensor lies on the device.
 #ifndef HOTCOLD_MODEL_H
 #define HOTCOLD_MODEL_H
 #include "cuda/memory/mailbox.h"
+#include "cuda/memory/owned.h"
 #include "cuda/memory/predictor.h"
-#include "cuda/memory/shape.h"
-
-#include <vector>
 
 namespace hotcold {
 
@@ -13,12 +12,18 @@ using Layer = hc_layer_parts;
 using Buffers = hc_pass_parts;
 using PromptBuffers = hc_prompt_parts;
 
+struct Shape : hc_layout_shape {
+    Shape(const hc_executor_args &args, const hc_device_args &device,
+          const hc_device_layer *plan_L);
+    Shape(const Shape &) = delete; // layers_L points into it
+    std::vector<hc_layout_layer> layers;
+};
+bool on_bus(const hc_model &m, const hc_device_args &device, int layer, int32_t id);
+
 class Model {
   public:
     Model(const hc_executor_args &args, const hc_device_args &device,
           const hc_device_layer *layers_L);
-    ~Model();
-    Model(const Model &) = delete;
 
     const Shape shape;
     std::vector<Layer> layers;
@@ -33,26 +38,24 @@ class Model {
     const HotList &hot_of(int layer) const {
         return hot_[layer % hot_.size()];
     }
-    int32_t dtype_of(int layer) const {
-        return layers[layer].predictor.dtype;
+    // With a matrix of the model. All addresses are final: graphs keep them.
+    Gemv dense(const void *w, int64_t rows, int64_t d, const float *x, float *y) const {
+        return product(*args_.model, args_.model->dtype, w, rows, d, x, y, buffers.pass);
     }
 
   private:
-    void allocate(int64_t own, int64_t shared);
-    void release();
-    void reserve_bus();
     void upload();
     void upload_layer(int index);
-    bool predicts(int layer) const; // here, and in no other process
     const hc_executor_args &args_;
     const hc_device_args &device_;
     hc_executor_parts parts_ = {};
     std::vector<HotList> hot_; // as many as layers may be predicted before they are computed
-    char *memory_ = nullptr;
-    char *shared_ = nullptr; // the mailbox: of an allocation of its own, which another process maps
-    char *parts_on_host_ = nullptr; // pinned: modules that stay in host memory
-    char *bus_ = nullptr;           // pinned copies of the neurons that stay in host memory
-    char *bus_end_ = nullptr, *bus_mapped_ = nullptr;
+    DeviceMemory<char> memory_;
+    DeviceMemory<char>
+        shared_; // the mailbox: of an allocation of its own, which another process maps
+    Pinned<char> parts_on_host_; // modules that stay in host memory
+    Pinned<char> bus_;           // copies of the neurons that stay in host memory
+    char *bus_end_ = nullptr;
 };
 
 } // namespace hotcold

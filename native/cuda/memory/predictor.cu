@@ -10,29 +10,25 @@ int64_t bytes_of(int32_t dtype) {
 
 void upload_predictor(const hc_model &m, const hc_predictor_layer &from, bool i8, Predictor &to) {
     Uploader up;
-    up.copy_if(to.bias_N, from.bias_N, m.n * 4);
+    std::vector<int8_t> weights;
+    std::vector<float> scales;
+    const auto matrix = [&](void *at, float *scale_at, const void *w, int64_t rows, int64_t d) {
+        if (!i8)
+            return up.copy(at, w, rows * d * bytes_of(from.dtype));
+        quantise(w, from.dtype, rows, d, weights, scales);
+        up.copy(at, weights.data(), weights.size());
+        up.copy(scale_at, scales.data(), scales.size() * 4);
+    };
+    up.copy(to.bias_N, from.bias_N, m.n * 4);
     if (from.form == HC_PREDICT_SIGN) {
         up.copy(to.signs_NW, from.signs_NW, m.n * ((m.d + 63) / 64) * 8);
         up.copy(to.scale2_N, from.scale_N, m.n * 4);
-        up.copy_if(to.column_D, from.column_D, m.d * 4);
-        up.finish();
-        return;
+        up.copy(to.column_D, from.column_D, m.d * 4);
+    } else {
+        to.dtype = i8 ? HC_I8 : from.dtype;
+        matrix(to.fc1, to.scale1_H, from.fc1, from.hidden, m.d);
+        matrix(to.fc2, to.scale2_N, from.fc2, m.n, from.hidden);
     }
-    to.dtype = i8 ? HC_I8 : from.dtype;
-    if (!i8) {
-        up.copy(to.fc1, from.fc1, from.hidden * m.d * bytes_of(from.dtype));
-        up.copy(to.fc2, from.fc2, m.n * from.hidden * bytes_of(from.dtype));
-        up.finish();
-        return;
-    }
-    std::vector<int8_t> weights;
-    std::vector<float> scales;
-    quantise(from.fc1, from.dtype, from.hidden, m.d, weights, scales);
-    up.copy(to.fc1, weights.data(), weights.size());
-    up.copy(to.scale1_H, scales.data(), scales.size() * 4);
-    quantise(from.fc2, from.dtype, m.n, from.hidden, weights, scales);
-    up.copy(to.fc2, weights.data(), weights.size());
-    up.copy(to.scale2_N, scales.data(), scales.size() * 4);
     up.finish();
 }
 
@@ -48,18 +44,15 @@ bool folds_norm(const hc_model &m, const hc_predictor_layer &shape, int layer, i
            !m.post_norm;
 }
 
-namespace {
-
-Gemv product(const Prediction &a, const void *w, int64_t rows, int64_t d, const float *x) {
+Gemv product(const hc_model &m, int32_t dtype, const void *w, int64_t rows, int64_t d,
+             const float *x, float *y, const PassState *pass) {
     Gemv g = {};
-    g.w = w, g.dtype = a.weights->dtype, g.stride = d * bytes_of(g.dtype);
+    g.w = w, g.dtype = dtype, g.stride = d * bytes_of(dtype);
     g.rows = static_cast<int32_t>(rows), g.d = static_cast<int32_t>(d);
-    g.x = x, g.x_stride = d, g.y_stride = rows;
-    g.eps = a.model->norm_eps, g.pass = a.pass;
+    g.x = x, g.x_stride = d, g.y = y, g.y_stride = rows;
+    g.eps = m.norm_eps, g.pass = pass;
     return g;
 }
-
-} // namespace
 
 // fc1 folds the norm in where it may, and then also writes the normed input; fc2 compares with the
 // threshold, so scores are never stored.
@@ -74,12 +67,12 @@ void predict(const Prediction &a, int bucket, const Launch &launch) {
              bucket, launch);
         return;
     }
-    Gemv fc1 = product(a, p.fc1, shape.hidden, m.d, a.input);
-    fc1.y = a.hidden, fc1.scale_R = p.scale1_H, fc1.epilogue = shape.relu ? RELU : STORE;
+    Gemv fc1 = product(m, p.dtype, p.fc1, shape.hidden, m.d, a.input, a.hidden, a.pass);
+    fc1.scale_R = p.scale1_H, fc1.epilogue = shape.relu ? RELU : STORE;
     fc1.norm_D = a.norm_D, fc1.normed = a.normed, fc1.normed_host = a.normed_host;
     fc1.stamps = a.stamps, fc1.stamp = AT_PREDICT;
     gemv(fc1, bucket, launch);
-    Gemv fc2 = product(a, p.fc2, m.n, shape.hidden, a.hidden);
+    Gemv fc2 = product(m, p.dtype, p.fc2, m.n, shape.hidden, a.hidden, nullptr, a.pass);
     fc2.scale_R = p.scale2_N, fc2.bias_R = p.bias_N;
     fc2.epilogue = MEMBERS, fc2.threshold = shape.threshold;
     fc2.members = reinterpret_cast<uint8_t *>(a.members_N);

@@ -18,6 +18,10 @@ int64_t predictor_read_bytes(const hc_model &m, const hc_predictor_layer &from, 
 // in. The input is the residual stream then, or where the predictor asks for that.
 bool folds_norm(const hc_model &m, const hc_predictor_layer &shape, int layer, int at);
 
+// y = w x, rows of w side by side; the caller adds bias, norm and epilogue.
+Gemv product(const hc_model &m, int32_t dtype, const void *w, int64_t rows, int64_t d,
+             const float *x, float *y, const PassState *pass);
+
 struct Prediction {
     const hc_model *model;
     const hc_predictor_layer *shape;

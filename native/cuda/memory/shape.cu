@@ -1,6 +1,5 @@
 // shape.cu - describes an executor to the layout, which is compiled into the plug-in here.
-#include "cuda/memory/predictor.h"
-#include "cuda/memory/shape.h"
+#include "cuda/memory/model.h"
 
 #include "layout/gpu_layout.c"
 

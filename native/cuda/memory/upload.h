@@ -2,7 +2,6 @@
 #ifndef HOTCOLD_CUDA_UPLOAD_H
 #define HOTCOLD_CUDA_UPLOAD_H
 #include "cuda/memory/model.h"
-#include "cuda/memory/owned.h"
 
 #include <algorithm>
 #include <atomic>
@@ -20,12 +19,13 @@ namespace hotcold {
 // Host to device through two pinned buffers: pageable memory would be copied at a third of the rate.
 class Uploader {
   public:
+    // Does nothing where from is NULL: there is no such tensor.
     void copy(void *to, const void *from, int64_t bytes) {
         const char *source = static_cast<const char *>(from);
         char *target = static_cast<char *>(to);
         // Parts of 4 MiB, two buffers in turn: one is filled by the host while the other is copied.
         // An event a buffer says when it may be filled again.
-        while (bytes > 0) {
+        while (from && bytes > 0) {
             const int64_t part = std::min(bytes, SIZE - filled_);
             if (filled_ == 0)
                 check(cudaEventSynchronize(free_[turn_]), "upload");
@@ -38,10 +38,6 @@ class Uploader {
             if (filled_ >= SIZE)
                 flush();
         }
-    }
-    void copy_if(void *to, const void *from, int64_t bytes) { // NULL: there is no such tensor
-        if (from)
-            copy(to, from, bytes);
     }
     void flush() {
         check(cudaEventRecord(free_[turn_], stream_), "upload");
@@ -93,10 +89,6 @@ template <class F> void by_threads(int n, int threads, int device, F do_one) {
         std::rethrow_exception(failure);
 }
 
-inline float half_to_float(uint16_t bits) {
-    return __half2float(__half(__half_raw{bits}));
-}
-
 // Symmetric int8 with one scale a row.
 inline void quantise(const void *w, int32_t dtype, int64_t rows, int64_t d,
                      std::vector<int8_t> &out, std::vector<float> &scales) {
@@ -108,7 +100,7 @@ inline void quantise(const void *w, int32_t dtype, int64_t rows, int64_t d,
         float most = 0;
         for (int64_t i = 0; i < d; i++) {
             row[i] = dtype == HC_F32 ? static_cast<const float *>(w)[r * d + i]
-                                     : half_to_float(static_cast<const uint16_t *>(w)[r * d + i]);
+                                     : __half2float(static_cast<const __half *>(w)[r * d + i]);
             most = std::max(most, std::fabs(row[i]));
         }
         scales[r] = most / 127.0f;

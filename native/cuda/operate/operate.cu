@@ -6,7 +6,6 @@
 // product, arrays out. Device rows exist for the whole bucket, as in passes; what lies past the
 // batch is zeros. A thrown error leaves nothing behind: Scratch and Rounds free what they made.
 #include "cuda/operate/operate.h"
-#include "cuda/operate/rates.h"
 
 #include <cstring>
 #include <numeric>
@@ -27,21 +26,20 @@ void operate_gemv(const hc_device_op &op) {
     const hc_gemv_args &a = *op.gemv;
     const int32_t bucket = hc_bucket_of(a.batch);
     Scratch scratch(op);
-    Launch launch = {};
     Gemv g = {};
     const int64_t size = a.rows * a.stride_bytes;
-    const char *w = scratch.repeated(size, a.w, std::max(op.copies, 1));
+    const char *w = scratch.repeated(size, a.w);
     g.stride = a.stride_bytes, g.rows = static_cast<int32_t>(a.rows),
     g.d = static_cast<int32_t>(a.d), g.dtype = a.dtype;
-    g.scale_R = op.scale_R ? scratch.make<float>(a.rows, op.scale_R) : nullptr;
-    g.bias_R = a.bias_R ? scratch.make<float>(a.rows, a.bias_R) : nullptr;
+    g.scale_R = scratch.given(a.rows, op.scale_R);
+    g.bias_R = scratch.given(a.rows, a.bias_R);
     const std::vector<float> x = gathered(a.x_BD, a.x_stride, a.d, a.batch);
     const std::vector<float> before = gathered(a.y_BR, a.y_stride, a.rows, a.batch);
     // Late: what an earlier kernel would have written. y too: ADD reads it.
     g.x = scratch.late<float>(a.batch * a.d, x.data(), bucket * a.d), g.x_stride = a.d;
     g.y = scratch.late<float>(a.batch * a.rows, before.data(), bucket * a.rows);
     g.y_stride = a.rows, g.eps = op.eps;
-    g.norm_D = op.norm_D ? scratch.make<float>(a.d, op.norm_D) : nullptr;
+    g.norm_D = scratch.given(a.d, op.norm_D);
     if (op.normed_BD) {
         g.normed = scratch.make<float>(bucket * a.d);
         g.normed_host = scratch.host(bucket * a.d);
@@ -54,9 +52,9 @@ void operate_gemv(const hc_device_op &op) {
     g.when = static_cast<hc_when>(op.when), g.pass = scratch.pass(a.batch, nullptr, op.head_rows);
     const auto body = [&](int copy) {
         g.w = w + copy * size;
-        gemv(g, bucket, launch);
+        gemv(g, bucket, scratch.launch);
     };
-    run(op, scratch, launch, body, [&] {
+    scratch.run(body, [&] {
         for (int b = 0; b < a.batch; b++)
             fetch(a.y_BR + b * a.y_stride, g.y + b * a.rows, a.rows * 4);
         if (members)
@@ -72,21 +70,14 @@ void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotate
     const hc_attention_args &a = *op.attention;
     const int32_t bucket = hc_bucket_of(a.batch);
     const int64_t row = (a.heads + 2 * a.kv_heads) * static_cast<int64_t>(a.head_dim);
-    const int64_t rows = static_cast<int64_t>(bucket) * a.heads, e = op.kv_f16 ? 2 : 4;
-    const int64_t cache = static_cast<int64_t>(a.kv_heads) * a.context * a.head_dim * e;
+    const int64_t rows = static_cast<int64_t>(bucket) * a.heads, cache = cache_bytes(op);
     Scratch scratch(op);
-    Launch launch = {};
-    Attention t = {};
-    t.qkv = scratch.late<float>(a.batch * row, a.q, bucket * row), t.kv_f16 = op.kv_f16;
-    char *k_cache = scratch.repeated(cache, a.k_cache, std::max(op.copies, 1));
-    char *v_cache = scratch.repeated(cache, a.v_cache, std::max(op.copies, 1));
-    if (op.cos_PE) {
-        t.cos_PE = scratch.make<float>(a.context * a.head_dim / 2, op.cos_PE);
-        t.sin_PE = scratch.make<float>(a.context * a.head_dim / 2, op.sin_PE);
-    }
+    Attention t = attention_of<Attention>(op, scratch);
+    t.qkv = scratch.late<float>(a.batch * row, a.q, bucket * row);
+    char *k_cache = scratch.repeated(cache, a.k_cache);
+    char *v_cache = scratch.repeated(cache, a.v_cache);
     t.out = scratch.make<float>(rows * a.head_dim);
-    t.heads = a.heads, t.kv_heads = a.kv_heads, t.head_dim = a.head_dim;
-    t.context = static_cast<int32_t>(a.context), t.pieces = hc_attention_pieces(a.context);
+    t.pieces = hc_attention_pieces(a.context);
     t.pass = scratch.pass(a.batch, a.position_B, 0);
     if (t.pieces > 1) {
         t.partial = scratch.make<float>(rows * t.pieces * a.head_dim);
@@ -97,9 +88,9 @@ void operate_attention(const hc_device_op &op) { // q holds qkv rows, not rotate
     // A copy's caches; the appended position is the same in each round.
     const auto body = [&](int copy) {
         t.k_cache = k_cache + copy * cache, t.v_cache = v_cache + copy * cache;
-        attention(t, bucket, launch);
+        attention(t, bucket, scratch.launch);
     };
-    run(op, scratch, launch, body, [&] {
+    scratch.run(body, [&] {
         fetch(a.out, t.out, static_cast<int64_t>(a.batch) * a.heads * a.head_dim * 4);
         fetch(const_cast<float *>(a.k_cache), k_cache, cache);
         fetch(const_cast<float *>(a.v_cache), v_cache, cache);
@@ -113,16 +104,13 @@ void operate_ffn(const hc_device_op &op) {
     const int32_t bucket = hc_bucket_of(a.batch), S = op.ffn_chunks;
     const int32_t n_rows = op.ffn_bounds[S];
     Scratch scratch(op);
-    Launch launch = {};
     Ffn f = {};
-    const int copies = std::max(op.copies, 1);
-    const char *records = scratch.repeated(n_rows * a.record_bytes, a.records, copies);
+    const char *records = scratch.repeated(n_rows * a.record_bytes, a.records);
     // One table of addresses a copy, behind each other.
-    std::vector<const char *> record_R(static_cast<size_t>(n_rows) * copies);
+    std::vector<const char *> record_R(static_cast<size_t>(n_rows) * scratch.copies());
     for (size_t r = 0; r < record_R.size(); r++)
         record_R[r] = records + r * a.record_bytes;
-    const char **tables =
-        scratch.make<const char *>(static_cast<int64_t>(record_R.size()), record_R.data());
+    const char **tables = scratch.given<const char *>(record_R.size(), record_R.data());
     f.record_bytes = a.record_bytes, f.gate_offset = a.gate_offset, f.up_offset = a.up_offset;
     f.bias_offset = a.bias_offset;
     f.down_offset = a.down_offset, f.d = static_cast<int32_t>(a.d), f.dtype = a.dtype;
@@ -151,11 +139,11 @@ void operate_ffn(const hc_device_op &op) {
     m.pass = pass;
     const auto body = [&](int copy) { // h grows by y each time; only the first is looked at
         f.record_R = tables + static_cast<int64_t>(copy) * n_rows;
-        gate_up(f, bucket, launch);
-        down(f, bucket, launch);
-        merge(m, launch);
+        gate_up(f, bucket, scratch.launch);
+        down(f, bucket, scratch.launch);
+        merge(m, scratch.launch);
     };
-    run(op, scratch, launch, body, [&] {
+    scratch.run(body, [&] {
         fetch(a.y_BD, h, a.batch * a.d * 4);
         std::vector<int32_t> fired((bucket + 7) / 8 * S); // others were not written
         fetch(fired.data(), f.fired_C, fired.size() * 4);
@@ -167,45 +155,35 @@ void operate_norm(const hc_device_op &op) { // y: [B][D]
     const hc_gemv_args &a = *op.gemv;
     const int32_t bucket = hc_bucket_of(a.batch);
     Scratch scratch(op);
-    Launch launch = {};
-    const float *x = scratch.late<float>(a.batch * a.d, a.x_BD, bucket * a.d);
     Norm n = {};
-    n.x = x, n.weight_D = scratch.make<float>(a.d, op.norm_D), n.d = a.d, n.eps = op.eps;
+    n.x = scratch.late<float>(a.batch * a.d, a.x_BD, bucket * a.d);
+    n.weight_D = scratch.make<float>(a.d, op.norm_D), n.d = a.d, n.eps = op.eps;
     n.y = scratch.make<float>(bucket * a.d);
     n.y_host = op.normed_BD ? scratch.host(bucket * a.d) : nullptr;
-    n.bias_D = op.norm_bias_D ? scratch.make<float>(a.d, op.norm_bias_D) : nullptr;
+    n.bias_D = scratch.given(a.d, op.norm_bias_D);
     n.kind = op.norm_kind, n.pass = scratch.pass(a.batch, nullptr, 0);
-    const auto body = [&](int) { norm(n, bucket, launch); };
-    run(op, scratch, launch, body, [&] {
+    const auto take = [&] {
         fetch(a.y_BR, n.y, a.batch * a.d * 4);
         if (op.normed_BD)
             std::memcpy(op.normed_BD, n.y_host, a.batch * a.d * 4);
-    });
+    };
+    scratch.run([&](int) { norm(n, bucket, scratch.launch); }, take);
 }
 
 void operate_sign(const hc_device_op &op) {
     const hc_sign_args &a = *op.sign;
     const int32_t bucket = hc_bucket_of(a.batch);
-    const int64_t words = (a.d + 63) / 64;
     Scratch scratch(op);
-    Launch launch = {};
-    Sign s = {};
-    s.signs_NW = scratch.make<uint64_t>(a.n * words, a.signs_NW);
-    s.scale_N = scratch.make<float>(a.n, a.scale_N);
-    s.bias_N = a.bias_N ? scratch.make<float>(a.n, a.bias_N) : nullptr;
-    s.column_D = a.column_D ? scratch.make<float>(a.d, a.column_D) : nullptr;
+    Sign s = sign_of<Sign>(op, scratch);
     s.x = scratch.late<float>(a.batch * a.d, a.x_BD, bucket * a.d);
-    s.n = static_cast<int32_t>(a.n), s.d = static_cast<int32_t>(a.d);
-    s.input_bits = a.input_bits, s.threshold = op.threshold;
-    s.planes_BPW = scratch.make<uint64_t>(bucket * 8 * words);
+    s.planes_BPW = scratch.make<uint64_t>(bucket * 8 * ((a.d + 63) / 64));
     s.step_B = scratch.make<float>(bucket);
     s.members_N = scratch.make<uint32_t>(a.n);
     s.pass = scratch.pass(a.batch, nullptr, 0);
     // Bits of tokens become the scores 1 and 0 of the caller's array.
     std::vector<uint32_t> members(a.n);
-    run(
-        op, scratch, launch, [&](int) { sign(s, bucket, launch); },
-        [&] { fetch(members.data(), s.members_N, a.n * 4); });
+    const auto take = [&] { fetch(members.data(), s.members_N, a.n * 4); };
+    scratch.run([&](int) { sign(s, bucket, scratch.launch); }, take);
     for (int64_t b = 0; b < a.batch; b++)
         for (int64_t i = 0; i < a.n; i++)
             a.scores_BN[b * a.n + i] = static_cast<float>(members[i] >> b & 1);
@@ -216,7 +194,6 @@ void operate_sign(const hc_device_op &op) {
 void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; out[1]: cold ids
     const hc_split_args &a = *op.split;
     Scratch scratch(op);
-    Launch launch = {};
     std::vector<uint32_t> members(a.n);
     std::vector<int32_t> rows((a.n + 31) / 32), bounds(5);
     std::vector<uint32_t> owned(rows.size());
@@ -232,10 +209,10 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
         bounds[c] = static_cast<int32_t>(c * a.n / 4);
     Split s = {};
     s.members_N = scratch.late<uint32_t>(a.n, members.data());
-    s.owned_G = scratch.make<uint32_t>(owned.size(), owned.data());
-    s.row_G = scratch.make<int32_t>(rows.size(), rows.data());
+    s.owned_G = scratch.given(owned.size(), owned.data());
+    s.row_G = scratch.given(rows.size(), rows.data());
     s.n = static_cast<int32_t>(a.n), s.n_chunks = 4;
-    s.bounds_C = scratch.make<int32_t>(5, bounds.data());
+    s.bounds_C = scratch.given(5, bounds.data());
     s.hot.rows = scratch.make<int32_t>(a.n), s.hot.members = scratch.make<uint32_t>(a.n);
     s.hot.count = scratch.make<int32_t>(1), s.hot.starts = scratch.make<int32_t>(5);
     s.cold_ids = scratch.make<int32_t>(a.n);
@@ -247,12 +224,12 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
     uint32_t *flags = reinterpret_cast<uint32_t *>(scratch.host(2));
     s.to.x_flag = flags, s.to.active_flag = flags + 1;
     s.pass = scratch.pass(a.batch, nullptr, 0);
-    const auto body = [&](int) { split(s, launch); };
-    run(op, scratch, launch, body, [&] {
+    const auto take = [&] {
         // seq is 1 (Scratch::pass).
         if (flags[0] != 1 || flags[1] != 1)
             throw Failure(HC_ERR_SYSTEM, "split: the host has not been told of the lists");
-    });
+    };
+    scratch.run([&](int) { split(s, scratch.launch); }, take);
     const void *ids[2] = {s.hot.rows, cold + HC_ACTIVE_IDS()};
     const void *words[2] = {s.hot.members, cold + HC_ACTIVE_MEMBERS(a.n)};
     int32_t counts[2];
@@ -267,77 +244,51 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
 }
 
 // What the graphs of a model will take: as many kernels in one graph, never destroyed.
-// Static: neither the memory nor the graph goes before the process does, and whoever measures free
-// memory meanwhile finds it taken.
+// Neither the memory nor the graph goes before the process does, and whoever measures free memory
+// meanwhile finds it taken.
 void hold(const hc_device_op &op) {
     static Scratch scratch(op);
-    Launch launch = {};
-    launch.overlap = true;
+    const Stream &stream = *new Stream;
+    const Launch launch = {stream, true, 0, nullptr};
     Gemv g = {};
     g.w = scratch.make<float>(64), g.x = scratch.make<float>(64), g.y = scratch.make<float>(64);
     g.stride = 32, g.rows = 8, g.d = 8, g.dtype = HC_F32, g.x_stride = 8, g.y_stride = 8;
     g.pass = scratch.make<PassState>(1);
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t made = nullptr;
-    check(cudaStreamCreateWithFlags(&launch.stream, cudaStreamNonBlocking), "stream");
-    check(cudaStreamBeginCapture(launch.stream, cudaStreamCaptureModeThreadLocal), "capture");
-    for (int i = 0; i < op.repeat; i++)
-        gemv(g, 1, launch);
-    check(cudaStreamEndCapture(launch.stream, &graph), "capture");
-    check(cudaGraphInstantiate(&made, graph, 0), "instantiating the graph");
-    check(cudaGraphDestroy(graph), "graph");
-    check(cudaGraphUpload(made, launch.stream), "uploading the graph");
-    check(cudaStreamSynchronize(launch.stream), "graph");
+    const Graph &graph = *new Graph(captured(stream, [&] {
+        for (int i = 0; i < op.repeat; i++)
+            gemv(g, 1, launch);
+    }));
+    check(cudaGraphUpload(graph, stream), "uploading the graph");
+    check(cudaStreamSynchronize(stream), "graph");
 }
+
+constexpr struct {
+    int32_t kind;
+    void (*run)(const hc_device_op &op);
+} OPERATORS[] = {{HC_DEVICE_GEMV, operate_gemv},
+                 {HC_DEVICE_FFN, operate_ffn},
+                 {HC_DEVICE_SPLIT, operate_split},
+                 {HC_DEVICE_ATTENTION, operate_attention},
+                 {HC_DEVICE_NORM, operate_norm},
+                 {HC_DEVICE_SIGN, operate_sign},
+                 {HC_DEVICE_PRODUCT, operate_product},
+                 {HC_DEVICE_PROMPT_ATTENTION, operate_prompt_attention},
+                 {HC_DEVICE_PROMPT_NORM, operate_prompt_norm},
+                 {HC_DEVICE_PROMPT_SIGN, operate_prompt_sign},
+                 {HC_DEVICE_GAPS, rate_of_gaps},
+                 {HC_DEVICE_EXCHANGE, rate_of_exchange},
+                 {HC_DEVICE_HOLD, hold}};
 
 } // namespace
 
 hc_status operate(const hc_device_op &op) {
     check(cudaSetDevice(op.index), "CUDA device");
-    switch (op.kind) {
-    case HC_DEVICE_GEMV:
-        operate_gemv(op);
-        break;
-    case HC_DEVICE_FFN:
-        operate_ffn(op);
-        break;
-    case HC_DEVICE_SPLIT:
-        operate_split(op);
-        break;
-    case HC_DEVICE_ATTENTION:
-        operate_attention(op);
-        break;
-    case HC_DEVICE_NORM:
-        operate_norm(op);
-        break;
-    case HC_DEVICE_SIGN:
-        operate_sign(op);
-        break;
-    case HC_DEVICE_PRODUCT:
-        operate_product(op);
-        break;
-    case HC_DEVICE_PROMPT_ATTENTION:
-        operate_prompt_attention(op);
-        break;
-    case HC_DEVICE_PROMPT_NORM:
-        operate_prompt_norm(op);
-        break;
-    case HC_DEVICE_PROMPT_SIGN:
-        operate_prompt_sign(op);
-        break;
-    case HC_DEVICE_GAPS:
-        rate_of_gaps(op);
-        break;
-    case HC_DEVICE_EXCHANGE:
-        rate_of_exchange(op);
-        break;
-    case HC_DEVICE_HOLD:
-        hold(op);
-        break;
-    default:
-        throw Failure(HC_ERR_ARGUMENT, "unknown operator " + std::to_string(op.kind));
-    }
-    return HC_OK;
+    for (const auto &one : OPERATORS)
+        if (one.kind == op.kind) {
+            one.run(op);
+            return HC_OK;
+        }
+    throw Failure(HC_ERR_ARGUMENT, "unknown operator " + std::to_string(op.kind));
 }
 
 } // namespace hotcold

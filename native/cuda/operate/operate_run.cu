@@ -1,22 +1,12 @@
-// operate_run.cu - memory, late inputs and timed rounds of single operators (operate.h).
+// operate_run.cu - memory and late inputs of single operators (operate.h).
 #include "cuda/kernels/common.cuh"
 #include "cuda/operate/operate.h"
-
-#include <cstring>
 
 namespace hotcold {
 namespace {
 
 constexpr uint64_t LATE_NS = 20000; // what is launched next has started by then
-constexpr int THREADS = 256, BLOCKS = 32, MAX_PIECES = 8;
-
-// Up to MAX_PIECES arrays, copied in words of 4 bytes; by value, as a kernel's argument.
-struct Late {
-    uint32_t *to[MAX_PIECES];
-    const uint32_t *from[MAX_PIECES];
-    int64_t words[MAX_PIECES];
-    int32_t n;
-};
+constexpr int THREADS = 256, BLOCKS = 32;
 
 // Lets the kernel under test start at once, then waits 20 us and only then writes its inputs: one
 // that reads before wait_prior() computes with zeros, and the test fails every time, not now and
@@ -34,47 +24,36 @@ __global__ void __launch_bounds__(THREADS) late_kernel(const Late a) {
 
 } // namespace
 
-// Also where a check threw: cudaFree waits for what still runs.
-Scratch::~Scratch() {
-    for (const Array &array : arrays_)
-        cudaFree(array.block);
-    for (void *block : pinned_)
-        cudaFreeHost(block);
-}
-
 // All bytes 0xff: a NaN in every float type, -1 in the integers. What a kernel forgets to write
 // shows.
 void *Scratch::array(int64_t bytes, const void *from) {
-    char *block = nullptr;
+    void *block = nullptr;
     const int64_t size = std::max<int64_t>(bytes, 1);
     // guard | array | guard in one allocation: cudaMalloc's 256 bytes of alignment hold for the
     // array too.
     check(cudaMalloc(&block, size + 2 * guard_), "GPU memory");
-    arrays_.push_back({block, size});
-    if (!bare_)
+    char *at = static_cast<char *>(block) + guard_;
+    arrays_.push_back({Owned<void *, cudaFree>(block), at, size});
+    if (!op_.bare)
         check(cudaMemset(block, 0xff, size + 2 * guard_), "GPU memory");
     if (from)
-        check(cudaMemcpy(block + guard_, from, bytes, cudaMemcpyHostToDevice), "copy in");
-    return block + guard_;
+        check(cudaMemcpy(at, from, bytes, cudaMemcpyHostToDevice), "copy in");
+    return at;
 }
 
-char *Scratch::repeated(int64_t count, const void *from, int copies) {
+char *Scratch::repeated(int64_t count, const void *from) {
     // The first copy comes from the host, the others from it: copies lie side by side.
-    char *first = make<char>(count * copies);
+    char *first = make<char>(count * copies());
     check(cudaMemcpy(first, from, count, cudaMemcpyHostToDevice), "copy in");
-    for (int i = 1; i < copies; i++)
+    for (int i = 1; i < copies(); i++)
         check(cudaMemcpy(first + i * count, first, count, cudaMemcpyDeviceToDevice), "copy");
     return first;
 }
 
 // Unified addressing: pinned memory has one address for host and device on every 64-bit system.
 float *Scratch::host(int64_t count) {
-    void *block = nullptr;
-    const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
-    check_host(cudaHostAlloc(&block, bytes, cudaHostAllocMapped), bytes);
-    pinned_.push_back(block);
-    std::memset(block, 0, bytes);
-    return static_cast<float *>(block);
+    pinned_.emplace_back(count);
+    return pinned_.back().get();
 }
 
 PassState *Scratch::pass(int32_t batch, const int32_t *position_B, int32_t head_rows) {
@@ -85,36 +64,22 @@ PassState *Scratch::pass(int32_t batch, const int32_t *position_B, int32_t head_
     return late<PassState>(1, &state);
 }
 
-void Scratch::later(void *to, const void *from, int64_t bytes) {
-    if (bytes == 0)
-        return;
-    if (late_.size() == MAX_PIECES)
-        throw Failure(HC_ERR_SYSTEM, "operator: too many late inputs");
-    late_.push_back({to, make<char>(bytes, from), bytes});
-}
-
 // Sources of late parts are arrays of this scratch, copied by now: settle() waits for the default
 // stream.
-void Scratch::deliver(const Launch &launch) {
-    Late a = {};
-    for (const Part &part : late_) {
-        a.to[a.n] = static_cast<uint32_t *>(part.to);
-        a.from[a.n] = static_cast<const uint32_t *>(part.from);
-        a.words[a.n++] = part.bytes / 4;
-    }
+void Scratch::deliver() {
     settle();
-    enqueue<Late>(late_kernel, dim3(BLOCKS), THREADS, 0, launch, a);
+    enqueue<Late>(late_kernel, dim3(BLOCKS), THREADS, 0, launch, late_);
 }
 
 // Empty guards (bare) compare as equal.
 void Scratch::verify() const {
     std::vector<unsigned char> around(guard_), whole(guard_, 0xff);
     for (const Array &array : arrays_)
-        for (const int64_t at : {static_cast<int64_t>(0), guard_ + array.bytes}) {
-            fetch(around.data(), array.block + at, guard_);
+        for (const int64_t at : {-guard_, array.bytes}) {
+            fetch(around.data(), array.at + at, guard_);
             if (around != whole)
                 throw Failure(HC_ERR_SYSTEM,
-                              "a kernel wrote " + std::string(at ? "behind" : "in front of") +
+                              "a kernel wrote " + std::string(at < 0 ? "in front of" : "behind") +
                                   " an array of " + std::to_string(array.bytes) + " bytes");
         }
 }
@@ -123,50 +88,6 @@ void Scratch::verify() const {
 void fetch(void *to, const void *from, int64_t bytes) {
     if (bytes)
         check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "copy out");
-}
-
-Rounds::Rounds(const hc_device_op &op) : op_(op) {
-    try {
-        check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
-        check(cudaEventCreate(&begin_), "event");
-        check(cudaEventCreate(&end_), "event");
-    } catch (...) {
-        release();
-        throw;
-    }
-}
-
-Rounds::~Rounds() {
-    release();
-}
-
-void Rounds::release() {
-    if (begin_)
-        cudaEventDestroy(begin_);
-    if (end_)
-        cudaEventDestroy(end_);
-    if (stream)
-        cudaStreamDestroy(stream);
-}
-
-void Rounds::begin() {
-    check(cudaEventRecord(begin_, stream), "event");
-}
-
-void Rounds::end(int launches) {
-    check(cudaEventRecord(end_, stream), "event");
-    check(cudaEventSynchronize(end_), "kernel");
-    float milliseconds = 0;
-    check(cudaEventElapsedTime(&milliseconds, begin_, end_), "event");
-    times_.push_back(milliseconds * 1e-3f / static_cast<float>(launches));
-}
-
-// The median: a launch that met another process's kernel does not count.
-void Rounds::report() const {
-    std::vector<float> times = times_;
-    std::sort(times.begin(), times.end());
-    if (op_.seconds && !times.empty())
-        *op_.seconds = times[times.size() / 2];
 }
 
 } // namespace hotcold

@@ -9,13 +9,10 @@
 // Words that the two sides write lie 128 bytes apart, a line of the GPU's L2 and two of the host's:
 // neither side's poll takes the other's line away.
 #include "cuda/kernels/common.cuh"
-#include "cuda/memory/owned.h"
-#include "cuda/operate/rates.h"
+#include "cuda/operate/operate.h"
 
-#include <algorithm>
 #include <atomic>
 #include <thread>
-#include <vector>
 
 namespace hotcold {
 namespace v1 {
@@ -44,30 +41,9 @@ struct Words { // a cache line each
 };
 
 // Median seconds of a launch.
-// Events on either side of one graph launch; WARM launches first, not counted.
-float median_s(const Graph &graph, const Stream &stream, int rounds) {
-    const Event begin(cudaEventDefault), end(cudaEventDefault);
-    std::vector<float> times;
-    for (int i = -WARM; i < std::max(rounds, 1); i++) {
-        check(cudaEventRecord(begin, stream), "event");
-        check(cudaGraphLaunch(graph, stream), "launching a graph");
-        check(cudaEventRecord(end, stream), "event");
-        check(cudaEventSynchronize(end), "graph");
-        float milliseconds = 0;
-        check(cudaEventElapsedTime(&milliseconds, begin, end), "event");
-        if (i >= 0)
-            times.push_back(milliseconds * 1e-3f);
-    }
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
-}
-
-Launch launch_on(const Stream &stream, int device) {
-    Launch launch = {};
-    launch.stream = stream;
-    launch.overlap = true;
-    check(cudaDeviceGetAttribute(&launch.sms, cudaDevAttrMultiProcessorCount, device), "device");
-    return launch;
+float launch_s(const Graph &graph, const Stream &stream, int rounds) {
+    const auto launch = [&] { check(cudaGraphLaunch(graph, stream), "launching a graph"); };
+    return median_s(stream, std::max(rounds, 1), launch, WARM);
 }
 
 // The host's side: every flag of x is answered with one of y, pass after pass.
@@ -139,13 +115,13 @@ void capture(const Ends &e, int layers, const Launch &launch) {
 // The difference of two lengths: launch and events, which both have, cancel.
 void rate_of_gaps(const hc_device_op &op) {
     const Stream stream;
-    const Launch launch = launch_on(stream, op.index);
+    const Launch launch = launch_on(stream, op.index, true, nullptr);
     const auto chain = [&](int nodes) {
-        const Graph graph(stream, [&] {
+        const Graph graph = captured(stream, [&] {
             for (int i = 0; i < nodes; i++)
                 enqueue<int>(v1::nothing_kernel, dim3(1), WARP, 0, launch, 0);
         });
-        return median_s(graph, stream, op.repeat);
+        return launch_s(graph, stream, op.repeat);
     };
     const int half = std::max(op.copies / 2, 1);
     const float longer = chain(2 * half);
@@ -173,15 +149,15 @@ void rate_of_exchange(const hc_device_op &op) {
         passes.get(), rows.get(),     rows.get() + d, rows.get() + 2 * d, x.mapped(), y.mapped(),
         nullptr,      abort.mapped(), relay.get(),    skipped.get(),      d};
     const Stream stream;
-    const Launch launch = launch_on(stream, op.index);
-    const Graph without(stream, [&] { capture(ends, layers, launch); });
+    const Launch launch = launch_on(stream, op.index, true, nullptr);
+    const Graph without = captured(stream, [&] { capture(ends, layers, launch); });
     ends.pass++, ends.words = words.mapped();
-    const Graph with(stream, [&] { capture(ends, layers, launch); });
-    const float alone_s = median_s(without, stream, op.repeat);
+    const Graph with = captured(stream, [&] { capture(ends, layers, launch); });
+    const float alone_s = launch_s(without, stream, op.repeat);
     // Last, so its destructor is the first: a graph that still waits is let go before the stream is
     // synchronised and the memory goes.
     const Peer peer(words.get(), layers, abort.get());
-    const float both_s = median_s(with, stream, op.repeat);
+    const float both_s = launch_s(with, stream, op.repeat);
     *op.seconds = std::max(both_s - alone_s, 0.0f) / static_cast<float>(layers);
 }
 

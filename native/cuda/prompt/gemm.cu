@@ -82,14 +82,6 @@ constexpr int PART = TILE * PITCH * 2; // bytes of one matrix of a stage
 constexpr int STAGE = 4 * PART;        // x hi, x lo, w of either tile
 static_assert(DEEP * PITCH_T * 2 <= PART && 2 * TILE * PITCH_Y * 4 <= STAGES * STAGE, "shared");
 
-template <class W> struct Element;
-template <> struct Element<F16> {
-    typedef __half type;
-};
-template <> struct Element<BF16> {
-    typedef __nv_bfloat16 type;
-};
-
 // 16 bytes to shared memory without a register; zeros where there is nothing to read.
 __device__ __forceinline__ void copy_async(char *to, const char *from, bool there) {
     const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -102,21 +94,17 @@ __device__ __forceinline__ void copy_async(char *to, const char *from, bool ther
 // 256 pieces of 16 bytes, two a thread. Neighbouring threads read neighbouring bytes of a row of w.
 template <bool TRANS>
 __device__ __forceinline__ void load_w(const Gemm &a, const char *w, int row0, int k0, char *to) {
+    constexpr int ACROSS = (TRANS ? TILE : DEEP) / PACK; // pieces of a row of w
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int at = threadIdx.x + i * THREADS;
-        if (TRANS) {
-            const int k = k0 + at / (TILE / PACK), r = row0 + at % (TILE / PACK) * PACK;
-            const bool there = k < a.x.k && r < a.rows;
-            const char *from = w + (there ? k * a.stride + r * 2ll : 0);
-            copy_async(to + at / (TILE / PACK) * PITCH_T * 2 + at % (TILE / PACK) * 16, from,
-                       there);
-        } else {
-            const int r = row0 + at / (DEEP / PACK), k = k0 + at % (DEEP / PACK) * PACK;
-            const bool there = k < a.x.k && r < a.rows;
-            const char *from = w + (there ? r * a.stride + k * 2ll : 0);
-            copy_async(to + at / (DEEP / PACK) * PITCH * 2 + at % (DEEP / PACK) * 16, from, there);
-        }
+        const int line = at / ACROSS, across = at % ACROSS;
+        const int k = k0 + (TRANS ? line : across * PACK),
+                  r = row0 + (TRANS ? across * PACK : line);
+        const bool there = k < a.x.k && r < a.rows;
+        const int64_t offset = TRANS ? k * a.stride + r * 2ll : r * a.stride + k * 2ll;
+        copy_async(to + line * (TRANS ? PITCH_T : PITCH) * 2 + across * 16,
+                   w + (there ? offset : 0), there);
     }
 }
 
@@ -139,7 +127,7 @@ __device__ __forceinline__ void load_x(const Gemm &a, int token0, int k0, char *
 // 32 tokens by 32 rows of either tile: 2 by 2 fragments each.
 template <class W, bool TRANS>
 __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
-    typedef typename Element<W>::type E;
+    typedef typename W::type E;
     typedef wmma::fragment<wmma::matrix_a, 16, 16, 16, E, wmma::row_major> FragmentX;
     typedef typename std::conditional<TRANS, wmma::row_major, wmma::col_major>::type Major;
     typedef wmma::fragment<wmma::matrix_b, 16, 16, 16, E, Major> FragmentW;
@@ -232,13 +220,11 @@ __global__ void __launch_bounds__(THREADS) gemm_kernel(const Gemm a) {
 }
 
 // 60 KB of shared memory a block: at most three blocks on a multiprocessor of an H100.
-template <class W, bool TRANS> void start(const Gemm &a, const Launch &launch) {
+template <class W> void start(const Gemm &a, const Launch &launch) {
     const int per_block = a.epilogue == HC_EPILOGUE_NEURON ? TILE : 2 * TILE;
     const dim3 grid((a.tokens + TILE - 1) / TILE, (a.rows + per_block - 1) / per_block);
-    check(cudaFuncSetAttribute(gemm_kernel<W, TRANS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               STAGES * STAGE),
-          "gemm: shared memory");
-    enqueue<Gemm>(gemm_kernel<W, TRANS>, grid, THREADS, STAGES * STAGE, launch, a);
+    enqueue<Gemm>(a.transposed ? gemm_kernel<W, true> : gemm_kernel<W, false>, grid, THREADS,
+                  STAGES * STAGE, launch, a);
 }
 
 } // namespace v1
@@ -247,17 +233,14 @@ namespace v2 {
 
 constexpr int TILE = 64, DEEP = 16, THREADS = 256, EACH = 4; // a thread: 4 by 4
 
-template <class W> __device__ __forceinline__ float element(const char *at) {
-    return static_cast<float>(*reinterpret_cast<const typename W::type *>(at));
-}
-
 // One element as float, wherever its row begins: no alignment is asked for.
 template <class W, bool TRANS>
 __device__ __forceinline__ float read_w(const Gemm &a, int64_t offset, int r, int k) {
     if (r >= a.rows || k >= a.x.k)
         return 0;
     constexpr int64_t E = sizeof(typename W::type);
-    return element<W>(a.w + offset + (TRANS ? k * a.stride + r * E : r * a.stride + k * E));
+    const char *at = a.w + offset + (TRANS ? k * a.stride + r * E : r * a.stride + k * E);
+    return static_cast<float>(*reinterpret_cast<const typename W::type *>(at));
 }
 
 // A thread's 4 by 4 results lie 16 apart, so the 16 threads of a row read neighbouring words of
@@ -325,18 +308,10 @@ int32_t operand_dtype(int32_t dtype, const void *w, int64_t stride, int64_t offs
 }
 
 void gemm(const Gemm &a, const Launch &launch) {
-    if (a.x.dtype == HC_F32) {
-        if (a.dtype == HC_F32)
-            v2::start<F32>(a, launch);
-        else if (a.dtype == HC_F16)
-            v2::start<F16>(a, launch);
-        else
-            v2::start<BF16>(a, launch);
-    } else if (a.dtype == HC_F16) {
-        a.transposed ? v1::start<F16, true>(a, launch) : v1::start<F16, false>(a, launch);
-    } else {
-        a.transposed ? v1::start<BF16, true>(a, launch) : v1::start<BF16, false>(a, launch);
-    }
+    if (a.x.dtype == HC_F32)
+        by_dtype<F32, F16, BF16>(a.dtype, [&](auto w) { v2::start<decltype(w)>(a, launch); });
+    else
+        by_dtype<F16, BF16>(a.dtype, [&](auto w) { v1::start<decltype(w)>(a, launch); });
 }
 
 } // namespace hotcold

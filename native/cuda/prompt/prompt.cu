@@ -15,35 +15,15 @@
 #include "cuda/prompt/prompt.h"
 
 #include <algorithm>
-#include <cstring>
-#include <time.h>
 
 namespace hotcold {
-namespace {
-
-int64_t now_ns() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ll + t.tv_nsec;
-}
-
-struct Awake { // the copying threads, for the length of a pass
-    explicit Awake(Streamer *streamer) : streamer_(streamer) {
-        if (streamer_)
-            streamer_->begin();
-    }
-    ~Awake() {
-        if (streamer_)
-            streamer_->end();
-    }
-    Streamer *streamer_;
-};
-
-} // namespace
 
 Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
                const std::vector<hc_device_layer> &plan, Model &model, const Launch &launch)
-    : args_(args), device_(device), plan_(plan), model_(model), launch_(launch) {
+    : args_(args), device_(device), plan_(plan), model_(model), launch_(launch),
+      rows_(device.prompt_rows * (args.model->embed_dim + args.model->d) *
+                bytes_of(args.model->dtype),
+            false) {
     launch_.overlap = false; // these kernels do not wait for their forerunners by themselves
     const hc_model &m = *args.model;
     const int64_t rows = model.prompt.piece_rows;
@@ -53,43 +33,8 @@ Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
         for (int64_t at = 0; at < n; at += rows)
             pieces_.push_back({l, at, std::min(rows, n - at)});
     }
-    try {
-        const int64_t size = device.prompt_rows * (m.embed_dim + m.d) * bytes_of(m.dtype);
-        check_host(cudaHostAlloc(reinterpret_cast<void **>(&rows_), size, cudaHostAllocMapped),
-                   size);
-        check(cudaHostGetDevicePointer(reinterpret_cast<void **>(&rows_mapped_), rows_, 0),
-              "pinned memory");
-        for (int i = 0; i < HC_STREAM_SLOTS; i++) {
-            check(cudaEventCreateWithFlags(&free_[i], cudaEventDisableTiming), "event");
-            check(cudaEventCreateWithFlags(&ready_[i], cudaEventDisableTiming), "event");
-        }
-        for (cudaEvent_t &event : layer_)
-            check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
-        if (!pieces_.empty())
-            streamer_ = std::make_unique<Streamer>(m.record_bytes);
-    } catch (...) {
-        release();
-        throw;
-    }
-}
-
-Prompt::~Prompt() {
-    release();
-}
-
-// Also of a half-built object. The streamer first: its copies end in the slots and record events.
-void Prompt::release() {
-    streamer_.reset();
-    cudaFreeHost(rows_);
-    for (int i = 0; i < HC_STREAM_SLOTS; i++) {
-        if (free_[i])
-            cudaEventDestroy(free_[i]);
-        if (ready_[i])
-            cudaEventDestroy(ready_[i]);
-    }
-    for (cudaEvent_t event : layer_)
-        if (event)
-            cudaEventDestroy(event);
+    if (!pieces_.empty())
+        streamer_ = std::make_unique<Streamer>(m.record_bytes);
 }
 
 // Another actor, or the supervisor, may set it at any time: acquire, as in exchange.c.
@@ -124,14 +69,16 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     check(cudaMemsetAsync(b.fired, 0, sizeof *b.fired, launch_.stream), "counter");
     embed(in);
     at_ = 0;
-    const Awake awake(streamer_.get());
-    if (streamer_) {
-        // One slot less than there are: feed_forward() fills the last one when it has enqueued the
-        // first piece. From then on a copy waits for the piece before the newest one, which the
-        // device has most likely finished.
-        for (int64_t i = 0; i + 1 < HC_STREAM_SLOTS; i++)
-            feed(i);
-    }
+    // The copying threads, for the length of the pass.
+    auto sleep = [](Streamer *streamer) { streamer->wake(false); };
+    const std::unique_ptr<Streamer, decltype(sleep)> awake(streamer_.get(), sleep);
+    if (awake)
+        awake->wake(true);
+    // One slot less than there are: feed_forward() fills the last one when it has enqueued the first
+    // piece. From then on a copy waits for the piece before the newest one, which the device has most
+    // likely finished.
+    for (int64_t i = 0; i + 1 < HC_STREAM_SLOTS; i++)
+        feed(i);
     for (int layer = 0; layer < m.n_layers && !poisoned(); layer++) {
         // two layers are enqueued at most, so that progress is the device's and not the host's
         check(cudaEventSynchronize(layer_[layer % 2]), "the prompt failed on the device");
@@ -150,7 +97,7 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     if (poisoned())
         return HC_ERR_POISONED;
     head(in, logits_host);
-    std::memset(&report, 0, sizeof report);
+    report = {};
     report.gate_rows = m.n_layers * m.n * in.count;
     report.up_down_rows = static_cast<int64_t>(fired);
     report.pass_ns = now_ns() - begin;
@@ -160,11 +107,9 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     report.bytes =
         m.n_layers * (m.n * m.record_bytes + (2 * q_dim + 2 * kv_dim) * m.d * bytes_of(m.dtype));
     for (int l = 0; l < m.n_layers; l++)
-        if (plan_[l].predicted_at >= 0 && device_.predictors_L[l].form == HC_PREDICT_SIGN)
-            report.bytes += m.n * ((m.d + 63) / 64 * 8 + 8) + 4 * m.d;
-        else if (plan_[l].predicted_at >= 0)
+        if (plan_[l].predicted_at >= 0)
             report.bytes +=
-                (m.d + m.n) * device_.predictors_L[l].hidden * bytes_of(model_.dtype_of(l));
+                predictor_read_bytes(m, device_.predictors_L[l], model_.layers[l].predictor.dtype);
     return HC_OK;
 }
 

@@ -16,8 +16,6 @@ class Prompt {
     // All references outlive it; launch has the stream of the passes.
     Prompt(const hc_executor_args &args, const hc_device_args &device,
            const std::vector<hc_device_layer> &plan, Model &model, const Launch &launch);
-    ~Prompt();
-    Prompt(const Prompt &) = delete;
     // One dense pass over in.count tokens, at most device.prompt_rows. Returns when the device is
     // done, or HC_ERR_POISONED; throws where the device failed. logits_host: of the last token.
     hc_status run(const hc_device_prompt &in, float *logits_host, hc_device_report &report);
@@ -27,7 +25,6 @@ class Prompt {
         int32_t layer;
         int64_t begin, n; // of the layer's streamed ids
     };
-    void release();
     void feed(int64_t piece);
     bool poisoned() const;
     void progress() const; // something was done, for those who watch
@@ -40,8 +37,6 @@ class Prompt {
     void neurons(const char *records, int64_t n, const int32_t *ids, const uint8_t *mask,
                  const float *bias_D, const Operand &x, int tokens);
     void head(const hc_device_prompt &in, float *logits_host);
-    void decode(const void *w, int64_t rows, int64_t d, const float *x, const float *norm_D,
-                float *y, int32_t n);
     void dense(const Rows &x, const void *w, const float *bias_R, int64_t rows, int64_t d,
                hc_epilogue epilogue, float *y, int tokens);
     Rows stream(const float *norm_D, const float *norm_bias_D) const;
@@ -57,12 +52,13 @@ class Prompt {
     Model &model_;
     Launch launch_;
     std::vector<Piece> pieces_;
-    std::unique_ptr<Streamer> streamer_;
     // free_[s]: the device has computed what slot s held; ready_[s]: the copy into it is done.
-    cudaEvent_t free_[HC_STREAM_SLOTS] = {}, ready_[HC_STREAM_SLOTS] = {};
-    cudaEvent_t layer_[2] = {};                     // a layer is done
-    int64_t at_ = 0;                                // the piece to compute next
-    char *rows_ = nullptr, *rows_mapped_ = nullptr; // of embedding, then of positions; pinned
+    const Event free_[HC_STREAM_SLOTS], ready_[HC_STREAM_SLOTS];
+    const Event layer_[2];    // a layer is done
+    int64_t at_ = 0;          // the piece to compute next
+    const Pinned<char> rows_; // of embedding, then of positions
+    std::unique_ptr<Streamer>
+        streamer_; // goes first: its copies end in the slots and record events
 };
 
 } // namespace hotcold

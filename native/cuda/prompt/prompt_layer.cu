@@ -74,18 +74,19 @@ void Prompt::embed(const hc_device_prompt &in) {
     const int64_t row = m.embed_dim * bytes_of(m.dtype), wide = m.d * bytes_of(m.dtype);
     const int64_t behind = device_.prompt_rows * row; // positions
     for (int64_t t = 0; t < in.count; t++) {
-        std::memcpy(rows_ + t * row, static_cast<const char *>(m.embed) + in.tokens[t] * row, row);
+        std::memcpy(rows_.get() + t * row, static_cast<const char *>(m.embed) + in.tokens[t] * row,
+                    row);
         if (m.positions)
-            std::memcpy(rows_ + behind + t * wide,
+            std::memcpy(rows_.get() + behind + t * wide,
                         static_cast<const char *>(m.positions) + (in.position + t) * wide, wide);
     }
     float *to = m.project_in ? b.wide : b.h;
-    widen(rows_mapped_, m.dtype, to, false, in.count * m.embed_dim, launch_);
+    widen(rows_.mapped(), m.dtype, to, false, in.count * m.embed_dim, launch_);
     if (m.project_in)
         dense({b.wide, m.embed_dim}, b.project_in, nullptr, m.d, m.embed_dim, HC_EPILOGUE_STORE,
               b.h, in.count);
     if (m.positions)
-        widen(rows_mapped_ + behind, m.dtype, b.h, true, in.count * m.d, launch_);
+        widen(rows_.mapped() + behind, m.dtype, b.h, true, in.count * m.d, launch_);
 }
 
 // h += o(attention(qkv(norm(h)))); with post_norm h = norm(h + o(attention(qkv(h)))).
@@ -254,13 +255,13 @@ void Prompt::head(const hc_device_prompt &in, float *logits_host) {
     }
     for (int32_t t = first; t < end; t += step) {
         const int32_t n = std::min(step, end - t);
-        const float *norm_D = folded ? b.final_norm_D : nullptr;
-        if (m.project_out) {
-            decode(b.project_out, m.embed_dim, m.d, h + t * m.d, norm_D, projected, n);
-            decode(b.head, m.vocab, m.embed_dim, projected, nullptr, b.logits, n);
-        } else {
-            decode(b.head, m.vocab, m.d, h + t * m.d, norm_D, b.logits, n);
-        }
+        Gemv project = model_.dense(b.project_out, m.embed_dim, m.d, h + t * m.d, projected);
+        Gemv head = model_.dense(b.head, m.vocab, m.embed_dim,
+                                 m.project_out ? projected : project.x, b.logits);
+        (m.project_out ? project : head).norm_D = folded ? b.final_norm_D : nullptr;
+        if (m.project_out)
+            gemv(project, hc_bucket_of(n), launch_);
+        gemv(head, hc_bucket_of(n), launch_);
         float *to = in.logits_PV ? in.logits_PV + t * m.vocab : logits_host;
         check(cudaMemcpyAsync(to, b.logits, n * m.vocab * sizeof(float), cudaMemcpyDeviceToHost,
                               launch_.stream),
@@ -269,17 +270,6 @@ void Prompt::head(const hc_device_prompt &in, float *logits_host) {
     check(cudaStreamSynchronize(launch_.stream), "the prompt failed on the device");
     if (in.logits_PV)
         std::memcpy(logits_host, in.logits_PV + (in.count - 1) * m.vocab, m.vocab * sizeof(float));
-}
-
-// y = W x of n rows, as many as a decode pass takes; x is rms-normed where norm_D is given.
-void Prompt::decode(const void *w, int64_t rows, int64_t d, const float *x, const float *norm_D,
-                    float *y, int32_t n) {
-    Gemv g = {};
-    g.w = w, g.dtype = args_.model->dtype, g.stride = d * bytes_of(g.dtype);
-    g.rows = static_cast<int32_t>(rows), g.d = static_cast<int32_t>(d);
-    g.x = x, g.x_stride = d, g.y = y, g.y_stride = rows;
-    g.norm_D = norm_D, g.eps = args_.model->norm_eps, g.pass = model_.buffers.pass;
-    gemv(g, hc_bucket_of(n), launch_);
 }
 
 } // namespace hotcold

@@ -44,12 +44,7 @@ __global__ void __launch_bounds__(THREADS) operand_kernel(const MakeOperand a) {
     float most = 0;
     for (int i = threadIdx.x; i < k; i += THREADS)
         most = fmaxf(most, fabsf(value(i)));
-    most = warp_max(most);
-    if (threadIdx.x % WARP == 0)
-        scratch[threadIdx.x / WARP] = most;
-    __syncthreads();
-    most = warp_max(scratch[threadIdx.x % (THREADS / WARP)]);
-    const int exponent = exponent_of(most);
+    const int exponent = exponent_of(block_max(most, scratch, THREADS / WARP));
     const float down = ldexpf(1.0f, -exponent);
     if (threadIdx.x == 0)
         a.to.scale_T[t] = ldexpf(1.0f, exponent);
@@ -247,9 +242,6 @@ __global__ void __launch_bounds__(WARPS *WARP) attention_kernel(const PromptAtte
 template <class T> void start_attention(const PromptAttention &a, const Launch &launch) {
     enqueue<PromptAttention>(append_kernel<T>, dim3(a.tokens), THREADS, 0, launch, a);
     const size_t shared = sizeof(float) * (TOKENS * a.head_dim + KEYS * (2 * a.head_dim + 1));
-    check(cudaFuncSetAttribute(attention_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared)),
-          "prompt attention: shared memory");
     enqueue<PromptAttention>(attention_kernel<T>, dim3(a.heads, (a.tokens + TOKENS - 1) / TOKENS),
                              WARPS * WARP, shared, launch, a);
 }
@@ -268,12 +260,8 @@ void prompt_norm(const Rows &from, float *y, int64_t d, int tokens, const Launch
 void widen(const void *rows, int32_t dtype, float *h, bool add, int64_t count,
            const Launch &launch) {
     const Convert args = {rows, h, count, add};
-    if (dtype == HC_F32)
-        start_convert<float, float>(args, launch);
-    else if (dtype == HC_F16)
-        start_convert<__half, float>(args, launch);
-    else
-        start_convert<__nv_bfloat16, float>(args, launch);
+    by_dtype<F32, F16, BF16>(
+        dtype, [&](auto w) { start_convert<typename decltype(w)::type, float>(args, launch); });
 }
 
 void expand_i8(const int8_t *from, void *to_f16, int64_t count, const Launch &launch) {
@@ -285,10 +273,7 @@ void pack_mask(const uint8_t *mask, int32_t n, uint8_t *bits, int tokens, const 
 }
 
 void prompt_attention(const PromptAttention &args, const Launch &launch) {
-    if (args.kv_f16)
-        start_attention<__half>(args, launch);
-    else
-        start_attention<float>(args, launch);
+    args.kv_f16 ? start_attention<__half>(args, launch) : start_attention<float>(args, launch);
 }
 
 } // namespace hotcold

@@ -97,9 +97,7 @@ __global__ void __launch_bounds__(THREADS) score_kernel(const Bits a) {
 } // namespace
 
 void prompt_sign(const PromptSign &args, const Launch &launch) {
-    Bits a;
-    static_cast<PromptSign &>(a) = args;
-    a.words = (args.d + 63) / 64;
+    const Bits a = {args, (args.d + 63) / 64};
     enqueue<Bits>(pack_kernel, dim3(args.tokens), THREADS, 0, launch, a);
     const dim3 grid((args.n + NEURONS - 1) / NEURONS, (args.tokens + TOKENS - 1) / TOKENS);
     enqueue<Bits>(score_kernel, grid, THREADS, 0, launch, a);

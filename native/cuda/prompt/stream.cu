@@ -4,7 +4,7 @@
 // would cost a second copy or minutes at launch. Blocks are small (8 MiB, four of them), so that
 // the copying engine reads them out of the processor's cache and host memory is read once and
 // written never. Threads spin between blocks, because a wake-up costs a third of a block's time; they
-// sleep outside begin() and end().
+// sleep outside of wake(true) to wake(false).
 #include "cuda/prompt/stream.h"
 
 #include <algorithm>
@@ -28,61 +28,36 @@ int threads_here() {
 
 } // namespace
 
+// What this constructor leaves is whole: where the other one throws, threads that have begun end by
+// the destructor.
+Streamer::Streamer(int64_t record_bytes, int64_t per_block)
+    : record_bytes_(record_bytes), per_block_(per_block) {
+    for (int i = 0; i < BLOCKS; i++)
+        pinned_.emplace_back(per_block * record_bytes, false);
+}
+
 Streamer::Streamer(int64_t record_bytes)
-    : record_bytes_(record_bytes),
-      per_block_(std::max<int64_t>(1, BLOCK_BYTES / std::max<int64_t>(1, record_bytes))) {
-    try {
-        check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
-        for (int i = 0; i < BLOCKS; i++) {
-            const int64_t bytes = per_block_ * record_bytes_;
-            check_host(cudaHostAlloc(reinterpret_cast<void **>(&pinned_[i]), bytes, 0), bytes);
-            check(cudaEventCreateWithFlags(&copied_[i], cudaEventDisableTiming), "event");
-        }
-        for (int i = 1; i < threads_here(); i++) // the caller is the first
-            threads_.emplace_back(&Streamer::work, this, i);
-    } catch (...) {
-        release();
-        throw;
-    }
+    : Streamer(record_bytes,
+               std::max<int64_t>(1, BLOCK_BYTES / std::max<int64_t>(1, record_bytes))) {
+    for (int i = 1; i < threads_here(); i++) // the caller is the first
+        threads_.emplace_back(&Streamer::work, this, i);
 }
 
+// Threads first: they write into the pinned blocks; then, with the stream, copies in flight, which
+// read them.
 Streamer::~Streamer() {
-    release();
-}
-
-// Also of a half-built object. Threads first: they write into the pinned blocks; then copies in
-// flight, which read them.
-void Streamer::release() {
-    {
-        std::lock_guard<std::mutex> hold(lock_);
-        stop_ = true;
-        active_ = false;
-    }
-    changed_.notify_all();
+    stop_ = true;
+    wake(false);
     for (std::thread &thread : threads_)
         thread.join();
-    threads_.clear();
-    if (stream_)
-        cudaStreamSynchronize(stream_);
-    for (int i = 0; i < BLOCKS; i++) {
-        cudaFreeHost(pinned_[i]);
-        if (copied_[i])
-            cudaEventDestroy(copied_[i]);
-    }
-    if (stream_)
-        cudaStreamDestroy(stream_);
 }
 
-void Streamer::begin() {
+void Streamer::wake(bool active) {
     {
         std::lock_guard<std::mutex> hold(lock_);
-        active_ = true;
+        active_ = active;
     }
     changed_.notify_all();
-}
-
-void Streamer::end() {
-    active_ = false;
 }
 
 // Records of one contiguous part: the order in the block is the order of the ids.
@@ -140,10 +115,10 @@ void Streamer::feed(char *target, const char *records, const int32_t *ids, int64
         // The pinned block's last copy is done: only here the host waits for the bus, BLOCKS copies
         // behind.
         check(cudaEventSynchronize(copied_[block]), "streaming weights");
-        job_to_ = pinned_[block], job_from_ = records, job_ids_ = ids + at;
+        job_to_ = pinned_[block].get(), job_from_ = records, job_ids_ = ids + at;
         job_n_ = std::min(per_block_, n - at);
         copy_all();
-        check(cudaMemcpyAsync(target + at * record_bytes_, pinned_[block], job_n_ * record_bytes_,
+        check(cudaMemcpyAsync(target + at * record_bytes_, job_to_, job_n_ * record_bytes_,
                               cudaMemcpyHostToDevice, stream_),
               "streaming weights");
         check(cudaEventRecord(copied_[block], stream_), "event");

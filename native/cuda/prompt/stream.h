@@ -1,7 +1,7 @@
 // stream.h - neuron records from pageable host memory to the device at the rate of the bus.
 #ifndef HOTCOLD_CUDA_STREAM_H
 #define HOTCOLD_CUDA_STREAM_H
-#include "cuda/kernels/kernels.h"
+#include "cuda/memory/owned.h"
 
 #include <atomic>
 #include <condition_variable>
@@ -11,15 +11,14 @@
 
 namespace hotcold {
 
-// feed() and end() are called by one thread, the loop's. It owns four pinned blocks, a stream and
+// feed() and wake() are called by one thread, the loop's. It owns four pinned blocks, a stream and
 // the copying threads.
 class Streamer {
   public:
     explicit Streamer(int64_t record_bytes);
     ~Streamer();
     Streamer(const Streamer &) = delete;
-    void begin(); // the copying threads wake, and spin until end()
-    void end();
+    void wake(bool active); // the copying threads wake and spin, or sleep again
     // Records ids[0..n) of `records` to target, side by side, after `free` on the device. Returns
     // when the last of them is in pinned memory; ready is recorded behind the copies.
     void feed(char *target, const char *records, const int32_t *ids, int64_t n, cudaEvent_t free,
@@ -29,16 +28,16 @@ class Streamer {
     }
 
   private:
-    void release();
+    Streamer(int64_t record_bytes, int64_t per_block);
     void work(int index);
     void copy_part(int index) const;
     void copy_all();
 
     static constexpr int BLOCKS = 4;
     int64_t record_bytes_, per_block_; // records of a pinned block
-    cudaStream_t stream_ = nullptr;
-    char *pinned_[BLOCKS] = {};
-    cudaEvent_t copied_[BLOCKS] = {};
+    std::vector<Pinned<char>> pinned_;
+    const Event copied_[BLOCKS];
+    const Stream stream_;
     int64_t next_ = 0;
     // one job at a time: records of job_ids_ into job_to_, a part each thread
     // The job: written by the caller before it raises job_ (release), read by the threads behind
@@ -51,7 +50,7 @@ class Streamer {
     std::atomic<uint64_t> job_{0};
     std::atomic<int> left_{0};
     std::atomic<bool> active_{false};
-    bool stop_ = false;
+    std::atomic<bool> stop_{false};
     std::mutex lock_;
     std::condition_variable changed_;
     std::vector<std::thread> threads_;
