@@ -22,10 +22,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from hotcold.native.errors import ConfigError, HotcoldError, PolicyError
-from hotcold.runtime.files.npz import unpack
+from hotcold.runtime.files.npz import pack, unpack
+from hotcold.runtime.files.records import from_record, to_record
 from hotcold.runtime.hardware.profile import HardwareProfile
 from hotcold.runtime.plan.dag import Dag
 from hotcold.runtime.plan.placement import check_placement
@@ -37,6 +39,7 @@ from hotcold.runtime.plugins.blame import describe, source_file
 from hotcold.runtime.plugins.registry import find, instantiate
 from hotcold.runtime.plugins.settings import Setting
 
+Made = TypeVar("Made")
 TIMEOUT_S = 60.0
 # The caller's import path, not the current folder: a user's random.py must not replace a library's.
 _BOOT = (
@@ -75,9 +78,9 @@ def place_in_child(
         ConfigError: a setting or the timeout cannot be used.
     """
     layers, neurons = problem.shape
-    request = messages.pack_request("placement", spec, settings, messages.pack_problem(problem))
+    request = messages.pack_request("placement", spec, settings, to_record(problem))
     limit = layers * neurons + _HEADER_LIMIT
-    placement: Placement = _ask("placement", spec, request, limit, timeout_s)
+    placement = _ask("placement", Placement, spec, request, limit, timeout_s)
     check_placement(problem, placement, spec)
     return placement
 
@@ -94,7 +97,7 @@ def schedule_in_child(
     given = messages.pack_graph(dag, plan, hardware)
     request = messages.pack_request("schedule", spec, settings, given)
     limit = _HEADER_LIMIT + _NODE_LIMIT * len(dag.nodes)
-    schedule: Schedule = _ask("schedule", spec, request, limit, timeout_s)
+    schedule = _ask("schedule", Schedule, spec, request, limit, timeout_s)
     check_schedule(dag, schedule, spec)
     return schedule
 
@@ -106,7 +109,9 @@ def stop_children() -> None:
             _kill(pid)
 
 
-def _ask(kind: str, spec: str, question: bytes, limit: int, timeout_s: float) -> Any:
+def _ask(
+    kind: str, answer: type[Made], spec: str, question: bytes, limit: int, timeout_s: float
+) -> Made:
     """Start a child with a request, and return its reply, not yet checked."""
     if not (math.isfinite(timeout_s) and timeout_s > 0):
         raise ConfigError(
@@ -128,9 +133,9 @@ def _ask(kind: str, spec: str, question: bytes, limit: int, timeout_s: float) ->
     finally:
         os.close(request)
         os.close(reply)
-    opened = messages.unpack_placement if kind == "placement" else messages.unpack_schedule
     try:
-        return opened(*messages.unpack_reply(content, limit))
+        arrays, header = messages.unpack_reply(content, limit)
+        return from_record(answer, arrays | header)
     except HotcoldError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -217,14 +222,14 @@ def _answer(header: messages.Header, arrays: messages.Arrays) -> bytes:
             with _foreign(spec, file):
                 schedule = policy.schedule(dag, plan, hardware)
             check_schedule(dag, schedule, spec)
-            return messages.pack_schedule(schedule)
-        problem = messages.unpack_problem(arrays, content)
+            return pack({}, to_record(schedule)[1])
+        problem = from_record(Problem, arrays | content)
         started = time.monotonic()
         with _foreign(spec, file):
             placement = policy.place(problem)
         solve_s = time.monotonic() - started
         check_placement(problem, placement, spec)
-        return messages.pack_placement(placement, solve_s)
+        return pack(*to_record(replace(placement, solve_s=solve_s)))
     except HotcoldError as error:
         return messages.pack_error(type(error).__name__, str(error), error.__cause__ or error)
     except BaseException as error:

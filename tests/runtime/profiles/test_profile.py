@@ -1,6 +1,5 @@
 """ActivationProfile: the embedded one, statistics, round trips, damage."""
 
-import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -220,11 +219,11 @@ def test_not_an_archive(tmp_path: Path) -> None:
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hotcold.runtime.profiles.profile.MAX_ARRAY_BYTES", 1000)
-    buffer = io.BytesIO()
-    np.save(buffer, np.zeros((1, 200), np.int64))
-    path = member(tmp_path / "p.npz", "counts", buffer.getvalue())
-    assert "claims 1728 bytes, the limit is 1000" in refused(path)
+    monkeypatch.setattr("hotcold.runtime.profiles.profile.LIMIT_BYTES", 2000)
+    path = tmp_path / "p.npz"
+    ActivationProfile(np.zeros((1, 20_000), np.int64), 1).save(path)
+    assert path.stat().st_size < 2000
+    assert "at most 2000 are expected" in refused(path)
 
 
 def test_a_profile_of_another_model() -> None:
