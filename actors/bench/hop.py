@@ -7,6 +7,7 @@ for a flag, as an engine's do. The driver is alive throughout.
 import os
 import statistics
 import time
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -64,24 +65,13 @@ def measure(rounds: int) -> dict[str, Any]:
         }
         return {
             "native": {
-                case: None if result is None else vars_of(result) for case, result in native.items()
+                case: None if result is None else asdict(result) for case, result in native.items()
             },
             "ray": _ray_call(actors[0]),
         }
     finally:
         for actor in actors:
             ray.kill(actor)
-
-
-def vars_of(result: HopResult) -> dict[str, Any]:
-    """A result as plain data."""
-    return {
-        "p50_us": result.p50_us,
-        "p99_us": result.p99_us,
-        "rounds": result.rounds,
-        "sides": result.sides,
-        "cores": list(result.cores),
-    }
 
 
 def _native(actors: list[Any], rounds: int, sides: int, cores: tuple[int, ...]) -> HopResult:

@@ -17,7 +17,8 @@ from hotcold.actors.engine import requests
 from hotcold.actors.engine.replanning import across_plans
 from hotcold.actors.engine.stats import ActorStats, EngineStats
 from hotcold.actors.engine.transports.base import Transport
-from hotcold.actors.engine.transports.factory import make_transport
+from hotcold.actors.engine.transports.native import NativeTransport
+from hotcold.actors.engine.transports.ray_calls import RayTransport
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.executor_actors import Facts
 from hotcold.native.abi.names import ACTORS
@@ -29,6 +30,10 @@ from hotcold.runtime.engine.request import Sampled, make_request
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.text.generation import GenerationStats, TextCodec, Token, TokenStream
 from hotcold.runtime.tracing.spans import Span, as_spans
+
+TRANSPORTS: dict[str, type[Transport]] = {
+    made.name: made for made in (NativeTransport, RayTransport)
+}
 
 
 class Lookup:
@@ -117,7 +122,7 @@ class Client:
 
     @property
     def _transport(self) -> Transport:
-        return make_transport(self.deployment, self._actor)
+        return TRANSPORTS[self.deployment.transport](self.deployment, self._actor)
 
     def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
         """Tokens that continue the prompt; `last` has the figures then. Checks it at once."""

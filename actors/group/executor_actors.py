@@ -20,7 +20,6 @@ import ray
 from numpy.typing import NDArray
 
 from hotcold.actors.cluster.processes import end_processes
-from hotcold.actors.group.mps_session import join
 from hotcold.native.abi.generated import Op
 from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.device import Mailbox
@@ -106,7 +105,7 @@ class ExecutorActor:
             the mailbox of a GPU executor that asks a remote predictor.
         """
         self._agents = agents
-        join(environment or {})
+        os.environ.update(environment or {})  # before it first touches CUDA
         keep: AbstractContextManager[Any] = nullcontext()
         if deployment.store == "memfd":
             # Held over the change, or the machine's only copy could go with its last user.
