@@ -20,7 +20,7 @@ from hotcold.runtime.files.impostors import impostor
 from hotcold.runtime.files.json_files import read_json_object
 from hotcold.runtime.files.npz import unpack
 from hotcold.runtime.files.reserve import NO_ROOM
-from hotcold.runtime.model.checkpoints.digest import DigestWriter, file_digest
+from hotcold.runtime.model.checkpoints.digest import BlockWriter, file_digest
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES
 from hotcold.runtime.model.checkpoints.huggingface import BLOCK_BYTES, Checkpoint
 from hotcold.runtime.model.checkpoints.layout import layout
@@ -100,7 +100,7 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
-def _write_neurons(checkpoint: Checkpoint, layer: int, out: DigestWriter) -> None:
+def _write_neurons(checkpoint: Checkpoint, layer: int, out: BlockWriter) -> None:
     """Interleave one layer's matrices into records."""
     spec = checkpoint.spec
     record = NeuronRecord.for_spec(spec)
@@ -122,20 +122,20 @@ def _write_weights(checkpoint: Checkpoint, path: Path, name: str) -> tuple[str, 
     """Write weights.bin; its checksum and size."""
     entries, total = layout(checkpoint.spec)
     progress = Progress(f"converting {name}")
-    with path.open("wb") as file:
-        out = DigestWriter(file)
+    out = BlockWriter(path, 2)
+    try:
         for tensor, entry in entries.items():
-            out.write(memoryview(bytes(entry.offset - out.written)))
+            out.zeros(entry.offset - out.written)
             if tensor.endswith(".neurons"):
                 _write_neurons(checkpoint, int(tensor.split(".")[1]), out)
             else:
                 for rows in checkpoint.tensor(tensor):
                     out.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
             progress(out.written, total)
-        out.write(memoryview(bytes(total - out.written)))
-        file.flush()
-        os.fsync(file.fileno())
-    return out.hexdigest(), total
+        out.zeros(total - out.written)
+        return out.digest(), total
+    finally:
+        out.close()
 
 
 def check_companions(folder: Path) -> None:

@@ -10,54 +10,92 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 BLOCK_BYTES = 16 << 20
+THREADS = min(16, os.cpu_count() or 1)
 STAMP = "verified.json"
 # A write within the same tick of the file system's clock leaves the times as they are; a stamp made
 # this soon after the last change is therefore not used, and is renewed by the next start.
 RACY_NS = 50_000_000
 
 
-class DigestWriter:
-    """Writes to a file and computes its checksum on the way.
+class BlockWriter:
+    """Appends to a file by threads; `digest()` is what `file_digest` gives for it.
 
     Args:
-        file: open for writing in binary, at its start.
+        path: the file; must not exist.
+        threads: that hash and write; twice as many blocks are held in memory.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._block = hashlib.sha256()
-        self._in_block = 0
+    def __init__(self, path: Path, threads: int = THREADS) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        self._threads = ThreadPoolExecutor(threads, "hotcold-write")
+        self._most = 2 * threads
+        self._block = bytearray()
+        self._jobs: deque[Future[bytes]] = deque()
         self._digests = hashlib.sha256()
         self.written = 0
 
     def write(self, data: memoryview) -> None:
-        """Append bytes (a one-dimensional view)."""
-        self._file.write(data)
-        self.written += len(data)
+        """Append bytes; they are copied, the caller may change them at once.
+
+        Raises:
+            OSError: writing failed, now or for an earlier block.
+        """
         while len(data):
-            piece = data[: BLOCK_BYTES - self._in_block]
-            self._block.update(piece)
-            self._in_block += len(piece)
+            piece = data[: BLOCK_BYTES - len(self._block)]
+            self._block += piece
+            self.written += len(piece)
             data = data[len(piece) :]
-            if self._in_block == BLOCK_BYTES:
-                self._end_block()
+            if len(self._block) == BLOCK_BYTES:
+                self._send()
 
-    def _end_block(self) -> None:
-        self._digests.update(self._block.digest())
-        self._block, self._in_block = hashlib.sha256(), 0
+    def zeros(self, count: int) -> None:
+        """Append zero bytes."""
+        self.write(memoryview(bytes(count)))
 
-    def hexdigest(self) -> str:
-        """The checksum of all that was written; call once, at the end."""
-        if self._in_block:
-            self._end_block()
+    def _send(self) -> None:
+        offset = self.written - len(self._block)
+        self._jobs.append(self._threads.submit(self._put, self._block, offset))
+        self._block = bytearray()
+        while len(self._jobs) > self._most:
+            self._digests.update(self._jobs.popleft().result())
+
+    def _put(self, block: bytearray, offset: int) -> bytes:
+        digest = hashlib.sha256(block).digest()
+        rest = memoryview(block)
+        while rest:
+            done = os.pwrite(self._fd, rest, offset)
+            rest, offset = rest[done:], offset + done
+        return digest
+
+    def digest(self) -> str:
+        """Finish, make it durable, and return the checksum; call once."""
+        if self._block:
+            self._send()
+        while self._jobs:
+            self._digests.update(self._jobs.popleft().result())
+        os.fsync(self._fd)
         return self._digests.hexdigest()
+
+    def close(self) -> None:
+        """End the threads and close the file. Idempotent."""
+        self._threads.shutdown(cancel_futures=True)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> "BlockWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def file_digest(path: Path, progress: Callable[[int, int], None] | None = None) -> str:

@@ -24,14 +24,20 @@ from hotcold.runtime.model.checkpoints.convert import (
     model_checksum,
     write_header,
 )
-from hotcold.runtime.model.checkpoints.digest import RACY_NS, STAMP, file_digest, write_stamp
+from hotcold.runtime.model.checkpoints.digest import (
+    RACY_NS,
+    STAMP,
+    BlockWriter,
+    file_digest,
+    write_stamp,
+)
 from hotcold.runtime.model.checkpoints.layout import layout
 from hotcold.runtime.model.checkpoints.weight_files import INDEX
 from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.drawing import ROWS, Guess
 from hotcold.runtime.offline.plant.families import hf_config
-from hotcold.runtime.offline.plant.streams import BlockWriter, TensorStream
+from hotcold.runtime.offline.plant.streams import TensorStream, raw_pieces
 
 RECORD_CHUNK_BYTES = 64 << 20
 Tensors = Mapping[str, torch.Tensor]
@@ -99,7 +105,11 @@ class BundleSink(_WithCompanions):
                 self._neurons(tensors)
             else:
                 tensor = tensors[name.removeprefix(stem)]
-                self._out.tensor(tensor.to(getattr(torch, entry.dtype)))
+                self._append(tensor.to(getattr(torch, entry.dtype)))
+
+    def _append(self, tensor: torch.Tensor) -> None:
+        for piece in raw_pieces(tensor):
+            self._out.write(piece)
 
     def layer(self, index: int, tensors: Tensors) -> None:
         """See Sink."""
@@ -121,7 +131,7 @@ class BundleSink(_WithCompanions):
                     records[:, offsets[name] // itemsize :][:, :d] = tensors[name][part]
             if "bias" in tensors:
                 records.view(torch.float32)[:, record.bias_offset // 4] = tensors["bias"][part]
-            self._out.tensor(records)
+            self._append(records)
 
     def ends(self, tensors: Tensors) -> str:
         """See Sink."""
