@@ -109,14 +109,7 @@ def run(
     seed: int,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Tally:
-    """Run chaos. The caller has joined a Ray cluster.
-
-    Args:
-        launch: makes an engine; called again after a hang.
-        runs: generations to disturb.
-        seed: of everything that is random.
-        progress: told how far it is.
-    """
+    """Run chaos. The caller has joined a Ray cluster."""
     rng, tally = random.Random(seed), Tally()
     nothing = footprint.take()
     engine = launch()

@@ -27,11 +27,7 @@ def across_plans(
 ) -> Iterator[Sampled | RequestTimes]:
     """Stream a request's ids, whatever plans follow each other meanwhile; its times come last.
 
-    Args:
-        request: what to generate.
-        run: runs a request on the plan there is now; raises PlanReplaced when that ends.
-        epochs: waits for the next plan, as for a rebuilt actor.
-        kv_survives: as for `requests.run`.
+    `run` runs a request on the plan there is now, and raises PlanReplaced when that ends.
 
     Raises:
         ActorLostError: as `run` does; token_ids has all that was generated.

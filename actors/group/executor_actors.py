@@ -92,14 +92,8 @@ class ExecutorActor:
         """Attach to an epoch's segment and build the executor for a deployment.
 
         Replaces what was loaded before, whose loop must have ended.
-
-        Args:
-            deployment: what to run.
-            handle: the shared segment, or None to use private memory (Ray transport).
-            pids: processes whose death must poison the exchange.
-            agents: processes of the driver's own Ray that must not outlive it.
-            shared: what the executor gets from the driver and from other executors.
-            environment: of clients of an MPS daemon; empty: this actor is none.
+        Without a handle memory is private (Ray transport). The death of one of `pids` poisons the
+        exchange; `agents` are processes of the driver's own Ray that must not outlive it.
 
         Returns:
             the mailbox of a GPU executor that asks a remote predictor.

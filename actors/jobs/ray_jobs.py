@@ -47,12 +47,6 @@ class Jobs:
     def submit(self, job: str, entrypoint: str, runtime_env: dict[str, Any], **more: Any) -> None:
         """Send a job.
 
-        Args:
-            job: its id, chosen by the caller.
-            entrypoint: shell command line.
-            runtime_env: Ray's runtime environment.
-            more: further arguments of Ray's submit_job.
-
         Raises:
             LaunchError: the cluster refused it.
         """

@@ -63,13 +63,7 @@ class Frequency(Prepared[PredictorLayer]):
 
 
 def coldest(prior_N: F32, recall: float, share: float) -> float:
-    """Probability of the last neuron taken, hottest first, to reach a recall or share of neurons.
-
-    Args:
-        prior_N: firing probabilities.
-        recall: share of their sum.
-        share: share of the neurons; 0: by recall.
-    """
+    """Probability of the last neuron taken, hottest first, to reach a recall or share."""
     hottest_N = np.sort(prior_N)[::-1]
     if share:
         return float(hottest_N[max(1, round(share * prior_N.size)) - 1])

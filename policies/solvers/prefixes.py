@@ -137,9 +137,8 @@ class Priced:
 def relax(items: Items, fixed_L: NDArray[np.int8]) -> Priced | None:
     """Price the memory.
 
-    Args:
-        items: what may be taken.
-        fixed_L: by layer, 1: it must have its least items; 0: it has none; -1: free.
+    fixed_L is by layer 1 where it must have its least items, 0 where it has none, -1 where it is
+    free.
 
     Returns:
         None where what is fixed does not fit.

@@ -80,11 +80,7 @@ def compare(
 ) -> dict[str, Any]:
     """Run the engine and its rivals in turn.
 
-    Args:
-        engine_rate: decodes once, returns tokens/s and GB/s.
-        rivals: by name and dtype ("transformers float32"), decode once and return tokens/s.
-        rounds: rounds after one that is thrown away.
-        progress: told what runs now.
+    Rivals are by name and dtype ("transformers float32"); one more round is thrown away.
 
     Returns:
         medians by the keys of `hotcold bench decode --json`.
@@ -122,11 +118,6 @@ def read_bandwidth(record_bytes: int, threads: int, buffer_bytes: int = 1 << 30)
     """GB/s at which this machine reads records of that length from memory, in random order.
 
     Bytes per token over this rate is the least time that a token can take.
-
-    Args:
-        record_bytes: of a neuron.
-        threads: that read.
-        buffer_bytes: walked through; several times the caches.
     """
     length = max(64, record_bytes // 64 * 64)
     buffer = ColdBuffer(buffer_bytes, "float16")
@@ -140,12 +131,7 @@ def read_bandwidth(record_bytes: int, threads: int, buffer_bytes: int = 1 << 30)
 def read_rates(address: int, size: int, length: int, pool: Pool, side: int) -> list[float]:
     """GB/s of reads of random records, ascending as in an active list; none is read twice.
 
-    Args:
-        address: of the memory to walk through.
-        size: its bytes.
-        length: of a record, a multiple of 64.
-        pool: threads that read.
-        side: records read side by side.
+    `length` is a multiple of 64; `side` records are read side by side.
     """
     order = np.random.default_rng(0).permutation(size // length).astype(np.int32)
     read = TimedRead(length, length, side, pool)

@@ -48,10 +48,7 @@ def measure(
 ) -> dict[str, Any]:
     """Measure every case on the first GPU; nested plain data, units in the names.
 
-    Args:
-        settings: cases, widths, densities, dtype and samples; the rest is the host's.
-        variant: library of a tested CUDA variant, timed beside the built-in kernels.
-        progress: called with a line for each case before it is measured.
+    `variant`, the library of a tested CUDA variant, is timed beside the built-in kernels.
 
     Raises:
         BackendError: there is no GPU, or no plug-in for it.

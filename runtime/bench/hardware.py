@@ -89,10 +89,7 @@ def measure(
 ) -> MachineFile:
     """Measure this machine.
 
-    Args:
-        name: of the machine; None: its CPU and GPU.
-        quick: less memory and fewer rounds, for a first idea.
-        progress: called with a line before each step, and why the GPU's steps are left out.
+    `quick` takes less memory and fewer rounds, for a first idea.
 
     Raises:
         BudgetError: no memory to measure with.

@@ -109,11 +109,8 @@ def measure_hop(
 ) -> HopResult:
     """Measure a hop between fresh processes of this machine.
 
-    Args:
-        rounds: round trips.
-        pinned: pin each loop to a core of its own.
-        sides: loops that take turns: 2, or 3 as in the engine.
-        parked: further processes that wait on a flag that never comes, as an idle loop does.
+    Two or three loops (`sides`) take turns; `parked` further processes wait on a flag that never
+    comes, as an idle loop does.
 
     Raises:
         ConfigError: fewer cores than loops to pin, or a count out of range.

@@ -97,10 +97,6 @@ class ColdBuffer:
         """Make the first weight of some records so negative that their gate stays shut.
 
         What an earlier call shut is opened again.
-
-        Args:
-            record: weights of a record.
-            shut_N: which records, from the first of the buffer on.
         """
         negative, usual = (-1e4, 0.02) if self.dtype != "bfloat16" else (0xC61C, 0x3CA4)
         self.values[self._shut] = usual
@@ -110,10 +106,6 @@ class ColdBuffer:
 
 def measure(settings: Settings, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Measure every case; nested plain data, units in the names.
-
-    Args:
-        settings: what to measure.
-        progress: called with a line for each case before it is measured.
 
     Raises:
         BudgetError: no room for the buffer.

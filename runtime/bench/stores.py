@@ -73,10 +73,7 @@ def measure(
 ) -> dict[str, Any]:
     """Measure every case on every kind of store.
 
-    Args:
-        nbytes: of each store; a file of this size is written to the temporary folder.
-        threads: numbers of threads to measure with.
-        rounds: runs of each combination.
+    A file of `nbytes` is written to the temporary folder.
 
     Returns:
         By case, threads and kind: the best and the median rate, GB/s.

@@ -80,12 +80,8 @@ def measure(
 ) -> dict[str, Any]:
     """Run both schedules in turn on one plan.
 
-    Args:
-        config: the model and how to run it; its policy and schedule are not used.
-        resident: share of each quiet layer's neurons on the GPU.
-        tokens: decoded in each run.
-        rounds: runs of each schedule.
-        progress: told what runs now.
+    The config's policy and schedule are not used; `resident` is the share of each quiet layer's
+    neurons on the GPU.
 
     Raises:
         ConfigError: nothing is predicted, so that no list says that a layer has no cold neuron; or

@@ -49,11 +49,6 @@ def is_jsonl(path: Path) -> bool:
 def documents(path: Path, field: str, skipped: Skipped) -> Iterator[tuple[str, int]]:
     """The text of each line that has one, and the bytes read until then.
 
-    Args:
-        path: a regular file.
-        field: of each line's object, that holds the text.
-        skipped: counts the lines without.
-
     Raises:
         ConfigError: it cannot be read, or no line of it has a text.
     """

@@ -43,9 +43,7 @@ def pack(
 def unpack(data: bytes, limit: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Inverse of pack: (header, arrays); without a header, an empty one.
 
-    Args:
-        data: the file's bytes.
-        limit: most bytes the unpacked members may have together.
+    The unpacked members may have at most `limit` bytes together.
 
     Raises:
         ValueError: not an npz, damaged, too large, or with an array of objects.

@@ -159,9 +159,7 @@ class CostModel:
     def read_ahead(self, modules: Mapping[str, str], early_L: Sequence[int]) -> F64:
         """Seconds of reading cold neurons that attention hides, at most, in each layer.
 
-        Args:
-            modules: device by name.
-            early_L: by layer, above 0 where its list comes early and is read ahead.
+        early_L is above 0 where a layer's list comes early and is read ahead.
         """
         if not self.problem.hardware.has_gpu:
             return np.zeros(self.problem.shape[0])  # memory is busy with attention

@@ -22,11 +22,6 @@ _FIGURE_LIMIT = 64
 def check_placement(problem: Problem, placement: Any, blame: str) -> None:
     """Refuse a placement that breaks a rule.
 
-    Args:
-        problem: what the policy was given.
-        placement: whatever it returned.
-        blame: name of the policy.
-
     Raises:
         PolicyError: one sentence naming the policy, what is wrong, and what would be right.
     """

@@ -156,11 +156,6 @@ class Plan:
         gets more than twice its part of either, but for one neuron. A GPU sums each chunk
         separately; the CPU needs no chunks (native/ops/ffn.c).
 
-        Args:
-            layer: which layer.
-            device_index: of `devices`.
-            n_chunks: C.
-
         Returns:
             int32 [C + 1], ascending, from 0 to N.
         """

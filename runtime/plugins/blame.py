@@ -27,11 +27,6 @@ def blaming(name: str, file: str | None, noun: str = "policy") -> Iterator[None]
     """Turn whatever foreign code raises in this block into a PolicyError that names its line.
 
     KeyboardInterrupt passes: in this process it is the user's.
-
-    Args:
-        name: the plug-in as the user gave it.
-        file: path of its source, None where there is none.
-        noun: what it is.
     """
     try:
         yield

@@ -63,12 +63,6 @@ def place_in_child(
 ) -> Placement:
     """Run a placement policy in a child process.
 
-    Args:
-        spec: entry-point name, "file.py:Class" or "package.module:Class".
-        settings: the policy's parameters.
-        problem: what to place.
-        timeout_s: seconds until the child is killed.
-
     Returns:
         The placement, checked.
 

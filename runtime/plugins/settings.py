@@ -65,11 +65,7 @@ def instantiate(
 ) -> object:
     """Construct a plug-in with its settings; an object passed in is returned as it is.
 
-    Args:
-        plugin: a class, or an object that was passed in (it takes no settings).
-        settings: its parameters by field name; texts are converted to the field's type.
-        name: the plug-in as the user gave it, for messages.
-        noun: what it is, likewise.
+    Texts are converted to the fields' types; `name` and `noun` are for messages.
 
     Raises:
         ConfigError: an unknown or missing setting, or a value that does not convert.

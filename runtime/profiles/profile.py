@@ -196,10 +196,6 @@ class ActivationProfile:
     def check_model(self, spec: ModelSpec, checksum: str) -> None:
         """Refuse a profile of another model; one that does not say which is judged by its shape.
 
-        Args:
-            spec: of the model.
-            checksum: of its bundle.
-
         Raises:
             CheckpointError: naming both.
         """

@@ -44,14 +44,8 @@ def token_windows(
 
     Every window starts with the ids the tokenizer's template puts first. The last window of a file
     or document, and of the limit, may be shorter.
-
-    Args:
-        paths: UTF-8 text; those named .jsonl hold a document a line.
-        tokenizer: of the model.
-        context: most ids of a window.
-        max_tokens: stop after so many ids.
-        field: of a JSON line, that holds its text.
-        skipped: told of lines that hold none.
+    Files named .jsonl hold a document a line, its text in `field`; `skipped` is told of lines that
+    hold none.
 
     Raises:
         ConfigError: no room for text, a file that cannot be read, or that is not UTF-8.

@@ -61,10 +61,7 @@ def op_name(op: int) -> str:
 def read_array(segment: Segment, actor: str, since: int = 0) -> tuple[NDArray[np.void], int]:
     """Copy the spans of an actor that the ring still holds, oldest first.
 
-    Args:
-        segment: the exchange.
-        actor: "gpu", "cpu" or "predictor".
-        since: number of the first span wanted; pass the last call's second value to go on.
+    `since` is the number of the first span wanted; pass the last call's second value to go on.
 
     Returns:
         Spans as an array of SPAN, and the number the next span will have.

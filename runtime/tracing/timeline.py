@@ -51,10 +51,7 @@ def passes(spans: Spans, since_ns: int = 0) -> list[Pass]:
 
     A ring forgets its oldest spans, so the first pass it holds may be cut: a pass with fewer steps
     of an actor than most have is left out.
-
-    Args:
-        spans: by actor.
-        since_ns: passes that ended before are left out.
+    Passes that ended before `since_ns` are left out.
     """
     grouped: dict[int, dict[str, list[Span]]] = {}
     for actor, own in spans.items():
@@ -164,10 +161,7 @@ def perfetto(
 ) -> dict[str, Any]:
     """Passes as a trace in Chrome's JSON format; times in microseconds from the first pass on.
 
-    Args:
-        found: what to show.
-        programs: of the actors, for the flows.
-        about: plain data kept in the file: model, plan, machine.
+    `about` is plain data kept in the file: model, plan, machine.
     """
     actors = list(dict.fromkeys(actor for one in found for actor in one.spans))
     events = [event for pid, actor in enumerate(actors, 1) for event in _names(pid, actor)]

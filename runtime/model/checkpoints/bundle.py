@@ -170,10 +170,7 @@ def open_bundle(path: Path, cache: Path | None = None) -> Bundle:
 
     Verifies every checksum when the files' sizes, times or inodes differ from those of the last
     verification, otherwise only the header.
-
-    Args:
-        path: the folder.
-        cache: where to remember a verification if the folder cannot be written; None: the default.
+    Where the folder cannot be written, a verification is remembered in `cache`.
 
     Raises:
         CheckpointError: it is incomplete, corrupt, or of another version.

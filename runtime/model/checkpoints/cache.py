@@ -127,11 +127,8 @@ def _discard(path: Path, temporary: Path) -> None:
 def fill(root: Path, entry: str, usable: Callable[[], bool], write: Callable[[Path], None]) -> None:
     """Make the bundle `entry` of a cache, unless another process has done so meanwhile.
 
-    Args:
-        root: the cache folder.
-        entry: the bundle's folder name.
-        usable: whether the entry is there and intact; asked under the lock.
-        write: writes a complete, durable bundle into the given new folder.
+    `usable`, asked under the lock, says whether the entry is there and intact; `write` writes a
+    complete, durable bundle into the given new folder.
 
     Raises:
         ConfigError: the cache cannot be written; names HOTCOLD_CACHE.

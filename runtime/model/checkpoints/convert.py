@@ -222,13 +222,7 @@ def write_header(
 ) -> dict[str, Any]:
     """Write bundle.json, the last file of a bundle, durable when it returns.
 
-    Args:
-        folder: holds everything else already.
-        spec: of the model.
-        name: what it is called.
-        source: what it was made from.
-        weights: checksum and size of weights.bin.
-        files: size and checksum of every companion, by name.
+    `weights` and `files` are checksum and size of weights.bin and of every companion.
 
     Returns:
         What bundle.json holds.

@@ -101,9 +101,7 @@ class BlockWriter:
 def file_digest(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
     """Checksum of a file, by several threads.
 
-    Args:
-        path: the file.
-        progress: called with bytes done and bytes in all, now and then.
+    `progress` is called with bytes done and bytes in all, now and then.
     """
     size = path.stat().st_size
     offsets = range(0, size, BLOCK_BYTES)

@@ -204,13 +204,7 @@ def check_all() -> None:
 
 
 def main(library: str, name: str, check: Callable[[], None] = check_all) -> None:
-    """Load a compiled variant, check it, and end the process: 0, or 1 and the reason.
-
-    Args:
-        library: the shared object.
-        name: to load it under.
-        check: raises Wrong.
-    """
+    """Load a compiled variant, check it, and end the process: 0, or 1 and the reason."""
     try:
         load_cpu_variant(library, name)
         kernels.force_cpu_variant(name)

@@ -89,12 +89,8 @@ def plant(
 ) -> PlantReport:
     """Plant a model.
 
-    Args:
-        options: what.
-        out: the folder to make; may exist if it is empty.
-        form: of FORMS: a bundle, safetensors for anyone, GGUF for llama.cpp or for PowerInfer.
-        device: "auto", "cpu" or "cuda".
-        progress: called with layers done and layers in all.
+    `out` may exist if it is empty; `device` is "auto", "cpu" or "cuda"; `progress` is called with
+    layers done and layers in all.
 
     Raises:
         ConfigError: an option, or the folder, cannot be used.

@@ -78,11 +78,6 @@ def _proposed(p_N: F64, recall: float, factor: float) -> F64:
 def plan_noise(p_N: F64, recall: float, precision: float) -> Noise:
     """How much noise each neuron's logit gets.
 
-    Args:
-        p_N: how often each neuron fires.
-        recall: share of the fired neurons that are proposed.
-        precision: share of the proposed neurons that fire.
-
     Raises:
         ConfigError: no noise gives so low a precision at that recall.
     """

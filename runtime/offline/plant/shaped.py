@@ -79,14 +79,7 @@ def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
 ) -> Problem:
     """The placement problem of a published shape.
 
-    Args:
-        name: of the shape, "opt-175b".
-        vram_bytes: budget of "gpu0"; None as in make_problem.
-        context: positions of KV cache.
-        dtype: of the matrices.
-        hardware: rates of the machine; None: not measured.
-        seed: of the order of neurons.
-        ask: what differs from the shape's row in the table; None: nothing.
+    vram_bytes is None as in make_problem; a `hardware` of None was not measured.
 
     Raises:
         ConfigError: no such shape, or sizes out of range.
