@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.errors import HotcoldError
-from hotcold.policies.suites.check import attempt, require, subject_of
+from hotcold.policies.suites.check import attempt, require, small_spec, subject_of
 from hotcold.runtime.model.checkpoints.bundle import resolve_model
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.predictors.predictor import (
@@ -263,7 +263,7 @@ class _Weights:
 
 
 def _random_cases() -> dict[str, tuple[ModelView, ActivationProfile | None]]:
-    usual = ModelSpec(*("llama", 3, 32, 96, 4, 2, 8, 64, 128, 1e-5, 10000.0, True), dtype="float16")
+    usual = small_spec(3, 96, "float16")
     specs = {
         "an ordinary model": usual,
         "float32, a width that is no multiple of 8": replace(usual, d_model=35, dtype="float32"),

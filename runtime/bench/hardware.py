@@ -32,9 +32,8 @@ from hotcold.native.errors import BackendError
 from hotcold.native.gpu import cuda_plugin, nvml
 from hotcold.runtime.bench import kernels as operators
 from hotcold.runtime.bench.decode import read_rates
-from hotcold.runtime.bench.gpu_rates import GpuRates, gpu_rates
+from hotcold.runtime.bench.gpu_rates import GpuRates, Row, four_digits, gpu_rates, neuron_row
 from hotcold.runtime.bench.hop import measure_hop
-from hotcold.runtime.bench.rows import Row, four_digits, neuron_row
 from hotcold.runtime.bench.stores import three_kinds
 from hotcold.runtime.hardware.caches import last_level_bytes
 from hotcold.runtime.hardware.cores import divide_cores

@@ -16,7 +16,13 @@ import click
 
 from hotcold.actors.cli.bench import bench_prompt, bench_sync
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import debug_option, engine_options, json_option, option
+from hotcold.actors.cli.common.options import (
+    count_option,
+    debug_option,
+    engine_options,
+    json_option,
+    option,
+)
 from hotcold.actors.cli.common.running import figures, running_engine
 from hotcold.runtime.options.config import ENGINE, SAMPLING, EngineConfig
 from hotcold.runtime.units import parse_bytes
@@ -37,13 +43,7 @@ command.add_command(bench_sync.command)
 
 
 @command.command("hop")
-@click.option(
-    "--rounds",
-    type=click.IntRange(100, 100_000_000),
-    default=20_000,
-    show_default=True,
-    help="Round trips of each case.",
-)
+@count_option("--rounds", "Round trips of each case.", 100, 100_000_000, 20_000)
 @option(ENGINE["address"])
 @option(ENGINE["model"], help="The model whose passes are measured on a GPU.")
 @json_option
@@ -93,9 +93,7 @@ def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
 
 @command.command("stores")
 @click.option("--size", default="2GiB", show_default=True, help="Bytes of each kind of store.")
-@click.option(
-    "--rounds", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Of each case."
-)
+@count_option("--rounds", "Of each case.", 1, 10_000, 100)
 @json_option
 @debug_option
 def weight_stores(size: str, rounds: int, as_json: bool) -> None:
@@ -126,39 +124,22 @@ def weight_stores(size: str, rounds: int, as_json: bool) -> None:
     type=click.Choice(("sparse_ffn", "gate_first", "gemv", "attention")),
     help="Operator; may be repeated.  [default: all]",
 )
-@click.option(
-    "--d",
-    "widths",
-    multiple=True,
-    type=click.IntRange(128, 65536),
-    help=("Width of the model; may be repeated.  [default: 2048 4096 5120]"),
+@count_option(
+    *("--d", "Width of the model; may be repeated.  [default: 2048 4096 5120]", 128, 65536),
+    into="widths",
 )
-@click.option(
-    "--density",
-    "densities",
-    multiple=True,
-    type=click.IntRange(1, 100),
-    help=("Per cent of neurons that fire; may be repeated.  [default: 5 10 30 100]"),
+@count_option(
+    *("--density", "Per cent that fire; may be repeated.  [default: 5 10 30 100]", 1, 100),
+    into="densities",
 )
 @option(ENGINE["dtype"], default="float16", shown="", help="Dtype of the weights.")
-@click.option(
-    "--threads",
-    multiple=True,
-    type=click.IntRange(1, 1024),
-    help=("Threads; may be repeated.  [default: 1, and one a core]"),
-)
+@count_option("--threads", "Threads; may be repeated.  [default: 1, and one a core]", 1, 1024)
 @click.option(
     "--buffer",
     metavar="SIZE",
     help="Memory to walk through; several times the caches.  [default: 2GiB]",
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(3, 100_000),
-    default=21,
-    show_default=True,
-    help="Timed calls of each operator.",
-)
+@count_option("--samples", "Timed calls of each operator.", 3, 100_000, 21)
 @click.option(
     "--variant",
     metavar="FILE",
@@ -258,9 +239,7 @@ def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tupl
 
 @command.command("decode")
 @option(SAMPLING["max_tokens"], default=128, low=8)
-@click.option(
-    "--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Rounds measured."
-)
+@count_option("--repeat", "Rounds measured.", 1, 1000, 5)
 @click.option(
     "--rival",
     "rivals",

@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hotcold.runtime.files.atomic import write_atomically
+
 BLOCK_BYTES = 16 << 20
 THREADS = min(16, os.cpu_count() or 1)
 STAMP = "verified.json"
@@ -29,12 +31,12 @@ class BlockWriter:
     """Appends to a file by threads; `digest()` is what `file_digest` gives for it.
 
     Args:
-        path: the file; must not exist.
+        path: the file.
         threads: that hash and write; twice as many blocks are held in memory.
     """
 
     def __init__(self, path: Path, threads: int = THREADS) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._threads = ThreadPoolExecutor(threads, "hotcold-write")
         self._most = 2 * threads
         self._block = bytearray()
@@ -142,15 +144,10 @@ def write_stamp(stamps: list[Path], checksum: str, paths: dict[str, Path]) -> No
     """
     data = {"checksum": checksum, "time_ns": time.time_ns(), "files": _state(paths)}
     for stamp in stamps:
-        temporary = stamp.with_name(f"{stamp.name}.{os.getpid()}")
-        try:
+        with suppress(OSError):
             stamp.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(data), encoding="ascii")
-            os.replace(temporary, stamp)
+            write_atomically(stamp, json.dumps(data).encode())
             return
-        except OSError:
-            with suppress(OSError):  # a read-only file system refuses this too
-                temporary.unlink()
 
 
 def has_stamp(stamps: list[Path], checksum: str, paths: dict[str, Path]) -> bool:
