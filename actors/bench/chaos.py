@@ -45,11 +45,8 @@ WHOLE_S = 15.0
 class Fault:
     """One fault.
 
-    Args:
-        at: strikes once more tokens than this have come; -1: in the prompt.
-        actor: the victim.
-        op: the step it strikes in; None: from outside, at once.
-        number: the signal.
+    It strikes once more than `at` tokens have come, -1: in the prompt; in a step of `op`, None:
+    from outside, at once.
     """
 
     at: int

@@ -67,13 +67,8 @@ class Lookup:
 class Client:
     """Talks to three actors.
 
-    Args:
-        name: of the engine.
-        actors: handles by name.
-        deployment: what they have loaded.
-        group: the owner's, which knows best why an actor is gone; None when connected.
-        recovers: who waits for rebuilt actors; None when connected.
-        restarts: losses a generation survives.
+    `group` and `recovers` are the owner's, and None when connected; `restarts` are the losses that
+    a generation survives.
 
     Attributes:
         last: figures of the last finished generation, None before.

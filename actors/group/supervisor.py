@@ -65,9 +65,7 @@ class Recovery:
 class Supervisor:
     """Keeps an actor group running until it is closed.
 
-    Args:
-        group: what to watch.
-        stuck_s: a running pass without progress for so long means its actor is lost.
+    A running pass without progress for `stuck_s` means that its actor is lost.
     """
 
     def __init__(self, group: ActorGroup, stuck_s: float) -> None:
@@ -160,12 +158,7 @@ class Supervisor:
 
 
 class _Watch:
-    """Looks for actors that are alive but stuck, since some moment.
-
-    Args:
-        group: whose.
-        limit_s: a running pass without progress, or a stop, may last so long.
-    """
+    """Looks for actors that are alive but stuck, since some moment."""
 
     def __init__(self, group: ActorGroup, limit_s: float) -> None:
         self._group, self._limit_s = group, limit_s

@@ -55,12 +55,7 @@ Progress = Callable[[str], None]
 class Effort:
     """How much and how long to measure.
 
-    Args:
-        nbytes: of each kind of store.
-        rounds: turns of every read.
-        samples: timed calls of every operator.
-        hops: round trips of every exchange.
-        window: bytes of a store that a read goes through, the next one through the next; 0: all.
+    A read goes through `window` bytes of a store, the next one through the next; 0: all.
     """
 
     nbytes: int

@@ -35,12 +35,7 @@ _CHILD = (
 class HopResult:
     """Time of one hop, in microseconds.
 
-    Attributes:
-        p50_us: median.
-        p99_us: 99th percentile.
-        rounds: round trips measured.
-        sides: resident loops that took turns, 2 or 3.
-        cores: the core each of them was pinned to; empty: not pinned.
+    `cores` are those the loops were pinned to; empty: not pinned.
     """
 
     p50_us: float

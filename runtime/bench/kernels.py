@@ -38,15 +38,8 @@ Slot = tuple[int, NDArray[np.int32]]  # an address and the ids of the rows to to
 class Settings:
     """What to measure.
 
-    Args:
-        cases: of CASES.
-        widths: d of the models.
-        densities: per cent of neurons that fire.
-        dtype: of the weights; the attention caches are always float32.
-        threads: counts to measure one after the other.
-        buffer_bytes: memory to walk through.
-        samples: timed calls of each operator.
-        variant: name of a loaded variant to time beside the one in force, or None.
+    Densities are per cent of neurons that fire. The attention caches are always float32. `variant`
+    names a loaded variant to time beside the one in force.
     """
 
     cases: Sequence[str] = CASES
@@ -61,10 +54,6 @@ class Settings:
 
 class ColdBuffer:
     """Private memory on huge pages, full of small positive weights of one dtype.
-
-    Args:
-        size: bytes.
-        dtype: of the weights.
 
     Raises:
         BudgetError: there is no room for it.

@@ -20,12 +20,7 @@ _SUFFIXES = (".jsonl", ".ndjson")
 
 @dataclass
 class Skipped:
-    """Lines that held no text.
-
-    Args:
-        lines: how many.
-        first: the first of them and what is wrong with it, in words; "" where there is none.
-    """
+    """Lines that held no text."""
 
     lines: int = 0
     first: str = ""

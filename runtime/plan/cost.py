@@ -75,12 +75,7 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class TokenTime:
-    """Seconds of one decoded token (one pass of the batch).
-
-    Args:
-        layers: in their order.
-        rest_s: norms and head.
-    """
+    """Seconds of one decoded token (one pass of the batch): layers, and norms and head."""
 
     layers: tuple[LayerTime, ...]
     rest_s: float

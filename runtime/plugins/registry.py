@@ -49,15 +49,7 @@ _DISTRIBUTION = "hotcold"
 
 @dataclass(frozen=True)
 class Listing:
-    """One installed plug-in.
-
-    Args:
-        kind: placement, schedule or predictor.
-        name: what to type.
-        target: "package.module:Class".
-        version: of the distribution it comes from.
-        origin: that distribution's name, "hotcold" for built-ins.
-    """
+    """One installed plug-in."""
 
     kind: PluginKind
     name: str

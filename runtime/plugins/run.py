@@ -39,12 +39,7 @@ class SchedulePolicy(Protocol):
 
 @dataclass(frozen=True)
 class MadeSchedule:
-    """A schedule that is there already, in the place of the policy that made it.
-
-    Args:
-        name: of that policy, as typed.
-        made: what it returned.
-    """
+    """A schedule that is there already, in the place of the policy that made it."""
 
     name: str
     made: Schedule

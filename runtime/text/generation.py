@@ -75,10 +75,6 @@ class TextCodec:
 
     Without a tokenizer's files prompts must be token ids, and tokens have no text.
 
-    Args:
-        folder: of the bundle.
-        spec: the model.
-
     Raises:
         CheckpointError: a tokenizer that cannot be read.
     """

@@ -28,11 +28,8 @@ LABELS = {"gpu": "GPU executor", "cpu": "CPU executor", "predictor": "predictor"
 class Pass:
     """One pass of all actors.
 
-    Attributes:
-        seq: its number.
-        spans: by actor, in time; waits from before the pass are cut off.
-        begin_ns: the GPU executor's first step began.
-        end_ns: the last step of any actor ended.
+    Waits from before it are cut off. It begins with the GPU executor's first step and ends with the
+    last of any actor.
     """
 
     seq: int
@@ -102,14 +99,7 @@ def typical(found: Sequence[Pass]) -> Pass | None:
 
 @dataclass(frozen=True)
 class Total:
-    """What an actor did over some passes, in seconds.
-
-    Args:
-        busy_s: its steps computed.
-        wait_s: they waited for others.
-        by_op_s: busy seconds by operation.
-        steps: how many there were.
-    """
+    """What an actor did over some passes, in seconds."""
 
     busy_s: float
     wait_s: float

@@ -57,14 +57,7 @@ __all__ = ["Bundle", "TensorEntry", "open_bundle", "resolve_model"]
 class Bundle:
     """An opened bundle: checked metadata, no weights.
 
-    Args:
-        path: its folder.
-        name: what the source folder was called.
-        spec: shapes of the model.
-        tensors: place of every tensor in weights.bin, by name.
-        weights_bytes: size of weights.bin.
-        checksum: identity of the model (weights and spec), the same on every machine.
-        source: the folder it was converted from.
+    `checksum` is the identity of the model (weights and spec), the same on every machine.
     """
 
     path: Path

@@ -59,10 +59,7 @@ def listing(names: list[str], limit: int = 4) -> str:
 class WeightFiles:
     """The safetensors files of a checkpoint.
 
-    Args:
-        shards: those that hold tensors, in a fixed order.
-        index: the file that says which holds which, None where there is none.
-        places: file by tensor name, as the index has it.
+    `shards` are in a fixed order; `places` is file by tensor name, as the index has it.
     """
 
     shards: list[Path]

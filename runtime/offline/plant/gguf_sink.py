@@ -35,10 +35,7 @@ Tensors = Mapping[str, torch.Tensor]
 class GgufSink:
     """One file, and for PowerInfer the folder of counts.
 
-    Args:
-        folder: empty.
-        spec: of the model, a Llama.
-        hidden: width of the predictors; None: not PowerInfer's file.
+    `hidden` is the width of the predictors; None: not PowerInfer's file.
 
     Raises:
         ConfigError: the model has no such file, or the gguf package is not installed.

@@ -39,16 +39,8 @@ FORMS = ("bundle", "hf", "gguf", "powerinfer-gguf")
 class PlantReport:
     """What was planted, as measured on the calibration tokens.
 
-    Args:
-        path: the folder.
-        spec: of the model.
-        density: share of all neurons that fire, on average.
-        share80: share of a layer's neurons that hold 80 % of its activations, mean over layers.
-        recall, precision: of the predictor.
-        tokens: calibration tokens.
-        weights_bytes: of the matrices, predictors not counted.
-        checksum: of the bundle; "" for other formats.
-        seconds: wall clock.
+    share80 is the mean over layers; weights_bytes counts no predictors; `checksum` is "" for other
+    formats than bundles.
     """
 
     path: Path

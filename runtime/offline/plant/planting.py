@@ -45,12 +45,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Planter:
-    """Makes a model's tensors, a layer at a time; `layers` must be walked once and in order.
-
-    Args:
-        drawing: what to make.
-        device: where.
-    """
+    """Makes a model's tensors, a layer at a time; `layers` must be walked once and in order."""
 
     def __init__(self, drawing: Drawing, device: torch.device) -> None:
         self.drawing, self.device = drawing, device

@@ -49,10 +49,7 @@ def raw_pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
 class TensorStream:
     """A safetensors file whose tensors are written in the order they were announced.
 
-    Args:
-        path: the file; must not exist.
-        tensors: shape and dtype by name, in file order.
-        metadata: names of the entries `finish` will be given.
+    `tensors` are in file order; `metadata` names the entries that `finish` will be given.
     """
 
     def __init__(

@@ -82,12 +82,7 @@ class _WithCompanions:
 
 
 class BundleSink(_WithCompanions):
-    """weights.bin and bundle.json.
-
-    Args:
-        folder: empty.
-        spec: of the model.
-    """
+    """weights.bin and bundle.json."""
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self._folder, self._spec = folder, spec
@@ -165,10 +160,6 @@ class BundleSink(_WithCompanions):
 
 class HuggingFaceSink(_WithCompanions):
     """Sharded safetensors, one shard a layer, with config.json.
-
-    Args:
-        folder: empty.
-        spec: of the model.
 
     Raises:
         ConfigError: the architecture has no Hugging Face form.
