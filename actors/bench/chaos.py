@@ -167,7 +167,6 @@ def _disturbed(
     expected: list[int],
     tally: Tally,
 ) -> bool:
-    """One disturbed generation; False where it hung."""
     got: list[int] = []
     failures: list[BaseException] = []
 

@@ -75,7 +75,6 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def _native(actors: list[Any], rounds: int, sides: int, cores: tuple[int, ...]) -> HopResult:
-    """One ring of `sides` actors, the remaining ones parked."""
     with Segment.create(hop_layout(), epoch=1) as segment:
         parts = ring(sides, rounds, cores)
         parts += [HopSide(PARK, 3, 3, 0)] * (len(actors) - sides)

@@ -162,7 +162,6 @@ class Client:
         yield from across_plans(request, run, self._recovers, kv_survives)
 
     def _attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
-        """One attempt, Ray's errors made typed."""
         try:
             yield from self._transport.attempt(request)
         except RayError as error:

@@ -230,7 +230,6 @@ class ActorGroup:
             raise LaunchError("the engine is closed")
 
     def _lost_now(self, must_go: str | None) -> list[str]:
-        """The actors that cannot go on: gone, stopped, or not out of their loops in time."""
         processes = self.processes
         gone = {must_go, *processes.starting, *processes.gone, *processes.stopped}
         gone |= self.epoch.running([actor for actor in ACTORS if actor not in gone], END_S)
@@ -238,7 +237,6 @@ class ActorGroup:
         return [actor for actor in ACTORS if actor in gone]
 
     def _kill(self, names: list[str] | tuple[str, ...]) -> None:
-        """End actors and wait until their processes are gone."""
         self._mps.end(self.processes.end(names))
 
     def poison_within(self, timeout_s: float) -> Poison | None:

@@ -96,7 +96,6 @@ class Supervisor:
                 watch = _Watch(self._group, self._stuck_s)
 
     def _recover(self, cause: str, actor: str, notice_s: float) -> None:
-        """Rebuild the actor group; give it up where that fails again and again."""
         must_go = None if cause == "died" else actor
         begin = time.monotonic()
         for attempt in range(1, TRIES + 1):

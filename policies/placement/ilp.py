@@ -95,7 +95,6 @@ class Ilp:
         )
 
     def _least(self, problem: Problem) -> tuple[I64, str]:
-        """C_l, fewest neurons worth an exchange; 0 where that is not asked."""
         none_L = np.zeros(problem.shape[0], np.int64)
         if not self.communication:
             return none_L, ""
@@ -106,7 +105,6 @@ class Ilp:
 
 
 def _closed(count_L: I64, least_L: I64, neurons: int) -> str:
-    """How many layers have no neuron on the GPU, and how many they would need to have (C_l)."""
     closed_L = (count_L == 0) & (least_L > 0)
     count = int(closed_L.sum())
     text = f"{count} {'layer' if count == 1 else 'layers'} without a neuron on the GPU"

@@ -89,7 +89,6 @@ class LowRank(Prepared[PredictorLayer]):
     def _factor(
         self, model: ModelView, profile: ActivationProfile | None, index: int, rank: int
     ) -> tuple[PredictorLayer, float | None]:
-        """One layer's factors, and the density they should have by the profile."""
         exact = model.spec.d_model <= EXACT_WIDTH
         dtype = torch.float64 if exact else torch.float32
         weight_D = torch.from_numpy(model.norm_weight(index)).to(dtype)

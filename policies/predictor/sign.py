@@ -80,7 +80,6 @@ class Sign(Prepared[SignLayer]):
     def _layer(
         self, model: ModelView, profile: ActivationProfile | None, index: int
     ) -> tuple[SignLayer, float]:
-        """One layer's signs, and the density they should have."""
         gate_ND = torch.from_numpy(model.gate_rows(index)).double()
         own_N = torch.from_numpy(model.gate_biases(index)).double()
         weight_D = torch.from_numpy(model.norm_weight(index)).double()

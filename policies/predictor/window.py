@@ -88,7 +88,6 @@ class Window(Prepared[WindowLayer]):
         return 1 - silent_N
 
     def _threshold(self, probability_N: F64) -> float:
-        """Probability of the coldest neuron of the prior."""
         prior_N = probability_N.astype(np.float32)
         if self.share:
             return coldest(prior_N, 1.0, self.share)

@@ -135,7 +135,6 @@ def _same(one: Placement, other: Placement) -> bool:
 
 
 def _digest(problem: Problem) -> dict[str, Any]:
-    """Everything a problem holds, comparable."""
     values = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem)}
     return {
         name: value.tobytes() if isinstance(value, np.ndarray) else value
@@ -180,7 +179,6 @@ def _problem(
 
 
 def _uneven() -> Problem:
-    """Layers whose neurons differ in size."""
     usual = _problem()
     sizes = np.array([384, 192, 768])
     total = int(sizes.sum()) * 96 + sum(module.bytes for module in usual.modules)

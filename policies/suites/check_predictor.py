@@ -97,7 +97,6 @@ def _check_density(mine: Any, n_layers: int, case: str) -> None:
 def _check_native(
     layer: NativeLayer, scores_BN: F32, x_BD: F32, view: ModelView, index: int, where: str
 ) -> None:
-    """The kernels' scores are the predictor's own, and so are the neurons proposed."""
     native_BN = native_scores(layer, x_BD, view, index)
     allowed = allowed_difference(scores_BN)
     worst = float(np.abs(native_BN - scores_BN).max())
@@ -205,7 +204,6 @@ def _layers(mine: Any, spec: ModelSpec, case: str) -> tuple[NativeLayer, ...]:
 
 
 def _scores(mine: Any, x_BD: F32, index: int, spec: ModelSpec, case: str) -> F32:
-    """The scores of a layer, of the right shape and finite, x left as it was."""
     before, where = x_BD.copy(), f"{case}, scores of layer {index}"
     scores: Any = attempt(lambda: mine.scores(x_BD, index), where, NOUN)
     require(np.array_equal(before, x_BD), f"{where}: the predictor changed its input")
@@ -223,7 +221,6 @@ def _scores(mine: Any, x_BD: F32, index: int, spec: ModelSpec, case: str) -> F32
 
 
 def _digest(layers: tuple[NativeLayer, ...]) -> list[Any]:
-    """Everything the layers hold, comparable."""
     found: list[Any] = []
     for layer in layers:
         arrays = {
@@ -237,8 +234,6 @@ def _digest(layers: tuple[NativeLayer, ...]) -> list[Any]:
 
 @dataclass(frozen=True)
 class _Weights:
-    """A weight store of random neurons, the same for the same spec."""
-
     spec: ModelSpec
 
     def _draw(self, *key: int) -> np.random.Generator:

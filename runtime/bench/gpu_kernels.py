@@ -181,7 +181,6 @@ def _ffn(dtype: str, d: int, density: int, listed: bool) -> GpuCase:
 
 
 def _attention(heads: int, kv_heads: int, kv: str, context: int) -> GpuCase:
-    """One token after context - 1 others."""
     width = (heads + 2 * kv_heads) * HEAD_DIM
     qkv_BQ = np.random.default_rng(3).standard_normal((1, width)).astype(np.float32)
     k_cache, v_cache = (_weights((kv_heads, context, HEAD_DIM), kv) for _ in range(2))

@@ -95,7 +95,6 @@ def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
 
 
 def _exchanges(sync_s: float) -> list[Row]:
-    """The exchange alone, and what it costs in passes of the embedded model."""
     row = {"what": "captured in a GPU graph, alone", "round_trip_us": sync_s * 1e6}
     rows = [{**row, "p99_round_trip_us": sync_s * 1e6}]
     if found := exchange():
@@ -106,7 +105,6 @@ def _exchanges(sync_s: float) -> list[Row]:
 
 
 def _memory(plugin: Any) -> tuple[float, float]:
-    """GB/s of a dense product with one token, GFLOP/s of one with 32."""
     w_RD = np.ones((ROWS, WIDTH), np.float16)
     rates = []
     for batch in (1, BATCH):
@@ -117,7 +115,6 @@ def _memory(plugin: Any) -> tuple[float, float]:
 
 
 def _neurons(plugin: Any, dtype: str) -> Row:
-    """Time of an active neuron of a layer in which all fire."""
     kind = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[dtype]
     one = 0x3C00 if dtype == "bfloat16" else 0.01  # both small and positive: every gate fires
     records = np.full((NEURONS, 3 * D), one, kind).view(np.uint8)

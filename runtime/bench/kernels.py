@@ -126,7 +126,6 @@ class Case:
 
 
 def _cases(settings: Settings, buffer: ColdBuffer) -> Iterator[tuple[str, tuple[str, ...], Case]]:
-    """Name, key path and case of everything asked for."""
     for d in settings.widths:
         for name in settings.cases:
             if name in ("sparse_ffn", "gate_first"):
@@ -173,7 +172,6 @@ def _gate_first(buffer: ColdBuffer, d: int, density: int) -> Case:
 
 
 def _gemv(buffer: ColdBuffer, d: int) -> Case:
-    """Square matrices one after the other."""
     row = d * DTYPE_BYTES[buffer.dtype]
     rows = min(d, buffer.size // row)
     ids = np.arange(rows, dtype=np.int32)
@@ -207,7 +205,6 @@ def _x(d: int) -> NDArray[np.float32]:
 
 
 def _over_threads(case: Case, settings: Settings) -> dict[str, Any]:
-    """The case with every thread count; the lowest fraction of all at the top level."""
     by_threads = {}
     for threads in settings.threads:
         with Pool(threads) as pool:
@@ -217,7 +214,6 @@ def _over_threads(case: Case, settings: Settings) -> dict[str, Any]:
 
 
 def _take_turns(case: Case, settings: Settings, pool: Pool) -> dict[str, Any]:
-    """Time reads and operators in turn over the slots."""
     operator, built_in = case.make(pool), active_cpu_variant()
 
     def reader(side: int) -> Call:
@@ -248,7 +244,6 @@ def _take_turns(case: Case, settings: Settings, pool: Pool) -> dict[str, Any]:
 
 
 def _figures(rates: dict[str, list[float]], touched: dict[str, int]) -> dict[str, Any]:
-    """Medians and bests, and the fractions of the fastest way to read."""
     reads = [rates[f"read{side}"] for side in SIDES]
     read, read_best = max(reads, key=statistics.median), max(map(max, reads))
 
@@ -284,7 +279,6 @@ def doubts(result: dict[str, Any]) -> list[str]:
 
 
 def _measured(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The figures of every case and thread count."""
     for value in result.values():
         if isinstance(value, dict):
             if "steadiness" in value:

@@ -123,7 +123,6 @@ def _check(prepared: Prepared) -> None:
 
 
 def _run(prepared: Prepared, plan: Plan, schedule: str, tokens: int, seed: int) -> dict[str, float]:
-    """One generation: median pass, skipped exchanges a token."""
     with LocalSession(deploy(prepared, plan, schedule)) as local:
         gpu = local.leader
         prompt = np.random.default_rng(seed).integers(3, prepared.bundle.spec.vocab_size, PROMPT)

@@ -107,7 +107,6 @@ def write_recording(
 
 
 def _copy(raw: Any, member: Any, count: int) -> None:
-    """So many bytes of one stream into another."""
     while count:
         piece = raw.read(min(count, _COPY_BYTES))
         if not piece:

@@ -298,7 +298,6 @@ _PLAIN = {name: hint for name, hint in hints(Plan).items() if name not in _ARRAY
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
-    """plan.json with every value of the right type."""
     path = folder / "plan.json"
     try:
         if path.stat().st_size > _JSON_LIMIT:

@@ -180,7 +180,6 @@ def frozen_array(values: ArrayLike, dtype: type[np.generic]) -> NDArray[Any]:
 
 
 def _check_problem(problem: Problem) -> None:
-    """Raise ConfigError where the parts of a Problem contradict each other."""
     p_LN = problem.activations_LN
     if p_LN.ndim != 2 or 0 in p_LN.shape:
         raise ConfigError(f"activations_LN has shape {p_LN.shape}; it must be layers by neurons")

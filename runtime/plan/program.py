@@ -52,8 +52,6 @@ def _bare(op: Op) -> Any:
 
 
 class _Compiler:
-    """Turns one node into one step."""
-
     def __init__(
         self, dag: Dag, schedule: Schedule, layout: SegmentLayout, idle: Collection[str]
     ) -> None:

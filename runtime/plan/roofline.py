@@ -148,7 +148,6 @@ def for_gpu(problem: Problem, vram_bytes: int | None, scratch_bytes: int) -> Pro
 
 
 def _check_same(problem: Problem, placed: Placement | Plan) -> None:
-    """Raise unless a plan was made for these shapes and modules."""
     names = {module.name for module in problem.modules}
     if np.shape(placed.device_LN) != problem.shape or set(placed.modules) != names:
         missing = sorted(names ^ set(placed.modules))

@@ -188,7 +188,6 @@ def _type_fault(schedule: Schedule) -> str | None:
 
 
 def _layer_fault(dag: Dag, schedule: Schedule) -> str | None:
-    """Sync and lookahead: one valid entry a layer."""
     lists: dict[str, Sequence[Any]] = {"sync": schedule.sync, "lookahead": schedule.lookahead}
     lists |= {"fetch": schedule.fetch} if schedule.fetch else {}
     for name, values in lists.items():
@@ -231,7 +230,6 @@ def _lane_fault(dag: Dag, schedule: Schedule) -> str | None:
 
 
 def _order_fault(dag: Dag, schedule: Schedule) -> str | None:
-    """Every node exactly once, in the order of its own lane."""
     seen: set[str] = set()
     for lane, ids in schedule.order.items():
         for node in ids:

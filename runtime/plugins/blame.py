@@ -81,7 +81,6 @@ def source_file(plugin: object) -> str | None:
 
 
 def _is_own(file: str) -> bool:
-    """Whether a file is one of hotcold's own policies or predictors."""
     hotcold = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
     return os.path.realpath(file).startswith(os.path.join(hotcold, "policies", ""))
 
@@ -93,7 +92,6 @@ def is_own(plugin: object) -> bool:
 
 
 def _line_in(error: BaseException, file: str) -> int | None:
-    """Innermost line of the traceback that lies in the file."""
     path = os.path.realpath(file)
     if isinstance(error, SyntaxError) and os.path.realpath(error.filename or "") == path:
         return error.lineno

@@ -106,7 +106,6 @@ def stop_children() -> None:
 def _ask(
     kind: str, answer: type[Made], spec: str, question: bytes, limit: int, timeout_s: float
 ) -> Made:
-    """Start a child with a request, and return its reply, not yet checked."""
     if not (math.isfinite(timeout_s) and timeout_s > 0):
         raise ConfigError(
             f"the policy timeout is {timeout_s} s; it must be a finite number above 0"
@@ -137,7 +136,6 @@ def _ask(
 
 
 def _run(request: int, reply: int, spec: str, timeout_s: float) -> int:
-    """Start the child, wait for it, and kill what is left of it and of all that it started."""
     command = [sys.executable, "-c", _BOOT, str(reply), str(os.getpid()), *map(str, sys.path)]
     # A session of its own: what the policy starts is killed with it; Ctrl-C reaches only us.
     with _lock:
@@ -204,7 +202,6 @@ def main(reply: int, parent: int) -> None:
 
 
 def _answer(header: messages.Header, arrays: messages.Arrays) -> bytes:
-    """Run the policy; what it made, or what went wrong, as an npz."""
     kind, spec, content = header["kind"], header["spec"], header["content"]
     file = None
     try:

@@ -151,7 +151,6 @@ def _load_module(target: str, name: str, noun: str) -> ModuleType:
 
 
 def _target(kind: PluginKind, name: str) -> str:
-    """The class behind an entry-point name."""
     entries = {entry.name: entry for entry in listing(kind)}
     if name in entries:
         return entries[name].target

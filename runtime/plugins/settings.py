@@ -113,7 +113,6 @@ def _unknown(name: str, key: str, known: list[str]) -> str:
 
 
 def _convert(value: Setting, kind: Any, what: str) -> object:
-    """A value of the field's type, from a text or from a value that already has it."""
     choices = _choices(kind)
     for choice in choices:
         try:
@@ -164,7 +163,6 @@ def _convert_one(value: Setting, kind: Any) -> object:  # noqa: PLR0911
 
 
 def _show(kind: Any) -> str:
-    """A type as a person would say it."""
     if get_origin(kind) is Literal:
         return repr(get_args(kind)[0])
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -102,16 +102,6 @@ class ActivationProfile:
         probabilities_LN: F64 = self.counts_LN / np.float64(self.tokens)
         return probabilities_LN
 
-    @property
-    def magnitudes_LN(self) -> F64 | None:
-        """Mean gate after its ReLU, over all tokens; those it is silent for count as 0."""
-        return None if self.sums_LN is None else self.sums_LN / np.float64(self.tokens)
-
-    @property
-    def fired_magnitudes_LN(self) -> F64 | None:
-        """Mean gate over the tokens the neuron fires for; 0 for one that never does."""
-        return None if self.sums_LN is None else self.sums_LN / np.maximum(self.counts_LN, 1)
-
     def density_quantile(self, share: float) -> F64 | None:
         """For each layer, the density (share of its neurons firing) not exceeded by so many tokens.
 
@@ -250,7 +240,6 @@ LIMIT_BYTES = 1 << 30  # of all arrays; 400 layers of 80,000 neurons fit
 
 
 def _find(path: Path) -> Path | list[Path]:
-    """The file in a folder, or PowerInfer's files."""
     if not path.is_dir():
         return path
     if (path / FILE_NAME).exists():

@@ -21,7 +21,6 @@ class TextEncoder(Protocol):
 
     def encode(self, text: str) -> Sequence[int]:
         """Ids of a text, with the tokenizer's own template around them."""
-        ...
 
 
 def text_frame(tokenizer: TextEncoder) -> tuple[list[int], list[int]]:
@@ -70,7 +69,6 @@ def token_windows(
 
 
 def _texts(paths: Sequence[Path], field: str, skipped: Skipped) -> Iterator[tuple[str, int, bool]]:
-    """All text in pieces: the piece, the bytes read until then, and whether a document ends."""
     before = 0
     for path in paths:
         size = file_bytes(path)  # checked before an open() could block
@@ -121,7 +119,6 @@ def file_bytes(path: Path) -> int:
 
 
 def _pieces(path: Path) -> Iterator[tuple[str, int]]:
-    """Text of a file in pieces of about CHUNK_BYTES, cut after line ends where there are any."""
     offset, rest, held = 0, b"", ""
     try:
         with open(path, "rb") as file:

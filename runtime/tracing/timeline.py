@@ -67,7 +67,6 @@ def passes(spans: Spans, since_ns: int = 0) -> list[Pass]:
 
 
 def _usual(counts: Sequence[int]) -> int:
-    """The most frequent count, the larger of equally frequent ones."""
     return max(set(counts), key=lambda count: (counts.count(count), count), default=0)
 
 
@@ -186,7 +185,6 @@ def _slice(
 
 
 def _slices(one: Pass, actor: str, pid: int, base: int) -> list[dict[str, Any]]:
-    """An actor's part of a pass: the pass, in it steps, in these their waits."""
     own = one.spans.get(actor)
     if not own:
         return []

@@ -184,7 +184,6 @@ def kernels(
 
 
 def _gpu_kernels(settings: "Settings", variant: str | None, as_json: bool) -> None:
-    """The GPU's part of bench kernels."""
     from hotcold.runtime.bench.gpu_kernels import measure, rows
     from hotcold.runtime.engine.cuda_variant import prepare_cuda_variant, variant_library
 
@@ -205,7 +204,6 @@ KERNEL_COLUMNS = ("case", "threads", "kernels", "GB/s", "best", "read", "best", 
 
 
 def _tested(variant: str | None) -> str | None:
-    """The name of a kernel file that was compiled, tested and loaded."""
     if variant is None:
         return None
     from hotcold.runtime.engine.variant import load_variant, prepare_variant
@@ -332,7 +330,6 @@ def decode_rates(
 def _rivals(
     names: tuple[str, ...], bundle: "Bundle", folder: Path, ids: list[int], max_tokens: int
 ) -> dict[str, Callable[[], float]]:
-    """Who takes turns with the engine, by name."""
     from hotcold.runtime.bench.decode import source_folder, transformers_rates
     from hotcold.runtime.bench.llama_cpp import llama_cpp_rate
 
@@ -347,7 +344,6 @@ def _rivals(
 
 
 def _engine_rate(engine: "Engine", ids: list[int], max_tokens: int) -> tuple[float, float]:
-    """Decode once: tokens/s and GB/s."""
     deque(engine.generate(ids, max_tokens=max_tokens, ignore_eos=True), maxlen=0)
     last = figures(engine)
     return last.decode_tokens_per_s, last.gb_per_s

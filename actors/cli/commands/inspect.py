@@ -99,7 +99,6 @@ def _auto(bundle: "Bundle") -> dict[str, Any]:
 
 
 def _sparsity(profile: Path | None) -> list[float] | None:
-    """Per layer, the share of neurons that did not fire, averaged over the profiled tokens."""
     if profile is None:
         return None
     from hotcold.runtime.profiles.profile import ActivationProfile

@@ -263,5 +263,4 @@ def _print(result: dict[str, Any], plan: "Plan", bound: "Roofline") -> None:
 
 
 def _bytes(sizes: dict[str, float], part: str) -> float:
-    """Bytes that a part of the token reads."""
     return sizes["hot"] + sizes["cold"] if part == "ffn" else sizes.get(part, 0.0)

@@ -133,7 +133,6 @@ def command(
 
 
 def _check_words(words: tuple[str, ...]) -> None:
-    """Refuse what is no command before anything is sent."""
     from hotcold.actors.cli.common.commands import COMMANDS
 
     known = [name for name in COMMANDS if name != "submit"]
@@ -180,7 +179,6 @@ def _run(jobs: "Jobs", sending: Sending, words: tuple[str, ...], cpus: float | N
 
 
 def _pack(scratch: Path, sending: Sending) -> dict[str, Any]:
-    """Everything in the form Ray sends it."""
     package = scratch / "package"
     package.mkdir()
     folders = shipping.package_folders(package, sending.wheel)
@@ -252,7 +250,6 @@ def _end(code: int, files: list[str], sending: Sending) -> int:
 
 
 def _without_end(jobs: "Jobs", job: str, begun: bool, before: str) -> str:
-    """Why a job ended without an exit code of ours."""
     status, message, code = jobs.outcome(job)
     if status == "STOPPED":
         return f"job {job} was stopped"

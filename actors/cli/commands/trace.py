@@ -137,7 +137,6 @@ def _picture(token: "Pass", about: dict[str, Any]) -> bytes | None:
 
 
 def _table(actors: dict[str, Any], count: int) -> str:
-    """Microseconds a pass by actor: computing, by operation, and waiting."""
     rows = []
     for actor, total in actors.items():
         by_op = ", ".join(

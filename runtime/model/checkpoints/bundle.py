@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -96,7 +97,6 @@ def _corrupt(path: Path, text: str) -> CheckpointError:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    """bundle.json, of our version and intact."""
     header = read_json_object(path / HEADER)
     if header.get("format") != FORMAT:
         raise _corrupt(path, f"{HEADER} says format {header.get('format')!r:.80}, not {FORMAT!r}")
@@ -132,13 +132,10 @@ def _parse(path: Path, header: dict[str, Any]) -> tuple[Bundle, dict[str, tuple[
 
 
 def _stamps(path: Path, header: dict[str, Any], cache: Path | None) -> tuple[list[Path], str]:
-    """Where a stamp may lie, and which files it covers."""
     stamps = [path / STAMP]
     key = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()[:20]
-    try:
+    with suppress(ConfigError):
         stamps.append(model_cache.cache_folder(cache) / "verified" / f"{key}.json")
-    except ConfigError:
-        pass
     return stamps, str(header["header_sha256"])
 
 

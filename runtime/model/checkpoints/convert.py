@@ -101,7 +101,6 @@ def fsync_path(path: Path) -> None:
 
 
 def _write_neurons(checkpoint: Checkpoint, layer: int, out: BlockWriter) -> None:
-    """Interleave one layer's matrices into records."""
     spec = checkpoint.spec
     record = NeuronRecord.for_spec(spec)
     d, itemsize = spec.d_model, spec.element_bytes
@@ -119,11 +118,9 @@ def _write_neurons(checkpoint: Checkpoint, layer: int, out: BlockWriter) -> None
 
 
 def _write_weights(checkpoint: Checkpoint, path: Path, name: str) -> tuple[str, int]:
-    """Write weights.bin; its checksum and size."""
     entries, total = layout(checkpoint.spec)
     progress = Progress(f"converting {name}")
-    out = BlockWriter(path, 2)
-    try:
+    with BlockWriter(path, 2) as out:
         for tensor, entry in entries.items():
             out.zeros(entry.offset - out.written)
             if tensor.endswith(".neurons"):
@@ -134,8 +131,6 @@ def _write_weights(checkpoint: Checkpoint, path: Path, name: str) -> tuple[str, 
             progress(out.written, total)
         out.zeros(total - out.written)
         return out.digest(), total
-    finally:
-        out.close()
 
 
 def check_companions(folder: Path) -> None:
@@ -162,7 +157,6 @@ def check_companions(folder: Path) -> None:
 
 
 def _copy_companions(source: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """Copy tokenizer, profile and predictors; size and checksum of each."""
     files: dict[str, dict[str, Any]] = {}
     for name in COMPANIONS:
         if (source / name).is_file():

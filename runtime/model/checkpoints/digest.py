@@ -129,7 +129,6 @@ def file_digest(path: Path, progress: Callable[[int, int], None] | None = None) 
 
 
 def _state(paths: dict[str, Path]) -> dict[str, list[int]]:
-    """What changes when a file is written, replaced or moved."""
     stats = {name: path.stat() for name, path in paths.items()}
     return {
         name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev]

@@ -44,7 +44,6 @@ class TensorInfo:
 
 
 def _entry(path: Path, name: str, entry: object, data_begin: int, data_bytes: int) -> TensorInfo:
-    """Check one header entry against the file."""
     wrong = f"the header of {path} describes tensor {name!r:.100}"
     if not isinstance(entry, dict):
         raise CheckpointError(f"{wrong} by a {type(entry).__name__}; restore the file")

@@ -132,7 +132,6 @@ def weight_files(folder: Path) -> WeightFiles:
 
 
 def _places(index: Path) -> dict[str, Path]:
-    """File by tensor name, from the index of a sharded checkpoint."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no 'weight_map' object; restore the file")
@@ -149,7 +148,6 @@ def _places(index: Path) -> dict[str, Path]:
 
 
 def _missing(folder: Path, missing: list[Path], count: int, said_by: str) -> CheckpointError:
-    """The error for shards that are not there."""
     what = next((f"; {path.name} {text}" for path in missing if (text := impostor(path))), "")
     parts = [path.name for path in _content(folder) if path.name.endswith(_UNFINISHED)]
     if not what and parts:

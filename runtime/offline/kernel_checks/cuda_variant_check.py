@@ -107,7 +107,6 @@ def check_ffn(plugin: Any, dtype: str, d: int, batch: int, gated: bool) -> None:
 def _ffn(
     x: Array, gate: Array, bias: Array, up: Array | None, down: Array, on: Array
 ) -> tuple[Array, Array]:
-    """The exact sum, and the magnitude its rounding grows with."""
     c = np.maximum(x @ gate.T + bias, 0) * on
     size = (np.abs(x) @ np.abs(gate).T + np.abs(bias)) * on
     if up is not None:

@@ -53,7 +53,6 @@ class GgufSink:
         self._announce()
 
     def _announce(self) -> None:
-        """Names and shapes of all tensors, in the order in which they will come."""
         spec, d, n = self._spec, self._spec.d_model, self._spec.n_neurons
 
         def blank(*shape: int) -> torch.Tensor:
@@ -79,7 +78,6 @@ class GgufSink:
             self._writer.add_tensor_info(name, tuple(tensor.shape), dtype, size)
 
     def _dtype(self, tensor: torch.Tensor) -> np.dtype[Any]:
-        """Matrices in the model's dtype, vectors in float32."""
         return np.dtype(self._spec.dtype if tensor.ndim == 2 else np.float32)
 
     def _put(self, named: Tensors) -> None:
@@ -96,7 +94,6 @@ class GgufSink:
         self._guess = _predictor(index, guess.fc1, guess.fc2)
 
     def _begin(self, threshold: float | None = None) -> None:
-        """Write everything that comes before the tensors' data, once."""
         if self._begun:
             return
         self._begun = True

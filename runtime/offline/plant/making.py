@@ -178,7 +178,6 @@ def _write(
     device: torch.device,
     progress: Progress | None,
 ) -> tuple[float, float, float, float, int, int, str]:
-    """Write everything; returns the measured part of the report."""
     spec = drawing.spec
     planter = Planter(drawing, device)
     counts_LN = np.zeros((spec.n_layers, spec.n_neurons), np.int64)

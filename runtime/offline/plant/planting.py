@@ -84,7 +84,6 @@ class Planter:
         return randn(self.device, rows, columns, self.drawing.seed, *key)
 
     def _held(self, values: torch.Tensor) -> torch.Tensor:
-        """Float32 values as the model's dtype holds them."""
         return values.to(self.dtype).float()
 
     def _layer(self, index: int, p_N: NDArray[np.float64]) -> PlantedLayer:
@@ -116,7 +115,6 @@ class Planter:
         return {name: bias_D}
 
     def _attention(self, index: int) -> Tensors:
-        """Random heads; adds what they write to the stream."""
         spec, drawing = self.spec, self.drawing
         rows = self._randn(spec.q_dim + 2 * spec.kv_dim, spec.d_model, index, 10)
         rows.mul_(1 / math.sqrt(spec.d_model))

@@ -84,7 +84,6 @@ def share_holding(p_N: F64, fraction: float = HELD) -> float:
 
 
 def _law(n: int, density: float, exponent: float) -> F64:
-    """The law of this exponent, its scale fitted to the density."""
     weight_N = ((np.arange(n) + 0.5) / n) ** -exponent
     # With the k hottest at the cap, the others' scale is what is left of the density; the first k
     # for which none of the others is above the cap is the right one.

@@ -48,27 +48,21 @@ class Sink(Protocol):
 
     def predictor(self, index: int, guess: Guess) -> None:
         """Take the predictor of the layer that comes next, where the format has a place for it."""
-        ...
 
     def layer(self, index: int, tensors: Tensors) -> None:
         """Take the next layer, as PlantedLayer names its tensors."""
-        ...
 
     def ends(self, tensors: Tensors) -> str:
         """Take what is not part of a layer; the model's checksum, "" where it has none."""
-        ...
 
     def counts(self, counts_LN: NDArray[np.int64]) -> None:
         """Take how often each neuron fired, where the format has a place for it."""
-        ...
 
     def finish(self, name: str, source: str) -> None:
         """Write what describes the files; the companions are in the folder by now."""
-        ...
 
     def close(self) -> None:
         """Release files and threads. Idempotent."""
-        ...
 
 
 class _WithCompanions:
@@ -91,7 +85,6 @@ class BundleSink(_WithCompanions):
         self._sha256 = ""
 
     def _put(self, stem: str, tensors: Tensors, is_here: Callable[[str], bool]) -> None:
-        """Write the tensors whose place is here, in the order of the file."""
         for name, entry in self._entries.items():
             if not is_here(name):
                 continue
@@ -112,7 +105,6 @@ class BundleSink(_WithCompanions):
         self._put(stem, tensors, lambda name: name.startswith(stem))
 
     def _neurons(self, tensors: Tensors) -> None:
-        """Interleave rows into records."""
         record, itemsize = NeuronRecord.for_spec(self._spec), self._spec.element_bytes
         gate_ND = tensors["gate"]
         n, d = gate_ND.shape

@@ -78,13 +78,10 @@ def test_summary_has_a_line_a_layer_and_one_for_all() -> None:
 
 
 def test_magnitudes_and_spread_by_hand() -> None:
-    assert FULL.magnitudes_LN is not None and FULL.fired_magnitudes_LN is not None
-    np.testing.assert_allclose(FULL.magnitudes_LN[0], [0.05, 0.6, 0.0, 0.6])
-    np.testing.assert_allclose(FULL.fired_magnitudes_LN, [[0.5, 1, 0, 2], [3, 4, 5, 6]])
     for share, expected in ((0.5, [0.0, 0.0]), (0.51, [0.5, 0.0]), (1.0, [0.5, 1.0])):
         density_L = FULL.density_quantile(share)
         assert density_L is not None and density_L.tolist() == expected
-    assert PROFILE.magnitudes_LN is None and PROFILE.density_quantile(0.5) is None
+    assert PROFILE.density_quantile(0.5) is None
     lines = FULL.summary().splitlines()
     assert lines[1].split()[5:] == ["0.0", "-", "50.0%", "1.25"]
 
