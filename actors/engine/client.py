@@ -92,11 +92,7 @@ class Client:
         self._busy = threading.Lock()
 
     def _actor(self, name: str) -> Any:
-        """An actor's handle.
-
-        Raises:
-            ConfigError: the engine is closed.
-        """
+        """An actor's handle; ConfigError where the engine is closed."""
         if name not in self.actors:
             raise ConfigError(f"engine {self.name!r} is closed; launch another")
         return self.actors[name]

@@ -111,11 +111,7 @@ class ActorGroup:
                 raise
 
     def load_asked(self) -> bool:
-        """Load the plan another driver asked for, where the epoch was ended for that.
-
-        Returns:
-            whether it was.
-        """
+        """Load the plan another driver asked for; whether the epoch was ended for that."""
         with self._lock:
             poison = self.epoch.poison
             if self._closed or poison is None or not poison.replaces_plan:

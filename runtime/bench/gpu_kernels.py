@@ -128,11 +128,7 @@ def _weights(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
 
 
 def _copies(whole: int, touched: int) -> int:
-    """How many copies of `whole` bytes make a round that touches enough.
-
-    Raises:
-        ConfigError: two copies are already too much.
-    """
+    """How many copies make a round that touches enough; ConfigError where two are too much."""
     if 2 * whole > MAX_BYTES:
         raise ConfigError(
             f"a layer of {whole} bytes is too large to keep copies of on the GPU; give a smaller "

@@ -125,11 +125,7 @@ def _neurons(plugin: Any, dtype: str) -> Row:
 
 
 def _bus() -> tuple[float, float]:
-    """GB/s of copies from pinned host memory to the GPU, and back.
-
-    Raises:
-        BackendError: the driver refuses a step.
-    """
+    """GB/s of copies from pinned host memory to the GPU, and back; BackendError as the driver's."""
     try:
         cuda = ctypes.CDLL(LIBCUDA)
     except OSError as error:

@@ -137,11 +137,7 @@ def _cases(settings: Settings, buffer: ColdBuffer) -> Iterator[tuple[str, tuple[
 
 
 def _layers(buffer: ColdBuffer, d: int) -> tuple[int, int, int]:
-    """Bytes of a record, neurons of a layer, layers that fit.
-
-    Raises:
-        ConfigError: the buffer does not hold 100 records.
-    """
+    """Bytes of a record, neurons of a layer, layers that fit; ConfigError below 100 records."""
     record = 3 * d * DTYPE_BYTES[buffer.dtype]
     n = min(4 * d, buffer.size // record)
     if n < 100:

@@ -80,11 +80,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def _text_of(line: bytes, length: int, field: str) -> str | None:
-    """A line's text; None for a blank line.
-
-    Raises:
-        ValueError: what is wrong with it.
-    """
+    """A line's text; None for a blank line; a ValueError says what is wrong with it."""
     if length > len(line):
         raise ValueError(f"it is longer than {MAX_LINE_BYTES} bytes")
     if not line.strip():

@@ -3,7 +3,7 @@
 Used for plans on disk (plan.py) and for messages to the policies' child process (messages.py).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -11,7 +11,12 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 import numpy as np
 
 Made = TypeVar("Made")
-hints = cache(get_type_hints)
+
+
+@cache
+def hints(cls: Hashable) -> dict[str, Any]:
+    """Types of a class's fields by name."""
+    return get_type_hints(cls)
 
 
 def to_record(made: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -38,8 +43,9 @@ def from_record(cls: type[Made], data: Mapping[str, Any]) -> Made:
     Raises:
         TypeError, ValueError, AttributeError: data of another form.
     """
+    kinds = hints(cast(Hashable, cls))
     known = {field.name for field in fields(cast(Any, cls))}
-    made = {name: _of(hints(cls)[name], data[name]) for name in known & set(data)}
+    made = {name: _of(kinds[name], data[name]) for name in known & set(data)}
     return cast(Callable[..., Made], cls)(**made)
 
 

@@ -102,11 +102,7 @@ def command(
 
 
 def _check_usage(options: EngineConfig, shape: str | None, more: Any) -> None:
-    """Refuse options that contradict each other.
-
-    Raises:
-        click.UsageError: naming both.
-    """
+    """Refuse options that contradict each other by a UsageError that names both."""
     if shape is not None and options.model is not None:
         raise click.UsageError("MODEL and --shape exclude each other; give one of them")
     if shape is None:

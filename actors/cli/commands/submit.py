@@ -215,11 +215,7 @@ def _entrypoint(sending: Sending, words: tuple[str, ...]) -> str:
 
 
 def _follow(jobs: "Jobs", job: str, sending: Sending) -> int:
-    """Print what comes until the exit code does.
-
-    Raises:
-        LaunchError: the job ended without one.
-    """
+    """Print what comes until the exit code does; LaunchError where the job ended without one."""
     splitter, files = jobstream.Splitter(), list[str]()
     begun, before = False, ""
     for piece in jobs.follow(job):

@@ -20,7 +20,7 @@ from hotcold.runtime.files.impostors import impostor
 from hotcold.runtime.files.json_files import read_json_object
 from hotcold.runtime.files.npz import unpack
 from hotcold.runtime.files.reserve import NO_ROOM
-from hotcold.runtime.model.checkpoints.digest import BlockWriter, file_digest
+from hotcold.runtime.model.checkpoints.digest import DigestWriter, file_digest
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES
 from hotcold.runtime.model.checkpoints.huggingface import BLOCK_BYTES, Checkpoint
 from hotcold.runtime.model.checkpoints.layout import layout
@@ -100,7 +100,7 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
-def _write_neurons(checkpoint: Checkpoint, layer: int, out: BlockWriter) -> None:
+def _write_neurons(checkpoint: Checkpoint, layer: int, out: DigestWriter) -> None:
     spec = checkpoint.spec
     record = NeuronRecord.for_spec(spec)
     d, itemsize = spec.d_model, spec.element_bytes
@@ -120,17 +120,20 @@ def _write_neurons(checkpoint: Checkpoint, layer: int, out: BlockWriter) -> None
 def _write_weights(checkpoint: Checkpoint, path: Path, name: str) -> tuple[str, int]:
     entries, total = layout(checkpoint.spec)
     progress = Progress(f"converting {name}")
-    with BlockWriter(path, 2) as out:
+    with path.open("wb") as file:
+        out = DigestWriter(file)
         for tensor, entry in entries.items():
-            out.zeros(entry.offset - out.written)
+            out.write(memoryview(bytes(entry.offset - out.written)))
             if tensor.endswith(".neurons"):
                 _write_neurons(checkpoint, int(tensor.split(".")[1]), out)
             else:
                 for rows in checkpoint.tensor(tensor):
                     out.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
             progress(out.written, total)
-        out.zeros(total - out.written)
-        return out.digest(), total
+        out.write(memoryview(bytes(total - out.written)))
+        file.flush()
+        os.fsync(file.fileno())
+    return out.hexdigest(), total
 
 
 def check_companions(folder: Path) -> None:

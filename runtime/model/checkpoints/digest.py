@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hotcold.runtime.files.atomic import write_atomically
 
@@ -27,18 +27,52 @@ STAMP = "verified.json"
 RACY_NS = 50_000_000
 
 
+class DigestWriter:
+    """Writes to a file and computes its checksum on the way.
+
+    Args:
+        file: open for writing in binary, at its start.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._block = hashlib.sha256()
+        self._in_block = 0
+        self._digests = hashlib.sha256()
+        self.written = 0
+
+    def write(self, data: memoryview) -> None:
+        """Append bytes (a one-dimensional view)."""
+        self._file.write(data)
+        self.written += len(data)
+        while len(data):
+            piece = data[: BLOCK_BYTES - self._in_block]
+            self._block.update(piece)
+            self._in_block += len(piece)
+            data = data[len(piece) :]
+            if self._in_block == BLOCK_BYTES:
+                self._end_block()
+
+    def _end_block(self) -> None:
+        self._digests.update(self._block.digest())
+        self._block, self._in_block = hashlib.sha256(), 0
+
+    def hexdigest(self) -> str:
+        """The checksum of all that was written; call once, at the end."""
+        if self._in_block:
+            self._end_block()
+        return self._digests.hexdigest()
+
+
 class BlockWriter:
     """Appends to a file by threads; `digest()` is what `file_digest` gives for it.
 
-    Args:
-        path: the file.
-        threads: that hash and write; twice as many blocks are held in memory.
+    Holds twice as many blocks in memory as there are threads.
     """
 
-    def __init__(self, path: Path, threads: int = THREADS) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._threads = ThreadPoolExecutor(threads, "hotcold-write")
-        self._most = 2 * threads
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        self._threads = ThreadPoolExecutor(THREADS, "hotcold-write")
         self._block = bytearray()
         self._jobs: deque[Future[bytes]] = deque()
         self._digests = hashlib.sha256()
@@ -66,7 +100,7 @@ class BlockWriter:
         offset = self.written - len(self._block)
         self._jobs.append(self._threads.submit(self._put, self._block, offset))
         self._block = bytearray()
-        while len(self._jobs) > self._most:
+        while len(self._jobs) > 2 * THREADS:
             self._digests.update(self._jobs.popleft().result())
 
     def _put(self, block: bytearray, offset: int) -> bytes:

@@ -159,11 +159,7 @@ def _missing(folder: Path, missing: list[Path], count: int, said_by: str) -> Che
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """Shards that have no index: all of one set, known by their names.
-
-    Raises:
-        CheckpointError: there are none, or not all, or of two sets.
-    """
+    """Shards that have no index: all of one set, known by their names, or a CheckpointError."""
     found = {path: match for path in _content(folder) if (match := _SHARD.fullmatch(path.name))}
     totals = sorted({int(match[2]) for match in found.values()})
     if not totals:

@@ -140,11 +140,7 @@ def check_attention(plugin: Any, heads: int, kv_heads: int, head_dim: int, batch
 
 
 def check_all(plugin: Any) -> None:
-    """Every case.
-
-    Raises:
-        Wrong: the first result that is wrong.
-    """
+    """Every case; Wrong says which result is wrong first."""
     for dtype, d, batch in itertools.product(WEIGHT_DTYPES, WIDTHS, BATCHES):
         for gated in (True, False):
             check_ffn(plugin, dtype, d, batch, gated)

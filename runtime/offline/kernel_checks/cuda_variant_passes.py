@@ -54,11 +54,7 @@ class EveryOther:
 
 
 def check_passes(variant: Variant) -> None:
-    """Every case.
-
-    Raises:
-        Wrong: the first result that is wrong.
-    """
+    """Every case; Wrong says which result is wrong first."""
     for name, options in CASES.items():
         case = f"a pass of the embedded model ({name})"
         print(case, flush=True)

@@ -187,11 +187,7 @@ def check_signs() -> None:
 
 
 def check_all() -> None:
-    """Every case.
-
-    Raises:
-        Wrong: the first result that is wrong.
-    """
+    """Every case; Wrong says which result is wrong first."""
     for dtype, d in itertools.product(WEIGHT_DTYPES, WIDTHS):
         check_gemv(dtype, d)
         check_ffn(dtype, d)

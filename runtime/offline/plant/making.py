@@ -130,11 +130,7 @@ def plant(
 
 
 def _check_form(form: str, drawing: Drawing) -> None:
-    """Refuse, before anything is drawn, a model that has no such form.
-
-    Raises:
-        ConfigError: which, and why.
-    """
+    """Refuse, before anything is drawn, a model that has no such form; ConfigError says why."""
     if form not in FORMS:
         raise ConfigError(f"format {form!r:.80} is unknown; choose one of {', '.join(FORMS)}")
     if form == "hf":
