@@ -45,10 +45,8 @@ class HopActor:
 def measure(rounds: int) -> dict[str, Any]:
     """Hops between actors by case: pinned, unpinned, loaded (all three loops take turns); ray.
 
-    The caller has joined a Ray cluster.
-
-    Returns:
-        by case p50_us and p99_us, one way; pinned is None with fewer than two cores.
+    The caller has joined a Ray cluster. Returns by case p50_us and p99_us, one way; pinned is None
+    with fewer than two cores.
     """
     options: dict[str, Any] = {"max_restarts": 0, "concurrency_groups": {"loop": 1, "control": 1}}
     actors: list[Any] = [

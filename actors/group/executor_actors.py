@@ -91,12 +91,10 @@ class ExecutorActor:
     ) -> Mailbox | None:
         """Attach to an epoch's segment and build the executor for a deployment.
 
-        Replaces what was loaded before, whose loop must have ended.
-        Without a handle memory is private (Ray transport). The death of one of `pids` poisons the
-        exchange; `agents` are processes of the driver's own Ray that must not outlive it.
-
-        Returns:
-            the mailbox of a GPU executor that asks a remote predictor.
+        Replaces what was loaded before, whose loop must have ended. Without a handle memory is
+        private (Ray transport). The death of one of `pids` poisons the exchange; `agents` are
+        processes of the driver's own Ray that must not outlive it. Returns the mailbox of a GPU
+        executor that asks a remote predictor.
         """
         self._agents = agents
         os.environ.update(environment or {})  # before it first touches CUDA

@@ -28,8 +28,7 @@ class MpsSession:
     def begin(self, deployment: Deployment) -> dict[str, dict[str, str]]:
         """Have a daemon running if the deployment needs one.
 
-        Returns:
-            by client, what it must have in its environment; empty where there is no daemon.
+        Returns by client, what it must have in its environment; empty where there is no daemon.
 
         Raises:
             BackendError: it does not start.

@@ -84,10 +84,7 @@ def file_frames(content: bytes) -> Iterator[str]:
 def unpack_files(parts: list[str], into: Path, allowed: list[str]) -> list[Path]:
     """Write the files of a zip that came in frames.
 
-    Only what lies below one of the relative paths `allowed` is written.
-
-    Returns:
-        The files written.
+    Only what lies below one of the relative paths `allowed` is written. Returns the files written.
 
     Raises:
         ValueError: damaged, or a path that does not belong there.

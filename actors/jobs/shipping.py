@@ -103,10 +103,8 @@ def _is_ray(need: str) -> bool:
 def zip_folder(folder: Path, target: Path, excluded: tuple[str, ...] = ()) -> list[str]:
     """Put a user's folder into a zip: what git would not ignore, where it is a git checkout.
 
-    `excluded` are relative paths, names or patterns that stay here.
-
-    Returns:
-        the relative paths sent.
+    `excluded` are relative paths, names or patterns that stay here. Returns the relative paths
+    sent.
 
     Raises:
         ConfigError: no such folder, a file that cannot be read, too much for one submission.

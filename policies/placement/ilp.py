@@ -176,8 +176,7 @@ def solve(items: Items, batch: int, gap: float) -> tuple[I64, float]:
 def branch(items: Items, fixed_L: NDArray[np.int8], gap: float, nodes: int) -> tuple[I64, float]:
     """Depth first over which layers have items, those with the tighter bound first.
 
-    Returns:
-        The best counts found and a bound; they meet where the search was complete.
+    Returns the best counts found and a bound; they meet where the search was complete.
     """
     best_L, best = np.zeros(len(fixed_L), np.int64), 0.0
     first = relax(items, fixed_L)

@@ -80,10 +80,8 @@ def compare(
 ) -> dict[str, Any]:
     """Run the engine and its rivals in turn.
 
-    Rivals are by name and dtype ("transformers float32"); one more round is thrown away.
-
-    Returns:
-        medians by the keys of `hotcold bench decode --json`.
+    Rivals are by name and dtype ("transformers float32"); one more round is thrown away. Returns
+    medians by the keys of `hotcold bench decode --json`.
     """
     native: list[tuple[float, float]] = []
     others: dict[str, list[float]] = {dtype: [] for dtype in rivals}

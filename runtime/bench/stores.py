@@ -72,10 +72,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measure every case on every kind of store.
 
-    A file of `nbytes` is written to the temporary folder.
-
-    Returns:
-        By case, threads and kind: the best and the median rate, GB/s.
+    A file of `nbytes` is written to the temporary folder. Returns by case, threads and kind: the
+    best and the median rate, GB/s.
 
     Raises:
         BudgetError: memory for three copies is not there.

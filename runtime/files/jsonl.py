@@ -7,6 +7,7 @@ error. Blank lines and empty texts are not counted.
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +37,15 @@ class Skipped:
         return f"{self.lines} {lines} skipped, the first: {self.first}"
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name a text file that cannot be read by a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"text file {path} cannot be read: {error.strerror}") from error
+
+
 def is_jsonl(path: Path) -> bool:
     """Whether a file holds JSON lines, by its name."""
     return path.suffix.lower() in _SUFFIXES
@@ -48,21 +58,18 @@ def documents(path: Path, field: str, skipped: Skipped) -> Iterator[tuple[str, i
         ConfigError: it cannot be read, or no line of it has a text.
     """
     here, texts, read_bytes = Skipped(), 0, 0
-    try:
-        with open(path, "rb") as file:
-            for number, (line, length) in enumerate(_lines(file), start=1):
-                read_bytes += length
-                try:
-                    text = _text_of(line, length, field)
-                except ValueError as problem:
-                    skipped.add(path, number, str(problem))
-                    here.add(path, number, str(problem))
-                    continue
-                if text is not None:
-                    texts += 1
-                    yield text, read_bytes
-    except OSError as error:
-        raise ConfigError(f"text file {path} cannot be read: {error.strerror}") from error
+    with reading(path), open(path, "rb") as file:
+        for number, (line, length) in enumerate(_lines(file), start=1):
+            read_bytes += length
+            try:
+                text = _text_of(line, length, field)
+            except ValueError as problem:
+                skipped.add(path, number, str(problem))
+                here.add(path, number, str(problem))
+                continue
+            if text is not None:
+                texts += 1
+                yield text, read_bytes
     if here.lines and not texts:
         raise ConfigError(
             f"text file {path} has no line with a text ({here}); is {field!r} its field?"

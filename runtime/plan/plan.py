@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hotcold.native.errors import CheckpointError, ConfigError
 from hotcold.runtime.files.atomic import write_atomically
 from hotcold.runtime.files.npz import pack, unpack
-from hotcold.runtime.files.records import fits, from_record, hints, to_record
+from hotcold.runtime.files.records import fits, from_record, hints, plain, to_record
 from hotcold.runtime.plan.placement import check_placement
 from hotcold.runtime.plan.problem import DEVICES, Placement, Problem, bytes_by_device, frozen_array
 from hotcold.runtime.units import format_bytes
@@ -104,16 +104,17 @@ class Plan:
     @cached_property
     def hash(self) -> str:
         """SHA-256, in hex, of all that decides a run; policy, note, figures and budgets do not."""
-        content = {
-            "devices": self.devices,
-            "modules": dict(self.modules),
-            "module_bytes": dict(self.module_bytes),
-            "model": self.model,
-            "shape": self.shape,
-            "context": self.context,
-            "batch": self.batch,
-            "dtype": self.dtype,
-        }
+        names = (
+            "devices",
+            "modules",
+            "module_bytes",
+            "model",
+            "shape",
+            "context",
+            "batch",
+            "dtype",
+        )
+        content = {name: plain(getattr(self, name)) for name in names}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         digest.update(self.device_LN.tobytes())
         digest.update(self.neuron_bytes_L.astype("<i8").tobytes())
@@ -154,10 +155,8 @@ class Plan:
         sums are added. A neuron weighs its firing probability plus the mean of the share: the first
         is the work of an active list, the second that of evaluating every gate row, and no chunk
         gets more than twice its part of either, but for one neuron. A GPU sums each chunk
-        separately; the CPU needs no chunks (native/ops/ffn.c).
-
-        Returns:
-            int32 [C + 1], ascending, from 0 to N.
+        separately; the CPU needs no chunks (native/ops/ffn.c). Returns int32 [C + 1], ascending,
+        from 0 to N.
         """
         ids = self.ids(layer, device_index)
         bounds_C = np.full(n_chunks + 1, self.shape[1], dtype=np.int32)

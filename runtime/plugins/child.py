@@ -63,8 +63,7 @@ def place_in_child(
 ) -> Placement:
     """Run a placement policy in a child process.
 
-    Returns:
-        The placement, checked.
+    Returns the placement, checked.
 
     Raises:
         PolicyError: no such policy, it raised, ended its process, did not finish, or returned

@@ -10,6 +10,7 @@ Axes: L layers, N neurons of a layer, K numbers of neurons that fired for a toke
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -199,7 +200,7 @@ class ActivationProfile:
     def save(self, path: str | Path) -> None:
         """Write an npz file atomically; the same profile always gives the same bytes."""
         notes = json.dumps({"model": self.model, "source": self.source}, sort_keys=True)
-        arrays = {
+        arrays: dict[str, Any] = {
             "counts": self.counts_LN,
             "tokens": np.array(self.tokens, np.int64),
             "notes": np.frombuffer(notes.encode(), dtype=np.uint8),

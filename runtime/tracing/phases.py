@@ -26,10 +26,9 @@ PASSES = 32  # of the newest, at most
 def phase_times(segment: Segment, passes: int = PASSES) -> dict[str, float]:
     """Seconds a pass by phase: means over the newest whole passes that the rings still hold.
 
-    Returns:
-        `embed`, `attention`, `predict`, `hot`, `merge` and `head` as computed, `wait` of the GPU
-        executor for others, `cold` of the CPU executor, and `pass`, first step to last; a phase
-        that no ring has a step of is left out, and everything before the second pass is over.
+    Returns `embed`, `attention`, `predict`, `hot`, `merge` and `head` as computed, `wait` of the
+    GPU executor for others, `cold` of the CPU executor, and `pass`, first step to last; a phase
+    that no ring has a step of is left out, and everything before the second pass is over.
     """
     rings = {actor: read_array(segment, actor)[0] for actor in ACTORS}
     heads = rings["gpu"][rings["gpu"]["op"] == Op.HEAD]

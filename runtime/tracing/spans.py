@@ -62,9 +62,7 @@ def read_array(segment: Segment, actor: str, since: int = 0) -> tuple[NDArray[np
     """Copy the spans of an actor that the ring still holds, oldest first.
 
     `since` is the number of the first span wanted; pass the last call's second value to go on.
-
-    Returns:
-        Spans as an array of SPAN, and the number the next span will have.
+    Returns spans as an array of SPAN, and the number the next span will have.
     """
     native = segment.native
     index, capacity = ACTORS.index(actor), native.span_capacity
@@ -85,15 +83,8 @@ def read(segment: Segment, actor: str, since: int = 0) -> list[Span]:
 
 def as_spans(actor: str, spans: NDArray[np.void]) -> list[Span]:
     """Spans of an actor out of an array of SPAN."""
+    counts = ("layer", "seq", "begin_ns", "ready_ns", "end_ns")
     return [
-        Span(
-            actor=actor,
-            op=op_name(int(row["op"])),
-            layer=int(row["layer"]),
-            seq=int(row["seq"]),
-            begin_ns=int(row["begin_ns"]),
-            ready_ns=int(row["ready_ns"]),
-            end_ns=int(row["end_ns"]),
-        )
+        Span(actor, op_name(int(row["op"])), **{name: int(row[name]) for name in counts})
         for row in spans
     ]

@@ -76,8 +76,7 @@ def record(
 ) -> "tuple[list[Pass], dict[str, dict[str, float]]]":
     """Generate once to warm up and once for the record.
 
-    Returns:
-        The complete passes of the second generation, and what the actors' counters say of it.
+    Returns the complete passes of the second generation, and what the actors' counters say of it.
 
     Raises:
         KernelError: no pass was recorded whole.

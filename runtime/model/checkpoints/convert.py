@@ -186,8 +186,7 @@ def _too_full(name: str, total: int, folder: Path, error: OSError | None = None)
 def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     """Write a complete bundle into an existing empty folder, durable when it returns.
 
-    Returns:
-        What bundle.json holds.
+    Returns what bundle.json holds.
 
     Raises:
         BudgetError: the disk is too full.
@@ -219,10 +218,8 @@ def write_header(
 ) -> dict[str, Any]:
     """Write bundle.json, the last file of a bundle, durable when it returns.
 
-    `weights` and `files` are checksum and size of weights.bin and of every companion.
-
-    Returns:
-        What bundle.json holds.
+    `weights` and `files` are checksum and size of weights.bin and of every companion. Returns what
+    bundle.json holds.
     """
     sha256, size = weights
     header: dict[str, Any] = {

@@ -17,6 +17,7 @@ from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.drawing import Guess
 from hotcold.runtime.offline.plant.streams import raw_bytes
 from hotcold.runtime.offline.plant.tokens import SPECIALS, byte_tokenizer
+from hotcold.runtime.offline.plant.writers import Sink
 from hotcold.runtime.weights.gguf import (
     POWERINFER_MAGIC,
     THRESHOLD_KEY,
@@ -32,7 +33,7 @@ COUNTS = "activation"
 Tensors = Mapping[str, torch.Tensor]
 
 
-class GgufSink:
+class GgufSink(Sink):
     """One file, and for PowerInfer the folder of counts.
 
     `hidden` is the width of the predictors; None: not PowerInfer's file.

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,17 +43,19 @@ RECORD_CHUNK_BYTES = 64 << 20
 Tensors = Mapping[str, torch.Tensor]
 
 
-class Sink(Protocol):
-    """A format being written."""
+class Sink:
+    """A format being written; predictors and counts may be files of their own, beside it."""
 
     def predictor(self, index: int, guess: Guess) -> None:
         """Take the predictor of the layer that comes next, where the format has a place for it."""
 
     def layer(self, index: int, tensors: Tensors) -> None:
         """Take the next layer, as PlantedLayer names its tensors."""
+        raise NotImplementedError
 
     def ends(self, tensors: Tensors) -> str:
         """Take what is not part of a layer; the model's checksum, "" where it has none."""
+        return ""
 
     def counts(self, counts_LN: NDArray[np.int64]) -> None:
         """Take how often each neuron fired, where the format has a place for it."""
@@ -65,17 +67,7 @@ class Sink(Protocol):
         """Release files and threads. Idempotent."""
 
 
-class _WithCompanions:
-    """Formats whose predictors and counts are files of their own, beside them."""
-
-    def predictor(self, index: int, guess: Guess) -> None:
-        """See Sink."""
-
-    def counts(self, counts_LN: NDArray[np.int64]) -> None:
-        """See Sink."""
-
-
-class BundleSink(_WithCompanions):
+class BundleSink(Sink):
     """weights.bin and bundle.json."""
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
@@ -150,7 +142,7 @@ class BundleSink(_WithCompanions):
         self._out.close()
 
 
-class HuggingFaceSink(_WithCompanions):
+class HuggingFaceSink(Sink):
     """Sharded safetensors, one shard a layer, with config.json.
 
     Raises:
