@@ -16,6 +16,7 @@ from hotcold.native.bindings.pool import Pool
 from hotcold.native.bindings.timing import TimedRead
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.bench.kernels import ColdBuffer
+from hotcold.runtime.bench.nested import put
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 
 PROMPT = "Once upon a time there was a king who"
@@ -102,10 +103,8 @@ def compare(
     }
     best = 0.0
     for name, times in others.items():
-        family, _, dtype = name.partition(" ")
         rate = statistics.median(times[1:])
-        place = result.setdefault(family, {})
-        (place.setdefault(dtype, {}) if dtype else place)["decode_tokens_per_s"] = rate
+        put(result, tuple(name.split()), {"decode_tokens_per_s": rate})
         best = max(best, rate)
     if others:
         result["speedup"] = result["native"]["decode_tokens_per_s"] / best

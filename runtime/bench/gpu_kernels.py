@@ -23,6 +23,7 @@ from hotcold.native.bindings.gpu_layout import HOT_CHUNKS
 from hotcold.native.errors import BackendError, ConfigError
 from hotcold.native.gpu import cuda_plugin
 from hotcold.runtime.bench.kernels import HEAD_DIM, Settings
+from hotcold.runtime.bench.nested import found, put
 
 COLD_BYTES = 256 << 20  # what a round touches at least: five caches of an H100
 MAX_BYTES = 4 << 30  # and what all copies may take
@@ -54,25 +55,22 @@ def measure(
         BackendError: there is no GPU, or no plug-in for it.
         ConfigError: a width whose layer is too large.
     """
-    found = cuda_plugin.find()
-    if found is None:
+    there = cuda_plugin.find()
+    if there is None:
         raise BackendError("there is no GPU that can be used here; `hotcold doctor` says why")
-    plugin = open_plugin(found.path)
+    plugin = open_plugin(there.path)
     progress("a dense product")
     read = _dense(settings.dtype, READ_WIDTH, READ_ROWS)
     rate = read.bytes / read.time(plugin, settings.samples) / 1e9
     result: dict[str, Any] = {"device": "gpu", "dtype": settings.dtype, "read_gb_per_s": rate}
     for name, path, case in _cases(settings):
         progress(f"{name} {' '.join(path)}")
-        place = result.setdefault(name, {})
-        for key in path[:-1]:
-            place = place.setdefault(key, {})
         figures = _figures(case, case.time(plugin, settings.samples), rate)
         if variant is not None:
             mine = device_kernels.WithVariant(plugin, variant)
             figures["variant"] = _figures(case, case.time(mine, settings.samples), rate)
             figures["variant_speedup"] = figures["time_s"] / figures["variant"]["time_s"]
-        place[path[-1]] = figures
+        put(result, (name, *path), figures)
     return result
 
 
@@ -86,19 +84,13 @@ def _figures(case: GpuCase, seconds: float, rate: float) -> dict[str, Any]:
     }
 
 
-def rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Table rows: case, kernels, microseconds, GB/s, fraction."""
-    for name, value in result.items():
-        if not isinstance(value, dict) or name == "variant":
-            continue
-        if "time_s" not in value:
-            yield from rows(value, (*path, name))
-            continue
+    for path, value in found(result, "time_s"):
         for kind, one in (("built-in", value), ("variant", value.get("variant"))):
             if one is not None:
                 numbers = f"{one['time_s'] * 1e6:.1f}", f"{one['gb_per_s']:.0f}"
-                case = " ".join((*path, name))
-                yield (case, kind, *numbers, f"{one['bandwidth_fraction']:.2f}")
+                yield (" ".join(path), kind, *numbers, f"{one['bandwidth_fraction']:.2f}")
 
 
 def _cases(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], GpuCase]]:

@@ -20,6 +20,7 @@ from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.bindings.kernels import Pool, active_cpu_variant, force_cpu_variant
 from hotcold.native.bindings.timing import TimedAttention, TimedFfn, TimedGemv, TimedRead
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.bench.nested import found, put
 from hotcold.runtime.weights.host_memory import require
 
 CASES = ("sparse_ffn", "gate_first", "gemv", "attention")
@@ -108,10 +109,7 @@ def measure(settings: Settings, progress: Callable[[str], None] = lambda _: None
     }
     for name, path, case in _cases(settings, buffer):
         progress(f"{name} {' '.join(path)}")
-        place = result.setdefault(name, {})
-        for key in path[:-1]:
-            place = place.setdefault(key, {})
-        place[path[-1]] = _over_threads(case, settings)
+        put(result, (name, *path), _over_threads(case, settings))
     return result
 
 
@@ -265,19 +263,10 @@ def _figures(rates: dict[str, list[float]], touched: dict[str, int]) -> dict[str
 
 def doubts(result: dict[str, Any]) -> list[str]:
     """Reasons to doubt a result: a machine busy with other work, or a warm cache."""
-    measured = list(_measured(result))
+    measured = [one for _, one in found(result, "steadiness")]
     texts = []
     if any(one["steadiness"] < STEADY for one in measured):
         texts.append("the machine was busy: medians say little, compare the columns `best`")
     elif any(one["bandwidth_fraction"] > WARM for one in measured):
         texts.append("a fraction above 1.05 means a warm cache; raise --buffer")
     return texts
-
-
-def _measured(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for value in result.values():
-        if isinstance(value, dict):
-            if "steadiness" in value:
-                yield value
-            else:
-                yield from _measured(value)

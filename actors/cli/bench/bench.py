@@ -24,6 +24,7 @@ from hotcold.actors.cli.common.options import (
     option,
 )
 from hotcold.actors.cli.common.running import figures, running_engine
+from hotcold.runtime.bench.nested import found
 from hotcold.runtime.options.config import ENGINE, SAMPLING, EngineConfig
 from hotcold.runtime.units import parse_bytes
 
@@ -65,8 +66,8 @@ def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> N
         result = measure(rounds)
     in_graph = exchange(model)
     rows = [
-        (case, f"{times['p50_us']:.2f}", f"{times['p99_us']:.2f}")
-        for case, times in hop_cases(result)
+        (" ".join(case), f"{times['p50_us']:.2f}", f"{times['p99_us']:.2f}")
+        for case, times in found(result, "p50_us")
     ]
     click.echo(output.table(("one way", "p50 us", "p99 us"), rows))
     if in_graph is not None:
@@ -78,17 +79,6 @@ def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> N
         )
     if as_json:
         output.emit_json(result)
-
-
-def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """Name and times of every measured case, nested names joined by a blank."""
-    cases: list[tuple[str, dict[str, float]]] = []
-    for name, value in result.items():
-        if isinstance(value, dict) and "p50_us" in value:
-            cases.append((name, value))
-        elif isinstance(value, dict):
-            cases += [(f"{name} {inner}", times) for inner, times in hop_cases(value)]
-    return cases
 
 
 @command.command("stores")
@@ -214,24 +204,18 @@ def _tested(variant: str | None) -> str | None:
     return prepared.name
 
 
-def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def kernel_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """A table row for every case, thread count and variant of the nested result."""
     rows: list[tuple[str, ...]] = []
-    for name, value in result.items():
-        if not isinstance(value, dict):
-            continue
-        if not name.startswith("threads"):
-            rows += kernel_rows(value, (*path, name))
-            continue
-        for kind in ("built-in", "variant"):
-            figures = value if kind == "built-in" else value.get("variant")
-            if figures is None:
+    for (*path, threads), value in found(result, "steadiness"):
+        for kind, one in (("built-in", value), ("variant", value.get("variant"))):
+            if one is None:
                 continue
-            speeds = [figures["gb_per_s"], figures["gb_per_s_best"]]
+            speeds = [one["gb_per_s"], one["gb_per_s_best"]]
             speeds += [value["read_gb_per_s"], value["read_gb_per_s_best"]]
-            shares = [figures["bandwidth_fraction"], figures["bandwidth_fraction_best"]]
+            shares = [one["bandwidth_fraction"], one["bandwidth_fraction_best"]]
             numbers = [f"{speed:.1f}" for speed in speeds] + [f"{share:.2f}" for share in shares]
-            rows.append((" ".join(path), name.removeprefix("threads"), kind, *numbers))
+            rows.append((" ".join(path), threads.removeprefix("threads"), kind, *numbers))
     return rows
 
 
@@ -269,7 +253,8 @@ def decode(  # noqa: PLR0917 - as click passes them
     the last tokens; cold, and predict without a GPU, run at the same time as the others.
     """
     result = decode_rates(options, max_tokens, repeat, rivals or ("transformers",), with_ray)
-    rows = [(name, f"{speed:.1f}") for name, speed in decode_speeds(result)]
+    key = "decode_tokens_per_s"
+    rows = [(" ".join(name), f"{one[key]:.1f}") for name, one in found(result, key)]
     click.echo(output.table(("what", "tokens/s"), rows))
     if "speedup" in result:
         click.echo(f"native over the best rival: {result['speedup']:.2f}x")
@@ -347,14 +332,3 @@ def _engine_rate(engine: "Engine", ids: list[int], max_tokens: int) -> tuple[flo
     deque(engine.generate(ids, max_tokens=max_tokens, ignore_eos=True), maxlen=0)
     last = figures(engine)
     return last.decode_tokens_per_s, last.gb_per_s
-
-
-def decode_speeds(result: dict[str, Any], path: str = "") -> list[tuple[str, float]]:
-    """Every decode_tokens_per_s in the nested result, named by where it stands."""
-    speeds: list[tuple[str, float]] = []
-    for name, value in result.items():
-        if name == "decode_tokens_per_s" and isinstance(value, (int, float)):
-            speeds.append((path, float(value)))
-        elif isinstance(value, dict):
-            speeds += decode_speeds(value, f"{path} {name}".strip())
-    return speeds
