@@ -216,7 +216,6 @@ def strike(engine: Engine, fault: Fault) -> bool:
 
 
 def _check_whole(engine: Engine, whole: Counter[str], tally: Tally) -> None:
-    """Wait for three living actors again, and for everything else they held to be gone."""
     deadline = time.monotonic() + WHOLE_S
     while not engine.is_whole:
         if time.monotonic() > deadline:

@@ -88,7 +88,6 @@ def _native(actors: list[Any], rounds: int, sides: int, cores: tuple[int, ...]) 
 
 
 def _ray_call(actor: Any) -> dict[str, float]:
-    """One way by Ray: half of an actor call with its payload there and back."""
     data, times = bytes(PAYLOAD_BYTES), []
     for _ in range(CALLS):
         begin = time.perf_counter()

@@ -149,7 +149,6 @@ class Client:
                 self.last = _figures(request, stream, times)
 
     def _sampled(self, request: Request) -> Iterator[Sampled | RequestTimes]:
-        """The raw stream, over losses of actors and new plans."""
         kv_survives = self._transport.kv_survives
 
         def run(rest: Request) -> Iterator[Sampled | RequestTimes]:
@@ -164,7 +163,6 @@ class Client:
             raise self._typed(error) from None
 
     def _retried(self, call: Callable[[], Any]) -> Any:
-        """A control call's result; called again after a recovery where an actor was lost."""
         for losses in itertools.count(1):
             epoch = self._recovers.epoch
             try:

@@ -152,7 +152,6 @@ class ActorGroup:
         self.epoch_running = self._number
 
     def _load_all(self, pids: dict[int, str], environments: dict[str, dict[str, str]]) -> None:
-        """Have every actor load the deployment; who opens another's memory does so after it."""
         data, handle = ray.put(self.deployment), self.epoch.handle
         agents = ray_agents(os.getpid()) if self._private_ray else ()
         limit_s = START_S + layout(self.deployment.spec)[1] / SLOW_DISK

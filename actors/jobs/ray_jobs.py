@@ -93,7 +93,6 @@ class Jobs:
             yield piece
 
     def _read(self, job: str, pieces: "queue.Queue[str | BaseException | None]") -> None:
-        """Put the log into the queue until the job has ended; runs in a thread of its own."""
         seen, reached = 0, time.monotonic()
         while True:
             try:

@@ -214,7 +214,6 @@ def branch(items: Items, fixed_L: NDArray[np.int8], gap: float, nodes: int) -> t
 
 
 def _undecided(items: Items, natural_L: I64, gain_L: np.ndarray, fixed_L: np.ndarray) -> int:
-    """The free layer that the relaxation leaves least clear; -1 where all are clear."""
     unclear_L = (fixed_L == -1) & items.possible_L & (natural_L < items.least_L)
     if not unclear_L.any():
         return -1

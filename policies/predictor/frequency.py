@@ -58,7 +58,6 @@ class Frequency(Prepared[PredictorLayer]):
         ]
 
     def _threshold(self, prior_N: F32) -> float:
-        """Probability of the coldest neuron that is still taken; equals are taken together."""
         return coldest(prior_N, self.recall, self.share)
 
 

@@ -121,7 +121,6 @@ class LayerCurve:
 
     @cached_property
     def _sets(self) -> dict[int, I64]:
-        """Positions of the best set of a size, where it is not the prefix."""
         if len(self.load_N) <= _ALL_SUBSETS:
             return self._subsets()
         return self._filled() if len(self.load_N) <= _FILLED else {}
@@ -327,7 +326,6 @@ def _by_price(curves: list[LayerCurve], bytes_L: I64, room: int) -> I64:
 def _best_step(
     curve: LayerCurve, count: int, most: int, size: int, chunk: int
 ) -> tuple[float, int]:
-    """The number of further neurons, whole chunks up to `most`, that saves most seconds a byte."""
     ahead = curve.best_C[count + chunk : count + 1 + most : chunk]
     if not len(ahead):
         return 0.0, 0

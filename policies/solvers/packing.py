@@ -122,7 +122,6 @@ def _table(steps: Steps, items: Items, best: float) -> tuple[I64 | None, float] 
 
 
 def _unit(edges: list[I64], room: int) -> int:
-    """Neurons of a unit of memory: as few as the table's size allows, a power of two."""
     unit = 1
     while True:
         rows = sum(1 + int(np.count_nonzero(np.diff(edge_K // unit))) for edge_K in edges)

@@ -64,7 +64,6 @@ def check_predictor(predictor: Any, model: str | Path | None = None) -> None:
 def _check_case(
     subject: Any, case: str, view: ModelView, profile: ActivationProfile | None
 ) -> None:
-    """One model: checks what is returned, and that native form and scores compute the same."""
     mine = _prepared(subject, view, profile, case)
     if not predicts(mine):
         return
@@ -174,7 +173,6 @@ def _check_profiles(
 
 
 def _check_again(subject: Any, cases: dict[str, tuple[ModelView, Any]]) -> None:
-    """Prepared for one model after another, it keeps nothing of the first."""
     mine = copy.deepcopy(subject)
     for case, (view, profile) in cases.items():
         name = f"{case}, prepared after other models"

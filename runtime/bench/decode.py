@@ -111,13 +111,13 @@ def compare(
     return result
 
 
-def read_bandwidth(record_bytes: int, threads: int, buffer_bytes: int = 1 << 30) -> float:
+def read_bandwidth(record_bytes: int, threads: int) -> float:
     """GB/s at which this machine reads records of that length from memory, in random order.
 
     Bytes per token over this rate is the least time that a token can take.
     """
     length = max(64, record_bytes // 64 * 64)
-    buffer = ColdBuffer(buffer_bytes, "float16")
+    buffer = ColdBuffer(1 << 30, "float16")
     with Pool(threads) as pool:
         return max(
             statistics.median(read_rates(buffer.address, buffer.size, length, pool, side))

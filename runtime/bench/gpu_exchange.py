@@ -38,8 +38,6 @@ class Passes:
 
 @dataclass(frozen=True)
 class _AllBut:
-    """A placement policy: everything on the GPU but the hottest `cold` neurons of each layer."""
-
     cold: int
 
     def place(self, problem: Any) -> Any:

@@ -110,7 +110,6 @@ def _cases(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], GpuCase]]
 
 
 def _weights(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Small positive numbers; bfloat16 as its bits."""
     values = np.resize(
         np.random.default_rng(1).uniform(0.01, 0.03, 1 << 16).astype(np.float32), shape
     )

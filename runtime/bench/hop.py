@@ -155,7 +155,6 @@ def _result(segment: Segment, children: list["subprocess.Popen[str]"]) -> str:
 
 
 def _child(task: dict[str, dict[str, int]]) -> None:
-    """Body of a child process; the parent's death or its own failure ends the other sides too."""
     handle, side = SegmentHandle(**task["handle"]), HopSide(**task["side"])
     with Segment.attach(handle) as segment, native.Watcher(segment.native, {handle.pid: DRIVER}):
         try:

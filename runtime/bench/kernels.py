@@ -194,7 +194,6 @@ def _attention(buffer: ColdBuffer, d: int) -> Case:
 
 
 def _x(d: int) -> NDArray[np.float32]:
-    """A token of small positive numbers, so that every gate fires."""
     return np.random.default_rng(2).uniform(0.005, 0.015, d).astype(np.float32)
 
 

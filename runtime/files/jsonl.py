@@ -77,7 +77,6 @@ def documents(path: Path, field: str, skipped: Skipped) -> Iterator[tuple[str, i
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Lines and their lengths; of one that is too long only the beginning."""
     while line := file.readline(MAX_LINE_BYTES):
         length, rest = len(line), line
         while len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n"):

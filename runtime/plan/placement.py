@@ -31,7 +31,6 @@ def check_placement(problem: Problem, placement: Any, blame: str) -> None:
 
 
 def _fault(problem: Problem, placement: Any) -> str | None:
-    """What is wrong with a placement, as the rest of "policy 'name' ..."."""
     if not isinstance(placement, Placement):
         kind = "nothing" if placement is None else f"an object of type {type(placement).__name__}"
         return f"returned {kind}; place(problem) must return a Placement"

@@ -139,7 +139,6 @@ def all_edges(dag: Dag, schedule: Schedule) -> list[tuple[str, str]]:
 
 
 def _unused(node: Node, fetch: Sequence[float]) -> bool:
-    """Whether a node stands for a fetch that the schedule does not ask for."""
     return node.kind == "fetch" and not (fetch and fetch[node.layer])
 
 
@@ -208,7 +207,6 @@ def _layer_fault(dag: Dag, schedule: Schedule) -> str | None:
 
 
 def _lane_fault(dag: Dag, schedule: Schedule) -> str | None:
-    """Every node on one lane that may compute it, and merges where merge_on says."""
     unknown = [node for node in schedule.lane if node not in dag.node]
     if unknown:
         return f"puts {unknown[0]!r} on a lane, but the graph has no such node"

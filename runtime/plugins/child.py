@@ -155,7 +155,6 @@ def _run(request: int, reply: int, spec: str, timeout_s: float) -> int:
 
 
 def _ended(pid: int, timeout_s: float) -> bool:
-    """Wait for a child to end without reaping it; whether it ended in time."""
     handle = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -171,7 +170,6 @@ def _kill(pid: int) -> None:
 
 
 def _ending(status: int) -> str:
-    """How a process ended, as the rest of a sentence."""
     if status >= 0:
         return f"ended its process with exit code {status}"
     try:

@@ -135,7 +135,6 @@ def _choices(kind: Any) -> list[Any]:
 
 
 def _convert_one(value: Setting, kind: Any) -> object:  # noqa: PLR0911
-    """One alternative; ValueError where it is not meant."""
     text = value if isinstance(value, str) else None
     if get_origin(kind) is Literal:
         (expected,) = get_args(kind)

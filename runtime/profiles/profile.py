@@ -222,7 +222,6 @@ class ActivationProfile:
 
 
 def _share_for(counts_N: I64, fraction: float) -> float:
-    """Share of neurons, hottest first, whose counts reach fraction of the sum; 0 if none fired."""
     running = np.cumsum(np.sort(counts_N)[::-1])
     if running[-1] == 0:
         return 0.0

@@ -183,7 +183,6 @@ _BYTES_PER_ID = 8  # generous: a window is cut to its length afterwards
 
 
 def _text_at(path: Path, offset: int, length: int) -> str:
-    """Text of about so many bytes, from the first word that begins after an offset."""
     with reading(path), open(path, "rb") as file:
         file.seek(offset)
         data = file.read(length)

@@ -88,7 +88,6 @@ def _elements(name: str, entry: "TensorEntry", bundle: "Bundle") -> int:
 
 
 def _auto(bundle: "Bundle") -> dict[str, Any]:
-    """What --predictor auto takes here, and the feed-forward bytes a token it was chosen by."""
     from hotcold.runtime.predictors.predictor_choice import choose_auto
     from hotcold.runtime.profiles.profile import ActivationProfile
 

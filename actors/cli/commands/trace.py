@@ -122,7 +122,6 @@ def _about(engine: "Engine", options: EngineConfig) -> dict[str, Any]:
 
 
 def _picture(token: "Pass", about: dict[str, Any]) -> bytes | None:
-    """The picture of a token; None, and a word of it, where it cannot be drawn."""
     from hotcold.runtime.offline.pictures.draw import check_matplotlib, figure_png
     from hotcold.runtime.offline.pictures.timeline import draw_token
 

@@ -110,7 +110,6 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def _parse(path: Path, header: dict[str, Any]) -> tuple[Bundle, dict[str, tuple[int, str]]]:
-    """The bundle, and size and checksum of every file by name; offsets follow from the spec."""
     try:
         spec = ModelSpec.from_json(header["spec"])
         check_spec(spec)
@@ -188,7 +187,6 @@ def source_folder(folder: Path) -> Path:
 
 
 def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
-    """The checkpoint's bundle in the cache, converted now if it is not there or not intact."""
     root = model_cache.cache_folder(cache)
     path = root / "bundles" / model_cache.entry_name(checkpoint)
     if regular_file(path / HEADER):

@@ -116,7 +116,6 @@ def _remove_leftovers(bundles: Path, own: str) -> None:
 
 
 def _discard(path: Path, temporary: Path) -> None:
-    """Remove a corrupt entry; processes that have it mapped keep it."""
     if path.is_dir() and not path.is_symlink():
         os.rename(path, temporary)
         shutil.rmtree(temporary, ignore_errors=True)

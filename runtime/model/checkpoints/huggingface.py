@@ -104,7 +104,6 @@ class Checkpoint:
 
     @cached_property
     def _is_bare(self) -> bool:
-        """Whether the checkpoint was saved from the base model, without the head around it."""
         return not any(name.startswith(PREFIX) for name in self._reader.tensors)
 
     def _has(self, source: Source) -> bool:

@@ -98,7 +98,6 @@ def _models(folder: Path, pattern: str) -> list[Path]:
 
 
 def _snapshots(repository: Path) -> list[Path]:
-    """Models in a repository of Hugging Face's cache; the one refs/main names first."""
     main = ""
     if regular_file(repository / "refs" / "main"):
         main = (repository / "refs" / "main").read_text(errors="replace").strip()

@@ -154,5 +154,4 @@ def _stride(count: int, row: int) -> int:
 
 
 def _trust(seen: torch.Tensor, by_chance: torch.Tensor) -> float:
-    """The share of a scatter that chance does not explain."""
     return max(0.0, 1.0 - float(by_chance) / max(float(seen), 1e-12))

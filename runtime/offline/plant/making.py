@@ -148,7 +148,6 @@ def _sink(form: str, drawing: Drawing, folder: Path) -> Sink:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed; torch has its own error for that only on a GPU."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         "can't allocate memory" in str(error)
     )

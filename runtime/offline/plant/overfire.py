@@ -51,7 +51,6 @@ def _joint(p: F64, q: F64, a: F64) -> F64:
 
 
 def _correlations(p: F64, q: F64, wanted: F64) -> F64:
-    """The correlation for which fired and proposed coincide with the wanted probability."""
     low, high = np.zeros_like(p), np.ones_like(p)
     for _ in range(_STEPS):
         middle = (low + high) / 2

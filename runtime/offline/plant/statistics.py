@@ -76,10 +76,10 @@ class Statistics:
         return density_L
 
 
-def share_holding(p_N: F64, fraction: float = HELD) -> float:
-    """Smallest share of neurons that holds this fraction of all activations, interpolated."""
+def share_holding(p_N: F64) -> float:
+    """Smallest share of neurons that holds 80 % of all activations, interpolated."""
     running = np.concatenate([[0.0], np.cumsum(-np.sort(-p_N))])
-    position = np.interp(fraction * running[-1], running, np.arange(len(running)))
+    position = np.interp(HELD * running[-1], running, np.arange(len(running)))
     return float(position) / len(p_N)
 
 

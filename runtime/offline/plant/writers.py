@@ -164,7 +164,6 @@ class HuggingFaceSink(Sink):
         (self._folder / file).write_text(json.dumps(data, indent=1), encoding="ascii")
 
     def _shard(self, stem: str, tensors: Tensors, number: int) -> None:
-        """Write bundle tensors as the checkpoint tensors behind them, into a file of their own."""
         named = {name: self._sources[stem + name] for name in tensors}
         groups = {name: group for name, group in named.items() if isinstance(group, tuple)}
         announced = {
