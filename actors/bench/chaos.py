@@ -45,11 +45,8 @@ WHOLE_S = 15.0
 class Fault:
     """One fault.
 
-    Args:
-        at: strikes once more tokens than this have come; -1: in the prompt.
-        actor: the victim.
-        op: the step it strikes in; None: from outside, at once.
-        number: the signal.
+    It strikes once more than `at` tokens have come, -1: in the prompt; in a step of `op`, None:
+    from outside, at once.
     """
 
     at: int
@@ -109,14 +106,7 @@ def run(
     seed: int,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Tally:
-    """Run chaos. The caller has joined a Ray cluster.
-
-    Args:
-        launch: makes an engine; called again after a hang.
-        runs: generations to disturb.
-        seed: of everything that is random.
-        progress: told how far it is.
-    """
+    """Run chaos. The caller has joined a Ray cluster."""
     rng, tally = random.Random(seed), Tally()
     nothing = footprint.take()
     engine = launch()
@@ -177,7 +167,6 @@ def _disturbed(
     expected: list[int],
     tally: Tally,
 ) -> bool:
-    """One disturbed generation; False where it hung."""
     got: list[int] = []
     failures: list[BaseException] = []
 
@@ -227,7 +216,6 @@ def strike(engine: Engine, fault: Fault) -> bool:
 
 
 def _check_whole(engine: Engine, whole: Counter[str], tally: Tally) -> None:
-    """Wait for three living actors again, and for everything else they held to be gone."""
     deadline = time.monotonic() + WHOLE_S
     while not engine.is_whole:
         if time.monotonic() > deadline:

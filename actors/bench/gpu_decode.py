@@ -32,6 +32,8 @@ from hotcold.runtime.options.config import ENGINE, EngineConfig, Sampling
 from hotcold.runtime.plan.roofline import roofline
 from hotcold.runtime.tracing.phases import phase_times
 
+# Options of the engine that are the same for every budget.
+ONCE = ("predictor", "predictor_dtype", "policy", "schedule", "threads", "store", "hardware")
 VOCABULARY = 1000  # prompts are of ids below this
 
 
@@ -128,14 +130,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--vram", nargs="+", default=["10GiB"])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=40)
-    parser.add_argument("--predictor", default="learned")
-    parser.add_argument("--predictor-dtype", choices=ENGINE["predictor_dtype"].choices)
-    parser.add_argument("--policy", default="greedy")
-    parser.add_argument("--schedule", default="selective")
-    parser.add_argument("--threads", type=int)
+    for name in ONCE:
+        row = ENGINE[name]
+        default = "learned" if name == "predictor" else row.default
+        choices = row.choices or None
+        parser.add_argument(f"--{row.dashed}", type=row.type, choices=choices, default=default)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
-    parser.add_argument("--store", default=None)
-    parser.add_argument("--hardware", help="rates of the bound; default: as measured here")
     parser.add_argument("--bus-share", type=float, nargs="+", default=[0.0])
     parser.add_argument(
         "--predictor-process", nargs="+", choices=ENGINE["predictor_process"].choices, default=[]
@@ -146,18 +146,12 @@ def main(arguments: list[str] | None = None) -> None:
         config = EngineConfig(
             model=options.model,
             vram=None if vram == "all" else vram,
-            predictor=options.predictor,
-            predictor_dtype=options.predictor_dtype,
-            policy=options.policy,
-            schedule=options.schedule,
             kv_dtype="float16",
             context=512,
-            threads=options.threads,
-            store=options.store,
             bus_share=bus_share,
-            hardware=options.hardware,
             predictor_process=process or "fused",
             settings=dict(setting.split("=", 1) for setting in options.settings),
+            **{name: getattr(options, name) for name in ONCE},
         )
         result = {
             "vram": vram,

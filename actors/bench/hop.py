@@ -7,6 +7,7 @@ for a flag, as an engine's do. The driver is alive throughout.
 import os
 import statistics
 import time
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -44,10 +45,8 @@ class HopActor:
 def measure(rounds: int) -> dict[str, Any]:
     """Hops between actors by case: pinned, unpinned, loaded (all three loops take turns); ray.
 
-    The caller has joined a Ray cluster.
-
-    Returns:
-        by case p50_us and p99_us, one way; pinned is None with fewer than two cores.
+    The caller has joined a Ray cluster. Returns by case p50_us and p99_us, one way; pinned is None
+    with fewer than two cores.
     """
     options: dict[str, Any] = {"max_restarts": 0, "concurrency_groups": {"loop": 1, "control": 1}}
     actors: list[Any] = [
@@ -64,7 +63,7 @@ def measure(rounds: int) -> dict[str, Any]:
         }
         return {
             "native": {
-                case: None if result is None else vars_of(result) for case, result in native.items()
+                case: None if result is None else asdict(result) for case, result in native.items()
             },
             "ray": _ray_call(actors[0]),
         }
@@ -73,19 +72,7 @@ def measure(rounds: int) -> dict[str, Any]:
             ray.kill(actor)
 
 
-def vars_of(result: HopResult) -> dict[str, Any]:
-    """A result as plain data."""
-    return {
-        "p50_us": result.p50_us,
-        "p99_us": result.p99_us,
-        "rounds": result.rounds,
-        "sides": result.sides,
-        "cores": list(result.cores),
-    }
-
-
 def _native(actors: list[Any], rounds: int, sides: int, cores: tuple[int, ...]) -> HopResult:
-    """One ring of `sides` actors, the remaining ones parked."""
     with Segment.create(hop_layout(), epoch=1) as segment:
         parts = ring(sides, rounds, cores)
         parts += [HopSide(PARK, 3, 3, 0)] * (len(actors) - sides)
@@ -101,7 +88,6 @@ def _native(actors: list[Any], rounds: int, sides: int, cores: tuple[int, ...]) 
 
 
 def _ray_call(actor: Any) -> dict[str, float]:
-    """One way by Ray: half of an actor call with its payload there and back."""
     data, times = bytes(PAYLOAD_BYTES), []
     for _ in range(CALLS):
         begin = time.perf_counter()

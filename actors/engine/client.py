@@ -17,7 +17,8 @@ from hotcold.actors.engine import requests
 from hotcold.actors.engine.replanning import across_plans
 from hotcold.actors.engine.stats import ActorStats, EngineStats
 from hotcold.actors.engine.transports.base import Transport
-from hotcold.actors.engine.transports.factory import make_transport
+from hotcold.actors.engine.transports.native import NativeTransport
+from hotcold.actors.engine.transports.ray_calls import RayTransport
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.executor_actors import Facts
 from hotcold.native.abi.names import ACTORS
@@ -29,6 +30,10 @@ from hotcold.runtime.engine.request import Sampled, make_request
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.text.generation import GenerationStats, TextCodec, Token, TokenStream
 from hotcold.runtime.tracing.spans import Span, as_spans
+
+TRANSPORTS: dict[str, type[Transport]] = {
+    made.name: made for made in (NativeTransport, RayTransport)
+}
 
 
 class Lookup:
@@ -62,13 +67,8 @@ class Lookup:
 class Client:
     """Talks to three actors.
 
-    Args:
-        name: of the engine.
-        actors: handles by name.
-        deployment: what they have loaded.
-        group: the owner's, which knows best why an actor is gone; None when connected.
-        recovers: who waits for rebuilt actors; None when connected.
-        restarts: losses a generation survives.
+    `group` and `recovers` are the owner's, and None when connected; `restarts` are the losses that
+    a generation survives.
 
     Attributes:
         last: figures of the last finished generation, None before.
@@ -92,11 +92,7 @@ class Client:
         self._busy = threading.Lock()
 
     def _actor(self, name: str) -> Any:
-        """An actor's handle.
-
-        Raises:
-            ConfigError: the engine is closed.
-        """
+        """An actor's handle; ConfigError where the engine is closed."""
         if name not in self.actors:
             raise ConfigError(f"engine {self.name!r} is closed; launch another")
         return self.actors[name]
@@ -117,7 +113,7 @@ class Client:
 
     @property
     def _transport(self) -> Transport:
-        return make_transport(self.deployment, self._actor)
+        return TRANSPORTS[self.deployment.transport](self.deployment, self._actor)
 
     def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
         """Tokens that continue the prompt; `last` has the figures then. Checks it at once."""
@@ -153,7 +149,6 @@ class Client:
                 self.last = _figures(request, stream, times)
 
     def _sampled(self, request: Request) -> Iterator[Sampled | RequestTimes]:
-        """The raw stream, over losses of actors and new plans."""
         kv_survives = self._transport.kv_survives
 
         def run(rest: Request) -> Iterator[Sampled | RequestTimes]:
@@ -162,14 +157,12 @@ class Client:
         yield from across_plans(request, run, self._recovers, kv_survives)
 
     def _attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
-        """One attempt, Ray's errors made typed."""
         try:
             yield from self._transport.attempt(request)
         except RayError as error:
             raise self._typed(error) from None
 
     def _retried(self, call: Callable[[], Any]) -> Any:
-        """A control call's result; called again after a recovery where an actor was lost."""
         for losses in itertools.count(1):
             epoch = self._recovers.epoch
             try:

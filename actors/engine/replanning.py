@@ -10,9 +10,8 @@ wraps it.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Protocol
 
-from hotcold.actors.engine.requests import is_over, rest_of
+from hotcold.actors.engine.requests import Recovers, is_over, rest_of
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ActorLostError, PlanReplaced
 from hotcold.runtime.engine.request import Sampled
@@ -20,32 +19,15 @@ from hotcold.runtime.engine.request import Sampled
 LOAD_S = 120.0
 
 
-class Epochs(Protocol):
-    """Who knows which epoch runs: the owner's supervisor, or a connected engine's lookup."""
-
-    @property
-    def epoch(self) -> int:
-        """The running epoch."""
-        ...
-
-    def await_epoch(self, after: int, timeout_s: float) -> None:
-        """Wait until a later epoch runs, or raise ActorLostError."""
-        ...
-
-
 def across_plans(
     request: Request,
     run: Callable[[Request], Iterator[Sampled | RequestTimes]],
-    epochs: Epochs,
+    epochs: Recovers,
     kv_survives: bool,
 ) -> Iterator[Sampled | RequestTimes]:
     """Stream a request's ids, whatever plans follow each other meanwhile; its times come last.
 
-    Args:
-        request: what to generate.
-        run: runs a request on the plan there is now; raises PlanReplaced when that ends.
-        epochs: waits for the next plan.
-        kv_survives: as for `requests.run`.
+    `run` runs a request on the plan there is now, and raises PlanReplaced when that ends.
 
     Raises:
         ActorLostError: as `run` does; token_ids has all that was generated.

@@ -25,15 +25,12 @@ class Recovers(Protocol):
     @property
     def epoch(self) -> int:
         """The running epoch."""
-        ...
 
     def await_epoch(self, after: int, timeout_s: float) -> None:
         """Wait until a later epoch runs, or raise ActorLostError."""
-        ...
 
     def replayed(self, seconds: float) -> None:
         """Told how long a resumed request took from the new epoch to its next token."""
-        ...
 
 
 def run(

@@ -1,6 +1,6 @@
 """What an engine reports of its actors: typed, plain, with units."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from hotcold.runtime.engine.audit import RecallEstimate
 from hotcold.runtime.exchange.segment import ActorState
@@ -46,23 +46,11 @@ class ActorStats:
     @classmethod
     def of(cls, state: ActorState, node_id: str, pid: int, role: str) -> "ActorStats":
         """From the counters in the segment."""
-        return cls(
-            node_id=node_id,
-            pid=pid,
-            gate_rows=state.gate_rows,
-            up_down_rows=state.up_down_rows,
-            bytes=state.bytes,
-            busy_s=state.busy_ns / 1e9,
-            wait_s=state.wait_ns / 1e9,
-            passes=state.passes,
-            skipped_exchanges=state.skipped_exchanges,
-            role=role,
-            audit_rows=state.audit_rows,
-            audit_missed=state.audit_missed,
-            asks=state.asks,
-            asked_s=state.asked_ns / 1e9,
-            ahead_bytes=state.ahead_bytes,
-        )
+        counts = {field.name: getattr(state, field.name, None) for field in fields(cls)}
+        times = {
+            f"{name}_s": getattr(state, f"{name}_ns") / 1e9 for name in ("busy", "wait", "asked")
+        }
+        return cls(**{**counts, **times, "node_id": node_id, "pid": pid, "role": role})
 
 
 @dataclass(frozen=True)

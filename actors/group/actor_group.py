@@ -111,11 +111,7 @@ class ActorGroup:
                 raise
 
     def load_asked(self) -> bool:
-        """Load the plan another driver asked for, where the epoch was ended for that.
-
-        Returns:
-            whether it was.
-        """
+        """Load the plan another driver asked for; whether the epoch was ended for that."""
         with self._lock:
             poison = self.epoch.poison
             if self._closed or poison is None or not poison.replaces_plan:
@@ -156,7 +152,6 @@ class ActorGroup:
         self.epoch_running = self._number
 
     def _load_all(self, pids: dict[int, str], environments: dict[str, dict[str, str]]) -> None:
-        """Have every actor load the deployment; who opens another's memory does so after it."""
         data, handle = ray.put(self.deployment), self.epoch.handle
         agents = ray_agents(os.getpid()) if self._private_ray else ()
         limit_s = START_S + layout(self.deployment.spec)[1] / SLOW_DISK
@@ -230,7 +225,6 @@ class ActorGroup:
             raise LaunchError("the engine is closed")
 
     def _lost_now(self, must_go: str | None) -> list[str]:
-        """The actors that cannot go on: gone, stopped, or not out of their loops in time."""
         processes = self.processes
         gone = {must_go, *processes.starting, *processes.gone, *processes.stopped}
         gone |= self.epoch.running([actor for actor in ACTORS if actor not in gone], END_S)
@@ -238,7 +232,6 @@ class ActorGroup:
         return [actor for actor in ACTORS if actor in gone]
 
     def _kill(self, names: list[str] | tuple[str, ...]) -> None:
-        """End actors and wait until their processes are gone."""
         self._mps.end(self.processes.end(names))
 
     def poison_within(self, timeout_s: float) -> Poison | None:

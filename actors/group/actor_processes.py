@@ -23,12 +23,7 @@ END_S = cluster.END_S
 class ActorProcesses:
     """Actors by name, and where they run.
 
-    Args:
-        name: prefix of their names.
-        cores: that each of them may use.
-        group: the caller's placement group, or None to make one.
-        stuck_s: one that is stopped for longer counts as dead.
-        unwanted: whether nobody waits for their answers any more.
+    `unwanted` says whether nobody waits for their answers any more.
 
     Attributes:
         handles: Ray's, by actor.

@@ -28,13 +28,6 @@ def gather(
 ) -> list[Any]:
     """The results of actor calls, in order.
 
-    Args:
-        refs: the calls.
-        pids: processes that must not be stopped meanwhile, as far as they are known.
-        stuck_s: for how long at most.
-        timeout_s: deadline of all.
-        unwanted: whether nobody waits for the answers any more.
-
     Raises:
         RayError: a call failed, or its actor ended.
         LaunchError: no answer in time, or unwanted.

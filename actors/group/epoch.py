@@ -71,13 +71,7 @@ class Epoch:
 
 
 class SharedEpoch(Epoch):
-    """One on a segment, in which every actor runs its resident loop.
-
-    Args:
-        deployment: what runs.
-        number: of the epoch.
-        pids: processes whose death must poison the exchange.
-    """
+    """One on a segment, in which every actor runs its resident loop."""
 
     def __init__(self, deployment: Deployment, number: int, pids: Mapping[int, str]) -> None:
         self._deployment = deployment

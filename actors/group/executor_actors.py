@@ -20,7 +20,6 @@ import ray
 from numpy.typing import NDArray
 
 from hotcold.actors.cluster.processes import end_processes
-from hotcold.actors.group.mps_session import join
 from hotcold.native.abi.generated import Op
 from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.device import Mailbox
@@ -92,21 +91,13 @@ class ExecutorActor:
     ) -> Mailbox | None:
         """Attach to an epoch's segment and build the executor for a deployment.
 
-        Replaces what was loaded before, whose loop must have ended.
-
-        Args:
-            deployment: what to run.
-            handle: the shared segment, or None to use private memory (Ray transport).
-            pids: processes whose death must poison the exchange.
-            agents: processes of the driver's own Ray that must not outlive it.
-            shared: what the executor gets from the driver and from other executors.
-            environment: of clients of an MPS daemon; empty: this actor is none.
-
-        Returns:
-            the mailbox of a GPU executor that asks a remote predictor.
+        Replaces what was loaded before, whose loop must have ended. Without a handle memory is
+        private (Ray transport). The death of one of `pids` poisons the exchange; `agents` are
+        processes of the driver's own Ray that must not outlive it. Returns the mailbox of a GPU
+        executor that asks a remote predictor.
         """
         self._agents = agents
-        join(environment or {})
+        os.environ.update(environment or {})  # before it first touches CUDA
         keep: AbstractContextManager[Any] = nullcontext()
         if deployment.store == "memfd":
             # Held over the change, or the machine's only copy could go with its last user.

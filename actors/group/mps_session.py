@@ -6,8 +6,6 @@ is ended last, since it waits for its clients. Where the predictor is fused, or 
 nothing here does anything.
 """
 
-import os
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -30,8 +28,7 @@ class MpsSession:
     def begin(self, deployment: Deployment) -> dict[str, dict[str, str]]:
         """Have a daemon running if the deployment needs one.
 
-        Returns:
-            by client, what it must have in its environment; empty where there is no daemon.
+        Returns by client, what it must have in its environment; empty where there is no daemon.
 
         Raises:
             BackendError: it does not start.
@@ -64,8 +61,3 @@ class MpsSession:
         if self._daemon is not None and set(CLIENTS) <= set(killed):
             self._daemon.close()
             self._daemon = None
-
-
-def join(environment: Mapping[str, str]) -> None:
-    """Make this process a client of a daemon; before it first touches CUDA."""
-    os.environ.update(environment)

@@ -65,9 +65,7 @@ class Recovery:
 class Supervisor:
     """Keeps an actor group running until it is closed.
 
-    Args:
-        group: what to watch.
-        stuck_s: a running pass without progress for so long means its actor is lost.
+    A running pass without progress for `stuck_s` means that its actor is lost.
     """
 
     def __init__(self, group: ActorGroup, stuck_s: float) -> None:
@@ -98,7 +96,6 @@ class Supervisor:
                 watch = _Watch(self._group, self._stuck_s)
 
     def _recover(self, cause: str, actor: str, notice_s: float) -> None:
-        """Rebuild the actor group; give it up where that fails again and again."""
         must_go = None if cause == "died" else actor
         begin = time.monotonic()
         for attempt in range(1, TRIES + 1):
@@ -160,12 +157,7 @@ class Supervisor:
 
 
 class _Watch:
-    """Looks for actors that are alive but stuck, since some moment.
-
-    Args:
-        group: whose.
-        limit_s: a running pass without progress, or a stop, may last so long.
-    """
+    """Looks for actors that are alive but stuck, since some moment."""
 
     def __init__(self, group: ActorGroup, limit_s: float) -> None:
         self._group, self._limit_s = group, limit_s

@@ -84,13 +84,7 @@ def file_frames(content: bytes) -> Iterator[str]:
 def unpack_files(parts: list[str], into: Path, allowed: list[str]) -> list[Path]:
     """Write the files of a zip that came in frames.
 
-    Args:
-        parts: texts of the frames, in order.
-        into: where relative paths start.
-        allowed: only what lies below one of these relative paths is written.
-
-    Returns:
-        The files written.
+    Only what lies below one of the relative paths `allowed` is written. Returns the files written.
 
     Raises:
         ValueError: damaged, or a path that does not belong there.

@@ -47,12 +47,6 @@ class Jobs:
     def submit(self, job: str, entrypoint: str, runtime_env: dict[str, Any], **more: Any) -> None:
         """Send a job.
 
-        Args:
-            job: its id, chosen by the caller.
-            entrypoint: shell command line.
-            runtime_env: Ray's runtime environment.
-            more: further arguments of Ray's submit_job.
-
         Raises:
             LaunchError: the cluster refused it.
         """
@@ -99,7 +93,6 @@ class Jobs:
             yield piece
 
     def _read(self, job: str, pieces: "queue.Queue[str | BaseException | None]") -> None:
-        """Put the log into the queue until the job has ended; runs in a thread of its own."""
         seen, reached = 0, time.monotonic()
         while True:
             try:

@@ -30,9 +30,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same files give the same zip, which Ray th
 def package_folders(into: Path, wheel: Path | None = None) -> list[Path]:
     """The package and its metadata, ready to be put on an import path.
 
-    Args:
-        into: an empty folder for them.
-        wheel: taken from this wheel; None: from the running installation.
+    Taken from a wheel, or from the running installation.
 
     Raises:
         CheckpointError: not a wheel of hotcold.
@@ -105,13 +103,8 @@ def _is_ray(need: str) -> bool:
 def zip_folder(folder: Path, target: Path, excluded: tuple[str, ...] = ()) -> list[str]:
     """Put a user's folder into a zip: what git would not ignore, where it is a git checkout.
 
-    Args:
-        folder: the folder.
-        target: the zip to write.
-        excluded: relative paths, names or patterns that stay here.
-
-    Returns:
-        the relative paths sent.
+    `excluded` are relative paths, names or patterns that stay here. Returns the relative paths
+    sent.
 
     Raises:
         ConfigError: no such folder, a file that cannot be read, too much for one submission.

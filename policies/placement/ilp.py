@@ -95,7 +95,6 @@ class Ilp:
         )
 
     def _least(self, problem: Problem) -> tuple[I64, str]:
-        """C_l, fewest neurons worth an exchange; 0 where that is not asked."""
         none_L = np.zeros(problem.shape[0], np.int64)
         if not self.communication:
             return none_L, ""
@@ -106,7 +105,6 @@ class Ilp:
 
 
 def _closed(count_L: I64, least_L: I64, neurons: int) -> str:
-    """How many layers have no neuron on the GPU, and how many they would need to have (C_l)."""
     closed_L = (count_L == 0) & (least_L > 0)
     count = int(closed_L.sum())
     text = f"{count} {'layer' if count == 1 else 'layers'} without a neuron on the GPU"
@@ -178,8 +176,7 @@ def solve(items: Items, batch: int, gap: float) -> tuple[I64, float]:
 def branch(items: Items, fixed_L: NDArray[np.int8], gap: float, nodes: int) -> tuple[I64, float]:
     """Depth first over which layers have items, those with the tighter bound first.
 
-    Returns:
-        The best counts found and a bound; they meet where the search was complete.
+    Returns the best counts found and a bound; they meet where the search was complete.
     """
     best_L, best = np.zeros(len(fixed_L), np.int64), 0.0
     first = relax(items, fixed_L)
@@ -217,7 +214,6 @@ def branch(items: Items, fixed_L: NDArray[np.int8], gap: float, nodes: int) -> t
 
 
 def _undecided(items: Items, natural_L: I64, gain_L: np.ndarray, fixed_L: np.ndarray) -> int:
-    """The free layer that the relaxation leaves least clear; -1 where all are clear."""
     unclear_L = (fixed_L == -1) & items.possible_L & (natural_L < items.least_L)
     if not unclear_L.any():
         return -1

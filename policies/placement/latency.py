@@ -70,7 +70,6 @@ class Latency:
         )
 
     def _homes(self, problem: Problem) -> Iterator[tuple[dict[str, str], int]]:
-        """Module placements to try, each with the room it leaves."""
         device, host = problem.devices[0], problem.devices[-1]
         seen: list[dict[str, str]] = []
         for keep in product((True, False), repeat=len(_MOVABLE)):

@@ -5,11 +5,12 @@ every layer. Either the predictor actor reads them and sends the pre-activations
 executors do, each for its own neurons, and the predictor is idle.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from hotcold.native.errors import ConfigError
+from hotcold.policies.predictor.base import remembered
 from hotcold.runtime.predictors.predictor import ABOVE_ZERO, F32, ModelView, PredictorLayer
 from hotcold.runtime.profiles.profile import ActivationProfile
 
@@ -24,7 +25,7 @@ class Exact:
     """
 
     by: str = "predictor"
-    _model: list[ModelView] = field(default_factory=list, init=False, repr=False, compare=False)
+    _model: list[ModelView] = remembered()
 
     def __post_init__(self) -> None:
         if self.by not in ("predictor", "executors"):

@@ -9,17 +9,18 @@ Native form: matrices of width 1 that hold zeros, and the probabilities as the b
 wherever matrices run, and reads 6 bytes per neuron and token in fp16.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from hotcold.native.errors import ConfigError
+from hotcold.policies.predictor.base import Prepared
 from hotcold.runtime.predictors.predictor import F32, ModelView, PredictorLayer
 from hotcold.runtime.profiles.profile import ActivationProfile
 
 
 @dataclass(frozen=True)
-class Frequency:
+class Frequency(Prepared[PredictorLayer]):
     """Propose the hottest neurons of each layer.
 
     Args:
@@ -27,18 +28,13 @@ class Frequency:
         share: share of a layer's neurons to take instead; 0: by recall.
     """
 
+    kind = "frequency"
     recall: float = 0.95
     share: float = 0.0
-    _layers: list[PredictorLayer] = field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
-        for name, value, low in (("recall", self.recall, 1e-9), ("share", self.share, 0.0)):
-            if not low <= value <= 1:
-                raise ConfigError(
-                    f"predictor 'frequency': {name} is {value}, must be at most 1 and not negative"
-                )
+        self.check(1e-9, 1, "recall")
+        self.check(0, 1, "share")
 
     def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:
         """Set each layer's threshold from the profile."""
@@ -55,38 +51,18 @@ class Frequency:
             PredictorLayer(fc1_HD, fc2_NH, prior_N, relu=False, threshold=self._threshold(prior_N))
             for prior_N in profile.probabilities_LN.astype(np.float32)
         ]
-
-    def scores(self, x_BD: F32, layer: int) -> F32:
-        """The neurons' probabilities, [B, N], whatever x is."""
-        return self.native(layer).scores(x_BD)
-
-    def native(self, layer: int) -> PredictorLayer:
-        """Zeros and a bias."""
-        if not self._layers:
-            raise ConfigError("predictor 'frequency' is not prepared; call prepare(model, profile)")
-        return self._layers[layer]
-
-    def density(self, layer: int) -> float | None:
-        """Share of neurons it proposes, for any token."""
-        if not self._layers:
-            return None
-        found = self._layers[layer]
-        assert found.bias_N is not None  # noqa: S101 - prepare made it
-        return float((found.bias_N >= np.float32(found.threshold)).mean())
+        self._density_L[:] = [
+            float((layer.bias_N >= np.float32(layer.threshold)).mean())
+            for layer in self._layers
+            if layer.bias_N is not None
+        ]
 
     def _threshold(self, prior_N: F32) -> float:
-        """Probability of the coldest neuron that is still taken; equals are taken together."""
         return coldest(prior_N, self.recall, self.share)
 
 
 def coldest(prior_N: F32, recall: float, share: float) -> float:
-    """Probability of the last neuron taken, hottest first, to reach a recall or share of neurons.
-
-    Args:
-        prior_N: firing probabilities.
-        recall: share of their sum.
-        share: share of the neurons; 0: by recall.
-    """
+    """Probability of the last neuron taken, hottest first, to reach a recall or share."""
     hottest_N = np.sort(prior_N)[::-1]
     if share:
         return float(hottest_N[max(1, round(share * prior_N.size)) - 1])

@@ -5,9 +5,10 @@ many it finds is its recall, which is measured elsewhere. Training is in runtime
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.policies.predictor.base import remembered
 from hotcold.runtime.predictors.predictor import F32, INPUTS, ModelView, PredictorLayer
 from hotcold.runtime.predictors.predictor_file import PredictorFile, load_predictors
 from hotcold.runtime.profiles.profile import ActivationProfile
@@ -29,7 +30,7 @@ class Learned:
     threshold: float | None = None
     recall: float = 0.0
     input: str = ""
-    _file: list[PredictorFile] = field(default_factory=list, init=False, repr=False, compare=False)
+    _file: list[PredictorFile] = remembered()
 
     def __post_init__(self) -> None:
         if self.input not in ("", *INPUTS):

@@ -28,7 +28,7 @@ over the dense model's; read: feed-forward weights read a layer, gate-first; exa
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -36,8 +36,9 @@ import numpy.typing as npt
 import torch
 
 from hotcold.native.errors import ConfigError
+from hotcold.policies.predictor.base import Prepared
 from hotcold.runtime.hardware.lone_pool import lone_pool
-from hotcold.runtime.predictors.predictor import F32, F64, ModelView, PredictorLayer
+from hotcold.runtime.predictors.predictor import F64, ModelView, PredictorLayer
 from hotcold.runtime.profiles.profile import ActivationProfile
 
 # Up to this width all components are computed exactly; above it, the leading ones by subspace
@@ -48,7 +49,7 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Prepared[PredictorLayer]):
     """Score neurons by the leading components of the gate matrix.
 
     Args:
@@ -56,14 +57,9 @@ class LowRank:
         margin: how far proposals reach below zero, in standard deviations of what is left out.
     """
 
+    kind = "low-rank"
     rank: int = 0
     margin: float = 1.5
-    _layers: list[PredictorLayer] = field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
-    _density_L: list[float | None] = field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -90,24 +86,9 @@ class LowRank:
         self._layers[:] = [layer for layer, _ in parts]
         self._density_L[:] = [density for _, density in parts]
 
-    def scores(self, x_BD: F32, layer: int) -> F32:
-        """Estimated gate pre-activations plus bias, [B, N]."""
-        return self.native(layer).scores(x_BD)
-
-    def native(self, layer: int) -> PredictorLayer:
-        """The factors of a layer."""
-        if not self._layers:
-            raise ConfigError("predictor 'low-rank' is not prepared; call prepare(model, profile)")
-        return self._layers[layer]
-
-    def density(self, layer: int) -> float | None:
-        """Share of neurons it expects to propose, from the profile; None without one."""
-        return self._density_L[layer] if self._density_L else None
-
     def _factor(
         self, model: ModelView, profile: ActivationProfile | None, index: int, rank: int
     ) -> tuple[PredictorLayer, float | None]:
-        """One layer's factors, and the density they should have by the profile."""
         exact = model.spec.d_model <= EXACT_WIDTH
         dtype = torch.float64 if exact else torch.float32
         weight_D = torch.from_numpy(model.norm_weight(index)).to(dtype)

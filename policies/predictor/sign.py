@@ -29,15 +29,16 @@ over the dense model's; weights read a decoded token, exact 22.6 MB, low-rank 20
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from hotcold.native.errors import ConfigError
+from hotcold.policies.predictor.base import Prepared
 from hotcold.policies.predictor.low_rank import each_layer, mean_input, probit
-from hotcold.runtime.predictors.predictor import F32, ModelView
+from hotcold.runtime.predictors.predictor import ModelView
 from hotcold.runtime.predictors.predictor_forms import MAX_INPUT_BITS, SignLayer
 from hotcold.runtime.profiles.profile import ActivationProfile
 
@@ -46,7 +47,7 @@ _FARTHEST = 8.0  # margins used, in deviations of what is left out
 
 
 @dataclass(frozen=True)
-class Sign:
+class Sign(Prepared[SignLayer]):
     """Score neurons by the signs of their gate weights.
 
     Args:
@@ -56,21 +57,17 @@ class Sign:
         input_bits: bits an input is cut in; 1: its sign alone.
     """
 
+    kind = "sign"
     recall: float = 0.95
     margin: float | None = None
     input_bits: int = 6
-    _layers: list[SignLayer] = field(default_factory=list, init=False, repr=False, compare=False)
-    _density_L: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.recall < 1:
             raise ConfigError(f"predictor 'sign': recall is {self.recall}, must be within 0 and 1")
         if self.margin is not None and not math.isfinite(self.margin):
             raise ConfigError(f"predictor 'sign': margin is {self.margin}, must be finite")
-        if not 1 <= self.input_bits <= MAX_INPUT_BITS:
-            raise ConfigError(
-                f"predictor 'sign': input_bits is {self.input_bits}, must be 1 to {MAX_INPUT_BITS}"
-            )
+        self.check(1, MAX_INPUT_BITS, "input_bits")
 
     def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:
         """Take the signs of every gate matrix and calibrate: 0.6 s for the embedded model."""
@@ -80,24 +77,9 @@ class Sign:
         self._layers[:] = [layer for layer, _ in parts]
         self._density_L[:] = [density for _, density in parts]
 
-    def scores(self, x_BD: F32, layer: int) -> F32:
-        """Estimated gate pre-activations plus bias, [B, N]."""
-        return self.native(layer).scores(x_BD)
-
-    def native(self, layer: int) -> SignLayer:
-        """The signs of a layer."""
-        if not self._layers:
-            raise ConfigError("predictor 'sign' is not prepared; call prepare(model, profile)")
-        return self._layers[layer]
-
-    def density(self, layer: int) -> float | None:
-        """Share of neurons it expects to propose."""
-        return self._density_L[layer] if self._density_L else None
-
     def _layer(
         self, model: ModelView, profile: ActivationProfile | None, index: int
     ) -> tuple[SignLayer, float]:
-        """One layer's signs, and the density they should have."""
         gate_ND = torch.from_numpy(model.gate_rows(index)).double()
         own_N = torch.from_numpy(model.gate_biases(index)).double()
         weight_D = torch.from_numpy(model.norm_weight(index)).double()

@@ -19,11 +19,11 @@ last tokens: over 2,044 tokens of prose, recall 0.93 at density 0.86, no gain ov
 Scores depend on earlier tokens: the rows of `scores` are a context's tokens from its first one on.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from hotcold.native.errors import ConfigError
+from hotcold.policies.predictor.base import Prepared, remembered
 from hotcold.policies.predictor.frequency import coldest
 from hotcold.runtime.predictors.predictor import F32, F64, ModelView
 from hotcold.runtime.predictors.predictor_forms import MAX_WINDOW, WindowLayer
@@ -31,7 +31,7 @@ from hotcold.runtime.profiles.profile import ActivationProfile
 
 
 @dataclass(frozen=True)
-class Window:
+class Window(Prepared[WindowLayer]):
     """Propose what fired lately.
 
     Args:
@@ -42,25 +42,16 @@ class Window:
         share: share of a layer's neurons, the hottest, to be the prior instead; 0: by recall.
     """
 
+    kind = "window"
     k: int = 8
     probe_every: int = 8
     recall: float = 0.95
     share: float = 0.0
-    _model: list[ModelView] = field(default_factory=list, init=False, repr=False, compare=False)
-    _layers: list[WindowLayer] = field(default_factory=list, init=False, repr=False, compare=False)
-    _density_L: list[float | None] = field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
+    _model: list[ModelView] = remembered()
 
     def __post_init__(self) -> None:
-        for name, value in (("k", self.k), ("probe_every", self.probe_every)):
-            if not 0 <= value <= MAX_WINDOW:
-                raise ConfigError(
-                    f"predictor 'window': {name} is {value}, must be within 0 and {MAX_WINDOW}"
-                )
-        for name, part in (("recall", self.recall), ("share", self.share)):
-            if not 0 <= part <= 1:
-                raise ConfigError(f"predictor 'window': {name} is {part}, must be within 0 and 1")
+        self.check(0, MAX_WINDOW, "k", "probe_every")
+        self.check(0, 1, "recall", "share")
 
     def prepare(self, model: ModelView, profile: ActivationProfile | None = None) -> None:
         """Remember where the gate rows are, and choose the prior's neurons."""
@@ -89,16 +80,6 @@ class Window:
         gates_TN += model.gate_biases(layer)
         return form.scores_of(gates_TN)
 
-    def native(self, layer: int) -> WindowLayer:
-        """The window and its prior."""
-        if not self._layers:
-            raise ConfigError("predictor 'window' is not prepared; call prepare(model, profile)")
-        return self._layers[layer]
-
-    def density(self, layer: int) -> float | None:
-        """Share of neurons it expects to propose if tokens are independent; this overestimates."""
-        return self._density_L[layer] if self._density_L else None
-
     def _again(self, probability_N: F64) -> F64:
         """Chance that a neuron outside the prior is proposed, tokens being independent."""
         silent_N: F64 = (1 - probability_N) ** self.k
@@ -107,7 +88,6 @@ class Window:
         return 1 - silent_N
 
     def _threshold(self, probability_N: F64) -> float:
-        """Probability of the coldest neuron of the prior."""
         prior_N = probability_N.astype(np.float32)
         if self.share:
             return coldest(prior_N, 1.0, self.share)

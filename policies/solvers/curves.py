@@ -74,7 +74,6 @@ class LayerCurve:
         return np.where(all_hot, self._total * self.hot_s, busy + exchange)
 
     def _busy(self, hot_load: F64, cold_load: F64) -> F64:
-        """Seconds of computing these bytes on either side."""
         both = np.maximum if self.overlap else np.add
         busy: F64 = both(hot_load * self.hot_s, cold_load * self.cold_s)
         return busy
@@ -122,7 +121,6 @@ class LayerCurve:
 
     @cached_property
     def _sets(self) -> dict[int, I64]:
-        """Positions of the best set of a size, where it is not the prefix."""
         if len(self.load_N) <= _ALL_SUBSETS:
             return self._subsets()
         return self._filled() if len(self.load_N) <= _FILLED else {}
@@ -169,7 +167,6 @@ class LayerCurve:
         return found
 
     def _keep(self, found: dict[int, I64], chosen: I64) -> None:
-        """Keep a set if it beats what is known for its size."""
         known = self.seconds(found[len(chosen)]) if len(chosen) in found else np.inf
         if self.seconds(chosen) < min(known, float(self.prefix_C[len(chosen)])):
             found[len(chosen)] = chosen
@@ -256,7 +253,6 @@ def _by_table(times_L: list[F64], slots: int) -> tuple[I64, float]:
 
 
 def _grid(curve: LayerCurve) -> I64:
-    """Counts to look at: a grid where the curve falls, its end, and all neurons."""
     last = len(curve.load_N)
     end = int(np.argmin(curve.best_C[:last])) if last else 0
     step = max(1, end // _GRID)
@@ -305,7 +301,6 @@ def _bound(curves: list[LayerCurve], bytes_L: I64, room: int) -> float:
 
 
 def _by_price(curves: list[LayerCurve], bytes_L: I64, room: int) -> I64:
-    """Counts from the price, then leftovers to the largest gain."""
     grids_L = [_grid(curve) for curve in curves]
     times_L = [curve.best_C[grid] for curve, grid in zip(curves, grids_L, strict=True)]
     picks, _ = _price(times_L, grids_L, bytes_L, room)
@@ -331,7 +326,6 @@ def _by_price(curves: list[LayerCurve], bytes_L: I64, room: int) -> I64:
 def _best_step(
     curve: LayerCurve, count: int, most: int, size: int, chunk: int
 ) -> tuple[float, int]:
-    """The number of further neurons, whole chunks up to `most`, that saves most seconds a byte."""
     ahead = curve.best_C[count + chunk : count + 1 + most : chunk]
     if not len(ahead):
         return 0.0, 0

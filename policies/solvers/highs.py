@@ -16,8 +16,7 @@ _TIME_LIMIT_S = 30.0
 def cross_check(items: Items, objective: float, bound: float) -> str:
     """Compare HiGHS's optimum with ours.
 
-    Returns:
-        A remark for the placement's note.
+    Returns A remark for the placement's note.
 
     Raises:
         PolicyError: too many binaries, or the two disagree: one of them is wrong.

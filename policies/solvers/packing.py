@@ -69,14 +69,7 @@ def in_steps(items: Items) -> Steps:
 
 
 def pack(items: Items, count_L: I64, bound: float, gap: float) -> tuple[I64, float]:
-    """Better counts and a tighter bound than those known, by tables until `gap` or no progress.
-
-    Args:
-        items: neurons, all of one size.
-        count_L: the best known counts.
-        bound: on every choice.
-        gap: relative distance at which to stop.
-    """
+    """Better counts and a tighter bound than those known, by tables until `gap` or no progress."""
     steps, best = in_steps(items), _value(items, count_L)
     for _ in range(_ROUNDS):
         if bound <= best * (1 + gap):
@@ -129,7 +122,6 @@ def _table(steps: Steps, items: Items, best: float) -> tuple[I64 | None, float] 
 
 
 def _unit(edges: list[I64], room: int) -> int:
-    """Neurons of a unit of memory: as few as the table's size allows, a power of two."""
     unit = 1
     while True:
         rows = sum(1 + int(np.count_nonzero(np.diff(edge_K // unit))) for edge_K in edges)
@@ -139,12 +131,7 @@ def _unit(edges: list[I64], room: int) -> int:
 
 
 def _best_of_equals(units: I64, values: F64) -> I64:
-    """Of the choices that take as many units the one worth most, the smallest of equals.
-
-    Args:
-        units: of each choice, rising.
-        values: likewise.
-    """
+    """Of the choices that take as many units the one worth most, the smallest of equals."""
     last = np.flatnonzero(np.append(np.diff(units) > 0, True))
     first = np.append(0, last[:-1] + 1)
     rows: I64 = np.maximum(np.searchsorted(values, values[last]), first)

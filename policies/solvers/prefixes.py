@@ -137,12 +137,8 @@ class Priced:
 def relax(items: Items, fixed_L: NDArray[np.int8]) -> Priced | None:
     """Price the memory.
 
-    Args:
-        items: what may be taken.
-        fixed_L: by layer, 1: it must have its least items; 0: it has none; -1: free.
-
-    Returns:
-        None where what is fixed does not fit.
+    fixed_L is by layer 1 where it must have its least items, 0 where it has none, -1 where it is
+    free. Returns none where what is fixed does not fit.
     """
     possible_L = items.possible_L
     fixed_L = np.where(possible_L, fixed_L, 0).astype(np.int8)
@@ -184,10 +180,8 @@ def relax(items: Items, fixed_L: NDArray[np.int8]) -> Priced | None:
 def complete(items: Items, open_L: NDArray[np.bool_]) -> I64 | None:
     """The best counts when exactly the open layers may have items, each at least its least.
 
-    Optimal where items are uniform: what is forced, then the rest by value per byte.
-
-    Returns:
-        None where what is forced does not fit.
+    Optimal where items are uniform: what is forced, then the rest by value per byte. Returns none
+    where what is forced does not fit.
     """
     found = relax(items, open_L.astype(np.int8))
     if found is None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hotcold.native.errors import HotcoldError
 from hotcold.runtime.hardware.profile import HardwareProfile
-from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.model.spec import DType, ModelSpec
 from hotcold.runtime.plan.dag import Dag, build_dag
 from hotcold.runtime.plan.placement import check_placement
 from hotcold.runtime.plan.plan import Plan, make_plan
@@ -135,7 +135,6 @@ def _same(one: Placement, other: Placement) -> bool:
 
 
 def _digest(problem: Problem) -> dict[str, Any]:
-    """Everything a problem holds, comparable."""
     values = {field.name: getattr(problem, field.name) for field in dataclasses.fields(problem)}
     return {
         name: value.tobytes() if isinstance(value, np.ndarray) else value
@@ -148,22 +147,10 @@ def _rehash(plan: Plan) -> str:
     return dataclasses.replace(plan).hash
 
 
-def _spec(layers: int, neurons: int) -> ModelSpec:
-    return ModelSpec(
-        architecture="llama",
-        n_layers=layers,
-        d_model=32,
-        n_neurons=neurons,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=8,
-        vocab_size=64,
-        max_context=128,
-        norm_eps=1e-5,
-        rope_theta=10000.0,
-        tied=True,
-        dtype="float32",
-    )
+def small_spec(layers: int, neurons: int, dtype: DType = "float32") -> ModelSpec:
+    """A Llama of width 32, with 4 heads and 2 of keys and values."""
+    sizes = ("llama", layers, 32, neurons, 4, 2, 8, 64, 128)
+    return ModelSpec(*sizes, norm_eps=1e-5, rope_theta=10000.0, tied=True, dtype=dtype)
 
 
 def _problem(
@@ -179,7 +166,7 @@ def _problem(
         shuffle = np.random.default_rng(7)
         activations_LN = np.stack([shuffle.permutation(rank_N**-0.7) for _ in range(layers)])
     return make_problem(
-        _spec(layers, neurons),
+        small_spec(layers, neurons),
         record_bytes=3 * 32 * 4,
         activations_LN=activations_LN,
         vram_bytes=vram,
@@ -192,7 +179,6 @@ def _problem(
 
 
 def _uneven() -> Problem:
-    """Layers whose neurons differ in size."""
     usual = _problem()
     sizes = np.array([384, 192, 768])
     total = int(sizes.sum()) * 96 + sum(module.bytes for module in usual.modules)
@@ -238,5 +224,5 @@ def _graph_cases() -> dict[str, tuple[Plan, Dag]]:
         plan = make_plan(problem, Placement(device_LN, modules), "check", "none")
         for predicts in (True, False):
             name = case if predicts else f"{case}, without a predictor"
-            graphs[name] = (plan, build_dag(_spec(layers, neurons), plan, predicts))
+            graphs[name] = (plan, build_dag(small_spec(layers, neurons), plan, predicts))
     return graphs

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.errors import HotcoldError
-from hotcold.policies.suites.check import attempt, require, subject_of
+from hotcold.policies.suites.check import attempt, require, small_spec, subject_of
 from hotcold.runtime.model.checkpoints.bundle import resolve_model
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.predictors.predictor import (
@@ -64,7 +64,6 @@ def check_predictor(predictor: Any, model: str | Path | None = None) -> None:
 def _check_case(
     subject: Any, case: str, view: ModelView, profile: ActivationProfile | None
 ) -> None:
-    """One model: checks what is returned, and that native form and scores compute the same."""
     mine = _prepared(subject, view, profile, case)
     if not predicts(mine):
         return
@@ -97,7 +96,6 @@ def _check_density(mine: Any, n_layers: int, case: str) -> None:
 def _check_native(
     layer: NativeLayer, scores_BN: F32, x_BD: F32, view: ModelView, index: int, where: str
 ) -> None:
-    """The kernels' scores are the predictor's own, and so are the neurons proposed."""
     native_BN = native_scores(layer, x_BD, view, index)
     allowed = allowed_difference(scores_BN)
     worst = float(np.abs(native_BN - scores_BN).max())
@@ -175,7 +173,6 @@ def _check_profiles(
 
 
 def _check_again(subject: Any, cases: dict[str, tuple[ModelView, Any]]) -> None:
-    """Prepared for one model after another, it keeps nothing of the first."""
     mine = copy.deepcopy(subject)
     for case, (view, profile) in cases.items():
         name = f"{case}, prepared after other models"
@@ -205,7 +202,6 @@ def _layers(mine: Any, spec: ModelSpec, case: str) -> tuple[NativeLayer, ...]:
 
 
 def _scores(mine: Any, x_BD: F32, index: int, spec: ModelSpec, case: str) -> F32:
-    """The scores of a layer, of the right shape and finite, x left as it was."""
     before, where = x_BD.copy(), f"{case}, scores of layer {index}"
     scores: Any = attempt(lambda: mine.scores(x_BD, index), where, NOUN)
     require(np.array_equal(before, x_BD), f"{where}: the predictor changed its input")
@@ -223,7 +219,6 @@ def _scores(mine: Any, x_BD: F32, index: int, spec: ModelSpec, case: str) -> F32
 
 
 def _digest(layers: tuple[NativeLayer, ...]) -> list[Any]:
-    """Everything the layers hold, comparable."""
     found: list[Any] = []
     for layer in layers:
         arrays = {
@@ -237,8 +232,6 @@ def _digest(layers: tuple[NativeLayer, ...]) -> list[Any]:
 
 @dataclass(frozen=True)
 class _Weights:
-    """A weight store of random neurons, the same for the same spec."""
-
     spec: ModelSpec
 
     def _draw(self, *key: int) -> np.random.Generator:
@@ -263,7 +256,7 @@ class _Weights:
 
 
 def _random_cases() -> dict[str, tuple[ModelView, ActivationProfile | None]]:
-    usual = ModelSpec(*("llama", 3, 32, 96, 4, 2, 8, 64, 128, 1e-5, 10000.0, True), dtype="float16")
+    usual = small_spec(3, 96, "float16")
     specs = {
         "an ordinary model": usual,
         "float32, a width that is no multiple of 8": replace(usual, d_model=35, dtype="float32"),

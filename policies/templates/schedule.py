@@ -23,7 +23,7 @@ class Mine:
     def schedule(self, dag: Dag, plan: Plan, hardware: HardwareProfile) -> Schedule:
         """Decide; an order that cannot run is refused with the edge that offends.
 
-        dag.nodes  id, kind (attention predict hot cold fetch merge), layer, bytes, flops
+        dag.nodes  id, kind (attention predict hot cold fetch merge), layer, device_choices
         dag.edges  (a, b): b reads what a wrote
         Schedule   lane and order of the nodes, sync and lookahead by layer, after: further order;
                    read_ahead: read early lists' records while attention runs

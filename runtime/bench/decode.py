@@ -16,6 +16,7 @@ from hotcold.native.bindings.pool import Pool
 from hotcold.native.bindings.timing import timed_read
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.bench.kernels import ColdBuffer
+from hotcold.runtime.bench.nested import put
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 
 PROMPT = "Once upon a time there was a king who"
@@ -80,14 +81,8 @@ def compare(
 ) -> dict[str, Any]:
     """Run the engine and its rivals in turn.
 
-    Args:
-        engine_rate: decodes once, returns tokens/s and GB/s.
-        rivals: by name and dtype ("transformers float32"), decode once and return tokens/s.
-        rounds: rounds after one that is thrown away.
-        progress: told what runs now.
-
-    Returns:
-        medians by the keys of `hotcold bench decode --json`.
+    Rivals are by name and dtype ("transformers float32"); one more round is thrown away. Returns
+    medians by the keys of `hotcold bench decode --json`.
     """
     native: list[tuple[float, float]] = []
     others: dict[str, list[float]] = {dtype: [] for dtype in rivals}
@@ -108,28 +103,21 @@ def compare(
     }
     best = 0.0
     for name, times in others.items():
-        family, _, dtype = name.partition(" ")
         rate = statistics.median(times[1:])
-        place = result.setdefault(family, {})
-        (place.setdefault(dtype, {}) if dtype else place)["decode_tokens_per_s"] = rate
+        put(result, tuple(name.split()), {"decode_tokens_per_s": rate})
         best = max(best, rate)
     if others:
         result["speedup"] = result["native"]["decode_tokens_per_s"] / best
     return result
 
 
-def read_bandwidth(record_bytes: int, threads: int, buffer_bytes: int = 1 << 30) -> float:
+def read_bandwidth(record_bytes: int, threads: int) -> float:
     """GB/s at which this machine reads records of that length from memory, in random order.
 
     Bytes per token over this rate is the least time that a token can take.
-
-    Args:
-        record_bytes: of a neuron.
-        threads: that read.
-        buffer_bytes: walked through; several times the caches.
     """
     length = max(64, record_bytes // 64 * 64)
-    buffer = ColdBuffer(buffer_bytes, "float16")
+    buffer = ColdBuffer(1 << 30, "float16")
     with Pool(threads) as pool:
         return max(
             statistics.median(read_rates(buffer.address, buffer.size, length, pool, side))
@@ -140,12 +128,7 @@ def read_bandwidth(record_bytes: int, threads: int, buffer_bytes: int = 1 << 30)
 def read_rates(address: int, size: int, length: int, pool: Pool, side: int) -> list[float]:
     """GB/s of reads of random records, ascending as in an active list; none is read twice.
 
-    Args:
-        address: of the memory to walk through.
-        size: its bytes.
-        length: of a record, a multiple of 64.
-        pool: threads that read.
-        side: records read side by side.
+    `length` is a multiple of 64; `side` records are read side by side.
     """
     order = np.random.default_rng(0).permutation(size // length).astype(np.int32)
     read = timed_read(length, length, side, pool)

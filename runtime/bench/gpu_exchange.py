@@ -38,8 +38,6 @@ class Passes:
 
 @dataclass(frozen=True)
 class _AllBut:
-    """A placement policy: everything on the GPU but the hottest `cold` neurons of each layer."""
-
     cold: int
 
     def place(self, problem: Any) -> Any:
@@ -54,10 +52,6 @@ class _AllBut:
 
 def passes(cold: int, model: str | os.PathLike[str] | None = None) -> Passes:
     """Decode with everything on the GPU but so many neurons of each layer.
-
-    Args:
-        cold: neurons of each layer with the CPU executor.
-        model: what to run; None: the embedded model.
 
     Raises:
         BackendError: the model does not run on the GPU.

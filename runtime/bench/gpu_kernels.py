@@ -23,6 +23,7 @@ from hotcold.native.bindings.device import open_plugin
 from hotcold.native.errors import BackendError, ConfigError
 from hotcold.native.gpu import cuda_plugin
 from hotcold.runtime.bench.kernels import HEAD_DIM, Settings
+from hotcold.runtime.bench.nested import found, put
 
 COLD_BYTES = 256 << 20  # what a round touches at least: five caches of an H100
 MAX_BYTES = 4 << 30  # and what all copies may take
@@ -48,34 +49,28 @@ def measure(
 ) -> dict[str, Any]:
     """Measure every case on the first GPU; nested plain data, units in the names.
 
-    Args:
-        settings: cases, widths, densities, dtype and samples; the rest is the host's.
-        variant: library of a tested CUDA variant, timed beside the built-in kernels.
-        progress: called with a line for each case before it is measured.
+    `variant`, the library of a tested CUDA variant, is timed beside the built-in kernels.
 
     Raises:
         BackendError: there is no GPU, or no plug-in for it.
         ConfigError: a width whose layer is too large.
     """
-    found = cuda_plugin.find()
-    if found is None:
+    there = cuda_plugin.find()
+    if there is None:
         raise BackendError("there is no GPU that can be used here; `hotcold doctor` says why")
-    plugin = open_plugin(found.path)
+    plugin = open_plugin(there.path)
     progress("a dense product")
     read = _dense(settings.dtype, READ_WIDTH, READ_ROWS)
     rate = read.bytes / read.time(plugin, settings.samples) / 1e9
     result: dict[str, Any] = {"device": "gpu", "dtype": settings.dtype, "read_gb_per_s": rate}
     for name, path, case in _cases(settings):
         progress(f"{name} {' '.join(path)}")
-        place = result.setdefault(name, {})
-        for key in path[:-1]:
-            place = place.setdefault(key, {})
         figures = _figures(case, case.time(plugin, settings.samples), rate)
         if variant is not None:
             mine = device_kernels.Fitted(plugin, variant)
             figures["variant"] = _figures(case, case.time(mine, settings.samples), rate)
             figures["variant_speedup"] = figures["time_s"] / figures["variant"]["time_s"]
-        place[path[-1]] = figures
+        put(result, (name, *path), figures)
     return result
 
 
@@ -89,19 +84,13 @@ def _figures(case: GpuCase, seconds: float, rate: float) -> dict[str, Any]:
     }
 
 
-def rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Table rows: case, kernels, microseconds, GB/s, fraction."""
-    for name, value in result.items():
-        if not isinstance(value, dict) or name == "variant":
-            continue
-        if "time_s" not in value:
-            yield from rows(value, (*path, name))
-            continue
+    for path, value in found(result, "time_s"):
         for kind, one in (("built-in", value), ("variant", value.get("variant"))):
             if one is not None:
                 numbers = f"{one['time_s'] * 1e6:.1f}", f"{one['gb_per_s']:.0f}"
-                case = " ".join((*path, name))
-                yield (case, kind, *numbers, f"{one['bandwidth_fraction']:.2f}")
+                yield (" ".join(path), kind, *numbers, f"{one['bandwidth_fraction']:.2f}")
 
 
 def _cases(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], GpuCase]]:
@@ -121,7 +110,6 @@ def _cases(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], GpuCase]]
 
 
 def _weights(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Small positive numbers; bfloat16 as its bits."""
     values = np.resize(
         np.random.default_rng(1).uniform(0.01, 0.03, 1 << 16).astype(np.float32), shape
     )
@@ -131,11 +119,7 @@ def _weights(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
 
 
 def _copies(whole: int, touched: int) -> int:
-    """How many copies of `whole` bytes make a round that touches enough.
-
-    Raises:
-        ConfigError: two copies are already too much.
-    """
+    """How many copies make a round that touches enough; ConfigError where two are too much."""
     if 2 * whole > MAX_BYTES:
         raise ConfigError(
             f"a layer of {whole} bytes is too large to keep copies of on the GPU; give a smaller "
@@ -184,7 +168,6 @@ def _ffn(dtype: str, d: int, density: int, listed: bool) -> GpuCase:
 
 
 def _attention(heads: int, kv_heads: int, kv: str, context: int) -> GpuCase:
-    """One token after context - 1 others."""
     width = (heads + 2 * kv_heads) * HEAD_DIM
     qkv_BQ = np.random.default_rng(3).standard_normal((1, width)).astype(np.float32)
     k_cache, v_cache = (_weights((kv_heads, context, HEAD_DIM), kv) for _ in range(2))

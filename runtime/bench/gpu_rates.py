@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from hotcold.native.abi.generated import MAX_BATCH
+from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.bindings import device_kernels
 from hotcold.native.bindings.device import open_plugin
 from hotcold.native.errors import BackendError
 from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
 from hotcold.runtime.bench.gpu_exchange import exchange
-from hotcold.runtime.bench.rows import Row, neuron_row
 from hotcold.runtime.doctor.gpu_probe import LIBCUDA
 from hotcold.runtime.engine.gpu import CONTEXT_BYTES
 from hotcold.runtime.hardware.machine_file import Figure
@@ -35,6 +35,7 @@ REPEAT = 20
 BUS_BYTES = 256 << 20
 NODES, LAYERS, ROUNDS = 480, 48, 200  # of the graphs that gaps and the exchange are taken from
 GRAPH_LAYERS = 40  # whose graphs are counted with the context
+Row = dict[str, Any]  # of a table of a machine file
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
     progress("bus between host and GPU")
     to_gpu, to_host = _bus()
     progress("captured exchange on the GPU")
-    gap_s = float(f"{device_kernels.rate_of_gaps(plugin, NODES, ROUNDS):.4g}")
+    gap_s = four_digits(device_kernels.rate_of_gaps(plugin, NODES, ROUNDS))
     alone_s = device_kernels.rate_of_exchange(plugin, D, LAYERS, ROUNDS)
-    sync_s = float(f"{max(alone_s, 1e-7):.4g}")
+    sync_s = four_digits(max(alone_s, 1e-7))
     context = cuda_probe.context_bytes(found.path, *cuda_probe.graph_shape(GRAPH_LAYERS, MAX_BATCH))
     matrix = f"float16 matrix of {ROWS} x {WIDTH}"
     pinned = f"copies of {BUS_BYTES >> 20} MiB of pinned memory, median"
@@ -94,7 +95,6 @@ def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
 
 
 def _exchanges(sync_s: float) -> list[Row]:
-    """The exchange alone, and what it costs in passes of the embedded model."""
     row = {"what": "captured in a GPU graph, alone", "round_trip_us": sync_s * 1e6}
     rows = [{**row, "p99_round_trip_us": sync_s * 1e6}]
     if found := exchange():
@@ -105,18 +105,16 @@ def _exchanges(sync_s: float) -> list[Row]:
 
 
 def _memory(plugin: Any) -> tuple[float, float]:
-    """GB/s of a dense product with one token, GFLOP/s of one with 32."""
     w_RD = np.ones((ROWS, WIDTH), np.float16)
     rates = []
     for batch in (1, BATCH):
         x_BD = np.ones((batch, WIDTH), np.float32)
         _, seconds = device_kernels.gemv(plugin, w_RD, "float16", x_BD, repeat=REPEAT)
         rates.append((w_RD.nbytes if batch == 1 else 2.0 * batch * w_RD.size) / seconds / 1e9)
-    return float(f"{rates[0]:.4g}"), float(f"{rates[1]:.4g}")
+    return four_digits(rates[0]), four_digits(rates[1])
 
 
 def _neurons(plugin: Any, dtype: str) -> Row:
-    """Time of an active neuron of a layer in which all fire."""
     kind = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[dtype]
     one = 0x3C00 if dtype == "bfloat16" else 0.01  # both small and positive: every gate fires
     records = np.full((NEURONS, 3 * D), one, kind).view(np.uint8)
@@ -127,11 +125,7 @@ def _neurons(plugin: Any, dtype: str) -> Row:
 
 
 def _bus() -> tuple[float, float]:
-    """GB/s of copies from pinned host memory to the GPU, and back.
-
-    Raises:
-        BackendError: the driver refuses a step.
-    """
+    """GB/s of copies from pinned host memory to the GPU, and back; BackendError as the driver's."""
     try:
         cuda = ctypes.CDLL(LIBCUDA)
     except OSError as error:
@@ -161,7 +155,7 @@ def _bus() -> tuple[float, float]:
                 begin = time.perf_counter()
                 call(name, to, source, size)
                 times.append(time.perf_counter() - begin)
-            rates.append(float(f"{BUS_BYTES / statistics.median(times[1:]) / 1e9:.4g}"))
+            rates.append(four_digits(BUS_BYTES / statistics.median(times[1:]) / 1e9))
     finally:
         if device.value:
             cuda.cuMemFree_v2(device)
@@ -169,3 +163,20 @@ def _bus() -> tuple[float, float]:
             cuda.cuMemFreeHost(host)
         cuda.cuDevicePrimaryCtxRelease_v2(index)
     return rates[0], rates[1]
+
+
+def neuron_row(device: str, dtype: str, threads: int, d: int, seconds: float) -> Row:
+    """A row of the table `neurons`, from the seconds of one gated neuron."""
+    return {
+        "device": device,
+        "dtype": dtype,
+        "threads": threads,
+        "d_model": d,
+        "us_per_neuron": four_digits(seconds * 1e6),
+        "gb_per_s": four_digits(3 * d * DTYPE_BYTES[dtype] / seconds / 1e9),
+    }
+
+
+def four_digits(value: float) -> float:
+    """Round to four digits: more cannot be measured."""
+    return float(f"{value:.4g}")

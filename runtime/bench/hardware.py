@@ -32,9 +32,8 @@ from hotcold.native.errors import BackendError
 from hotcold.native.gpu import cuda_plugin, nvml
 from hotcold.runtime.bench import kernels as operators
 from hotcold.runtime.bench.decode import read_rates
-from hotcold.runtime.bench.gpu_rates import GpuRates, gpu_rates
+from hotcold.runtime.bench.gpu_rates import GpuRates, Row, four_digits, gpu_rates, neuron_row
 from hotcold.runtime.bench.hop import measure_hop
-from hotcold.runtime.bench.rows import Row, four_digits, neuron_row
 from hotcold.runtime.bench.stores import three_kinds
 from hotcold.runtime.hardware.caches import last_level_bytes
 from hotcold.runtime.hardware.cores import divide_cores
@@ -56,12 +55,7 @@ Progress = Callable[[str], None]
 class Effort:
     """How much and how long to measure.
 
-    Args:
-        nbytes: of each kind of store.
-        rounds: turns of every read.
-        samples: timed calls of every operator.
-        hops: round trips of every exchange.
-        window: bytes of a store that a read goes through, the next one through the next; 0: all.
+    A read goes through `window` bytes of a store, the next one through the next; 0: all.
     """
 
     nbytes: int
@@ -89,10 +83,7 @@ def measure(
 ) -> MachineFile:
     """Measure this machine.
 
-    Args:
-        name: of the machine; None: its CPU and GPU.
-        quick: less memory and fewer rounds, for a first idea.
-        progress: called with a line before each step, and why the GPU's steps are left out.
+    `quick` takes less memory and fewer rounds, for a first idea.
 
     Raises:
         BudgetError: no memory to measure with.

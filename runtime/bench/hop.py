@@ -35,12 +35,7 @@ _CHILD = (
 class HopResult:
     """Time of one hop, in microseconds.
 
-    Attributes:
-        p50_us: median.
-        p99_us: 99th percentile.
-        rounds: round trips measured.
-        sides: resident loops that took turns, 2 or 3.
-        cores: the core each of them was pinned to; empty: not pinned.
+    `cores` are those the loops were pinned to; empty: not pinned.
     """
 
     p50_us: float
@@ -109,11 +104,8 @@ def measure_hop(
 ) -> HopResult:
     """Measure a hop between fresh processes of this machine.
 
-    Args:
-        rounds: round trips.
-        pinned: pin each loop to a core of its own.
-        sides: loops that take turns: 2, or 3 as in the engine.
-        parked: further processes that wait on a flag that never comes, as an idle loop does.
+    Two or three loops (`sides`) take turns; `parked` further processes wait on a flag that never
+    comes, as an idle loop does.
 
     Raises:
         ConfigError: fewer cores than loops to pin, or a count out of range.
@@ -163,7 +155,6 @@ def _result(segment: Segment, children: list["subprocess.Popen[str]"]) -> str:
 
 
 def _child(task: dict[str, dict[str, int]]) -> None:
-    """Body of a child process; the parent's death or its own failure ends the other sides too."""
     handle, side = SegmentHandle(**task["handle"]), HopSide(**task["side"])
     with Segment.attach(handle) as segment, native.Watcher(segment.native, {handle.pid: DRIVER}):
         try:

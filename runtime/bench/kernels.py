@@ -20,6 +20,7 @@ from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.bindings.kernels import Pool, active_cpu_variant, force_cpu_variant
 from hotcold.native.bindings.timing import timed_attention, timed_ffn, timed_gemv, timed_read
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.bench.nested import found, put
 from hotcold.runtime.weights.host_memory import require
 
 CASES = ("sparse_ffn", "gate_first", "gemv", "attention")
@@ -38,15 +39,8 @@ Slot = tuple[int, NDArray[np.int32]]  # an address and the ids of the rows to to
 class Settings:
     """What to measure.
 
-    Args:
-        cases: of CASES.
-        widths: d of the models.
-        densities: per cent of neurons that fire.
-        dtype: of the weights; the attention caches are always float32.
-        threads: counts to measure one after the other.
-        buffer_bytes: memory to walk through.
-        samples: timed calls of each operator.
-        variant: name of a loaded variant to time beside the one in force, or None.
+    Densities are per cent of neurons that fire. The attention caches are always float32. `variant`
+    names a loaded variant to time beside the one in force.
     """
 
     cases: Sequence[str] = CASES
@@ -61,10 +55,6 @@ class Settings:
 
 class ColdBuffer:
     """Private memory on huge pages, full of small positive weights of one dtype.
-
-    Args:
-        size: bytes.
-        dtype: of the weights.
 
     Raises:
         BudgetError: there is no room for it.
@@ -97,10 +87,6 @@ class ColdBuffer:
         """Make the first weight of some records so negative that their gate stays shut.
 
         What an earlier call shut is opened again.
-
-        Args:
-            record: weights of a record.
-            shut_N: which records, from the first of the buffer on.
         """
         negative, usual = (-1e4, 0.02) if self.dtype != "bfloat16" else (0xC61C, 0x3CA4)
         self.values[self._shut] = usual
@@ -110,10 +96,6 @@ class ColdBuffer:
 
 def measure(settings: Settings, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Measure every case; nested plain data, units in the names.
-
-    Args:
-        settings: what to measure.
-        progress: called with a line for each case before it is measured.
 
     Raises:
         BudgetError: no room for the buffer.
@@ -127,10 +109,7 @@ def measure(settings: Settings, progress: Callable[[str], None] = lambda _: None
     }
     for name, path, case in _cases(settings, buffer):
         progress(f"{name} {' '.join(path)}")
-        place = result.setdefault(name, {})
-        for key in path[:-1]:
-            place = place.setdefault(key, {})
-        place[path[-1]] = _over_threads(case, settings)
+        put(result, (name, *path), _over_threads(case, settings))
     return result
 
 
@@ -145,7 +124,6 @@ class Case:
 
 
 def _cases(settings: Settings, buffer: ColdBuffer) -> Iterator[tuple[str, tuple[str, ...], Case]]:
-    """Name, key path and case of everything asked for."""
     for d in settings.widths:
         for name in settings.cases:
             if name in ("sparse_ffn", "gate_first"):
@@ -157,11 +135,7 @@ def _cases(settings: Settings, buffer: ColdBuffer) -> Iterator[tuple[str, tuple[
 
 
 def _layers(buffer: ColdBuffer, d: int) -> tuple[int, int, int]:
-    """Bytes of a record, neurons of a layer, layers that fit.
-
-    Raises:
-        ConfigError: the buffer does not hold 100 records.
-    """
+    """Bytes of a record, neurons of a layer, layers that fit; ConfigError below 100 records."""
     record = 3 * d * DTYPE_BYTES[buffer.dtype]
     n = min(4 * d, buffer.size // record)
     if n < 100:
@@ -192,7 +166,6 @@ def _gate_first(buffer: ColdBuffer, d: int, density: int) -> Case:
 
 
 def _gemv(buffer: ColdBuffer, d: int) -> Case:
-    """Square matrices one after the other."""
     row = d * DTYPE_BYTES[buffer.dtype]
     rows = min(d, buffer.size // row)
     ids = np.arange(rows, dtype=np.int32)
@@ -221,12 +194,10 @@ def _attention(buffer: ColdBuffer, d: int) -> Case:
 
 
 def _x(d: int) -> NDArray[np.float32]:
-    """A token of small positive numbers, so that every gate fires."""
     return np.random.default_rng(2).uniform(0.005, 0.015, d).astype(np.float32)
 
 
 def _over_threads(case: Case, settings: Settings) -> dict[str, Any]:
-    """The case with every thread count; the lowest fraction of all at the top level."""
     by_threads = {}
     for threads in settings.threads:
         with Pool(threads) as pool:
@@ -236,7 +207,6 @@ def _over_threads(case: Case, settings: Settings) -> dict[str, Any]:
 
 
 def _take_turns(case: Case, settings: Settings, pool: Pool) -> dict[str, Any]:
-    """Time reads and operators in turn over the slots."""
     operator, built_in = case.make(pool), active_cpu_variant()
 
     def reader(side: int) -> Call:
@@ -267,7 +237,6 @@ def _take_turns(case: Case, settings: Settings, pool: Pool) -> dict[str, Any]:
 
 
 def _figures(rates: dict[str, list[float]], touched: dict[str, int]) -> dict[str, Any]:
-    """Medians and bests, and the fractions of the fastest way to read."""
     reads = [rates[f"read{side}"] for side in SIDES]
     read, read_best = max(reads, key=statistics.median), max(map(max, reads))
 
@@ -293,20 +262,10 @@ def _figures(rates: dict[str, list[float]], touched: dict[str, int]) -> dict[str
 
 def doubts(result: dict[str, Any]) -> list[str]:
     """Reasons to doubt a result: a machine busy with other work, or a warm cache."""
-    measured = list(_measured(result))
+    measured = [one for _, one in found(result, "steadiness")]
     texts = []
     if any(one["steadiness"] < STEADY for one in measured):
         texts.append("the machine was busy: medians say little, compare the columns `best`")
     elif any(one["bandwidth_fraction"] > WARM for one in measured):
         texts.append("a fraction above 1.05 means a warm cache; raise --buffer")
     return texts
-
-
-def _measured(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The figures of every case and thread count."""
-    for value in result.values():
-        if isinstance(value, dict):
-            if "steadiness" in value:
-                yield value
-            else:
-                yield from _measured(value)

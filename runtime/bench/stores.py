@@ -48,7 +48,6 @@ def _ffn(d: int, sign: float, nbytes: int, rng: np.random.Generator, pool: kerne
 
 
 def _gemv(d: int, nbytes: int, rng: np.random.Generator, pool: kernels.Pool) -> Run:
-    """A dense product with a part of the bytes as its matrix."""
     rows = nbytes // (PARTS * d * ELEMENT.itemsize)
     begin = int(rng.integers(PARTS)) * rows * d * ELEMENT.itemsize
     x_BD = np.ones((1, d), np.float32)
@@ -73,13 +72,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measure every case on every kind of store.
 
-    Args:
-        nbytes: of each store; a file of this size is written to the temporary folder.
-        threads: numbers of threads to measure with.
-        rounds: runs of each combination.
-
-    Returns:
-        By case, threads and kind: the best and the median rate, GB/s.
+    A file of `nbytes` is written to the temporary folder. Returns by case, threads and kind: the
+    best and the median rate, GB/s.
 
     Raises:
         BudgetError: memory for three copies is not there.
@@ -124,7 +118,6 @@ def three_kinds(nbytes: int) -> Iterator[dict[str, Bytes]]:
 
 
 def _write_ones(path: Path, nbytes: int) -> None:
-    """A file of float16 ones."""
     block = np.ones(HUGE_BYTES // ELEMENT.itemsize, ELEMENT).tobytes()
     with path.open("wb") as file:
         for _ in range(nbytes // len(block)):

@@ -80,12 +80,8 @@ def measure(
 ) -> dict[str, Any]:
     """Run both schedules in turn on one plan.
 
-    Args:
-        config: the model and how to run it; its policy and schedule are not used.
-        resident: share of each quiet layer's neurons on the GPU.
-        tokens: decoded in each run.
-        rounds: runs of each schedule.
-        progress: told what runs now.
+    The config's policy and schedule are not used; `resident` is the share of each quiet layer's
+    neurons on the GPU.
 
     Raises:
         ConfigError: nothing is predicted, so that no list says that a layer has no cold neuron; or
@@ -127,7 +123,6 @@ def _check(prepared: Prepared) -> None:
 
 
 def _run(prepared: Prepared, plan: Plan, schedule: str, tokens: int, seed: int) -> dict[str, float]:
-    """One generation: median pass, skipped exchanges a token."""
     with LocalSession(deploy(prepared, plan, schedule)) as local:
         gpu = local.leader
         prompt = np.random.default_rng(seed).integers(3, prepared.bundle.spec.vocab_size, PROMPT)

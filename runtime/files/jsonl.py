@@ -7,6 +7,7 @@ error. Blank lines and empty texts are not counted.
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,12 +21,7 @@ _SUFFIXES = (".jsonl", ".ndjson")
 
 @dataclass
 class Skipped:
-    """Lines that held no text.
-
-    Args:
-        lines: how many.
-        first: the first of them and what is wrong with it, in words; "" where there is none.
-    """
+    """Lines that held no text."""
 
     lines: int = 0
     first: str = ""
@@ -41,6 +37,15 @@ class Skipped:
         return f"{self.lines} {lines} skipped, the first: {self.first}"
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name a text file that cannot be read by a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"text file {path} cannot be read: {error.strerror}") from error
+
+
 def is_jsonl(path: Path) -> bool:
     """Whether a file holds JSON lines, by its name."""
     return path.suffix.lower() in _SUFFIXES
@@ -49,30 +54,22 @@ def is_jsonl(path: Path) -> bool:
 def documents(path: Path, field: str, skipped: Skipped) -> Iterator[tuple[str, int]]:
     """The text of each line that has one, and the bytes read until then.
 
-    Args:
-        path: a regular file.
-        field: of each line's object, that holds the text.
-        skipped: counts the lines without.
-
     Raises:
         ConfigError: it cannot be read, or no line of it has a text.
     """
     here, texts, read_bytes = Skipped(), 0, 0
-    try:
-        with open(path, "rb") as file:
-            for number, (line, length) in enumerate(_lines(file), start=1):
-                read_bytes += length
-                try:
-                    text = _text_of(line, length, field)
-                except ValueError as problem:
-                    skipped.add(path, number, str(problem))
-                    here.add(path, number, str(problem))
-                    continue
-                if text is not None:
-                    texts += 1
-                    yield text, read_bytes
-    except OSError as error:
-        raise ConfigError(f"text file {path} cannot be read: {error.strerror}") from error
+    with reading(path), open(path, "rb") as file:
+        for number, (line, length) in enumerate(_lines(file), start=1):
+            read_bytes += length
+            try:
+                text = _text_of(line, length, field)
+            except ValueError as problem:
+                skipped.add(path, number, str(problem))
+                here.add(path, number, str(problem))
+                continue
+            if text is not None:
+                texts += 1
+                yield text, read_bytes
     if here.lines and not texts:
         raise ConfigError(
             f"text file {path} has no line with a text ({here}); is {field!r} its field?"
@@ -80,7 +77,6 @@ def documents(path: Path, field: str, skipped: Skipped) -> Iterator[tuple[str, i
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Lines and their lengths; of one that is too long only the beginning."""
     while line := file.readline(MAX_LINE_BYTES):
         length, rest = len(line), line
         while len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n"):
@@ -90,11 +86,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def _text_of(line: bytes, length: int, field: str) -> str | None:
-    """A line's text; None for a blank line.
-
-    Raises:
-        ValueError: what is wrong with it.
-    """
+    """A line's text; None for a blank line; a ValueError says what is wrong with it."""
     if length > len(line):
         raise ValueError(f"it is longer than {MAX_LINE_BYTES} bytes")
     if not line.strip():

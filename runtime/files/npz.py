@@ -1,8 +1,8 @@
 """Arrays and a JSON header as one npz file, read without trusting it.
 
-Used for plans (plan.py) and for messages to the policies' child process (messages.py). An npz is a
-zip of npy files, so `numpy.load` opens what `pack` writes; `unpack` never unpickles, never
-allocates more than the caller allows, and turns every kind of damage into a ValueError.
+Used for plans, profiles and messages to the policies' child process. An npz is a zip of npy files,
+so `numpy.load` opens what `pack` writes; `unpack` never unpickles, never allocates more than the
+caller allows, and turns every kind of damage into a ValueError.
 """
 
 import io
@@ -18,7 +18,11 @@ from numpy.typing import NDArray
 _HEADER = "header.json"
 
 
-def pack(arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any] | None = None) -> bytes:
+def pack(
+    arrays: Mapping[str, NDArray[Any]],
+    header: Mapping[str, Any] | None = None,
+    compress: bool = False,
+) -> bytes:
     """An npz of the arrays and, if given, a header of plain JSON data; the same input, same bytes.
 
     Raises:
@@ -29,17 +33,17 @@ def pack(arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any] | None = 
         if header is not None:
             archive.writestr(zipfile.ZipInfo(_HEADER), json.dumps(header, allow_nan=False))
         for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                npy.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+            with archive.open(entry, "w", force_zip64=True) as member:
+                npy.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
     return out.getvalue()
 
 
 def unpack(data: bytes, limit: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Inverse of pack: (header, arrays); without a header, an empty one.
 
-    Args:
-        data: the file's bytes.
-        limit: most bytes the unpacked members may have together.
+    The unpacked members may have at most `limit` bytes together.
 
     Raises:
         ValueError: not an npz, damaged, too large, or with an array of objects.
@@ -72,5 +76,5 @@ def _parse(content: bytes) -> NDArray[Any]:
     for length in shape:
         count *= length
     if dtype.hasobject or fortran or count * dtype.itemsize != len(body):
-        raise ValueError(f"an array of {dtype} {shape} does not match its {len(body)} bytes")
+        raise ValueError(f"an array of dtype {dtype} {shape} does not match its {len(body)} bytes")
     return np.frombuffer(body, dtype=dtype).reshape(shape)

@@ -80,12 +80,8 @@ def write_recording(
 ) -> None:
     """Make a recording from a file of raw bits, atomically.
 
-    Args:
-        path: to write.
-        bits: file of the bits alone; those behind the shape's are left out.
-        shape: tokens, layers, ceil(neurons / 8).
-        windows: their lengths.
-        header: model, source and neurons.
+    The shape is tokens, layers, ceil(neurons / 8); bits behind it are left out. The header holds
+    model, source and neurons.
 
     Raises:
         ValueError: there are fewer bits than the shape says.
@@ -111,7 +107,6 @@ def write_recording(
 
 
 def _copy(raw: Any, member: Any, count: int) -> None:
-    """So many bytes of one stream into another."""
     while count:
         piece = raw.read(min(count, _COPY_BYTES))
         if not piece:

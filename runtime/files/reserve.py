@@ -18,11 +18,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit on a f
 def reserve(paths: Sequence[Path], n_bytes: int, what: str, way_out: str) -> None:
     """Give every file so many bytes on the disk; what a file holds already stays.
 
-    Args:
-        paths: made where they are missing; of one folder.
-        n_bytes: of each.
-        what: they are, for the message.
-        way_out: what the user can do, likewise.
+    `what` they are and the `way_out` are for the message.
 
     Raises:
         BudgetError: the disk is too full; files made here are gone again.

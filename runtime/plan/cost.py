@@ -75,12 +75,7 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class TokenTime:
-    """Seconds of one decoded token (one pass of the batch).
-
-    Args:
-        layers: in their order.
-        rest_s: norms and head.
-    """
+    """Seconds of one decoded token (one pass of the batch): layers, and norms and head."""
 
     layers: tuple[LayerTime, ...]
     rest_s: float
@@ -159,9 +154,7 @@ class CostModel:
     def read_ahead(self, modules: Mapping[str, str], early_L: Sequence[int]) -> F64:
         """Seconds of reading cold neurons that attention hides, at most, in each layer.
 
-        Args:
-            modules: device by name.
-            early_L: by layer, above 0 where its list comes early and is read ahead.
+        early_L is above 0 where a layer's list comes early and is read ahead.
         """
         if not self.problem.hardware.has_gpu:
             return np.zeros(self.problem.shape[0])  # memory is busy with attention

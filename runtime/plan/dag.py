@@ -59,11 +59,8 @@ class Dag:
 def build_dag(spec: ModelSpec, plan: Plan, predicts: bool) -> Dag:
     """The graph of one token.
 
-    Args:
-        spec: the model.
-        plan: where its neurons are; of the same shape.
-        predicts: whether a predictor makes active lists; if not, the executors evaluate the gate
-            row of every neuron they own and there are no predict nodes.
+    Without a predictor the executors evaluate the gate row of every neuron they own and there are
+    no predict nodes.
     """
     nodes: list[Node] = []
     edges: list[tuple[str, str]] = []

@@ -23,9 +23,7 @@ from hotcold.runtime.plan.plan import Plan
 def fetched(device_LN: NDArray[np.int8], share_L: Sequence[float]) -> NDArray[np.bool_]:
     """Which of the host's neurons the GPU executor computes, bool [L, N].
 
-    Args:
-        device_LN: owners under the plan, 0: gpu0.
-        share_L: by layer, the share of its cold neurons to fetch, 0 to 1; empty: none.
+    share_L is by layer the share of its cold neurons to fetch, 0 to 1; empty: none.
     """
     if not any(share_L):
         return np.zeros(device_LN.shape, np.bool_)

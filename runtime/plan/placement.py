@@ -22,11 +22,6 @@ _FIGURE_LIMIT = 64
 def check_placement(problem: Problem, placement: Any, blame: str) -> None:
     """Refuse a placement that breaks a rule.
 
-    Args:
-        problem: what the policy was given.
-        placement: whatever it returned.
-        blame: name of the policy.
-
     Raises:
         PolicyError: one sentence naming the policy, what is wrong, and what would be right.
     """
@@ -36,7 +31,6 @@ def check_placement(problem: Problem, placement: Any, blame: str) -> None:
 
 
 def _fault(problem: Problem, placement: Any) -> str | None:
-    """What is wrong with a placement, as the rest of "policy 'name' ..."."""
     if not isinstance(placement, Placement):
         kind = "nothing" if placement is None else f"an object of type {type(placement).__name__}"
         return f"returned {kind}; place(problem) must return a Placement"
@@ -55,7 +49,6 @@ def _fault(problem: Problem, placement: Any) -> str | None:
 
 
 def _figure_fault(figures: Any) -> str | None:
-    """What is wrong with the figures: few, finite, by name."""
     if not isinstance(figures, Mapping):
         return f"returned figures of type {type(figures).__name__}; it must map name to number"
     if len(figures) > _FIGURE_LIMIT:
@@ -68,7 +61,6 @@ def _figure_fault(figures: Any) -> str | None:
 
 
 def _neuron_fault(problem: Problem, device_LN: Any) -> str | None:
-    """What is wrong with the neurons' devices: an int8 index of a device for each."""
     if not isinstance(device_LN, np.ndarray) or device_LN.dtype != np.int8:
         kind = str(getattr(device_LN, "dtype", type(device_LN).__name__))
         return f"returned device_LN of {kind}; it must be a numpy array, x.astype(np.int8)"
@@ -84,7 +76,6 @@ def _neuron_fault(problem: Problem, device_LN: Any) -> str | None:
 
 
 def _module_fault(problem: Problem, modules: Any) -> str | None:
-    """What is wrong with the modules' homes: one known device each, groups together."""
     if not isinstance(modules, Mapping):
         return f"returned modules of type {type(modules).__name__}; it must map name to device"
     names = {module.name for module in problem.modules}
@@ -111,7 +102,6 @@ def _module_fault(problem: Problem, modules: Any) -> str | None:
 def _budget_fault(
     problem: Problem, device_LN: NDArray[np.int8], modules: Mapping[str, str]
 ) -> str | None:
-    """Which device holds more than it may."""
     for device, need in problem.bytes_by_device(device_LN, modules).items():
         budget = problem.budgets[device]
         if need > budget:

@@ -9,7 +9,8 @@ Shape suffixes: L layers, N neurons of a layer, C chunks.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from hotcold.native.errors import CheckpointError, ConfigError
 from hotcold.runtime.files.atomic import write_atomically
 from hotcold.runtime.files.npz import pack, unpack
+from hotcold.runtime.files.records import fits, from_record, hints, plain, to_record
 from hotcold.runtime.plan.placement import check_placement
 from hotcold.runtime.plan.problem import DEVICES, Placement, Problem, bytes_by_device, frozen_array
 from hotcold.runtime.units import format_bytes
@@ -102,16 +104,17 @@ class Plan:
     @cached_property
     def hash(self) -> str:
         """SHA-256, in hex, of all that decides a run; policy, note, figures and budgets do not."""
-        content = {
-            "devices": self.devices,
-            "modules": dict(self.modules),
-            "module_bytes": dict(self.module_bytes),
-            "model": self.model,
-            "shape": self.shape,
-            "context": self.context,
-            "batch": self.batch,
-            "dtype": self.dtype,
-        }
+        names = (
+            "devices",
+            "modules",
+            "module_bytes",
+            "model",
+            "shape",
+            "context",
+            "batch",
+            "dtype",
+        )
+        content = {name: plain(getattr(self, name)) for name in names}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         digest.update(self.device_LN.tobytes())
         digest.update(self.neuron_bytes_L.astype("<i8").tobytes())
@@ -152,15 +155,8 @@ class Plan:
         sums are added. A neuron weighs its firing probability plus the mean of the share: the first
         is the work of an active list, the second that of evaluating every gate row, and no chunk
         gets more than twice its part of either, but for one neuron. A GPU sums each chunk
-        separately; the CPU needs no chunks (native/ops/ffn.c).
-
-        Args:
-            layer: which layer.
-            device_index: of `devices`.
-            n_chunks: C.
-
-        Returns:
-            int32 [C + 1], ascending, from 0 to N.
+        separately; the CPU needs no chunks (native/ops/ffn.c). Returns int32 [C + 1], ascending,
+        from 0 to N.
         """
         ids = self.ids(layer, device_index)
         bounds_C = np.full(n_chunks + 1, self.shape[1], dtype=np.int32)
@@ -181,7 +177,20 @@ class Plan:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        save_plan(self, Path(folder))
+        folder = Path(folder)
+        arrays, values = to_record(self)
+        header = {"format": "hotcold plan", "version": VERSION, "hash": self.hash, **values}
+        header |= {"shape": self.shape, "bytes": self.bytes_by_device}  # bytes: for readers
+        header["gpu_activation_share"] = self.gpu_activation_share
+        text = json.dumps(header, indent=2) + "\n"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            arrays = {name: arrays[name].astype(dtype) for name, dtype in _ARRAYS.items()}
+            write_atomically(folder / "plan.npz", pack(arrays))
+            write_atomically(folder / "plan.json", text.encode())
+        except OSError as error:
+            said = error.strerror or error
+            raise ConfigError(f"cannot write a plan to {folder}: {said}") from error
 
     @staticmethod
     def load(path: str | Path) -> "Plan":
@@ -190,7 +199,18 @@ class Plan:
         Raises:
             CheckpointError: no plan there, a damaged one, or one of another version.
         """
-        return load_plan(Path(path))
+        folder = Path(path)
+        header = _read_header(folder)
+        try:
+            plan = from_record(Plan, header | _read_arrays(folder, tuple(header["shape"])))
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"the plan in {folder} cannot be read: {error}") from error
+        if plan.hash != header["hash"]:
+            raise CheckpointError(
+                f"the plan in {folder} does not match its hash; it was changed or only half "
+                "written, make it again"
+            )
+        return plan
 
     def modules_on(self, device: str) -> str:
         """The modules of one device, runs of layers folded: "attention.0-7, kv.0-3"."""
@@ -273,52 +293,10 @@ VERSION = 2
 _JSON_LIMIT = 2**24
 _NEURON_LIMIT = 2**28  # neurons of a plan: 50 times the 175B model's
 _ARRAYS = {"device_LN": "|i1", "neuron_bytes_L": "<i8", "activations_LN": "<f8"}
-_TEXTS = ("policy", "model", "dtype", "note")
-_NUMBERS = ("context", "batch")
-
-
-def save_plan(plan: Plan, folder: Path) -> None:
-    """Write the two files; see Plan.save."""
-    header: dict[str, Any] = {"format": "hotcold plan", "version": VERSION, "hash": plan.hash}
-    header |= {name: getattr(plan, name) for name in (*_TEXTS, *_NUMBERS)}
-    header |= {name: dict(getattr(plan, name)) for name in _TABLES}
-    header["figures"] = dict(plan.figures)
-    header |= {"shape": plan.shape, "devices": plan.devices}
-    header["bytes"] = plan.bytes_by_device  # for readers; recomputed on load
-    header["gpu_activation_share"] = plan.gpu_activation_share
-    arrays = {name: getattr(plan, name).astype(dtype) for name, dtype in _ARRAYS.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "plan.npz", pack(arrays))
-        text = json.dumps(header, indent=2) + "\n"
-        write_atomically(folder / "plan.json", text.encode())
-    except OSError as error:
-        raise ConfigError(f"cannot write a plan to {folder}: {error.strerror or error}") from error
-
-
-def load_plan(folder: Path) -> Plan:
-    """Read the two files; see Plan.load."""
-    header = _read_header(folder)
-    try:
-        arrays = _read_arrays(folder, tuple(header["shape"]))
-        plan = Plan(
-            **{name: header[name] for name in (*_TEXTS, *_NUMBERS, *_TABLES)},
-            **arrays,
-            devices=tuple(header["devices"]),
-            figures=header["figures"],
-        )
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"the plan in {folder} cannot be read: {error}") from error
-    if plan.hash != header["hash"]:
-        raise CheckpointError(
-            f"the plan in {folder} does not match its hash; it was changed or only half written, "
-            "make it again"
-        )
-    return plan
+_PLAIN = {name: hint for name, hint in hints(Plan).items() if name not in _ARRAYS}
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
-    """plan.json with every value of the right type."""
     path = folder / "plan.json"
     try:
         if path.stat().st_size > _JSON_LIMIT:
@@ -335,51 +313,13 @@ def _read_header(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has version {found!r}, this hotcold reads {VERSION}; make the plan again"
         )
-    wrong = _wrong_key(header)
+    kinds = {**_PLAIN, "hash": str, "shape": tuple[int, int]}
+    wrong = [name for name, kind in kinds.items() if not fits(header.get(name), kind)]
+    if not wrong and (len(header["shape"]) != 2 or math.prod(header["shape"]) > _NEURON_LIMIT):
+        wrong = ["shape"]
     if wrong:
-        raise CheckpointError(f"{path}: {wrong!r} is missing or not what a plan has there")
+        raise CheckpointError(f"{path}: {wrong[0]!r} is missing or not what a plan has there")
     return header
-
-
-def _wrong_key(header: dict[str, Any]) -> str | None:
-    """A key that is missing or holds the wrong kind of value."""
-    valid = {name: isinstance(header.get(name), str) for name in (*_TEXTS, "hash")}
-    valid |= {name: _is_size(header.get(name)) for name in _NUMBERS}
-    for name, check in _TABLES.items():
-        table = header.get(name)
-        valid[name] = isinstance(table, dict) and all(check(value) for value in table.values())
-    figures = header.get("figures")
-    valid["figures"] = isinstance(figures, dict) and all(map(_is_number, figures.values()))
-    shape, devices = header.get("shape"), header.get("devices")
-    valid["shape"] = (
-        isinstance(shape, list)
-        and len(shape) == 2
-        and all(_is_size(size) for size in shape)
-        and shape[0] * shape[1] <= _NEURON_LIMIT
-    )
-    valid["devices"] = isinstance(devices, list) and all(_is_text(name) for name in devices)
-    return next((name for name, right in valid.items() if not right), None)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _is_number(value: object) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    return abs(value) < 1e308  # neither infinite nor NaN, nor an integer no float can hold
-
-
-_TABLES: dict[str, Callable[[object], bool]] = {
-    "modules": _is_text,
-    "module_bytes": _is_size,
-    "budgets": _is_size,
-}
 
 
 def _read_arrays(folder: Path, shape: tuple[int, ...]) -> dict[str, Any]:

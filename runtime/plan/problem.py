@@ -147,11 +147,7 @@ class Problem:
         with neurons of all layers together, best score first, until nothing more fits. Everything
         else goes to the host, the last device. Equal scores go by layer, then by neuron id, so the
         result depends only on the arguments.
-
-        Args:
-            score_LN: one number a neuron, higher is placed first; infinities are allowed.
-            share: part of the memory left after the modules to use, 0 to 1.
-            device: the device to fill.
+        Infinite scores are allowed; `share` is 0 to 1.
 
         Raises:
             PolicyError: a score of the wrong shape or NaN, a share out of range, no such device.
@@ -184,7 +180,6 @@ def frozen_array(values: ArrayLike, dtype: type[np.generic]) -> NDArray[Any]:
 
 
 def _check_problem(problem: Problem) -> None:
-    """Raise ConfigError where the parts of a Problem contradict each other."""
     p_LN = problem.activations_LN
     if p_LN.ndim != 2 or 0 in p_LN.shape:
         raise ConfigError(f"activations_LN has shape {p_LN.shape}; it must be layers by neurons")

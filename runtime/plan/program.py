@@ -33,11 +33,7 @@ def compile_programs(
 ) -> dict[str, Program]:
     """One program an actor; an actor without work gets an empty one and stands by.
 
-    Args:
-        dag: the graph.
-        schedule: checked against it.
-        layout: of the segment.
-        idle: nodes that the schedule leaves nothing to compute (fetch.py); they become no steps.
+    Nodes of `idle`, which the schedule leaves nothing to compute (fetch.py), become no steps.
     """
     programs: dict[str, list[np.void]] = {actor: [] for actor in ACTORS}
     builder = _Compiler(dag, schedule, layout, idle)
@@ -56,8 +52,6 @@ def _bare(op: Op) -> Any:
 
 
 class _Compiler:
-    """Turns one node into one step."""
-
     def __init__(
         self, dag: Dag, schedule: Schedule, layout: SegmentLayout, idle: Collection[str]
     ) -> None:

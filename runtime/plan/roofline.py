@@ -19,47 +19,8 @@ Half of the KV cache counts: the mean of a context that fills up. Neurons count 
 activation profile; real loads vary, and max(hot, cold) is then larger. So this is a lower bound of
 the time and not a forecast; it assumes kernels as fast as the measured bandwidth.
 
-Used by `hotcold roofline`. Nothing is measured here.
-
-Against decoding on two cores without a GPU (`xeon-2core`, 30.4 GB/s, commit 9d4bd4a, 2026-11-22;
---context is what half-filled equals the mean filling of the run):
-
-    model, tokens decoded        bytes a token, here / run   bound   measured   of the bound
-    embedded, exact, 128               21.2 / 20.8 MB         1429    1078-1101   76 %
-    planted llama-1b, learned, 32      0.79 / 0.79 GB         38.5    29.2-29.7   77 %
-
-The bytes agree; decoding reached 22.6 to 23.4 GB/s of the 30.4 that reads of
-30 KiB reach; records of the embedded model are 1.9 KiB, read at 25.0 GB/s in the same minute.
-
-Against measured ones on one H100: a 13B ReGLU shape, fp16, context 512, fp16 KV, 12 % fire, 30 %
-of the neurons hold 80 %, predictor width 960; a token reads 8.39 GB of attention, 0.33 of head,
-1.46 of predictor (int8 0.73), 0.21 of KV and 0.12 * 16.99 of FFN. Tokens/s by bench/gpu_decode.py
-(40 + 64 tokens, three runs), the bound from rates measured minutes before (host 138 GB/s, GPU
-2862), commit 5e07622, 2026-11-22; by hand: 92 GB/s and 1 us between two of 9 nodes a layer:
-
-    budget, predictor, schedule          by hand   bound   measured   of the bound
-    all on the GPU, fp16                     230     220    178          81 %
-    16 GiB, int8, selective                    -     165    119-121      73 %
-    16 GiB, int8, lookahead                    -     225    144-162      68 %
-    10 GiB, int8, selective                   38      55     34-38       62 %
-    10 GiB, int8, lookahead                    -      67     38-44       60 %
-    OPT-30B, 3 %, 24 GiB, selective            -      84     58-65       70-78 %
-    OPT-30B, 3 %, 24 GiB, lookahead            -     114     71-78       63-68 %
-
-(OPT-30B at 0f35ac7.) The host's memory belongs to others too: in six sittings of the day reads
-alone gave 113 to 151 GB/s, and the same plans 79 to 121 tokens/s (16 GiB, int8, selective).
-
-What is missing. All on the GPU, by ncu (40 nodes one after the other, caches cold): qkv 55 us a
-layer at 85 % of the memory's peak; o 24 us, 65 %; the predictor's products 8.7 us, 34 %, and
-12.3, 65 %; gate and up rows 15 us, 58 %; down columns 14 us, 31 %; the split, one block, 14 us;
-attention over 100 positions 11 us (7 since 5e07622, not by ncu); merge 8 us. Small grids do not
-reach the rate of large ones; overlap of launches wins some of that back (5.5 ms a pass, 6.5 by the
-sum of nodes). With cold
-neurons it is the host: lists of 270 and 1570 neurons are read at 89 GB/s (median layer: 93 and
-545 us) where reading alone gave 118: two hand-overs in the pool, ramps of two short phases, and
-columns read in pieces (native/ops/ffn.c). With lookahead at 16 GiB 306 MB a token are read ahead
-of 303 (some for nothing) and the wait is 0.4 of 6.1 ms: what remains are the GPU's kernels. At
-10 GiB attention is too short for 1.9 GB: 0.4 GB are read ahead, and the rest at 102 GB/s.
+Used by `hotcold roofline`. Nothing is measured here; what runs reach of it, and what is missing to
+it, is in runtime/bench/MEASURED.md.
 
 A measured run may exceed the bound a little where 40 + 64 tokens fill less than half of the KV
 cache. `--bus-share` (neurons that the GPU reads over the bus) is not modelled: each neuron is read
@@ -187,7 +148,6 @@ def for_gpu(problem: Problem, vram_bytes: int | None, scratch_bytes: int) -> Pro
 
 
 def _check_same(problem: Problem, placed: Placement | Plan) -> None:
-    """Raise unless a plan was made for these shapes and modules."""
     names = {module.name for module in problem.modules}
     if np.shape(placed.device_LN) != problem.shape or set(placed.modules) != names:
         missing = sorted(names ^ set(placed.modules))

@@ -67,10 +67,8 @@ class Schedule:
 def in_order(dag: Dag, sync: Sync = "always", lookahead: Sequence[int] | None = None) -> Schedule:
     """The plain schedule: every node on its usual lane, layer after layer.
 
-    Args:
-        dag: the graph.
-        sync: "selective" applies to the layers that have cold neurons, the others keep "always".
-        lookahead: by layer; None: 0 everywhere.
+    "selective" applies to the layers that have cold neurons, the others keep "always". `lookahead`
+    is by layer; None: 0 everywhere.
     """
     used = [node for node in dag.nodes if node.kind != "fetch"]
     lane = {node.id: node.device_choices[0] for node in used}
@@ -90,10 +88,7 @@ def in_order(dag: Dag, sync: Sync = "always", lookahead: Sequence[int] | None = 
 def fetching(dag: Dag, schedule: Schedule, share_L: Sequence[float]) -> Schedule:
     """The schedule with shares of the cold neurons fetched, fetch(l) right after hot(l).
 
-    Args:
-        dag: the graph.
-        schedule: one that fetches nothing yet.
-        share_L: by layer, 0 to 1; of no effect in layers without cold neurons.
+    Shares are from 0 to 1, and of no effect in layers without cold neurons.
     """
     share_L = tuple(
         float(share) if f"fetch.{layer}" in dag.node else 0.0 for layer, share in enumerate(share_L)
@@ -144,17 +139,11 @@ def all_edges(dag: Dag, schedule: Schedule) -> list[tuple[str, str]]:
 
 
 def _unused(node: Node, fetch: Sequence[float]) -> bool:
-    """Whether a node stands for a fetch that the schedule does not ask for."""
     return node.kind == "fetch" and not (fetch and fetch[node.layer])
 
 
 def check_schedule(dag: Dag, schedule: Any, blame: str = "schedule") -> None:
     """Refuse a schedule that cannot run.
-
-    Args:
-        dag: the graph.
-        schedule: whatever the policy returned.
-        blame: name of the policy.
 
     Raises:
         PolicyError: one sentence naming the policy, the node or edge, and what would be right.
@@ -198,7 +187,6 @@ def _type_fault(schedule: Schedule) -> str | None:
 
 
 def _layer_fault(dag: Dag, schedule: Schedule) -> str | None:
-    """Sync and lookahead: one valid entry a layer."""
     lists: dict[str, Sequence[Any]] = {"sync": schedule.sync, "lookahead": schedule.lookahead}
     lists |= {"fetch": schedule.fetch} if schedule.fetch else {}
     for name, values in lists.items():
@@ -219,7 +207,6 @@ def _layer_fault(dag: Dag, schedule: Schedule) -> str | None:
 
 
 def _lane_fault(dag: Dag, schedule: Schedule) -> str | None:
-    """Every node on one lane that may compute it, and merges where merge_on says."""
     unknown = [node for node in schedule.lane if node not in dag.node]
     if unknown:
         return f"puts {unknown[0]!r} on a lane, but the graph has no such node"
@@ -241,7 +228,6 @@ def _lane_fault(dag: Dag, schedule: Schedule) -> str | None:
 
 
 def _order_fault(dag: Dag, schedule: Schedule) -> str | None:
-    """Every node exactly once, in the order of its own lane."""
     seen: set[str] = set()
     for lane, ids in schedule.order.items():
         for node in ids:

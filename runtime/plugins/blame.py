@@ -27,11 +27,6 @@ def blaming(name: str, file: str | None, noun: str = "policy") -> Iterator[None]
     """Turn whatever foreign code raises in this block into a PolicyError that names its line.
 
     KeyboardInterrupt passes: in this process it is the user's.
-
-    Args:
-        name: the plug-in as the user gave it.
-        file: path of its source, None where there is none.
-        noun: what it is.
     """
     try:
         yield
@@ -86,7 +81,6 @@ def source_file(plugin: object) -> str | None:
 
 
 def _is_own(file: str) -> bool:
-    """Whether a file is one of hotcold's own policies or predictors."""
     hotcold = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
     return os.path.realpath(file).startswith(os.path.join(hotcold, "policies", ""))
 
@@ -98,7 +92,6 @@ def is_own(plugin: object) -> bool:
 
 
 def _line_in(error: BaseException, file: str) -> int | None:
-    """Innermost line of the traceback that lies in the file."""
     path = os.path.realpath(file)
     if isinstance(error, SyntaxError) and os.path.realpath(error.filename or "") == path:
         return error.lineno

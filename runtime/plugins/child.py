@@ -22,10 +22,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from hotcold.native.errors import ConfigError, HotcoldError, PolicyError
-from hotcold.runtime.files.npz import unpack
+from hotcold.runtime.files.npz import pack, unpack
+from hotcold.runtime.files.records import from_record, to_record
 from hotcold.runtime.hardware.profile import HardwareProfile
 from hotcold.runtime.plan.dag import Dag
 from hotcold.runtime.plan.placement import check_placement
@@ -37,6 +39,7 @@ from hotcold.runtime.plugins.blame import describe, source_file
 from hotcold.runtime.plugins.registry import find, instantiate
 from hotcold.runtime.plugins.settings import Setting
 
+Made = TypeVar("Made")
 TIMEOUT_S = 60.0
 # The caller's import path, not the current folder: a user's random.py must not replace a library's.
 _BOOT = (
@@ -60,14 +63,7 @@ def place_in_child(
 ) -> Placement:
     """Run a placement policy in a child process.
 
-    Args:
-        spec: entry-point name, "file.py:Class" or "package.module:Class".
-        settings: the policy's parameters.
-        problem: what to place.
-        timeout_s: seconds until the child is killed.
-
-    Returns:
-        The placement, checked.
+    Returns the placement, checked.
 
     Raises:
         PolicyError: no such policy, it raised, ended its process, did not finish, or returned
@@ -75,9 +71,9 @@ def place_in_child(
         ConfigError: a setting or the timeout cannot be used.
     """
     layers, neurons = problem.shape
-    request = messages.pack_request("placement", spec, settings, messages.pack_problem(problem))
+    request = messages.pack_request("placement", spec, settings, to_record(problem))
     limit = layers * neurons + _HEADER_LIMIT
-    placement: Placement = _ask("placement", spec, request, limit, timeout_s)
+    placement = _ask("placement", Placement, spec, request, limit, timeout_s)
     check_placement(problem, placement, spec)
     return placement
 
@@ -94,7 +90,7 @@ def schedule_in_child(
     given = messages.pack_graph(dag, plan, hardware)
     request = messages.pack_request("schedule", spec, settings, given)
     limit = _HEADER_LIMIT + _NODE_LIMIT * len(dag.nodes)
-    schedule: Schedule = _ask("schedule", spec, request, limit, timeout_s)
+    schedule = _ask("schedule", Schedule, spec, request, limit, timeout_s)
     check_schedule(dag, schedule, spec)
     return schedule
 
@@ -106,8 +102,9 @@ def stop_children() -> None:
             _kill(pid)
 
 
-def _ask(kind: str, spec: str, question: bytes, limit: int, timeout_s: float) -> Any:
-    """Start a child with a request, and return its reply, not yet checked."""
+def _ask(
+    kind: str, answer: type[Made], spec: str, question: bytes, limit: int, timeout_s: float
+) -> Made:
     if not (math.isfinite(timeout_s) and timeout_s > 0):
         raise ConfigError(
             f"the policy timeout is {timeout_s} s; it must be a finite number above 0"
@@ -128,9 +125,9 @@ def _ask(kind: str, spec: str, question: bytes, limit: int, timeout_s: float) ->
     finally:
         os.close(request)
         os.close(reply)
-    opened = messages.unpack_placement if kind == "placement" else messages.unpack_schedule
     try:
-        return opened(*messages.unpack_reply(content, limit))
+        arrays, header = messages.unpack_reply(content, limit)
+        return from_record(answer, arrays | header)
     except HotcoldError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -138,7 +135,6 @@ def _ask(kind: str, spec: str, question: bytes, limit: int, timeout_s: float) ->
 
 
 def _run(request: int, reply: int, spec: str, timeout_s: float) -> int:
-    """Start the child, wait for it, and kill what is left of it and of all that it started."""
     command = [sys.executable, "-c", _BOOT, str(reply), str(os.getpid()), *map(str, sys.path)]
     # A session of its own: what the policy starts is killed with it; Ctrl-C reaches only us.
     with _lock:
@@ -159,7 +155,6 @@ def _run(request: int, reply: int, spec: str, timeout_s: float) -> int:
 
 
 def _ended(pid: int, timeout_s: float) -> bool:
-    """Wait for a child to end without reaping it; whether it ended in time."""
     handle = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -175,7 +170,6 @@ def _kill(pid: int) -> None:
 
 
 def _ending(status: int) -> str:
-    """How a process ended, as the rest of a sentence."""
     if status >= 0:
         return f"ended its process with exit code {status}"
     try:
@@ -205,7 +199,6 @@ def main(reply: int, parent: int) -> None:
 
 
 def _answer(header: messages.Header, arrays: messages.Arrays) -> bytes:
-    """Run the policy; what it made, or what went wrong, as an npz."""
     kind, spec, content = header["kind"], header["spec"], header["content"]
     file = None
     try:
@@ -217,14 +210,14 @@ def _answer(header: messages.Header, arrays: messages.Arrays) -> bytes:
             with _foreign(spec, file):
                 schedule = policy.schedule(dag, plan, hardware)
             check_schedule(dag, schedule, spec)
-            return messages.pack_schedule(schedule)
-        problem = messages.unpack_problem(arrays, content)
+            return pack({}, to_record(schedule)[1])
+        problem = from_record(Problem, arrays | content)
         started = time.monotonic()
         with _foreign(spec, file):
             placement = policy.place(problem)
         solve_s = time.monotonic() - started
         check_placement(problem, placement, spec)
-        return messages.pack_placement(placement, solve_s)
+        return pack(*to_record(replace(placement, solve_s=solve_s)))
     except HotcoldError as error:
         return messages.pack_error(type(error).__name__, str(error), error.__cause__ or error)
     except BaseException as error:

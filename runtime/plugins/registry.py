@@ -25,35 +25,19 @@ __all__ = ["BUILT_IN", "Listing", "find", "instantiate", "listing", "load", "spl
 
 PluginKind = Literal["placement", "schedule", "predictor"]
 
-# The same table as pyproject.toml's entry points (a test compares them): a checkout that is run
-# without being installed, or was installed before a policy was added, has them only here.
+# The same as pyproject.toml's entry points (a test compares them): a checkout that is run without
+# being installed, or was installed before a policy was added, has them only here.
+_NAMES: dict[PluginKind, str] = {
+    "placement": "greedy all-cpu random ilp latency per-layer layer-split ffn-split oracle",
+    "schedule": "paper selective serial lookahead fetch",
+    "predictor": "exact learned low-rank sign window frequency",
+}
 BUILT_IN: dict[PluginKind, dict[str, str]] = {
-    "placement": {
-        "greedy": "hotcold.policies.placement.greedy:Greedy",
-        "all-cpu": "hotcold.policies.placement.all_cpu:AllCpu",
-        "random": "hotcold.policies.placement.random:Random",
-        "ilp": "hotcold.policies.placement.ilp:Ilp",
-        "latency": "hotcold.policies.placement.latency:Latency",
-        "per-layer": "hotcold.policies.placement.per_layer:PerLayer",
-        "layer-split": "hotcold.policies.placement.layer_split:LayerSplit",
-        "ffn-split": "hotcold.policies.placement.ffn_split:FfnSplit",
-        "oracle": "hotcold.policies.placement.oracle:Oracle",
-    },
-    "schedule": {
-        "paper": "hotcold.policies.schedule.paper:Paper",
-        "selective": "hotcold.policies.schedule.selective:Selective",
-        "serial": "hotcold.policies.schedule.serial:Serial",
-        "lookahead": "hotcold.policies.schedule.lookahead:Lookahead",
-        "fetch": "hotcold.policies.schedule.fetch:Fetch",
-    },
-    "predictor": {
-        "exact": "hotcold.policies.predictor.exact:Exact",
-        "learned": "hotcold.policies.predictor.learned:Learned",
-        "low-rank": "hotcold.policies.predictor.low_rank:LowRank",
-        "sign": "hotcold.policies.predictor.sign:Sign",
-        "window": "hotcold.policies.predictor.window:Window",
-        "frequency": "hotcold.policies.predictor.frequency:Frequency",
-    },
+    kind: {
+        name: f"hotcold.policies.{kind}.{name.replace('-', '_')}:{name.title().replace('-', '')}"
+        for name in names.split()
+    }
+    for kind, names in _NAMES.items()
 }
 _METHOD: dict[PluginKind, str] = {
     "placement": "place",
@@ -65,15 +49,7 @@ _DISTRIBUTION = "hotcold"
 
 @dataclass(frozen=True)
 class Listing:
-    """One installed plug-in.
-
-    Args:
-        kind: placement, schedule or predictor.
-        name: what to type.
-        target: "package.module:Class".
-        version: of the distribution it comes from.
-        origin: that distribution's name, "hotcold" for built-ins.
-    """
+    """One installed plug-in."""
 
     kind: PluginKind
     name: str
@@ -175,7 +151,6 @@ def _load_module(target: str, name: str, noun: str) -> ModuleType:
 
 
 def _target(kind: PluginKind, name: str) -> str:
-    """The class behind an entry-point name."""
     entries = {entry.name: entry for entry in listing(kind)}
     if name in entries:
         return entries[name].target

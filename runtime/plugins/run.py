@@ -39,12 +39,7 @@ class SchedulePolicy(Protocol):
 
 @dataclass(frozen=True)
 class MadeSchedule:
-    """A schedule that is there already, in the place of the policy that made it.
-
-    Args:
-        name: of that policy, as typed.
-        made: what it returned.
-    """
+    """A schedule that is there already, in the place of the policy that made it."""
 
     name: str
     made: Schedule
@@ -71,11 +66,8 @@ def place(
 ) -> Placement:
     """Ask a placement policy.
 
-    Args:
-        policy: a name or file (runs in a child process), or an object (runs here, without limit).
-        problem: what to place.
-        settings: its parameters, if given by name or file.
-        timeout_s: seconds a child process may take.
+    Given by name or file it runs in a child process, for at most `timeout_s`; an object runs here,
+    without limit.
 
     Raises:
         PolicyError: it cannot be found, raised, did not finish, or broke a rule.
@@ -105,14 +97,8 @@ def make_schedule(
 ) -> Schedule:
     """Ask a schedule policy.
 
-    Args:
-        policy: a name or file (runs in a child process, but for the built-in ones, which are quick
-            and end), or an object (runs here, without limit).
-        dag: the graph to schedule.
-        plan: where the neurons are.
-        hardware: rates of the machine.
-        settings: the policy's parameters, if given by name or file.
-        timeout_s: seconds a child process may take.
+    Where and how long it runs is as for `place`, but the built-in ones, which are quick and end,
+    run here.
 
     Raises:
         PolicyError: it cannot be found, raised, did not finish, or its schedule cannot run.

@@ -65,11 +65,7 @@ def instantiate(
 ) -> object:
     """Construct a plug-in with its settings; an object passed in is returned as it is.
 
-    Args:
-        plugin: a class, or an object that was passed in (it takes no settings).
-        settings: its parameters by field name; texts are converted to the field's type.
-        name: the plug-in as the user gave it, for messages.
-        noun: what it is, likewise.
+    Texts are converted to the fields' types; `name` and `noun` are for messages.
 
     Raises:
         ConfigError: an unknown or missing setting, or a value that does not convert.
@@ -117,7 +113,6 @@ def _unknown(name: str, key: str, known: list[str]) -> str:
 
 
 def _convert(value: Setting, kind: Any, what: str) -> object:
-    """A value of the field's type, from a text or from a value that already has it."""
     choices = _choices(kind)
     for choice in choices:
         try:
@@ -140,7 +135,6 @@ def _choices(kind: Any) -> list[Any]:
 
 
 def _convert_one(value: Setting, kind: Any) -> object:  # noqa: PLR0911
-    """One alternative; ValueError where it is not meant."""
     text = value if isinstance(value, str) else None
     if get_origin(kind) is Literal:
         (expected,) = get_args(kind)
@@ -168,7 +162,6 @@ def _convert_one(value: Setting, kind: Any) -> object:  # noqa: PLR0911
 
 
 def _show(kind: Any) -> str:
-    """A type as a person would say it."""
     if get_origin(kind) is Literal:
         return repr(get_args(kind)[0])
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

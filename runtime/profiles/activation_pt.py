@@ -58,7 +58,6 @@ def read_counts(files: list[Path]) -> NDArray[np.int64]:
 
 
 def _counts(path: Path) -> NDArray[np.int64]:
-    """One layer's counts."""
     import torch  # imported here: it costs a second, too much for actors that restart
 
     try:

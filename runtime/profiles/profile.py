@@ -7,10 +7,7 @@ model is loaded here.
 Axes: L layers, N neurons of a layer, K numbers of neurons that fired for a token, from 0.
 """
 
-import io
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import numpy.typing as npt
 
 from hotcold.native.errors import CheckpointError
 from hotcold.runtime.files.atomic import write_atomically
+from hotcold.runtime.files.npz import pack, unpack
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.profiles.activation_pt import find_counts, read_counts
 
@@ -105,16 +103,6 @@ class ActivationProfile:
         probabilities_LN: F64 = self.counts_LN / np.float64(self.tokens)
         return probabilities_LN
 
-    @property
-    def magnitudes_LN(self) -> F64 | None:
-        """Mean gate after its ReLU, over all tokens; those it is silent for count as 0."""
-        return None if self.sums_LN is None else self.sums_LN / np.float64(self.tokens)
-
-    @property
-    def fired_magnitudes_LN(self) -> F64 | None:
-        """Mean gate over the tokens the neuron fires for; 0 for one that never does."""
-        return None if self.sums_LN is None else self.sums_LN / np.maximum(self.counts_LN, 1)
-
     def density_quantile(self, share: float) -> F64 | None:
         """For each layer, the density (share of its neurons firing) not exceeded by so many tokens.
 
@@ -199,10 +187,6 @@ class ActivationProfile:
     def check_model(self, spec: ModelSpec, checksum: str) -> None:
         """Refuse a profile of another model; one that does not say which is judged by its shape.
 
-        Args:
-            spec: of the model.
-            checksum: of its bundle.
-
         Raises:
             CheckpointError: naming both.
         """
@@ -215,7 +199,16 @@ class ActivationProfile:
 
     def save(self, path: str | Path) -> None:
         """Write an npz file atomically; the same profile always gives the same bytes."""
-        save_profile(self, Path(path))
+        notes = json.dumps({"model": self.model, "source": self.source}, sort_keys=True)
+        arrays: dict[str, Any] = {
+            "counts": self.counts_LN,
+            "tokens": np.array(self.tokens, np.int64),
+            "notes": np.frombuffer(notes.encode(), dtype=np.uint8),
+            "sums": self.sums_LN,
+            "fired": self.tokens_LK,
+        }
+        there = {name: array for name, array in arrays.items() if array is not None}
+        write_atomically(Path(path), pack(there, compress=True))
 
     @classmethod
     def load(cls, path: str | Path) -> "ActivationProfile":
@@ -224,11 +217,11 @@ class ActivationProfile:
         Raises:
             CheckpointError: not a profile, damaged, or with impossible values.
         """
-        return load_profile(Path(path))
+        found = _find(Path(path))
+        return _of_counts(found, Path(path)) if isinstance(found, list) else _read(found)
 
 
 def _share_for(counts_N: I64, fraction: float) -> float:
-    """Share of neurons, hottest first, whose counts reach fraction of the sum; 0 if none fired."""
     running = np.cumsum(np.sort(counts_N)[::-1])
     if running[-1] == 0:
         return 0.0
@@ -243,66 +236,44 @@ def _row(name: str, sparsity: float, half: float, most: float, dead: float) -> s
 # ---- on disk: activations.npz
 
 
-MAX_ARRAY_BYTES = 1 << 28  # of one array in a profile; 400 layers of 80,000 neurons fit
-# The date in every archive entry: the same counts give the same bytes.
-_DATE = (1980, 1, 1, 0, 0, 0)
+LIMIT_BYTES = 1 << 30  # of all arrays; 400 layers of 80,000 neurons fit
 
 
-def save_profile(profile: ActivationProfile, path: Path) -> None:
-    """Write the file; see ActivationProfile.save."""
-    notes = json.dumps({"model": profile.model, "source": profile.source}, sort_keys=True)
-    arrays: dict[str, Any] = {
-        "counts": profile.counts_LN,
-        "tokens": np.int64(profile.tokens),
-        "notes": np.frombuffer(notes.encode(), dtype=np.uint8),
-    }
-    if profile.sums_LN is not None:
-        arrays["sums"] = profile.sums_LN
-    if profile.tokens_LK is not None:
-        arrays["fired"] = profile.tokens_LK
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, np.asanyarray(array), allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy", _DATE)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, buffer.getvalue())
-    write_atomically(path, out.getvalue())
+def _find(path: Path) -> Path | list[Path]:
+    if not path.is_dir():
+        return path
+    if (path / FILE_NAME).exists():
+        return path / FILE_NAME
+    if files := find_counts(path):
+        return files
+    raise CheckpointError(
+        f"{path} holds no profile: neither {FILE_NAME} nor PowerInfer's activation_0.pt"
+    )
 
 
-def load_profile(path: Path) -> ActivationProfile:
-    """Read a profile, checking every size before anything is allocated for it.
-
-    Raises:
-        CheckpointError: not a profile, damaged, or with impossible values.
-    """
-    if path.is_dir():
-        if (path / FILE_NAME).exists():
-            path = path / FILE_NAME
-        elif files := find_counts(path):
-            return _of_counts(files, path)
-        else:
-            raise CheckpointError(
-                f"{path} holds no profile: neither {FILE_NAME} nor PowerInfer's activation_0.pt"
-            )
-    arrays = _read(path)
+def _read(path: Path) -> ActivationProfile:
+    try:
+        if path.stat().st_size > LIMIT_BYTES:
+            raise ValueError(f"it has more than {LIMIT_BYTES} bytes")
+        _, arrays = unpack(path.read_bytes(), LIMIT_BYTES)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable profile ({error})") from error
+    for name in ("counts", "tokens"):
+        if name not in arrays:
+            raise CheckpointError(f"{path} is not a profile: it has no array '{name}'")
     counts, tokens = arrays["counts"], arrays["tokens"]
     if tokens.shape != () or tokens.dtype.kind not in "iu":
         raise CheckpointError(f"{path}: tokens is {tokens.dtype}{list(tokens.shape)}, not a count")
     if counts.dtype.kind not in "iu":
         raise CheckpointError(f"{path}: counts have dtype {counts.dtype}, must be integers")
-    said = _notes(arrays.get("notes"), path)
-    fired = arrays.get("fired")
     try:
-        return ActivationProfile(
-            counts.astype(np.int64),
-            int(tokens),
-            said["model"],
-            said["source"],
-            arrays.get("sums"),
-            fired,
-        )
+        said = json.loads(arrays["notes"].astype(np.uint8).tobytes()) if "notes" in arrays else {}
+        model, source = (str(said.get(name, "")) for name in ("model", "source"))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its notes are damaged ({error})") from error
+    more = arrays.get("sums"), arrays.get("fired")
+    try:
+        return ActivationProfile(counts.astype(np.int64), int(tokens), model, source, *more)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -312,65 +283,3 @@ def _of_counts(files: list[Path], folder: Path) -> ActivationProfile:
     counts_LN = read_counts(files)
     source = f"PowerInfer's {folder.name}, tokens not known: taken as the highest count"
     return ActivationProfile(counts_LN, max(1, int(counts_LN.max())), "", source)
-
-
-# The last two: odd compression and encryption.
-_DAMAGE = (
-    *(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error),
-    *(NotImplementedError, RuntimeError),
-)
-
-
-def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The members a profile has, those that must be there among them."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            there = set(archive.namelist())
-            names = ["counts", "tokens"]
-            names += [name for name in ("notes", "sums", "fired") if f"{name}.npy" in there]
-            return {name: _member(archive, name, path) for name in names}
-    except CheckpointError:
-        raise
-    except _DAMAGE as error:
-        raise CheckpointError(f"{path} is not a readable profile ({error})") from error
-
-
-def _member(archive: zipfile.ZipFile, name: str, path: Path) -> npt.NDArray[Any]:
-    """Read one array; its header must agree with the bytes that are there."""
-    try:
-        info = archive.getinfo(f"{name}.npy")
-    except KeyError:
-        raise CheckpointError(f"{path} is not a profile: it has no array '{name}'") from None
-    if info.file_size > MAX_ARRAY_BYTES:
-        raise CheckpointError(
-            f"{path}: array '{name}' claims {info.file_size} bytes, the limit is {MAX_ARRAY_BYTES}"
-        )
-    with archive.open(info) as member:
-        data = io.BytesIO(member.read(MAX_ARRAY_BYTES + 1))
-    version = np.lib.format.read_magic(data)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(data)
-    else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(data)
-    if dtype.hasobject or dtype.kind not in "iuf" or fortran:
-        raise CheckpointError(f"{path}: array '{name}' has dtype {dtype} or order not of a profile")
-    body = data.read()
-    wanted = dtype.itemsize
-    for size in shape:
-        wanted *= int(size)
-    if len(body) != wanted:
-        raise CheckpointError(
-            f"{path}: array '{name}' of shape {list(shape)} needs {wanted} bytes, has {len(body)}"
-        )
-    return np.frombuffer(body, dtype=dtype).reshape(shape)
-
-
-def _notes(array: npt.NDArray[Any] | None, path: Path) -> dict[str, str]:
-    said = {"model": "", "source": ""}
-    if array is None:
-        return said
-    try:
-        found = json.loads(array.astype(np.uint8).tobytes().decode())
-        return {name: str(found.get(name, "")) for name in said}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its notes are damaged ({error})") from error

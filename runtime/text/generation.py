@@ -75,10 +75,6 @@ class TextCodec:
 
     Without a tokenizer's files prompts must be token ids, and tokens have no text.
 
-    Args:
-        folder: of the bundle.
-        spec: the model.
-
     Raises:
         CheckpointError: a tokenizer that cannot be read.
     """
@@ -107,10 +103,7 @@ class TextCodec:
     def ids(self, prompt: str | Sequence[int], context: int, special: bool = False) -> list[int]:
         """Ids of a prompt, checked; warns where they are probably not what was meant.
 
-        Args:
-            prompt: text, or ids, which are taken as they are.
-            context: most ids of a prompt.
-            special: read control tokens in a text ("</s>") as such; else they are text.
+        With `special`, control tokens in a text ("</s>") are read as such; else they are text.
 
         Raises:
             ConfigError: an empty prompt, one longer than the context, an id outside the vocabulary.

@@ -70,9 +70,7 @@ class Tokenizer:
     def load(cls, folder: Path | str, vocab_size: int | None = None) -> "Tokenizer":
         """Read the tokenizer of a bundle or checkpoint folder.
 
-        Args:
-            folder: holds tokenizer.json, or vocab.json and merges.txt.
-            vocab_size: rows of the model's embedding; a prompt that needs more is refused.
+        A prompt that needs more tokens than `vocab_size`, the rows of the embedding, is refused.
 
         Raises:
             CheckpointError: it is missing or cannot be read.
@@ -95,9 +93,7 @@ class Tokenizer:
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text, with the tokenizer's own template (a Llama's `<s>` first).
 
-        Args:
-            text: any text.
-            special: read control tokens in it ("</s>") as such; False: they are text like any.
+        With `special`, control tokens in it ("</s>") are read as such; else they are text like any.
 
         Raises:
             ConfigError: no text, or one that cannot be encoded, or tokens the model has not.
@@ -132,12 +128,7 @@ class Tokenizer:
         return ids
 
     def _check_plain(self, ids: Sequence[int], template: Sequence[int]) -> None:
-        """Refuse a text whose control tokens this tokenizer cannot take for text.
-
-        Args:
-            ids: of the text.
-            template: 1 where the tokenizer's template put the id.
-        """
+        """Refuse a text whose control tokens this tokenizer cannot take for text."""
         for id_, added in zip(ids, template, strict=True):
             name = self._special.get(id_)
             if name is not None and not added and name not in UNKNOWN:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.files.jsonl import TEXT_FIELD, Skipped, documents, is_jsonl
+from hotcold.runtime.files.jsonl import TEXT_FIELD, Skipped, documents, is_jsonl, reading
 
 CHUNK_BYTES = 1 << 16
 
@@ -21,7 +21,6 @@ class TextEncoder(Protocol):
 
     def encode(self, text: str) -> Sequence[int]:
         """Ids of a text, with the tokenizer's own template around them."""
-        ...
 
 
 def text_frame(tokenizer: TextEncoder) -> tuple[list[int], list[int]]:
@@ -44,14 +43,8 @@ def token_windows(
 
     Every window starts with the ids the tokenizer's template puts first. The last window of a file
     or document, and of the limit, may be shorter.
-
-    Args:
-        paths: UTF-8 text; those named .jsonl hold a document a line.
-        tokenizer: of the model.
-        context: most ids of a window.
-        max_tokens: stop after so many ids.
-        field: of a JSON line, that holds its text.
-        skipped: told of lines that hold none.
+    Files named .jsonl hold a document a line, its text in `field`; `skipped` is told of lines that
+    hold none.
 
     Raises:
         ConfigError: no room for text, a file that cannot be read, or that is not UTF-8.
@@ -76,7 +69,6 @@ def token_windows(
 
 
 def _texts(paths: Sequence[Path], field: str, skipped: Skipped) -> Iterator[tuple[str, int, bool]]:
-    """All text in pieces: the piece, the bytes read until then, and whether a document ends."""
     before = 0
     for path in paths:
         size = file_bytes(path)  # checked before an open() could block
@@ -118,41 +110,40 @@ def file_bytes(path: Path) -> int:
     Raises:
         ConfigError: it is missing, or something a read could block on.
     """
-    try:
+    with reading(path):
         if path.is_file():
             return path.stat().st_size
-    except OSError as error:
-        raise ConfigError(f"text file {path} cannot be read: {error.strerror}") from error
     raise ConfigError(f"text file {path} is missing or not a regular file")
 
 
 def _pieces(path: Path) -> Iterator[tuple[str, int]]:
-    """Text of a file in pieces of about CHUNK_BYTES, cut after line ends where there are any."""
     offset, rest, held = 0, b"", ""
+    with reading(path), open(path, "rb") as file:
+        while True:
+            chunk = file.read(CHUNK_BYTES)
+            data = rest + chunk
+            text, used = _decoded(path, data, offset, not chunk)
+            offset, rest, held = offset + used, data[used:], held + text
+            cut = len(held) if not chunk else held.rfind("\n") + 1 or held.rfind(" ")
+            if cut > 0:
+                yield held[:cut], offset
+                held = held[cut:]
+            elif len(held) > 4 * CHUNK_BYTES:  # there is no place to cut
+                yield held, offset
+                held = ""
+            if not chunk:
+                return
+
+
+def _decoded(path: Path, data: bytes, offset: int, final: bool) -> tuple[str, int]:
+    """Text of some bytes of a file from an offset on, and how many of them it takes."""
     try:
-        with open(path, "rb") as file:
-            while True:
-                chunk = file.read(CHUNK_BYTES)
-                data = rest + chunk
-                try:
-                    text, used = codecs.utf_8_decode(data, "strict", not chunk)
-                except UnicodeDecodeError as error:
-                    raise ConfigError(
-                        f"text file {path} is not UTF-8: byte 0x{data[error.start]:02x} at offset "
-                        f"{offset + error.start}; convert it first"
-                    ) from None
-                offset, rest, held = offset + used, data[used:], held + text
-                cut = len(held) if not chunk else held.rfind("\n") + 1 or held.rfind(" ")
-                if cut > 0:
-                    yield held[:cut], offset
-                    held = held[cut:]
-                elif len(held) > 4 * CHUNK_BYTES:  # there is no place to cut
-                    yield held, offset
-                    held = ""
-                if not chunk:
-                    return
-    except OSError as error:
-        raise ConfigError(f"text file {path} cannot be read: {error.strerror}") from error
+        return codecs.utf_8_decode(data, "strict", final)
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"text file {path} is not UTF-8: byte 0x{data[error.start]:02x} at offset "
+            f"{offset + error.start}; convert it first"
+        ) from None
 
 
 def spread_windows(
@@ -192,22 +183,12 @@ _BYTES_PER_ID = 8  # generous: a window is cut to its length afterwards
 
 
 def _text_at(path: Path, offset: int, length: int) -> str:
-    """Text of about so many bytes, from the first word that begins after an offset."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(length)
-    except OSError as error:
-        raise ConfigError(f"text file {path} cannot be read: {error.strerror}") from error
+    with reading(path), open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read(length)
     start = 0
     while start < min(4, len(data)) and data[start] & 0xC0 == 0x80:
         start += 1  # the rest of a character that began before
-    try:
-        text, _ = codecs.utf_8_decode(data[start:], "strict", False)
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"text file {path} is not UTF-8: byte 0x{data[start + error.start]:02x} at offset "
-            f"{offset + start + error.start}; convert it first"
-        ) from None
+    text, _ = _decoded(path, data[start:], offset + start, False)
     line = text.find("\n", 0, len(text) // 4)
     return text[(line if line >= 0 else text.find(" ")) + 1 :]

@@ -26,14 +26,9 @@ PASSES = 32  # of the newest, at most
 def phase_times(segment: Segment, passes: int = PASSES) -> dict[str, float]:
     """Seconds a pass by phase: means over the newest whole passes that the rings still hold.
 
-    Args:
-        segment: the exchange of a native engine.
-        passes: how many at most.
-
-    Returns:
-        `embed`, `attention`, `predict`, `hot`, `merge` and `head` as computed, `wait` of the GPU
-        executor for others, `cold` of the CPU executor, and `pass`, first step to last; a phase
-        that no ring has a step of is left out, and everything before the second pass is over.
+    Returns `embed`, `attention`, `predict`, `hot`, `merge` and `head` as computed, `wait` of the
+    GPU executor for others, `cold` of the CPU executor, and `pass`, first step to last; a phase
+    that no ring has a step of is left out, and everything before the second pass is over.
     """
     rings = {actor: read_array(segment, actor)[0] for actor in ACTORS}
     heads = rings["gpu"][rings["gpu"]["op"] == Op.HEAD]
@@ -66,9 +61,7 @@ def _length_s(spans: NDArray[np.void]) -> float:
 def pass_lengths(segment: Segment, since_ns: int = 0) -> NDArray[np.float64]:
     """Seconds of each whole pass on the GPU executor that its ring holds, oldest first.
 
-    Args:
-        segment: the exchange of a native engine.
-        since_ns: only passes that began at this time of the host's clock or later.
+    Only passes that began at `since_ns` of the host's clock or later.
     """
     spans, _ = read_array(segment, "gpu")
     begun, ended = (spans[spans["op"] == op] for op in (Op.EMBED, Op.HEAD))

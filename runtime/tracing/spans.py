@@ -61,13 +61,8 @@ def op_name(op: int) -> str:
 def read_array(segment: Segment, actor: str, since: int = 0) -> tuple[NDArray[np.void], int]:
     """Copy the spans of an actor that the ring still holds, oldest first.
 
-    Args:
-        segment: the exchange.
-        actor: "gpu", "cpu" or "predictor".
-        since: number of the first span wanted; pass the last call's second value to go on.
-
-    Returns:
-        Spans as an array of SPAN, and the number the next span will have.
+    `since` is the number of the first span wanted; pass the last call's second value to go on.
+    Returns spans as an array of SPAN, and the number the next span will have.
     """
     native = segment.native
     index, capacity = ACTORS.index(actor), native.span_capacity
@@ -88,15 +83,8 @@ def read(segment: Segment, actor: str, since: int = 0) -> list[Span]:
 
 def as_spans(actor: str, spans: NDArray[np.void]) -> list[Span]:
     """Spans of an actor out of an array of SPAN."""
+    counts = ("layer", "seq", "begin_ns", "ready_ns", "end_ns")
     return [
-        Span(
-            actor=actor,
-            op=op_name(int(row["op"])),
-            layer=int(row["layer"]),
-            seq=int(row["seq"]),
-            begin_ns=int(row["begin_ns"]),
-            ready_ns=int(row["ready_ns"]),
-            end_ns=int(row["end_ns"]),
-        )
+        Span(actor, op_name(int(row["op"])), **{name: int(row[name]) for name in counts})
         for row in spans
     ]

@@ -28,11 +28,8 @@ LABELS = {"gpu": "GPU executor", "cpu": "CPU executor", "predictor": "predictor"
 class Pass:
     """One pass of all actors.
 
-    Attributes:
-        seq: its number.
-        spans: by actor, in time; waits from before the pass are cut off.
-        begin_ns: the GPU executor's first step began.
-        end_ns: the last step of any actor ended.
+    Waits from before it are cut off. It begins with the GPU executor's first step and ends with the
+    last of any actor.
     """
 
     seq: int
@@ -51,10 +48,7 @@ def passes(spans: Spans, since_ns: int = 0) -> list[Pass]:
 
     A ring forgets its oldest spans, so the first pass it holds may be cut: a pass with fewer steps
     of an actor than most have is left out.
-
-    Args:
-        spans: by actor.
-        since_ns: passes that ended before are left out.
+    Passes that ended before `since_ns` are left out.
     """
     grouped: dict[int, dict[str, list[Span]]] = {}
     for actor, own in spans.items():
@@ -73,7 +67,6 @@ def passes(spans: Spans, since_ns: int = 0) -> list[Pass]:
 
 
 def _usual(counts: Sequence[int]) -> int:
-    """The most frequent count, the larger of equally frequent ones."""
     return max(set(counts), key=lambda count: (counts.count(count), count), default=0)
 
 
@@ -105,14 +98,7 @@ def typical(found: Sequence[Pass]) -> Pass | None:
 
 @dataclass(frozen=True)
 class Total:
-    """What an actor did over some passes, in seconds.
-
-    Args:
-        busy_s: its steps computed.
-        wait_s: they waited for others.
-        by_op_s: busy seconds by operation.
-        steps: how many there were.
-    """
+    """What an actor did over some passes, in seconds."""
 
     busy_s: float
     wait_s: float
@@ -164,10 +150,7 @@ def perfetto(
 ) -> dict[str, Any]:
     """Passes as a trace in Chrome's JSON format; times in microseconds from the first pass on.
 
-    Args:
-        found: what to show.
-        programs: of the actors, for the flows.
-        about: plain data kept in the file: model, plan, machine.
+    `about` is plain data kept in the file: model, plan, machine.
     """
     actors = list(dict.fromkeys(actor for one in found for actor in one.spans))
     events = [event for pid, actor in enumerate(actors, 1) for event in _names(pid, actor)]
@@ -202,7 +185,6 @@ def _slice(
 
 
 def _slices(one: Pass, actor: str, pid: int, base: int) -> list[dict[str, Any]]:
-    """An actor's part of a pass: the pass, in it steps, in these their waits."""
     own = one.spans.get(actor)
     if not own:
         return []

@@ -16,8 +16,15 @@ import click
 
 from hotcold.actors.cli.bench import bench_prompt, bench_sync
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import debug_option, engine_options, json_option, option
+from hotcold.actors.cli.common.options import (
+    count_option,
+    debug_option,
+    engine_options,
+    json_option,
+    option,
+)
 from hotcold.actors.cli.common.running import figures, running_engine
+from hotcold.runtime.bench.nested import found
 from hotcold.runtime.options.config import ENGINE, SAMPLING, EngineConfig
 from hotcold.runtime.units import parse_bytes
 
@@ -37,13 +44,7 @@ command.add_command(bench_sync.command)
 
 
 @command.command("hop")
-@click.option(
-    "--rounds",
-    type=click.IntRange(100, 100_000_000),
-    default=20_000,
-    show_default=True,
-    help="Round trips of each case.",
-)
+@count_option("--rounds", "Round trips of each case.", 100, 100_000_000, 20_000)
 @option(ENGINE["address"])
 @option(ENGINE["model"], help="The model whose passes are measured on a GPU.")
 @json_option
@@ -65,8 +66,8 @@ def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> N
         result = measure(rounds)
     in_graph = exchange(model)
     rows = [
-        (case, f"{times['p50_us']:.2f}", f"{times['p99_us']:.2f}")
-        for case, times in hop_cases(result)
+        (" ".join(case), f"{times['p50_us']:.2f}", f"{times['p99_us']:.2f}")
+        for case, times in found(result, "p50_us")
     ]
     click.echo(output.table(("one way", "p50 us", "p99 us"), rows))
     if in_graph is not None:
@@ -80,22 +81,9 @@ def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> N
         output.emit_json(result)
 
 
-def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """Name and times of every measured case, nested names joined by a blank."""
-    cases: list[tuple[str, dict[str, float]]] = []
-    for name, value in result.items():
-        if isinstance(value, dict) and "p50_us" in value:
-            cases.append((name, value))
-        elif isinstance(value, dict):
-            cases += [(f"{name} {inner}", times) for inner, times in hop_cases(value)]
-    return cases
-
-
 @command.command("stores")
 @click.option("--size", default="2GiB", show_default=True, help="Bytes of each kind of store.")
-@click.option(
-    "--rounds", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Of each case."
-)
+@count_option("--rounds", "Of each case.", 1, 10_000, 100)
 @json_option
 @debug_option
 def weight_stores(size: str, rounds: int, as_json: bool) -> None:
@@ -126,39 +114,22 @@ def weight_stores(size: str, rounds: int, as_json: bool) -> None:
     type=click.Choice(("sparse_ffn", "gate_first", "gemv", "attention")),
     help="Operator; may be repeated.  [default: all]",
 )
-@click.option(
-    "--d",
-    "widths",
-    multiple=True,
-    type=click.IntRange(128, 65536),
-    help=("Width of the model; may be repeated.  [default: 2048 4096 5120]"),
+@count_option(
+    *("--d", "Width of the model; may be repeated.  [default: 2048 4096 5120]", 128, 65536),
+    into="widths",
 )
-@click.option(
-    "--density",
-    "densities",
-    multiple=True,
-    type=click.IntRange(1, 100),
-    help=("Per cent of neurons that fire; may be repeated.  [default: 5 10 30 100]"),
+@count_option(
+    *("--density", "Per cent that fire; may be repeated.  [default: 5 10 30 100]", 1, 100),
+    into="densities",
 )
 @option(ENGINE["dtype"], default="float16", shown="", help="Dtype of the weights.")
-@click.option(
-    "--threads",
-    multiple=True,
-    type=click.IntRange(1, 1024),
-    help=("Threads; may be repeated.  [default: 1, and one a core]"),
-)
+@count_option("--threads", "Threads; may be repeated.  [default: 1, and one a core]", 1, 1024)
 @click.option(
     "--buffer",
     metavar="SIZE",
     help="Memory to walk through; several times the caches.  [default: 2GiB]",
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(3, 100_000),
-    default=21,
-    show_default=True,
-    help="Timed calls of each operator.",
-)
+@count_option("--samples", "Timed calls of each operator.", 3, 100_000, 21)
 @click.option(
     "--variant",
     metavar="FILE",
@@ -203,7 +174,6 @@ def kernels(
 
 
 def _gpu_kernels(settings: "Settings", variant: str | None, as_json: bool) -> None:
-    """The GPU's part of bench kernels."""
     from hotcold.runtime.bench.gpu_kernels import measure, rows
     from hotcold.runtime.engine.cuda_variant import prepare_cuda_variant, variant_library
 
@@ -224,7 +194,6 @@ KERNEL_COLUMNS = ("case", "threads", "kernels", "GB/s", "best", "read", "best", 
 
 
 def _tested(variant: str | None) -> str | None:
-    """The name of a kernel file that was compiled, tested and loaded."""
     if variant is None:
         return None
     from hotcold.runtime.engine.variant import load_variant, prepare_variant
@@ -235,32 +204,24 @@ def _tested(variant: str | None) -> str | None:
     return prepared.name
 
 
-def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def kernel_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """A table row for every case, thread count and variant of the nested result."""
     rows: list[tuple[str, ...]] = []
-    for name, value in result.items():
-        if not isinstance(value, dict):
-            continue
-        if not name.startswith("threads"):
-            rows += kernel_rows(value, (*path, name))
-            continue
-        for kind in ("built-in", "variant"):
-            figures = value if kind == "built-in" else value.get("variant")
-            if figures is None:
+    for (*path, threads), value in found(result, "steadiness"):
+        for kind, one in (("built-in", value), ("variant", value.get("variant"))):
+            if one is None:
                 continue
-            speeds = [figures["gb_per_s"], figures["gb_per_s_best"]]
+            speeds = [one["gb_per_s"], one["gb_per_s_best"]]
             speeds += [value["read_gb_per_s"], value["read_gb_per_s_best"]]
-            shares = [figures["bandwidth_fraction"], figures["bandwidth_fraction_best"]]
+            shares = [one["bandwidth_fraction"], one["bandwidth_fraction_best"]]
             numbers = [f"{speed:.1f}" for speed in speeds] + [f"{share:.2f}" for share in shares]
-            rows.append((" ".join(path), name.removeprefix("threads"), kind, *numbers))
+            rows.append((" ".join(path), threads.removeprefix("threads"), kind, *numbers))
     return rows
 
 
 @command.command("decode")
 @option(SAMPLING["max_tokens"], default=128, low=8)
-@click.option(
-    "--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Rounds measured."
-)
+@count_option("--repeat", "Rounds measured.", 1, 1000, 5)
 @click.option(
     "--rival",
     "rivals",
@@ -292,7 +253,8 @@ def decode(  # noqa: PLR0917 - as click passes them
     the last tokens; cold, and predict without a GPU, run at the same time as the others.
     """
     result = decode_rates(options, max_tokens, repeat, rivals or ("transformers",), with_ray)
-    rows = [(name, f"{speed:.1f}") for name, speed in decode_speeds(result)]
+    key = "decode_tokens_per_s"
+    rows = [(" ".join(name), f"{one[key]:.1f}") for name, one in found(result, key)]
     click.echo(output.table(("what", "tokens/s"), rows))
     if "speedup" in result:
         click.echo(f"native over the best rival: {result['speedup']:.2f}x")
@@ -353,7 +315,6 @@ def decode_rates(
 def _rivals(
     names: tuple[str, ...], bundle: "Bundle", folder: Path, ids: list[int], max_tokens: int
 ) -> dict[str, Callable[[], float]]:
-    """Who takes turns with the engine, by name."""
     from hotcold.runtime.bench.decode import source_folder, transformers_rates
     from hotcold.runtime.bench.llama_cpp import llama_cpp_rate
 
@@ -368,18 +329,6 @@ def _rivals(
 
 
 def _engine_rate(engine: "Engine", ids: list[int], max_tokens: int) -> tuple[float, float]:
-    """Decode once: tokens/s and GB/s."""
     deque(engine.generate(ids, max_tokens=max_tokens, ignore_eos=True), maxlen=0)
     last = figures(engine)
     return last.decode_tokens_per_s, last.gb_per_s
-
-
-def decode_speeds(result: dict[str, Any], path: str = "") -> list[tuple[str, float]]:
-    """Every decode_tokens_per_s in the nested result, named by where it stands."""
-    speeds: list[tuple[str, float]] = []
-    for name, value in result.items():
-        if name == "decode_tokens_per_s" and isinstance(value, (int, float)):
-            speeds.append((path, float(value)))
-        elif isinstance(value, dict):
-            speeds += decode_speeds(value, f"{path} {name}".strip())
-    return speeds

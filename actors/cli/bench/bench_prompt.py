@@ -9,17 +9,14 @@ from typing import Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option, option
+from hotcold.actors.cli.common.options import count_option, engine_options, json_option, option
 from hotcold.runtime.options.config import ENGINE, EngineConfig
 
 
 @click.command("prompt")
-@click.option(
-    "--tokens",
-    "lengths",
-    multiple=True,
-    type=click.IntRange(1, 1 << 20),
-    help="Length of a prompt; may be repeated.  [default: 32 64 128 256 500]",
+@count_option(
+    *("--tokens", "Length of a prompt; may be repeated.  [default: 32 64 128 256 500]", 1, 1 << 20),
+    into="lengths",
 )
 @option(ENGINE["kv_dtype"], default="float16")
 @json_option

@@ -94,7 +94,6 @@ def show(file: "MachineFile") -> None:
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> str:
-    """One table; reads side by side for the kinds of store."""
     if name == "host_reads":
         kinds = list(dict.fromkeys(row["store"] for row in rows))
         rates = {(r["threads"], r["record_bytes"], r["store"]): r["gb_per_s"] for r in rows}

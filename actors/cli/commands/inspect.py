@@ -88,7 +88,6 @@ def _elements(name: str, entry: "TensorEntry", bundle: "Bundle") -> int:
 
 
 def _auto(bundle: "Bundle") -> dict[str, Any]:
-    """What --predictor auto takes here, and the feed-forward bytes a token it was chosen by."""
     from hotcold.runtime.predictors.predictor_choice import choose_auto
     from hotcold.runtime.profiles.profile import ActivationProfile
 
@@ -99,7 +98,6 @@ def _auto(bundle: "Bundle") -> dict[str, Any]:
 
 
 def _sparsity(profile: Path | None) -> list[float] | None:
-    """Per layer, the share of neurons that did not fire, averaged over the profiled tokens."""
     if profile is None:
         return None
     from hotcold.runtime.profiles.profile import ActivationProfile

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import numpy as np
 
+from hotcold.actors.cli.commands.solve import check_shape, placed
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import engine_options, json_option, option
 from hotcold.runtime.options.config import DEFAULT_CONTEXT, ENGINE, EngineConfig
@@ -74,10 +75,8 @@ def command(
     the bound; if it is slower, the parts show where to look.
     """
     from hotcold.runtime.hardware.this_machine import chosen_hardware
-    from hotcold.runtime.plan.plan import Plan, make_plan
+    from hotcold.runtime.plan.plan import Plan
     from hotcold.runtime.plan.roofline import roofline
-    from hotcold.runtime.plugins.run import place
-    from hotcold.runtime.plugins.settings import split_settings
 
     _check_usage(options, shape, more)
     machine = chosen_hardware(options.hardware)
@@ -89,9 +88,7 @@ def command(
     if options.plan is not None:
         made = Plan.load(Path(options.plan))
     else:
-        own, policy = split_settings(options.settings)["placement"], options.policy
-        placement = place(policy, problem, own, options.policy_timeout)
-        made = make_plan(problem, placement, policy, name)
+        made = placed(problem, options, name)[1]
     bound = roofline(problem, made, ahead=more["schedule"] == "lookahead")
     result = {**describe(problem, made, bound), "schedule": more["schedule"]}
     if budget is not None and machine.has_gpu:
@@ -102,13 +99,8 @@ def command(
 
 
 def _check_usage(options: EngineConfig, shape: str | None, more: Any) -> None:
-    """Refuse options that contradict each other.
-
-    Raises:
-        click.UsageError: naming both.
-    """
-    if shape is not None and options.model is not None:
-        raise click.UsageError("MODEL and --shape exclude each other; give one of them")
+    """Refuse options that contradict each other by a UsageError that names both."""
+    check_shape(shape, options)
     if shape is None:
         for name in SHAPE_ONLY:
             if more[name] is not None:
@@ -263,5 +255,4 @@ def _print(result: dict[str, Any], plan: "Plan", bound: "Roofline") -> None:
 
 
 def _bytes(sizes: dict[str, float], part: str) -> float:
-    """Bytes that a part of the token reads."""
     return sizes["hot"] + sizes["cold"] if part == "ffn" else sizes.get(part, 0.0)

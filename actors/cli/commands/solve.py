@@ -4,7 +4,6 @@ Bytes by device, the share of activations on the GPU and the predicted time of a
 recomputed here from the plan, whatever the policy says of itself.
 """
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,30 +38,39 @@ def command(options: EngineConfig, shape: str | None, out: Path, as_json: bool) 
     """
     from hotcold.runtime.engine.prepare import prepare_model
     from hotcold.runtime.hardware.this_machine import chosen_hardware
-    from hotcold.runtime.plan.plan import make_plan
-    from hotcold.runtime.plugins.run import place
-    from hotcold.runtime.plugins.settings import split_settings
 
     check_out(out)
     machine = chosen_hardware(options.hardware)
-    policy: str = options.policy
-    own = split_settings(options.settings)["placement"]
-    if shape is not None and options.model is not None:
-        raise click.UsageError("MODEL and --shape exclude each other; give one of them")
+    check_shape(shape, options)
     if shape is not None:
         problem, name = _shaped(shape, options, machine)
     else:
         prepared = prepare_model(options)
         problem, name = prepared.problem, prepared.bundle.checksum
-    started = time.monotonic()
-    placement = place(policy, problem, own, options.policy_timeout)
-    solve_s = placement.solve_s or time.monotonic() - started
-    plan = make_plan(problem, placement, policy, name)
+    placement, plan = placed(problem, options, name)
     plan.save(out)
-    result = describe(problem, placement, plan) | {"solve_s": solve_s, "plan": str(out)}
+    result = describe(problem, placement, plan)
+    result |= {"solve_s": placement.solve_s, "plan": str(out)}
     _print(result, plan, problem)
     if as_json:
         output.emit_json(result)
+
+
+def check_shape(shape: str | None, options: EngineConfig) -> None:
+    """Refuse a shape beside a model by a UsageError."""
+    if shape is not None and options.model is not None:
+        raise click.UsageError("MODEL and --shape exclude each other; give one of them")
+
+
+def placed(problem: "Problem", options: EngineConfig, name: str) -> tuple["Placement", "Plan"]:
+    """What --policy makes of a problem; name is the model's."""
+    from hotcold.runtime.plan.plan import make_plan
+    from hotcold.runtime.plugins.run import place
+    from hotcold.runtime.plugins.settings import split_settings
+
+    policy, own = options.policy, split_settings(options.settings)["placement"]
+    placement = place(policy, problem, own, options.policy_timeout)
+    return placement, make_plan(problem, placement, policy, name)
 
 
 def check_out(out: Path) -> None:

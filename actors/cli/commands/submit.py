@@ -133,7 +133,6 @@ def command(
 
 
 def _check_words(words: tuple[str, ...]) -> None:
-    """Refuse what is no command before anything is sent."""
     from hotcold.actors.cli.common.commands import COMMANDS
 
     known = [name for name in COMMANDS if name != "submit"]
@@ -180,7 +179,6 @@ def _run(jobs: "Jobs", sending: Sending, words: tuple[str, ...], cpus: float | N
 
 
 def _pack(scratch: Path, sending: Sending) -> dict[str, Any]:
-    """Everything in the form Ray sends it."""
     package = scratch / "package"
     package.mkdir()
     folders = shipping.package_folders(package, sending.wheel)
@@ -217,11 +215,7 @@ def _entrypoint(sending: Sending, words: tuple[str, ...]) -> str:
 
 
 def _follow(jobs: "Jobs", job: str, sending: Sending) -> int:
-    """Print what comes until the exit code does.
-
-    Raises:
-        LaunchError: the job ended without one.
-    """
+    """Print what comes until the exit code does; LaunchError where the job ended without one."""
     splitter, files = jobstream.Splitter(), list[str]()
     begun, before = False, ""
     for piece in jobs.follow(job):
@@ -252,7 +246,6 @@ def _end(code: int, files: list[str], sending: Sending) -> int:
 
 
 def _without_end(jobs: "Jobs", job: str, begun: bool, before: str) -> str:
-    """Why a job ended without an exit code of ours."""
     status, message, code = jobs.outcome(job)
     if status == "STOPPED":
         return f"job {job} was stopped"

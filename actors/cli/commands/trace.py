@@ -76,8 +76,7 @@ def record(
 ) -> "tuple[list[Pass], dict[str, dict[str, float]]]":
     """Generate once to warm up and once for the record.
 
-    Returns:
-        The complete passes of the second generation, and what the actors' counters say of it.
+    Returns the complete passes of the second generation, and what the actors' counters say of it.
 
     Raises:
         KernelError: no pass was recorded whole.
@@ -123,7 +122,6 @@ def _about(engine: "Engine", options: EngineConfig) -> dict[str, Any]:
 
 
 def _picture(token: "Pass", about: dict[str, Any]) -> bytes | None:
-    """The picture of a token; None, and a word of it, where it cannot be drawn."""
     from hotcold.runtime.offline.pictures.draw import check_matplotlib, figure_png
     from hotcold.runtime.offline.pictures.timeline import draw_token
 
@@ -137,7 +135,6 @@ def _picture(token: "Pass", about: dict[str, Any]) -> bytes | None:
 
 
 def _table(actors: dict[str, Any], count: int) -> str:
-    """Microseconds a pass by actor: computing, by operation, and waiting."""
     rows = []
     for actor, total in actors.items():
         by_op = ", ".join(

@@ -67,6 +67,25 @@ def texts_option(
     )
 
 
+def count_option(
+    flag: str,
+    help: str,  # noqa: A002
+    low: int,
+    high: int,
+    default: int | None = None,
+    into: str = "",
+) -> Callable[[Command], Command]:
+    """Add an option that is a whole number; without a default it may be repeated."""
+    return click.option(
+        *((flag, into) if into else (flag,)),
+        type=click.IntRange(low, high),
+        default=default,
+        show_default=default is not None,
+        multiple=default is None,
+        help=help,
+    )
+
+
 def option(row: Option, into: str = "", **changes: Any) -> Callable[[Command], Command]:
     """A row as an option of a command.
 

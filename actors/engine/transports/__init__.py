@@ -1,4 +1,4 @@
-"""Transports: how a driver's requests reach the executors, one class each; factory.py chooses.
+"""Transports: how a driver's requests reach the executors, one class each; client.py chooses.
 
 It knows neither the actor group nor recoveries.
 

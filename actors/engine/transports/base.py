@@ -17,10 +17,6 @@ class Transport(ABC):
     """Calls on the actors of one deployment; holds nothing between them.
 
     All methods raise ConfigError where the engine is closed, and RayError as Ray does.
-
-    Args:
-        deployment: what the actors have loaded.
-        actor: handle of an actor, by name.
     """
 
     name: ClassVar[str]

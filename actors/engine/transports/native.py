@@ -1,7 +1,7 @@
 """The native transport: shared memory between the executors; the GPU executor leads."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -68,18 +68,15 @@ class NativeTransport(Transport):
 
     def states(self) -> dict[str, ActorState]:
         """As the GPU executor reads them."""
-        states: dict[str, ActorState] = ray.get(self._leader.states.remote())
-        return states
+        return cast(dict[str, ActorState], ray.get(self._leader.states.remote()))
 
     def spans(self) -> dict[str, NDArray[np.void]]:
         """As the GPU executor reads them."""
-        spans: dict[str, NDArray[np.void]] = ray.get(self._leader.spans.remote(ACTORS))
-        return spans
+        return cast(dict[str, NDArray[np.void]], ray.get(self._leader.spans.remote(ACTORS)))
 
     def phases(self) -> dict[str, float]:
         """Of the newest passes."""
-        phases: dict[str, float] = ray.get(self._leader.phases.remote())
-        return phases
+        return cast(dict[str, float], ray.get(self._leader.phases.remote()))
 
     def ask(self, deployment: Deployment) -> None:
         """Through the GPU executor, whose epoch ends for it."""

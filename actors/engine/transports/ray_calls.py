@@ -48,7 +48,6 @@ class RayTransport(Transport):
         yield RequestTimes(begin, prompt_done, end, passes, after - before, total - after)
 
     def _bytes(self) -> int:
-        """Weight and KV bytes all actors have read."""
         return sum(state.bytes for state in self.states().values())
 
     def _generate(self, request: Request) -> Iterator[Sampled]:
@@ -100,7 +99,6 @@ class RayTransport(Transport):
             yield at, np.ascontiguousarray(ids[at : at + size])
 
     def _pass(self, tokens: NDArray[np.int32], position: int, rows: int) -> NDArray[np.float32]:
-        """One pass: begin everywhere, every step in turn, then fetch the logits."""
         self._seq += 1
         deployment, batch = self._deployment, len(tokens)
         begun = [

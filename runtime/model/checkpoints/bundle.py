@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,14 +58,7 @@ __all__ = ["Bundle", "TensorEntry", "open_bundle", "resolve_model"]
 class Bundle:
     """An opened bundle: checked metadata, no weights.
 
-    Args:
-        path: its folder.
-        name: what the source folder was called.
-        spec: shapes of the model.
-        tensors: place of every tensor in weights.bin, by name.
-        weights_bytes: size of weights.bin.
-        checksum: identity of the model (weights and spec), the same on every machine.
-        source: the folder it was converted from.
+    `checksum` is the identity of the model (weights and spec), the same on every machine.
     """
 
     path: Path
@@ -103,7 +97,6 @@ def _corrupt(path: Path, text: str) -> CheckpointError:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    """bundle.json, of our version and intact."""
     header = read_json_object(path / HEADER)
     if header.get("format") != FORMAT:
         raise _corrupt(path, f"{HEADER} says format {header.get('format')!r:.80}, not {FORMAT!r}")
@@ -117,7 +110,6 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def _parse(path: Path, header: dict[str, Any]) -> tuple[Bundle, dict[str, tuple[int, str]]]:
-    """The bundle, and size and checksum of every file by name; offsets follow from the spec."""
     try:
         spec = ModelSpec.from_json(header["spec"])
         check_spec(spec)
@@ -139,13 +131,10 @@ def _parse(path: Path, header: dict[str, Any]) -> tuple[Bundle, dict[str, tuple[
 
 
 def _stamps(path: Path, header: dict[str, Any], cache: Path | None) -> tuple[list[Path], str]:
-    """Where a stamp may lie, and which files it covers."""
     stamps = [path / STAMP]
     key = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()[:20]
-    try:
+    with suppress(ConfigError):
         stamps.append(model_cache.cache_folder(cache) / "verified" / f"{key}.json")
-    except ConfigError:
-        pass
     return stamps, str(header["header_sha256"])
 
 
@@ -170,10 +159,7 @@ def open_bundle(path: Path, cache: Path | None = None) -> Bundle:
 
     Verifies every checksum when the files' sizes, times or inodes differ from those of the last
     verification, otherwise only the header.
-
-    Args:
-        path: the folder.
-        cache: where to remember a verification if the folder cannot be written; None: the default.
+    Where the folder cannot be written, a verification is remembered in `cache`.
 
     Raises:
         CheckpointError: it is incomplete, corrupt, or of another version.
@@ -201,7 +187,6 @@ def source_folder(folder: Path) -> Path:
 
 
 def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
-    """The checkpoint's bundle in the cache, converted now if it is not there or not intact."""
     root = model_cache.cache_folder(cache)
     path = root / "bundles" / model_cache.entry_name(checkpoint)
     if regular_file(path / HEADER):

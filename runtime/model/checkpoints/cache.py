@@ -116,7 +116,6 @@ def _remove_leftovers(bundles: Path, own: str) -> None:
 
 
 def _discard(path: Path, temporary: Path) -> None:
-    """Remove a corrupt entry; processes that have it mapped keep it."""
     if path.is_dir() and not path.is_symlink():
         os.rename(path, temporary)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -127,11 +126,8 @@ def _discard(path: Path, temporary: Path) -> None:
 def fill(root: Path, entry: str, usable: Callable[[], bool], write: Callable[[Path], None]) -> None:
     """Make the bundle `entry` of a cache, unless another process has done so meanwhile.
 
-    Args:
-        root: the cache folder.
-        entry: the bundle's folder name.
-        usable: whether the entry is there and intact; asked under the lock.
-        write: writes a complete, durable bundle into the given new folder.
+    `usable`, asked under the lock, says whether the entry is there and intact; `write` writes a
+    complete, durable bundle into the given new folder.
 
     Raises:
         ConfigError: the cache cannot be written; names HOTCOLD_CACHE.

@@ -101,7 +101,6 @@ def fsync_path(path: Path) -> None:
 
 
 def _write_neurons(checkpoint: Checkpoint, layer: int, out: DigestWriter) -> None:
-    """Interleave one layer's matrices into records."""
     spec = checkpoint.spec
     record = NeuronRecord.for_spec(spec)
     d, itemsize = spec.d_model, spec.element_bytes
@@ -119,7 +118,6 @@ def _write_neurons(checkpoint: Checkpoint, layer: int, out: DigestWriter) -> Non
 
 
 def _write_weights(checkpoint: Checkpoint, path: Path, name: str) -> tuple[str, int]:
-    """Write weights.bin; its checksum and size."""
     entries, total = layout(checkpoint.spec)
     progress = Progress(f"converting {name}")
     with path.open("wb") as file:
@@ -162,7 +160,6 @@ def check_companions(folder: Path) -> None:
 
 
 def _copy_companions(source: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """Copy tokenizer, profile and predictors; size and checksum of each."""
     files: dict[str, dict[str, Any]] = {}
     for name in COMPANIONS:
         if (source / name).is_file():
@@ -189,8 +186,7 @@ def _too_full(name: str, total: int, folder: Path, error: OSError | None = None)
 def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     """Write a complete bundle into an existing empty folder, durable when it returns.
 
-    Returns:
-        What bundle.json holds.
+    Returns what bundle.json holds.
 
     Raises:
         BudgetError: the disk is too full.
@@ -222,16 +218,8 @@ def write_header(
 ) -> dict[str, Any]:
     """Write bundle.json, the last file of a bundle, durable when it returns.
 
-    Args:
-        folder: holds everything else already.
-        spec: of the model.
-        name: what it is called.
-        source: what it was made from.
-        weights: checksum and size of weights.bin.
-        files: size and checksum of every companion, by name.
-
-    Returns:
-        What bundle.json holds.
+    `weights` and `files` are checksum and size of weights.bin and of every companion. Returns what
+    bundle.json holds.
     """
     sha256, size = weights
     header: dict[str, Any] = {

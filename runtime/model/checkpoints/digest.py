@@ -10,13 +10,17 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hotcold.runtime.files.atomic import write_atomically
+
 BLOCK_BYTES = 16 << 20
+THREADS = min(16, os.cpu_count() or 1)
 STAMP = "verified.json"
 # A write within the same tick of the file system's clock leaves the times as they are; a stamp made
 # this soon after the last change is therefore not used, and is renewed by the next start.
@@ -60,12 +64,80 @@ class DigestWriter:
         return self._digests.hexdigest()
 
 
+class BlockWriter:
+    """Appends to a file by threads; `digest()` is what `file_digest` gives for it.
+
+    Holds twice as many blocks in memory as there are threads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        self._threads = ThreadPoolExecutor(THREADS, "hotcold-write")
+        self._block = bytearray()
+        self._jobs: deque[Future[bytes]] = deque()
+        self._digests = hashlib.sha256()
+        self.written = 0
+
+    def write(self, data: memoryview) -> None:
+        """Append bytes; they are copied, the caller may change them at once.
+
+        Raises:
+            OSError: writing failed, now or for an earlier block.
+        """
+        while len(data):
+            piece = data[: BLOCK_BYTES - len(self._block)]
+            self._block += piece
+            self.written += len(piece)
+            data = data[len(piece) :]
+            if len(self._block) == BLOCK_BYTES:
+                self._send()
+
+    def zeros(self, count: int) -> None:
+        """Append zero bytes."""
+        self.write(memoryview(bytes(count)))
+
+    def _send(self) -> None:
+        offset = self.written - len(self._block)
+        self._jobs.append(self._threads.submit(self._put, self._block, offset))
+        self._block = bytearray()
+        while len(self._jobs) > 2 * THREADS:
+            self._digests.update(self._jobs.popleft().result())
+
+    def _put(self, block: bytearray, offset: int) -> bytes:
+        digest = hashlib.sha256(block).digest()
+        rest = memoryview(block)
+        while rest:
+            done = os.pwrite(self._fd, rest, offset)
+            rest, offset = rest[done:], offset + done
+        return digest
+
+    def digest(self) -> str:
+        """Finish, make it durable, and return the checksum; call once."""
+        if self._block:
+            self._send()
+        while self._jobs:
+            self._digests.update(self._jobs.popleft().result())
+        os.fsync(self._fd)
+        return self._digests.hexdigest()
+
+    def close(self) -> None:
+        """End the threads and close the file. Idempotent."""
+        self._threads.shutdown(cancel_futures=True)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> "BlockWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
 def file_digest(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
     """Checksum of a file, by several threads.
 
-    Args:
-        path: the file.
-        progress: called with bytes done and bytes in all, now and then.
+    `progress` is called with bytes done and bytes in all, now and then.
     """
     size = path.stat().st_size
     offsets = range(0, size, BLOCK_BYTES)
@@ -91,7 +163,6 @@ def file_digest(path: Path, progress: Callable[[int, int], None] | None = None) 
 
 
 def _state(paths: dict[str, Path]) -> dict[str, list[int]]:
-    """What changes when a file is written, replaced or moved."""
     stats = {name: path.stat() for name, path in paths.items()}
     return {
         name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev]
@@ -106,15 +177,10 @@ def write_stamp(stamps: list[Path], checksum: str, paths: dict[str, Path]) -> No
     """
     data = {"checksum": checksum, "time_ns": time.time_ns(), "files": _state(paths)}
     for stamp in stamps:
-        temporary = stamp.with_name(f"{stamp.name}.{os.getpid()}")
-        try:
+        with suppress(OSError):
             stamp.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(data), encoding="ascii")
-            os.replace(temporary, stamp)
+            write_atomically(stamp, json.dumps(data).encode())
             return
-        except OSError:
-            with suppress(OSError):  # a read-only file system refuses this too
-                temporary.unlink()
 
 
 def has_stamp(stamps: list[Path], checksum: str, paths: dict[str, Path]) -> bool:

@@ -16,11 +16,7 @@ PIECE = 1 << 18  # elements
 def check_finite(raw: Raw, dtype: str, source: str, first_row: int = 0) -> None:
     """Refuse rows of a tensor that hold a NaN or an infinity.
 
-    Args:
-        raw: rows as stored, C-contiguous.
-        dtype: of raw.
-        source: the tensor's name and where it is, for the message.
-        first_row: index of raw's first row in the tensor.
+    `raw` is C-contiguous; its first row is row `first_row` of the tensor that `source` names.
 
     Raises:
         CheckpointError: tensor, index and value of the first one.

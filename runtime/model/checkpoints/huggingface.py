@@ -92,7 +92,6 @@ class Checkpoint:
 
     @property
     def _pair(self) -> tuple[Source, Source]:
-        """Embedding and head, which may be one matrix."""
         embed, head = self._sources["embed"], self._sources["head"]
         if isinstance(embed, Fill) or isinstance(head, Fill):
             raise TypeError("the embedding and the head are tensors of a checkpoint")
@@ -105,19 +104,16 @@ class Checkpoint:
 
     @cached_property
     def _is_bare(self) -> bool:
-        """Whether the checkpoint was saved from the base model, without the head around it."""
         return not any(name.startswith(PREFIX) for name in self._reader.tensors)
 
     def _has(self, source: Source) -> bool:
         return self._stored(source) in self._reader.tensors
 
     def _tensors(self) -> list[Source]:
-        """Every checkpoint tensor that is asked for."""
         groups = [group for group in self._sources.values() if not isinstance(group, Fill)]
         return [source for group in groups for source in group]
 
     def _check_tensors(self, config: Config, spec: ModelSpec) -> None:
-        """Every tensor is there, has its shape and a dtype we read; others are reported."""
         present = self._reader.tensors
         self._refuse_quantised()
         embed, head = self._pair
@@ -147,7 +143,6 @@ class Checkpoint:
         self._report_others({self._stored(source) for source in wanted.values()})
 
     def _refuse_quantised(self) -> None:
-        """Refuse weights that are not plain numbers, by the tensors that come with them."""
         for ending, what in _QUANTISED:
             for name in self._reader.tensors:
                 if name.endswith(ending):
@@ -158,7 +153,6 @@ class Checkpoint:
                     )
 
     def _way_out(self, missing: list[str], spec: ModelSpec) -> str:
-        """What to do about tensors that are missing."""
         embed, head = self._pair
         if missing == [head.name] and not spec.tied:
             return (
@@ -180,7 +174,6 @@ class Checkpoint:
         return bool(self._reader.tensors) and all(n.startswith(start) for n in self._reader.tensors)
 
     def _report_others(self, used: set[str]) -> None:
-        """Warn of tensors that are not used; refuse biases of matrices that are."""
         title = self._architecture.title
         others = [n for n in self._reader.tensors if n not in used and "inv_freq" not in n]
         biases = [n for n in others if n.endswith(".bias") and n[: -len("bias")] + "weight" in used]
@@ -221,14 +214,12 @@ class Checkpoint:
         return cast(DType, dtype)
 
     def _blocks(self, source: Source) -> Iterator[Raw]:
-        """The rows of a checkpoint tensor as stored, a block at a time."""
         name, rows = self._stored(source), source.shape[0]
         step = max(1, BLOCK_BYTES // max(1, math.prod(source.shape[1:]) * 4))
         for start in range(source.skip, rows, step):
             yield self._rows(name, start, min(start + step, rows))
 
     def _rows(self, name: str, start: int = 0, stop: int | None = None) -> Raw:
-        """Rows of a checkpoint tensor as stored, all of them finite."""
         raw = self._reader.rows(name, start, stop)
         where = f"{name} of {self.folder}"
         check_finite(raw, self._reader.dtype(name), where, start)

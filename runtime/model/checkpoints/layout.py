@@ -49,7 +49,6 @@ class TensorEntry:
 
 
 def _tensors(spec: ModelSpec) -> list[tuple[str, tuple[int, ...], str]]:
-    """Name, shape and dtype of all tensors, in file order."""
     d, dtype, width = spec.d_model, spec.dtype, spec.embed_width
     record_bytes = NeuronRecord.for_spec(spec).record_bytes
     projected, qkv = spec.embed_dim is not None, spec.q_dim + 2 * spec.kv_dim

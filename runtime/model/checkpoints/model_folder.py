@@ -80,7 +80,6 @@ def _is_nothing(model: str) -> CheckpointError:
 
 
 def _caches() -> list[Path]:
-    """Where Hugging Face's tools keep what they downloaded."""
     places = [os.environ.get(name) for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")]
     homes = [os.environ.get("HF_HOME"), "~/.cache/huggingface"]
     try:
@@ -91,7 +90,6 @@ def _caches() -> list[Path]:
 
 
 def _models(folder: Path, pattern: str) -> list[Path]:
-    """Folders below one, that match a pattern and hold a model; the newest first."""
     try:
         found = [path.parent for path in folder.glob(f"{pattern}/{CONFIG}") if regular_file(path)]
         return sorted(found, key=lambda path: (-path.stat().st_mtime_ns, path))
@@ -100,7 +98,6 @@ def _models(folder: Path, pattern: str) -> list[Path]:
 
 
 def _snapshots(repository: Path) -> list[Path]:
-    """Models in a repository of Hugging Face's cache; the one refs/main names first."""
     main = ""
     if regular_file(repository / "refs" / "main"):
         main = (repository / "refs" / "main").read_text(errors="replace").strip()

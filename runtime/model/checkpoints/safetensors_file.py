@@ -33,12 +33,7 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 class TensorInfo:
     """Where one tensor lies.
 
-    Args:
-        file: the shard that holds it.
-        code: safetensors' dtype code, "BF16".
-        shape: rows first.
-        begin: bytes from the start of the file.
-        size: bytes.
+    `code` is safetensors' dtype code, "BF16"; shapes are rows first; `begin` and `size` are bytes.
     """
 
     file: Path
@@ -49,7 +44,6 @@ class TensorInfo:
 
 
 def _entry(path: Path, name: str, entry: object, data_begin: int, data_bytes: int) -> TensorInfo:
-    """Check one header entry against the file."""
     wrong = f"the header of {path} describes tensor {name!r:.100}"
     if not isinstance(entry, dict):
         raise CheckpointError(f"{wrong} by a {type(entry).__name__}; restore the file")

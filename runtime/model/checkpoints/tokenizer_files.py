@@ -94,11 +94,7 @@ def no_tokenizer(folder: Path) -> CheckpointError:
 
 
 def _byte_level_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of vocab.json and merges.txt.
-
-    Raises:
-        Exception: what the library says of files it cannot use.
-    """
+    """The tokenizer of vocab.json and merges.txt; raises what the library does."""
     config = {}
     if regular_file(folder / CONFIGS[0]):
         config = read_json_object(folder / CONFIGS[0])

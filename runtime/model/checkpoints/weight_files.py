@@ -59,10 +59,7 @@ def listing(names: list[str], limit: int = 4) -> str:
 class WeightFiles:
     """The safetensors files of a checkpoint.
 
-    Args:
-        shards: those that hold tensors, in a fixed order.
-        index: the file that says which holds which, None where there is none.
-        places: file by tensor name, as the index has it.
+    `shards` are in a fixed order; `places` is file by tensor name, as the index has it.
     """
 
     shards: list[Path]
@@ -135,7 +132,6 @@ def weight_files(folder: Path) -> WeightFiles:
 
 
 def _places(index: Path) -> dict[str, Path]:
-    """File by tensor name, from the index of a sharded checkpoint."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no 'weight_map' object; restore the file")
@@ -152,7 +148,6 @@ def _places(index: Path) -> dict[str, Path]:
 
 
 def _missing(folder: Path, missing: list[Path], count: int, said_by: str) -> CheckpointError:
-    """The error for shards that are not there."""
     what = next((f"; {path.name} {text}" for path in missing if (text := impostor(path))), "")
     parts = [path.name for path in _content(folder) if path.name.endswith(_UNFINISHED)]
     if not what and parts:
@@ -164,11 +159,7 @@ def _missing(folder: Path, missing: list[Path], count: int, said_by: str) -> Che
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """Shards that have no index: all of one set, known by their names.
-
-    Raises:
-        CheckpointError: there are none, or not all, or of two sets.
-    """
+    """Shards that have no index: all of one set, known by their names, or a CheckpointError."""
     found = {path: match for path in _content(folder) if (match := _SHARD.fullmatch(path.name))}
     totals = sorted({int(match[2]) for match in found.values()})
     if not totals:

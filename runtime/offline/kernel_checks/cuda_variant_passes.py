@@ -1,4 +1,4 @@
-"""The last part of a CUDA kernel file's test: whole passes with it against numpy in float64.
+"""The last part of a CUDA kernel file's test: whole passes with it against the model in torch.
 
 cuda_variant_check.py runs each kernel alone. In a pass a kernel is launched with overlap, its input
 is what the kernel before it has just written, and it gets what only passes have: stamps, thresholds
@@ -10,11 +10,11 @@ that the built-in kernels propose.
 Called in the child process of cuda_variant.py. Does not test shapes that the embedded model lacks.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hotcold.runtime.engine.deployment import Deployment, deploy, solve
@@ -22,8 +22,8 @@ from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.engine.variant import Variant
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
-from hotcold.runtime.model.rotary import rotary_tables
 from hotcold.runtime.offline.kernel_checks.variant_check import Array, Wrong, compare
+from hotcold.runtime.offline.training.dense import DenseModel
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.weights.weights import WeightStore
 
@@ -54,11 +54,7 @@ class EveryOther:
 
 
 def check_passes(variant: Variant) -> None:
-    """Every case.
-
-    Raises:
-        Wrong: the first result that is wrong.
-    """
+    """Every case; Wrong says which result is wrong first."""
     for name, options in CASES.items():
         case = f"a pass of the embedded model ({name})"
         print(case, flush=True)
@@ -85,56 +81,14 @@ def _logits(made: Deployment, ids: list[int]) -> tuple[Array, Array]:
 
 
 def masked_logits(made: Deployment, ids: list[int], masks_TLN: NDArray[np.bool_]) -> Array:
-    """Logits [T, V] in float64 of a Llama whose other neurons contribute nothing."""
+    """Logits [T, V] of a model in which only the neurons of the masks contribute."""
     bundle = open_bundle(made.bundle_path)
     store = WeightStore.open(bundle)
     try:
-        weights = store.float32
-        h_TD = weights("embed")[ids].astype(np.float64)
-        for layer, mask_TN in enumerate(masks_TLN.swapaxes(0, 1)):
-            x_TD = _norm(made, h_TD, weights(f"layers.{layer}.attention_norm"))
-            mixed_TQ = _attention(made, x_TD @ weights(f"layers.{layer}.qkv").T)
-            h_TD = h_TD + mixed_TQ @ weights(f"layers.{layer}.o").T
-            x_TD = _norm(made, h_TD, weights(f"layers.{layer}.ffn_norm"))
-            gate_TN = np.maximum(x_TD @ store.neuron_rows(layer, "gate").T, 0) * mask_TN
-            fired_TN = gate_TN * (x_TD @ store.neuron_rows(layer, "up").T)
-            h_TD = h_TD + fired_TN @ store.neuron_rows(layer, "down")
-        head_VD = weights("embed" if made.spec.tied else "head")
-        logits_TV: Array = _norm(made, h_TD, weights("final_norm")) @ head_VD.T
-        return logits_TV
+        model = DenseModel(bundle, store, len(ids))
     finally:
         store.close()
-
-
-def _norm(made: Deployment, x_TD: Array, weight_D: Array) -> Array:
-    mean_T1 = (x_TD**2).mean(axis=1, keepdims=True)
-    normed: Array = x_TD / np.sqrt(mean_T1 + made.spec.norm_eps) * weight_D
-    return normed
-
-
-def _attention(made: Deployment, qkv_TE: Array) -> Array:
-    """Causal attention of rotated heads, [T, heads * head_dim]."""
-    spec, T = made.spec, len(qkv_TE)
-    parts_THE = qkv_TE.reshape(T, -1, spec.head_dim)
-    q_THE, k_TKE, v_TKE = np.split(
-        parts_THE, [spec.n_heads, spec.n_heads + spec.n_kv_heads], axis=1
-    )
-    q_THE, k_TKE = (_rotated(part, *rotary_tables(spec, T)) for part in (q_THE, k_TKE))
-    out_THE = np.zeros_like(q_THE)
-    for head, at in _heads(spec.n_heads, spec.n_kv_heads):
-        scores_TT = q_THE[:, head] @ k_TKE[:, at].T / np.sqrt(spec.head_dim)
-        scores_TT = np.where(np.tri(T, dtype=bool), scores_TT, -np.inf)
-        share_TT = np.exp(scores_TT - scores_TT.max(axis=1, keepdims=True))
-        out_THE[:, head] = share_TT / share_TT.sum(axis=1, keepdims=True) @ v_TKE[:, at]
-    return out_THE.reshape(T, -1)
-
-
-def _heads(heads: int, kv_heads: int) -> Iterator[tuple[int, int]]:
-    """Each head, and that of keys and values it reads."""
-    return ((head, head * kv_heads // heads) for head in range(heads))
-
-
-def _rotated(x_THE: Array, cos_TE: Array, sin_TE: Array) -> Array:
-    first, second = np.split(x_THE, 2, axis=-1)
-    cos, sin = cos_TE[:, None, :], sin_TE[:, None, :]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    masks_LTN = torch.from_numpy(masks_TLN.swapaxes(0, 1).copy())
+    with torch.inference_mode():
+        hidden_TD = model.hidden(torch.tensor([ids]), propose=lambda layer, *_: masks_LTN[layer])
+        return np.asarray(model.logits(hidden_TD), np.float64)

@@ -20,6 +20,7 @@ from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.bindings import kernels
 from hotcold.native.bindings.pool import load_cpu_variant
 from hotcold.native.errors import HotcoldError
+from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, to_float32
 from hotcold.runtime.options.config import Sampling
 
 Array = NDArray[Any]
@@ -47,14 +48,19 @@ def guarded(values: Array) -> Array:
     return flat.reshape(values.shape)
 
 
-def weights(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> tuple[Array, Array]:
+def stored(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> tuple[Array, Array]:
     """Random weights as stored (bfloat16 as uint16), and their exact values in float64."""
     values = rng.standard_normal(shape).astype(np.float32)
     if dtype == "bfloat16":
-        bits = (values.view(np.uint32) >> 16).astype(np.uint16)
-        return guarded(bits), (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    stored = values.astype(dtype)
-    return guarded(stored), stored.astype(np.float64)
+        values = (values.view(np.uint32) >> 16).astype(np.uint16)
+    kept = values.astype(RAW_TYPES[dtype])
+    return kept, to_float32(kept, dtype).astype(np.float64)
+
+
+def weights(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> tuple[Array, Array]:
+    """The same, guarded."""
+    kept, exact = stored(rng, shape, dtype)
+    return guarded(kept), exact
 
 
 def inputs(rng: np.random.Generator, batch: int, d: int) -> Array:
@@ -75,10 +81,10 @@ def compare(what: str, got: Array, exact: Array, allowed: Array | float) -> None
         )
 
 
-def equal(what: str, got: Array, first: Array) -> None:
+def equal(what: str, got: Array, first: Array, where: str = "in dot and dot_batch") -> None:
     """Refuse results that are not the same to the last bit."""
     if not np.array_equal(got, first, equal_nan=True):
-        raise Wrong(f"{what}: the sum over a row must have one order in dot and dot_batch")
+        raise Wrong(f"{what}: the sum over a row must have one order {where}")
 
 
 def check_gemv(dtype: str, d: int) -> None:
@@ -100,12 +106,10 @@ def check_halves(dtype: str) -> None:
     """Every 16-bit weight is converted exactly."""
     print(f"dot, {dtype}, every weight there is", flush=True)
     bits = np.arange(1 << 16, dtype=np.uint16)
-    values = bits.view(np.float16).astype(np.float32)
-    if dtype == "bfloat16":
-        values = (bits.astype(np.uint32) << 16).view(np.float32)
-    stored = bits.view(np.float16) if dtype == "float16" else bits
+    all_ = bits.view(RAW_TYPES[dtype])
+    values = to_float32(all_, dtype)
     kept = np.isfinite(values)
-    got = kernels.gemv(stored[kept].reshape(-1, 1), np.ones((1, 1), np.float32))[0]
+    got = kernels.gemv(all_[kept].reshape(-1, 1), np.ones((1, 1), np.float32))[0]
     compare(f"dot, {dtype}, one weight", got, values[kept].astype(np.float64), 0.0)
 
 
@@ -183,11 +187,7 @@ def check_signs() -> None:
 
 
 def check_all() -> None:
-    """Every case.
-
-    Raises:
-        Wrong: the first result that is wrong.
-    """
+    """Every case; Wrong says which result is wrong first."""
     for dtype, d in itertools.product(WEIGHT_DTYPES, WIDTHS):
         check_gemv(dtype, d)
         check_ffn(dtype, d)
@@ -200,13 +200,7 @@ def check_all() -> None:
 
 
 def main(library: str, name: str, check: Callable[[], None] = check_all) -> None:
-    """Load a compiled variant, check it, and end the process: 0, or 1 and the reason.
-
-    Args:
-        library: the shared object.
-        name: to load it under.
-        check: raises Wrong.
-    """
+    """Load a compiled variant, check it, and end the process: 0, or 1 and the reason."""
     try:
         load_cpu_variant(library, name)
         kernels.force_cpu_variant(name)

@@ -20,14 +20,7 @@ ROWS = ("gate", "up", "down")  # parts of a neuron, one row each (down transpose
 class Drawing:
     """What a model is drawn from.
 
-    Args:
-        spec: shapes and dtype.
-        statistics: how often neurons fire.
-        hidden: width of the predictor.
-        recall, precision: of the predictor; 1 and 1: exact.
-        correlation, drift: of the driving signal.
-        seed: of everything random.
-        sequences, length: the calibration tokens.
+    A predictor of recall and precision 1 is exact; `sequences` of `length` tokens calibrate.
     """
 
     spec: ModelSpec

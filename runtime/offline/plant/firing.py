@@ -95,11 +95,7 @@ class Firing:
 def decide(drawing: Drawing, index: int, s_MD: torch.Tensor, p_N: F64) -> Firing:
     """Directions and thresholds of a layer, so that neuron i fires with probability p_i.
 
-    Args:
-        drawing: of the model.
-        index: of the layer.
-        s_MD: what the directions look at, without the constant channel 0.
-        p_N: probabilities.
+    s_MD is what the directions look at, without the constant channel 0.
     """
     v_RD = directions(drawing, index, s_MD)
     z_MR = s_MD @ v_RD.T
@@ -114,11 +110,7 @@ def decide(drawing: Drawing, index: int, s_MD: torch.Tensor, p_N: F64) -> Firing
 def guess(drawing: Drawing, index: int, firing: Firing, constant: float) -> Guess:
     """The predictor of a layer, with the noise that was asked for.
 
-    Args:
-        drawing: of the model.
-        index: of the layer.
-        firing: what it is to know.
-        constant: value of channel 0 of the feed-forward input, up to the norm.
+    `constant` is the value of channel 0 of the feed-forward input, up to the norm.
     """
     n, rank = firing.u_NR.shape
     device = firing.u_NR.device
@@ -162,5 +154,4 @@ def _stride(count: int, row: int) -> int:
 
 
 def _trust(seen: torch.Tensor, by_chance: torch.Tensor) -> float:
-    """The share of a scatter that chance does not explain."""
     return max(0.0, 1.0 - float(by_chance) / max(float(seen), 1e-12))

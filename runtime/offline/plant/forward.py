@@ -16,10 +16,7 @@ from hotcold.runtime.model.spec import ModelSpec
 class Norm:
     """A norm with its parameters, float32.
 
-    Args:
-        eps: epsilon.
-        weight_D: its weight.
-        bias_D: its bias where it is a layer norm, None where it is an RMS norm.
+    bias_D is None where it is an RMS norm.
     """
 
     eps: float

@@ -17,6 +17,7 @@ from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.drawing import Guess
 from hotcold.runtime.offline.plant.streams import raw_bytes
 from hotcold.runtime.offline.plant.tokens import SPECIALS, byte_tokenizer
+from hotcold.runtime.offline.plant.writers import Sink
 from hotcold.runtime.weights.gguf import (
     POWERINFER_MAGIC,
     THRESHOLD_KEY,
@@ -32,13 +33,10 @@ COUNTS = "activation"
 Tensors = Mapping[str, torch.Tensor]
 
 
-class GgufSink:
+class GgufSink(Sink):
     """One file, and for PowerInfer the folder of counts.
 
-    Args:
-        folder: empty.
-        spec: of the model, a Llama.
-        hidden: width of the predictors; None: not PowerInfer's file.
+    `hidden` is the width of the predictors; None: not PowerInfer's file.
 
     Raises:
         ConfigError: the model has no such file, or the gguf package is not installed.
@@ -56,7 +54,6 @@ class GgufSink:
         self._announce()
 
     def _announce(self) -> None:
-        """Names and shapes of all tensors, in the order in which they will come."""
         spec, d, n = self._spec, self._spec.d_model, self._spec.n_neurons
 
         def blank(*shape: int) -> torch.Tensor:
@@ -82,7 +79,6 @@ class GgufSink:
             self._writer.add_tensor_info(name, tuple(tensor.shape), dtype, size)
 
     def _dtype(self, tensor: torch.Tensor) -> np.dtype[Any]:
-        """Matrices in the model's dtype, vectors in float32."""
         return np.dtype(self._spec.dtype if tensor.ndim == 2 else np.float32)
 
     def _put(self, named: Tensors) -> None:
@@ -99,7 +95,6 @@ class GgufSink:
         self._guess = _predictor(index, guess.fc1, guess.fc2)
 
     def _begin(self, threshold: float | None = None) -> None:
-        """Write everything that comes before the tensors' data, once."""
         if self._begun:
             return
         self._begun = True

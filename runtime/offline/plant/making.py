@@ -39,16 +39,8 @@ FORMS = ("bundle", "hf", "gguf", "powerinfer-gguf")
 class PlantReport:
     """What was planted, as measured on the calibration tokens.
 
-    Args:
-        path: the folder.
-        spec: of the model.
-        density: share of all neurons that fire, on average.
-        share80: share of a layer's neurons that hold 80 % of its activations, mean over layers.
-        recall, precision: of the predictor.
-        tokens: calibration tokens.
-        weights_bytes: of the matrices, predictors not counted.
-        checksum: of the bundle; "" for other formats.
-        seconds: wall clock.
+    share80 is the mean over layers; weights_bytes counts no predictors; `checksum` is "" for other
+    formats than bundles.
     """
 
     path: Path
@@ -89,12 +81,8 @@ def plant(
 ) -> PlantReport:
     """Plant a model.
 
-    Args:
-        options: what.
-        out: the folder to make; may exist if it is empty.
-        form: of FORMS: a bundle, safetensors for anyone, GGUF for llama.cpp or for PowerInfer.
-        device: "auto", "cpu" or "cuda".
-        progress: called with layers done and layers in all.
+    `out` may exist if it is empty; `device` is "auto", "cpu" or "cuda"; `progress` is called with
+    layers done and layers in all.
 
     Raises:
         ConfigError: an option, or the folder, cannot be used.
@@ -142,11 +130,7 @@ def plant(
 
 
 def _check_form(form: str, drawing: Drawing) -> None:
-    """Refuse, before anything is drawn, a model that has no such form.
-
-    Raises:
-        ConfigError: which, and why.
-    """
+    """Refuse, before anything is drawn, a model that has no such form; ConfigError says why."""
     if form not in FORMS:
         raise ConfigError(f"format {form!r:.80} is unknown; choose one of {', '.join(FORMS)}")
     if form == "hf":
@@ -164,7 +148,6 @@ def _sink(form: str, drawing: Drawing, folder: Path) -> Sink:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed; torch has its own error for that only on a GPU."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         "can't allocate memory" in str(error)
     )
@@ -190,7 +173,6 @@ def _write(
     device: torch.device,
     progress: Progress | None,
 ) -> tuple[float, float, float, float, int, int, str]:
-    """Write everything; returns the measured part of the report."""
     spec = drawing.spec
     planter = Planter(drawing, device)
     counts_LN = np.zeros((spec.n_layers, spec.n_neurons), np.int64)

@@ -51,7 +51,6 @@ def _joint(p: F64, q: F64, a: F64) -> F64:
 
 
 def _correlations(p: F64, q: F64, wanted: F64) -> F64:
-    """The correlation for which fired and proposed coincide with the wanted probability."""
     low, high = np.zeros_like(p), np.ones_like(p)
     for _ in range(_STEPS):
         middle = (low + high) / 2
@@ -77,11 +76,6 @@ def _proposed(p_N: F64, recall: float, factor: float) -> F64:
 
 def plan_noise(p_N: F64, recall: float, precision: float) -> Noise:
     """How much noise each neuron's logit gets.
-
-    Args:
-        p_N: how often each neuron fires.
-        recall: share of the fired neurons that are proposed.
-        precision: share of the proposed neurons that fire.
 
     Raises:
         ConfigError: no noise gives so low a precision at that recall.

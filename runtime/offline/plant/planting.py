@@ -45,12 +45,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Planter:
-    """Makes a model's tensors, a layer at a time; `layers` must be walked once and in order.
-
-    Args:
-        drawing: what to make.
-        device: where.
-    """
+    """Makes a model's tensors, a layer at a time; `layers` must be walked once and in order."""
 
     def __init__(self, drawing: Drawing, device: torch.device) -> None:
         self.drawing, self.device = drawing, device
@@ -89,7 +84,6 @@ class Planter:
         return randn(self.device, rows, columns, self.drawing.seed, *key)
 
     def _held(self, values: torch.Tensor) -> torch.Tensor:
-        """Float32 values as the model's dtype holds them."""
         return values.to(self.dtype).float()
 
     def _layer(self, index: int, p_N: NDArray[np.float64]) -> PlantedLayer:
@@ -121,7 +115,6 @@ class Planter:
         return {name: bias_D}
 
     def _attention(self, index: int) -> Tensors:
-        """Random heads; adds what they write to the stream."""
         spec, drawing = self.spec, self.drawing
         rows = self._randn(spec.q_dim + 2 * spec.kv_dim, spec.d_model, index, 10)
         rows.mul_(1 / math.sqrt(spec.d_model))

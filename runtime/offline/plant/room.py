@@ -8,11 +8,10 @@ from pathlib import Path
 
 from hotcold.native.errors import BudgetError, ConfigError
 from hotcold.runtime.model.checkpoints.convert import SPARE_BYTES
-from hotcold.runtime.model.checkpoints.digest import BLOCK_BYTES
+from hotcold.runtime.model.checkpoints.digest import BLOCK_BYTES, THREADS
 from hotcold.runtime.model.checkpoints.layout import layout
 from hotcold.runtime.offline.plant.drawing import Drawing
 from hotcold.runtime.offline.plant.planting import CHUNK_BYTES
-from hotcold.runtime.offline.plant.streams import IN_FLIGHT
 from hotcold.runtime.units import format_bytes
 from hotcold.runtime.weights import host_memory as memory
 
@@ -70,7 +69,7 @@ def working_bytes(drawing: Drawing) -> int:
     scores = m * n * FLOAT * (3 if drawing.exact else 4)
     matrices = spec.neuron_rows * n * d * element
     neurons = (qkv + o) * element + rows + max(directions, matrices + directions // 2) + scores
-    chunks = 2 * min(CHUNK_BYTES, n * d * FLOAT) + IN_FLIGHT * BLOCK_BYTES
+    chunks = 2 * min(CHUNK_BYTES, n * d * FLOAT) + 2 * THREADS * BLOCK_BYTES
     return max(vocabulary * (FLOAT + element), attention, neurons + chunks) + ends
 
 

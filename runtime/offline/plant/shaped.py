@@ -28,14 +28,8 @@ _COARSE = 2048  # points the law is fitted on; between them it is interpolated
 class Ask:
     """In what a shape shall differ from its row in the table.
 
-    Args:
-        density: share of neurons that fire; None: the shape's.
-        share80: share of a layer's neurons that hold 80 % of its activations; None: the shape's.
-        predictor_width: hidden width of the two-matrix predictor of each layer; 0: it needs none.
-        predictor_dtype: of its matrices; int8 has a scale a row beside them.
-        overfire: proposed neurons for each that fires.
-        kv_bytes: of an element of the KV cache.
-        embed_on_host: as in make_problem.
+    None is the shape's own. Predictors of width 0 take no memory; int8 has a scale a row beside the
+    matrices; `overfire` is neurons proposed for each that fires, kv_bytes of an element.
 
     Raises:
         ConfigError: a number out of range.
@@ -79,14 +73,7 @@ def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
 ) -> Problem:
     """The placement problem of a published shape.
 
-    Args:
-        name: of the shape, "opt-175b".
-        vram_bytes: budget of "gpu0"; None as in make_problem.
-        context: positions of KV cache.
-        dtype: of the matrices.
-        hardware: rates of the machine; None: not measured.
-        seed: of the order of neurons.
-        ask: what differs from the shape's row in the table; None: nothing.
+    vram_bytes is None as in make_problem; a `hardware` of None was not measured.
 
     Raises:
         ConfigError: no such shape, or sizes out of range.

@@ -37,15 +37,10 @@ NOTES = (
 class Shape:
     """One row of the table.
 
-    Args:
-        family: the architecture it is written as.
-        layers, d_model, neurons, heads, kv_heads, vocab, context: sizes.
-        density: share of neurons that fire for a token.
-        share80: share of a layer's neurons that hold 80 % of its activations.
-        quiet: share of the layers, from the first, in which almost nothing fires.
-        theta: base of the rotary frequencies, where there are any.
-        embed_dim: width of embedding and head where that is not d_model.
-        post_norm: norms follow the residual additions, and there is none before the head.
+    share80 is the share of a layer's neurons that hold 80 % of its activations, `quiet` that of the
+    layers, from the first, in which almost nothing fires. embed_dim is the width of embedding and
+    head where that is not d_model. With post_norm norms follow the residual additions, and there is
+    none before the head.
     """
 
     family: Family

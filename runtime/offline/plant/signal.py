@@ -101,13 +101,8 @@ def make_signal(
 ) -> Signal:
     """Draw embedding, head and positions.
 
-    Args:
-        spec: shapes.
-        dtype: of the matrices.
-        device: where they are made and stay.
-        seed: of everything random.
-        rho: correlation between a token's vector and its predecessor's, 0 to under 1.
-        drift: share of the signal's energy that turns slowly instead of changing by token.
+    `rho` correlates a token's vector with its predecessor's, 0 to under 1; the share `drift` of the
+    signal's energy turns slowly instead of changing by token.
     """
     v, e = spec.vocab_size, spec.embed_width
     n = max(1, v - SPECIAL)

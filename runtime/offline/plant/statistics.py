@@ -76,15 +76,14 @@ class Statistics:
         return density_L
 
 
-def share_holding(p_N: F64, fraction: float = HELD) -> float:
-    """Smallest share of neurons that holds this fraction of all activations, interpolated."""
+def share_holding(p_N: F64) -> float:
+    """Smallest share of neurons that holds 80 % of all activations, interpolated."""
     running = np.concatenate([[0.0], np.cumsum(-np.sort(-p_N))])
-    position = np.interp(fraction * running[-1], running, np.arange(len(running)))
+    position = np.interp(HELD * running[-1], running, np.arange(len(running)))
     return float(position) / len(p_N)
 
 
 def _law(n: int, density: float, exponent: float) -> F64:
-    """The law of this exponent, its scale fitted to the density."""
     weight_N = ((np.arange(n) + 0.5) / n) ** -exponent
     # With the k hottest at the cap, the others' scale is what is left of the density; the first k
     # for which none of the others is above the cap is the right one.

@@ -1,27 +1,19 @@
-"""Writing files of tens of gigabytes: hashed and written by threads, never held in memory.
+"""Tensors as bytes, and safetensors whose tensors come one by one and whose metadata is known last.
 
-`BlockWriter` computes the checksum that runtime/model/checkpoints/digest.py defines, block by block
-in parallel; `TensorStream` writes safetensors whose tensors come one by one and whose metadata is
-known last. Used by `writers`; know nothing about models.
+Used by `writers`; knows nothing about models.
 """
 
-import hashlib
 import json
 import math
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hotcold.runtime.model.checkpoints.digest import BLOCK_BYTES
-
-THREADS = min(16, os.cpu_count() or 1)
-IN_FLIGHT = 2 * THREADS  # blocks waiting to be hashed and written
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 STAGE_BYTES = 64 << 20  # of pinned memory, through which a GPU's tensors come
 _METADATA_ROOM = 96  # bytes a metadata value may take beyond its placeholder
@@ -54,89 +46,10 @@ def raw_pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
         yield memoryview(array)
 
 
-class BlockWriter:
-    """Appends to a file; `digest()` is what `file_digest` gives for it.
-
-    Args:
-        path: the file; must not exist.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        self._threads = ThreadPoolExecutor(THREADS, "hotcold-plant")
-        self._block = bytearray()
-        self._jobs: deque[Future[bytes]] = deque()
-        self._digests = hashlib.sha256()
-        self.written = 0
-
-    def write(self, data: memoryview) -> None:
-        """Append bytes; they are copied, the caller may change them at once.
-
-        Raises:
-            OSError: writing failed, now or for an earlier block.
-        """
-        while len(data):
-            piece = data[: BLOCK_BYTES - len(self._block)]
-            self._block += piece
-            self.written += len(piece)
-            data = data[len(piece) :]
-            if len(self._block) == BLOCK_BYTES:
-                self._send()
-
-    def tensor(self, tensor: torch.Tensor) -> None:
-        """Append a tensor's bytes."""
-        for piece in raw_pieces(tensor):
-            self.write(piece)
-
-    def zeros(self, count: int) -> None:
-        """Append zero bytes."""
-        self.write(memoryview(bytes(count)))
-
-    def _send(self) -> None:
-        offset = self.written - len(self._block)
-        self._jobs.append(self._threads.submit(self._put, self._block, offset))
-        self._block = bytearray()
-        while len(self._jobs) > IN_FLIGHT:
-            self._digests.update(self._jobs.popleft().result())
-
-    def _put(self, block: bytearray, offset: int) -> bytes:
-        digest = hashlib.sha256(block).digest()
-        rest = memoryview(block)
-        while rest:
-            done = os.pwrite(self._fd, rest, offset)
-            rest, offset = rest[done:], offset + done
-        return digest
-
-    def digest(self) -> str:
-        """Finish, make it durable, and return the checksum; call once."""
-        if self._block:
-            self._send()
-        while self._jobs:
-            self._digests.update(self._jobs.popleft().result())
-        os.fsync(self._fd)
-        return self._digests.hexdigest()
-
-    def close(self) -> None:
-        """End the threads and close the file. Idempotent."""
-        self._threads.shutdown(cancel_futures=True)
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> "BlockWriter":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
 class TensorStream:
     """A safetensors file whose tensors are written in the order they were announced.
 
-    Args:
-        path: the file; must not exist.
-        tensors: shape and dtype by name, in file order.
-        metadata: names of the entries `finish` will be given.
+    `tensors` are in file order; `metadata` names the entries that `finish` will be given.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,64 +24,51 @@ from hotcold.runtime.model.checkpoints.convert import (
     model_checksum,
     write_header,
 )
-from hotcold.runtime.model.checkpoints.digest import RACY_NS, STAMP, file_digest, write_stamp
+from hotcold.runtime.model.checkpoints.digest import (
+    RACY_NS,
+    STAMP,
+    BlockWriter,
+    file_digest,
+    write_stamp,
+)
 from hotcold.runtime.model.checkpoints.layout import layout
 from hotcold.runtime.model.checkpoints.weight_files import INDEX
 from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.drawing import ROWS, Guess
 from hotcold.runtime.offline.plant.families import hf_config
-from hotcold.runtime.offline.plant.streams import BlockWriter, TensorStream
+from hotcold.runtime.offline.plant.streams import TensorStream, raw_pieces
 
 RECORD_CHUNK_BYTES = 64 << 20
 Tensors = Mapping[str, torch.Tensor]
 
 
-class Sink(Protocol):
-    """A format being written."""
+class Sink:
+    """A format being written; predictors and counts may be files of their own, beside it."""
 
     def predictor(self, index: int, guess: Guess) -> None:
         """Take the predictor of the layer that comes next, where the format has a place for it."""
-        ...
 
     def layer(self, index: int, tensors: Tensors) -> None:
         """Take the next layer, as PlantedLayer names its tensors."""
-        ...
+        raise NotImplementedError
 
     def ends(self, tensors: Tensors) -> str:
         """Take what is not part of a layer; the model's checksum, "" where it has none."""
-        ...
+        return ""
 
     def counts(self, counts_LN: NDArray[np.int64]) -> None:
         """Take how often each neuron fired, where the format has a place for it."""
-        ...
 
     def finish(self, name: str, source: str) -> None:
         """Write what describes the files; the companions are in the folder by now."""
-        ...
 
     def close(self) -> None:
         """Release files and threads. Idempotent."""
-        ...
 
 
-class _WithCompanions:
-    """Formats whose predictors and counts are files of their own, beside them."""
-
-    def predictor(self, index: int, guess: Guess) -> None:
-        """See Sink."""
-
-    def counts(self, counts_LN: NDArray[np.int64]) -> None:
-        """See Sink."""
-
-
-class BundleSink(_WithCompanions):
-    """weights.bin and bundle.json.
-
-    Args:
-        folder: empty.
-        spec: of the model.
-    """
+class BundleSink(Sink):
+    """weights.bin and bundle.json."""
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self._folder, self._spec = folder, spec
@@ -90,7 +77,6 @@ class BundleSink(_WithCompanions):
         self._sha256 = ""
 
     def _put(self, stem: str, tensors: Tensors, is_here: Callable[[str], bool]) -> None:
-        """Write the tensors whose place is here, in the order of the file."""
         for name, entry in self._entries.items():
             if not is_here(name):
                 continue
@@ -99,7 +85,11 @@ class BundleSink(_WithCompanions):
                 self._neurons(tensors)
             else:
                 tensor = tensors[name.removeprefix(stem)]
-                self._out.tensor(tensor.to(getattr(torch, entry.dtype)))
+                self._append(tensor.to(getattr(torch, entry.dtype)))
+
+    def _append(self, tensor: torch.Tensor) -> None:
+        for piece in raw_pieces(tensor):
+            self._out.write(piece)
 
     def layer(self, index: int, tensors: Tensors) -> None:
         """See Sink."""
@@ -107,7 +97,6 @@ class BundleSink(_WithCompanions):
         self._put(stem, tensors, lambda name: name.startswith(stem))
 
     def _neurons(self, tensors: Tensors) -> None:
-        """Interleave rows into records."""
         record, itemsize = NeuronRecord.for_spec(self._spec), self._spec.element_bytes
         gate_ND = tensors["gate"]
         n, d = gate_ND.shape
@@ -121,7 +110,7 @@ class BundleSink(_WithCompanions):
                     records[:, offsets[name] // itemsize :][:, :d] = tensors[name][part]
             if "bias" in tensors:
                 records.view(torch.float32)[:, record.bias_offset // 4] = tensors["bias"][part]
-            self._out.tensor(records)
+            self._append(records)
 
     def ends(self, tensors: Tensors) -> str:
         """See Sink."""
@@ -153,12 +142,8 @@ class BundleSink(_WithCompanions):
         self._out.close()
 
 
-class HuggingFaceSink(_WithCompanions):
+class HuggingFaceSink(Sink):
     """Sharded safetensors, one shard a layer, with config.json.
-
-    Args:
-        folder: empty.
-        spec: of the model.
 
     Raises:
         ConfigError: the architecture has no Hugging Face form.
@@ -179,7 +164,6 @@ class HuggingFaceSink(_WithCompanions):
         (self._folder / file).write_text(json.dumps(data, indent=1), encoding="ascii")
 
     def _shard(self, stem: str, tensors: Tensors, number: int) -> None:
-        """Write bundle tensors as the checkpoint tensors behind them, into a file of their own."""
         named = {name: self._sources[stem + name] for name in tensors}
         groups = {name: group for name, group in named.items() if isinstance(group, tuple)}
         announced = {

@@ -12,11 +12,10 @@ from support.planted import options, session
 
 from hotcold.native.errors import BackendError, BudgetError, ConfigError
 from hotcold.runtime.model.checkpoints.bundle import open_bundle, resolve_model
-from hotcold.runtime.model.checkpoints.digest import file_digest
+from hotcold.runtime.model.checkpoints.digest import BlockWriter, file_digest
 from hotcold.runtime.offline.plant import planting, room, streams
 from hotcold.runtime.offline.plant.making import PlantReport, plant
 from hotcold.runtime.offline.plant.options import PlantOptions
-from hotcold.runtime.offline.plant.streams import BlockWriter
 from hotcold.runtime.offline.plant.tokens import byte_tokenizer
 from hotcold.runtime.options.config import Sampling
 from hotcold.runtime.profiles.profile import ActivationProfile
