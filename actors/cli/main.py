@@ -11,7 +11,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import click
 
@@ -19,7 +20,7 @@ from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.commands import COMMANDS, version
 from hotcold.actors.cli.common.running import Terminated
 from hotcold.actors.cli.common.state import State
-from hotcold.native.errors import HotcoldError
+from hotcold.native.errors import HotcoldError, LaunchError
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -69,15 +70,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None takes those of the process.
     """
+    closed = _prepare_streams()
     _never_fail_on_characters()
     _show_progress_lines()
     state = State(words=tuple(sys.argv[1:] if argv is None else argv))
     try:
-        return _run(argv, state)
+        if closed:
+            raise LaunchError("standard output is closed; send it to a file, or to /dev/null")
+        code = _run(argv, state)
+        sys.stdout.flush()
     except Exception as problem:
         if state.debug:
-            traceback.print_exc()
-        return _report(problem, state)
+            with suppress(OSError):
+                traceback.print_exc()
+        code = _report(problem, state)
+    _unwritable(sys.stderr)
+    return code
+
+
+def _prepare_streams() -> bool:
+    """Put something in the place of closed streams, lest a file opened later takes their number.
+
+    Standard output is buffered even under PYTHONUNBUFFERED: what could not be written is kept then,
+    which tells whose error it was. Whoever writes flushes.
+
+    Returns:
+        whether standard output was closed.
+    """
+    closed = sys.stdout is None
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # standard input cannot be read
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+        elif number == 1 and stream is sys.__stdout__ and stream.write_through:
+            sys.stdout = open(1, "w", encoding=stream.encoding, closefd=False)
+    return closed
 
 
 def _show_progress_lines() -> None:
@@ -100,14 +128,18 @@ def _run(argv: Sequence[str] | None, state: State) -> int:
     except Terminated:
         output.note("hotcold: terminated")
         return TERMINATED
-    sys.stdout.flush()
     return result if isinstance(result, int) else 0
 
 
 def _report(problem: Exception, state: State) -> int:
     """Print the one line of a failure and say which exit code it has."""
-    if isinstance(problem, BrokenPipeError):
-        _forget_stdout()
+    lost = _unwritable(sys.stdout)
+    if isinstance(problem, OSError):
+        problem = lost or problem
+        if isinstance(problem, BrokenPipeError):
+            return 1
+    if problem is lost:
+        output.error(f"standard output cannot be written: {lost.strerror}")
         return 1
     if isinstance(problem, click.ClickException):
         output.error(_usage(problem))
@@ -135,12 +167,18 @@ def _never_fail_on_characters() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _forget_stdout() -> None:
-    """Keep the interpreter's last flush from complaining about a reader that has left."""
-    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+def _unwritable(stream: TextIO) -> OSError | None:
+    """What keeps a stream from taking what is left in it; then it leads nowhere from here on.
+
+    The interpreter's own flush at its end would complain of it.
+    """
+    try:
+        stream.flush()
+    except OSError as error:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None
 
 
 if __name__ == "__main__":

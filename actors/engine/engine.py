@@ -123,9 +123,9 @@ class Engine:
 
         Raises:
             ConfigError: no engine of that name in the cluster.
+            LaunchError: no such cluster; none is started.
         """
-        if not ray.is_initialized():
-            cluster.join(address)
+        cluster.join(address, start=False)
         try:
             actors = {
                 actor: ray.get_actor(f"{name}-{actor}", namespace=cluster.NAMESPACE)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.doctor import gpu_probe, probes
+from hotcold.runtime.doctor import gpu_probe, probes, ray_probe
 from hotcold.runtime.doctor.probes import Check, Machine
 from hotcold.runtime.model.checkpoints.cache import cache_folder
 from hotcold.runtime.units import format_bytes
@@ -80,9 +80,7 @@ def cache(machine: Machine) -> list[Check]:
         folder = cache_folder()
     except ConfigError as error:
         return [Check("cache", "fail", str(error), "export HOTCOLD_CACHE=/a/folder")]
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    place = probes.nearest(folder)
     mend = "export HOTCOLD_CACHE=/a/folder/that/can/be/written"
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         # Models that are converted already can still be read.
@@ -103,6 +101,7 @@ PROBES: tuple[Callable[[Machine], list[Check]], ...] = (
     probes.main_memory,
     probes.huge_pages,
     probes.shared_memory,
+    ray_probe.starting,
     gpu_probe.gpus,
     cache,
     python_packages,
