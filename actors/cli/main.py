@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -20,7 +20,7 @@ from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.commands import COMMANDS, version
 from hotcold.actors.cli.common.running import Terminated
 from hotcold.actors.cli.common.state import State
-from hotcold.native.errors import HotcoldError, LaunchError
+from hotcold.native.errors import HotcoldError
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -70,13 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None takes those of the process.
     """
-    closed = _prepare_streams()
-    _never_fail_on_characters()
-    _show_progress_lines()
     state = State(words=tuple(sys.argv[1:] if argv is None else argv))
     try:
-        if closed:
-            raise LaunchError("standard output is closed; send it to a file, or to /dev/null")
+        _prepare_streams()
+        _never_fail_on_characters()
+        _show_progress_lines()
         code = _run(argv, state)
         sys.stdout.flush()
     except Exception as problem:
@@ -84,28 +82,57 @@ def main(argv: Sequence[str] | None = None) -> int:
             with suppress(OSError):
                 traceback.print_exc()
         code = _report(problem, state)
-    _unwritable(sys.stderr)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _forget(2)
     return code
 
 
-def _prepare_streams() -> bool:
-    """Put something in the place of closed streams, lest a file opened later takes their number.
+class OutputLost(OSError):
+    """Standard output cannot be written; a BrokenPipeError where its reader has left."""
 
-    Standard output is buffered even under PYTHONUNBUFFERED: what could not be written is kept then,
-    which tells whose error it was. Whoever writes flushes.
 
-    Returns:
-        whether standard output was closed.
+class _Output(io.FileIO):
+    """Standard output that says so when it cannot be written, and then leads nowhere."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            _forget(1)
+            raise
+        except OSError as error:
+            _forget(1)
+            raise OutputLost(f"standard output cannot be written: {error.strerror}") from error
+
+
+def _prepare_streams() -> None:
+    """Tell errors of standard output from others, and fill the place of closed streams.
+
+    Else a file that is opened later takes their number.
+
+    Raises:
+        OutputLost: standard output is closed.
     """
-    closed = sys.stdout is None
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        stream = getattr(sys, name)
-        if stream is None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # standard input cannot be read
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
-        elif number == 1 and stream is sys.__stdout__ and stream.write_through:
-            sys.stdout = open(1, "w", encoding=stream.encoding, closefd=False)
-    return closed
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for name in closed:  # standard input then fails when it is read
+        number = ("stdin", "stdout", "stderr").index(name)
+        _forget(number)
+        setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+    if "stdout" in closed:
+        raise OutputLost("standard output is closed; send it to a file, or to /dev/null")
+    if sys.stdout is sys.__stdout__:
+        raw = io.BufferedWriter(_Output(1, "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(raw, sys.stdout.encoding, line_buffering=sys.stdout.isatty())
+
+
+def _forget(number: int) -> None:
+    """Let a stream lead nowhere, so that the interpreter's flush at its end is no error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 def _show_progress_lines() -> None:
@@ -125,6 +152,8 @@ def _run(argv: Sequence[str] | None, state: State) -> int:
     except (click.Abort, KeyboardInterrupt):
         output.note("hotcold: interrupted")
         return INTERRUPTED
+    except SystemExit:  # click's answer where nobody reads standard output
+        return 1
     except Terminated:
         output.note("hotcold: terminated")
         return TERMINATED
@@ -133,13 +162,10 @@ def _run(argv: Sequence[str] | None, state: State) -> int:
 
 def _report(problem: Exception, state: State) -> int:
     """Print the one line of a failure and say which exit code it has."""
-    lost = _unwritable(sys.stdout)
-    if isinstance(problem, OSError):
-        problem = lost or problem
-        if isinstance(problem, BrokenPipeError):
-            return 1
-    if problem is lost:
-        output.error(f"standard output cannot be written: {lost.strerror}")
+    if isinstance(problem, BrokenPipeError):
+        return 1
+    if isinstance(problem, OutputLost):
+        output.error(str(problem))
         return 1
     if isinstance(problem, click.ClickException):
         output.error(_usage(problem))
@@ -165,20 +191,6 @@ def _never_fail_on_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def _unwritable(stream: TextIO) -> OSError | None:
-    """What keeps a stream from taking what is left in it; then it leads nowhere from here on.
-
-    The interpreter's own flush at its end would complain of it.
-    """
-    try:
-        stream.flush()
-    except OSError as error:
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return error
-    return None
 
 
 if __name__ == "__main__":
