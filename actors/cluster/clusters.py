@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 
 from hotcold.actors.cluster.processes import ray_heads
 from hotcold.native.errors import LaunchError
-from hotcold.runtime.doctor.probes import Check, Machine, nearest
+from hotcold.runtime.doctor.probes import Check, Machine, nearest, writable
 from hotcold.runtime.doctor.ray_probe import noted_address, starting, unreachable
 
 TOKEN = Path(".ray", "auth_token")  # below the home folder, where Ray keeps it
@@ -129,7 +129,7 @@ def _has_token() -> bool:
 
 def have_token() -> None:
     """Make a token for a new cluster where Ray could not write one into the home folder."""
-    if not _has_token() and not os.access(nearest(Path.home() / TOKEN), os.W_OK):
+    if not _has_token() and not writable(nearest((Path.home() / TOKEN).parent)):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 

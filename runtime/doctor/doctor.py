@@ -82,7 +82,7 @@ def cache(machine: Machine) -> list[Check]:
         return [Check("cache", "fail", str(error), "export HOTCOLD_CACHE=/a/folder")]
     place = probes.nearest(folder)
     mend = "export HOTCOLD_CACHE=/a/folder/that/can/be/written"
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    if not probes.writable(place):
         # Models that are converted already can still be read.
         state: probes.State = "warn" if any(folder.glob("bundles/*/bundle.json")) else "fail"
         return [Check("cache", state, f"{folder}: {place} cannot be written", mend)]

@@ -77,6 +77,11 @@ def nearest(folder: Path) -> Path:
     return next((at for at in (folder, *folder.parents) if os.path.lexists(at)), folder)
 
 
+def writable(folder: Path) -> bool:
+    """Whether files can be made in a folder."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def instruction_sets(machine: Machine) -> list[Check]:
     """Instruction sets the CPU offers, and the kernels that will be used."""
     words = set(machine.text("proc/cpuinfo").split())

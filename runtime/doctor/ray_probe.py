@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from hotcold.runtime.doctor.probes import Check, Machine, nearest
+from hotcold.runtime.doctor.probes import Check, Machine, nearest, writable
 from hotcold.runtime.units import format_bytes
 
 SOCKET_BYTES = 107  # of a Unix socket's path, on Linux
@@ -58,7 +58,7 @@ def _folder(env: Mapping[str, str]) -> Check:
         trouble = "is not an absolute path"
     elif size > FOLDER_BYTES:
         trouble = f"has {size} bytes, of which Ray's sockets leave it {FOLDER_BYTES}"
-    elif not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    elif not writable(place):
         trouble = f"cannot be written ({place})"
     elif (free := shutil.disk_usage(place).free) < SESSION_BYTES:
         trouble = f"has {format_bytes(free)} free, Ray needs {format_bytes(SESSION_BYTES)}"
@@ -92,5 +92,5 @@ def unreachable(address: str) -> str:
     except (OSError, ValueError, OverflowError) as error:
         return f"nobody answers ({getattr(error, 'strerror', None) or error})"
     return (
-        "" if answer[3:4] == SETTINGS else "what answers there is not Ray's port (6379 by default)"
+        "" if answer[3:4] == SETTINGS else "what answers there is not the port of Ray's head (6379)"
     )
