@@ -109,7 +109,7 @@ def _init(address: str | None) -> None:
 class _SearchPath(list[str]):
     """Folders that go before all others where workers look for modules.
 
-    Ray puts the working directory there, and a numpy.py in it ends them. A folder is taken only if
+    Ray puts the working directory there, and a module called numpy there ends them. A folder is taken only if
     this process has it before the standard library as well.
     """
 

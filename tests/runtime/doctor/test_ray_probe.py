@@ -28,7 +28,7 @@ def failed(env: dict[str, str]) -> Check:
     ("folder", "words"),
     [
         ("/tmp/" + "x" * 90, "has 95 bytes, of which Ray's sockets leave it 39"),
-        ("/tmp/" + "é" * 18, "has 41 bytes"),
+        ("/tmp/" + "\u00e9" * 18, "has 41 bytes"),
         ("r", "is not an absolute path"),
         ("", "is not an absolute path"),
         ("/dev/null", "cannot be written (/dev/null)"),
