@@ -122,9 +122,10 @@ def _prepare_streams() -> None:
         setattr(sys, name, open(number, "w" if number else "r", closefd=False))
     if "stdout" in closed:
         raise OutputLost("standard output is closed; send it to a file, or to /dev/null")
-    if sys.stdout is sys.__stdout__:
+    there = sys.__stdout__
+    if there is not None and there is sys.stdout:
         raw = io.BufferedWriter(_Output(1, "w", closefd=False))
-        sys.stdout = io.TextIOWrapper(raw, sys.stdout.encoding, line_buffering=sys.stdout.isatty())
+        sys.stdout = io.TextIOWrapper(raw, there.encoding, line_buffering=there.isatty())
 
 
 def _forget(number: int) -> None:

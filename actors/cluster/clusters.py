@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray._raylet import Config, GcsClient
+from ray._raylet import Config, GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
 from hotcold.actors.cluster.processes import ray_heads
@@ -28,12 +28,13 @@ GIVE_TOKEN = (
 )
 
 
-def find(wanted: str, start: bool) -> str | None:
+def find(wanted: str, start: bool, say: bool) -> str | None:
     """Address of the cluster to join; None: a new one is to be started, and nothing hinders it.
 
     Args:
         wanted: HOST:PORT, "auto", "local", or "": one of this machine, else a new one.
         start: whether a new one may be started.
+        say: log which clusters of this machine are passed by, and why.
 
     Raises:
         LaunchError: says what hinders.
@@ -51,7 +52,7 @@ def find(wanted: str, start: bool) -> str | None:
     if wanted == "auto" or not start:
         missing = "no Ray cluster runs on this machine; give one's --address or RAY_ADDRESS"
         raise LaunchError("; ".join(passed_by) or missing)
-    for line in passed_by:
+    for line in passed_by if say else ():
         logging.getLogger("hotcold").info(line)
     for check in starting(Machine()):
         if check.state == "fail":
@@ -87,7 +88,7 @@ def refusal(address: str) -> str:
             about = json.loads(client.internal_kv_get(b"CLUSTER_METADATA", b"cluster") or b"{}")
             nodes = client.get_all_node_info().values()
     except RayError as error:
-        return f"{str(error).strip() or 'what answers there is no head of a cluster'}; see its port"
+        return f"what answers there is no head of a cluster ({str(error).strip() or 'no answer'})"
     living = {node.node_manager_address for node in nodes if not node.state}
     if not any(map(_is_here, living)):
         own = ", ".join(sorted(living)) or "none"

@@ -48,6 +48,13 @@ def worker_options() -> dict[str, Any]:
     return {"runtime_env": {"env_vars": missing}} if missing else {}
 
 
+def look(address: str | None, start: bool = True, say: bool = False) -> str | None:
+    """The cluster that `join` would join, None for one to be started; raises what it raises."""
+    if ray.is_initialized():
+        return None
+    return clusters.find(address or os.environ.get("RAY_ADDRESS") or "", start, say)
+
+
 def join(address: str | None, start: bool = True) -> bool:
     """Join a Ray cluster, or start one on this machine.
 
@@ -66,7 +73,7 @@ def join(address: str | None, start: bool = True) -> bool:
     """
     if ray.is_initialized():
         return False
-    found = clusters.find(address or os.environ.get("RAY_ADDRESS") or "", start)
+    found = look(address, start, say=True)
     with _own_signal_handlers():
         _init(found)
     return found is None
@@ -109,8 +116,8 @@ def _init(address: str | None) -> None:
 class _SearchPath(list[str]):
     """Folders that go before all others where workers look for modules.
 
-    Ray puts the working directory there, and a module called numpy there ends them. A folder is taken only if
-    this process has it before the standard library as well.
+    Ray puts the working directory there, and a module called numpy in it ends them. A folder is
+    taken only if this process has it before the standard library as well.
     """
 
     def extend(self, folders: Iterable[str]) -> None:

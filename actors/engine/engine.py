@@ -88,6 +88,7 @@ class Engine:
         """
         check_names(options, EngineConfig)
         config = EngineConfig(model=model, vram=vram, policy=policy, schedule=schedule, **options)
+        cluster.look(config.address)  # what hinders Ray is said before a model is converted
         prepared = prepare_model(config)
         deployment = deploy(prepared, solve(prepared))
         started_ray = cluster.enter(config.address)

@@ -47,13 +47,15 @@ def refused(action: object, *words: str) -> None:
         ("auto", ["no Ray cluster runs on this machine", "RAY_ADDRESS"]),
     ],
 )
-@pytest.mark.parametrize("way", ["address", "RAY_ADDRESS", "connect"])
+@pytest.mark.parametrize("way", ["address", "RAY_ADDRESS", "connect", "launch"])
 def test_an_address_that_leads_nowhere(
     nothing_runs: Path, monkeypatch: pytest.MonkeyPatch, address: str, words: list[str], way: str
 ) -> None:
     words = words if address == "auto" else [f"cannot join the Ray cluster at {address}", *words]
     if way == "connect":
         refused(lambda: Engine.connect("lab", address=address), *words)
+    elif way == "launch":  # before the model is looked at
+        refused(lambda: Engine.launch("/no/model", address=address), *words)
     elif way == "address":
         refused(lambda: ray_cluster.join(address), *words)
     else:
@@ -81,7 +83,7 @@ def test_a_cluster_that_was_killed(
     assert check.state == "fail" and check.found.startswith("RAY_ADDRESS names 127.0.0.1:9")
     monkeypatch.setattr(clusters, "starting", lambda machine: [])
     with caplog.at_level("INFO", "hotcold"):
-        assert clusters.find("", start=True) is None  # a Ray of our own, then
+        assert ray_cluster.look("", say=True) is None  # a Ray of our own, then
     assert f"not joining the Ray cluster at {DEAD}" in caplog.text
 
 
