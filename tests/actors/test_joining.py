@@ -81,6 +81,7 @@ def test_a_cluster_that_was_killed(
     monkeypatch.setenv("RAY_ADDRESS", DEAD)
     check = clusters.noted_cluster()
     assert check.state == "fail" and check.found.startswith("RAY_ADDRESS names 127.0.0.1:9")
+    monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setattr(clusters, "starting", lambda machine: [])
     with caplog.at_level("INFO", "hotcold"):
         assert ray_cluster.look("", say=True) is None  # a Ray of our own, then
