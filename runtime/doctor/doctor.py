@@ -6,7 +6,6 @@ a compiler, the cache of converted models. Changes nothing, and imports neither 
 
 import importlib.metadata
 import importlib.util
-import os
 import re
 import shutil
 from collections.abc import Callable
