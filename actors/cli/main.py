@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -69,15 +70,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None takes those of the process.
     """
-    _never_fail_on_characters()
-    _show_progress_lines()
     state = State(words=tuple(sys.argv[1:] if argv is None else argv))
     try:
-        return _run(argv, state)
+        _prepare_streams()
+        _never_fail_on_characters()
+        _show_progress_lines()
+        code = _run(argv, state)
+        sys.stdout.flush()
     except Exception as problem:
         if state.debug:
-            traceback.print_exc()
-        return _report(problem, state)
+            with suppress(OSError):
+                traceback.print_exc()
+        code = _report(problem, state)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _forget(2)
+    return code
+
+
+class OutputLost(OSError):
+    """Standard output cannot be written; a BrokenPipeError where its reader has left."""
+
+
+class _Output(io.FileIO):
+    """Standard output that says so when it cannot be written, and then leads nowhere."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            _forget(1)
+            raise
+        except OSError as error:
+            _forget(1)
+            raise OutputLost(f"standard output cannot be written: {error.strerror}") from error
+
+
+def _prepare_streams() -> None:
+    """Tell errors of standard output from others, and fill the place of closed streams.
+
+    Else a file that is opened later takes their number.
+
+    Raises:
+        OutputLost: standard output is closed.
+    """
+    closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    for name in closed:  # standard input then fails when it is read
+        number = ("stdin", "stdout", "stderr").index(name)
+        _forget(number)
+        setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+    if "stdout" in closed:
+        raise OutputLost("standard output is closed; send it to a file, or to /dev/null")
+    there = sys.__stdout__
+    if there is not None and there is sys.stdout:
+        raw = io.BufferedWriter(_Output(1, "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(raw, there.encoding, line_buffering=there.isatty())
+
+
+def _forget(number: int) -> None:
+    """Let a stream lead nowhere, so that the interpreter's flush at its end is no error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 def _show_progress_lines() -> None:
@@ -97,17 +153,20 @@ def _run(argv: Sequence[str] | None, state: State) -> int:
     except (click.Abort, KeyboardInterrupt):
         output.note("hotcold: interrupted")
         return INTERRUPTED
+    except SystemExit:  # click's answer where nobody reads standard output
+        return 1
     except Terminated:
         output.note("hotcold: terminated")
         return TERMINATED
-    sys.stdout.flush()
     return result if isinstance(result, int) else 0
 
 
 def _report(problem: Exception, state: State) -> int:
     """Print the one line of a failure and say which exit code it has."""
     if isinstance(problem, BrokenPipeError):
-        _forget_stdout()
+        return 1
+    if isinstance(problem, OutputLost):
+        output.error(str(problem))
         return 1
     if isinstance(problem, click.ClickException):
         output.error(_usage(problem))
@@ -133,14 +192,6 @@ def _never_fail_on_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def _forget_stdout() -> None:
-    """Keep the interpreter's last flush from complaining about a reader that has left."""
-    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,17 @@ def ray_agents(of: int) -> tuple[int, ...]:
     return tuple(pid for pid in children if _command(pid).startswith(AGENTS))
 
 
+def ray_heads() -> list[str]:
+    """Addresses of the clusters that have a node on this machine."""
+    option = b"--gcs-address="
+    commands = (
+        _command(int(entry)).split(b"\0") for entry in os.listdir("/proc") if entry.isdigit()
+    )
+    words = (word for command in commands if command[0].endswith(b"/raylet") for word in command)
+    found = {word.removeprefix(option).decode() for word in words if word.startswith(option)}
+    return sorted(found)
+
+
 def end_processes(pids: Iterable[int]) -> None:
     """Kill those that are still Ray agents."""
     for pid in pids:

@@ -8,17 +8,22 @@ its readiness is awaited with a deadline.
 import logging
 import os
 import signal
+import sys
+import sysconfig
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 from ray.util import placement_group
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from hotcold.actors.cluster import clusters
 from hotcold.actors.cluster.processes import is_gone, is_stopped
 from hotcold.native.errors import ConfigError, LaunchError
 from hotcold.runtime.hardware.cores import Cores
@@ -43,22 +48,35 @@ def worker_options() -> dict[str, Any]:
     return {"runtime_env": {"env_vars": missing}} if missing else {}
 
 
-def join(address: str | None) -> bool:
+def look(address: str | None, start: bool = True, say: bool = False) -> str | None:
+    """The cluster that `join` would join, None for one to be started; raises what it raises."""
+    if ray.is_initialized():
+        return None
+    return clusters.find(address or os.environ.get("RAY_ADDRESS") or "", start, say)
+
+
+def join(address: str | None, start: bool = True) -> bool:
     """Join a Ray cluster, or start one on this machine.
 
     Order: the Ray this process is already in; `address`; RAY_ADDRESS; a cluster running on this
     machine; a new local one.
 
+    Args:
+        address: HOST:PORT, "auto" or "local".
+        start: may start one.
+
     Returns:
         Whether a new one was started, which the caller must then shut down.
 
     Raises:
-        LaunchError: no cluster at the address, or Ray does not start.
+        LaunchError: no cluster at the address, it refuses this process, or Ray does not start.
     """
     if ray.is_initialized():
         return False
+    found = look(address, start, say=True)
     with _own_signal_handlers():
-        return _init(address)
+        _init(found)
+    return found is None
 
 
 @contextmanager
@@ -76,28 +94,36 @@ def _own_signal_handlers() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _init(address: str | None) -> bool:
-    common: dict[str, Any] = {
+def _init(address: str | None) -> None:
+    job = JobConfig()
+    job._py_driver_sys_path = _SearchPath()
+    options: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": False,
         "logging_level": logging.ERROR,
+        "job_config": job,
     }
-    wanted = address or os.environ.get("RAY_ADDRESS")
     try:
-        if wanted and wanted != "local":
-            ray.init(address=wanted, **common)
-            return False
-        if wanted is None:
-            try:
-                ray.init(address="auto", **common)
-                return False
-            except ConnectionError:
-                pass
-        _start(common)
-        return True
+        if address is None:
+            _start(options)
+        else:
+            ray.init(address=address, **options)
     except (ConnectionError, RayError, RuntimeError, ValueError, OSError) as error:
-        where = f"join the Ray cluster at {wanted!r}" if wanted else "start Ray on this machine"
-        raise LaunchError(f"cannot {where}: {_first_line(error)}; check --address") from error
+        where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise LaunchError(f"cannot {where}: {_first_line(error)}") from error
+
+
+class _SearchPath(list[str]):
+    """Folders that go before all others where workers look for modules.
+
+    Ray puts the working directory there, and a module called numpy in it ends them. A folder is
+    taken only if this process has it before the standard library as well.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        library = sysconfig.get_path("stdlib")
+        own = {os.path.abspath(at) for at in takewhile(lambda at: at != library, sys.path)}
+        super().extend(folder for folder in folders if folder in own)
 
 
 def _start(options: dict[str, Any]) -> None:
@@ -105,6 +131,7 @@ def _start(options: dict[str, Any]) -> None:
     global _inherited  # noqa: PLW0603 - there is one Ray in a process
     given = {name: os.environ.get(name) for name in WORKER_ENV}
     os.environ.update(WORKER_ENV)
+    clusters.have_token()
     try:
         ray.init(address="local", include_dashboard=False, **options)
         _inherited = {k: v for k, v in os.environ.items() if k in WORKER_ENV or k.startswith(OURS)}

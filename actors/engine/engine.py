@@ -88,6 +88,7 @@ class Engine:
         """
         check_names(options, EngineConfig)
         config = EngineConfig(model=model, vram=vram, policy=policy, schedule=schedule, **options)
+        cluster.look(config.address)  # what hinders Ray is said before a model is converted
         prepared = prepare_model(config)
         deployment = deploy(prepared, solve(prepared))
         started_ray = cluster.enter(config.address)
@@ -123,9 +124,9 @@ class Engine:
 
         Raises:
             ConfigError: no engine of that name in the cluster.
+            LaunchError: no such cluster; none is started.
         """
-        if not ray.is_initialized():
-            cluster.join(address)
+        cluster.join(address, start=False)
         try:
             actors = {
                 actor: ray.get_actor(f"{name}-{actor}", namespace=cluster.NAMESPACE)

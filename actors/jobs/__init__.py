@@ -1,4 +1,4 @@
 """Ray jobs: submit a command, send the package along, fetch its output.
 
-May import: native, runtime
+May import: actors.cluster, native, runtime
 """

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ray.exceptions import RayError
+
+from hotcold.actors.cluster.clusters import GIVE_TOKEN, use_token, wants_token
 from hotcold.native.errors import LaunchError
 
 RETRY_S = 1.0
@@ -40,8 +43,13 @@ class Jobs:
             from ray.job_submission import JobSubmissionClient
 
             with _only_this_address(address):
-                self._client = JobSubmissionClient(address)
-        except (ImportError, RuntimeError, ConnectionError, ValueError) as error:
+                try:
+                    self._client = JobSubmissionClient(address)
+                except RayError as error:
+                    if not (wants_token(error) and use_token(address)):
+                        raise
+                    self._client = JobSubmissionClient(address)
+        except (ImportError, RuntimeError, ConnectionError, ValueError, RayError) as error:
             raise LaunchError(_no_client(address, error)) from error
 
     def submit(self, job: str, entrypoint: str, runtime_env: dict[str, Any], **more: Any) -> None:
@@ -162,11 +170,8 @@ def _no_client(address: str, error: BaseException) -> str:
     said = _last_line(error)
     if isinstance(error, ImportError) or "ray[default]" in said:
         return "submitting jobs needs Ray's job client; install it: pip install 'hotcold[jobs]'"
-    if "token" in str(error).lower() or "Unauthorized" in str(error):
-        return (
-            f"the Ray cluster at {address} wants its token; set RAY_AUTH_TOKEN, or "
-            "RAY_AUTH_TOKEN_PATH and RAY_AUTH_MODE=token, as on the cluster"
-        )
+    if wants_token(error):
+        return f"the Ray cluster at {address} wants its token; {GIVE_TOKEN}"
     return (
         f"no Ray dashboard answers at {address} ({said}); start the cluster with its dashboard "
         "(pip install 'ray[default]', ray start --head), or give its --address"

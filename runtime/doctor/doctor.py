@@ -6,14 +6,13 @@ a compiler, the cache of converted models. Changes nothing, and imports neither 
 
 import importlib.metadata
 import importlib.util
-import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.doctor import gpu_probe, probes
+from hotcold.runtime.doctor import gpu_probe, probes, ray_probe
 from hotcold.runtime.doctor.probes import Check, Machine
 from hotcold.runtime.model.checkpoints.cache import cache_folder
 from hotcold.runtime.units import format_bytes
@@ -80,11 +79,9 @@ def cache(machine: Machine) -> list[Check]:
         folder = cache_folder()
     except ConfigError as error:
         return [Check("cache", "fail", str(error), "export HOTCOLD_CACHE=/a/folder")]
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    place = probes.nearest(folder)
     mend = "export HOTCOLD_CACHE=/a/folder/that/can/be/written"
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    if not probes.writable(place):
         # Models that are converted already can still be read.
         state: probes.State = "warn" if any(folder.glob("bundles/*/bundle.json")) else "fail"
         return [Check("cache", state, f"{folder}: {place} cannot be written", mend)]
@@ -103,6 +100,7 @@ PROBES: tuple[Callable[[Machine], list[Check]], ...] = (
     probes.main_memory,
     probes.huge_pages,
     probes.shared_memory,
+    ray_probe.starting,
     gpu_probe.gpus,
     cache,
     python_packages,

@@ -72,6 +72,16 @@ class Machine:
         return sorted(found)
 
 
+def nearest(folder: Path) -> Path:
+    """The folder, or of those above it the first that is there."""
+    return next((at for at in (folder, *folder.parents) if os.path.lexists(at)), folder)
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in a folder."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def instruction_sets(machine: Machine) -> list[Check]:
     """Instruction sets the CPU offers, and the kernels that will be used."""
     words = set(machine.text("proc/cpuinfo").split())

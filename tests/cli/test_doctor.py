@@ -43,3 +43,15 @@ def test_only_a_failure_ends_with_1(run: Run, monkeypatch: pytest.MonkeyPatch) -
         "found": "not installed",
         "mend": "pip install ray",
     }
+
+
+@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_TMPDIR"])
+def test_what_ray_would_stumble_over(
+    run: Run, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    value = {"RAY_ADDRESS": "127.0.0.1:9", "RAY_TMPDIR": "/tmp/" + "x" * 90}[variable]
+    monkeypatch.setenv(variable, value)
+    ended = run("doctor")
+    assert ended.code == 1
+    assert value in next(line for line in ended.out.splitlines() if "  fail  " in line)
+    assert f"unset {variable}" in ended.out or f"export {variable}" in ended.out

@@ -30,11 +30,11 @@ class UnderWay:
     folder: Path
     processes: list["subprocess.Popen[str]"] = field(default_factory=list)
 
-    def start(self, *command: str) -> "subprocess.Popen[str]":
+    def start(self, *command: str, **env: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             command,
             cwd=self.folder,
-            env=self.cluster.environment,
+            env={**self.cluster.environment, **env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -48,8 +48,9 @@ class UnderWay:
         return self.start(*HOTCOLD, "submit", "--address", self.cluster.address, *words)
 
     def ray_job(self, *words: str) -> "subprocess.Popen[str]":
-        """`ray job`, as where hotcold is installed."""
-        return self.start(*RAY, "job", words[0], "--address", self.cluster.address, *words[1:])
+        """`ray job`, as where hotcold is installed; it has to be told of the token."""
+        command = (*RAY, "job", words[0], "--address", self.cluster.address, *words[1:])
+        return self.start(*command, RAY_AUTH_MODE="token")
 
 
 def ended(process: "subprocess.Popen[str]") -> Ended:

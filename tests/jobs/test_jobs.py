@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs.conftest import UnderWay, ended
+from jobs.conftest import HOTCOLD, UnderWay, ended
 from support.checkout import ROOT
+from support.command import only_line
 from support.ray_cluster import Cluster
 
 from hotcold.runtime.plan.plan import Plan
@@ -118,6 +118,20 @@ def test_what_the_command_wrote_comes_back(
     assert not list(work.rglob("*.partial"))
 
 
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_a_cluster_whose_token_this_machine_lacks(
+    under_way: Callable[[Path], UnderWay], cluster: Cluster, tmp_path: Path, mode: str
+) -> None:
+    here = under_way(tmp_path)
+    own = {"HOME": str(tmp_path), "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": "ab" * 32}
+    sent = here.start(*HOTCOLD, "submit", "--address", cluster.address, "--", "doctor", **own)
+    joined = here.start(*HOTCOLD, "generate", "Hello", "--address", cluster.gcs, **own)
+    for process in (sent, joined):
+        done = ended(process)
+        assert done.code == 1 and not done.out
+        assert "wants its token; export RAY_AUTH_MODE=token" in only_line(done.err)
+
+
 def test_the_exit_code_is_the_commands_own(jobs: dict[str, "subprocess.Popen[str]"]) -> None:
     done = ended(jobs["broken"])
     assert done.code == 2
@@ -126,8 +140,7 @@ def test_the_exit_code_is_the_commands_own(jobs: dict[str, "subprocess.Popen[str
 
 
 def log_of(cluster: Cluster, job: str) -> str:
-    with urllib.request.urlopen(f"{cluster.address}/api/jobs/{job}/logs", timeout=10) as answer:
-        said: str = json.load(answer)["logs"]
+    said: str = cluster.ask(f"/api/jobs/{job}/logs")["logs"]
     return said
 
 

@@ -1,4 +1,6 @@
-"""A real Ray cluster of this machine for tests of jobs: its own ports, folder and Python.
+"""A real Ray cluster of this machine for tests of jobs: its own ports, folder, home and Python.
+
+It has a token, as the README's lines make one on a machine that never had Ray.
 
 Its Python has everything but hotcold, as a foreign cluster's would. It is ended by the pids of its
 own processes; other Rays of the machine are left alone.
@@ -20,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hotcold.actors.cluster.footprint import descendants
 
@@ -39,6 +42,15 @@ class Cluster:
     python: Path
     pid: int
     environment: dict[str, str]
+
+    def ask(self, path: str, body: dict[str, str] | None = None) -> Any:
+        """What its dashboard answers."""
+        token = Path(self.environment["HOME"], ".ray", "auth_token").read_text()
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+        request = urllib.request.Request(self.address + path, data, headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
 
     def processes(self) -> set[int]:
         """Everything that runs in it."""
@@ -91,9 +103,13 @@ def running_cluster() -> Iterator[Cluster]:
     ports = dict(zip(NAMES.split(), range(first, first + 8), strict=False))
     python = bare_python(folder / "env")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "HOTCOLD_"))}
-    environment["RAY_AUTH_MODE"] = "disabled"  # it listens on this machine alone
+    environment["HOME"] = str(folder / "home")
+    subprocess.run(
+        [*RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True
+    )
     theirs = {k: v for k, v in environment.items() if k != "PYTHONPATH"}
     theirs["PATH"] = f"{python.parent}{os.pathsep}{theirs.get('PATH', '')}"
+    theirs["RAY_AUTH_MODE"] = "token"
     theirs["HOTCOLD_CACHE"] = os.environ["HOTCOLD_CACHE"]
     command = [str(python), "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += [f"--{name}={port}" for name, port in ports.items()]
@@ -105,26 +121,28 @@ def running_cluster() -> Iterator[Cluster]:
         head = subprocess.Popen(
             command, env=theirs, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
         )
-    address = f"http://127.0.0.1:{ports['dashboard-port']}"
+    running = Cluster(
+        f"http://127.0.0.1:{ports['dashboard-port']}",
+        f"127.0.0.1:{ports['port']}",
+        python,
+        head.pid,
+        environment,
+    )
     try:
-        _await_dashboard(address, head, log)
-        yield Cluster(address, f"127.0.0.1:{ports['port']}", python, head.pid, environment)
+        _await_dashboard(running, head, log)
+        yield running
     finally:
         _end(head)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _await_dashboard(address: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
+def _await_dashboard(running: Cluster, head: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + START_S
     while True:
         try:
             # A job that does nothing: taken once the node's agent has registered, seconds later.
-            job = json.dumps({"entrypoint": "true"}).encode()
-            post = urllib.request.Request(
-                f"{address}/api/jobs/", job, {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(post, timeout=10):
-                return
+            running.ask("/api/jobs/", {"entrypoint": "true"})
+            return
         except OSError:
             if head.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"Ray did not start:\n{log.read_text()[-3000:]}") from None

@@ -1,5 +1,7 @@
 """`hotcold doctor`: a table of what this machine offers, and how to fix what is badly set."""
 
+import importlib.util
+import os
 from dataclasses import asdict
 
 import click
@@ -17,8 +19,13 @@ def command(as_json: bool) -> int:
     The exit code is 1 only if hotcold cannot run at all. Changes nothing.
     """
     from hotcold.runtime.doctor.doctor import examine
+    from hotcold.runtime.doctor.ray_probe import noted_address
 
     checks = examine()
+    if noted_address(os.environ)[0] and importlib.util.find_spec("ray"):
+        from hotcold.actors.cluster.clusters import noted_cluster
+
+        checks = [*checks, noted_cluster()]
     rows = [(check.name, check.state, output.one_line(check.found)) for check in checks]
     click.echo(output.table(("what", "state", "found"), rows))
     mends = [check for check in checks if check.mend]

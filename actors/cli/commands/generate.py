@@ -10,7 +10,7 @@ from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import engine_options, json_option, table_options
 from hotcold.actors.cli.common.running import figures, running_engine
 from hotcold.native.abi.names import ACTORS
-from hotcold.native.errors import ConfigError
+from hotcold.native.errors import ConfigError, LaunchError
 from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig, Sampling
 
 if TYPE_CHECKING:
@@ -148,7 +148,12 @@ def read_prompt(argument: str | None) -> str:
 
 
 def _from_stdin() -> str:
-    raw = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    try:
+        raw = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    except OSError as problem:
+        raise LaunchError(
+            f"standard input cannot be read ({problem.strerror or problem}); give a prompt"
+        ) from problem
     if len(raw) > MAX_PROMPT_BYTES:
         raise ConfigError(
             f"the prompt on standard input has more than {MAX_PROMPT_BYTES} bytes, which no "

@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -17,8 +18,9 @@ PROGRESS_EVERY_S = 5.0
 
 
 def note(text: str) -> None:
-    """A message for the person watching, on standard error."""
-    click.echo(text, err=True)
+    """A message for the person watching, on standard error; lost where that cannot be written."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def one_line(text: str) -> str:
