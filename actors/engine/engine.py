@@ -32,7 +32,7 @@ from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.plan.program import Program
 from hotcold.runtime.plan.roofline import Roofline, roofline
 from hotcold.runtime.plugins.run import policy_name
-from hotcold.runtime.text.generation import GenerationStats, Token
+from hotcold.runtime.text.generation import GenerationStats, TextCodec, Token
 from hotcold.runtime.tracing.spans import Span
 
 _numbers = itertools.count()
@@ -90,6 +90,7 @@ class Engine:
         config = EngineConfig(model=model, vram=vram, policy=policy, schedule=schedule, **options)
         prepared = prepare_model(config)
         deployment = deploy(prepared, solve(prepared))
+        text = TextCodec(deployment.bundle_path, deployment.spec)  # its faults before Ray starts
         started_ray = cluster.enter(config.address)
         try:
             engine_name = name or f"hotcold-{os.getpid()}-{next(_numbers)}"
@@ -103,7 +104,7 @@ class Engine:
         supervisor = Supervisor(group, config.stuck_s)
         client = Client(
             *(engine_name, group.processes.handles, deployment, group, supervisor),
-            config.restarts,
+            *(config.restarts, text),
         )
         engine = cls(client, group, prepared, supervisor)
         # A generation holds the client: the actors stay until both it and the engine are let go.
