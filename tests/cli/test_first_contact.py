@@ -17,8 +17,7 @@ def refused(run: Run, engines: list[FakeEngine], argv: list[str], *words: str) -
     begin = time.monotonic()
     ended = run(*argv)
     assert ended.code == 2 and not engines and not ended.out, ended
-    if argv[0] != "profile":  # which imports torch first
-        assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 3
     line = only_line(ended.err)
     for word in words:
         assert word in line, line

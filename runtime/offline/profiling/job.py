@@ -130,6 +130,8 @@ def run_job(
         CheckpointError: a model that cannot be counted with.
     """
     identity = job.identity()
+    if job.bitmaps:
+        recording.check_size(job.bits_shape, job.max_tokens or 0)
     there, work = out.exists(), out / FOLDER
     try:
         work.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,7 @@ from hotcold.runtime.offline.training.settings import RECALLS
 from hotcold.runtime.predictors.predictor_file import Calibration, OperatingPoint
 
 Tensor = torch.Tensor
-# Standard errors of the calibration text's recall that another text's may lie below.
-ERRORS = 3.0
+DEVIATIONS = 2.0  # of the recall of blocks of text, that another text's may lie below their mean
 _BINS, _EDGE = 8192, 32.0  # scores beyond the edge count as the edge
 _NEVER = 1e30  # a threshold no score reaches
 
@@ -58,8 +57,8 @@ class _Histogram:
         fired_G1 = above_GK[:, -1:]
         if not fired_G1.any():
             return tuple(OperatingPoint(recall, _NEVER, 0.0) for recall in recalls)
-        error_K = np.nan_to_num(ratio_error(above_GK, fired_G1))
-        sure_K = np.maximum.accumulate(above_GK.sum(0) / fired_G1.sum() - ERRORS * error_K)
+        spread_K = np.nan_to_num(ratio_error(above_GK, fired_G1)) * np.sqrt((fired_G1 > 0).sum())
+        sure_K = np.maximum.accumulate(above_GK.sum(0) / fired_G1.sum() - DEVIATIONS * spread_K)
         density_K = (self.every_K.flip(0).cumsum(0) / self.every_K.sum()).tolist()
         found = []
         for recall in recalls:
