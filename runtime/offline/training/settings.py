@@ -78,9 +78,7 @@ class TrainSettings:
             ConfigError: a lookahead over all layers, or a width beyond a layer's neurons.
         """
         if self.lookahead >= spec.n_layers:
-            raise ConfigError(
-                f"lookahead {self.lookahead} needs more than {spec.n_layers} layers"
-            )
+            raise ConfigError(f"lookahead {self.lookahead} needs more than {spec.n_layers} layers")
         if self.width > spec.n_neurons:
             raise ConfigError(
                 f"width {self.width} is more than the {spec.n_neurons} neurons of a layer; lower it"

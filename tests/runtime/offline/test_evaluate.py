@@ -9,8 +9,8 @@ from support.models import TinyLlama, write_llama
 from support.oracle import Oracle
 
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.audit import ratio_error
+from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.offline.evaluation.evaluate import evaluate
