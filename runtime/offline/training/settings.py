@@ -34,7 +34,7 @@ class TrainSettings:
     """The goals of a training and its limits.
 
     Args:
-        recall: share of fired neurons each layer proposes at least, on the calibration text.
+        recall: share of fired neurons each layer proposes at least, on text not seen before.
         density: mean share of neurons proposed that is good enough; layers shrink until they just
             meet their part of it.
         perplexity: highest ratio to the dense model's; recall is raised until it is met. 0: off.
