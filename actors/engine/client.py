@@ -68,7 +68,7 @@ class Client:
     """Talks to three actors.
 
     `group` and `recovers` are the owner's, and None when connected; `restarts` are the losses that
-    a generation survives.
+    a generation survives; `text` is the model's tokenizer, where the caller has read it.
 
     Attributes:
         last: figures of the last finished generation, None before.
@@ -82,13 +82,14 @@ class Client:
         group: ActorGroup | None = None,
         recovers: requests.Recovers | None = None,
         restarts: int = EngineConfig.restarts,
+        text: TextCodec | None = None,
     ) -> None:
         self.name, self.actors, self.deployment = name, actors, deployment
         self.restarts = restarts
         self.last: GenerationStats | None = None
         self._group = group
         self._recovers = recovers or Lookup(name, actors)
-        self._text = TextCodec(deployment.bundle_path, deployment.spec)
+        self._text = text or TextCodec(deployment.bundle_path, deployment.spec)
         self._busy = threading.Lock()
 
     def _actor(self, name: str) -> Any:

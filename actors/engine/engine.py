@@ -32,7 +32,7 @@ from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.plan.program import Program
 from hotcold.runtime.plan.roofline import Roofline, roofline
 from hotcold.runtime.plugins.run import policy_name
-from hotcold.runtime.text.generation import GenerationStats, Token
+from hotcold.runtime.text.generation import GenerationStats, TextCodec, Token
 from hotcold.runtime.tracing.spans import Span
 
 _numbers = itertools.count()
@@ -91,6 +91,7 @@ class Engine:
         cluster.look(config.address)  # what hinders Ray is said before a model is converted
         prepared = prepare_model(config)
         deployment = deploy(prepared, solve(prepared))
+        text = TextCodec(deployment.bundle_path, deployment.spec)  # its faults before Ray starts
         started_ray = cluster.enter(config.address)
         try:
             engine_name = name or f"hotcold-{os.getpid()}-{next(_numbers)}"
@@ -104,7 +105,7 @@ class Engine:
         supervisor = Supervisor(group, config.stuck_s)
         client = Client(
             *(engine_name, group.processes.handles, deployment, group, supervisor),
-            config.restarts,
+            *(config.restarts, text),
         )
         engine = cls(client, group, prepared, supervisor)
         # A generation holds the client: the actors stay until both it and the engine are let go.

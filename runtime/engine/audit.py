@@ -6,7 +6,10 @@ which looks at a sample of the neurons that were left out, into a recall with it
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +54,42 @@ class PredictionAudit:
     def density(self) -> float:
         """Share of all neurons that were proposed."""
         return self.proposed / self.total if self.total else 0.0
+
+
+BLOCKS = 8
+F64 = npt.NDArray[np.float64]
+Part = TypeVar("Part")
+
+
+def ratio_error(parts_G: npt.ArrayLike, wholes_G: npt.ArrayLike) -> F64:
+    """Standard error of sum(parts) / sum(wholes), pairs being drawn independently; nan for one.
+
+    Args:
+        parts_G: by draw; further axes: several ratios.
+        wholes_G: likewise. A draw with a whole of 0 is none.
+    """
+    parts_G, wholes_G = np.asarray(parts_G, np.float64), np.asarray(wholes_G, np.float64)
+    count, whole = (wholes_G > 0).sum(0), wholes_G.sum(0)
+    with np.errstate(all="ignore"):
+        squares = np.square(parts_G - parts_G.sum(0) / whole * wholes_G).sum(0)
+        error: F64 = np.sqrt(squares * count / (count - 1)) / whole
+    return error
+
+
+def blocks_of(parts: Sequence[Part]) -> list[Sequence[Part]]:
+    """A text's parts, in its order, as BLOCKS of neighbours: those are alike, blocks hardly."""
+    ends = [len(parts) * block // BLOCKS for block in range(BLOCKS + 1)]
+    return [parts[begin:end] for begin, end in pairwise(ends)]
+
+
+def recall_error(audits: Sequence[PredictionAudit]) -> float:
+    """Standard error of a text's recall by the spread of its blocks'; nan for a single part.
+
+    Args:
+        audits: of its parts, in its order.
+    """
+    blocks = [sum(block, PredictionAudit()) for block in blocks_of(audits)]
+    return float(ratio_error([one.both for one in blocks], [one.fired for one in blocks]))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from hotcold.native.errors import ConfigError
 from hotcold.runtime.files.npz import unpack
 
 FILE_NAME = "bitmaps.npz"
@@ -46,6 +47,24 @@ class Recording:
     model: str = ""
     neurons: int = 0
     source: str = ""
+
+
+def check_size(shape: tuple[int, int], tokens: int) -> None:
+    """Refuse a recording that no reader would take.
+
+    Args:
+        shape: layers, and bytes of a token in each.
+        tokens: recorded.
+
+    Raises:
+        ConfigError: it is larger than LIMIT_BYTES.
+    """
+    room = LIMIT_BYTES // (shape[0] * shape[1]) - 1
+    if tokens > room:
+        raise ConfigError(
+            f"bitmaps of {tokens} tokens are larger than {LIMIT_BYTES} bytes; "
+            f"lower --max-tokens to {room} or leave out --bitmaps"
+        )
 
 
 def read_recording(path: Path) -> Recording:

@@ -37,9 +37,26 @@ def reserve(paths: Sequence[Path], n_bytes: int, what: str, way_out: str) -> Non
             path.unlink(missing_ok=True)
         if error.errno not in NO_ROOM:
             raise
-        folder, total = paths[0].parent, n_bytes * len(paths)
-        free = shutil.disk_usage(folder).free
+        check_room(paths[0].parent, n_bytes * len(paths), what, way_out, error.strerror)
+
+
+def check_room(folder: Path, n_bytes: int, what: str, way_out: str, error: str = "") -> None:
+    """Refuse a disk without room for so many bytes.
+
+    Args:
+        folder: to be written to; need not be there.
+        n_bytes: of all files.
+        what: they are, for the message.
+        way_out: what the user can do, likewise.
+        error: what the disk said already; it is refused then.
+
+    Raises:
+        BudgetError: need, what is free, and the way out.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if error or free < n_bytes:
         raise BudgetError(
-            f"{what} take {total / 1e6:.1f} MB ({total} bytes) in {folder}, whose disk has "
-            f"{free / 1e6:.1f} MB free ({error.strerror}); {way_out}"
-        ) from error
+            f"{what} take {n_bytes / 1e6:.1f} MB ({n_bytes} bytes) in {folder}, whose disk has "
+            f"{free / 1e6:.1f} MB free{error and f' ({error})'}; {way_out}"
+        )

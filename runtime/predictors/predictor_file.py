@@ -40,7 +40,7 @@ _NAME = re.compile(r"layers\.(\d{1,6})\.(fc1|fc2|fc2\.bias)")
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold of one layer, and the recall and density it had on the calibration text."""
+    """A threshold of one layer, the recall it promises, its density on the calibration text."""
 
     recall: float
     threshold: float

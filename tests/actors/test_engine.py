@@ -1,7 +1,9 @@
 """The actor API on a real Ray: right tokens, control while generating, replan, and errors."""
 
 import gc
+import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,15 @@ import ray
 from support.oracle import Oracle
 
 from hotcold.actors import ActorLostError, Engine
+from hotcold.actors.cluster import ray_cluster
 from hotcold.actors.cluster.processes import is_gone
-from hotcold.native.errors import ConfigError, PolicyError
+from hotcold.native.errors import CheckpointError, ConfigError, PolicyError
 from hotcold.policies import Placement, Problem
 from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.model.checkpoints.bundle import resolve_model
+from hotcold.runtime.model.checkpoints.convert import header_digest
 from hotcold.runtime.options.config import EngineConfig, Sampling
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
@@ -208,6 +213,21 @@ def test_requests_that_cannot_be_used() -> None:
 def test_options_that_do_not_exist() -> None:
     with pytest.raises(ConfigError, match="'vramm'; did you mean 'vram'"):
         Engine.launch(vramm="1GiB")
+
+
+def test_a_bundle_whose_tokenizer_cannot_be_read(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before anything is started, with the user's own file."""
+    folder = Path(shutil.copytree(resolve_model(tiny_model).path, tmp_path / "bundle"))
+    header = json.loads((folder / "bundle.json").read_text())
+    header |= {"files": {}, "source": str(folder)}  # by hand: its checksums cover the weights alone
+    header["header_sha256"] = header_digest(header)
+    (folder / "bundle.json").write_text(json.dumps(header))
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    monkeypatch.setattr(ray_cluster, "enter", lambda _: pytest.fail("Ray was entered"))
+    with pytest.raises(CheckpointError, match=r"bundle/tokenizer\.json is not a tokenizer"):
+        Engine.launch(folder)
 
 
 def test_close_is_idempotent_and_final() -> None:

@@ -1,12 +1,19 @@
 """A model or a prompt that cannot be used: one line, exit code 2, soon, and no engine launched."""
 
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support.cli_inputs import profiled_llama, random_words
 from support.command import Run, only_line
 from support.fake_engine import FakeEngine
 from support.models import TinyLlama, write_llama
+
+from hotcold.runtime.files import reserve
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 1842767\n"
 COMMANDS = ("generate Hello --model {}", "inspect {}", "profile {} --text {}/t --out {}/o")
@@ -17,8 +24,7 @@ def refused(run: Run, engines: list[FakeEngine], argv: list[str], *words: str) -
     begin = time.monotonic()
     ended = run(*argv)
     assert ended.code == 2 and not engines and not ended.out, ended
-    if argv[0] != "profile":  # which imports torch first
-        assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 3
     line = only_line(ended.err)
     for word in words:
         assert word in line, line
@@ -90,3 +96,75 @@ def test_control_tokens_reach_the_engine_as_asked(
     assert run("generate", "a</s>b", *argv).code == 0
     assert engines[0].requests[0]["prompt"] == "a</s>b"
     assert engines[0].requests[0]["special"] is special
+
+
+WITHOUT_TORCH = """
+import contextlib, io, json, sys, time
+sys.modules["torch"] = None  # importing it fails
+from hotcold.actors.cli.main import main
+for argv in json.load(sys.stdin):
+    begin = time.monotonic()
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(argv)
+    print(json.dumps([code, time.monotonic() - begin, said.getvalue()]))
+"""
+BOTH = ("profile", "train-predictors")
+
+
+def test_offline_jobs_refuse_before_torch_is_imported(tmp_path: Path) -> None:
+    """Whatever model, texts, output folder and options show to be unusable; nothing is made."""
+    model, bad = profiled_llama(tmp_path / "m"), write_llama(tmp_path / "bad")
+    (bad / "config.json").write_text("{}")
+    bare = write_llama(tmp_path / "bare")
+    text, empty = random_words(tmp_path / "t", 6000), tmp_path / "empty"
+    latin, short = tmp_path / "latin", random_words(tmp_path / "short", 60)
+    empty.write_text("")
+    latin.write_bytes(b"caf\xe9 au lait " * 50)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("x")
+    out = tmp_path / "out"
+    cases = [
+        (BOTH, f"{tmp_path / 'no'} --text {text} --out {out}", "does not exist"),
+        (BOTH, f"{bad} --text {text} --out {out}", "config.json"),
+        (BOTH, f"{model} --text {tmp_path / 'no'} --out {out}", "does not exist"),
+        (BOTH, f"{model} --text {empty} --out {out}", "no text"),
+        (BOTH, f"{model} --text {latin} --out {out}", "not UTF-8"),
+        (BOTH, f"{model} --text {text} --out {text}", "is a file"),
+        (BOTH, f"{model} --text {text} --out {text}/below", "is a file"),
+        (BOTH, f"{model} --text {text} --out /proc/below", "cannot be written"),
+        (BOTH, f"{model} --text {text} --out {tmp_path / 'taken'}", "--out"),
+        (BOTH[:1], f"{model} --text {text} --out {out} --context 65", "64 positions"),
+        (BOTH[:1], f"{model} --text {text} --out {out} --bitmaps --max-tokens {10**9}", "--bitm"),
+        (BOTH[:1], f"{model} --text {text} --out {out} --against {bare}", "holds no profile"),
+        (BOTH[1:], f"{model} --text {short} --out {out}", "--text of 16 windows"),
+        (BOTH[1:], f"{model} --text {text} --report {short} --out {out} --recall 2", "recall 2.0"),
+        (BOTH[1:], f"{model} --text {text} --out {out} --perplexity nan", "ratio nan"),
+        (BOTH[1:], f"{model} --text {text} --out {out} --width 999", "width 999 is more than"),
+        (BOTH[1:], f"{model} --text {text} --out {out} --lookahead 2", "lookahead 2"),
+        (BOTH[1:], f"{bare} --text {text} --out {out}", "no profile"),
+    ]
+    calls = [([name, *argv.split()], said) for names, argv, said in cases for name in names]
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH],
+        input=json.dumps([argv for argv, _ in calls]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert len(answers) == len(calls)
+    for (argv, said), (code, seconds, error) in zip(calls, answers, strict=True):
+        assert code == 2 and said in only_line(error) and seconds < 3, (argv, code, seconds, error)
+    assert not out.exists()
+
+
+def test_a_disk_without_room_for_an_offline_job(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, text = profiled_llama(tmp_path / "m"), random_words(tmp_path / "t", 6000)
+    monkeypatch.setattr(reserve.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    for job, way_out in (("train-predictors", "--out"), ("profile --bitmaps", "--max-tokens")):
+        argv = f"{job} {model} --text {text} --out {tmp_path / 'out'} --max-tokens 4096"
+        ended = run(*argv.split())
+        assert ended.code and "0.0 MB free" in only_line(ended.err) and way_out in ended.err
+    assert not (tmp_path / "out").exists()

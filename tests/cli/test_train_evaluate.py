@@ -15,6 +15,8 @@ from hotcold.actors.cli.offline import train_predictors
 from hotcold.runtime.model.checkpoints.bundle import resolve_model
 from hotcold.runtime.predictors.predictor_file import load_predictors
 from hotcold.runtime.profiles.profile import ActivationProfile
+from hotcold.runtime.text.tokenizer import Tokenizer
+from hotcold.runtime.text.windows import token_windows
 
 
 @pytest.fixture
@@ -70,12 +72,18 @@ def test_trained_predictors_are_used_and_judged(
 
 def test_windows_to_train_calibrate_and_report_on_are_apart(text: Path, model: Path) -> None:
     parts = train_predictors._windows(
-        resolve_model(model),
+        model,
         {"texts": (text,), "calibrate": (), "report": (), "max_tokens": 4096},
         64,
     )
+    tokenizer = Tokenizer.load(model)
+    whole = [window for window, _ in token_windows([text], tokenizer, 64, 4096)]
     seen = [{tuple(window) for window in part} for part in parts]
     assert all(seen) and len(parts[0]) >= 5 * len(parts[1])
+    for part in parts[1:]:  # of neighbours: none of them stands between two that are trained on
+        assert len(part) * 64 * 8 <= 4096
+        places = [whole.index(window) for window in part]
+        assert places == list(range(places[0], places[0] + len(part)))
     for one in range(3):
         assert not seen[one] & seen[(one + 1) % 3]
 

@@ -77,10 +77,8 @@ def check_out(out: Path) -> None:
     """Refuse a folder that holds something else than an earlier plan.
 
     Raises:
-        ConfigError: it is a file, or has files but no plan.
+        ConfigError: it has files but no plan.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; give a folder")
     if out.is_dir() and not (out / "plan.json").exists() and any(out.iterdir()):
         raise ConfigError(
             f"--out {out} exists and is not a plan (it has files but no plan.json); "

@@ -39,8 +39,6 @@ def command(options: EngineConfig, prompt: str, max_tokens: int, out: Path, as_j
 
     if not prompt.strip():
         raise ConfigError("the prompt is empty; give at least one word")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; give a folder")
     with running_engine(options) as engine:
         found, counters = record(engine, prompt, max_tokens)
         about = _about(engine, options)

@@ -5,6 +5,7 @@ rows, changed where a command needs it. Values are checked by the table, so that
 the same errors.
 """
 
+import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import wraps
@@ -48,9 +49,26 @@ def json_option(command: Command) -> Command:
 
 
 def out_option(help: str, required: bool = True) -> Callable[[Command], Command]:  # noqa: A002
-    """Add --out DIR, a folder that the command makes; as pathlib's Path."""
+    """Add --out DIR, a folder that the command makes, on a disk that takes files; as a Path."""
+
+    def check(_ctx: click.Context, _param: click.Parameter, out: Path | None) -> Path | None:
+        if out is not None:
+            try:
+                there = next(path for path in (out, *out.absolute().parents) if path.exists())
+                if not there.is_dir():
+                    raise ConfigError(f"--out {out} is a file; give a folder")
+                with tempfile.TemporaryFile(dir=there):
+                    pass
+            except OSError as error:
+                raise ConfigError(
+                    f"--out {out} cannot be written ({error.strerror}); give a folder you can write"
+                ) from error
+        return out
+
     kind = click.Path(path_type=Path)
-    return click.option("--out", required=required, metavar="DIR", type=kind, help=help)
+    return click.option(
+        "--out", required=required, metavar="DIR", type=kind, callback=check, help=help
+    )
 
 
 def texts_option(

@@ -19,7 +19,7 @@ from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import engine_options, json_option, option, out_option
 from hotcold.actors.cli.common.running import Terminated, running_engine, signal_inside
 from hotcold.actors.cli.compare.cases import DEFAULT_POLICIES, DEFAULT_SCHEDULE, Case, make_cases
-from hotcold.actors.cli.compare.page import check_page, write_page
+from hotcold.actors.cli.compare.page import write_page
 from hotcold.actors.cli.compare.runs import (
     FOR_WANT,
     Manner,
@@ -134,7 +134,9 @@ def command(
     if not prompt.strip():
         raise ConfigError("the prompt is empty; give at least one word")
     if out is not None:
-        check_page(out)
+        from hotcold.runtime.offline.pictures.draw import check_matplotlib
+
+        check_matplotlib()
     if shape is not None and (options.model is not None or planted):
         raise click.UsageError("--shape is run on nothing; leave out MODEL and --planted")
     if hardware is None and (shape is not None or not _gpu_here(options)):

@@ -24,19 +24,6 @@ PAGE = "compare.html"
 Table = Callable[[Sequence[dict[str, Any]]], tuple[list[str], list[list[str]]]]
 
 
-def check_page(out: Path) -> None:
-    """Refuse what would fail after the runs: no matplotlib, or a file where a folder must be.
-
-    Raises:
-        ConfigError: either of them.
-    """
-    from hotcold.runtime.offline.pictures.draw import check_matplotlib
-
-    check_matplotlib()
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; give a folder")
-
-
 def write_page(out: Path, rows: Sequence[Row], manner: Manner, table: Table, notes: str) -> Path:
     """Write the page and its pictures as PNG files.
 

@@ -56,8 +56,6 @@ def command(
     from hotcold.runtime.offline.pictures.page import page
 
     check_matplotlib()
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; give a folder")
     bundle = resolve_model(options.model, options.dtype)
     scene = make_scene(bundle, profile_path, predictors_path)
     pictures = draw_all(scene)

@@ -87,15 +87,15 @@ def command(
     arguments. Profiles are read as their file, their folder, or as a folder of PowerInfer's
     activation_0.pt, activation_1.pt and so on.
     """
-    from hotcold.runtime.offline.profiling.job import run_job
     from hotcold.runtime.profiles.profile import ActivationProfile
 
     own = _own_text(given)
     check_out(out)
     other = None if against is None else ActivationProfile.load(against)
-    job = make_job(options, given, own)
-    if other is not None:
-        other.check_fits(job.bundle.spec)
+    context = check_job(options, given, own, other, out)
+    from hotcold.runtime.offline.profiling.job import run_job  # torch takes seconds to import
+
+    job = make_job(options, given, own, context)
     progress = output.Progress("profiling", "tokens")
     begin = time.monotonic()
     try:
@@ -115,11 +115,54 @@ def command(
         output.emit_json(result)
 
 
-def make_job(options: EngineConfig, given: dict[str, Any], own: "SelfText | None") -> "ProfileJob":
-    """The options as a job.
+def check_job(
+    options: EngineConfig,
+    given: dict[str, Any],
+    own: "SelfText | None",
+    other: "ActivationProfile | None",
+    out: Path,
+) -> int:
+    """Refuse what files and arguments show to be unusable; the tokens of a window.
 
     Raises:
-        HotcoldError: a model, device or context that cannot be used.
+        HotcoldError: a model, profile, text or context that cannot be used, or a disk too full.
+    """
+    from hotcold.runtime.files.recording import check_size
+    from hotcold.runtime.files.reserve import check_room
+    from hotcold.runtime.model.checkpoints.bundle import look_at
+    from hotcold.runtime.text.tokenizer import Tokenizer
+    from hotcold.runtime.text.windows import token_windows
+
+    folder, spec = look_at(options.model, options.dtype)
+    if other is not None:
+        other.check_fits(spec)
+    context: int = given["context"] or min(spec.max_context, DEFAULT_CONTEXT)
+    if context > spec.max_context:
+        raise ConfigError(
+            f"--context {context} is more than the {spec.max_context} positions this model was "
+            "made for"
+        )
+    most = given["max_tokens"]
+    if given["bitmaps"] and (tokens := own.tokens if own is not None else most):
+        width = -(-spec.n_neurons // 8)
+        check_size((spec.n_layers, width), tokens)
+        taken = 2 * tokens * spec.n_layers * width  # the archive is made of a file of bits
+        check_room(out, taken, f"bitmaps of {tokens} tokens", "make room or lower --max-tokens")
+    if own is None:
+        tokenizer = Tokenizer.load(folder, spec.vocab_size)
+        found = token_windows(given["texts"], tokenizer, context, most, given["field"])
+        if next(found, None) is None:
+            raise ConfigError(f"no text to profile in {', '.join(map(str, given['texts']))}")
+    return context
+
+
+def make_job(
+    options: EngineConfig, given: dict[str, Any], own: "SelfText | None", context: int
+) -> "ProfileJob":
+    """The options as a job; converts the model where that has not happened yet.
+
+    Raises:
+        HotcoldError: a model or device that cannot be used.
     """
     from hotcold.runtime.model.checkpoints.bundle import resolve_model
     from hotcold.runtime.offline.plant.making import find_device
@@ -127,12 +170,6 @@ def make_job(options: EngineConfig, given: dict[str, Any], own: "SelfText | None
 
     device = find_device(given["device"])
     bundle = resolve_model(options.model, options.dtype)
-    most = bundle.spec.max_context
-    context = given["context"] or min(most, DEFAULT_CONTEXT)
-    if context > most:
-        raise ConfigError(
-            f"--context {context} is more than the {most} positions this model was made for"
-        )
     threads = given["threads"]
     return ProfileJob(
         bundle,
@@ -187,15 +224,13 @@ def check_out(out: Path) -> None:
     """Refuse a folder that holds something else than an earlier profile, or an unfinished one.
 
     Raises:
-        ConfigError: it is a file, or has files but no profile, or its profile is not one.
+        ConfigError: it has files but no profile, or its profile is not one.
     """
     from hotcold.runtime.offline.profiling.work import FOLDER
     from hotcold.runtime.profiles.profile import ActivationProfile
 
     if not out.exists():
         return
-    if not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; give a folder")
     target = out / FILE_NAME
     if target.exists():
         try:

@@ -12,6 +12,7 @@ from hotcold.runtime.model.architectures.limits import LIMITS, check_spec, is_in
 from hotcold.runtime.model.spec import ModelSpec
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 class Config:
@@ -81,8 +82,15 @@ class Config:
             )
         return tuple(ids)
 
-    def refuse_quantised(self) -> None:
-        """Refuse weights that are not plain numbers."""
+    def refuse_unsupported(self) -> None:
+        """Refuse experts, and weights that are not plain numbers."""
+        for key in EXPERTS:
+            if self.data.get(key) not in (None, 0, 1):
+                raise self.refuse(
+                    f"{key} is {self.data[key]!r:.80}: a mixture of experts is not supported; use "
+                    f"a model whose layers have one feed-forward part, or remove {key} if this is "
+                    "one"
+                )
         said = self.data.get("quantization_config")
         if said is None:
             said = self.data.get("compression_config")

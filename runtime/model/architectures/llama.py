@@ -11,6 +11,8 @@ from hotcold.runtime.model.architectures.hf_config import Config, eos_ids
 from hotcold.runtime.model.architectures.limits import ROPE_NUMBERS, check_rope_scaling, positive
 from hotcold.runtime.model.spec import DType, ModelSpec
 
+ROPE_KEYS = ("rope_scaling", "rope_parameters")
+
 
 def _rope_kind(config: Config, rope: dict[str, Any]) -> object:
     """The type of a scaling, in either spelling; null counts as absent."""
@@ -29,8 +31,19 @@ def _rope_kind(config: Config, rope: dict[str, Any]) -> object:
 
 
 def _rope(config: Config) -> tuple[float, dict[str, Any] | None]:
-    """Theta and scaling from either spelling; inside the dict wins, as in transformers."""
-    rope = config.data.get("rope_scaling") or config.data.get("rope_parameters") or {}
+    """Theta and scaling from either spelling; given in both, they must agree."""
+    said = [config.data[key] for key in ROPE_KEYS if config.data.get(key)]
+    read = [_read_rope(config, rope) for rope in said or [{}]]
+    if read[0] != read[-1]:
+        raise config.refuse(
+            f"{' and '.join(ROPE_KEYS)} differ ({said[0]!r:.120} and {said[1]!r:.120}); keep the "
+            "one that is meant"
+        )
+    return read[0]
+
+
+def _read_rope(config: Config, rope: object) -> tuple[float, dict[str, Any] | None]:
+    """Theta and scaling of one dict; a theta inside it wins, as in transformers."""
     if not isinstance(rope, dict):
         raise config.refuse(f"rope parameters are {rope!r:.80}, they must be an object; correct it")
     theta = config.number("rope_theta", 10000.0, 1e12)
@@ -78,7 +91,7 @@ def _head_dim(config: Config, d_model: int, n_heads: int) -> int:
 def read_spec(config: Config, dtype: DType) -> ModelSpec:
     """The spec of a checkpoint, refusing what is not a plain ReLU-gated Llama."""
     config.require_relu("hidden_act", "silu")
-    config.refuse_quantised()
+    config.refuse_unsupported()
     for key in ("attention_bias", "mlp_bias"):
         if config.flag(key):
             raise config.refuse(f"{key} is true; biases are not supported, use a model without")

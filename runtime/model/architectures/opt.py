@@ -16,7 +16,7 @@ NORM_EPS = 1e-5  # not in config.json: torch's default
 def read_spec(config: Config, dtype: DType) -> ModelSpec:
     """The spec of a checkpoint, refusing what is not an OPT with ReLU."""
     config.require_relu("activation_function", "relu")
-    config.refuse_quantised()
+    config.refuse_unsupported()
     d_model = config.integer("hidden_size", "d_model")
     n_heads = config.integer("num_attention_heads", "n_heads")
     if d_model % n_heads:

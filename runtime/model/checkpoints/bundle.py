@@ -13,7 +13,8 @@ import hashlib
 import logging
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -51,7 +52,7 @@ from hotcold.runtime.model.spec import DTYPE_BYTES, DType, ModelSpec
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Bundle", "TensorEntry", "open_bundle", "resolve_model"]
+__all__ = ["Bundle", "TensorEntry", "look_at", "open_bundle", "resolve_model"]
 
 
 @dataclass(frozen=True)
@@ -154,12 +155,13 @@ def _verify(path: Path, sums: dict[str, tuple[int, str]], stamps: list[Path], vo
     write_stamp(stamps, vouched, paths)
 
 
-def open_bundle(path: Path, cache: Path | None = None) -> Bundle:
+def open_bundle(path: Path, cache: Path | None = None, verify: bool = True) -> Bundle:
     """Open a bundle folder.
 
     Verifies every checksum when the files' sizes, times or inodes differ from those of the last
     verification, otherwise only the header.
-    Where the folder cannot be written, a verification is remembered in `cache`.
+    Where the folder cannot be written, a verification is remembered in `cache`. Without
+    `verify`, the header alone is read.
 
     Raises:
         CheckpointError: it is incomplete, corrupt, or of another version.
@@ -168,7 +170,8 @@ def open_bundle(path: Path, cache: Path | None = None) -> Bundle:
     try:
         header = _read_header(path)
         bundle, sums = _parse(path, header)
-        _verify(path, sums, *_stamps(path, header, cache))
+        if verify:
+            _verify(path, sums, *_stamps(path, header, cache))
     except OSError as error:
         raise _corrupt(path, f"cannot be read ({error.strerror or error})") from error
     return bundle
@@ -236,19 +239,43 @@ def resolve_model(
         ConfigError: the dtype is unknown, or not the bundle's own; or the cache cannot be written.
         BudgetError: the disk is too full for the bundle.
     """
+    with _opened(model, dtype, cache, verify=True) as found:
+        return found if isinstance(found, Bundle) else _cached(found, cache)
+
+
+def look_at(
+    model: str | os.PathLike[str] | None = None, dtype: str | None = None
+) -> tuple[Path, ModelSpec]:
+    """A model's folder and its spec, found usable; no weight is read and nothing converted.
+
+    Raises:
+        CheckpointError, ConfigError: as resolve_model does.
+    """
+    with _opened(model, dtype) as found:
+        folder = found.path if isinstance(found, Bundle) else found.folder
+        check_companions(folder)
+        return folder, found.spec
+
+
+@contextmanager
+def _opened(
+    model: str | os.PathLike[str] | None,
+    dtype: str | None,
+    cache: Path | None = None,
+    verify: bool = False,
+) -> Iterator[Bundle | Checkpoint]:
+    """The bundle or checkpoint a model name stands for."""
     if dtype is not None and dtype not in DTYPE_BYTES:
         raise ConfigError(f"dtype {dtype!r:.80} is unknown; choose one of {', '.join(DTYPE_BYTES)}")
     folder = model_folder(model)
-    if regular_file(folder / HEADER):
-        bundle = open_bundle(folder, cache)
-        if dtype not in (None, bundle.spec.dtype):
-            raise ConfigError(
-                f"bundle {folder} holds {bundle.spec.dtype}, dtype {dtype} was asked for; "
-                f"convert it from its source ({bundle.source}) instead"
-            )
-        return bundle
-    checkpoint = Checkpoint(folder, cast(DType | None, dtype))
-    try:
-        return _cached(checkpoint, cache)
-    finally:
-        checkpoint.close()
+    if not regular_file(folder / HEADER):
+        with closing(Checkpoint(folder, cast(DType | None, dtype))) as checkpoint:
+            yield checkpoint
+        return
+    bundle = open_bundle(folder, cache, verify)
+    if dtype not in (None, bundle.spec.dtype):
+        raise ConfigError(
+            f"bundle {folder} holds {bundle.spec.dtype}, dtype {dtype} was asked for; "
+            f"convert it from its source ({bundle.source}) instead"
+        )
+    yield bundle

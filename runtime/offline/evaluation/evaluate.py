@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hotcold.native.abi.generated import Op
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.engine.audit import PredictionAudit
+from hotcold.runtime.engine.audit import PredictionAudit, recall_error
 from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import Prepared, prepare_model
@@ -42,7 +42,7 @@ class Evaluation:
         agreement: share of tokens whose likeliest next token is the dense model's.
         kl: mean divergence of the next-token distribution from the dense model's, in nats.
         audit: proposals against what fired, counted over all neurons.
-        recall_standard_error: over windows of text; nan for a single one.
+        recall_standard_error: between blocks of the text; nan for a single window.
         decode_tokens_per_s: of the configuration, batch 1.
         bytes_per_token: weight bytes all actors read a decoded token.
         predict_share: share of the decode time that the predictor computes; nan on a GPU.
@@ -151,9 +151,7 @@ def _evaluation(prepared: Prepared, sums: "_Sums", speed: tuple[float, float, fl
         agreement=sums.agreed / sums.tokens,
         kl=sums.kl / sums.tokens,
         audit=audit,
-        recall_standard_error=ratio_error(
-            [a.both for a in sums.audits], [a.fired for a in sums.audits]
-        ),
+        recall_standard_error=recall_error(sums.audits),
         decode_tokens_per_s=speed[0],
         bytes_per_token=speed[1],
         predict_share=speed[2],
@@ -172,16 +170,6 @@ def usable(windows: Sequence[Sequence[int]]) -> list[Sequence[int]]:
     if not found:
         raise ConfigError("the text has no window of two tokens; give a longer one")
     return found
-
-
-def ratio_error(parts: Sequence[int], wholes: Sequence[int]) -> float:
-    """Standard error of sum(parts) / sum(wholes), pairs being drawn independently; nan for one."""
-    count, whole = len(parts), sum(wholes)
-    if count < 2 or not whole:
-        return math.nan
-    ratio = sum(parts) / whole
-    squares = sum((p - ratio * w) ** 2 for p, w in zip(parts, wholes, strict=True))
-    return math.sqrt(squares * count / (count - 1)) / whole
 
 
 class _Sums:

@@ -130,7 +130,8 @@ def run_job(
         CheckpointError: a model that cannot be counted with.
     """
     identity = job.identity()
-    _check_size(job, job.max_tokens or 0)
+    if job.bitmaps:
+        recording.check_size(job.bits_shape, job.max_tokens or 0)
     there, work = out.exists(), out / FOLDER
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -177,17 +178,6 @@ class _Unusable(Exception):
     def __init__(self, error: ConfigError | CheckpointError) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-def _check_size(job: ProfileJob, tokens: int) -> None:
-    """Refuse a recording that no reader would take."""
-    layers, width = job.bits_shape
-    room = recording.LIMIT_BYTES // (layers * width) - 1
-    if job.bitmaps and tokens > room:
-        raise ConfigError(
-            f"bitmaps of {tokens} tokens are larger than {recording.LIMIT_BYTES} bytes; "
-            f"lower --max-tokens to {room} or leave out --bitmaps"
-        )
 
 
 def _texts(job: ProfileJob, work: Path, progress: Progress | None, say: Say) -> tuple[Path, ...]:
@@ -248,7 +238,8 @@ def _count(
         for unit, read_bytes in units:
             tokens = sum(len(window) for window in unit)
             try:
-                _check_size(job, state.tally.tokens + tokens)
+                if job.bitmaps:
+                    recording.check_size(job.bits_shape, state.tally.tokens + tokens)
                 if model is None:
                     streamed = choose_streamed(job.bundle, job.device)
                     model = DenseModel(job.bundle, store, job.context, job.device, streamed)

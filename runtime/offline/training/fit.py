@@ -20,27 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from hotcold.runtime.offline.training.settings import FitSettings
+
 Tensor = torch.Tensor
 Gates = Callable[[Tensor], Tensor]  # inputs [B, D] to pre-activations [B, N]
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How a layer is fitted; the defaults are for the embedded model and hold for larger ones.
-
-    Args:
-        epochs: passes over the captured tokens.
-        batch: tokens of a step.
-        rate: highest learning rate.
-        fired_weight: how much a fired neuron counts against a silent one.
-        seed: of the initial matrices and the order of tokens.
-    """
-
-    epochs: int = 2
-    batch: int = 512
-    rate: float = 0.01
-    fired_weight: float = 3.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,52 +2,76 @@
 
 Layers are calibrated in order on the inputs that they will get at run time: those of a model whose
 earlier layers already leave out what their predictors miss. Scores are kept as histograms, so the
-text may have any length.
+text may have any length, one for each block of text: tokens beside each other are alike, so how far
+another text's recall may lie from this one's is seen between blocks.
 
-Axes: R rows (tokens), D d_model, N neurons, L layers.
+Axes: R rows (tokens), D d_model, N neurons, L layers, G blocks of text, K bins.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
-from hotcold.runtime.engine.audit import PredictionAudit
+from hotcold.runtime.engine.audit import (
+    BLOCKS,
+    PredictionAudit,
+    blocks_of,
+    ratio_error,
+    recall_error,
+)
 from hotcold.runtime.hardware.lone_pool import lone_pool
 from hotcold.runtime.offline.training.dense import DenseModel, token_batches
 from hotcold.runtime.offline.training.fit import Fitted
+from hotcold.runtime.offline.training.settings import RECALLS
 from hotcold.runtime.predictors.predictor_file import Calibration, OperatingPoint
 
 Tensor = torch.Tensor
-RECALLS = (0.80, 0.85, 0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
+DEVIATIONS = 2.0  # of the recall of blocks of text, that another text's may lie below their mean
 _BINS, _EDGE = 8192, 32.0  # scores beyond the edge count as the edge
 _NEVER = 1e30  # a threshold no score reaches
 
 
-@dataclass
 class _Histogram:
-    """Scores of one layer: those of fired neurons, and all."""
+    """Scores of one layer: those of fired neurons by block, and all."""
 
-    fired: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
-    every: Tensor = field(default_factory=lambda: torch.zeros(_BINS, dtype=torch.float64))
+    def __init__(self) -> None:
+        self.fired_GK = torch.zeros(BLOCKS, _BINS, dtype=torch.float64)
+        self.every_K = torch.zeros(_BINS, dtype=torch.float64)
 
-    def add(self, scores_RN: Tensor, fired_RN: Tensor) -> None:
-        """Count scores."""
-        self.every += torch.histc(scores_RN.clamp(-_EDGE, _EDGE), _BINS, -_EDGE, _EDGE)
-        self.fired += torch.histc(scores_RN[fired_RN].clamp(-_EDGE, _EDGE), _BINS, -_EDGE, _EDGE)
+    def add(self, block: int, scores_RN: Tensor, fired_RN: Tensor) -> None:
+        """Count scores of tokens of a block."""
+        scores_RN = scores_RN.clamp(-_EDGE, _EDGE)
+        self.every_K += torch.histc(scores_RN, _BINS, -_EDGE, _EDGE)
+        self.fired_GK[block] += torch.histc(scores_RN[fired_RN], _BINS, -_EDGE, _EDGE)
 
-    def point(self, recall: float) -> OperatingPoint:
-        """The highest threshold that reaches a recall; an unreachable one where nothing fired."""
-        fired, every = float(self.fired.sum()), float(self.every.sum())
-        if not fired:
-            return OperatingPoint(recall, _NEVER, 0.0)
-        above = self.fired.flip(0).cumsum(0)  # fired at or above each edge, from the top
-        bins = min(_BINS, int(torch.searchsorted(above, recall * fired)) + 1)
-        density = float(self.every.flip(0)[:bins].sum()) / max(1.0, every)
-        edge = _EDGE - bins * 2 * _EDGE / _BINS if bins < _BINS else -_NEVER
-        return OperatingPoint(recall, edge, density)
+    def points(self, recalls: Sequence[float]) -> Calibration:
+        """The highest thresholds whose recall, less its margin, is at least so much.
+
+        A layer in which nothing fired gets one that no score reaches.
+        """
+        above_GK = self.fired_GK.flip(1).cumsum(1).numpy()  # at or above each edge, from the top
+        fired_G1 = above_GK[:, -1:]
+        if not fired_G1.any():
+            return tuple(OperatingPoint(recall, _NEVER, 0.0) for recall in recalls)
+        spread_K = np.nan_to_num(ratio_error(above_GK, fired_G1)) * np.sqrt((fired_G1 > 0).sum())
+        sure_K = np.maximum.accumulate(above_GK.sum(0) / fired_G1.sum() - DEVIATIONS * spread_K)
+        density_K = (self.every_K.flip(0).cumsum(0) / self.every_K.sum()).tolist()
+        found = []
+        for recall in recalls:
+            last = min(_BINS - 1, int(np.searchsorted(sure_K, recall)))
+            edge = _EDGE - (last + 1) * 2 * _EDGE / _BINS if last < _BINS - 1 else -_NEVER
+            found.append(OperatingPoint(recall, edge, density_K[last]))
+        return tuple(found)
+
+
+def _blocks(windows: Sequence[Sequence[int]]) -> list[tuple[int, Tensor]]:
+    """Batches of windows [B, T] and the block that each belongs to; windows in the text's order."""
+    parts = enumerate(blocks_of(windows))
+    return [(block, ids) for block, part in parts for ids, _ in token_batches(part, 2048)]
 
 
 def calibrate(
@@ -63,12 +87,12 @@ def calibrate(
     Args:
         model: the model.
         layers: its predictors.
-        windows: text that is neither trained on nor reported.
+        windows: text that is neither trained on nor reported, in its order.
         recall: share of fired neurons to propose, in every layer.
         lookahead: how many layers earlier the predictors take their input.
         workers: batches run at a time.
     """
-    batches = [ids for ids, _ in token_batches(windows, 2048)]
+    blocks, batches = zip(*_blocks(windows), strict=True)
     recalls = sorted({*RECALLS, recall})
     result: list[Calibration] = []
     with torch.inference_mode(), lone_pool(workers) as pool:
@@ -81,9 +105,9 @@ def calibrate(
             inputs.append(list(pool.map(lambda s, i=index: model.ffn_input(i, s), states)))
             seen = inputs[max(0, index - lookahead)]
             histogram = _Histogram()
-            for x_RD, source_RD in zip(inputs[index], seen, strict=True):
-                histogram.add(fitted.scores(source_RD), model.gates(index, x_RD) > 0)
-            points = tuple(histogram.point(value) for value in recalls)
+            for block, x_RD, source_RD in zip(blocks, inputs[index], seen, strict=True):
+                histogram.add(block, fitted.scores(source_RD), model.gates(index, x_RD) > 0)
+            points = histogram.points(recalls)
             threshold = next(p.threshold for p in points if p.recall == recall)
             result.append(points)
 
@@ -136,9 +160,10 @@ class LayerQuality:
 
 @dataclass(frozen=True)
 class ModelQuality:
-    """All layers, and what they do to the model."""
+    """All layers, the standard error of their recall by blocks of text, the model's perplexity."""
 
     layers: tuple[LayerQuality, ...]
+    recall_error: float
     perplexity: float
     perplexity_dense: float
 
@@ -162,7 +187,7 @@ def measure(
     workers: int = 1,
 ) -> ModelQuality:
     """Judge predictors at fixed thresholds, inputs drifting as they do at run time."""
-    batches = [ids for ids, _ in token_batches(windows, 2048)]
+    blocks, batches = zip(*_blocks(windows), strict=True)
     n = len(layers)
 
     def run(ids_BT: Tensor) -> tuple[list[PredictionAudit], list[float], float, float]:
@@ -196,7 +221,10 @@ def measure(
     ]
     own = math.exp(sum(result[2] for result in results) / max(1, predicted))
     dense = math.exp(sum(result[3] for result in results) / max(1, predicted))
-    return ModelQuality(tuple(quality), own, dense)
+    by_block = [PredictionAudit()] * BLOCKS
+    for block, (audits, *_) in zip(blocks, results, strict=True):
+        by_block[block] = sum(audits, by_block[block])
+    return ModelQuality(tuple(quality), recall_error(by_block), own, dense)
 
 
 def loss_sum(

@@ -66,6 +66,7 @@ def as_report(
         "predictors": str(trained.path),
         "recall_target": trained.recall,
         "recall": quality.audit.recall,
+        "recall_standard_error": quality.recall_error,
         "precision": quality.audit.precision,
         "density": quality.audit.density,
         "perplexity": quality.perplexity,

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.native.errors import CheckpointError
 from hotcold.runtime.hardware.lone_pool import lone_pool
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 from hotcold.runtime.offline.training.capture import capture_inputs
 from hotcold.runtime.offline.training.dense import DenseModel
-from hotcold.runtime.offline.training.fit import FitSettings, Fitted, density_at, fit_layer
+from hotcold.runtime.offline.training.fit import Fitted, density_at, fit_layer
 from hotcold.runtime.offline.training.quality import (
-    RECALLS,
     ModelQuality,
     calibrate,
     dense_perplexity,
     measure,
 )
+from hotcold.runtime.offline.training.settings import RECALLS, WORK, TrainSettings
 from hotcold.runtime.offline.training.widths import (
     WidthSearch,
     density_goals,
@@ -47,53 +47,9 @@ from hotcold.runtime.predictors.predictor_file import FILE_NAME, Calibration, sa
 from hotcold.runtime.profiles.profile import ActivationProfile
 from hotcold.runtime.weights.weights import WeightStore
 
-WORK = ".training"
 MARGIN = 0.005  # of perplexity: what the calibration text may be off by
 Say = Callable[[str], None]
 Windows = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """The goals of a training and its limits.
-
-    Args:
-        recall: share of fired neurons each layer proposes at least, on the calibration text.
-        density: mean share of neurons proposed that is good enough; layers shrink until they just
-            meet their part of it.
-        perplexity: highest ratio to the dense model's; recall is raised until it is met. 0: off.
-        share: largest share of the model's parameters all predictors may have.
-        start: share that the first widths tried have together.
-        rounds: widths tried a layer at most.
-        width: the same width in every layer instead of the sizing rule; 0: the rule.
-        lookahead: take the input of so many layers earlier.
-        context: tokens of a window.
-        workers: layers or batches at a time.
-        fit: how one layer is fitted.
-    """
-
-    recall: float = 0.95
-    density: float = 0.25
-    perplexity: float = 1.02
-    share: float = 0.10
-    start: float = 0.08
-    rounds: int = 2
-    width: int = 0
-    lookahead: int = 0
-    context: int = 512
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    fit: FitSettings = FitSettings()
-
-    def __post_init__(self) -> None:
-        if not RECALLS[0] <= self.recall <= RECALLS[-1]:
-            raise ConfigError(f"recall {self.recall} is outside {RECALLS[0]}..{RECALLS[-1]}")
-        for name in ("density", "share", "start"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name} {getattr(self, name)} is outside (0, 1]")
-        if self.perplexity and self.perplexity <= 1:
-            raise ConfigError(f"perplexity ratio {self.perplexity} must be above 1; 0 turns it off")
-        if self.rounds < 1 or self.workers < 1 or self.width < 0 or self.lookahead < 0:
-            raise ConfigError("rounds and workers must be at least 1, width and lookahead 0")
 
 
 @dataclass(frozen=True)
@@ -145,10 +101,7 @@ def train_predictors(
     """
     settings = settings or TrainSettings()
     profile.check_fits(bundle.spec)
-    if settings.lookahead >= bundle.spec.n_layers:
-        raise ConfigError(
-            f"lookahead {settings.lookahead} needs more than {bundle.spec.n_layers} layers"
-        )
+    settings.check_fits(bundle.spec)
     work = out / WORK
     work.mkdir(parents=True, exist_ok=True)
     with WeightStore.open(bundle) as store:

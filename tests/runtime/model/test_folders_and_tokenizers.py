@@ -1,14 +1,17 @@
 """Folders that lead to a model, tokenizers, and what config.json says twice or not at all."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.models import byte_level_tokenizer
+from support.opt_models import write_opt
 from support.refusals import POINTER, SINGLE, llama, refused
 
 from hotcold.native.errors import CheckpointError
-from hotcold.runtime.model.checkpoints.bundle import resolve_model
+from hotcold.runtime.model.architectures.hf_config import EXPERTS
+from hotcold.runtime.model.checkpoints.bundle import look_at, resolve_model
 from hotcold.runtime.text.generation import TextCodec
 
 
@@ -47,6 +50,36 @@ def test_rope_parameters_that_contradict(
     tmp_path: Path, cache: Path, rope: dict[str, Any], words: list[str]
 ) -> None:
     refused(llama(tmp_path / "m", rope=rope), cache, "config.json", *words)
+
+
+def test_rope_given_twice_must_agree(tmp_path: Path, cache: Path) -> None:
+    twice = llama(tmp_path / "m", rope={"rope_type": "linear", "factor": 2.0})
+    config = json.loads((twice / "config.json").read_text())
+    new = {"rope_type": "linear", "factor": 2.0, "rope_theta": config.get("rope_theta", 1e4)}
+    for given in (new, {**new, "factor": 4.0}, {**new, "rope_theta": 7.0}):
+        config |= {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": given}
+        (twice / "config.json").write_text(json.dumps(config))
+        if given == new:
+            spec = look_at(twice)[1]
+            assert spec.rope_scaling == {"rope_type": "linear", "factor": 2.0}
+        else:
+            refused(twice, cache, "rope_scaling and rope_parameters differ", "keep the one")
+
+
+# ---- experts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", EXPERTS)
+@pytest.mark.parametrize("write", [llama, write_opt], ids=["llama", "opt"])
+def test_a_mixture_of_experts(tmp_path: Path, cache: Path, key: str, write: Any) -> None:
+    folder = tmp_path / "m"
+    write(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for count in (None, 1):
+        (folder / "config.json").write_text(json.dumps(config | {key: count}))
+        look_at(folder)
+    (folder / "config.json").write_text(json.dumps(config | {key: 8}))
+    refused(folder, cache, f"{key} is 8", "mixture of experts", f"remove {key}")
 
 
 # ---- folders that lead to a model --------------------------------------------------------------

@@ -14,8 +14,8 @@ from hotcold.runtime.model.checkpoints.bundle import resolve_model
 from hotcold.runtime.offline.evaluation.audit_trials import run_trials
 from hotcold.runtime.offline.evaluation.evaluate import evaluate
 from hotcold.runtime.offline.evaluation.sweep import MARGINS, OWN, RECALLS, equal_rank, sweep
-from hotcold.runtime.offline.training.fit import FitSettings
-from hotcold.runtime.offline.training.train import TrainSettings, train_predictors
+from hotcold.runtime.offline.training.settings import FitSettings, TrainSettings
+from hotcold.runtime.offline.training.train import train_predictors
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.profiles.profile import ActivationProfile
 

@@ -11,8 +11,8 @@ from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.model.checkpoints.bundle import resolve_model
-from hotcold.runtime.offline.training.fit import FitSettings
-from hotcold.runtime.offline.training.train import TrainSettings, train_predictors
+from hotcold.runtime.offline.training.settings import FitSettings, TrainSettings
+from hotcold.runtime.offline.training.train import train_predictors
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.profiles.profile import ActivationProfile
 
