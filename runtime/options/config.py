@@ -15,6 +15,7 @@ from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.sampling import Sampling as Sampling  # noqa: PLC0414 - handed on to callers
 from hotcold.native.options.table import MAX_SEED, check_all, documented, option, rows
+from hotcold.runtime.units import parse_bytes
 
 STORES = ("file", "memfd", "private")
 DEFAULT_CONTEXT = 512
@@ -226,6 +227,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_all(self)
+        if self.vram is not None:
+            parse_bytes(self.vram, "vram")
         most = max(4, 2 * len(os.sched_getaffinity(0)))
         replace(rows(EngineConfig)["threads"], high=most).check(self.threads)
         if self.predictor_process == "mps" and self.transport == "ray":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from hotcold.actors.cli.common import output
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.units import format_bytes
+from hotcold.runtime.units import format_bytes, parse_bytes
 
 DEFAULT_POLICIES = ("greedy", "random", "all-cpu")
 DEFAULT_SCHEDULE = "selective"
@@ -78,13 +78,15 @@ def make_cases(
         settings: names of those given; `all` leaves out policies that miss theirs, and says so.
 
     Raises:
-        ConfigError: one given twice.
+        ConfigError: one given twice, or a budget that is no size.
     """
     for option, values in (("policy", policies), ("schedule", schedules), ("vram", budgets)):
         if len(set(values)) < len(values):
             raise ConfigError(
                 f"--{option} names one {option} twice ({', '.join(values)}); give it once"
             )
+    for budget in budgets:
+        parse_bytes(budget, "--vram")
     chosen = [
         name
         for policy in policies
