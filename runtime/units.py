@@ -29,8 +29,8 @@ def parse_bytes(value: int | str, what: str = "amount of memory") -> int:
     """Bytes of an amount such as "24MiB", "1.5GB" or 28000000, rounded down.
 
     Args:
-        value: a number of bytes (0, or 2**20 and more), or a number with a unit: B, KB, MB, GB, TB (powers of 1000)
-            or KiB, MiB, GiB, TiB (powers of 1024), in either case.
+        value: a number of bytes, or a number with a unit: B, KB, MB, GB, TB (powers of 1000) or
+            KiB, MiB, GiB, TiB (powers of 1024), in either case.
         what: the option's name, for the message.
 
     Raises:
