@@ -86,7 +86,7 @@ def _result(engine: "Engine", text: str, ids: list[int]) -> dict[str, Any]:
 
 
 def _print_actors(result: dict[str, Any]) -> None:
-    """One line an actor with the work it did, then the speed."""
+    """A table of the work that each actor did, its role in words, then the speed."""
     rows = []
     for name, work in result["actors"].items():
         rows.append(
@@ -98,21 +98,24 @@ def _print_actors(result: dict[str, Any]) -> None:
                 f"{work['bytes'] / 1e6:,.1f}",
                 f"{work['busy_s']:.3f}",
                 f"{work['wait_s']:.3f}",
-                work["role"],
             )
         )
-    headers = ("actor", "pid", "gate rows", "up/down rows", "MB read", "busy s", "wait s", "role")
+    headers = ("actor", "pid", "gate rows", "up/down rows", "MB read", "busy s", "wait s")
     output.note(output.table(headers, rows))
+    for name, work in result["actors"].items():
+        output.note(output.wrapped(f"{name}: {work['role']}", 2))
     if result["recall"] is not None:
         output.note(
             f"recall: {100 * result['recall']:.1f} % of the neurons that fire were predicted "
             f"(+- {196 * result['recall_standard_error']:.1f}, estimated from a sample of those "
             "not predicted)"
         )
+    given, made = (output.count(result[f"{part}_tokens"], "token") for part in ("prompt", "new"))
+    speed = ""  # the first token comes with the prompt
+    if result["new_tokens"] > 1:
+        speed = f", {result['decode_tokens_per_s']:.1f} tokens/s, {result['gb_per_s']:.2f} GB/s"
     output.note(
-        f"prompt: {result['prompt_tokens']} tokens, {result['prompt_tokens_per_s']:.1f} tokens/s; "
-        f"decode: {result['new_tokens']} tokens, {result['decode_tokens_per_s']:.1f} tokens/s, "
-        f"{result['gb_per_s']:.2f} GB/s; "
+        f"prompt: {given}, {result['prompt_tokens_per_s']:.1f} tokens/s; decode: {made}{speed}; "
         f"GPU neuron load: {output.percent(result['gpu_neuron_load'])}; end: {result['finish']}"
     )
 

@@ -192,7 +192,9 @@ def _pack(scratch: Path, sending: Sending) -> dict[str, Any]:
             f"{sending.working_dir} has a hotcold of its own, which would hide the package; "
             "rename it or leave it out with --exclude"
         )
-    output.note(f"hotcold: sending {len(sent)} files of {sending.working_dir.resolve()}")
+    output.note(
+        f"hotcold: sending {output.count(len(sent), 'file')} of {sending.working_dir.resolve()}"
+    )
     runtime_env: dict[str, Any] = {
         "working_dir": str(folder),
         "py_modules": [str(one) for one in folders],
@@ -247,7 +249,9 @@ def _end(code: int, files: list[str], sending: Sending) -> int:
             written = jobstream.unpack_files(files, Path.cwd(), list(sending.fetch))
         except (OSError, ValueError) as error:
             raise LaunchError(f"--fetch: {error}") from error
-        output.note(f"hotcold: {len(written)} files came back to {', '.join(sending.fetch)}")
+        output.note(
+            f"hotcold: {output.count(len(written), 'file')} came back to {', '.join(sending.fetch)}"
+        )
     return code
 
 

@@ -162,12 +162,11 @@ def _report(rows: Sequence[Row], manner: Manner, out: Path | None, as_json: bool
     """Table and notes, the page where one is asked for, and the line of JSON."""
     runs = [row.run for row in rows]
     add_speedups(runs)
-    notes = explain(rows)
     click.echo(output.table(*table(runs)))
-    click.echo(f"\n{notes}")
+    click.echo("\n" + "\n".join(map(output.wrapped, explain(rows))))
     report = None
     if out is not None:
-        report = str(write_page(out, rows, manner, table, notes))
+        report = str(write_page(out, rows, manner))
         output.note(f"page: {report}")
     if as_json:
         output.emit_json({"runs": runs, "report": report})
@@ -222,6 +221,7 @@ def compare(
     options = replace(options, model=subject.model)
     measured = {one.case: Measured() for one in ready}
     options = replace(options, settings=without_schedules(options.settings))
+    output.note(f"hotcold: starting the actors for {subject.name}")
     with ExitStack() as stack:
         engine, loaded = _launch(stack, options, ready, measured)
         try:

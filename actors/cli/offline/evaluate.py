@@ -35,7 +35,7 @@ SORTS = ("speed", "bytes", "recall", "density", "perplexity")
     type=click.IntRange(min=2),
     default=8192,
     show_default=True,
-    help="Tokens, in windows spread over the texts.",
+    help="Tokens read, in windows spread over the texts; the first of each is not predicted.",
 )
 @click.option(
     "--decode",

@@ -58,11 +58,13 @@ class Group:
         caption: model, budget and machine.
         hardware: whose speed the cost model computed.
         entries: the cases.
+        on_gpu: whether they ran on a GPU; without one, measured speeds do not rank them.
     """
 
     caption: str
     hardware: str
     entries: tuple[Entry, ...]
+    on_gpu: bool
 
     @property
     def ran(self) -> bool:
@@ -100,11 +102,12 @@ def _rows(axes: "Axes", group: Group) -> "NDArray[np.int64]":
 
 
 def draw_speeds(group: Group) -> "Figure":
-    """Tokens/s: measured with spread on the left, the cost model's on the right."""
+    """Tokens/s, measured with spread and the cost model's; what ranks placements to the left."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.0, _height(group)), layout="constrained")
-    here, model = figure.subplots(1, 2, sharey=True)
+    sides = figure.subplots(1, 2, sharey=True)
+    here, model = sides if group.on_gpu else reversed(sides)
     titled(here, "Tokens/s, measured here", group.caption)
     machine = shorten(group.hardware, 40, placeholder=" ...")  # half of the figure is its room
     titled(model, "Tokens/s, cost model", f"{machine}: computed, not measured")
@@ -121,7 +124,6 @@ def draw_speeds(group: Group) -> "Figure":
         here.plot(entry.speeds, [row] * len(entry.speeds), "|", color="black", markersize=9)
     model.barh(rows, [entry.predicted for entry in group.entries], 0.6, color=GREY, alpha=0.6)
     here.set_xlim(left=0)
-    model.tick_params(labelleft=False)
     return figure
 
 
@@ -249,9 +251,9 @@ def draw_hot_maps(group: Group) -> "Figure":
 TEXTS: dict[str, tuple[str, str]] = {
     "speeds": (
         "Tokens a second",
-        "Left: decode speed as measured on this machine, the bar the median, the line from the "
-        "slowest run to the fastest, a tick a run. Right: what the cost model computes for the "
-        "machine named; that is no measurement.",
+        "Measured: decode speed on this machine, the bar the median, the line from the slowest run "
+        "to the fastest, a tick a run; without a GPU it does not rank placements. Cost model: what "
+        "it computes for the machine named; that is no measurement.",
     ),
     "predicted": (
         "Tokens a second",
@@ -286,8 +288,8 @@ def draw_all(group: Group) -> "list[tuple[str, Figure]]":
     if not group.ran:
         return [("predicted", draw_predicted(group)), ("hot_maps", draw_hot_maps(group))]
     drawn: list[tuple[str, Figure | None]] = [
-        ("speeds", draw_speeds(group)),
         ("load", draw_load(group)),
+        ("speeds", draw_speeds(group)),
         ("waits", draw_waits(group)),
         ("tokens", draw_tokens(group)),
         ("hot_maps", draw_hot_maps(group)),
