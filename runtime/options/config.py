@@ -164,7 +164,10 @@ class EngineConfig:
         shown="HOTCOLD_STORE, else by the model's size",
     )
     address: str | None = option(
-        None, "Ray cluster to join.", "actors", shown="RAY_ADDRESS, or a new one"
+        None,
+        "Ray cluster to join.",
+        "actors",
+        shown="RAY_ADDRESS, else one on this machine, else a new one",
     )
     kernels: str | None = option(
         None,
@@ -204,7 +207,7 @@ class EngineConfig:
         high=1 << 20,
     )
     seed: int = option(
-        0, "Seed of sampling and of policies that draw.", "session", low=0, high=MAX_SEED
+        0, "Seed of sampling and of policies that draw lots.", "session", low=0, high=MAX_SEED
     )
     restarts: int = option(
         3,

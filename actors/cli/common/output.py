@@ -51,14 +51,9 @@ def finite(value: Any) -> Any:
 
 
 def wrapped(text: str, indent: int = 0) -> str:
-    """A sentence in lines of WIDTH, all but the first indented; words longer than that stay whole."""
-    return textwrap.fill(
-        text,
-        WIDTH,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    """Text in lines of WIDTH, all but the first indented; a longer word stays whole."""
+    whole = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(text, WIDTH, subsequent_indent=" " * indent, **whole)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -105,7 +100,7 @@ class Progress:
 
     Args:
         what: the job, "profiling" for example.
-        unit: what is counted, "tokens" for example.
+        unit: what is counted, "token" for example.
     """
 
     def __init__(self, what: str, unit: str) -> None:
@@ -123,7 +118,7 @@ class Progress:
             return
         self._next_s = now + self._every_s
         self._shown = True
-        text = f"{self._what}: {count(done)} {self._unit}, {100 * share:.0f} %{more}"
+        text = f"{self._what}: {count(done, self._unit)}, {100 * share:.0f} %{more}"
         if self._terminal:
             click.echo(f"\r\x1b[K{text}", nl=False, err=True)
         else:

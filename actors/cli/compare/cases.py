@@ -44,8 +44,12 @@ class Case:
     @property
     def described(self) -> str:
         """The label and the budget."""
-        size = format_bytes(self.vram) if isinstance(self.vram, int) else self.vram
-        return self.label if size is None else f"{self.label}, {size}"
+        return self.label if self.vram is None else f"{self.label}, {format_budget(self.vram)}"
+
+
+def format_budget(vram: str | int | None) -> str:
+    """A budget for people: as it was typed, or a size that was computed."""
+    return format_bytes(vram) if isinstance(vram, int) else vram or "default budget"
 
 
 # The steps of Figure 15, each on top of the one before, in what this engine can be asked for: the

@@ -58,7 +58,9 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
     shown=DEFAULT_SCHEDULE,
     help="A schedule policy to compare.",
 )
-@option(ENGINE["vram"], "budgets", many=True, help="A GPU memory budget to compare, as 24MiB.")
+@option(
+    ENGINE["vram"], "budgets", many=True, help="A GPU memory budget to compare: 24MiB, for example."
+)
 @click.option(
     "--ablation",
     is_flag=True,
@@ -91,7 +93,7 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
     type=click.IntRange(1, 1000),
     default=1,
     show_default=True,
-    help="Runs a turn, after its warm-up.",
+    help="Runs in each turn, after its warm-up.",
 )
 @click.option(
     "--time-limit",
@@ -126,9 +128,10 @@ def command(
 ) -> None:
     """Run placement policies and schedules on the same prompt and print a table.
 
-    Tokens are chosen greedily, so "same tokens" says whether a policy changed the output. Without a
-    GPU the loads and tokens are measured, and a column says what the cost model predicts for a
-    machine with one. MODEL is a folder; without one, the embedded model and a planted one.
+    Without a GPU compare the GPU neuron load, and the speed that the cost model computes for a
+    machine with one: the speeds measured here do not rank placements. Tokens are chosen greedily;
+    the table says where a policy changed them. MODEL is a folder; without one, the embedded model
+    and a planted one.
     """
     cases = make_cases(policies, schedules, budgets, ablation, options.settings)
     if not prompt.strip():

@@ -15,6 +15,7 @@ import click
 import numpy as np
 
 from hotcold.actors.cli.common import output
+from hotcold.actors.cli.compare.cases import format_budget
 from hotcold.actors.cli.compare.runs import Manner, Row
 from hotcold.actors.cli.compare.table import explain, table
 from hotcold.native.errors import ConfigError
@@ -124,15 +125,12 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _group(rows: Sequence[Row], max_tokens: int) -> "Group":
     from hotcold.runtime.offline.pictures.comparison import Group
-    from hotcold.runtime.units import format_bytes
 
     first = rows[0]
-    vram = first.run["vram"]
-    size = format_bytes(vram) if isinstance(vram, int) else vram or "default budget"
     where = "on the GPU" if first.ready.on_gpu else "without a GPU"
     if not any(row.measured.tokens_per_s for row in rows):
         where = "not run"
-    caption = f"{first.run['model']}, {size}, {where}"
+    caption = f"{first.run['model']}, {format_budget(first.run['vram'])}, {where}"
     entries = tuple(_entry(row, max_tokens) for row in rows)
     return Group(caption, first.ready.hardware.name, entries, first.ready.on_gpu)
 

@@ -47,12 +47,12 @@ SORTS = ("speed", "bytes", "recall", "density", "perplexity")
 @click.option(
     "--sweep",
     is_flag=True,
-    help="Trained predictors over all recalls, beside an untrained one of the same bytes.",
+    help="Measure trained predictors at every recall, beside an untrained one of the same bytes.",
 )
 @click.option(
     "--audit-runs",
     type=click.IntRange(1, 10_000),
-    help="Runs of the recall audit over 512 tokens: how often is the recall in its interval?",
+    help="Audit the recall so often, over 512 tokens: how often does its interval hold it?",
 )
 @click.option(
     "--tasks",
@@ -102,8 +102,9 @@ def command(
     """Compare MODEL under the given predictor, plan and dtype with the dense checkpoint.
 
     Runs in this process, without Ray. The windows are the same for every setting, so results of
-    two calls on the same texts can be compared. With `--predictor all`, every installed predictor
-    that the model has the data for; `--set predictor.NAME=VALUE` goes to those that know it.
+    two calls on the same texts can be compared. `--predictor all` measures every installed
+    predictor that the model has the data for; `--set predictor.NAME=VALUE` goes to those that know
+    it.
     """
     if sum(map(bool, (sweep, audit_runs, tasks))) > 1:
         raise click.UsageError("--sweep, --audit-runs and --tasks exclude each other")
@@ -158,7 +159,7 @@ def measure_all(
 
     first, windows, _ = _windows(configs[0], texts, max_tokens)
     held = [replace(one, context=first.context) for one in configs]
-    progress = output.Progress("evaluating", "tokens")
+    progress = output.Progress("evaluating", "token")
     try:
         return evaluate_all(held, windows, decode, progress)
     finally:
@@ -191,7 +192,7 @@ def measure_curves(
     from hotcold.runtime.offline.evaluation.sweep import sweep
 
     config, windows, bundle = _windows(config, texts, max_tokens)
-    progress = output.Progress("sweeping", "windows")
+    progress = output.Progress("sweeping", "window")
     try:
         curves = sweep(config, windows, progress)
     finally:
@@ -204,7 +205,7 @@ def measure_trials(config: EngineConfig, texts: tuple[Path, ...], runs: int) -> 
     from hotcold.runtime.offline.evaluation.audit_trials import run_trials
 
     config, windows, _ = _windows(config, texts, CONTEXT)
-    progress = output.Progress("auditing", "runs")
+    progress = output.Progress("auditing", "run")
     try:
         return run_trials(config, windows[0], runs, progress=progress)
     finally:
@@ -222,7 +223,7 @@ def measure_tasks(
     from hotcold.runtime.offline.evaluation.harness import run_tasks
 
     names = [name for joined in tasks for name in joined.split(",") if name]
-    progress = output.Progress("asking", "requests")
+    progress = output.Progress("asking", "request")
     try:
         with redirect_stdout(sys.stderr):  # results alone go to standard output
             return run_tasks(config, names, folder, limit, few_shot, progress)

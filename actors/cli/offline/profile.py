@@ -96,7 +96,7 @@ def command(
     job = make_job(options, given, own)
     if other is not None:
         other.check_fits(job.bundle.spec)
-    progress = output.Progress("profiling", "tokens")
+    progress = output.Progress("profiling", "token")
     begin = time.monotonic()
     try:
         done = run_job(job, out, progress, output.note)

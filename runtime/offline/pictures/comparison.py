@@ -252,8 +252,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "speeds": (
         "Tokens a second",
         "Measured: decode speed on this machine, the bar the median, the line from the slowest run "
-        "to the fastest, a tick a run; without a GPU it does not rank placements. Cost model: what "
-        "it computes for the machine named; that is no measurement.",
+        "to the fastest, a tick a run. Cost model: what it computes for the machine named; that is "
+        "no measurement.",
     ),
     "predicted": (
         "Tokens a second",
