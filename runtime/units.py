@@ -47,10 +47,8 @@ def parse_bytes(value: int | str, what: str = "amount of memory") -> int:
             )
         amount, unit = int(Fraction(match[1]) * _UNITS[match[2]]), match[2]
     if not unit and 0 < amount < _DOUBTFUL:
-        raise ConfigError(
-            f"{what} is {value!r}, a few bytes; is {value}MiB or {value}GiB meant? If not, give "
-            f"{amount}B"
-        )
+        ask = f"is {value}MiB or {value}GiB meant? If not, give {amount}B"
+        raise ConfigError(f"{what} is {value!r}, a few bytes; {ask}")
     if not 0 <= amount < _LIMIT:
         raise ConfigError(f"{what} is {value!r}; it must be from 0 to 2**63 - 1 bytes")
     return amount

@@ -16,7 +16,13 @@ import click
 
 from hotcold.actors.cli.bench import bench_prompt, bench_sync
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import debug_option, engine_options, json_option, option
+from hotcold.actors.cli.common.options import (
+    count_option,
+    debug_option,
+    engine_options,
+    json_option,
+    option,
+)
 from hotcold.actors.cli.common.running import figures, running_engine
 from hotcold.runtime.options.config import ENGINE, SAMPLING, EngineConfig
 from hotcold.runtime.units import parse_bytes
@@ -37,13 +43,7 @@ command.add_command(bench_sync.command)
 
 
 @command.command("hop")
-@click.option(
-    "--rounds",
-    type=click.IntRange(100, 100_000_000),
-    default=20_000,
-    show_default=True,
-    help="Round trips of each case.",
-)
+@count_option("--rounds", 20_000, "Round trips of each case.", low=100, high=100_000_000)
 @option(ENGINE["address"])
 @option(ENGINE["model"], help="The model whose passes are measured on a GPU.")
 @json_option
@@ -95,13 +95,7 @@ def hop_cases(result: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
 @click.option(
     "--size", default="2GiB", show_default=True, metavar="SIZE", help="Of each kind of store."
 )
-@click.option(
-    "--rounds",
-    type=click.IntRange(1, 10_000),
-    default=100,
-    show_default=True,
-    help="Reads of each case.",
-)
+@count_option("--rounds", 100, "Reads of each case.", high=10_000)
 @json_option
 @debug_option
 def weight_stores(size: str, rounds: int, as_json: bool) -> None:
@@ -159,13 +153,7 @@ def weight_stores(size: str, rounds: int, as_json: bool) -> None:
     metavar="SIZE",
     help="Memory to walk through; several times the caches.  [default: 2GiB]",
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(3, 100_000),
-    default=21,
-    show_default=True,
-    help="Timed calls of each operator.",
-)
+@count_option("--samples", 21, "Timed calls of each operator.", low=3, high=100_000)
 @click.option(
     "--variant",
     metavar="FILE",
@@ -265,9 +253,7 @@ def kernel_rows(result: dict[str, Any], path: tuple[str, ...] = ()) -> list[tupl
 
 @command.command("decode")
 @option(SAMPLING["max_tokens"], default=128, low=8)
-@click.option(
-    "--repeat", type=click.IntRange(1, 1000), default=5, show_default=True, help="Rounds measured."
-)
+@count_option("--repeat", 5, "Rounds measured.", high=1000)
 @click.option(
     "--rival",
     "rivals",

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option, option
+from hotcold.actors.cli.common.options import count_option, engine_options, json_option, option
 from hotcold.runtime.options.config import SAMPLING, EngineConfig
 
 
@@ -18,9 +18,7 @@ from hotcold.runtime.options.config import SAMPLING, EngineConfig
     help="Share of a quiet layer's neurons on the GPU, the hottest.",
 )
 @option(SAMPLING["max_tokens"], low=8, high=100_000)
-@click.option(
-    "--repeat", type=click.IntRange(1, 1000), default=2, show_default=True, help="Runs of each."
-)
+@count_option("--repeat", 2, "Runs of each.", high=1000)
 @json_option
 @engine_options("bench sync")
 def command(

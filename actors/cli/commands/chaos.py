@@ -5,7 +5,7 @@ from dataclasses import replace
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option
+from hotcold.actors.cli.common.options import count_option, engine_options, json_option
 from hotcold.runtime.options.config import EngineConfig
 
 STUCK_S = 1.0  # short, so that a stopped actor is found quickly
@@ -13,13 +13,7 @@ RESTARTS = 100
 
 
 @click.command("chaos")
-@click.option(
-    "--runs",
-    type=click.IntRange(1, 1_000_000),
-    default=20,
-    show_default=True,
-    help="Generations to disturb.",
-)
+@count_option("--runs", 20, "Generations to disturb.", high=1_000_000)
 @json_option
 @engine_options("chaos")
 def command(options: EngineConfig, runs: int, as_json: bool) -> None:

@@ -47,6 +47,18 @@ def json_option(command: Command) -> Command:
     return option(command)
 
 
+def count_option(
+    flag: str,
+    default: int,
+    help: str,
+    low: int = 1,
+    high: int | None = None,  # noqa: A002
+) -> Callable[[Command], Command]:
+    """Add an option for a whole number from low to high."""
+    kind = click.IntRange(low, high)
+    return click.option(flag, type=kind, default=default, show_default=True, help=help)
+
+
 def out_option(help: str, required: bool = True) -> Callable[[Command], Command]:  # noqa: A002
     """Add --out DIR, a folder that the command makes; as pathlib's Path."""
     kind = click.Path(path_type=Path)

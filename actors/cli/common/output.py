@@ -52,8 +52,9 @@ def finite(value: Any) -> Any:
 
 def wrapped(text: str, indent: int = 0) -> str:
     """Text in lines of WIDTH, all but the first indented; a longer word stays whole."""
-    whole = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(text, WIDTH, subsequent_indent=" " * indent, **whole)
+    lines = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
+    lines.subsequent_indent = " " * indent
+    return lines.fill(text)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option, option, out_option
+from hotcold.actors.cli.common.options import (
+    count_option,
+    engine_options,
+    json_option,
+    option,
+    out_option,
+)
 from hotcold.actors.cli.common.running import Terminated, running_engine, signal_inside
 from hotcold.actors.cli.compare.cases import DEFAULT_POLICIES, DEFAULT_SCHEDULE, Case, make_cases
 from hotcold.actors.cli.compare.page import check_page, write_page
@@ -81,20 +87,8 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
     "--prompt", default="Once upon a time", show_default=True, help="What every run continues."
 )
 @option(SAMPLING["max_tokens"], low=2)
-@click.option(
-    "--repeat",
-    type=click.IntRange(1, 1000),
-    default=3,
-    show_default=True,
-    help="Turns of each case, in an order drawn from the seed.",
-)
-@click.option(
-    "--each",
-    type=click.IntRange(1, 1000),
-    default=1,
-    show_default=True,
-    help="Runs in each turn, after its warm-up.",
-)
+@count_option("--repeat", 3, "Turns of each case, in an order drawn from the seed.", high=1000)
+@count_option("--each", 1, "Runs in each turn, after its warm-up.", high=1000)
 @click.option(
     "--time-limit",
     "limit_s",

@@ -102,19 +102,21 @@ def _rows(axes: "Axes", group: Group) -> "NDArray[np.int64]":
 
 
 def draw_speeds(group: Group) -> "Figure":
-    """Tokens/s, measured with spread and the cost model's; what ranks placements to the left."""
+    """Tokens/s by the cost model, and as measured, with their spread; to the left what ranks."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.0, _height(group)), layout="constrained")
-    sides = figure.subplots(1, 2, sharey=True)
-    here, model = sides if group.on_gpu else reversed(sides)
-    titled(here, "Tokens/s, measured here", group.caption)
+    sides = figure.subplots(1, 2 if group.ran else 1, sharey=True, squeeze=False)[0]
+    model, here = sides[:: -1 if group.on_gpu else 1][[0, -1]]
+    if group.ran:
+        titled(here, "Tokens/s, measured here", group.caption)
     machine = shorten(group.hardware, 40, placeholder=" ...")  # half of the figure is its room
     titled(model, "Tokens/s, cost model", f"{machine}: computed, not measured")
-    for axes in (here, model):
+    for axes in sides:
         rows = _rows(axes, group)
         axes.set_xlabel("tokens/s")
-    for row, entry in zip(rows, group.entries, strict=True):
+    model.barh(rows, [entry.predicted for entry in group.entries], 0.6, color=GREY, alpha=0.6)
+    for row, entry in zip(rows, group.entries if group.ran else (), strict=False):
         if not entry.speeds:
             here.annotate("not run here", (0, row), (6, -3), textcoords="offset points")
             continue
@@ -122,21 +124,8 @@ def draw_speeds(group: Group) -> "Figure":
         here.barh(row, middle, 0.6, color=VERMILLION, alpha=0.85)
         here.plot([low, high], [row, row], color="black", linewidth=1.6)
         here.plot(entry.speeds, [row] * len(entry.speeds), "|", color="black", markersize=9)
-    model.barh(rows, [entry.predicted for entry in group.entries], 0.6, color=GREY, alpha=0.6)
     here.set_xlim(left=0)
-    return figure
-
-
-def draw_predicted(group: Group) -> "Figure":
-    """Tokens/s by the cost model, where nothing was run."""
-    figure, axes = empty_axes(
-        f"Cost model, {group.hardware}: computed, not measured",
-        group.caption,
-        (10.0, _height(group)),
-    )
-    rows = _rows(axes, group)
-    axes.barh(rows, [entry.predicted for entry in group.entries], 0.6, color=GREY, alpha=0.6)
-    axes.set_xlabel("tokens/s")
+    sides[-1].tick_params(labelleft=not group.ran)
     return figure
 
 
@@ -255,10 +244,6 @@ TEXTS: dict[str, tuple[str, str]] = {
         "to the fastest, a tick a run. Cost model: what it computes for the machine named; that is "
         "no measurement.",
     ),
-    "predicted": (
-        "Tokens a second",
-        "What the cost model computes for the machine named; that is no measurement.",
-    ),
     "load": (
         "GPU neuron load",
         "Which executor computed the neurons that were active, counted while the runs went on "
@@ -286,7 +271,7 @@ TEXTS: dict[str, tuple[str, str]] = {
 def draw_all(group: Group) -> "list[tuple[str, Figure]]":
     """The pictures of a group that have something to show, by name."""
     if not group.ran:
-        return [("predicted", draw_predicted(group)), ("hot_maps", draw_hot_maps(group))]
+        return [("speeds", draw_speeds(group)), ("hot_maps", draw_hot_maps(group))]
     drawn: list[tuple[str, Figure | None]] = [
         ("load", draw_load(group)),
         ("speeds", draw_speeds(group)),
