@@ -42,7 +42,7 @@ help:
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
 	  sys.exit(0 if sys.version_info >= (3, 10) else f"hotcold needs Python 3.10 or newer, $(PYTHON) is {v}; run make PYTHON=python3.x")'
-	@echo "Installing hotcold into $(VENV); with its packages this takes half a minute."
+	@echo "Installing hotcold into $(VENV): about a minute."
 	@$(PYTHON) -m venv $(VENV)
 
 # Bytecode is written for what is imported, when it is: half a minute less than for all of it.

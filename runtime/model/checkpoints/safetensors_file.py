@@ -52,7 +52,7 @@ def _entry(path: Path, name: str, entry: object, data_begin: int, data_bytes: in
     """Check one header entry against the file."""
     wrong = f"the header of {path} describes tensor {name!r:.100}"
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{wrong} by a {type(entry).__name__}; restore the file")
+        raise CheckpointError(f"{wrong} by type {type(entry).__name__}; restore the file")
     code, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not (isinstance(shape, list) and len(shape) <= 8 and all(is_int(n) for n in shape)):
         raise CheckpointError(f"{wrong} with the shape {shape!r:.100}; restore the file")
