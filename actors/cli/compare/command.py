@@ -41,6 +41,7 @@ from hotcold.actors.cli.compare.subjects import Subject, make_subjects
 from hotcold.actors.cli.compare.table import explain, table
 from hotcold.native.errors import ConfigError, HotcoldError
 from hotcold.runtime.exchange.transports import SHARES_MEMORY
+from hotcold.runtime.hardware.machine_file import load_hardware
 from hotcold.runtime.options.config import ENGINE, SAMPLING, EngineConfig
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ def command(
         raise click.UsageError("--shape is run on nothing; leave out MODEL and --planted")
     if hardware is None and (shape is not None or not _gpu_here(options)):
         hardware = MODELLED
+    if hardware is not None:
+        load_hardware(hardware)  # refused before a model is drawn
     options = replace(options, hardware=hardware)
     until = None if limit_s is None else time.monotonic() + limit_s
     manner = Manner(prompt, max_tokens, repeat, each, options.seed, out is not None, until)

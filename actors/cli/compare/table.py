@@ -77,7 +77,7 @@ def explain(rows: Sequence[Row]) -> list[str]:
     elif not on_gpu:
         lines.append(
             "tokens/s, measured here, do not rank placements: without a GPU both executors share"
-            " the same cores, so an even split wins."
+            " the same cores, so an even split may win."
         )
     if any("speedup" in row.run for row in rows):
         by = "measured" if on_gpu else "by the cost model"
