@@ -42,10 +42,12 @@ help:
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
 	  sys.exit(0 if sys.version_info >= (3, 10) else f"hotcold needs Python 3.10 or newer, $(PYTHON) is {v}; run make PYTHON=python3.x")'
-	$(PYTHON) -m venv $(VENV)
+	@echo "Installing hotcold into $(VENV): about a minute."
+	@$(PYTHON) -m venv $(VENV)
 
 # Bytecode is written for what is imported, when it is: half a minute less than for all of it.
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) $(NATIVE) | $(BIN)/python
+	@echo "pip installs what pyproject.toml names, and compiles the C kernels."
 	$(BIN)/python -m pip install --quiet --no-compile -c $(CONSTRAINTS) -e .
 	@touch $@
 

@@ -23,7 +23,7 @@ def main() -> None:
             engine.replan(policy=policy)  # actors and weights stay, only the plan changes
             text = "".join(token.text for token in engine.generate("The sea was", max_tokens=16))
             load = engine.stats().gpu_neuron_load
-            print(f"{policy:8} {load:4.0%} of active neurons on gpu: {text!r}")
+            print(f"{policy:8} GPU neuron load {load:4.0%}: {text!r}")
         print("from a task:", repr(ray.get(continue_text.remote(engine, "The sea was"))))
 
 

@@ -27,7 +27,7 @@ PROMPT, TOKENS = "The sea was", 24
 
 @ray.remote(num_cpus=0)
 def run_one(policy: str, vram: str, group: PlacementGroup) -> tuple[float, float, list[int]]:
-    """Share of active neurons on the GPU, share of placed bytes there, and the tokens."""
+    """GPU neuron load, share of placed bytes there, and the tokens."""
     with Engine.launch(
         vram=vram, policy=policy, threads=1, predictor="exact", placement_group=group
     ) as engine:

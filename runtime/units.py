@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them: "24MiB", "1.5GB", 4096.
+"""Amounts of memory as people write them: "24MiB", "1.5GB", 28000000.
 
 Called wherever a budget is read (command line, Engine.launch) or shown.
 """
@@ -22,28 +22,33 @@ _UNITS = {
 }
 _AMOUNT = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?) ?([a-z]*)", re.ASCII)
 _LIMIT = 2**63  # what a C int64_t holds
+_DOUBTFUL = 2**20  # fewer bytes without a unit were meant in another unit
 
 
 def parse_bytes(value: int | str, what: str = "amount of memory") -> int:
-    """Bytes of an amount such as "24MiB", "1.5GB", "4096" or 4096, rounded down.
+    """Bytes of an amount such as "24MiB", "1.5GB" or 28000000, rounded down.
 
     Args:
-        value: a whole number of bytes, or a number with a unit: B, KB, MB, GB, TB (powers of 1000)
-            or KiB, MiB, GiB, TiB (powers of 1024), in either case.
+        value: a number of bytes, or a number with a unit: B, KB, MB, GB, TB (powers of 1000) or
+            KiB, MiB, GiB, TiB (powers of 1024), in either case.
         what: the option's name, for the message.
 
     Raises:
-        ConfigError: not an amount, negative, or beyond 2**63 - 1 bytes.
+        ConfigError: not an amount, negative, beyond 2**63 - 1 bytes, or from 1 to 2**20 - 1 without
+            a unit.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        amount = value
+        amount, unit = value, ""
     else:
         match = _AMOUNT.fullmatch(value.strip().lower()) if isinstance(value, str) else None
         if match is None or match[2] not in _UNITS:
             raise ConfigError(
                 f"{what} is {value!r}; give bytes or a number with a unit, such as 24MiB or 1.5GB"
             )
-        amount = int(Fraction(match[1]) * _UNITS[match[2]])
+        amount, unit = int(Fraction(match[1]) * _UNITS[match[2]]), match[2]
+    if not unit and 0 < amount < _DOUBTFUL:
+        ask = f"is {value}MiB or {value}GiB meant? If not, give {amount}B"
+        raise ConfigError(f"{what} is {value!r}, a few bytes; {ask}")
     if not 0 <= amount < _LIMIT:
         raise ConfigError(f"{what} is {value!r}; it must be from 0 to 2**63 - 1 bytes")
     return amount

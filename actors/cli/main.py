@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
 @click.version_option(version(), message="hotcold %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Run ReLU language models split by neuron temperature over Ray actors.
+    """Run a language model of mostly silent neurons on a GPU and a CPU together.
 
     The first thing to try: hotcold generate "Once upon a time"
     """

@@ -126,14 +126,17 @@ class Client:
     def _stream(self, request: Request, stream: TokenStream) -> Iterator[Token]:
         with self.idle():
             times: RequestTimes | None = None
-            text = ""
+            text, ended_ns = "", 0
             source = self._sampled(request)
             try:
                 for item in source:
                     if isinstance(item, RequestTimes):
                         times = item
                         continue
-                    for id_, logprob in zip(item.ids, item.logprobs, strict=True):
+                    sampled = zip(item.ids, item.logprobs, item.times_ns, strict=True)
+                    for id_, logprob, time_ns in sampled:
+                        if stream.finish is None:  # what comes after a stop string is no part of it
+                            ended_ns = time_ns
                         for token in stream.push(id_, logprob):
                             text += token.text
                             yield token
@@ -147,7 +150,7 @@ class Client:
             finally:
                 self._transport.drain(source)
             if times is not None:
-                self.last = _figures(request, stream, times)
+                self.last = _figures(request, stream, times, ended_ns)
 
     def _sampled(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         kv_survives = self._transport.kv_survives
@@ -269,12 +272,16 @@ class Client:
         )
 
 
-def _figures(request: Request, stream: TokenStream, times: RequestTimes) -> GenerationStats:
+def _figures(
+    request: Request, stream: TokenStream, times: RequestTimes, ended_ns: int
+) -> GenerationStats:
+    """Figures until the text's last token; passes that ran after it do not count."""
+    decode_ns, all_ns = max(0, ended_ns - times.prompt_ns), times.end_ns - times.prompt_ns
     return GenerationStats(
         prompt_tokens=len(request.prompt),
         new_tokens=stream.count,
         prompt_s=(times.prompt_ns - times.begin_ns) / 1e9,
-        decode_s=(times.end_ns - times.prompt_ns) / 1e9,
-        bytes=times.decode_bytes,
+        decode_s=decode_ns / 1e9,
+        bytes=round(times.decode_bytes * decode_ns / all_ns) if all_ns > 0 else 0,
         finish=stream.finish or "length",
     )

@@ -28,4 +28,4 @@ class FfnSplit:
                 break
             device_LN[layer] = 0
         first = int((device_LN[:, 0] != 0).sum())
-        return Placement(device_LN, modules, note=f"the neurons of the first {first} layers on cpu")
+        return Placement(device_LN, modules, note=f"the first {first} of {layers} layers on cpu")

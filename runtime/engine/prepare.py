@@ -78,7 +78,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         choice = choose_auto(bundle, profile)
         name, note = choice.kind, choice.why
     predictor, layers = _predictor(config, name, bundle, profile)
-    vram = None if config.vram is None else parse_bytes(config.vram)
+    vram = None if config.vram is None else parse_bytes(config.vram, "vram")
     ahead = trained_lookahead(predictor, policy_name(name))
     gpu = choose_gpu(config, spec, context, vram, layers, ahead, kernels)
     if gpu is None and isinstance(kernels, Variant) and kernels.on_gpu:
@@ -135,7 +135,7 @@ def with_budget(prepared: Prepared, vram: str | int) -> Prepared:
         ConfigError: not a size.
         BudgetError: less than what must be on the GPU.
     """
-    size = parse_bytes(vram)
+    size = parse_bytes(vram, "vram")
     gpu, problem = prepared.gpu, prepared.problem
     if gpu is not None:
         gpu = with_vram(gpu, size)

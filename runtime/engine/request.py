@@ -11,10 +11,11 @@ from hotcold.runtime.options.config import Sampling
 
 @dataclass(frozen=True)
 class Sampled:
-    """Ids and log probabilities that became ready together."""
+    """Ids, log probabilities and times (ns of CLOCK_MONOTONIC) that became ready together."""
 
     ids: list[int]
     logprobs: list[float]
+    times_ns: list[int]
 
 
 def make_request(

@@ -335,6 +335,12 @@ def reference_machines() -> list[str]:
     return sorted(path.stem for path in MACHINES.glob("*.json"))
 
 
+def about(name: str) -> str:
+    """The parts of a reference machine, in words; "" for any other name."""
+    found = name in reference_machines() and read_json(MACHINES / f"{name}.json")
+    return str(found["about"]) if isinstance(found, dict) else ""
+
+
 def load_hardware(name: str, threads: int | None = None) -> HardwareProfile:
     """A profile by the name of a reference machine, or by the path of a JSON file.
 

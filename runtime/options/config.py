@@ -15,6 +15,7 @@ from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.sampling import Sampling as Sampling  # noqa: PLC0414 - handed on to callers
 from hotcold.native.options.table import MAX_SEED, check_all, documented, option, rows
+from hotcold.runtime.units import parse_bytes
 
 STORES = ("file", "memfd", "private")
 DEFAULT_CONTEXT = 512
@@ -163,7 +164,10 @@ class EngineConfig:
         shown="HOTCOLD_STORE, else by the model's size",
     )
     address: str | None = option(
-        None, "Ray cluster to join.", "actors", shown="RAY_ADDRESS, or a new one"
+        None,
+        "Ray cluster to join.",
+        "actors",
+        shown="RAY_ADDRESS, else one on this machine, else a new one",
     )
     kernels: str | None = option(
         None,
@@ -203,7 +207,7 @@ class EngineConfig:
         high=1 << 20,
     )
     seed: int = option(
-        0, "Seed of sampling and of policies that draw.", "session", low=0, high=MAX_SEED
+        0, "Seed of sampling and of policies that draw lots.", "session", low=0, high=MAX_SEED
     )
     restarts: int = option(
         3,
@@ -226,6 +230,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_all(self)
+        if self.vram is not None:
+            parse_bytes(self.vram, "vram")
         most = max(4, 2 * len(os.sched_getaffinity(0)))
         replace(rows(EngineConfig)["threads"], high=most).check(self.threads)
         if self.predictor_process == "mps" and self.transport == "ray":

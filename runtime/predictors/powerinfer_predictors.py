@@ -104,7 +104,7 @@ def _state_dict(path: Path) -> Mapping[str, Any]:
             found = found[key]
     if not isinstance(found, Mapping):
         raise CheckpointError(
-            f"{path} holds a {type(found).__name__}, expected a state dict with fc1.weight and "
+            f"{path} holds type {type(found).__name__}, expected a state dict with fc1.weight and "
             "fc2.weight"
         )
     tensors = {str(name).removeprefix("module."): value for name, value in found.items()}
@@ -137,7 +137,7 @@ def _matrix(
     """One matrix as an array; None in a shape is any size of at least 1."""
     tensor = tensors.get(name)
     if not isinstance(tensor, torch.Tensor):
-        have = "no tensor" if tensor is None else f"a {type(tensor).__name__} for"
+        have = "no tensor" if tensor is None else f"type {type(tensor).__name__} for"
         raise CheckpointError(
             f"{path} has {have} '{name}'; a predictor needs fc1.weight, fc2.weight"
         )

@@ -191,7 +191,7 @@ def wrong_array(*checks: tuple[str, Any, tuple[int, ...], tuple[str, ...]]) -> s
     for name, array, shape, dtypes in checks:
         if array is None:
             continue
-        found = f"a {type(array).__name__}"
+        found = f"of type {type(array).__name__}"
         if isinstance(array, np.ndarray):
             found = f"{array.dtype}{list(array.shape)}"
             if array.shape == shape and str(array.dtype) in dtypes and array.flags.c_contiguous:

@@ -149,16 +149,17 @@ def _decoded(path: Path, data: bytes, offset: int, final: bool) -> tuple[str, in
 def spread_windows(
     paths: Sequence[Path], tokenizer: TextEncoder, context: int, max_tokens: int
 ) -> list[list[int]]:
-    """Windows of `context` ids taken evenly from all over the files, about `max_tokens` in all.
+    """Windows of `context` ids taken evenly from all over the files, `max_tokens` in all.
 
     A long text is read only where its windows lie, so a sample of a large corpus costs what the
-    sample does. A text that is not long enough for that, and JSON lines, are read from the start.
+    sample does. The last window has what is left. A text that is not long enough for that, and
+    JSON lines, are read from the start.
 
     Raises:
         ConfigError: as token_windows, or the files hold no text at all.
     """
     sizes = [file_bytes(path) for path in paths]
-    count = max(1, max_tokens // context)
+    count = max(1, -(-max_tokens // context))
     found: list[list[int]] = []
     plain = not any(is_jsonl(path) for path in paths)
     if plain and sum(sizes) >= _SPARSE * count * context * _BYTES_PER_ID:
@@ -170,7 +171,7 @@ def spread_windows(
                 which += 1
             ids = list(tokenizer.encode(_text_at(paths[which], place, context * _BYTES_PER_ID)))
             if len(ids) >= context:
-                found.append(ids[:context])
+                found.append(ids[: min(context, max_tokens - index * context)])
     if not found:
         found = [window for window, _ in token_windows(paths, tokenizer, context, max_tokens)]
     if not found:

@@ -28,14 +28,21 @@ def test_the_table_has_a_row_a_policy(run: Run) -> None:
     ended = run("compare", "--policy", "greedy", "--policy", "odd", "--repeat", "2", "--no-planted")
     assert ended.code == 0
     header, greedy, odd, *notes = ended.out.splitlines()
-    assert header.split()[:2] == ["policy", "tokens/s"]
+    assert header.split()[:6] == ["policy", "gpu", "neuron", "load", "pc-low*", "tokens/s"]
     assert greedy.startswith("greedy") and "62.0 %" in greedy
     assert "25.0 %" in greedy  # waits of 0.25 s beside 0.75 s of work
     assert greedy.endswith("yes")
     assert odd.endswith("NO")
-    assert "1000.0" in greedy and "500.0" in odd
-    assert any("both executors share this CPU" in line for line in notes)
-    assert any(line.startswith("pc-low*") and "not measured" in line for line in notes)
+    assert "1000" in greedy and "500.0" in odd
+    said = " ".join(notes)
+    assert "do not rank placements: without a GPU both executors share the same cores" in said
+    assert "pc-low*: tokens/s that the cost model computes" in said and "RTX 2080 Ti" in said
+    assert "All cases gave" not in said and max(map(len, ended.out.splitlines())) <= 100
+
+
+def test_where_all_tokens_are_the_same_a_line_says_so(run: Run) -> None:
+    out = run("compare", "--policy", "greedy", "--policy", "random", "--no-planted").out
+    assert "All cases gave the same tokens." in out.splitlines() and "same tokens " not in out
 
 
 def test_json_keys(run: Run) -> None:

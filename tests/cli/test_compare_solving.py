@@ -80,7 +80,7 @@ def test_a_policy_that_placed_nothing_says_why(run: Run, tmp_path: Path) -> None
     given = ("--policy", "ilp", "--policy", "all-cpu", "--vram", "22MiB", "--no-planted")
     done = run("compare", *given, "--repeat", "1", "--json", "--out", str(tmp_path / "out"))
     remark = "8 layers without a neuron on the GPU, which would need at least 1,"
-    assert f"ilp on embedded, 22MiB: no neuron on the GPU: {remark}" in done.out
+    assert f"ilp on embedded, 22MiB: no neuron on the GPU: {remark}" in " ".join(done.out.split())
     assert "all-cpu on embedded" not in done.out
     runs = json.loads(done.out.splitlines()[-1])["runs"]
     assert runs[0]["note"].startswith(remark)
@@ -88,6 +88,18 @@ def test_a_policy_that_placed_nothing_says_why(run: Run, tmp_path: Path) -> None
     assert f'<p class="small">ilp, selective: {remark}' in page
     words = f"hotcold compare {' '.join(given)} --repeat 1"
     assert re.search(rf"hotcold .*, \d{{4}}-\d\d-\d\d, \d+ cores of .*: {words}", page)
+
+
+def test_a_note_stands_on_the_page_under_the_table_it_is_about(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    given = ("--policy", "greedy", "--vram", "28MiB", "--repeat", "1", "--out", str(tmp_path / "o"))
+    done = run("compare", *given)
+    assert done.code == 0, done.err
+    first, planted = (tmp_path / "o" / "compare.html").read_text().split("<h2>planted, ")
+    assert "planted: its budget holds" in planted and "planted: its budget" not in first
+    assert first.count("do not rank placements") == planted.count("do not rank placements") == 1
+    assert first.index("GPU neuron load</h2>") < first.index("Tokens a second</h2>")
+    assert "overflow-wrap: anywhere" in first  # long paths and names do not widen the page
 
 
 def test_an_interruption_does_not_wait_for_a_policy(tmp_path: Path) -> None:

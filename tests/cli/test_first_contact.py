@@ -89,6 +89,20 @@ def test_a_prompt_of_a_tokenizer_that_is_another_models(
     refused(run, engines, argv, "the model has 50", "another model")
 
 
+@pytest.mark.parametrize(
+    "argv",
+    ["generate Hello --vram 28", "compare --vram 1MiB --vram 28", "solve --out o --vram 28"]
+    + ["roofline --vram 28", "bench stores --size 28", "bench kernels --buffer 28"],
+)
+def test_bytes_that_were_meant_in_another_unit(
+    run: Run, engines: list[FakeEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    option = argv.split()[-2].strip("-")
+    refused(run, engines, argv.split(), option, "28MiB or 28GiB", "give 28B")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("argv", "special"), [([], False), (["--special"], True)])
 def test_control_tokens_reach_the_engine_as_asked(
     run: Run, engines: list[FakeEngine], argv: list[str], special: bool

@@ -3,10 +3,11 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.command import Run, only_line
-from support.fake_engine import FakeEngine
+from support.fake_engine import FakeEngine, GenerationStats
 from support.models import write_llama
 
 from hotcold.actors.cli.commands import generate
@@ -29,6 +30,15 @@ def test_each_actor_has_a_line_with_its_work(run: Run) -> None:
         assert line.split()[1:5] == ["4242", "1,000", "100", "5.0"]
     assert "250.0 tokens/s" in err
     assert "3.50 GB/s" in err
+    assert "predictor: computes" in err and max(map(len, err.splitlines())) <= 100
+
+
+def test_one_token_has_no_speed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(**arguments: Any) -> FakeEngine:
+        return FakeEngine(arguments, last=GenerationStats(new_tokens=1))
+
+    monkeypatch.setattr(FakeEngine, "launch", launch)
+    assert "decode: 1 token; GPU" in run("generate", "Once").err
 
 
 def test_the_json_line_is_the_whole_of_standard_output(run: Run) -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 from support.command import Run, only_line
 
+from hotcold.actors.cli.common import output
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
 
 
-def test_plants_a_bundle_and_says_what_it_measured(run: Run, tmp_path: Path) -> None:
+def test_plants_a_bundle_and_says_what_it_measured(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "PROGRESS_AFTER_S", 600)  # a busy machine would be told of
     out = tmp_path / "deep" / "model"
     ended = run("plant", "tiny", "--out", str(out), "--tokens", "1024", "--json")
     assert ended.code == 0

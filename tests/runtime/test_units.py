@@ -14,8 +14,10 @@ from hotcold.runtime.units import format_bytes, parse_bytes
         ("1.5GB", 1_500_000_000),
         ("1.5 gb", 1_500_000_000),
         (" 7B ", 7),
-        ("4096", 4096),
-        (4096, 4096),
+        ("1048576", 2**20),
+        (2**20, 2**20),
+        ("4096B", 4096),
+        ("0", 0),
         (0, 0),
         ("0.3KB", 300),
         ("0.0001KiB", 0),
@@ -33,6 +35,12 @@ def test_amounts(text: int | str, expected: int) -> None:
 def test_refused(text: Any) -> None:
     with pytest.raises(ConfigError, match="--vram is"):
         parse_bytes(text, "--vram")
+
+
+@pytest.mark.parametrize("value", [28, "28", "1048575", "1.5"])
+def test_few_bytes_without_a_unit_are_asked_back(value: int | str) -> None:
+    with pytest.raises(ConfigError, match=r"--vram is .*MiB or [0-9.]+GiB meant\?.*give [0-9]+B"):
+        parse_bytes(value, "--vram")
 
 
 def test_format() -> None:

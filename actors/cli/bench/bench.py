@@ -50,7 +50,7 @@ command.add_command(bench_sync.command)
 @json_option
 @debug_option
 def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> None:
-    """One-way latency between Ray actors: of C loops through shared memory, and of a Ray call.
+    """One-way latency between actors, by shared memory and by Ray.
 
     pinned: two loops, a core each. unpinned: two loops, wherever the system puts them. loaded: all
     three loops take turns, with the driver alive. With a GPU also what a layer's exchange, there
@@ -82,14 +82,17 @@ def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> N
 
 
 @command.command("stores")
-@click.option("--size", default="2GiB", show_default=True, help="Bytes of each kind of store.")
-@count_option("--rounds", "Of each case.", 1, 10_000, 100)
+@click.option(
+    "--size", default="2GiB", show_default=True, metavar="SIZE", help="Of each kind of store."
+)
+@count_option("--rounds", "Reads of each case.", 1, 10_000, 100)
 @json_option
 @debug_option
 def weight_stores(size: str, rounds: int, as_json: bool) -> None:
-    """How fast kernels read from each kind of weight store (--store), with one thread and two.
+    """How fast kernels read from each kind of weight store (--store).
 
-    rows_4k: gate rows that do not fire. records_30k: whole neurons. sequential: a dense product.
+    With one thread and two. rows_4k: gate rows that do not fire. records_30k: whole neurons.
+    sequential: a dense product.
     """
     from hotcold.runtime.bench.stores import measure
 
@@ -145,11 +148,11 @@ def kernels(
     as_json: bool,
     **chosen: Any,  # noqa: ANN401 - as click parsed them
 ) -> None:
-    """Bandwidth of each operator for one token, from cold memory, beside that of reading alone.
+    """Bandwidth of each operator, beside that of reading alone.
 
-    fraction: the operator's bandwidth over that of reading rows of the same length, medians of the
-    same run. best: the same for the fastest calls, which says more on a busy machine. On a GPU:
-    over the bandwidth of a large dense product.
+    For one token, from cold memory. fraction: the operator's bandwidth over that of reading rows of
+    the same length, medians of the same run. best: the same for the fastest calls, which says more
+    on a busy machine. On a GPU: over the bandwidth of a large dense product.
     """
     from hotcold.runtime.bench.kernels import Settings, doubts, measure
 
@@ -245,7 +248,7 @@ def decode(  # noqa: PLR0917 - as click passes them
     with_ray: bool,
     as_json: bool,
 ) -> None:
-    """Decode tokens/s of both transports, beside other programs on the same weights.
+    """Decode tokens/s, beside other programs on the same weights.
 
     The engine and its rivals (transformers in float32 and bfloat16, llama.cpp) take turns; figures
     are medians over the rounds. bytes bound: the time to read a token's bytes at the bandwidth

@@ -22,10 +22,11 @@ from hotcold.runtime.options.config import ENGINE, EngineConfig
 @json_option
 @engine_options("bench prompt", own=("kv_dtype",))
 def command(options: EngineConfig, lengths: tuple[int, ...], kv_dtype: str, as_json: bool) -> None:
-    """Prompt tokens/s by length on a GPU: sparse in blocks, dense with the cold weights streamed.
+    """Prompt tokens/s by length on a GPU, sparse and dense.
 
-    The switch point is the length from which a dense pass takes less time than the sparse blocks
-    it replaces. An engine measures it once, on its first prompt that is long enough.
+    Sparse goes in blocks; dense streams the cold weights to the GPU. The switch point is the length
+    from which a dense pass takes less time than the sparse blocks it replaces. An engine measures
+    it once, on its first prompt that is long enough.
     """
     from hotcold.native.errors import BackendError
     from hotcold.runtime.bench.prompt import measure

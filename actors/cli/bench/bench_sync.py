@@ -24,7 +24,7 @@ from hotcold.runtime.options.config import SAMPLING, EngineConfig
 def command(
     options: EngineConfig, resident: float, max_tokens: int, repeat: int, as_json: bool
 ) -> None:
-    """Exchanges left out because no cold neuron fired, and microseconds saved by each.
+    """Exchanges left out as no cold neuron fired; time saved by each.
 
     One plan under the schedules paper (waits in every layer) and selective, in turn, without Ray. A
     model whose first layers hardly fire: hotcold plant llama-1b --quiet 0.5 --quiet-density 0.0008.

@@ -86,35 +86,35 @@ def _result(engine: "Engine", text: str, ids: list[int]) -> dict[str, Any]:
 
 
 def _print_actors(result: dict[str, Any]) -> None:
-    """One line an actor with the work it did, then the speed."""
-    rows = []
-    for name, work in result["actors"].items():
-        rows.append(
-            (
-                name,
-                str(work["pid"]),
-                output.count(work["gate_rows"]),
-                output.count(work["up_down_rows"]),
-                f"{work['bytes'] / 1e6:,.1f}",
-                f"{work['busy_s']:.3f}",
-                f"{work['wait_s']:.3f}",
-                work["role"],
-            )
+    """A table of the work that each actor did, its role in words, then the speed."""
+    counts, times = ("gate_rows", "up_down_rows"), ("busy_s", "wait_s")
+    rows = [
+        (
+            *(name, str(work["pid"])),
+            *(output.count(work[key]) for key in counts),
+            f"{work['bytes'] / 1e6:,.1f}",
+            *(f"{work[key]:.3f}" for key in times),
         )
-    headers = ("actor", "pid", "gate rows", "up/down rows", "MB read", "busy s", "wait s", "role")
+        for name, work in result["actors"].items()
+    ]
+    headers = ("actor", "pid", "gate rows", "up/down rows", "MB read", "busy s", "wait s")
     output.note(output.table(headers, rows))
+    said = [f"{name}: {work['role']}" for name, work in result["actors"].items()]
     if result["recall"] is not None:
-        output.note(
+        said.append(
             f"recall: {100 * result['recall']:.1f} % of the neurons that fire were predicted "
             f"(+- {196 * result['recall_standard_error']:.1f}, estimated from a sample of those "
             "not predicted)"
         )
-    output.note(
-        f"prompt: {result['prompt_tokens']} tokens, {result['prompt_tokens_per_s']:.1f} tokens/s; "
-        f"decode: {result['new_tokens']} tokens, {result['decode_tokens_per_s']:.1f} tokens/s, "
-        f"{result['gb_per_s']:.2f} GB/s; "
+    given, made = (output.count(result[f"{part}_tokens"], "token") for part in ("prompt", "new"))
+    speed = ""  # the first token comes with the prompt
+    if result["new_tokens"] > 1:
+        speed = f", {result['decode_tokens_per_s']:.1f} tokens/s, {result['gb_per_s']:.2f} GB/s"
+    said.append(
+        f"prompt: {given}, {result['prompt_tokens_per_s']:.1f} tokens/s; decode: {made}{speed}; "
         f"GPU neuron load: {output.percent(result['gpu_neuron_load'])}; end: {result['finish']}"
     )
+    output.note("\n".join(output.wrapped(line, 2) for line in said))
 
 
 def check_prompt(options: EngineConfig, prompt: str, special: bool) -> None:

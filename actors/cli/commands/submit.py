@@ -107,7 +107,7 @@ def command(
 ) -> int:
     """Run COMMAND, a command of hotcold or `python FILE`, as a job of a Ray cluster.
 
-    hotcold submit --fetch out -- solve --policy mine.py:Mine --vram 28MiB --out out
+    hotcold submit --fetch out -- solve --policy mine.py:Mine --out out
 
     The cluster needs: Linux of this machine's architecture, ray[default] with its dashboard
     reachable from here, Python 3.10 or newer, and what hotcold depends on (torch, tokenizers, ...;
@@ -190,7 +190,8 @@ def _pack(scratch: Path, sending: Sending) -> dict[str, Any]:
             f"{sending.working_dir} has a hotcold of its own, which would hide the package; "
             "rename it or leave it out with --exclude"
         )
-    output.note(f"hotcold: sending {len(sent)} files of {sending.working_dir.resolve()}")
+    files = output.count(len(sent), "file")
+    output.note(f"hotcold: sending {files} of {sending.working_dir.resolve()}")
     runtime_env: dict[str, Any] = {
         "working_dir": str(folder),
         "py_modules": [str(one) for one in folders],
@@ -241,7 +242,8 @@ def _end(code: int, files: list[str], sending: Sending) -> int:
             written = jobstream.unpack_files(files, Path.cwd(), list(sending.fetch))
         except (OSError, ValueError) as error:
             raise LaunchError(f"--fetch: {error}") from error
-        output.note(f"hotcold: {len(written)} files came back to {', '.join(sending.fetch)}")
+        came = output.count(len(written), "file")
+        output.note(f"hotcold: {came} came back to {', '.join(sending.fetch)}")
     return code
 
 

@@ -90,8 +90,8 @@ def record(
         raise KernelError("no pass was recorded; the transport keeps no spans of whole passes")
     made = figures(engine)
     output.note(
-        f"hotcold: {made.new_tokens} tokens, {made.decode_tokens_per_s:.1f} tokens/s; "
-        f"{len(found)} passes recorded whole"
+        f"hotcold: {output.count(made.new_tokens, 'token')}, {made.decode_tokens_per_s:.1f} "
+        f"tokens/s; {output.count(len(found), 'pass')} recorded whole"
     )
     return found, {
         actor: {

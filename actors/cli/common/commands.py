@@ -5,7 +5,7 @@ import importlib.metadata
 # Name -> module under hotcold.actors.cli, and the attribute that is its command. Listed, not
 # imported: `hotcold --help` then costs no numpy, no torch and no Ray.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "generate": ("commands.generate", "Generate text with the three actors"),
+    "generate": ("commands.generate", "Continue a text with the three actors"),
     "inspect": ("commands.inspect", "Show a model's shapes, bytes and sparsity"),
     "profile": ("offline.profile", "Count over a text how often each neuron fires"),
     "train-predictors": (
@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare.command", "Run placements and schedules on the same prompt"),
     "trace": ("commands.trace", "Record what every actor does for a token: Perfetto file and PNG"),
     "hardware": ("commands.hardware", "Measure this machine for policies and cost models"),
-    "roofline": ("commands.roofline", "Compute the bound of a plan on a machine"),
+    "roofline": ("commands.roofline", "Compute the highest speed a machine allows a plan"),
     "policies": ("commands.policies", "List the installed policies and predictors"),
     "doctor": ("commands.doctor", "Say what this machine offers and what to mend"),
     "submit": (

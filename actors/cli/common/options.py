@@ -89,7 +89,7 @@ def count_option(
     flag: str,
     help: str,  # noqa: A002
     low: int,
-    high: int,
+    high: int | None,
     default: int | None = None,
     into: str = "",
 ) -> Callable[[Command], Command]:

@@ -6,6 +6,7 @@ Used by every command. Formats tables, numbers, progress and the JSON line.
 import json
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any
 
 import click
 
+WIDTH = 100  # columns that tables and sentences keep to
 PROGRESS_AFTER_S = 2.0
 PROGRESS_EVERY_S = 5.0
 
@@ -50,8 +52,18 @@ def finite(value: Any) -> Any:
     return value
 
 
+def wrapped(text: str, indent: int = 0) -> str:
+    """Text in lines of WIDTH, all but the first indented; a longer word stays whole."""
+    lines = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
+    lines.subsequent_indent = " " * indent
+    return lines.fill(text)
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned plain text: numbers to the right, words to the left, two blanks between columns."""
+    """Aligned plain text: numbers to the right, words to the left, two blanks between columns.
+
+    Words in the last column go on in the next line where the table would be wider than WIDTH.
+    """
     cells = [list(headers), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
     right = [
@@ -64,16 +76,19 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
             for cell, width, is_number in zip(row, widths, right, strict=True)
         ]
         lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    before = sum(widths[:-1]) + 2 * len(widths[:-1])
+    wraps = before < WIDTH - 20  # else too little room is left
+    return "\n".join(wrapped(line, before) if wraps else line for line in lines)
 
 
 def _numeric(cell: str) -> bool:
     return cell in {"", "-"} or cell.lstrip("-+")[:1].isdigit()
 
 
-def count(number: int) -> str:
-    """1234567 as '1,234,567'."""
-    return f"{number:,}"
+def count(number: int, noun: str = "") -> str:
+    """1234567 as '1,234,567'; with a noun '1 pass' or '2 passes'."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}" if noun else f"{number:,}"
 
 
 def percent(share: float) -> str:
@@ -88,7 +103,7 @@ class Progress:
 
     Args:
         what: the job, "profiling" for example.
-        unit: what is counted, "tokens" for example.
+        unit: what is counted, "token" for example.
     """
 
     def __init__(self, what: str, unit: str) -> None:
@@ -106,7 +121,7 @@ class Progress:
             return
         self._next_s = now + self._every_s
         self._shown = True
-        text = f"{self._what}: {count(done)} {self._unit}, {100 * share:.0f} %{more}"
+        text = f"{self._what}: {count(done, self._unit)}, {100 * share:.0f} %{more}"
         if self._terminal:
             click.echo(f"\r\x1b[K{text}", nl=False, err=True)
         else:

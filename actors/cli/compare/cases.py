@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from hotcold.actors.cli.common import output
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.units import format_bytes
+from hotcold.runtime.units import format_bytes, parse_bytes
 
 DEFAULT_POLICIES = ("greedy", "random", "all-cpu")
 DEFAULT_SCHEDULE = "selective"
@@ -44,8 +44,12 @@ class Case:
     @property
     def described(self) -> str:
         """The label and the budget."""
-        size = format_bytes(self.vram) if isinstance(self.vram, int) else self.vram
-        return self.label if size is None else f"{self.label}, {size}"
+        return self.label if self.vram is None else f"{self.label}, {format_budget(self.vram)}"
+
+
+def format_budget(vram: str | int | None) -> str:
+    """A budget for people: as it was typed, or a size that was computed."""
+    return format_bytes(vram) if isinstance(vram, int) else vram or "default budget"
 
 
 # The steps of Figure 15, each on top of the one before, in what this engine can be asked for: the
@@ -78,13 +82,15 @@ def make_cases(
         settings: names of those given; `all` leaves out policies that miss theirs, and says so.
 
     Raises:
-        ConfigError: one given twice.
+        ConfigError: one given twice, or a budget that is no size.
     """
     for option, values in (("policy", policies), ("schedule", schedules), ("vram", budgets)):
         if len(set(values)) < len(values):
             raise ConfigError(
                 f"--{option} names one {option} twice ({', '.join(values)}); give it once"
             )
+    for budget in budgets:
+        parse_bytes(budget, "--vram")
     chosen = [
         name
         for policy in policies

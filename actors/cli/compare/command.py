@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option, option, out_option
+from hotcold.actors.cli.common.options import (
+    count_option,
+    engine_options,
+    json_option,
+    option,
+    out_option,
+)
 from hotcold.actors.cli.common.running import Terminated, running_engine, signal_inside
 from hotcold.actors.cli.compare.cases import DEFAULT_POLICIES, DEFAULT_SCHEDULE, Case, make_cases
 from hotcold.actors.cli.compare.page import write_page
@@ -35,6 +41,7 @@ from hotcold.actors.cli.compare.subjects import Subject, make_subjects
 from hotcold.actors.cli.compare.table import explain, table
 from hotcold.native.errors import ConfigError, HotcoldError
 from hotcold.runtime.exchange.transports import SHARES_MEMORY
+from hotcold.runtime.hardware.machine_file import load_hardware
 from hotcold.runtime.options.config import ENGINE, SAMPLING, EngineConfig
 
 if TYPE_CHECKING:
@@ -58,7 +65,9 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
     shown=DEFAULT_SCHEDULE,
     help="A schedule policy to compare.",
 )
-@option(ENGINE["vram"], "budgets", many=True, help="A GPU memory budget to compare, as 24MiB.")
+@option(
+    ENGINE["vram"], "budgets", many=True, help="A GPU memory budget to compare: 24MiB, for example."
+)
 @click.option(
     "--ablation",
     is_flag=True,
@@ -79,20 +88,8 @@ MODELLED = "pc-low"  # whose speed is computed where there is no GPU to measure
     "--prompt", default="Once upon a time", show_default=True, help="What every run continues."
 )
 @option(SAMPLING["max_tokens"], low=2)
-@click.option(
-    "--repeat",
-    type=click.IntRange(1, 1000),
-    default=3,
-    show_default=True,
-    help="Turns of each case, in an order drawn from the seed.",
-)
-@click.option(
-    "--each",
-    type=click.IntRange(1, 1000),
-    default=1,
-    show_default=True,
-    help="Runs a turn, after its warm-up.",
-)
+@count_option("--repeat", "Turns of each case, in an order drawn from the seed.", 1, 1000, 3)
+@count_option("--each", "Runs in each turn, after its warm-up.", 1, 1000, 1)
 @click.option(
     "--time-limit",
     "limit_s",
@@ -126,9 +123,10 @@ def command(
 ) -> None:
     """Run placement policies and schedules on the same prompt and print a table.
 
-    Tokens are chosen greedily, so "same tokens" says whether a policy changed the output. Without a
-    GPU the loads and tokens are measured, and a column says what the cost model predicts for a
-    machine with one. MODEL is a folder; without one, the embedded model and a planted one.
+    Without a GPU compare the GPU neuron load, and the speed that the cost model computes for a
+    machine with one: the speeds measured here do not rank placements. Tokens are chosen greedily;
+    the table says where a policy changed them. MODEL is a folder; without one, the embedded model
+    and a planted one.
     """
     cases = make_cases(policies, schedules, budgets, ablation, options.settings)
     if not prompt.strip():
@@ -141,6 +139,8 @@ def command(
         raise click.UsageError("--shape is run on nothing; leave out MODEL and --planted")
     if hardware is None and (shape is not None or not _gpu_here(options)):
         hardware = MODELLED
+    if hardware is not None:
+        load_hardware(hardware)  # refused before a model is drawn
     options = replace(options, hardware=hardware)
     until = None if limit_s is None else time.monotonic() + limit_s
     manner = Manner(prompt, max_tokens, repeat, each, options.seed, out is not None, until)
@@ -164,12 +164,11 @@ def _report(rows: Sequence[Row], manner: Manner, out: Path | None, as_json: bool
     """Table and notes, the page where one is asked for, and the line of JSON."""
     runs = [row.run for row in rows]
     add_speedups(runs)
-    notes = explain(rows)
     click.echo(output.table(*table(runs)))
-    click.echo(f"\n{notes}")
+    click.echo("\n" + "\n".join(map(output.wrapped, explain(rows))))
     report = None
     if out is not None:
-        report = str(write_page(out, rows, manner, table, notes))
+        report = str(write_page(out, rows, manner))
         output.note(f"page: {report}")
     if as_json:
         output.emit_json({"runs": runs, "report": report})
@@ -224,6 +223,7 @@ def compare(
     options = replace(options, model=subject.model)
     measured = {one.case: Measured() for one in ready}
     options = replace(options, settings=without_schedules(options.settings))
+    output.note(f"hotcold: starting the actors for {subject.name}")
     with ExitStack() as stack:
         engine, loaded = _launch(stack, options, ready, measured)
         try:

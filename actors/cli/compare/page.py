@@ -7,32 +7,32 @@ import html
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
+from hotcold.actors.cli.common import output
+from hotcold.actors.cli.compare.cases import format_budget
 from hotcold.actors.cli.compare.runs import Manner, Row
+from hotcold.actors.cli.compare.table import explain, table
 from hotcold.native.errors import ConfigError
 
 if TYPE_CHECKING:
     from hotcold.runtime.offline.pictures.comparison import Entry, Group
 
 PAGE = "compare.html"
-Table = Callable[[Sequence[dict[str, Any]]], tuple[list[str], list[list[str]]]]
 
 
-def write_page(out: Path, rows: Sequence[Row], manner: Manner, table: Table, notes: str) -> Path:
+def write_page(out: Path, rows: Sequence[Row], manner: Manner) -> Path:
     """Write the page and its pictures as PNG files.
 
     Args:
         out: the folder; made if it is not there.
         rows: all cases.
         manner: how they were run.
-        table: makes headers and cells of runs.
-        notes: what the columns are, a line each.
 
     Returns:
         The page.
@@ -51,7 +51,7 @@ def write_page(out: Path, rows: Sequence[Row], manner: Manner, table: Table, not
         group = _group(group_rows, manner.max_tokens)
         parts.append(f"<h2>{html.escape(group.caption)}</h2>")
         parts.append(f'<div class="wide">{html_table(*table([r.run for r in group_rows]))}</div>')
-        said = [line for line in notes.split("\n") if line] + _remarks(group_rows)
+        said = explain(group_rows) + _remarks(group_rows)
         parts += [f'<p class="small">{html.escape(line)}</p>' for line in said]
         for name, drawn in draw_all(group):
             picture = Picture(f"{_file_name(group)}-{name}", *TEXTS[name], figure_png(drawn))
@@ -72,10 +72,10 @@ def _how(rows: Sequence[Row], manner: Manner) -> str:
     """How the figures came about, in a sentence."""
     if not any(row.measured.tokens_per_s for row in rows):
         return "Nothing was run: placements judged by the cost model."
-    runs = manner.repeat * manner.each
+    runs = output.count(manner.repeat * manner.each, "run")
     return (
         f"Each case continued the same prompt by {manner.max_tokens} tokens, greedily; "
-        f"{runs} {'run' if runs == 1 else 'runs'} of each, in an order drawn from seed "
+        f"{runs} of each, in an order drawn from seed "
         f"{manner.seed}, with a warm-up before each turn."
     )
 
@@ -88,7 +88,8 @@ def _origin() -> str:
 
     machine = identity()
     gpus = "".join(f", {name}" for name in machine["gpus"])
-    here = f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB{gpus}"
+    cores = output.count(machine["cores"], "core")
+    here = f"{cores} of {machine['cpu']}, {machine['memory_gib']} GiB{gpus}"
     context = click.get_current_context(silent=True)
     state = None if context is None else context.find_object(State)
     typed = "" if state is None else f": {shlex.join(['hotcold', *state.words])}"
@@ -111,17 +112,14 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _group(rows: Sequence[Row], max_tokens: int) -> "Group":
     from hotcold.runtime.offline.pictures.comparison import Group
-    from hotcold.runtime.units import format_bytes
 
     first = rows[0]
-    vram = first.run["vram"]
-    size = format_bytes(vram) if isinstance(vram, int) else vram or "default budget"
     where = "on the GPU" if first.ready.on_gpu else "without a GPU"
     if not any(row.measured.tokens_per_s for row in rows):
         where = "not run"
-    caption = f"{first.run['model']}, {size}, {where}"
+    caption = f"{first.run['model']}, {format_budget(first.run['vram'])}, {where}"
     entries = tuple(_entry(row, max_tokens) for row in rows)
-    return Group(caption, first.ready.hardware.name, entries)
+    return Group(caption, first.ready.hardware.name, entries, first.ready.on_gpu)
 
 
 def _entry(row: Row, max_tokens: int) -> "Entry":

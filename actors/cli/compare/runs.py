@@ -102,7 +102,7 @@ def measure_all(
         HotcoldError: the first failure of a turn but FOR_WANT, after all other turns.
     """
     order = turns(ready, manner)
-    progress = output.Progress(what, "turns")
+    progress = output.Progress(what, "turn")
     failed: HotcoldError | None = None
     last = ""  # for whoever kills the command, and for the impatient
     for done, one in enumerate(order):

@@ -238,24 +238,23 @@ def without_schedules(settings: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in settings.items() if not key.startswith("schedule.")}
 
 
-def fields_of(made: object) -> set[str]:
-    """Settings that a policy's class has."""
-    return {field.name for field in fields(made)} if is_dataclass(made) else set()
-
-
-def own_settings(
-    kind: str, settings: "Mapping[str, Setting]", known: Mapping[str, set[str] | None]
+def _own_settings(
+    kind: "PluginKind", settings: "Mapping[str, Setting]", names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """For each policy those settings that it has; others are for the policies beside it.
 
-    Args:
-        kind: of the policies, "placement" or "schedule".
-        settings: of that kind.
-        known: by policy, the settings it has; None: not known, it gets all of them.
+    Files are imported in their own process only, never here: their policies get all settings.
 
     Raises:
         ConfigError: a setting that no policy has.
     """
+    from hotcold.runtime.plugins.registry import BUILT_IN, find
+
+    known: dict[str, set[str] | None] = dict.fromkeys(names)
+    for name in BUILT_IN[kind]:
+        if name in known:
+            made = find(kind, name)
+            known[name] = {f.name for f in fields(made)} if is_dataclass(made) else set()
     for key in settings:
         if not any(has is None or key in has for has in known.values()):
             raise ConfigError(f"--set {key}: no {kind} of {', '.join(known)} has such a setting")
@@ -263,18 +262,3 @@ def own_settings(
         name: {key: value for key, value in settings.items() if has is None or key in has}
         for name, has in known.items()
     }
-
-
-def _own_settings(
-    kind: "PluginKind", settings: "Mapping[str, Setting]", names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Settings by policy. Files are imported in their own process only, never here.
-
-    Raises:
-        ConfigError: a setting that none of them has.
-    """
-    from hotcold.runtime.plugins.registry import BUILT_IN, find
-
-    built_in = BUILT_IN[kind]
-    known = {name: fields_of(find(kind, name)) if name in built_in else None for name in names}
-    return own_settings(kind, settings, known)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hotcold.actors.cli.common import output
 from hotcold.actors.cli.compare.cases import Case
 from hotcold.runtime.options.config import EngineConfig
 
@@ -86,7 +87,8 @@ def _as_large(vram: str | int, own: "Prepared", other: "Prepared") -> int:
     left = parse_bytes(vram) - reserve - _modules(own)
     share = min(1.0, max(0.0, left / _neurons(own)))
     reserve = 0 if other.gpu is None else other.gpu.reserve_bytes
-    return reserve + _modules(other) + int(share * _neurons(other))
+    least = 1 << 20  # fewer bytes are taken for a slip; the planted model needs more anyway
+    return max(least, reserve + _modules(other) + int(share * _neurons(other)))
 
 
 def _modules(prepared: "Prepared") -> int:
@@ -114,6 +116,7 @@ def planted_model() -> Path:
         return folder
     except HotcoldError:
         pass  # not there, or damaged
+    output.note("hotcold: drawing the planted model; later runs find it in the cache")
     drawn = folder.with_name(f"{folder.name}.{os.getpid()}")
     plant(options, drawn, device="cpu")
     try:

@@ -7,88 +7,86 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hotcold.actors.cli.common import output
+from hotcold.actors.cli.compare.cases import format_budget
 from hotcold.actors.cli.compare.runs import Row
-from hotcold.runtime.units import format_bytes
+from hotcold.runtime.hardware.machine_file import about
+
+Columns = dict[str, Callable[[dict[str, Any]], str]]
 
 
 def table(runs: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headers and rows for people; columns in which all are alike are left out."""
-
-    def varies(key: str) -> bool:
-        return len({run[key] for run in runs}) > 1
-
-    names: dict[str, Callable[[dict[str, Any]], str]] = {}
-    if varies("model"):
-        names["model"] = lambda run: run["model"]
-    if varies("vram"):
-        names["vram"] = lambda run: _budget(run["vram"])
-    if varies("step"):
-        names["step"] = lambda run: run["step"]
-    names["policy"] = lambda run: run["policy"]
-    if varies("schedule"):
-        names["schedule"] = lambda run: run["schedule"]
+    names: Columns = {}
+    for key in ("model", "vram", "step", "policy", "schedule"):
+        if key == "policy" or len({run[key] for run in runs}) > 1:
+            names[key] = _column(key, format_budget if key == "vram" else str)
     ran = any(run["decode_tokens_per_s"] is not None or run["refused"] for run in runs)
+    measured: Columns = {}
+    load = {"expected gpu neuron load": _column("predicted_gpu_neuron_load", output.percent)}
     if ran:
-        names["tokens/s"] = lambda run: _number(run["decode_tokens_per_s"])
-        names["min..max"] = _spread
-    names[f"{runs[0]['predicted_for']}*"] = lambda run: _number(run["predicted_tokens_per_s"])
+        load = {"gpu neuron load": _column("gpu_neuron_load", output.percent)}
+        measured["tokens/s"] = _column("decode_tokens_per_s", _speed)
+        if any(run["repeat"] > 1 for run in runs):
+            measured["min..max"] = _spread
+    names |= measured if runs[0]["on_gpu"] else load  # what ranks placements comes first
+    names[f"{runs[0]['predicted_for']}*"] = _column("predicted_tokens_per_s", _speed)
     if any("speedup" in run for run in runs):
         names["speedup"] = lambda run: f"{run['speedup']:.2f} x" if "speedup" in run else "-"
-    if not ran:
-        names["expected gpu load"] = lambda run: _share(run["predicted_gpu_neuron_load"])
-    else:
-        names["gpu neuron load"] = lambda run: _share(run["gpu_neuron_load"])
-        names["gpu waits"] = lambda run: _share(run["wait_share"])
-        names["same tokens"] = _same
+    names |= load | measured
+    if ran:
+        names["gpu waits"] = _column("wait_share", output.percent)
+        if not _all_same(runs):
+            names["same tokens"] = _same
     return list(names), [[show(run) for show in names.values()] for run in runs]
+
+
+def _column(key: str, form: Callable[[Any], str]) -> Callable[[dict[str, Any]], str]:
+    return lambda run: "-" if run[key] is None and key != "vram" else form(run[key])
+
+
+def _all_same(runs: Sequence[dict[str, Any]]) -> bool:
+    return all(run["same_tokens"] for run in runs)
 
 
 def _same(run: dict[str, Any]) -> str:
     if run["refused"]:
         return "does not run here"
-    if run["same_tokens"] is None:
-        return "-"  # its turn did not come
-    return "yes" if run["same_tokens"] else "NO"
+    return {None: "-", True: "yes", False: "NO"}[run["same_tokens"]]  # None: its turn did not come
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else output.percent(value)
+def _speed(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
 
 
 def _spread(run: dict[str, Any]) -> str:
-    low, high = run["decode_tokens_per_s_min"], run["decode_tokens_per_s_max"]
-    return "-" if low is None or low == high else f"{low:.1f}..{high:.1f}"  # one run has none
+    ends = [run[f"decode_tokens_per_s_{end}"] for end in ("min", "max")]
+    return "..".join(map(_speed, ends)) if run["repeat"] > 1 else "-"
 
 
-def _budget(vram: str | int | None) -> str:
-    return format_bytes(vram) if isinstance(vram, int) else vram or "default"
-
-
-def explain(rows: Sequence[Row]) -> str:
+def explain(rows: Sequence[Row]) -> list[str]:
     """What the columns are, below the table: which is measured and which is not."""
     hardware, on_gpu = rows[0].ready.hardware, rows[0].ready.on_gpu
-    rates = "its measured rates" if hardware.measured else "its rates, none measured here"
-    where = "tokens/s: measured here."
-    if not any(row.measured.tokens_per_s for row in rows):
-        where = "Nothing was run here."
-    elif not on_gpu:
-        where = "tokens/s: measured here, without a GPU: both executors share this CPU."
+    rates = "measured rates" if hardware.measured else "rates"
     lines = [
-        where,
-        f"{hardware.name}*: tokens/s by the cost model from {rates}; computed, not measured.",
         "gpu neuron load: share of the computed neurons that the GPU executor computes.",
+        f"{hardware.name}*: tokens/s that the cost model computes from the {rates} of "
+        f"{about(hardware.name) or hardware.name}; not measured.",
     ]
+    if not any(row.measured.tokens_per_s for row in rows):
+        lines.insert(0, "Nothing was run here.")
+    elif not on_gpu:
+        lines.append(
+            "tokens/s, measured here, do not rank placements: without a GPU both executors share"
+            " the same cores, so an even split may win."
+        )
     if any("speedup" in row.run for row in rows):
         by = "measured" if on_gpu else "by the cost model"
         lines.append(f"speedup: over the step +PO, {by} (paper, Figure 15).")
-    if len({row.run["model"] for row in rows}) > 1 and isinstance(rows[-1].run["vram"], int):
-        first, last = rows[0].run["model"], rows[-1].run["model"]
-        lines.append(f"{last}: its budgets hold the same share of its neurons as {first}'s do.")
-    return "\n".join(lines + _empty(rows))
+    if _all_same([row.run for row in rows]):
+        lines.append("All cases gave the same tokens.")
+    for model in dict.fromkeys(r.run["model"] for r in rows if isinstance(r.run["vram"], int)):
+        lines.append(f"{model}: its budget holds the same share of neurons as the first model's.")
+    return lines + _empty(rows)
 
 
 def _empty(rows: Sequence[Row]) -> list[str]:
@@ -98,6 +96,6 @@ def _empty(rows: Sequence[Row]) -> list[str]:
         run, plan = row.run, row.ready.plan
         remark = plan.remark.replace("\n", "; ")
         if remark and not (plan.device_LN == 0).any():
-            case = f"{run['policy']} on {run['model']}, {_budget(run['vram'])}"
+            case = f"{run['policy']} on {run['model']}, {format_budget(run['vram'])}"
             found.append(f"{case}: no neuron on the GPU: {remark}.")
     return list(dict.fromkeys(found))

@@ -6,7 +6,7 @@ With --sweep the curve of a model's predictors beside an untrained one of the sa
 
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option, option, texts_option
+from hotcold.actors.cli.common.options import (
+    count_option,
+    engine_options,
+    json_option,
+    option,
+    texts_option,
+)
 from hotcold.actors.cli.offline import evaluation
 from hotcold.runtime.options.config import ENGINE, EngineConfig
 
@@ -30,29 +36,21 @@ SORTS = ("speed", "bytes", "recall", "density", "perplexity")
 
 @click.command("evaluate")
 @texts_option("--text", "A text to measure on, in UTF-8; may be repeated.", into="texts")
-@click.option(
+@count_option(
     "--max-tokens",
-    type=click.IntRange(min=2),
-    default=8192,
-    show_default=True,
-    help="Tokens, in windows spread over the texts.",
+    "Tokens read, in windows spread over the texts; the first of each is not predicted.",
+    *(2, None, 8192),
 )
-@click.option(
-    "--decode",
-    type=click.IntRange(min=0),
-    default=64,
-    show_default=True,
-    help="Tokens generated to measure speed; 0: do not measure it.",
-)
+@count_option("--decode", "Tokens generated to measure speed; 0: do not measure it.", 0, None, 64)
 @click.option(
     "--sweep",
     is_flag=True,
-    help="Trained predictors over all recalls, beside an untrained one of the same bytes.",
+    help="Measure trained predictors at every recall, beside an untrained one of the same bytes.",
 )
 @click.option(
     "--audit-runs",
     type=click.IntRange(1, 10_000),
-    help="Runs of the recall audit over 512 tokens: how often is the recall in its interval?",
+    help="Audit the recall so often, over 512 tokens: how often does its interval hold it?",
 )
 @click.option(
     "--tasks",
@@ -102,8 +100,9 @@ def command(
     """Compare MODEL under the given predictor, plan and dtype with the dense checkpoint.
 
     Runs in this process, without Ray. The windows are the same for every setting, so results of
-    two calls on the same texts can be compared. With `--predictor all`, every installed predictor
-    that the model has the data for; `--set predictor.NAME=VALUE` goes to those that know it.
+    two calls on the same texts can be compared. `--predictor all` measures every installed
+    predictor that the model has the data for; `--set predictor.NAME=VALUE` goes to those that know
+    it.
     """
     if sum(map(bool, (sweep, audit_runs, tasks))) > 1:
         raise click.UsageError("--sweep, --audit-runs and --tasks exclude each other")
@@ -158,11 +157,8 @@ def measure_all(
 
     first, windows, _ = _windows(configs[0], texts, max_tokens)
     held = [replace(one, context=first.context) for one in configs]
-    progress = output.Progress("evaluating", "tokens")
-    try:
+    with closing(output.Progress("evaluating", "token")) as progress:
         return evaluate_all(held, windows, decode, progress)
-    finally:
-        progress.close()
 
 
 def measure_ranking(
@@ -191,11 +187,8 @@ def measure_curves(
     from hotcold.runtime.offline.evaluation.sweep import sweep
 
     config, windows, bundle = _windows(config, texts, max_tokens)
-    progress = output.Progress("sweeping", "windows")
-    try:
+    with closing(output.Progress("sweeping", "window")) as progress:
         curves = sweep(config, windows, progress)
-    finally:
-        progress.close()
     return curves, curves.parameters / describe(bundle)["parameters"]["total"]
 
 
@@ -204,11 +197,8 @@ def measure_trials(config: EngineConfig, texts: tuple[Path, ...], runs: int) -> 
     from hotcold.runtime.offline.evaluation.audit_trials import run_trials
 
     config, windows, _ = _windows(config, texts, CONTEXT)
-    progress = output.Progress("auditing", "runs")
-    try:
+    with closing(output.Progress("auditing", "run")) as progress:
         return run_trials(config, windows[0], runs, progress=progress)
-    finally:
-        progress.close()
 
 
 def measure_tasks(
@@ -222,9 +212,6 @@ def measure_tasks(
     from hotcold.runtime.offline.evaluation.harness import run_tasks
 
     names = [name for joined in tasks for name in joined.split(",") if name]
-    progress = output.Progress("asking", "requests")
-    try:
+    with closing(output.Progress("asking", "request")) as progress:
         with redirect_stdout(sys.stderr):  # results alone go to standard output
             return run_tasks(config, names, folder, limit, few_shot, progress)
-    finally:
-        progress.close()

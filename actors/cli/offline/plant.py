@@ -79,7 +79,7 @@ def command(
     if hf and form not in (None, "hf"):
         raise click.UsageError(f"--hf and --format {form} exclude each other; give one of them")
     options = PlantOptions(shape, **given)
-    progress = output.Progress("planting", "layers")
+    progress = output.Progress("planting", "layer")
     signals = StopSignals()
     signals.install()  # so that SIGTERM, too, removes what is half-written
     try:

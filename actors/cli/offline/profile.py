@@ -6,6 +6,7 @@ this process, in plain torch, on a GPU where there is one.
 
 import os
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,12 +97,9 @@ def command(
     from hotcold.runtime.offline.profiling.job import run_job  # torch takes seconds to import
 
     job = make_job(options, given, own, context)
-    progress = output.Progress("profiling", "tokens")
     begin = time.monotonic()
-    try:
+    with closing(output.Progress("profiling", "token")) as progress:
         done = run_job(job, out, progress, output.note)
-    finally:
-        progress.close()
     seconds = time.monotonic() - begin
     click.echo(done.profile.summary())
     result = describe(job, done, seconds)

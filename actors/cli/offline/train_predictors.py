@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option, out_option, texts_option
+from hotcold.actors.cli.common.options import (
+    count_option,
+    engine_options,
+    json_option,
+    out_option,
+    texts_option,
+)
 from hotcold.actors.cli.offline.profile import FILE_NAME as PROFILE
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.options.config import EngineConfig
@@ -38,12 +44,10 @@ HELD_BACK = 8  # one part of the text in so many is for thresholds, one for the 
     "--calibrate", "Text that sets the thresholds.  [default: an eighth of --text, held back]"
 )
 @texts_option("--report", "Text the figures are reported on.  [default: another eighth]")
-@click.option(
+@count_option(
     "--max-tokens",
-    type=click.IntRange(min=64),
-    default=163_840,
-    show_default=True,
-    help="Tokens to train on, spread over the texts. Their inputs are kept on disk meanwhile.",
+    "Tokens to train on, spread over the texts. Their inputs are kept on disk meanwhile.",
+    *(64, None, 163_840),
 )
 @click.option(
     "--recall",
@@ -77,13 +81,7 @@ HELD_BACK = 8  # one part of the text in so many is for thresholds, one for the 
 @click.option(
     "--lookahead", type=int, default=0, help="Predict from the input of so many layers earlier."
 )
-@click.option(
-    "--epochs",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Passes over the text.",
-)
+@count_option("--epochs", "Passes over the text.", 1, None, 2)
 @click.option("--threads", type=click.IntRange(min=1), help="Layers trained at a time.")
 @json_option
 @engine_options("train-predictors", argument=True)

@@ -56,7 +56,7 @@ class RayTransport(Transport):
         for n in range(request.max_tokens):
             position = len(ids) + n
             id_, logprob = sample(logits, request.sampling, position)
-            yield Sampled([id_], [logprob])
+            yield Sampled([id_], [logprob], [time.monotonic_ns()])
             if id_ in request.eos or n + 1 == request.max_tokens:
                 return
             logits = self._pass(np.array([id_], np.int32), position, 1)[-1]

@@ -70,7 +70,7 @@ class LeadingExecutor(Executor):
                 wanted = AT_ONCE if len(tokens) else 1  # the first after a pause goes out alone
                 if len(tokens):
                     index += len(tokens)
-                    yield Sampled(tokens["id"].tolist(), tokens["logprob"].tolist())
+                    yield Sampled(*(tokens[x].tolist() for x in ("id", "logprob", "time_ns")))
                 self.segment.raise_if_poisoned()
                 if done:
                     break

@@ -46,7 +46,7 @@ class TensorInfo:
 def _entry(path: Path, name: str, entry: object, data_begin: int, data_bytes: int) -> TensorInfo:
     wrong = f"the header of {path} describes tensor {name!r:.100}"
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{wrong} by a {type(entry).__name__}; restore the file")
+        raise CheckpointError(f"{wrong} by type {type(entry).__name__}; restore the file")
     code, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not (isinstance(shape, list) and len(shape) <= 8 and all(is_int(n) for n in shape)):
         raise CheckpointError(f"{wrong} with the shape {shape!r:.100}; restore the file")

@@ -58,11 +58,13 @@ class Group:
         caption: model, budget and machine.
         hardware: whose speed the cost model computed.
         entries: the cases.
+        on_gpu: whether they ran on a GPU; without one, measured speeds do not rank them.
     """
 
     caption: str
     hardware: str
     entries: tuple[Entry, ...]
+    on_gpu: bool
 
     @property
     def ran(self) -> bool:
@@ -100,18 +102,21 @@ def _rows(axes: "Axes", group: Group) -> "NDArray[np.int64]":
 
 
 def draw_speeds(group: Group) -> "Figure":
-    """Tokens/s: measured with spread on the left, the cost model's on the right."""
+    """Tokens/s by the cost model, and as measured, with their spread; to the left what ranks."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.0, _height(group)), layout="constrained")
-    here, model = figure.subplots(1, 2, sharey=True)
-    titled(here, "Tokens/s, measured here", group.caption)
+    sides = figure.subplots(1, 2 if group.ran else 1, sharey=True, squeeze=False)[0]
+    model, here = sides[:: -1 if group.on_gpu else 1][[0, -1]]
+    if group.ran:
+        titled(here, "Tokens/s, measured here", group.caption)
     machine = shorten(group.hardware, 40, placeholder=" ...")  # half of the figure is its room
     titled(model, "Tokens/s, cost model", f"{machine}: computed, not measured")
-    for axes in (here, model):
+    for axes in sides:
         rows = _rows(axes, group)
         axes.set_xlabel("tokens/s")
-    for row, entry in zip(rows, group.entries, strict=True):
+    model.barh(rows, [entry.predicted for entry in group.entries], 0.6, color=GREY, alpha=0.6)
+    for row, entry in zip(rows, group.entries if group.ran else (), strict=False):
         if not entry.speeds:
             here.annotate("not run here", (0, row), (6, -3), textcoords="offset points")
             continue
@@ -119,22 +124,8 @@ def draw_speeds(group: Group) -> "Figure":
         here.barh(row, middle, 0.6, color=VERMILLION, alpha=0.85)
         here.plot([low, high], [row, row], color="black", linewidth=1.6)
         here.plot(entry.speeds, [row] * len(entry.speeds), "|", color="black", markersize=9)
-    model.barh(rows, [entry.predicted for entry in group.entries], 0.6, color=GREY, alpha=0.6)
     here.set_xlim(left=0)
-    model.tick_params(labelleft=False)
-    return figure
-
-
-def draw_predicted(group: Group) -> "Figure":
-    """Tokens/s by the cost model, where nothing was run."""
-    figure, axes = empty_axes(
-        f"Cost model, {group.hardware}: computed, not measured",
-        group.caption,
-        (10.0, _height(group)),
-    )
-    rows = _rows(axes, group)
-    axes.barh(rows, [entry.predicted for entry in group.entries], 0.6, color=GREY, alpha=0.6)
-    axes.set_xlabel("tokens/s")
+    sides[-1].tick_params(labelleft=not group.ran)
     return figure
 
 
@@ -249,13 +240,9 @@ def draw_hot_maps(group: Group) -> "Figure":
 TEXTS: dict[str, tuple[str, str]] = {
     "speeds": (
         "Tokens a second",
-        "Left: decode speed as measured on this machine, the bar the median, the line from the "
-        "slowest run to the fastest, a tick a run. Right: what the cost model computes for the "
-        "machine named; that is no measurement.",
-    ),
-    "predicted": (
-        "Tokens a second",
-        "What the cost model computes for the machine named; that is no measurement.",
+        "Measured: decode speed on this machine, the bar the median, the line from the slowest run "
+        "to the fastest, a tick a run. Cost model: what it computes for the machine named; that is "
+        "no measurement.",
     ),
     "load": (
         "GPU neuron load",
@@ -284,10 +271,10 @@ TEXTS: dict[str, tuple[str, str]] = {
 def draw_all(group: Group) -> "list[tuple[str, Figure]]":
     """The pictures of a group that have something to show, by name."""
     if not group.ran:
-        return [("predicted", draw_predicted(group)), ("hot_maps", draw_hot_maps(group))]
+        return [("speeds", draw_speeds(group)), ("hot_maps", draw_hot_maps(group))]
     drawn: list[tuple[str, Figure | None]] = [
-        ("speeds", draw_speeds(group)),
         ("load", draw_load(group)),
+        ("speeds", draw_speeds(group)),
         ("waits", draw_waits(group)),
         ("tokens", draw_tokens(group)),
         ("hot_maps", draw_hot_maps(group)),

@@ -13,15 +13,16 @@ from hotcold.runtime.units import format_bytes
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
-       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 figure { margin: 0; } img { width: 100%; height: auto; border: 1px solid #ddd; }
 figcaption, .small { color: #555; font-size: .9rem; }
-table { border-collapse: collapse; font-size: .9rem; width: 100%; }
+table { border-collapse: collapse; font-size: .9rem; width: 100%; overflow-wrap: normal; }
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #ddd;
          font-variant-numeric: tabular-nums; }
 th { font-weight: 600; } table.total tr:last-child td { font-weight: 600; }
 .wide { overflow-x: auto; }
+@media (max-width: 40rem) { table { font-size: .75rem; } th, td { padding: .2rem; } }
 """
 
 

@@ -109,7 +109,7 @@ def test_such_a_folder_is_a_predictor(folder: Path, tmp_path: Path) -> None:
         ({"fc1__weight": torch.ones(0, 24)}, "expected [H, 24]"),
         ({"fc1__weight": torch.ones(24)}, "has shape [24]"),
         ({"fc2__weight": None}, "no tensor 'fc2.weight'"),
-        ({"fc2__weight": [1.0]}, "a list for 'fc2.weight'"),
+        ({"fc2__weight": [1.0]}, "type list for 'fc2.weight'"),
         ({"fc2__weight": torch.ones(40, 5).double()}, "torch.float64"),
         ({"fc2__weight": torch.ones(40, 5).to_sparse()}, "torch.sparse_coo"),
         ({"fc2__weight": torch.full((40, 5), torch.nan)}, "200 values that are not finite"),
@@ -153,7 +153,7 @@ def test_files_that_are_no_predictors(folder: Path) -> None:
         (folder / "model_1.pt").write_bytes(data)
         assert "model_1.pt" in refused(folder)
     torch.save([1, 2], folder / "model_1.pt")
-    assert "holds a list" in refused(folder)
+    assert "holds type list" in refused(folder)
     with zipfile.ZipFile(folder / "model_1.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model_1/data.pkl", bytes(1 << 20))
     assert "unfolds to 1048576 bytes" in refused(folder)

@@ -169,7 +169,7 @@ def test_native_layers_accepts_what_fits() -> None:
         ({"fc1": np.ones(24, np.float32)}, r"fc1 is float32\[24\]"),
         ({"fc1": np.ones((0, 24), np.float32)}, r"fc1 is float32\[0, 24\].*\[1, 24\]"),
         ({"fc1": np.ones((5, 24))}, r"fc1 is float64\[5, 24\]"),
-        ({"fc1": [[1.0]]}, "fc1 is a list"),
+        ({"fc1": [[1.0]]}, "fc1 is of type list"),
         ({"fc2": np.ones((40, 4), np.float32)}, r"fc2 is float32\[40, 4\].*\[40, 5\]"),
         ({"fc2": np.ones((40, 5), np.float16)}, "fc2 is float16.*float32"),
         ({"fc2": np.ones((5, 40), np.float32).T}, "C-contiguous"),

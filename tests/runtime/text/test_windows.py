@@ -134,6 +134,8 @@ def test_spread_windows_come_from_all_over(tmp_path: Path) -> None:
     found = spread_windows([path], Words(), 16, 160)
     assert found == spread_windows([path], Words(), 16, 160)
     assert [len(window) for window in found] == [16] * 10
+    assert [len(window) for window in spread_windows([path], Words(), 16, 40)] == [16, 16, 8]
+    assert [len(window) for window in spread_windows([path], Words(), 16, 9)] == [9]
     for index, window in enumerate(found):
         assert window[0] == 1
         assert window[2] == window[1] + 1, "words are cut"
