@@ -201,8 +201,9 @@ class Engine:
             ActorLostError: an actor died; raised by the iterator, names the actor.
         """
         if sampling is None:
+            check_names(fields, Sampling)
             stop = fields.get("stop", ())
-            fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+            fields["stop"] = tuple(stop) if isinstance(stop, (list, tuple)) else (stop,)
             if fields.get("seed") is None:
                 fields["seed"] = self._default_seed
             sampling = Sampling(**fields)

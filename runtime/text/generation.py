@@ -8,6 +8,7 @@ by `LocalSession`. Sampling itself is in native/ops/sample.c.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 
 from hotcold.native.errors import ConfigError
@@ -133,7 +134,12 @@ class TextCodec:
                 raise ConfigError("the prompt is empty; give at least one character")
             ids = self.tokenizer.encode(prompt, special)
         else:
-            ids = [int(id_) for id_ in prompt]
+            try:
+                ids = [index(id_) for id_ in prompt]
+            except TypeError:
+                raise ConfigError(
+                    f"the prompt {prompt!r:.80} is neither one text nor token ids; give one prompt"
+                ) from None
         if not ids:
             raise ConfigError("the prompt has no tokens; give at least one")
         spec = self._spec

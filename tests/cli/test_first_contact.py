@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.cli_inputs import profiled_llama, random_words
@@ -13,7 +14,11 @@ from support.command import Run, only_line
 from support.fake_engine import FakeEngine
 from support.models import TinyLlama, write_llama
 
+from hotcold.actors import Engine
+from hotcold.native.errors import ConfigError
 from hotcold.runtime.files import reserve
+from hotcold.runtime.model.checkpoints.bundle import resolve_model
+from hotcold.runtime.text.generation import TextCodec
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'ab' * 32}\nsize 1842767\n"
 COMMANDS = ("generate Hello --model {}", "inspect {}", "profile {} --text {}/t --out {}/o")
@@ -182,3 +187,21 @@ def test_a_disk_without_room_for_an_offline_job(
         ended = run(*argv.split())
         assert ended.code and "0.0 MB free" in only_line(ended.err) and way_out in ended.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("prompt", [["Hello", "World"], [1.5], None, 123])
+def test_a_prompt_that_is_neither_a_text_nor_ids(prompt: Any) -> None:
+    bundle = resolve_model()
+    with pytest.raises(ConfigError, match="neither one text nor token ids"):
+        TextCodec(bundle.path, bundle.spec).check(prompt, 64)
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [({"max_new_tokens": 4}, "did you mean 'max_tokens'"), ({"stop": 3}, "stop")],
+)
+def test_a_field_that_generate_does_not_have(field: dict[str, Any], words: str) -> None:
+    engine = Engine.__new__(Engine)
+    engine._prepared = None
+    with pytest.raises(ConfigError, match=words):
+        engine.generate("Hello", **field)
