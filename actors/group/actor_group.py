@@ -71,7 +71,7 @@ class ActorGroup:
         self._private_ray = private_ray
         self._mps = MpsSession()
         self.processes = ActorProcesses(
-            name, deployment.cores, group, stuck_s, unwanted=lambda: self.closing
+            name, group, stuck_s, unwanted=lambda: self.closing
         )
         try:
             self.processes.start(ACTORS)

@@ -14,7 +14,6 @@ from hotcold.actors.cluster.processes import is_gone, is_stopped
 from hotcold.actors.group import answers
 from hotcold.actors.group.executor_actors import Facts, remote_class
 from hotcold.native.errors import ActorLostError, HotcoldError
-from hotcold.runtime.hardware.cores import Cores
 
 START_S = 120.0
 END_S = cluster.END_S
@@ -25,7 +24,6 @@ class ActorProcesses:
 
     Args:
         name: prefix of their names.
-        cores: that each of them may use.
         group: the caller's placement group, or None to make one.
         stuck_s: one that is stopped for longer counts as dead.
         unwanted: whether nobody waits for their answers any more.
@@ -43,7 +41,6 @@ class ActorProcesses:
     def __init__(
         self,
         name: str,
-        cores: dict[str, Cores],
         group: PlacementGroup | None,
         stuck_s: float,
         unwanted: Callable[[], bool],
@@ -56,9 +53,8 @@ class ActorProcesses:
         self._name, self._stuck_s, self._unwanted = name, stuck_s, unwanted
         self._own_group = group is None
         self._group: Any = group
-        self._cpus = cluster.cpu_fractions(cores, 0.0)
         if group is None:
-            self._group, self._cpus = cluster.reserve(cores, name)
+            self._group = cluster.reserve(name)
 
     def start(self, names: Iterable[str]) -> None:
         """Create actors and wait until they answer."""
@@ -73,7 +69,7 @@ class ActorProcesses:
         made = remote_class(actor).options(
             name=f"{self._name}-{actor}",
             namespace=cluster.NAMESPACE,
-            num_cpus=self._cpus[actor],
+            num_cpus=cluster.ACTOR_CPUS,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=0
             ),

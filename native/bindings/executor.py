@@ -221,7 +221,8 @@ class NativeExecutor:
         keep = arrays.keep
         cores = list(arrays.cores) if arrays.cores else None
         c_cores = ffi.new("int32_t[]", cores) if cores else ffi.NULL
-        self._pool = lib.hc_pool_create(arrays.threads, c_cores)
+        spins = arrays.segment.spin_ns > 0
+        self._pool = lib.hc_pool_create(arrays.threads, c_cores, spins)
         if self._pool == ffi.NULL:
             raise failure()
         steps = np.ascontiguousarray(arrays.steps, dtype=STEP)

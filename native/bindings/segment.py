@@ -64,11 +64,6 @@ class NativeSegment:
         """Raise ConfigError or KernelError unless this is a whole segment of that epoch."""
         check(lib.hc_segment_check(self.pointer, self.bytes, epoch))
 
-    def set_wait_policy(self, spin_ns: int, yield_every: int) -> None:
-        """Sleep after spin_ns of waiting; give up the core once in yield_every spins."""
-        self.pointer.spin_ns = spin_ns
-        self.pointer.yield_every = yield_every
-
     @property
     def abi(self) -> int:
         """ABI number in the header."""

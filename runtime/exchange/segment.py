@@ -32,6 +32,7 @@ from hotcold.runtime.weights.memfd import check_sealed, create_sealed, open_seal
 
 __all__ = ["PoisonCode", "Segment", "SegmentHandle", "SegmentLayout"]
 
+SPIN_NS = 200_000  # of a waiter, before it sleeps in the kernel
 WAIT_SLICE_NS = 200_000_000  # Python looks at signals (Ctrl-C) in between
 _ENDS = {
     PoisonCode.DIED: "died",
@@ -112,37 +113,36 @@ class Segment:
         self._close_fd = weakref.finalize(self, os.close, fd) if fd >= 0 else None
 
     @classmethod
-    def create(
-        cls, layout: SegmentLayout, epoch: int, spin_ns: int = 200_000, yield_every: int = 64
-    ) -> "Segment":
+    def create(cls, layout: SegmentLayout, epoch: int, spin_ns: int = SPIN_NS) -> "Segment":
         """Make a segment on a sealed memfd that other processes can attach to.
 
         Args:
             layout: what it holds.
             epoch: number of this incarnation of the engine's actors.
-            spin_ns: a waiter sleeps in the kernel after this time.
-            yield_every: a waiter offers its core to others once in so many spins.
+            spin_ns: a waiter sleeps in the kernel after this time; 0: so do the threads of the
+                executors' pools.
 
         Raises:
             ConfigError: a wait setting out of range.
             LaunchError: the system refuses the memory.
         """
-        _check_wait_policy(spin_ns, yield_every)
+        if not 0 <= spin_ns < 2**31:
+            raise ConfigError(f"segment: spin_ns {spin_ns} must lie in [0, {2**31})")
         fd = create_sealed("hotcold-exchange", layout.bytes)
         try:
             segment = cls(mmap.mmap(fd, layout.bytes), epoch, fd)
         except BaseException:
             os.close(fd)
             raise
-        segment._init(layout, spin_ns, yield_every)
+        segment._init(layout, spin_ns)
         return segment
 
     @classmethod
-    def private(cls, layout: SegmentLayout, epoch: int) -> "Segment":
+    def private(cls, layout: SegmentLayout, epoch: int, spin_ns: int = SPIN_NS) -> "Segment":
         """Make a segment in this process's own memory, for transports that copy payloads."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         segment = cls(mmap.mmap(-1, layout.bytes, flags=flags), epoch)
-        segment._init(layout, 200_000, 64)
+        segment._init(layout, spin_ns)
         return segment
 
     @classmethod
@@ -181,12 +181,12 @@ class Segment:
             ) from error
         return segment
 
-    def _init(self, layout: SegmentLayout, spin_ns: int, yield_every: int) -> None:
+    def _init(self, layout: SegmentLayout, spin_ns: int) -> None:
         self.native.init(
             *(self.epoch, layout.n_flags, layout.flags_offset),
             *(layout.span_offsets, layout.span_capacity),
         )
-        self.native.set_wait_policy(spin_ns, yield_every)
+        self.native.pointer.spin_ns = spin_ns
 
     @property
     def native(self) -> NativeSegment:
@@ -317,11 +317,3 @@ class Segment:
 
 def _actor_index(actor: str) -> int:
     return DRIVER if actor == "driver" else ACTORS.index(actor)
-
-
-def _check_wait_policy(spin_ns: int, yield_every: int) -> None:
-    if not 0 <= spin_ns < 2**31 or not 1 <= yield_every < 2**31:
-        raise ConfigError(
-            f"segment: spin_ns {spin_ns} and yield_every {yield_every} must lie in "
-            f"[0, {2**31}) and [1, {2**31})"
-        )

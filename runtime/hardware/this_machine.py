@@ -19,7 +19,6 @@ Looked up by `prepare_model` and the offline commands. Measures nothing.
 import hashlib
 import json
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from hotcold.native.errors import ConfigError, HotcoldError
 from hotcold.native.gpu import nvml
 from hotcold.runtime.hardware.machine_file import MachineFile, load_hardware
 from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.limits import processors
 from hotcold.runtime.model.checkpoints.cache import cache_folder
 from hotcold.runtime.weights import host_memory as memory
 
@@ -44,7 +44,7 @@ def identity(root: Path = Path("/")) -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "cpu": _cpu_model(root),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": processors().at_once,
         "kernels": active_cpu_variant(),
         "memory_gib": round(memory.meminfo(root).get("MemTotal", 0) / 2**30),
         "gpus": [gpu.name for gpu in nvml.gpus()],

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from hotcold.native.errors import CheckpointError, ConfigError
 from hotcold.runtime.hardware.lone_pool import lone_pool
+from hotcold.runtime.limits import processors
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 from hotcold.runtime.offline.training.capture import capture_inputs
 from hotcold.runtime.offline.training.dense import DenseModel
@@ -81,7 +82,7 @@ class TrainSettings:
     width: int = 0
     lookahead: int = 0
     context: int = 512
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=lambda: processors().at_once)
     fit: FitSettings = FitSettings()
 
     def __post_init__(self) -> None:
