@@ -178,7 +178,8 @@ def reserve(name: str) -> PlacementGroup:
     here = next(entry for entry in ray.nodes() if entry["NodeID"] == node)
     need = 3 * ACTOR_CPUS
     bundle = {"CPU": need, f"node:{here['NodeManagerAddress']}": 0.001}
-    group = placement_group([bundle], strategy="STRICT_PACK", name=f"hotcold-{name}-{os.getpid()}")
+    label = f"hotcold-{name}-{os.getpid()}"
+    group: PlacementGroup = placement_group([bundle], strategy="STRICT_PACK", name=label)
     try:
         # First for as long as Ray may take to hear that others have given up theirs.
         ready = group.wait(SOON_S) or _free_cpus() >= need and group.wait(READY_S)
@@ -188,7 +189,7 @@ def reserve(name: str) -> PlacementGroup:
         remove_placement_group(group)
         raise LaunchError(
             f"no room for the actors: they need {need:g} CPUs of this node, {_free_cpus():g} are "
-            f"free in the cluster; {_holders()}; end one of them, or start Ray with more (--num-cpus)"
+            f"free in the cluster; {_holders()}; end one of them, or start Ray with --num-cpus"
         )
     return group
 
