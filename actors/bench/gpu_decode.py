@@ -132,9 +132,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prompt", type=int, default=40)
     for name in ONCE:
         row = ENGINE[name]
-        default = "learned" if name == "predictor" else row.default
         choices = row.choices or None
-        parser.add_argument(f"--{row.dashed}", type=row.type, choices=choices, default=default)
+        parser.add_argument(f"--{row.dashed}", type=row.type, choices=choices, default=row.default)
+    parser.set_defaults(predictor="learned")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--bus-share", type=float, nargs="+", default=[0.0])
     parser.add_argument(

@@ -2,5 +2,5 @@
 
 Knows nothing of models or engines.
 
-May import: native, native.gpu, runtime.doctor, runtime.hardware
+May import: native, native.gpu, runtime.doctor
 """

@@ -1,8 +1,8 @@
 """Joining Ray or starting it, and reserving room for one group of actors.
 
 Measured facts this rests on (Ray 2.60, 2-core machine): a local Ray starts in 3.3 s; workers run at
-nice +15 unless RAY_worker_niceness says otherwise; an infeasible placement group waits for ever, so
-its readiness is awaited with a deadline.
+nice +15 unless RAY_worker_niceness says otherwise; a placement group without room waits for ever,
+so its readiness is awaited with a deadline.
 """
 
 import logging
@@ -21,16 +21,17 @@ import ray
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 from ray.util import placement_group
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from hotcold.actors.cluster import clusters
 from hotcold.actors.cluster.processes import is_gone, is_stopped
 from hotcold.native.errors import ConfigError, LaunchError
-from hotcold.runtime.hardware.cores import Cores
 
 NAMESPACE = "hotcold"
-READY_S, END_S = 30.0, 3.0
-TRIO_CPUS = 1.25  # of a small node: the driver keeps the rest
+SOON_S, READY_S, END_S = 1.5, 30.0, 3.0
+# Of an actor, as Ray counts. Not what it uses, which --threads says: several engines may share a
+# machine. Who wants to keep cores free for one gives it a placement group of that size.
+ACTOR_CPUS = 0.1
 WORKER_ENV = {"RAY_worker_niceness": "0"}
 OURS = "HOTCOLD_"  # variables that actors must see as their driver does
 _inherited: dict[str, str] | None = None  # the values that workers have anyway; None: unset
@@ -194,42 +195,48 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def reserve(shares: dict[str, Cores], name: str) -> tuple[PlacementGroup, dict[str, float]]:
+def reserve(name: str) -> PlacementGroup:
     """One bundle on the driver's node for all three actors (they share its memory).
 
-    Returns:
-        the placement group and the CPUs each actor takes of it.
-
     Raises:
-        LaunchError: the node has no room; says what is missing.
+        LaunchError: the node has no room; says who holds its CPUs.
     """
     node = ray.get_runtime_context().get_node_id()
     here = next(entry for entry in ray.nodes() if entry["NodeID"] == node)
-    cpus = cpu_fractions(shares, here["Resources"].get("CPU", 0.0))
-    bundle = {"CPU": sum(cpus.values()), f"node:{here['NodeManagerAddress']}": 0.001}
-    group = placement_group([bundle], strategy="STRICT_PACK", name=f"hotcold-{name}-{os.getpid()}")
+    need = 3 * ACTOR_CPUS
+    bundle = {"CPU": need, f"node:{here['NodeManagerAddress']}": 0.001}
+    label = f"hotcold-{name}-{os.getpid()}"
+    group: PlacementGroup = placement_group([bundle], strategy="STRICT_PACK", name=label)
     try:
-        ready = group.wait(READY_S)
+        # First for as long as Ray may take to hear that others have given up theirs.
+        ready = group.wait(SOON_S) or _free_cpus() >= need and group.wait(READY_S)
     except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception for a lost group
         raise LaunchError(f"the Ray cluster gave no room: {_first_line(error)}") from error
     if not ready:
-        free = ray.available_resources().get("CPU", 0.0)
         remove_placement_group(group)
         raise LaunchError(
-            f"no room for the actors: they need {bundle['CPU']:g} CPUs of this node, "
-            f"{free:g} are free in the cluster; close another engine or lower --threads"
+            f"no room for the actors: they need {need:g} CPUs of this node, {_free_cpus():g} are "
+            f"free in the cluster; {_holders()}; end one of them, or start Ray with --num-cpus"
         )
-    return group, cpus
+    return group
 
 
-def cpu_fractions(shares: dict[str, Cores], node_cpus: float) -> dict[str, float]:
-    """CPUs to reserve for each actor: its threads where the node has them, else a fraction."""
-    threads = {actor: share.threads for actor, share in shares.items()}
-    total = sum(threads.values())
-    if total + 1 <= node_cpus:
-        return {actor: float(count) for actor, count in threads.items()}
-    scale = min(TRIO_CPUS, max(0.3, node_cpus - 0.5)) / total
-    return {actor: round(count * scale, 4) for actor, count in threads.items()}
+def _free_cpus() -> float:
+    return float(ray.available_resources().get("CPU", 0.0))
+
+
+def _holders() -> str:
+    """Who holds the cluster's CPUs, in words."""
+    total = ray.cluster_resources().get("CPU", 0.0)
+    held = {"tasks and actors": total - _free_cpus()}
+    for group in placement_group_table().values():
+        if group["state"] == "CREATED":
+            name = group["name"] or "a group without a name"
+            cpus = sum(bundle.get("CPU", 0.0) for bundle in group["bundles"].values())
+            held[name] = held.get(name, 0.0) + cpus
+            held["tasks and actors"] -= cpus
+    words = [f"{name} {cpus:g}" for name, cpus in held.items() if cpus > 1e-3]
+    return f"of {total:g} there are held: {', '.join(words) or 'none'}"
 
 
 def check_name(name: str) -> None:

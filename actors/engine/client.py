@@ -266,6 +266,7 @@ class Client:
             schedule=deployment.schedule,
             transport=deployment.transport,
             bytes_by_device=dict(plan.bytes_by_device),
+            processors=deployment.threads_text,
             audit_every=deployment.audit_every,
             phase_s=phases,
             clock_error_s=states["gpu"].clock_error_ns / 1e9,

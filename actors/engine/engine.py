@@ -79,7 +79,8 @@ class Engine:
             policy: likewise; also an object.
             schedule: likewise; also an object.
             name: of the engine; others connect by it.
-            placement_group: the caller's, with room for the actor group in its first bundle.
+            placement_group: the caller's, with room for the actor group (0.3 CPUs) in its first
+                bundle; what else it holds is kept from other work of the cluster.
             **options: the options below.
 
         Raises:

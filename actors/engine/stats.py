@@ -64,6 +64,8 @@ class EngineStats:
         schedule: name of the schedule policy.
         transport: "native" or "ray".
         bytes_by_device: what the plan puts on each device.
+        processors: in words, the threads of each actor, the cores and quota that they have, and
+            whether those that wait spin.
         audit_every: one in so many neurons is audited; 0: none, as where nothing is guessed.
         phase_s: seconds of a pass by phase (`hotcold.runtime.tracing.phases`), means over the
         newest 32
@@ -77,6 +79,7 @@ class EngineStats:
     schedule: str
     transport: str
     bytes_by_device: dict[str, int]
+    processors: str = ""
     audit_every: int = 0
     phase_s: dict[str, float] = field(default_factory=dict)
     clock_error_s: float = 0.0

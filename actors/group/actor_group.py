@@ -70,9 +70,7 @@ class ActorGroup:
         self._kv: KvCache | None = None
         self._private_ray = private_ray
         self._mps = MpsSession()
-        self.processes = ActorProcesses(
-            name, deployment.cores, group, stuck_s, unwanted=lambda: self.closing
-        )
+        self.processes = ActorProcesses(name, group, stuck_s, unwanted=lambda: self.closing)
         try:
             self.processes.start(ACTORS)
             self.load(deployment)

@@ -14,7 +14,6 @@ from hotcold.actors.cluster.processes import is_gone, is_stopped
 from hotcold.actors.group import answers
 from hotcold.actors.group.executor_actors import Facts, remote_class
 from hotcold.native.errors import ActorLostError, HotcoldError
-from hotcold.runtime.hardware.cores import Cores
 
 START_S = 120.0
 END_S = cluster.END_S
@@ -38,7 +37,6 @@ class ActorProcesses:
     def __init__(
         self,
         name: str,
-        cores: dict[str, Cores],
         group: PlacementGroup | None,
         stuck_s: float,
         unwanted: Callable[[], bool],
@@ -51,9 +49,8 @@ class ActorProcesses:
         self._name, self._stuck_s, self._unwanted = name, stuck_s, unwanted
         self._own_group = group is None
         self._group: Any = group
-        self._cpus = cluster.cpu_fractions(cores, 0.0)
         if group is None:
-            self._group, self._cpus = cluster.reserve(cores, name)
+            self._group = cluster.reserve(name)
 
     def start(self, names: Iterable[str]) -> None:
         """Create actors and wait until they answer."""
@@ -68,7 +65,7 @@ class ActorProcesses:
         made = remote_class(actor).options(
             name=f"{self._name}-{actor}",
             namespace=cluster.NAMESPACE,
-            num_cpus=self._cpus[actor],
+            num_cpus=cluster.ACTOR_CPUS,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=0
             ),

@@ -62,9 +62,10 @@ hc_status hc_cpu_force(const char *name); /* process-wide; NULL: best */
 /* Open a compiled variant (variant.h) under a name for hc_cpu_force; it stays open. */
 hc_status hc_cpu_load(const char *path, const char *name);
 
-/* ---- Thread pool (pool.c). threads counts the caller; cores NULL: not pinned ---- */
+/* ---- Thread pool (pool.c). threads counts the caller; cores NULL: not pinned; spins: whether
+ * threads that wait spin before they sleep ---- */
 typedef struct hc_pool hc_pool;
-hc_pool *hc_pool_create(int32_t threads, const int32_t *cores);
+hc_pool *hc_pool_create(int32_t threads, const int32_t *cores, int32_t spins);
 void hc_pool_destroy(hc_pool *pool);
 int32_t hc_pool_threads(const hc_pool *pool);
 

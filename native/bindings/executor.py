@@ -87,7 +87,7 @@ class NativeExecutor:
         self.device: NativeDevice | None = None
         self._request: Request | None = None
         c_cores = ffi.new("int32_t[]", list(cores)) if cores else ffi.NULL
-        self._pool = lib.hc_pool_create(threads, c_cores)
+        self._pool = lib.hc_pool_create(threads, c_cores, fields["segment"].spin_ns > 0)
         if self._pool == ffi.NULL:
             raise failure()
         steps = np.ascontiguousarray(steps, dtype=STEP)

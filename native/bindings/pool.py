@@ -70,13 +70,16 @@ class Pool:
     Args:
         threads: how many, the caller's own included.
         cores: None, or one core a thread; the first one is the caller's, who pins itself.
+        spins: False: idle threads sleep at once.
 
     Raises:
         ConfigError: fewer than one thread, or a core this process may not use.
         KernelError: the threads could not be started.
     """
 
-    def __init__(self, threads: int, cores: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, threads: int, cores: Sequence[int] | None = None, spins: bool = True
+    ) -> None:
         self._pool: Any = ffi.NULL
         if not 1 <= threads <= MAX_THREADS:
             raise ConfigError(f"a pool of {threads} threads; 1 to {MAX_THREADS} are possible")
@@ -89,7 +92,7 @@ class Pool:
                     f"cores {missing} are not among those this process may use: {sorted(allowed)}"
                 )
         c_cores = ffi.NULL if cores is None else ffi.new("int32_t[]", list(cores))
-        self._pool = lib.hc_pool_create(threads, c_cores)
+        self._pool = lib.hc_pool_create(threads, c_cores, spins)
         if self._pool == ffi.NULL:
             raise failure()
 

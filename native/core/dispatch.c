@@ -27,6 +27,11 @@ static const hc_primitives *const variants[] = {
 /* NULL until the first operator runs. Tables are constants, or live for ever (variant.c): who
  * has loaded the pointer may use it as long as it likes. */
 static _Atomic(const hc_primitives *) active;
+static _Atomic(hc_primitives_find) find_loaded; /* variant.c's, once one is loaded */
+
+void hc_primitives_extend(hc_primitives_find find) {
+    atomic_store_explicit(&find_loaded, find, memory_order_release);
+}
 
 const char *hc_cpu_variant(int32_t index) {
     for (int32_t i = 0; index >= 0 && i < N_VARIANTS; i++)
@@ -56,7 +61,8 @@ static const hc_primitives *find(const char *name, const char *asked_by) {
         snprintf(available + used, sizeof available - used, "%s%s", used ? ", " : "",
                  variants[i]->name);
     }
-    const hc_primitives *own = hc_primitives_loaded(name);
+    hc_primitives_find loaded = atomic_load_explicit(&find_loaded, memory_order_acquire);
+    const hc_primitives *own = loaded ? loaded(name) : NULL;
     if (own)
         return own;
     /* The way to a file of one's own: HOTCOLD_CPU=mine.c, loaded under that name before. */

@@ -45,8 +45,10 @@ extern const hc_primitives hc_primitives_neon;
 /* The table in force; NULL after hc_fail where HOTCOLD_CPU names a variant this machine lacks
  * or a file that nobody has loaded. */
 const hc_primitives *hc_primitives_get(void);
-const hc_primitives *hc_primitives_best(void);               /* of the built-in ones */
-const hc_primitives *hc_primitives_loaded(const char *name); /* by variant.c; NULL: none */
+const hc_primitives *hc_primitives_best(void); /* of the built-in ones */
+/* Where a name is looked for beside the built-in ones: variant.c's loaded ones; NULL: none there. */
+typedef const hc_primitives *(*hc_primitives_find)(const char *name);
+void hc_primitives_extend(hc_primitives_find find);
 #define HC_VARIANT_NAME 128
 
 /* Bytes of one weight; 0 for an unknown dtype. */

@@ -10,7 +10,8 @@
  * Waiting: spin, sched_yield every 64 spins (there may be no more cores than threads: the thread
  * waited for must be able to run), after 1 ms sleep on a futex; an idle pool costs nothing. A
  * sleeper counts itself and looks at `run` again before it sleeps, the caller publishes before it
- * looks at the count; both in one total order, so no wake-up is lost.
+ * looks at the count; both in one total order, so no wake-up is lost. A pool made not to spin sleeps
+ * after the first 64: under a quota, spins are paid for with work.
  */
 #define _GNU_SOURCE /* affinity of threads */
 #include "core/internal.h"
@@ -54,6 +55,7 @@ typedef struct {
 struct hc_pool {
     int32_t threads; /* the caller, worker 0, included */
     int32_t started; /* workers that run, without it */
+    int32_t spin_ns;
     hc_task body;
     void *context;
     atomic_int busy;
@@ -84,15 +86,17 @@ static int64_t now_ns(void) {
 }
 
 /* One round of waiting; 0 once the time to spin is over. */
-static int spin(uint32_t *round, int64_t *until) {
+static int spin(const hc_pool *pool, uint32_t *round, int64_t *until) {
     RELAX();
     if (++*round % YIELD_EVERY)
         return 1;
     int64_t now = now_ns();
     if (!*until)
-        *until = now + SPIN_NS;
+        *until = now + pool->spin_ns;
+    if (now >= *until)
+        return 0;
     sched_yield();
-    return now < *until;
+    return 1;
 }
 
 /* Take the next task of a run that belongs to thread `of`; -1: none is left.
@@ -151,7 +155,7 @@ static void *worker_main(void *argument) {
             work(pool, self->index, run);
             last = run;
             until = 0;
-        } else if (!spin(&round, &until)) {
+        } else if (!spin(pool, &round, &until)) {
             /* The order that loses no wake-up: note `wake`, count oneself, look at run again,
              * sleep while wake is what was noted. The caller publishes the run, then looks at
              * sleepers, then raises wake. */
@@ -171,7 +175,7 @@ static void wait_done(hc_pool *pool, uint32_t before) {
     uint32_t round = 0;
     int64_t until = 0;
     while (atomic_load_explicit(&pool->done, memory_order_acquire) == before) {
-        if (spin(&round, &until))
+        if (spin(pool, &round, &until))
             continue;
         atomic_store(&pool->caller_sleeps, 1);
         if (atomic_load(&pool->done) == before)
@@ -232,7 +236,7 @@ static int start_worker(hc_pool *pool, int32_t i, const int32_t *cores) {
 }
 
 /* The caller is worker 0 and keeps its own affinity: cores[0] is for it to set. */
-hc_pool *hc_pool_create(int32_t threads, const int32_t *cores) {
+hc_pool *hc_pool_create(int32_t threads, const int32_t *cores, int32_t spins) {
     if (threads < 1 || threads > HC_MAX_THREADS) {
         hc_fail(HC_ERR_ARGUMENT, "a pool of %d threads; 1 to %d are possible", threads,
                 HC_MAX_THREADS);
@@ -252,6 +256,7 @@ hc_pool *hc_pool_create(int32_t threads, const int32_t *cores) {
     }
     memset(pool, 0, bytes);
     pool->threads = threads;
+    pool->spin_ns = spins ? SPIN_NS : 0;
     sigset_t all, before; /* signals stay with the threads that were there before */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);

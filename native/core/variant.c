@@ -91,7 +91,7 @@ static hc_status open_variant(const char *path, loaded_variant *v) {
 }
 
 /* The newest of that name: a changed file is compiled and loaded again, from another path. */
-const hc_primitives *hc_primitives_loaded(const char *name) {
+static const hc_primitives *find_variant(const char *name) {
     const hc_primitives *found = NULL;
     pthread_mutex_lock(&lock);
     for (int32_t i = n_loaded - 1; i >= 0 && !found; i--)
@@ -120,6 +120,7 @@ hc_status hc_cpu_load(const char *path, const char *name) {
         snprintf(v->path, sizeof v->path, "%s", path);
         status = open_variant(path, v);
         n_loaded += status == HC_OK;
+        hc_primitives_extend(find_variant);
     }
     pthread_mutex_unlock(&lock);
     return status;

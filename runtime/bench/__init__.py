@@ -2,7 +2,7 @@
 
 What launches actors to measure is in `hotcold.actors.bench`.
 
-May import: native.*, runtime.doctor, runtime.engine, runtime.engine.executors,
+May import: native.*, runtime, runtime.doctor, runtime.engine, runtime.engine.executors,
     runtime.exchange, runtime.hardware, runtime.model.checkpoints, runtime.offline.plant,
     runtime.options, runtime.plan, runtime.tracing, runtime.weights
 """

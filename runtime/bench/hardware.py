@@ -16,7 +16,6 @@ How the figures of the profile are chosen from what is measured:
 """
 
 import datetime
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from hotcold.runtime.hardware.caches import last_level_bytes
 from hotcold.runtime.hardware.cores import divide_cores
 from hotcold.runtime.hardware.machine_file import YARDSTICK, Figure, MachineFile
 from hotcold.runtime.hardware.this_machine import identity
+from hotcold.runtime.limits import processors
 from hotcold.runtime.weights import host_memory as memory
 
 RECORDS = (4 << 10, 12 << 10, 30 << 10, 60 << 10)  # bytes; 12: d 2048, 30: d 5120, both float16
@@ -91,7 +91,7 @@ def measure(
     effort = Effort.choose(quick)
     machine = identity()
     beside_gpu = nvml.visible() is not None and cuda_plugin.mode() != "off"
-    threads = divide_cores(None, None, gpu=beside_gpu)["cpu"].threads
+    threads = divide_cores(None, None, processors(), gpu=beside_gpu)["cpu"].threads
     reads = host_reads(effort, sorted({*thread_counts(), threads}), progress)
     neurons = host_neurons(effort, threads, progress)
     progress("arithmetic")
@@ -121,7 +121,7 @@ def measure(
 
 def thread_counts() -> list[int]:
     """From 1 to the cores that this process may use; on many cores only powers of two, and all."""
-    cores = len(os.sched_getaffinity(0))
+    cores = processors().at_once
     if cores <= 4:
         return list(range(1, cores + 1))
     return sorted({*(1 << i for i in range(cores.bit_length()) if 1 << i <= cores), cores})
@@ -201,7 +201,7 @@ def host_gflops(threads: int) -> float:
 
 def host_exchanges(effort: Effort, progress: Progress) -> list[Row]:
     """Round trips between resident loops, in processes of their own."""
-    cores = len(os.sched_getaffinity(0))
+    cores = processors().at_once
     cases = [("two loops, unpinned", False, 2), ("three loops in a ring, unpinned", False, 3)]
     if cores >= 2:
         cases.insert(0, ("two loops, a core each", True, 2))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from hotcold.runtime.limits import processors
 from hotcold.runtime.units import format_bytes
 from hotcold.runtime.weights import host_memory as memory
 
@@ -106,28 +107,18 @@ def instruction_sets(machine: Machine) -> list[Check]:
 
 def cores(machine: Machine) -> list[Check]:
     """Cores present, allowed by affinity, and granted by the control group."""
-    present, allowed = os.cpu_count() or 1, len(os.sched_getaffinity(0))
-    quota = _cpu_quota(machine)
-    found = f"{allowed} of {present}" + ("" if quota is None else f", quota {quota:.1f}")
-    if quota is not None and quota < allowed:
-        mend = f"raise the container's CPU limit, or give --threads {max(1, int(quota) // 2)}"
-        return [Check("cores", "warn", found, mend)]
+    given = processors(machine.root)
+    present, allowed = os.cpu_count() or 1, len(given.cores)
+    found = f"{allowed} of {present}"
+    if given.quota is not None:
+        found += f", quota {given.quota:g}: {given.at_once} threads, which do not spin"
+        return [Check("cores", "warn", found, "raise the container's CPU limit")]
     if allowed < present:
         return [Check("cores", "warn", found, "start without taskset, or widen the cpuset")]
     if allowed < 2:
         mend = "three actors share one core; two or more are faster"
         return [Check("cores", "warn", found, mend)]
     return [Check("cores", "ok", found)]
-
-
-def _cpu_quota(machine: Machine) -> float | None:
-    """CPUs the control group may use at once, or None."""
-    second = machine.text("sys/fs/cgroup/cpu.max").split()
-    first = [machine.text(f"sys/fs/cgroup/cpu/cpu.cfs_{what}_us") for what in ("quota", "period")]
-    for pair in (second, first):
-        if len(pair) == 2 and all(word.isdigit() for word in pair) and int(pair[1]):
-            return int(pair[0]) / int(pair[1])
-    return None
 
 
 def priorities(machine: Machine) -> list[Check]:

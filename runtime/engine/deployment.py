@@ -14,9 +14,10 @@ from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.gpu import GpuChoice
 from hotcold.runtime.engine.prepare import Prepared
 from hotcold.runtime.engine.variant import Variant
-from hotcold.runtime.exchange.segment import SegmentLayout
+from hotcold.runtime.exchange.segment import SPIN_NS, SegmentLayout
 from hotcold.runtime.exchange.transports import SHARES_MEMORY
-from hotcold.runtime.hardware.cores import Cores, divide_cores
+from hotcold.runtime.hardware.cores import Cores, divide_cores, may_spin
+from hotcold.runtime.limits import processors
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.dag import Dag, build_dag
@@ -47,6 +48,8 @@ class Deployment:
         predicts: False where the predictor stands by (gate-first).
         profile: activation counts, or None.
         cores: threads and cores by actor.
+        spin_ns: how long a thread that waits spins; 0: it sleeps at once.
+        processors: in words, what affinity and a CPU quota allow.
         transport: "native" or "ray".
         schedule: name of the schedule policy.
         store: how weights are held in memory, a kind of `hotcold.runtime.weights.weights`.
@@ -82,11 +85,20 @@ class Deployment:
     remembers: bool = False
     fetch_L: tuple[float, ...] = ()
     config: EngineConfig | None = None
+    spin_ns: int = SPIN_NS
+    processors: str = ""
 
     @property
     def computed_plan(self) -> Plan:
         """The plan as the executors compute it: what the schedule fetches is the GPU executor's."""
         return computed_plan(self.plan, self.fetch_L)
+
+    @property
+    def threads_text(self) -> str:
+        """What the actors compute with: threads, cores, quota."""
+        counts = "/".join(str(share.threads) for share in self.cores.values())
+        waiting = "spin" if self.spin_ns else "sleep"
+        return f"{counts} threads on {self.processors}; those that wait {waiting}"
 
     @property
     def shares_memory(self) -> bool:
@@ -202,6 +214,8 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         with_gate=prepared.with_gate,
         with_residual=prepared.residual_input,
     )
+    here = processors()
+    cores = divide_cores(config.threads, config.pin, here, gpu=prepared.gpu is not None)
     return Deployment(
         bundle_path=prepared.bundle.path,
         spec=spec,
@@ -213,7 +227,9 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         predictor_settings=settings["predictor"],
         predicts=prepared.predicts,
         profile=prepared.profile,
-        cores=divide_cores(config.threads, config.pin, gpu=prepared.gpu is not None),
+        cores=cores,
+        spin_ns=SPIN_NS if may_spin(cores, here) else 0,
+        processors=str(here),
         transport=config.transport,
         schedule=policy_name(schedule),
         store=choose_store(config.store, prepared.bundle.weights_bytes),

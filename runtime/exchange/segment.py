@@ -32,6 +32,7 @@ from hotcold.runtime.weights.memfd import check_sealed, create_sealed, open_seal
 
 __all__ = ["PoisonCode", "Segment", "SegmentHandle", "SegmentLayout"]
 
+SPIN_NS = 200_000  # of a waiter, before it sleeps in the kernel
 WAIT_SLICE_NS = 200_000_000  # Python looks at signals (Ctrl-C) in between
 _ENDS = {
     PoisonCode.DIED: "died",
@@ -112,12 +113,14 @@ class Segment:
         self._close_fd = weakref.finalize(self, os.close, fd) if fd >= 0 else None
 
     @classmethod
-    def create(cls, layout: SegmentLayout, epoch: int) -> "Segment":
+    def create(cls, layout: SegmentLayout, epoch: int, spin_ns: int = SPIN_NS) -> "Segment":
         """Make a segment on a sealed memfd that other processes can attach to.
 
         Args:
             layout: what it holds.
             epoch: number of this incarnation of the engine's actors.
+            spin_ns: a waiter sleeps in the kernel after this time; 0: so do the threads of the
+                executors' pools.
 
         Raises:
             LaunchError: the system refuses the memory.
@@ -128,15 +131,15 @@ class Segment:
         except BaseException:
             os.close(fd)
             raise
-        segment._init(layout)
+        segment._init(layout, spin_ns)
         return segment
 
     @classmethod
-    def private(cls, layout: SegmentLayout, epoch: int) -> "Segment":
+    def private(cls, layout: SegmentLayout, epoch: int, spin_ns: int = SPIN_NS) -> "Segment":
         """Make a segment in this process's own memory, for transports that copy payloads."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         segment = cls(mmap.mmap(-1, layout.bytes, flags=flags), epoch)
-        segment._init(layout)
+        segment._init(layout, spin_ns)
         return segment
 
     @classmethod
@@ -175,11 +178,12 @@ class Segment:
             ) from error
         return segment
 
-    def _init(self, layout: SegmentLayout) -> None:
+    def _init(self, layout: SegmentLayout, spin_ns: int) -> None:
         self.native.init(
             *(self.epoch, layout.n_flags, layout.flags_offset),
             *(layout.span_offsets, layout.span_capacity),
         )
+        self.native.pointer.spin_ns = spin_ns
 
     @property
     def native(self) -> NativeSegment:

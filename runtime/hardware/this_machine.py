@@ -10,8 +10,8 @@ by several machines, and rates of another machine are worse than none. The key i
 the rates depend on: the system's machine id, CPU model, cores this process may use, kernels in
 force, memory to the GiB, GPUs. It is in the file's name and again in its contents; a file whose
 contents name another machine (a copy, a rename) is not used. Two clones of one virtual machine
-share a key, and their rates. A changed affinity (taskset) or HOTCOLD_CPU is another machine: the
-rates would not hold.
+share a key, and their rates. A changed affinity (taskset), CPU quota or HOTCOLD_CPU is another
+machine: the rates would not hold.
 
 Looked up by `prepare_model` and the offline commands. Measures nothing.
 """
@@ -19,7 +19,6 @@ Looked up by `prepare_model` and the offline commands. Measures nothing.
 import hashlib
 import json
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from hotcold.native.errors import ConfigError, HotcoldError
 from hotcold.native.gpu import nvml
 from hotcold.runtime.hardware.machine_file import MachineFile, load_hardware
 from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.limits import processors
 from hotcold.runtime.model.checkpoints.cache import cache_folder
 from hotcold.runtime.weights import host_memory as memory
 
@@ -42,9 +42,10 @@ def identity(root: Path = Path("/")) -> dict[str, Any]:
     """
     from hotcold.native.bindings.pool import active_cpu_variant
 
+    here = processors(root)
     found: dict[str, Any] = {
         "cpu": _cpu_model(root),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": here.at_once,
         "kernels": active_cpu_variant(),
         "memory_gib": round(memory.meminfo(root).get("MemTotal", 0) / 2**30),
         "gpus": [gpu.name for gpu in nvml.gpus()],
@@ -53,7 +54,8 @@ def identity(root: Path = Path("/")) -> dict[str, Any]:
         id_ = (root / "etc/machine-id").read_text(errors="replace").strip()
     except OSError:
         id_ = ""
-    text = json.dumps([id_, found], sort_keys=True)
+    quota = [] if here.quota is None else [here.quota]
+    text = json.dumps([id_, found, *quota], sort_keys=True)
     return {**found, "key": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 

@@ -15,6 +15,7 @@ from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.sampling import Sampling as Sampling  # noqa: PLC0414 - handed on to callers
 from hotcold.native.options.table import MAX_SEED, check_all, documented, option, rows
+from hotcold.runtime.limits import processors
 from hotcold.runtime.units import parse_bytes
 
 STORES = ("file", "memfd", "private")
@@ -139,7 +140,7 @@ class EngineConfig:
         "Worker threads of each executor, its loop's own included.",
         "session",
         low=1,
-        shown="one for each core",
+        shown="one for each core, or as many as a CPU quota grants",
     )
     pin: bool | None = option(
         None,
@@ -232,8 +233,12 @@ class EngineConfig:
         check_all(self)
         if self.vram is not None:
             parse_bytes(self.vram, "vram")
-        most = max(4, 2 * len(os.sched_getaffinity(0)))
-        replace(rows(EngineConfig)["threads"], high=most).check(self.threads)
+        here = processors()
+        try:
+            row = replace(rows(EngineConfig)["threads"], high=max(4, 2 * here.at_once))
+            row.check(self.threads)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; this process has {here}") from None
         if self.predictor_process == "mps" and self.transport == "ray":
             raise ConfigError(
                 "predictor_process 'mps' shares a GPU, and the ray transport uses none; choose "

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotcold.native.errors import BudgetError
+from hotcold.runtime.limits import control_groups
 from hotcold.runtime.units import format_bytes
 
 SPARE_BYTES = 256 << 20  # left to everything else on the machine
 UNLIMITED = 1 << 60  # control groups write "no limit" as a number near 2**63
+NAMES = (  # of a group's limit and use, in versions 1 and 2
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ("memory.max", "memory.current"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,9 @@ def available(root: Path = Path("/"), private: bool = False) -> Available:
     found = []
     if "MemAvailable" in (info := meminfo(root)):
         found.append(Available(info["MemAvailable"], "the machine"))
-    found += _groups(root)
+    for folder, is_second in control_groups("memory", root):
+        if (room := _room(folder, *NAMES[is_second])) is not None:
+            found.append(Available(room, "the control group"))
     status = _status(root)
     limits = [("RLIMIT_AS", resource.RLIMIT_AS, "VmSize")]
     if private:
@@ -76,33 +83,6 @@ def _status(root: Path) -> dict[str, int]:
         return {}
     pairs = (line.replace(":", "").split() for line in lines if line.endswith(" kB"))
     return {pair[0]: int(pair[1]) * 1024 for pair in pairs}
-
-
-def _groups(root: Path) -> list[Available]:
-    """Room in the memory control groups this process is in, versions 2 and 1, parents included."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    mounts = root / "sys/fs/cgroup"
-    found = []
-    for line in lines:
-        _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        if controllers == "":
-            places, names = [mounts, mounts / "unified"], ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            places = [mounts / "memory"]
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        for place in places:
-            inner = place / path.strip("/")
-            for folder in (inner, *inner.parents):
-                if (room := _room(folder, *names)) is not None:
-                    found.append(Available(room, "the control group"))
-                if folder == place:
-                    break
-    return found
 
 
 def _room(folder: Path, limit_name: str, used_name: str) -> int | None:

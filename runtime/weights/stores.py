@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.errors import BudgetError, CheckpointError
+from hotcold.runtime.limits import processors
 from hotcold.runtime.model.checkpoints.convert import Progress
 from hotcold.runtime.units import format_bytes
 from hotcold.runtime.weights import host_memory as memory
@@ -215,7 +216,7 @@ def fill(pages: Pages, file: int, path: Path, extents: Sequence[tuple[int, int]]
         return end - begin
 
     try:
-        with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as threads:
+        with ThreadPoolExecutor(min(8, processors().at_once)) as threads:
             for copied in threads.map(copy, blocks):
                 done += copied
                 progress(done, total)

@@ -54,6 +54,20 @@ def test_an_idle_pool_costs_nothing() -> None:
         assert time.process_time() - begin < 0.1
 
 
+def test_a_pool_that_may_not_spin_sleeps_at_once() -> None:
+    """Between short runs: a worker that spins burns all the time in between, a sleeper none."""
+    w, x = np.ones((600, 64), np.float32), np.ones((1, 64), np.float32)
+    burnt = {}
+    for spins in (True, False):
+        with kernels.Pool(3, spins=spins) as pool:
+            begin = time.process_time()
+            for _ in range(200):
+                np.testing.assert_array_equal(kernels.gemv(w, x, pool=pool), np.full((1, 600), 64))
+                time.sleep(0.0005)
+            burnt[spins] = time.process_time() - begin
+    assert burnt[False] < burnt[True]
+
+
 def test_two_callers_may_share_a_pool() -> None:
     rng = np.random.default_rng(1)
     w = rng.standard_normal((2000, 64)).astype(np.float32)

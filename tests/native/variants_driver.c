@@ -239,7 +239,7 @@ static void halves(void) {
 
 int main(void) {
     static const int64_t widths[] = {1, 3, 7, 8, 15, 16, 17, 31, 32, 65, 320, 513, MAX_D};
-    hc_pool *pool = hc_pool_create(2, NULL);
+    hc_pool *pool = hc_pool_create(2, NULL, 1);
     for (int32_t i = 0; hc_cpu_variant(i); i++) {
         check_status(hc_cpu_force(hc_cpu_variant(i)));
         cases = 0;

@@ -3,7 +3,6 @@
 Each subcommand is one file there, which returns plain nested data with units in its keys.
 """
 
-import os
 import statistics
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from hotcold.actors.cli.common.options import (
 )
 from hotcold.actors.cli.common.running import figures, running_engine
 from hotcold.runtime.bench.nested import found
+from hotcold.runtime.limits import processors
 from hotcold.runtime.options.config import ENGINE, SAMPLING, EngineConfig
 from hotcold.runtime.units import parse_bytes
 
@@ -162,7 +162,7 @@ def kernels(
             raise click.UsageError("--buffer and --threads belong to the CPU's kernels")
         _gpu_kernels(Settings(**given), variant, as_json)
         return
-    given.setdefault("threads", sorted({1, len(os.sched_getaffinity(0))}))
+    given.setdefault("threads", sorted({1, processors().at_once}))
     settings = Settings(
         **given,
         buffer_bytes=parse_bytes(buffer or "2GiB", "--buffer"),
@@ -288,7 +288,7 @@ def decode_rates(
 
     bundle = resolve_model(options.model, options.dtype)
     ids = Tokenizer.load(bundle.path).encode(PROMPT)
-    cores = len(os.sched_getaffinity(0))
+    cores = processors().at_once
     with TemporaryDirectory(prefix="hotcold-") as folder:
         rivals = _rivals(names, bundle, Path(folder), ids, max_tokens)
         with running_engine(options, transport="native") as engine:
@@ -321,7 +321,7 @@ def _rivals(
     from hotcold.runtime.bench.decode import source_folder, transformers_rates
     from hotcold.runtime.bench.llama_cpp import llama_cpp_rate
 
-    cores = len(os.sched_getaffinity(0))
+    cores = processors().at_once
     rivals: dict[str, Callable[[], float]] = {}
     if "transformers" in names:
         rivals |= transformers_rates(source_folder(bundle), ids, max_tokens, cores)

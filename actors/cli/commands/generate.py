@@ -79,6 +79,7 @@ def _result(engine: "Engine", text: str, ids: list[int]) -> dict[str, Any]:
         "gb_per_s": last.gb_per_s,
         "gpu_neuron_load": stats.gpu_neuron_load,
         "plan": stats.plan_hash,
+        "processors": stats.processors,
         "recall": None if stats.recall is None else stats.recall.recall,
         "recall_standard_error": None if stats.recall is None else stats.recall.standard_error,
         "actors": actors,

@@ -4,7 +4,6 @@ Every placement and schedule is made, checked and rated by the cost model here, 
 that cannot be used ends the command early.
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.compare.cases import Case
 from hotcold.native.errors import ConfigError, HotcoldError
+from hotcold.runtime.limits import processors
 from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _several(call: Callable[[Key], Result], keys: Sequence[Key]) -> list[Result]
     """Results in order; policies run in processes of their own, several at a time."""
     from hotcold.runtime.plugins.child import stop_children
 
-    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(min(8, processors().at_once)) as pool:
         futures = [pool.submit(call, key) for key in keys]
         try:
             return [future.result() for future in futures]

@@ -4,7 +4,6 @@ Placement policies, predictors, pictures and the policy `oracle` need its result
 this process, in plain torch, on a GPU where there is one.
 """
 
-import os
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -22,6 +21,7 @@ from hotcold.actors.cli.common.options import (
     texts_option,
 )
 from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.runtime.limits import processors
 from hotcold.runtime.options.config import DEFAULT_CONTEXT, ENGINE, SAMPLING, EngineConfig
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def make_job(
         replace(options, threads=threads, predictor="exact", context=context),
         context,
         device,
-        threads or len(os.sched_getaffinity(0)),
+        threads or processors().at_once,
         given["texts"],
         own,
         given["field"],

@@ -1,6 +1,5 @@
 """What the GPU executor does on any device: requests, and the form of each prompt."""
 
-import os
 from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
@@ -14,12 +13,13 @@ from hotcold.runtime.engine.executors.base import Executor, Shared, kernels_used
 from hotcold.runtime.engine.prompt import PromptForm
 from hotcold.runtime.engine.request import Sampled
 from hotcold.runtime.exchange.segment import Segment
+from hotcold.runtime.limits import processors
 from hotcold.runtime.plan.fetch import fetched
 
 # Each time tokens are handed on costs about 1.4 ms of processor time in three processes (actor,
 # driver, Ray): on two cores that both compute, 2 % of a 1B model's 33 ms if done for every token
 # (by the scheduler's counts; tokens/s vary more from run to run). Many cores keep nobody waiting.
-COALESCE_MS = min(200, max(50, 400 // len(os.sched_getaffinity(0))))
+COALESCE_MS = min(200, max(50, 400 // processors().at_once))
 AT_ONCE = 64  # or as soon as so many are there
 
 

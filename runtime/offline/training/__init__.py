@@ -2,7 +2,7 @@
 
 The only torch code that has gradients.
 
-May import: native, runtime.engine, runtime.files, runtime.hardware, runtime.model,
+May import: native, runtime, runtime.engine, runtime.files, runtime.hardware, runtime.model,
     runtime.model.checkpoints, runtime.offline.evaluation, runtime.options, runtime.predictors,
     runtime.profiles, runtime.weights
 """

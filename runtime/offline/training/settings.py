@@ -1,9 +1,9 @@
 """What a training aims at, checked; without torch, so that commands can refuse before it loads."""
 
-import os
 from dataclasses import dataclass, field
 
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.limits import processors
 from hotcold.runtime.model.spec import ModelSpec
 
 RECALLS = (0.80, 0.85, 0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
@@ -57,7 +57,7 @@ class TrainSettings:
     width: int = 0
     lookahead: int = 0
     context: int = 512
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=lambda: processors().at_once)
     fit: FitSettings = FitSettings()
 
     def __post_init__(self) -> None:

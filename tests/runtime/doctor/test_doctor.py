@@ -78,15 +78,32 @@ def test_a_healthy_machine_has_nothing_to_mend(machine: Machine) -> None:
         ({f"{THP}/enabled": "always madvise [never]"}, "huge pages", "enabled never", "madvise |"),
         ({f"{THP}/enabled": ""}, "huge pages", "none", "THP"),
         ({"proc/sys/kernel/osrelease": "5.15.0"}, "huge pages", "before 6.1", "shmem_enabled"),
-        ({"sys/fs/cgroup/cpu.max": "50000 100000"}, "cores", "quota 0.5", "CPU limit"),
+        ({"sys/fs/cgroup/cpu.max": "50000 100000"}, "cores", "quota 0.5: 1", "CPU limit"),
+        (
+            {"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "50000 100000"},
+            "cores",
+            "2 of 2, quota 0.5: 1 threads",
+            "CPU limit",
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/a/b",
+                "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "1073741824",
+                "sys/fs/cgroup/memory/a/memory.usage_in_bytes": "0",
+                "sys/fs/cgroup/memory/a/memory.stat": "",
+            },
+            "memory",
+            "1.0 GiB of 15.3 GiB available (the control group says so)",
+            "memory limit",
+        ),
         (
             {
                 "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "150000",
                 "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
             },
             "cores",
-            "quota 1.5",
-            "--threads 1",
+            "quota 1.5: 2 threads, which do not spin",
+            "CPU limit",
         ),
         (
             {"proc/meminfo": "MemTotal: 4000000 kB\nMemAvailable: 900000 kB\n"},

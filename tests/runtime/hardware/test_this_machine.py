@@ -87,7 +87,10 @@ def test_what_identifies_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     }
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3, 4})
     others.add(machine("a-secret-id", "Xeon", 16 << 20))
-    assert len(others) == 4 and first not in others
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text("50000 100000")
+    others.add(machine("a-secret-id", "Xeon", 16 << 20))
+    assert len(others) == 5 and first not in others
 
 
 def test_no_files_at_all_is_an_identity_too(tmp_path: Path) -> None:
