@@ -37,7 +37,7 @@ def reserve(paths: Sequence[Path], n_bytes: int, what: str, way_out: str) -> Non
             path.unlink(missing_ok=True)
         if error.errno not in NO_ROOM:
             raise
-        check_room(paths[0].parent, n_bytes * len(paths), what, way_out, error.strerror)
+        check_room(paths[0].parent, n_bytes * len(paths), what, way_out, str(error.strerror))
 
 
 def check_room(folder: Path, n_bytes: int, what: str, way_out: str, error: str = "") -> None:

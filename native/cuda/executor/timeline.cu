@@ -94,10 +94,22 @@ void Clock::narrow(int64_t launched_ns, uint64_t begin, uint64_t end, int64_t do
 
 namespace {
 
-// The hc_phase of a step, by HC_OP_*; -1: of none.
-constexpr int PHASE_OF[] = {-1, HC_PHASE_ATTENTION, HC_PHASE_PREDICT, HC_PHASE_HOT,
-                            -1, HC_PHASE_MERGE,     HC_PHASE_HEAD};
-static_assert(HC_OP_EMBED == 0 && HC_OP_COLD == 4 && HC_OP_HEAD == 6, "the order of PHASE_OF");
+constexpr int phase_of(int op) { // hc_phase; -1: of none
+    switch (op) {
+    case HC_OP_ATTENTION:
+        return HC_PHASE_ATTENTION;
+    case HC_OP_PREDICT:
+        return HC_PHASE_PREDICT;
+    case HC_OP_HOT:
+        return HC_PHASE_HOT;
+    case HC_OP_MERGE:
+        return HC_PHASE_MERGE;
+    case HC_OP_HEAD:
+        return HC_PHASE_HEAD;
+    default:
+        return -1;
+    }
+}
 
 // Collects steps in the order of the stream; each ends where the next begins.
 class Steps {
@@ -115,7 +127,7 @@ class Steps {
         out_[count_++] = {clock_.host_ns(at_),          clock_.host_ns(ready_),
                           clock_.host_ns(at),           seq_,
                           static_cast<int16_t>(layer_), static_cast<int16_t>(op_)};
-        const int phase = PHASE_OF[op_];
+        const int phase = phase_of(op_);
         if (phase >= 0)
             phase_ns_[phase] += static_cast<int64_t>(at - ready_);
         // From the step's begin to its being ready.
