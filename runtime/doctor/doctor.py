@@ -109,10 +109,6 @@ PROBES: tuple[Callable[[Machine], list[Check]], ...] = (
 
 
 def examine(machine: Machine | None = None) -> list[Check]:
-    """Run every probe.
-
-    Args:
-        machine: where to look; None: this machine.
-    """
+    """Run every probe."""
     machine = machine or Machine()
     return [check for probe in PROBES for check in probe(machine)]

@@ -111,10 +111,6 @@ def this_machine(threads: int | None = None) -> HardwareProfile:
 def chosen_hardware(name: str | None, threads: int | None = None) -> HardwareProfile:
     """The profile that --hardware names; without a name, this machine's.
 
-    Args:
-        name: as given; None: this machine.
-        threads: of each executor; None: all cores.
-
     Raises:
         ConfigError: neither a file nor a reference machine.
         CheckpointError: a file that does not hold a profile.

@@ -69,36 +69,25 @@ class Evaluation:
         return self.perplexity / self.perplexity_dense
 
 
-def evaluate(
-    config: EngineConfig,
-    windows: Sequence[Sequence[int]],
-    decode_tokens: int = 64,
-    progress: Report | None = None,
-) -> Evaluation:
-    """Measure a configuration over windows of text.
-
-    Args:
-        config: what to evaluate; its context must hold every window.
-        windows: token ids.
-        decode_tokens: tokens generated to measure speed; 0: no speed.
-        progress: called with tokens done and their share.
-
-    Raises:
-        HotcoldError: a model, predictor or plan that cannot be used.
-    """
-    return evaluate_all([config], windows, decode_tokens, progress)[0]
-
-
 def evaluate_all(
     configs: Sequence[EngineConfig],
     windows: Sequence[Sequence[int]],
     decode_tokens: int = 64,
     progress: Report | None = None,
 ) -> list[Evaluation]:
-    """Measure configurations of one model and context, as evaluate does, one after the other.
+    """Measure configurations of one model and context over windows of text, one after the other.
 
     The dense checkpoint runs once if its logits can be kept. Speeds are measured after it is
     closed, with nothing else open.
+
+    Args:
+        configs: what to evaluate; the context must hold every window.
+        windows: token ids.
+        decode_tokens: tokens generated to measure speed; 0: no speed.
+        progress: called with tokens done and their share.
+
+    Raises:
+        HotcoldError: a model, predictor or plan that cannot be used.
     """
     windows = usable(windows)
     first, total = configs[0], len(configs) * sum(len(window) for window in windows)

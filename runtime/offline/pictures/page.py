@@ -61,12 +61,7 @@ activations. Dead: neurons that never fired on this text.</p>""",
 
 
 def document(title: str, body: str) -> str:
-    """A page with everything in it.
-
-    Args:
-        title: plain text.
-        body: HTML below the title.
-    """
+    """A page with everything in it."""
     title = html.escape(title)
     return f"""<!DOCTYPE html>
 <html lang="en">
