@@ -277,7 +277,6 @@ def _figures(data: object) -> dict[str, Figure]:
 
 
 def _figure(name: str, data: object) -> Figure:
-    """One figure; its unit, source and origin must be there."""
     if not isinstance(data, dict):
         raise CheckpointError(
             f"figure {name} is {data!r:.60}; it must have value, unit, source and from"

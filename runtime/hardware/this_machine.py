@@ -60,7 +60,6 @@ def identity(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def _cpu_model(root: Path) -> str:
-    """The CPU's name as the kernel tells it."""
     try:
         text = (root / "proc/cpuinfo").read_text(errors="replace")
     except OSError:

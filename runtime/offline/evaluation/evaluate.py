@@ -121,7 +121,6 @@ class _Reference:
         self._room = KEPT_BYTES if keep else 0
 
     def logits(self, index: int, window: Sequence[int]) -> F32:
-        """Logits [T, V] of a window."""
         if index in self._kept:
             return self._kept[index]
         logits_TV: F32 = self._session.logits(window)[0]
@@ -162,15 +161,12 @@ def usable(windows: Sequence[Sequence[int]]) -> list[Sequence[int]]:
 
 
 class _Sums:
-    """Running sums over windows."""
-
     def __init__(self) -> None:
         self.tokens = self.agreed = 0
         self.loss = self.loss_dense = self.kl = 0.0
         self.audits: list[PredictionAudit] = []
 
     def add(self, window: Sequence[int], dense_TV: F32, found: tuple[F32, PredictionAudit]) -> None:
-        """Add one window."""
         own_TV, audit = found
         target_T = np.asarray(window[1:])
         rows_T = np.arange(len(target_T))

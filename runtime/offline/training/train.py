@@ -257,7 +257,6 @@ def _digest(model: str, windows: Windows) -> str:
 def _key(
     bundle: Bundle, profile: ActivationProfile, train: Windows, settings: TrainSettings
 ) -> str:
-    """What a finished layer depends on."""
     own = {
         k: v
         for k, v in asdict(settings).items()
