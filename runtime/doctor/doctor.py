@@ -35,11 +35,9 @@ def _version(package: str) -> str | None:
 
 def _ray() -> Check:
     version = _version("ray")
-    if version is None:
-        return Check("Ray", "fail", "not installed", "pip install 'ray>=2.50'")
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version or "")[:2])
     if numbers < RAY_AT_LEAST:
-        return Check("Ray", "fail", version, "pip install 'ray>=2.50'")
+        return Check("Ray", "fail", version or "not installed", "pip install 'ray>=2.50'")
     # What the extra `default` brings; without it there is no dashboard and no `ray job submit`.
     if importlib.util.find_spec("aiohttp") and importlib.util.find_spec("opencensus"):
         return Check("Ray", "ok", f"{version} with ray[default]")
@@ -109,10 +107,6 @@ PROBES: tuple[Callable[[Machine], list[Check]], ...] = (
 
 
 def examine(machine: Machine | None = None) -> list[Check]:
-    """Run every probe.
-
-    Args:
-        machine: where to look; None: this machine.
-    """
+    """Run every probe."""
     machine = machine or Machine()
     return [check for probe in PROBES for check in probe(machine)]

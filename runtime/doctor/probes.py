@@ -159,7 +159,6 @@ def huge_pages(machine: Machine) -> list[Check]:
 
 
 def _kernel(machine: Machine) -> tuple[int, ...]:
-    """Version of the running kernel."""
     release = machine.text("proc/sys/kernel/osrelease") or platform.release()
     return tuple(int(part) for part in re.findall(r"\d+", release)[:2])
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from hotcold.native.errors import CheckpointError, ConfigError
 from hotcold.runtime.files.atomic import write_atomically
-from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.hardware.profile import MAY_BE_ZERO, HardwareProfile, check_number
 
 MACHINES = Path(__file__).parent / "machines"
 FORMAT = "hotcold hardware"
@@ -133,7 +133,8 @@ class MachineFile:
     def _host_rates(self) -> dict[int, float]:
         """Bytes of long records read, 10**9 a second by threads, from the best kind of store."""
         rows = self.tables.get("host_reads", ())
-        length = min((row["record_bytes"] for row in rows), key=_from_yardstick, default=0)
+        lengths = (row["record_bytes"] for row in rows)
+        length = min(lengths, key=lambda size: abs(size - YARDSTICK), default=0)
         rates: dict[int, float] = {}
         for row in rows:
             if row["record_bytes"] == length:
@@ -224,10 +225,6 @@ class MachineFile:
             raise CheckpointError(f"{path}: {error}") from error
 
 
-def _from_yardstick(record_bytes: float) -> float:
-    return abs(record_bytes - YARDSTICK)
-
-
 def read_json(path: Path) -> object:
     """The JSON of a file of moderate size.
 
@@ -280,7 +277,6 @@ def _figures(data: object) -> dict[str, Figure]:
 
 
 def _figure(name: str, data: object) -> Figure:
-    """One figure; its unit, source and origin must be there."""
     if not isinstance(data, dict):
         raise CheckpointError(
             f"figure {name} is {data!r:.60}; it must have value, unit, source and from"
@@ -296,8 +292,7 @@ def _figure(name: str, data: object) -> Figure:
         )
     if not isinstance(data["from"], str) or not data["from"].strip():
         raise CheckpointError(f"figure {name}: from must say where it comes from")
-    zero = name in ("gap_s", "context_bytes")
-    _check_number(f"figure {name}", data["value"], zero)
+    check_number(f"figure {name}", data["value"], name in MAY_BE_ZERO)
     return Figure(data["value"], data["source"], data["from"])
 
 
@@ -318,16 +313,8 @@ def _tables(data: object) -> dict[str, list[dict[str, Any]]]:
                 if not isinstance(row[key], str):
                     raise CheckpointError(f"{what}: {key} is {row[key]!r:.60}; it must be text")
             for key in numbers:
-                _check_number(f"{what}: {key}", row[key], False)
+                check_number(f"{what}: {key}", row[key], False)
     return data
-
-
-def _check_number(what: str, value: object, zero: bool) -> None:
-    """Raise unless a value is a finite number above 0, or 0 where that is allowed."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (0 <= value < 1e300 and (value > 0 or zero)):  # type: ignore[operator]
-        least = "0 or more" if zero else "above 0"
-        raise CheckpointError(f"{what} is {value!r:.60}; it must be a finite number, {least}")
 
 
 def reference_machines() -> list[str]:

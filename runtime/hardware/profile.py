@@ -10,7 +10,15 @@ from typing import Any
 
 from hotcold.native.errors import CheckpointError
 
-_MAY_BE_ZERO = ("gap_s", "context_bytes")
+MAY_BE_ZERO = ("gap_s", "context_bytes")
+
+
+def check_number(what: str, value: object, zero: bool) -> None:
+    """Raise CheckpointError unless a value is finite and above 0, or 0 where that is allowed."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (0 <= value < 1e300 and (value > 0 or zero)):  # type: ignore[operator]
+        least = "0 or more" if zero else "above 0"
+        raise CheckpointError(f"{what} is {value!r:.60}; it must be a finite number, {least}")
 
 
 @dataclass(frozen=True)
@@ -54,14 +62,7 @@ class HardwareProfile:
         for name, value in self.to_json().items():
             if name in ("name", "measured", "has_gpu", "at_once"):
                 continue
-            may_be_none = name in _MAY_BE_ZERO
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not (0 <= value < 1e300 and (value > 0 or may_be_none)):
-                least = "0 or more" if may_be_none else "above 0"
-                raise CheckpointError(
-                    f"hardware profile {self.name!r}: {name} is {value!r}; "
-                    f"it must be a finite number, {least}"
-                )
+            check_number(f"hardware profile {self.name!r}: {name}", value, name in MAY_BE_ZERO)
 
     @property
     def in_turn(self) -> bool:

@@ -60,7 +60,6 @@ def identity(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def _cpu_model(root: Path) -> str:
-    """The CPU's name as the kernel tells it."""
     try:
         text = (root / "proc/cpuinfo").read_text(errors="replace")
     except OSError:
@@ -110,10 +109,6 @@ def this_machine(threads: int | None = None) -> HardwareProfile:
 
 def chosen_hardware(name: str | None, threads: int | None = None) -> HardwareProfile:
     """The profile that --hardware names; without a name, this machine's.
-
-    Args:
-        name: as given; None: this machine.
-        threads: of each executor; None: all cores.
 
     Raises:
         ConfigError: neither a file nor a reference machine.

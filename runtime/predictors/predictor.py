@@ -27,6 +27,7 @@ from hotcold.runtime.predictors.predictor_forms import (
     F32,
     INPUTS,
     InputKind,
+    NativeForm,
     SignLayer,
     WindowLayer,
     wrong_array,
@@ -62,7 +63,7 @@ ABOVE_ZERO = float(np.nextafter(np.float32(0), np.float32(1)))
 
 
 @dataclass(frozen=True, eq=False)
-class PredictorLayer:
+class PredictorLayer(NativeForm):
     """One layer's predictor as the native loop runs it: scores = fc2 . act(fc1 . x) + bias.
 
     Args:
@@ -91,16 +92,6 @@ class PredictorLayer:
     def arrays(self) -> dict[str, npt.NDArray[Any] | None]:
         """What the kernels read, by their names for it (native/abi/predict.h)."""
         return {"fc1": self.fc1, "fc2": self.fc2, "bias_N": self.bias_N}
-
-    @property
-    def parameters(self) -> int:
-        """Weights this layer adds to the model; 0 for gate rows, which are the model's."""
-        return sum(int(part.size) for part in self.arrays.values() if part is not None)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of those weights."""
-        return sum(int(part.nbytes) for part in self.arrays.values() if part is not None)
 
     def scores(self, x_BD: F32) -> F32:
         """The readable reference of the native form, [B, N] in float32; not for gate rows."""

@@ -13,7 +13,6 @@ value is used. Whether a predictor is any good is not judged here.
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from hotcold.native.errors import CheckpointError
+from hotcold.runtime.files.atomic import write_atomically
 from hotcold.runtime.files.impostors import impostor
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, to_float32
 from hotcold.runtime.model.checkpoints.safetensors_file import read_header
@@ -158,7 +158,6 @@ def save_predictors(
         layers: one a layer, all with the same input, relu between the matrices.
         metadata: further entries; thresholds and input are written from the layers.
     """
-    path = Path(path)
     tensors: dict[str, Any] = {}
     notes = {**dict(metadata or {}), "input": layers[0].input}
     for index, layer in enumerate(layers):
@@ -177,12 +176,7 @@ def save_predictors(
         if layer.bias_N is not None:
             tensors[f"layers.{index}.fc2.bias"] = layer.bias_N
         notes[f"layers.{index}.threshold"] = repr(float(layer.threshold))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(save(tensors, metadata=notes))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(Path(path), save(tensors, metadata=notes))
 
 
 def _read(file: SafeFile, path: Path, spec: ModelSpec) -> PredictorFile:

@@ -9,7 +9,7 @@ Axes: B tokens, D d_model, N neurons of a layer, W words of 64 signs, (D + 63) /
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,27 @@ MAX_INPUT_BITS = 8
 MAX_WINDOW = 1 << 24
 
 
+class NativeForm:
+    """What all forms have: `arrays`, and what those take."""
+
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any] | None]:
+        """What the kernels read, by their names for it (native/abi/predict.h)."""
+        raise NotImplementedError
+
+    @property
+    def parameters(self) -> int:
+        """Numbers this layer adds to the model; a word of signs counts as one."""
+        return sum(int(part.size) for part in self.arrays.values() if part is not None)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of those, all of which are read for a token."""
+        return sum(int(part.nbytes) for part in self.arrays.values() if part is not None)
+
+
 @dataclass(frozen=True, eq=False)
-class SignLayer:
+class SignLayer(NativeForm):
     """One layer's gate signs, a bit a weight: scores = scale * (sign(w) . q) + bias.
 
     q is x * column in whole steps around zero, (2 u + 1 - 2^P) * m / 2^P with m the token's largest
@@ -49,26 +68,12 @@ class SignLayer:
     input_bits: int
     threshold: float
     input: InputKind = "normed"
-
-    @property
-    def form(self) -> str:
-        """Which computation this is, by its name in the kernels."""
-        return "sign"
+    form: ClassVar[str] = "sign"
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[Any] | None]:
         """What the kernels read, by their names for it."""
         return {name: getattr(self, name) for name in ("signs_NW", "scale_N", "bias_N", "column_D")}
-
-    @property
-    def parameters(self) -> int:
-        """Numbers this layer adds to the model, a word of signs counting as one."""
-        return sum(int(part.size) for part in self.arrays.values() if part is not None)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of those, all of which are read for a token."""
-        return sum(int(part.nbytes) for part in self.arrays.values() if part is not None)
 
     def scores(self, x_BD: F32) -> F32:
         """The readable reference of the native form, [B, N]."""
@@ -107,7 +112,7 @@ class SignLayer:
 
 
 @dataclass(frozen=True, eq=False)
-class WindowLayer:
+class WindowLayer(NativeForm):
     """One layer of the predictor that remembers: what fired lately is proposed again.
 
     The score of neuron i for the token at position t of a context is prior_N[i], plus 1 where it
@@ -127,26 +132,12 @@ class WindowLayer:
     prior_N: F32 | None
     threshold: float
     input: InputKind = "normed"
-
-    @property
-    def form(self) -> str:
-        """Which computation this is, by its name in the kernels."""
-        return "window"
+    form: ClassVar[str] = "window"
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[Any] | None]:
         """What the kernels read, by their names for it."""
         return {"bias_N": self.prior_N}
-
-    @property
-    def parameters(self) -> int:
-        """Weights this layer adds to the model."""
-        return 0 if self.prior_N is None else int(self.prior_N.size)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of those; the state, 4 bytes a neuron, is the predictor's own."""
-        return 0 if self.prior_N is None else int(self.prior_N.nbytes)
 
     def scores_of(self, gates_TN: F32) -> F32:
         """The readable reference: scores [T, N] of a context's first T tokens, gates given.

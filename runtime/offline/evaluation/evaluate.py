@@ -69,36 +69,25 @@ class Evaluation:
         return self.perplexity / self.perplexity_dense
 
 
-def evaluate(
-    config: EngineConfig,
-    windows: Sequence[Sequence[int]],
-    decode_tokens: int = 64,
-    progress: Report | None = None,
-) -> Evaluation:
-    """Measure a configuration over windows of text.
-
-    Args:
-        config: what to evaluate; its context must hold every window.
-        windows: token ids.
-        decode_tokens: tokens generated to measure speed; 0: no speed.
-        progress: called with tokens done and their share.
-
-    Raises:
-        HotcoldError: a model, predictor or plan that cannot be used.
-    """
-    return evaluate_all([config], windows, decode_tokens, progress)[0]
-
-
 def evaluate_all(
     configs: Sequence[EngineConfig],
     windows: Sequence[Sequence[int]],
     decode_tokens: int = 64,
     progress: Report | None = None,
 ) -> list[Evaluation]:
-    """Measure configurations of one model and context, as evaluate does, one after the other.
+    """Measure configurations of one model and context over windows of text, one after the other.
 
     The dense checkpoint runs once if its logits can be kept. Speeds are measured after it is
     closed, with nothing else open.
+
+    Args:
+        configs: what to evaluate; the context must hold every window.
+        windows: token ids.
+        decode_tokens: tokens generated to measure speed; 0: no speed.
+        progress: called with tokens done and their share.
+
+    Raises:
+        HotcoldError: a model, predictor or plan that cannot be used.
     """
     windows = usable(windows)
     first, total = configs[0], len(configs) * sum(len(window) for window in windows)
@@ -132,7 +121,6 @@ class _Reference:
         self._room = KEPT_BYTES if keep else 0
 
     def logits(self, index: int, window: Sequence[int]) -> F32:
-        """Logits [T, V] of a window."""
         if index in self._kept:
             return self._kept[index]
         logits_TV: F32 = self._session.logits(window)[0]
@@ -173,15 +161,12 @@ def usable(windows: Sequence[Sequence[int]]) -> list[Sequence[int]]:
 
 
 class _Sums:
-    """Running sums over windows."""
-
     def __init__(self) -> None:
         self.tokens = self.agreed = 0
         self.loss = self.loss_dense = self.kl = 0.0
         self.audits: list[PredictionAudit] = []
 
     def add(self, window: Sequence[int], dense_TV: F32, found: tuple[F32, PredictionAudit]) -> None:
-        """Add one window."""
         own_TV, audit = found
         target_T = np.asarray(window[1:])
         rows_T = np.arange(len(target_T))

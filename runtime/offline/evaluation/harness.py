@@ -19,11 +19,10 @@ from typing import Any
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.offline.evaluation.evaluate import log_softmax, open_session
+from hotcold.runtime.offline.evaluation.evaluate import Report, log_softmax, open_session
 from hotcold.runtime.options.config import EngineConfig, Sampling
 
 MAX_NEW = 256  # tokens generated where a task does not say
-Report = Callable[[int, float], None]
 
 
 class Scorer:

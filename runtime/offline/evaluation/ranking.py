@@ -26,9 +26,6 @@ def candidates(
             of that name.
         names: predictors as for --predictor; "all" stands for every installed one that can run.
 
-    Returns:
-        Configurations by name, and reasons by name.
-
     Raises:
         ConfigError: a predictor given twice, a setting that none of them has, or none can run.
         HotcoldError: a predictor named by the user cannot run.
@@ -41,7 +38,9 @@ def candidates(
     installed = [entry.name for entry in registry.listing("predictor")] if ALL in names else []
     tried = [*named, *(name for name in installed if name not in named)]
     settings = registry.split_settings(config.settings)["predictor"]
-    others = {key: value for key, value in config.settings.items() if not _is_predictors(key)}
+    others = {
+        key: value for key, value in config.settings.items() if not key.startswith("predictor.")
+    }
     known = {name: _fields(name) for name in tried}
     for key in settings:
         if not any(key in fields for fields in known.values()):
@@ -62,10 +61,6 @@ def candidates(
     if not chosen:
         raise ConfigError(f"no predictor can run on this model: {left_out}")
     return chosen, left_out
-
-
-def _is_predictors(key: str) -> bool:
-    return key.startswith("predictor.")
 
 
 def _fields(name: str) -> set[str]:

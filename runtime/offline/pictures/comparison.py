@@ -71,11 +71,6 @@ class Group:
         """Whether anything was measured."""
         return any(entry.speeds for entry in self.entries)
 
-    @property
-    def labels(self) -> list[str]:
-        """Of the cases."""
-        return [entry.label for entry in self.entries]
-
 
 def hot_map(
     device_LN: NDArray[np.int8], activations_LN: NDArray[np.float64]
@@ -95,7 +90,7 @@ def _height(group: Group) -> float:
 def _rows(axes: "Axes", group: Group) -> "NDArray[np.int64]":
     """One row a case, the first at the top."""
     rows = np.arange(len(group.entries))
-    axes.set_yticks(rows, group.labels)
+    axes.set_yticks(rows, [entry.label for entry in group.entries])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(False, axis="y")
     return rows

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.offline.pictures.curves import Curve, Scene, activation_share, model_curve
+from hotcold.runtime.offline.pictures.curves import Scene, activation_share, model_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -211,7 +211,7 @@ def draw_recall_density(scene: Scene) -> "Figure":
     colours = _layer_colours(figure, axes, len(scene.predictors))
     for facts, colour in zip(scene.predictors, colours, strict=True):
         if facts.curve is not None:
-            _line(axes, facts.curve, colour)
+            axes.plot(facts.curve.x_P, facts.curve.y_P, color=colour, linewidth=1.1, alpha=0.9)
         if facts.recall is not None and facts.density is not None:
             axes.plot([facts.density], [facts.recall], "D", color=colour, markersize=5, mec="black")
     whole = model_curve(scene.predictors)
@@ -226,7 +226,3 @@ def draw_recall_density(scene: Scene) -> "Figure":
     axes.set_xlim(left=0)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
-
-
-def _line(axes: "Axes", curve: Curve, colour: tuple[float, ...]) -> None:
-    axes.plot(curve.x_P, curve.y_P, color=colour, linewidth=1.1, alpha=0.9)

@@ -28,14 +28,7 @@ th { font-weight: 600; } table.total tr:last-child td { font-weight: 600; }
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the page.
-
-    Args:
-        name: of its file, without the ending.
-        title: over it.
-        text: under it, what it shows and how to read it.
-        png: the file.
-    """
+    """One picture of the page."""
 
     name: str
     title: str
@@ -61,12 +54,7 @@ activations. Dead: neurons that never fired on this text.</p>""",
 
 
 def document(title: str, body: str) -> str:
-    """A page with everything in it.
-
-    Args:
-        title: plain text.
-        body: HTML below the title.
-    """
+    """A page with everything in it."""
     title = html.escape(title)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -96,7 +84,6 @@ def figure(picture: Picture) -> str:
 
 
 def _table(scene: Scene) -> str:
-    """All numbers by layer, and of the model."""
     profile, predictors = scene.profile, scene.predictors
     hot_L, dead_L = profile.share_for(0.8), (profile.counts_LN == 0).sum(axis=1)
     heads = ["layer", "sparsity", "hot for 80 %", "dead"]

@@ -24,15 +24,9 @@ WAIT = "#e6e6e6"
 LANE = 0.62  # of a row's height
 
 
-def draw_token(token: Pass, caption: str, title: str = "One token") -> "Figure":
-    """The timeline of one pass.
-
-    Args:
-        token: the pass.
-        caption: under the title.
-        title: over the picture.
-    """
-    figure, axes = empty_axes(f"{title}, {token.total_ns / 1e3:,.0f} us", caption, (10.0, 3.4))
+def draw_token(token: Pass, caption: str) -> "Figure":
+    """The timeline of one pass."""
+    figure, axes = empty_axes(f"One token, {token.total_ns / 1e3:,.0f} us", caption, (10.0, 3.4))
     draw_lanes(axes, token)
     axes.set_xlabel("time (us)")
     legend(figure, [token])

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class ProfileJob:
         return {
             "model": self.bundle.checksum,
             "text": [[path.name, file_bytes(path)] for path in self.texts],
-            "own text": None if self.own is None else self.own.to_json(),
+            "own text": None if self.own is None else asdict(self.own),
             "field": self.field,
             "context": self.context,
             "max tokens": self.max_tokens,

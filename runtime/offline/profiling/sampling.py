@@ -8,9 +8,9 @@ line.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -49,12 +49,7 @@ class SelfText:
             )
 
     def __str__(self) -> str:
-        """In words."""
         return f"sampled from the model itself (seed {self.seed}, temperature {self.temperature})"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 def sample_text(

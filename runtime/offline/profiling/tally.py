@@ -71,12 +71,7 @@ class Tally:
             self.tokens_LK = np.pad(self.tokens_LK, ((0, 0), (0, missing)))
 
     def profile(self, model: str, source: str) -> ActivationProfile:
-        """What was counted, as a profile.
-
-        Args:
-            model: checksum of the bundle.
-            source: what was run, in words.
-        """
+        """What was counted, as a profile."""
         return ActivationProfile(
             self.counts_LN, self.tokens, model, source, self.sums_LN, self.tokens_LK
         )

@@ -6,7 +6,6 @@ stored, because one product with the gate rows gives it.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hotcold.runtime.files.atomic import write_atomically
 from hotcold.runtime.files.reserve import reserve
 from hotcold.runtime.hardware.lone_pool import lone_pool
 from hotcold.runtime.offline.training.dense import DenseModel, token_batches
@@ -80,7 +80,7 @@ def capture_inputs(
             for inputs in maps:
                 inputs.flush()
             header["done"] = min(at + step, len(batches))
-            _write_header(folder / HEADER, header)
+            write_atomically(folder / HEADER, json.dumps(header).encode())
             if progress is not None:
                 progress(int(starts[header["done"]]), float(starts[header["done"]] / total))
     return [np.memmap(path, np.float16, "r", shape=shape) for path in paths]
@@ -92,9 +92,3 @@ def _read_header(path: Path) -> dict[str, Any]:
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}
-
-
-def _write_header(path: Path, header: dict[str, Any]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(header), encoding="utf-8")
-    os.replace(temporary, path)

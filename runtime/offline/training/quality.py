@@ -9,7 +9,7 @@ Axes: R rows (tokens), D d_model, N neurons, L layers, G blocks of text, K bins.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,6 @@ class _Histogram:
         self.every_K = torch.zeros(_BINS, dtype=torch.float64)
 
     def add(self, block: int, scores_RN: Tensor, fired_RN: Tensor) -> None:
-        """Count scores of tokens of a block."""
         scores_RN = scores_RN.clamp(-_EDGE, _EDGE)
         self.every_K += torch.histc(scores_RN, _BINS, -_EDGE, _EDGE)
         self.fired_GK[block] += torch.histc(scores_RN[fired_RN], _BINS, -_EDGE, _EDGE)
@@ -125,8 +124,7 @@ def calibrate(
             if index >= lookahead:
                 inputs[index - lookahead] = []
         losses = pool.map(lambda s, ids: _loss(model, model.final_norm(s), ids), states, batches)
-        predicted = sum(ids.shape[0] * (ids.shape[1] - 1) for ids in batches)
-        return result, math.exp(sum(losses) / max(1, predicted))
+        return result, _perplexity(losses, batches)
 
 
 def dense_perplexity(
@@ -140,9 +138,13 @@ def dense_perplexity(
             return loss_sum(model, ids_BT)
 
     with lone_pool(workers) as pool:
-        total = sum(pool.map(run, batches))
+        return _perplexity(pool.map(run, batches), batches)
+
+
+def _perplexity(losses: Iterable[float], batches: Sequence[Tensor]) -> float:
+    """From the loss sums of batches [B, T], the first token of each window not predicted."""
     predicted = sum(ids.shape[0] * (ids.shape[1] - 1) for ids in batches)
-    return math.exp(total / max(1, predicted))
+    return math.exp(sum(losses) / max(1, predicted))
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,6 @@ def measure(
     with lone_pool(workers) as pool:
         results = list(pool.map(run, batches))
     tokens = sum(ids.numel() for ids in batches)
-    predicted = sum(ids.shape[0] * (ids.shape[1] - 1) for ids in batches)
     quality = [
         LayerQuality(
             sum((audits[i] for audits, *_ in results), PredictionAudit()),
@@ -219,8 +220,8 @@ def measure(
         )
         for i in range(n)
     ]
-    own = math.exp(sum(result[2] for result in results) / max(1, predicted))
-    dense = math.exp(sum(result[3] for result in results) / max(1, predicted))
+    own = _perplexity((result[2] for result in results), batches)
+    dense = _perplexity((result[3] for result in results), batches)
     by_block = [PredictionAudit()] * BLOCKS
     for block, (audits, *_) in zip(blocks, results, strict=True):
         by_block[block] = sum(audits, by_block[block])

@@ -8,7 +8,6 @@ at the end.
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -21,9 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from hotcold.native.errors import CheckpointError
+from hotcold.runtime.files.atomic import write_atomically
 from hotcold.runtime.hardware.lone_pool import lone_pool
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 from hotcold.runtime.offline.training.capture import capture_inputs
@@ -257,7 +257,6 @@ def _digest(model: str, windows: Windows) -> str:
 def _key(
     bundle: Bundle, profile: ActivationProfile, train: Windows, settings: TrainSettings
 ) -> str:
-    """What a finished layer depends on."""
     own = {
         k: v
         for k, v in asdict(settings).items()
@@ -271,10 +270,9 @@ def _key(
 
 
 def _save_layer(path: Path, key: str, layer: Fitted) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     tensors = {"fc1": layer.fc1_HD, "fc2": layer.fc2_NH, "bias": layer.bias_N}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"key": key})
-    os.replace(temporary, path)
+    parts = {name: part.contiguous() for name, part in tensors.items()}
+    write_atomically(path, save(parts, metadata={"key": key}))
 
 
 def _read_layer(path: Path, key: str) -> Fitted | None:

@@ -13,7 +13,7 @@ from hotcold.runtime.engine.audit import ratio_error
 from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.offline.evaluation.evaluate import evaluate
+from hotcold.runtime.offline.evaluation.evaluate import evaluate_all
 from hotcold.runtime.options.config import EngineConfig
 
 
@@ -34,7 +34,7 @@ def loss(logits: np.ndarray, window: list[int]) -> float:
 
 
 def test_exact_is_the_dense_model(folder: Path) -> None:
-    found = evaluate(EngineConfig(model=folder, predictor="exact", context=64), TEXT, 8)
+    found = evaluate_all([EngineConfig(model=folder, predictor="exact", context=64)], TEXT, 8)[0]
     oracle = Oracle.load(folder)
     expected = sum(loss(oracle.forward(window).logits_TV, window) for window in TEXT)
     assert found.perplexity == pytest.approx(math.exp(expected / (3 * 39)), rel=1e-4)
@@ -49,7 +49,7 @@ def test_what_a_predictor_misses_is_counted(folder: Path) -> None:
     config = EngineConfig(
         model=folder, predictor="low-rank", context=64, settings={"predictor.margin": "0.3"}
     )
-    found = evaluate(config, TEXT, 0)
+    found = evaluate_all([config], TEXT, 0)[0]
     oracle = Oracle.load(folder)
     own = both = fired = proposed = 0.0
     prepared = prepare_model(config)
@@ -72,7 +72,7 @@ def test_what_a_predictor_misses_is_counted(folder: Path) -> None:
 
 def test_text_too_short_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="two tokens"):
-        evaluate(EngineConfig(model=folder), [[5]])
+        evaluate_all([EngineConfig(model=folder)], [[5]])
 
 
 def test_ratio_error_is_the_spread_of_samples() -> None:

@@ -12,7 +12,7 @@ from hotcold.native.errors import CheckpointError, ConfigError
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.model.checkpoints.bundle import resolve_model
 from hotcold.runtime.offline.evaluation.audit_trials import run_trials
-from hotcold.runtime.offline.evaluation.evaluate import evaluate
+from hotcold.runtime.offline.evaluation.evaluate import evaluate_all
 from hotcold.runtime.offline.evaluation.sweep import MARGINS, OWN, RECALLS, equal_rank, sweep
 from hotcold.runtime.offline.training.settings import FitSettings, TrainSettings
 from hotcold.runtime.offline.training.train import train_predictors
@@ -51,7 +51,7 @@ def test_the_curve_is_made_of_evaluates_points(folder: Path) -> None:
     assert kinds == ["learned"] * (1 + len(RECALLS)) + ["low-rank"] * len(MARGINS)
     assert curves.points[0].setting == OWN
     at_95 = replace(config, predictor="learned", settings={"predictor.recall": "0.95"})
-    single = evaluate(at_95, text, 0)
+    single = evaluate_all([at_95], text, 0)[0]
     point = curves.points[1 + RECALLS.index(0.95)]
     assert point.audit == single.audit
     assert point.ratio == pytest.approx(single.ratio, rel=1e-6)
@@ -93,7 +93,7 @@ def test_audit_trials_hold_intervals_against_the_truth(folder: Path) -> None:
     config = EngineConfig(model=folder, context=64, audit=8)
     found = run_trials(config, windows(1, 9)[0], 40, rounds=1)
     assert (found.every, found.tokens, found.runs, found.unchanged) == (8, 32, 40, 40)
-    truth = evaluate(config, windows(1, 9), 0).audit.recall
+    truth = evaluate_all([config], windows(1, 9), 0)[0].audit.recall
     assert found.recall == pytest.approx(truth, abs=1e-3)
     assert 34 <= found.covered <= 40
     assert 0 < found.half_width <= found.half_width_max

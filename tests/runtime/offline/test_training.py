@@ -18,7 +18,7 @@ from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.model.checkpoints.bundle import Bundle, resolve_model
-from hotcold.runtime.offline.evaluation.evaluate import evaluate
+from hotcold.runtime.offline.evaluation.evaluate import evaluate_all
 from hotcold.runtime.offline.training.capture import capture_inputs
 from hotcold.runtime.offline.training.dense import DenseModel
 from hotcold.runtime.offline.training.fit import Fitted
@@ -293,7 +293,7 @@ def test_lookahead_takes_the_input_of_an_earlier_layer(
             masks_LTN = masks_TLN.transpose(1, 0, 2)
             expected = Oracle.load(folder).forward(window, masks_LTN=masks_LTN)
             np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
-    found = evaluate(early, parts[2], 0)
+    found = evaluate_all([early], parts[2], 0)[0]
     assert found.audit.recall == pytest.approx(trained.quality.audit.recall, abs=2e-3)
     assert found.ratio == pytest.approx(trained.quality.ratio, rel=1e-3)
     for other in (
