@@ -24,7 +24,7 @@ MAX_PROMPT_BYTES = 16 << 20
 @table_options(Sampling, without=("seed",), max_tokens=128)
 @json_option
 @engine_options("generate")
-def command(options: EngineConfig, prompt: str | None, as_json: bool, **given: Any) -> None:
+def command(options: EngineConfig, prompt: str | None, **given: Any) -> None:
     """Continue PROMPT. Without it, or with "-", the prompt is read from standard input.
 
     The text goes to standard output as it comes. With --json it goes to standard error, and
@@ -34,13 +34,12 @@ def command(options: EngineConfig, prompt: str | None, as_json: bool, **given: A
     # Made before anything starts, so that a bad number is refused at once.
     sampling = Sampling(seed=options.seed, **given)
     check_prompt(options, text, sampling.special)
-    shown = sys.stderr if as_json else sys.stdout
+    shown = sys.stderr if output.as_json() else sys.stdout
     with running_engine(options) as engine:
         ids, pieces = _stream(engine, text, sampling, shown)
         result = _result(engine, "".join(pieces), ids)
     _print_actors(result)
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 def _stream(

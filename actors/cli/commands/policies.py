@@ -23,13 +23,13 @@ KINDS: tuple[Literal["placement", "schedule", "predictor"], ...] = (
 )
 @json_option
 @debug_option
-def command(template: str | None, as_json: bool) -> None:
+def command(template: str | None) -> None:
     """List the installed placement policies, schedule policies and predictors.
 
     A policy that is not installed is named file.py:Class or package.module:Class.
     """
     if template is not None:
-        if as_json:
+        if output.as_json():
             raise click.UsageError("--template prints a file; give it without --json")
         click.echo(template_text(template), nl=False)
         return
@@ -39,8 +39,7 @@ def command(template: str | None, as_json: bool) -> None:
     columns = ("name", "kind", "version", "origin", "target")
     rows = [tuple(entry[column] for column in columns) for entry in found]
     click.echo(output.table(columns, rows))
-    if as_json:
-        output.emit_json({"policies": found})
+    output.emit_json({"policies": found})
 
 
 def template_text(kind: str) -> str:

@@ -124,12 +124,8 @@ def command(
     _check_fetch(sending.fetch)
     from hotcold.actors.jobs.ray_jobs import Jobs
 
-    signals = StopSignals()
-    signals.install()
-    try:
+    with StopSignals():
         return _run(Jobs(address), sending, words, entrypoint_num_cpus)
-    finally:
-        signals.restore()
 
 
 def _check_words(words: tuple[str, ...]) -> None:

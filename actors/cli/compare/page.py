@@ -18,7 +18,6 @@ from hotcold.actors.cli.common import output
 from hotcold.actors.cli.compare.cases import format_budget
 from hotcold.actors.cli.compare.runs import Manner, Row
 from hotcold.actors.cli.compare.table import explain, table
-from hotcold.native.errors import ConfigError
 
 if TYPE_CHECKING:
     from hotcold.runtime.offline.pictures.comparison import Entry, Group
@@ -27,20 +26,11 @@ PAGE = "compare.html"
 
 
 def write_page(out: Path, rows: Sequence[Row], manner: Manner) -> Path:
-    """Write the page and its pictures as PNG files.
-
-    Args:
-        out: the folder; made if it is not there.
-        rows: all cases.
-        manner: how they were run.
-
-    Returns:
-        The page.
+    """Write the page, whose path is returned, and its pictures as PNG files.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
-    from hotcold.runtime.files.atomic import write_atomically
     from hotcold.runtime.offline.pictures.comparison import TEXTS, draw_all
     from hotcold.runtime.offline.pictures.draw import figure_png
     from hotcold.runtime.offline.pictures.page import Picture, document, figure, html_table
@@ -57,14 +47,9 @@ def write_page(out: Path, rows: Sequence[Row], manner: Manner) -> Path:
             picture = Picture(f"{_file_name(group)}-{name}", *TEXTS[name], figure_png(drawn))
             pictures.append(picture)
             parts.append(figure(picture))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for picture in pictures:
-            write_atomically(out / f"{picture.name}.png", picture.png)
-        page = document("Placements and schedules compared", "\n".join(parts))
-        write_atomically(out / PAGE, page.encode())
-    except OSError as error:
-        raise ConfigError(f"cannot write the page to {out}: {error.strerror}") from error
+    files = {f"{picture.name}.png": picture.png for picture in pictures}
+    files[PAGE] = document("Placements and schedules compared", "\n".join(parts)).encode()
+    output.write_files(out, "the page", files)
     return out / PAGE
 
 

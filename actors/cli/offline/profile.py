@@ -14,6 +14,7 @@ import click
 
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import (
+    device_option,
     engine_options,
     json_option,
     option,
@@ -58,13 +59,7 @@ SELF_TOKENS = 32768
 @option(ENGINE["context"], low=2, help="Tokens of a window.")
 @option(SAMPLING["temperature"], default=1.0, help="Temperature of the text of --self.")
 @option(SAMPLING["seed"], help="Seed of the text of --self.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to run the model.",
-)
+@device_option("Where to run the model.")
 @option(ENGINE["threads"], help="Threads to count with.")
 @click.option(
     "--against",
@@ -78,7 +73,6 @@ def command(
     options: EngineConfig,
     out: Path,
     against: Path | None,
-    as_json: bool,
     **given: Any,
 ) -> None:
     """Count how often, and how strongly, each neuron of MODEL fires over the texts.
@@ -109,8 +103,7 @@ def command(
     if other is not None:
         result["overlap"] = done.profile.overlap(other)
         click.echo(f"{result['overlap']:.1%} of the hottest 20 % as in {against}")
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 def check_job(
@@ -216,6 +209,18 @@ def describe(job: "ProfileJob", done: "Profiled", seconds: float) -> dict[str, A
         "bitmaps": str(done.path.with_name("bitmaps.npz")) if job.bitmaps else None,
         "sampled": None if job.own is None else str(done.path.with_name("sampled.jsonl")),
     }
+
+
+def find_profile(given: Path | None, own: Path | None) -> "ActivationProfile":
+    """The profile of --profile, or the model's; ConfigError where there is neither."""
+    from hotcold.runtime.profiles.profile import ActivationProfile
+
+    path = given or own
+    if path is None:
+        raise ConfigError(
+            "the model has no profile; make one with `hotcold profile` and give --profile"
+        )
+    return ActivationProfile.load(path)
 
 
 def check_out(out: Path) -> None:
