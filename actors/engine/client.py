@@ -36,6 +36,11 @@ TRANSPORTS: dict[str, type[Transport]] = {
 }
 
 
+def find_actors(name: str) -> dict[str, Any]:
+    """Ray handles of a running engine's actors; ValueError where one is not there."""
+    return {a: ray.get_actor(f"{name}-{a}", namespace=cluster.NAMESPACE) for a in ACTORS}
+
+
 class Lookup:
     """For connected engines: finds the actors again by name after their owner rebuilt them."""
 
@@ -51,10 +56,7 @@ class Lookup:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             try:
-                found = {
-                    actor: ray.get_actor(f"{self._name}-{actor}", namespace=cluster.NAMESPACE)
-                    for actor in ACTORS
-                }
+                found = find_actors(self._name)
                 ray.get([handle.ready.remote() for handle in found.values()], timeout=timeout_s)
                 self._actors.update(found)
                 self.epoch = after + 1
@@ -248,14 +250,11 @@ class Client:
         states = self._retried(self._transport.states)
         facts = self._retried(self._current_facts)
         deployment = self._current_deployment()
-        phases = self._retried(self._transport.phases)
         plan, words = deployment.plan, roles(deployment)
         return EngineStats(
             actors={
-                actor: ActorStats.of(
-                    states[actor], facts[actor].node_id, facts[actor].pid, words[actor]
-                )
-                for actor in ACTORS
+                name: ActorStats.of(states[name], facts[name].node_id, facts[name].pid, words[name])
+                for name in ACTORS
             },
             plan_hash=plan.hash,
             policy=plan.policy,
@@ -264,7 +263,7 @@ class Client:
             bytes_by_device=dict(plan.bytes_by_device),
             processors=deployment.threads_text,
             audit_every=deployment.audit_every,
-            phase_s=phases,
+            phase_s=self._retried(self._transport.phases),
             clock_error_s=states["gpu"].clock_error_ns / 1e9,
         )
 

@@ -16,10 +16,9 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
 from hotcold.actors.cluster import ray_cluster as cluster
-from hotcold.actors.engine.client import Client
+from hotcold.actors.engine.client import Client, find_actors
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.supervisor import Recovery, Supervisor
-from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.table import check_names, documented
 from hotcold.runtime.engine.deployment import deploy, load_plan, solve
@@ -119,10 +118,7 @@ class Engine(Client):
         """
         cluster.join(address, start=False)
         try:
-            actors = {
-                actor: ray.get_actor(f"{name}-{actor}", namespace=cluster.NAMESPACE)
-                for actor in ACTORS
-            }
+            actors = find_actors(name)
             deployment = ray.get(actors["gpu"].describe.remote())
         except (ValueError, RayError) as error:
             raise ConfigError(

@@ -160,11 +160,8 @@ def kernels(
         _gpu_kernels(Settings(**given), variant)
         return
     given.setdefault("threads", sorted({1, processors().at_once}))
-    settings = Settings(
-        **given,
-        buffer_bytes=parse_bytes(buffer or "2GiB", "--buffer"),
-        variant=_tested(variant),
-    )
+    size = parse_bytes(buffer or "2GiB", "--buffer")
+    settings = Settings(**given, buffer_bytes=size, variant=_tested(variant))
     result = measure(settings, lambda text: output.note(f"bench kernels: {text}"))
     click.echo(output.table(KERNEL_COLUMNS, kernel_rows(result)))
     for doubt in doubts(result):

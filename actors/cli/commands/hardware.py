@@ -49,11 +49,7 @@ def command(out: Path | None, name: str | None, quick: bool) -> None:
 
 
 def check_out(out: Path | None, name: str | None) -> None:
-    """Refuse, before a minute is spent, what could not be written.
-
-    Raises:
-        ConfigError: a folder, a file of something else, or a name that is empty or too long.
-    """
+    """Refuse by a ConfigError, before a minute is spent, what could not be written."""
     if name is not None and not 0 < len(name.strip()) <= 200:
         raise ConfigError(f"--name is {len(name)} characters long; give 1 to 200")
     if out is None:

@@ -1,18 +1,15 @@
 """`hotcold policies`: the installed plug-ins by kind, and template files for your own."""
 
 from dataclasses import asdict
-from typing import Literal
+from typing import Literal, get_args
 
 import click
 
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import debug_option, json_option
 
-KINDS: tuple[Literal["placement", "schedule", "predictor"], ...] = (
-    "placement",
-    "schedule",
-    "predictor",
-)
+Kind = Literal["placement", "schedule", "predictor"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @click.command("policies")

@@ -117,11 +117,7 @@ def shape_problem(
     machine: "HardwareProfile",
     more: dict[str, Any],
 ) -> "Problem":
-    """The problem of a published shape on a machine.
-
-    Raises:
-        ConfigError: no such shape, or a number out of range.
-    """
+    """The problem of a published shape on a machine; ConfigError: unknown, or a bad number."""
     from hotcold.runtime.offline.plant.shaped import Ask, shaped_problem
     from hotcold.runtime.offline.plant.shapes import find_shape
     from hotcold.runtime.plan.roofline import for_gpu

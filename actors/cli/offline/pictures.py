@@ -1,6 +1,7 @@
 """`hotcold pictures`: a model's activations and predictors as PNG files and one HTML page."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +19,16 @@ if TYPE_CHECKING:
     from hotcold.runtime.offline.pictures.page import Picture
 
 PAGE = "pictures.html"
-PATH = click.Path(exists=True, path_type=Path)
+_path = partial(click.option, metavar="PATH", type=click.Path(exists=True, path_type=Path))
 
 
 @click.command("pictures")
-@click.option(
-    "--profile",
-    "profile_path",
-    metavar="PATH",
-    type=PATH,
+@_path(
+    *("--profile", "profile_path"),
     help="Counts made by `hotcold profile`.  [default: those that come with the model]",
 )
-@click.option(
-    "--predictors",
-    "predictors_path",
-    metavar="PATH",
-    type=PATH,
+@_path(
+    *("--predictors", "predictors_path"),
     help="Folder or file of `hotcold train-predictors`.  [default: the model's, if any]",
 )
 @out_option(f"Folder for the PNG files and {PAGE}; made if it is not there.")
