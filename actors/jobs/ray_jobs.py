@@ -26,10 +26,7 @@ LOOK_S = 0.2
 
 
 class Jobs:
-    """One cluster's jobs.
-
-    Args:
-        address: of its dashboard.
+    """One cluster's jobs, by the address of its dashboard.
 
     Raises:
         LaunchError: nobody answers there, it refuses, or this Ray has no job client.
@@ -52,11 +49,7 @@ class Jobs:
             raise LaunchError(_no_client(address, error)) from error
 
     def submit(self, job: str, entrypoint: str, runtime_env: dict[str, Any], **more: Any) -> None:
-        """Send a job.
-
-        Raises:
-            LaunchError: the cluster refused it.
-        """
+        """Send a job; LaunchError where the cluster refuses it."""
         given = {name: value for name, value in more.items() if value}
         for name in logging.root.manager.loggerDict:  # they log every package uploaded
             if name.startswith("ray."):

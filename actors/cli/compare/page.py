@@ -54,7 +54,6 @@ def write_page(out: Path, rows: Sequence[Row], manner: Manner) -> Path:
 
 
 def _how(rows: Sequence[Row], manner: Manner) -> str:
-    """How the figures came about, in a sentence."""
     if not any(row.measured.tokens_per_s for row in rows):
         return "Nothing was run: placements judged by the cost model."
     runs = output.count(manner.repeat * manner.each, "run")
@@ -82,13 +81,11 @@ def _origin() -> str:
 
 
 def _remarks(rows: Sequence[Row]) -> list[str]:
-    """What the policies say of their placements."""
     found = [(row.ready.case.label, row.run["note"].replace("\n", "; ")) for row in rows]
     return [f"{label}: {note}" for label, note in found if note]
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows of one model and budget together."""
     groups: dict[tuple[str, Any], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.run["model"], row.run["vram"]), []).append(row)

@@ -150,11 +150,7 @@ def check_job(
 def make_job(
     options: EngineConfig, given: dict[str, Any], own: "SelfText | None", context: int
 ) -> "ProfileJob":
-    """The options as a job; converts the model where that has not happened yet.
-
-    Raises:
-        HotcoldError: a model or device that cannot be used.
-    """
+    """The options as a job; converts the model where that has not happened yet."""
     from hotcold.runtime.model.checkpoints.bundle import resolve_model
     from hotcold.runtime.offline.plant.making import find_device
     from hotcold.runtime.offline.profiling.job import ProfileJob
@@ -177,11 +173,7 @@ def make_job(
 
 
 def _own_text(given: dict[str, Any]) -> "SelfText | None":
-    """What --self asks for; None with --text.
-
-    Raises:
-        click.UsageError: both of them, or neither.
-    """
+    """What --self asks for; None with --text; UsageError: both of them, or neither."""
     from hotcold.runtime.offline.profiling.sampling import SelfText
 
     if given["by_itself"] == bool(given["texts"]):
@@ -224,11 +216,7 @@ def find_profile(given: Path | None, own: Path | None) -> "ActivationProfile":
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder that holds something else than an earlier profile, or an unfinished one.
-
-    Raises:
-        ConfigError: it has files but no profile, or its profile is not one.
-    """
+    """Refuse, by a ConfigError, a folder with files but no profile, finished or not."""
     from hotcold.runtime.offline.profiling.work import FOLDER
     from hotcold.runtime.profiles.profile import ActivationProfile
 
