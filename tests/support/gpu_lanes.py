@@ -16,8 +16,8 @@ from hotcold.native.gpu import cuda_plugin, nvml
 
 WORKERS = os.environ.get("GPU_WORKERS", str(max(1, min(8, len(os.sched_getaffinity(0)) // 2))))
 LANES = {
-    "side by side": ["-m", "gpu and not alone", "-n", WORKERS, "--dist", "worksteal"],
     "alone": ["-m", "gpu and alone", "--durations", "15"],
+    "side by side": ["-m", "gpu and not alone", "-n", WORKERS, "--dist", "worksteal"],
 }
 COUNTS = ("passed", "failed", "skipped")
 REPORTS = Path("build/test-gpu")
