@@ -153,14 +153,9 @@ def main(arguments: list[str] | None = None) -> None:
             settings=dict(setting.split("=", 1) for setting in options.settings),
             **{name: getattr(options, name) for name in ONCE},
         )
-        result = {
-            "vram": vram,
-            "predictor": options.predictor_dtype or "as stored",
-            "policy": options.policy,
-            "schedule": options.schedule,
-            "bus_share": bus_share,
-            **({"predictor_process": process} if process else {}),
-        }
+        result = {"vram": vram, "predictor": options.predictor_dtype or "as stored"}
+        result |= {"policy": options.policy, "schedule": options.schedule, "bus_share": bus_share}
+        result |= {"predictor_process": process} if process else {}
         take = measure_engine if process else measure
         print(json.dumps(result | take(config, options.tokens, options.prompt)), flush=True)
 

@@ -65,11 +65,7 @@ def cli(context: click.Context) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
-
-    Args:
-        argv: arguments without the program's name; None takes those of the process.
-    """
+    """Run the command line and return its exit code; without `argv` the process's arguments."""
     state = State(words=tuple(sys.argv[1:] if argv is None else argv))
     try:
         _prepare_streams()

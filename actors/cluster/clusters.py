@@ -9,7 +9,7 @@ import os
 import platform
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -151,6 +151,21 @@ def _other_versions(about: dict[str, str]) -> str:
         if its.split(".")[:kept] != own.split(".")[:kept]:
             return f"it runs {name} {its}, this process {own}; use the same, or `hotcold submit`"
     return ""
+
+
+@contextmanager
+def variables(given: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the length of a block."""
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -16,14 +16,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from hotcold.actors.cluster.processes import commands, parents, read_text
 from hotcold.native.gpu import nvml
 
 ACTORS = ("ray::GpuExecutor", "ray::CpuExecutor", "ray::Predictor", "ray::HopActor")
-DAEMONS = (
-    "nvidia-cuda-mps-control",
-    "nvidia-cuda-mps-server",
-    "hotcold.native.gpu.mps",
-)  # and guard
+# The last is the guard.
+DAEMONS = ("nvidia-cuda-mps-control", "nvidia-cuda-mps-server", "hotcold.native.gpu.mps")
 OURS = "hotcold"
 GPU = "GPU memory, MiB"
 GPU_SLACK_MIB = 16  # what the driver keeps or gives back by itself
@@ -34,11 +32,7 @@ _NOT_OURS = ("/dev/", "/proc/", "/sys/", "/memfd:")  # and Ray's logs, in its se
 
 
 def take(gpu: bool = True) -> Counter[str]:
-    """What there is now, by kind; empty kinds are left out.
-
-    Args:
-        gpu: with the memory in use on the GPU, of all processes.
-    """
+    """What there is now, by kind, empty ones left out; `gpu`: with its memory, all processes'."""
     here = os.getpid()
     found = Counter(f"thread {t.name}" for t in threading.enumerate() if t.name.startswith(OURS))
     for pid in [here, *descendants(here)]:
@@ -73,14 +67,7 @@ def settled(
     look: Callable[[], Counter[str]] = take,
     slack_mib: int = GPU_SLACK_MIB,
 ) -> dict[str, int]:
-    """What there still is more of than `before`, after giving processes time to end.
-
-    Args:
-        before: an earlier `take`.
-        wait_s: how long at most.
-        look: takes the present footprint.
-        slack_mib: GPU memory that does not count.
-    """
+    """What there still is more of than `before`, after giving processes time to end."""
     deadline = time.monotonic() + wait_s
     while (left := growth(before, look(), slack_mib)) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -89,15 +76,8 @@ def settled(
 
 def descendants(of: int) -> set[int]:
     """Living processes below one, zombies left out."""
-    parents: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        fields = (
-            read_text(f"/proc/{entry}/stat").rpartition(")")[2].split() if entry.isdigit() else []
-        )
-        if fields and fields[0] not in ("Z", "X"):
-            parents[int(entry)] = int(fields[1])
-    found = {of}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+    above, found = parents(), {of}
+    while more := {pid for pid, parent in above.items() if parent in found} - found:
         found |= more
     return found - {of}
 
@@ -136,7 +116,10 @@ def _sockets(pid: int) -> Iterator[str]:
     Ray opens such connections when it first needs them and keeps them to the end of either side.
     """
     rows = _socket_rows()
-    mine, servers = _inodes([pid]), _inodes(_ray_processes())
+    programs = {pid: words[0] for pid, words in commands().items()}
+    ends = ("/raylet", "/gcs_server")
+    rays = [pid for pid, it in programs.items() if it.endswith(ends) or it.startswith("ray::")]
+    mine, servers = _inodes([pid]), _inodes(rays)
     ports = {row.local for row in rows if row.inode in servers}
     for row in rows:
         if row.inode in mine and not (row.family == "tcp" and row.remote in ports):
@@ -172,27 +155,7 @@ def _inodes(pids: Iterable[int]) -> set[str]:
     return {link[8:-1] for link in found if link.startswith("socket:[")}
 
 
-def _ray_processes() -> list[int]:
-    """Servers and workers of Ray."""
-    found = []
-    for entry in os.listdir("/proc"):
-        command = read_text(f"/proc/{entry}/cmdline") if entry.isdigit() else ""
-        program = command.partition("\0")[0]
-        if program.endswith(("/raylet", "/gcs_server")) or program.startswith("ray::"):
-            found.append(int(entry))
-    return found
-
-
 def _files() -> Iterator[str]:
     for folder in {"/dev/shm", tempfile.gettempdir()}:
         for path in Path(folder).glob(f"*{OURS}*"):
             yield str(path)
-
-
-def read_text(path: str) -> str:
-    """A file of /proc; empty where it is gone, or not ours to read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

@@ -3,17 +3,42 @@
 import os
 import signal
 from collections.abc import Iterable
-from pathlib import Path
 
-AGENTS = (b"ray::DashboardAgent", b"ray::RuntimeEnvAgent")
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
+def read_text(path: str) -> str:
+    """A file of /proc; empty where it is gone, or not ours to read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def commands() -> dict[int, list[str]]:
+    """The words of every process's command line, by process id; [""] where it has ended."""
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    return {pid: _command(pid).split("\0") for pid in pids}
+
+
+def parents() -> dict[int, int]:
+    """Parents of the living processes, zombies left out."""
+    found: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        fields = _stat(entry) if entry.isdigit() else []
+        if fields and fields[0] not in ("Z", "X"):
+            found[int(entry)] = int(fields[1])
+    return found
+
+
+def _stat(pid: int | str) -> list[str]:
+    """State, parent and so on; empty where it is gone."""
+    return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
 
 
 def _state(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-            return file.read().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
+    return (_stat(pid) or [""])[0]
 
 
 def is_gone(pid: int) -> bool:
@@ -32,28 +57,18 @@ def ray_agents(of: int) -> tuple[int, ...]:
     When their driver is killed Ray's own processes go at once, but these two first try for a minute
     or more to report it to a cluster that is gone (Ray 2.60, measured).
     """
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(fields[1])
-    nodes = {pid for pid, parent in parents.items() if parent == of}
-    children = [pid for pid, parent in parents.items() if parent in nodes]
+    above = parents()
+    nodes = {pid for pid, parent in above.items() if parent == of}
+    children = [pid for pid, parent in above.items() if parent in nodes]
     return tuple(pid for pid in children if _command(pid).startswith(AGENTS))
 
 
 def ray_heads() -> list[str]:
     """Addresses of the clusters that have a node on this machine."""
-    option = b"--gcs-address="
-    commands = (
-        _command(int(entry)).split(b"\0") for entry in os.listdir("/proc") if entry.isdigit()
-    )
-    words = (word for command in commands if command[0].endswith(b"/raylet") for word in command)
-    found = {word.removeprefix(option).decode() for word in words if word.startswith(option)}
-    return sorted(found)
+    option = "--gcs-address="
+    raylets = (command for command in commands().values() if command[0].endswith("/raylet"))
+    words = (word for command in raylets for word in command)
+    return sorted({word.removeprefix(option) for word in words if word.startswith(option)})
 
 
 def end_processes(pids: Iterable[int]) -> None:
@@ -63,8 +78,5 @@ def end_processes(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+def _command(pid: int) -> str:
+    return read_text(f"/proc/{pid}/cmdline")

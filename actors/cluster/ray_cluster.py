@@ -59,15 +59,9 @@ def look(address: str | None, start: bool = True, say: bool = False) -> str | No
 def join(address: str | None, start: bool = True) -> bool:
     """Join a Ray cluster, or start one on this machine.
 
-    Order: the Ray this process is already in; `address`; RAY_ADDRESS; a cluster running on this
-    machine; a new local one.
-
-    Args:
-        address: HOST:PORT, "auto" or "local".
-        start: may start one.
-
-    Returns:
-        Whether a new one was started, which the caller must then shut down.
+    Order: the Ray this process is already in; `address` (HOST:PORT, "auto" or "local");
+    RAY_ADDRESS; a cluster running on this machine; a new local one, if `start`. Returns whether a
+    new one was started, which the caller must then shut down.
 
     Raises:
         LaunchError: no cluster at the address, it refuses this process, or Ray does not start.
@@ -130,18 +124,10 @@ class _SearchPath(list[str]):
 def _start(options: dict[str, Any]) -> None:
     """Start Ray here; its workers inherit this process's environment."""
     global _inherited  # noqa: PLW0603 - there is one Ray in a process
-    given = {name: os.environ.get(name) for name in WORKER_ENV}
-    os.environ.update(WORKER_ENV)
     clusters.have_token()
-    try:
+    with clusters.variables(WORKER_ENV):
         ray.init(address="local", include_dashboard=False, **options)
         _inherited = {k: v for k, v in os.environ.items() if k in WORKER_ENV or k.startswith(OURS)}
-    finally:
-        for name, value in given.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 _started_here = 0  # users of the Ray this process started
@@ -149,11 +135,7 @@ _lock = threading.RLock()
 
 
 def enter(address: str | None) -> bool:
-    """Join or start Ray, counting who uses a Ray that was started here.
-
-    Returns:
-        Whether `leave` must be called in the end.
-    """
+    """Join or start Ray; whether `leave` must be called in the end. Counts its users here."""
     global _started_here  # noqa: PLW0603 - there is one Ray in a process
     with _lock:
         started = join(address) or _started_here > 0

@@ -36,6 +36,11 @@ TRANSPORTS: dict[str, type[Transport]] = {
 }
 
 
+def find_actors(name: str) -> dict[str, Any]:
+    """Ray handles of a running engine's actors; ValueError where one is not there."""
+    return {a: ray.get_actor(f"{name}-{a}", namespace=cluster.NAMESPACE) for a in ACTORS}
+
+
 class Lookup:
     """For connected engines: finds the actors again by name after their owner rebuilt them."""
 
@@ -51,10 +56,7 @@ class Lookup:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             try:
-                found = {
-                    actor: ray.get_actor(f"{self._name}-{actor}", namespace=cluster.NAMESPACE)
-                    for actor in ACTORS
-                }
+                found = find_actors(self._name)
                 ray.get([handle.ready.remote() for handle in found.values()], timeout=timeout_s)
                 self._actors.update(found)
                 self.epoch = after + 1
@@ -70,8 +72,6 @@ class Client:
     `group` and `recovers` are the owner's, and None when connected; `restarts` are the losses that
     a generation survives; `text` is the model's tokenizer, where the caller has read it.
 
-    Attributes:
-        last: figures of the last finished generation, None before.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Client:
         restarts: int = EngineConfig.restarts,
         text: TextCodec | None = None,
     ) -> None:
-        self.name, self.actors, self.deployment = name, actors, deployment
-        self.restarts = restarts
+        self.name, self.actors, self._deployment = name, actors, deployment
+        self._restarts = restarts
         self.last: GenerationStats | None = None
         self._group = group
         self._recovers = recovers or Lookup(name, actors)
@@ -99,7 +99,7 @@ class Client:
         return self.actors[name]
 
     @contextmanager
-    def idle(self) -> Iterator[None]:
+    def _idle(self) -> Iterator[None]:
         """Hold the engine while no generation of this client runs.
 
         Raises:
@@ -114,17 +114,17 @@ class Client:
 
     @property
     def _transport(self) -> Transport:
-        return TRANSPORTS[self.deployment.transport](self.deployment, self._actor)
+        return TRANSPORTS[self._deployment.transport](self._deployment, self._actor)
 
     def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
         """Tokens that continue the prompt; `last` has the figures then. Checks it at once."""
-        context = self.deployment.context
+        context = self._deployment.context
         ids = self._text.ids(prompt, context, sampling.special)
         request = make_request(ids, sampling, context, self._text.eos_ids)
         return self._stream(request, self._text.stream(sampling))
 
     def _stream(self, request: Request, stream: TokenStream) -> Iterator[Token]:
-        with self.idle():
+        with self._idle():
             times: RequestTimes | None = None
             text, ended_ns = "", 0
             source = self._sampled(request)
@@ -156,7 +156,7 @@ class Client:
         kv_survives = self._transport.kv_survives
 
         def run(rest: Request) -> Iterator[Sampled | RequestTimes]:
-            return requests.run(rest, self._attempt, self._recovers, self.restarts, kv_survives)
+            return requests.run(rest, self._attempt, self._recovers, self._restarts, kv_survives)
 
         yield from across_plans(request, run, self._recovers, kv_survives)
 
@@ -174,7 +174,7 @@ class Client:
             except RayError as error:
                 lost = self._typed(error)
                 replaced = isinstance(lost, PlanReplaced)
-                lasting = not isinstance(lost, ActorLostError) or losses > self.restarts
+                lasting = not isinstance(lost, ActorLostError) or losses > self._restarts
                 if lasting and not replaced:
                     raise lost from None
                 self._recovers.await_epoch(epoch, requests.RECOVER_S)
@@ -189,22 +189,17 @@ class Client:
             return error.cause
         return ActorLostError("gpu", f"the engine {self.name!r} is gone ({error})")
 
-    def score(
-        self, token_ids: Sequence[int], masks: bool = False
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-        """Logits float32 [T, V]; and the proposed neurons, bool [T, L, N], where asked for.
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of every position of a sequence, float32 [T, V].
 
         Raises:
-            ConfigError: ids that cannot be used; masks over the Ray transport.
+            ConfigError: ids that cannot be used.
         """
-        neurons, context = self.deployment.spec.n_neurons, self.deployment.context
+        context = self._deployment.context
         request = make_request(self._text.ids(list(token_ids), context), None, context)
-        with self.idle():
-            logits, bits = self._retried(lambda: self._transport.score(request, masks))
-        if bits is None:
-            return logits, None
-        fired = np.unpackbits(bits, axis=-1, count=neurons, bitorder="little")
-        return logits, fired.astype(bool)
+        with self._idle():
+            logits: NDArray[np.float32] = self._retried(lambda: self._transport.score(request))
+        return logits
 
     def _current_facts(self) -> dict[str, Facts]:
         if self._group is not None:
@@ -212,27 +207,27 @@ class Client:
         refs = [self._actor(actor).facts.remote() for actor in ACTORS]
         return dict(zip(ACTORS, ray.get(refs), strict=True))
 
-    def current_deployment(self) -> Deployment:
+    def _current_deployment(self) -> Deployment:
         """What runs now; the owner may have replaced what was there when this one connected."""
         if self._group is not None:
-            self.deployment = self._group.deployment
+            self._deployment = self._group.deployment
         else:
-            self.deployment = self._retried(lambda: ray.get(self._actor("gpu").describe.remote()))
-        return self.deployment
+            self._deployment = self._retried(lambda: ray.get(self._actor("gpu").describe.remote()))
+        return self._deployment
 
     @property
     def pids(self) -> dict[str, int]:
         """Process ids of the actors, by name."""
         return {actor: facts.pid for actor, facts in self._retried(self._current_facts).items()}
 
-    def load(self, deployment: Deployment) -> None:
+    def _load(self, deployment: Deployment) -> None:
         """Load another deployment, whoever owns the actors.
 
         Raises:
             ConfigError: a generation over the Ray transport; made for another machine.
             HotcoldError: the actors refused it; the one before runs.
         """
-        with nullcontext() if self._transport.replans_between_tokens else self.idle():
+        with nullcontext() if self._transport.replans_between_tokens else self._idle():
             if self._group is not None:
                 self._group.load(deployment)
             else:
@@ -240,26 +235,26 @@ class Client:
                     self._transport.ask(deployment)
                 except RayError as error:
                     raise self._typed(error) from None
-            self.deployment = deployment
+            self._deployment = deployment
 
     def spans(self) -> dict[str, list[Span]]:
-        """What every actor did lately, step by step; oldest first."""
+        """The last steps of every actor with their times, oldest first, some hundred tokens.
+
+        `hotcold.runtime.tracing.timeline` makes passes, a Perfetto file and sums of them.
+        """
         arrays = self._retried(self._transport.spans)
         return {actor: as_spans(actor, array) for actor, array in arrays.items()}
 
     def stats(self) -> EngineStats:
-        """Counters of all actors, and what they run."""
+        """Counters of the actors since the current plan was loaded, and what they run."""
         states = self._retried(self._transport.states)
         facts = self._retried(self._current_facts)
-        deployment = self.current_deployment()
-        phases = self._retried(self._transport.phases)
+        deployment = self._current_deployment()
         plan, words = deployment.plan, roles(deployment)
         return EngineStats(
             actors={
-                actor: ActorStats.of(
-                    states[actor], facts[actor].node_id, facts[actor].pid, words[actor]
-                )
-                for actor in ACTORS
+                name: ActorStats.of(states[name], facts[name].node_id, facts[name].pid, words[name])
+                for name in ACTORS
             },
             plan_hash=plan.hash,
             policy=plan.policy,
@@ -268,7 +263,7 @@ class Client:
             bytes_by_device=dict(plan.bytes_by_device),
             processors=deployment.threads_text,
             audit_every=deployment.audit_every,
-            phase_s=phases,
+            phase_s=self._retried(self._transport.phases),
             clock_error_s=states["gpu"].clock_error_ns / 1e9,
         )
 

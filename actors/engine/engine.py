@@ -11,18 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
 from hotcold.actors.cluster import ray_cluster as cluster
-from hotcold.actors.engine.client import Client
-from hotcold.actors.engine.stats import EngineStats
+from hotcold.actors.engine.client import Client, find_actors
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.supervisor import Recovery, Supervisor
-from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.table import check_names, documented
 from hotcold.runtime.engine.deployment import deploy, load_plan, solve
@@ -32,31 +28,24 @@ from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.plan.program import Program
 from hotcold.runtime.plan.roofline import Roofline, roofline
 from hotcold.runtime.plugins.run import policy_name
-from hotcold.runtime.text.generation import GenerationStats, TextCodec, Token
-from hotcold.runtime.tracing.spans import Span
+from hotcold.runtime.text.generation import TextCodec, Token
 
 _numbers = itertools.count()
 
 
-class Engine:
+class Engine(Client):
     """Three actors that run one model. Use `launch` or `connect`, as a context manager.
 
     Attributes:
         name: prefix of the actors' names.
+        actors: Ray handles of "gpu", "cpu" and "predictor".
+        last: figures of the last finished generation, None before.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        group: ActorGroup | None = None,
-        prepared: Prepared | None = None,
-        supervisor: Supervisor | None = None,
-    ) -> None:
-        self.name = client.name
-        self._client, self._group, self._prepared = client, group, prepared
-        self._supervisor = supervisor
-        self._schedule: Any = None if prepared is None else prepared.config.schedule
-        self._finalizer: Any = None
+    _prepared: Prepared | None = None
+    _schedule: Any = None
+    _supervisor: Supervisor | None = None
+    _finalizer: Any = None
 
     @classmethod
     @documented(EngineConfig)
@@ -104,13 +93,12 @@ class Engine:
                 cluster.leave()
             raise
         supervisor = Supervisor(group, config.stuck_s)
-        client = Client(
-            *(engine_name, group.processes.handles, deployment, group, supervisor),
-            *(config.restarts, text),
-        )
-        engine = cls(client, group, prepared, supervisor)
-        # A generation holds the client: the actors stay until both it and the engine are let go.
-        engine._finalizer = weakref.finalize(client, _take_down, group, supervisor, started_ray)
+        handles = group.processes.handles
+        engine = cls(engine_name, handles, deployment, group, supervisor, config.restarts, text)
+        engine._prepared, engine._schedule = prepared, config.schedule
+        engine._supervisor = supervisor
+        # A generation holds the engine: the actors stay until both are let go.
+        engine._finalizer = weakref.finalize(engine, _take_down, group, supervisor, started_ray)
         return engine
 
     @classmethod
@@ -130,34 +118,16 @@ class Engine:
         """
         cluster.join(address, start=False)
         try:
-            actors = {
-                actor: ray.get_actor(f"{name}-{actor}", namespace=cluster.NAMESPACE)
-                for actor in ACTORS
-            }
+            actors = find_actors(name)
             deployment = ray.get(actors["gpu"].describe.remote())
         except (ValueError, RayError) as error:
             raise ConfigError(
                 f"no engine named {name!r} in this Ray cluster; launch one with that name first"
             ) from error
-        return cls(Client(name, actors, deployment, restarts=restarts))
+        return cls(name, actors, deployment, restarts=restarts)
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return Engine.connect, (self.name,)
-
-    @property
-    def actors(self) -> dict[str, Any]:
-        """Ray handles of "gpu", "cpu" and "predictor"."""
-        return dict(self._client.actors)
-
-    @property
-    def last(self) -> GenerationStats | None:
-        """Figures of the last finished generation, None before."""
-        return self._client.last
-
-    @property
-    def pids(self) -> dict[str, int]:
-        """Process ids of the actors, by name."""
-        return self._client.pids
 
     @property
     def is_whole(self) -> bool:
@@ -167,18 +137,18 @@ class Engine:
     @property
     def uses_gpu(self) -> bool:
         """Whether the GPU executor computes on a GPU, and not on its CPU device."""
-        return self._client.deployment.gpu is not None
+        return self._deployment.gpu is not None
 
     @property
     def standing_by(self) -> tuple[str, ...]:
         """Actors whose steps another one computes; nothing runs in them."""
-        classes = executor_classes(self._client.deployment)
+        classes = executor_classes(self._deployment)
         return tuple(actor for actor, made in classes.items() if made.stands_by)
 
     @property
     def shares_gpu(self) -> bool:
         """Whether the predictor has a process of its own on that GPU, under MPS."""
-        gpu = self._client.deployment.gpu
+        gpu = self._deployment.gpu
         return gpu is not None and gpu.remote_predictor
 
     def generate(
@@ -206,35 +176,16 @@ class Engine:
             stop = fields.get("stop", ())
             fields["stop"] = tuple(stop) if isinstance(stop, (list, tuple)) else (stop,)
             if fields.get("seed") is None:
-                fields["seed"] = self._default_seed
+                fields["seed"] = self._prepared.config.seed if self._prepared is not None else 0
             sampling = Sampling(**fields)
         elif fields:
             raise ConfigError("generate takes a Sampling or its fields, not both")
-        return self._client.generate(prompt, sampling)
-
-    @property
-    def _default_seed(self) -> int:
-        return self._prepared.config.seed if self._prepared is not None else 0
-
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits of every position of a sequence, float32 [T, V]."""
-        return self._client.score(token_ids)[0]
+        return super().generate(prompt, sampling)
 
     @property
     def recoveries(self) -> list[Recovery]:
         """Losses of actors this engine recovered from, oldest first; none when connected."""
         return list(self._supervisor.recoveries) if self._supervisor is not None else []
-
-    def stats(self) -> EngineStats:
-        """Counters of the actors since the current plan was loaded."""
-        return self._client.stats()
-
-    def spans(self) -> dict[str, list[Span]]:
-        """The last steps of every actor with their times, some hundred tokens of them.
-
-        `hotcold.runtime.tracing.timeline` makes passes, a Perfetto file and sums of them.
-        """
-        return self._client.spans()
 
     def roofline(self) -> Roofline:
         """What bounds the running plan, by the rates it was placed with (`hotcold hardware`).
@@ -244,13 +195,13 @@ class Engine:
         """
         if self._prepared is None:
             raise ConfigError("only the driver that launched an engine knows its machine's rates")
-        running = self._client.deployment
+        running = self._deployment
         return roofline(self._prepared.problem, running.plan, ahead=running.reads_ahead)
 
     @property
     def programs(self) -> dict[str, Program]:
         """The steps that each actor runs for a token, with the flags they wait for and set."""
-        return dict(self._client.deployment.programs)
+        return dict(self._deployment.programs)
 
     def replan(
         self,
@@ -282,7 +233,7 @@ class Engine:
             PolicyError: the policy failed; names it.
             BudgetError: the budget cannot hold what must be on the GPU.
         """
-        now = self._client.current_deployment()
+        now = self._current_deployment()
         if self._prepared is None:  # connected: what the owner asked for, prepared once more
             self._prepared = prepare_model(now.config or EngineConfig())
         if policy is not None and plan is not None:
@@ -300,12 +251,12 @@ class Engine:
             chosen = solve(asked, policy)
         kept = self._schedule if policy_name(self._schedule) == now.schedule else now.schedule
         wanted = kept if schedule is None else schedule
-        self._client.load(deploy(asked, chosen, wanted))
+        self._load(deploy(asked, chosen, wanted))
         self._prepared, self._schedule = prepared, wanted
 
     def close(self) -> None:
         """End the actors this engine launched and free everything; idempotent."""
-        self._client.actors = {}
+        self.actors = {}
         if self._finalizer is not None:
             self._finalizer()
 

@@ -42,14 +42,10 @@ def run(
 ) -> Iterator[Sampled | RequestTimes]:
     """Stream a request's ids; its times come last.
 
-    Args:
-        request: what to generate.
-        attempt: runs a request on the actors there are now; raises ActorLostError.
-        recovers: waits for rebuilt actors.
-        restarts: losses to survive.
-        kv_survives: keys and values outlive the GPU executor, as in the driver's KV memory; on a
-            GPU they do not, and a resumed request computes them again, to the same bits. So it
-            does where the predictor remembers tokens, which it would otherwise have lost.
+    `attempt` runs a request on the actors there are now, and raises ActorLostError; `restarts`
+    losses are survived. With `kv_survives` keys and values outlive the GPU executor, as in the
+    driver's KV memory; on a GPU they do not, and a resumed request computes them again, to the same
+    bits. So it does where the predictor remembers tokens, which it would otherwise have lost.
 
     Raises:
         ActorLostError: after one loss too many; token_ids has what was generated.
@@ -67,8 +63,8 @@ def run(
                 if resumed is not None:
                     recovers.replayed(time.monotonic() - resumed)
                     resumed = None
-                if isinstance(item, RequestTimes):
-                    yield _whole(item, began) if losses else item
+                if isinstance(item, RequestTimes):  # of the last part, begun with the first
+                    yield replace(item, begin_ns=began, prompt_ns=began) if losses else item
                     return
                 received += item.ids
                 yield item
@@ -100,8 +96,3 @@ def rest_of(request: Request, received: list[int], kv_survives: bool) -> Request
     n_past = len(prompt) - 1 if kv_survives else 0
     given = request.n_given or len(request.prompt)  # what was generated is decoded again, not dense
     return replace(request, prompt=prompt, max_tokens=left, n_past=n_past, n_given=given)
-
-
-def _whole(times: RequestTimes, began_ns: int) -> RequestTimes:
-    """Times of a request that was resumed: of its last part, begun when the first one was."""
-    return replace(times, begin_ns=began_ns, prompt_ns=began_ns)

@@ -188,13 +188,8 @@ class ActorGroup:
     def rebuild(self, must_go: str | None = None) -> tuple[float, float, float]:
         """Replace the actors that are gone, and begin a new epoch with the same deployment.
 
-        May be called again where it failed.
-
-        Args:
-            must_go: an actor that is alive but cannot go on.
-
-        Returns:
-            seconds until all loops had ended, until the new actors answered, and until all ran.
+        May be called again where it failed. `must_go` is an actor that is alive but cannot go on.
+        Returns seconds until all loops had ended, until the new actors answered, until all ran.
 
         Raises:
             LaunchError: the actor group is closed.

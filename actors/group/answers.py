@@ -50,11 +50,7 @@ def gather(
 
 
 class Stops:
-    """Which processes have been stopped for too long; to be asked again and again.
-
-    Args:
-        limit_s: how long is too long.
-    """
+    """Which processes have been stopped for longer than a limit; to be asked again and again."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s

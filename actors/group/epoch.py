@@ -18,11 +18,7 @@ from hotcold.runtime.exchange.segment import Poison, PoisonCode, Segment, Segmen
 
 
 class Epoch:
-    """One in which nothing is shared: over the Ray transport, and between two others.
-
-    Args:
-        is_healthy: whether the actors can be used.
-    """
+    """One in which nothing is shared: over the Ray transport, and between two others."""
 
     handle: SegmentHandle | None = None
 

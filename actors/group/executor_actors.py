@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -271,17 +272,12 @@ class GpuExecutor(ExecutorActor):
             yield error
 
     @ray.method(concurrency_group="request")
-    def score(
-        self, request: Request, vocab: int, masks: tuple[int, int, int] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
-        """Logits of every prompt position, and the proposed neurons as bits where asked for."""
+    def score(self, request: Request, vocab: int) -> NDArray[np.float32]:
+        """Logits of every prompt position."""
         logits = np.zeros((len(request.prompt), vocab), np.float32)
-        bits = None if masks is None else np.zeros(masks, np.uint8)
-        request = replace(request, logits_PV=logits, masks_PLN=bits)
         with self._serving:
-            for _ in self._leader.generate(request):
-                pass
-        return logits, bits
+            deque(self._leader.generate(replace(request, logits_PV=logits)), maxlen=0)
+        return logits
 
     @ray.method(concurrency_group="control")
     def cancel(self) -> None:

@@ -105,19 +105,15 @@ class Supervisor:
                 break
             except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
                 if attempt == TRIES or self._closing:
-                    self._give_up(error)
+                    with self._changed:
+                        self._given_up, self._closing = error, True
+                        self._changed.notify_all()
                     return
                 time.sleep(PAUSE_S * attempt)
                 must_go = None
         with self._changed:
             recovery = Recovery(actor, cause, end_s + tried_s, start_s, load_s, notice_s)
             self.recoveries.append(recovery)
-            self._changed.notify_all()
-
-    def _give_up(self, error: BaseException) -> None:
-        with self._changed:
-            self._given_up = error
-            self._closing = True
             self._changed.notify_all()
 
     def replayed(self, seconds: float) -> None:

@@ -6,17 +6,15 @@ Called by `hotcold submit`; knows nothing of what is in a job's log (`actors/job
 
 import asyncio
 import logging
-import os
 import queue
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from ray.exceptions import RayError
 
-from hotcold.actors.cluster.clusters import GIVE_TOKEN, use_token, wants_token
+from hotcold.actors.cluster.clusters import GIVE_TOKEN, use_token, variables, wants_token
 from hotcold.native.errors import LaunchError
 
 RETRY_S = 1.0
@@ -28,10 +26,7 @@ LOOK_S = 0.2
 
 
 class Jobs:
-    """One cluster's jobs.
-
-    Args:
-        address: of its dashboard.
+    """One cluster's jobs, by the address of its dashboard.
 
     Raises:
         LaunchError: nobody answers there, it refuses, or this Ray has no job client.
@@ -42,7 +37,8 @@ class Jobs:
         try:
             from ray.job_submission import JobSubmissionClient
 
-            with _only_this_address(address):
+            # Ray's client prefers this variable and RAY_ADDRESS to the address it is given.
+            with variables({"RAY_API_SERVER_ADDRESS": address}):
                 try:
                     self._client = JobSubmissionClient(address)
                 except RayError as error:
@@ -53,11 +49,7 @@ class Jobs:
             raise LaunchError(_no_client(address, error)) from error
 
     def submit(self, job: str, entrypoint: str, runtime_env: dict[str, Any], **more: Any) -> None:
-        """Send a job.
-
-        Raises:
-            LaunchError: the cluster refused it.
-        """
+        """Send a job; LaunchError where the cluster refuses it."""
         given = {name: value for name, value in more.items() if value}
         for name in logging.root.manager.loggerDict:  # they log every package uploaded
             if name.startswith("ray."):
@@ -149,21 +141,6 @@ class Jobs:
                 return False
             time.sleep(LOOK_S)
         return True
-
-
-@contextmanager
-def _only_this_address(address: str) -> Iterator[None]:
-    """Ray's client prefers RAY_API_SERVER_ADDRESS and RAY_ADDRESS to the address it is given."""
-    name = "RAY_API_SERVER_ADDRESS"
-    before = os.environ.get(name)
-    os.environ[name] = address
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _no_client(address: str, error: BaseException) -> str:

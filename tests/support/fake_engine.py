@@ -44,6 +44,7 @@ class ActorStats:
 class EngineStats:
     actors: dict[str, ActorStats]
     gpu_neuron_load: float
+    processors: str = ""
     plan_hash: str = "abc123"
     policy: str = "greedy"
     schedule: str = "selective"

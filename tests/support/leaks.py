@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from hotcold.actors.cluster import footprint
+from hotcold.actors.cluster import footprint, processes
 
 WAIT_S = 10.0
 CONTEXT = "CUDA context of this process"
@@ -68,9 +68,9 @@ def _of_this_run() -> dict[int, str]:
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == here:
             continue
-        pid, environment = int(entry.name), footprint.read_text(f"{entry}/environ")
+        pid, environment = int(entry.name), processes.read_text(f"{entry}/environ")
         if pid in found or marker in environment:
-            command = footprint.read_text(f"{entry}/cmdline").replace("\0", " ").strip()
+            command = processes.read_text(f"{entry}/cmdline").replace("\0", " ").strip()
             if command:  # a zombie has none
                 commands[pid] = command
     return commands

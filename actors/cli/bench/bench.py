@@ -49,7 +49,7 @@ command.add_command(bench_sync.command)
 @option(ENGINE["model"], help="The model whose passes are measured on a GPU.")
 @json_option
 @debug_option
-def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> None:
+def hop(rounds: int, address: str | None, model: str | None) -> None:
     """One-way latency between actors, by shared memory and by Ray.
 
     pinned: two loops, a core each. unpinned: two loops, wherever the system puts them. loaded: all
@@ -77,8 +77,7 @@ def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> N
             f"{in_graph['p99_us']:.2f}; width {in_graph['width']}); a Ray call there and back "
             f"takes {2 * result['ray']['p50_us']:.0f} us"
         )
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 @command.command("stores")
@@ -88,7 +87,7 @@ def hop(rounds: int, address: str | None, model: str | None, as_json: bool) -> N
 @count_option("--rounds", "Reads of each case.", 1, 10_000, 100)
 @json_option
 @debug_option
-def weight_stores(size: str, rounds: int, as_json: bool) -> None:
+def weight_stores(size: str, rounds: int) -> None:
     """How fast kernels read from each kind of weight store (--store).
 
     With one thread and two. rows_4k: gate rows that do not fire. records_30k: whole neurons.
@@ -105,8 +104,7 @@ def weight_stores(size: str, rounds: int, as_json: bool) -> None:
         for kind, rates in by_kind.items()
     ]
     click.echo(output.table(("read", "threads", "store", "best GB/s", "median GB/s"), rows))
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 @command.command("kernels")
@@ -145,7 +143,6 @@ def kernels(
     buffer: str | None,
     variant: str | None,
     gpu: bool,
-    as_json: bool,
     **chosen: Any,  # noqa: ANN401 - as click parsed them
 ) -> None:
     """Bandwidth of each operator, beside that of reading alone.
@@ -160,23 +157,19 @@ def kernels(
     if gpu or (variant is not None and variant.endswith(".cu")):
         if buffer is not None or "threads" in given:
             raise click.UsageError("--buffer and --threads belong to the CPU's kernels")
-        _gpu_kernels(Settings(**given), variant, as_json)
+        _gpu_kernels(Settings(**given), variant)
         return
     given.setdefault("threads", sorted({1, processors().at_once}))
-    settings = Settings(
-        **given,
-        buffer_bytes=parse_bytes(buffer or "2GiB", "--buffer"),
-        variant=_tested(variant),
-    )
+    size = parse_bytes(buffer or "2GiB", "--buffer")
+    settings = Settings(**given, buffer_bytes=size, variant=_tested(variant))
     result = measure(settings, lambda text: output.note(f"bench kernels: {text}"))
     click.echo(output.table(KERNEL_COLUMNS, kernel_rows(result)))
     for doubt in doubts(result):
         output.note(f"bench kernels: {doubt}")
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
-def _gpu_kernels(settings: "Settings", variant: str | None, as_json: bool) -> None:
+def _gpu_kernels(settings: "Settings", variant: str | None) -> None:
     from hotcold.runtime.bench.gpu_kernels import measure, rows
     from hotcold.runtime.engine.cuda_variant import prepare_cuda_variant, variant_library
 
@@ -189,8 +182,7 @@ def _gpu_kernels(settings: "Settings", variant: str | None, as_json: bool) -> No
     columns = ("case", "kernels", "us", "GB/s", "fraction")
     click.echo(output.table(columns, list(rows(result))))
     click.echo(f"a dense product reads {result['read_gb_per_s']:.0f} GB/s")
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 KERNEL_COLUMNS = ("case", "threads", "kernels", "GB/s", "best", "read", "best", "fraction", "best")
@@ -246,7 +238,6 @@ def decode(  # noqa: PLR0917 - as click passes them
     repeat: int,
     rivals: tuple[str, ...],
     with_ray: bool,
-    as_json: bool,
 ) -> None:
     """Decode tokens/s, beside other programs on the same weights.
 
@@ -270,8 +261,7 @@ def decode(  # noqa: PLR0917 - as click passes them
     click.echo(
         f"ms a token by phase: {phases}" + (f"; GPU's clock within {error:.1f} us" if error else "")
     )
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 def decode_rates(

@@ -21,7 +21,7 @@ from hotcold.runtime.options.config import ENGINE, EngineConfig
 @option(ENGINE["kv_dtype"], default="float16")
 @json_option
 @engine_options("bench prompt", own=("kv_dtype",))
-def command(options: EngineConfig, lengths: tuple[int, ...], kv_dtype: str, as_json: bool) -> None:
+def command(options: EngineConfig, lengths: tuple[int, ...], kv_dtype: str) -> None:
     """Prompt tokens/s by length on a GPU, sparse and dense.
 
     Sparse goes in blocks; dense streams the cold weights to the GPU. The switch point is the length
@@ -44,8 +44,7 @@ def command(options: EngineConfig, lengths: tuple[int, ...], kv_dtype: str, as_j
         result = measure(local, lengths or (32, 64, 128, 256, 500))
     click.echo(output.table(("prompt", "sparse tokens/s", "dense tokens/s"), rows_of(result)))
     click.echo(sentence(result))
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 def rows_of(result: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -21,9 +21,7 @@ from hotcold.runtime.options.config import SAMPLING, EngineConfig
 @count_option("--repeat", "Runs of each.", 1, 1000, 2)
 @json_option
 @engine_options("bench sync")
-def command(
-    options: EngineConfig, resident: float, max_tokens: int, repeat: int, as_json: bool
-) -> None:
+def command(options: EngineConfig, resident: float, max_tokens: int, repeat: int) -> None:
     """Exchanges left out as no cold neuron fired; time saved by each.
 
     One plan under the schedules paper (waits in every layer) and selective, in turn, without Ray. A
@@ -45,8 +43,7 @@ def command(
         )
     for line in sync_lines(result):
         click.echo(line)
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 def sync_lines(result: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ RESTARTS = 100
 @count_option("--runs", "Generations to disturb.", 1, 1_000_000, 20)
 @json_option
 @engine_options("chaos")
-def command(options: EngineConfig, runs: int, as_json: bool) -> None:
+def command(options: EngineConfig, runs: int) -> None:
     """Kill and stop actors at random during generations, and count what went wrong.
 
     --seed decides which, and when. The exit code is 1 if a generation hung, failed or had wrong
@@ -37,8 +37,7 @@ def command(options: EngineConfig, runs: int, as_json: bool) -> None:
         if name not in ("slowest", "complaints")
     ]
     click.echo(output.table(("chaos", "count"), rows))
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
     if tally.slowest:
         output.note(f"slowest: {tally.slowest}")
     for complaint in tally.complaints:

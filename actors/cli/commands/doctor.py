@@ -13,7 +13,7 @@ from hotcold.actors.cli.common.options import debug_option, json_option
 @click.command("doctor")
 @json_option
 @debug_option
-def command(as_json: bool) -> int:
+def command() -> int:
     """Look at this machine and say what hotcold can use, what slows it down, and what to do.
 
     The exit code is 1 only if hotcold cannot run at all. Changes nothing.
@@ -34,6 +34,5 @@ def command(as_json: bool) -> int:
         advice = [(check.name, output.one_line(check.mend)) for check in mends]
         click.echo(output.table(("what", "what to do"), advice))
     usable = all(check.state != "fail" for check in checks)
-    if as_json:
-        output.emit_json({"usable": usable, "checks": [asdict(check) for check in checks]})
+    output.emit_json({"usable": usable, "checks": [asdict(check) for check in checks]})
     return 0 if usable else 1

@@ -14,7 +14,7 @@ from hotcold.native.errors import ConfigError, LaunchError
 from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig, Sampling
 
 if TYPE_CHECKING:
-    from hotcold.actors import Engine
+    from hotcold.actors import Engine, Token
 
 MAX_PROMPT_BYTES = 16 << 20
 
@@ -24,7 +24,7 @@ MAX_PROMPT_BYTES = 16 << 20
 @table_options(Sampling, without=("seed",), max_tokens=128)
 @json_option
 @engine_options("generate")
-def command(options: EngineConfig, prompt: str | None, as_json: bool, **given: Any) -> None:
+def command(options: EngineConfig, prompt: str | None, **given: Any) -> None:
     """Continue PROMPT. Without it, or with "-", the prompt is read from standard input.
 
     The text goes to standard output as it comes. With --json it goes to standard error, and
@@ -34,43 +34,37 @@ def command(options: EngineConfig, prompt: str | None, as_json: bool, **given: A
     # Made before anything starts, so that a bad number is refused at once.
     sampling = Sampling(seed=options.seed, **given)
     check_prompt(options, text, sampling.special)
-    shown = sys.stderr if as_json else sys.stdout
+    shown = sys.stderr if output.as_json() else sys.stdout
     with running_engine(options) as engine:
-        ids, pieces = _stream(engine, text, sampling, shown)
-        result = _result(engine, "".join(pieces), ids)
+        result = _result(engine, _stream(engine, text, sampling, shown))
     _print_actors(result)
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
-def _stream(
-    engine: "Engine", prompt: str, sampling: Sampling, shown: TextIO
-) -> tuple[list[int], list[str]]:
-    """Print the continuation as it comes; its ids and pieces of text."""
+def _stream(engine: "Engine", prompt: str, sampling: Sampling, shown: TextIO) -> "list[Token]":
+    """Print the continuation as it comes."""
     if shown.isatty() and sys.stderr.isatty():
         click.secho(prompt, nl=False, err=True, dim=True)
-    ids: list[int] = []
-    pieces: list[str] = []
+    tokens: list[Token] = []
     try:
         for token in engine.generate(prompt, sampling):
-            ids.append(token.id)
-            pieces.append(token.text)
+            tokens.append(token)
             click.echo(token.text, nl=False, file=shown)
     finally:
         # The line ends here even when an error or Ctrl-C cuts the text: what is said next on
         # standard error then stands on a line of its own.
         click.echo(file=shown)
-    return ids, pieces
+    return tokens
 
 
-def _result(engine: "Engine", text: str, ids: list[int]) -> dict[str, Any]:
+def _result(engine: "Engine", tokens: "list[Token]") -> dict[str, Any]:
     last = figures(engine)
     stats = engine.stats()
     keys = ("node_id", "pid", "gate_rows", "up_down_rows", "bytes", "busy_s", "wait_s", "role")
     actors = {name: {key: getattr(stats.actors[name], key) for key in keys} for name in ACTORS}
     return {
-        "text": text,
-        "token_ids": ids,
+        "text": "".join(token.text for token in tokens),
+        "token_ids": [token.id for token in tokens],
         "finish": last.finish,
         "prompt_tokens": last.prompt_tokens,
         "new_tokens": last.new_tokens,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--quick", is_flag=True, help="Take some seconds instead of a minute; less exact.")
 @json_option
 @debug_option
-def command(out: Path | None, name: str | None, quick: bool, as_json: bool) -> None:
+def command(out: Path | None, name: str | None, quick: bool) -> None:
     """Measure this machine: memory, arithmetic, exchange, and its GPU where there is one.
 
     Takes about a minute. Other programs should not run meanwhile: they change the result. Later
@@ -39,26 +39,17 @@ def command(out: Path | None, name: str | None, quick: bool, as_json: bool) -> N
     from hotcold.runtime.hardware.this_machine import own_path
 
     check_out(out, name)
-    signals = StopSignals()  # SIGTERM, too, ends it with its temporary files removed
-    signals.install()
-    try:
+    with StopSignals():  # SIGTERM, too, ends it with its temporary files removed
         file = measure(name, quick, lambda text: output.note(f"hardware: {text}"))
-    finally:
-        signals.restore()
     path = own_path(str(file.machine["key"])) if out is None else out
     file.save(path)
     show(file)
     output.note(f"hardware: written to {path}")
-    if as_json:
-        output.emit_json(file.to_json() | {"path": str(path)})
+    output.emit_json(file.to_json() | {"path": str(path)})
 
 
 def check_out(out: Path | None, name: str | None) -> None:
-    """Refuse, before a minute is spent, what could not be written.
-
-    Raises:
-        ConfigError: a folder, a file of something else, or a name that is empty or too long.
-    """
+    """Refuse by a ConfigError, before a minute is spent, what could not be written."""
     if name is not None and not 0 < len(name.strip()) <= 200:
         raise ConfigError(f"--name is {len(name)} characters long; give 1 to 200")
     if out is None:

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,7 +32,7 @@ KINDS = {
 @click.command("inspect")
 @json_option
 @engine_options("inspect", argument=True)
-def command(options: EngineConfig, as_json: bool) -> None:
+def command(options: EngineConfig) -> None:
     """Show the shapes, bytes and sparsity of MODEL and where its bundle is cached.
 
     MODEL is a folder; without one, the embedded model. A checkpoint that has no bundle yet is
@@ -44,12 +43,16 @@ def command(options: EngineConfig, as_json: bool) -> None:
     bundle = resolve_model(options.model, options.dtype)
     result = describe(bundle)
     _print(result)
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 def describe(bundle: "Bundle") -> dict[str, Any]:
     """The facts of a bundle, units in the keys."""
+    from hotcold.runtime.predictors.predictor_choice import choose_auto
+    from hotcold.runtime.profiles.profile import ActivationProfile
+
+    profile = None if bundle.profile_path is None else ActivationProfile.load(bundle.profile_path)
+    choice = choose_auto(bundle, profile)
     parameters: Counter[str] = Counter()
     n_bytes: Counter[str] = Counter()
     for name, entry in bundle.tensors.items():
@@ -65,9 +68,13 @@ def describe(bundle: "Bundle") -> dict[str, Any]:
         "parameters": {**{part: parameters[part] for part in PARTS}, "total": parameters.total()},
         "bytes": {**{part: n_bytes[part] for part in PARTS}, "total": n_bytes.total()},
         "file_bytes": bundle.weights_bytes,
-        "sparsity_L": _sparsity(bundle.profile_path),
+        "sparsity_L": None if profile is None else [float(share) for share in profile.sparsity_L],
         "predictors": None if bundle.predictors_path is None else str(bundle.predictors_path),
-        "auto_predictor": _auto(bundle),
+        "auto_predictor": {
+            "kind": choice.kind,
+            "why": choice.why,
+            "ffn_bytes_per_token": None if choice.bytes is None else choice.bytes.to_json(),
+        },
     }
 
 
@@ -85,24 +92,6 @@ def _elements(name: str, entry: "TensorEntry", bundle: "Bundle") -> int:
         spec: ModelSpec = bundle.spec
         return spec.n_neurons * (spec.neuron_rows * spec.d_model + spec.biases)
     return math.prod(entry.shape)
-
-
-def _auto(bundle: "Bundle") -> dict[str, Any]:
-    from hotcold.runtime.predictors.predictor_choice import choose_auto
-    from hotcold.runtime.profiles.profile import ActivationProfile
-
-    profile = None if bundle.profile_path is None else ActivationProfile.load(bundle.profile_path)
-    choice = choose_auto(bundle, profile)
-    keys = None if choice.bytes is None else choice.bytes.to_json()
-    return {"kind": choice.kind, "why": choice.why, "ffn_bytes_per_token": keys}
-
-
-def _sparsity(profile: Path | None) -> list[float] | None:
-    if profile is None:
-        return None
-    from hotcold.runtime.profiles.profile import ActivationProfile
-
-    return [float(share) for share in ActivationProfile.load(profile).sparsity_L]
 
 
 def _print(result: dict[str, Any]) -> None:

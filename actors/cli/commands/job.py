@@ -22,7 +22,6 @@ from pathlib import Path
 
 from hotcold.actors.jobs import jobstream
 
-FAILED = 1
 READ_BYTES = 65536
 
 
@@ -130,7 +129,7 @@ def send_back(paths: list[Path]) -> None:
 
 def _error(text: str) -> int:
     _write(jobstream.frame(jobstream.ERROR, f"hotcold: error: {text}\n"))
-    return FAILED
+    return 1
 
 
 def _write(text: str) -> None:

@@ -1,18 +1,15 @@
 """`hotcold policies`: the installed plug-ins by kind, and template files for your own."""
 
 from dataclasses import asdict
-from typing import Literal
+from typing import Literal, get_args
 
 import click
 
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import debug_option, json_option
 
-KINDS: tuple[Literal["placement", "schedule", "predictor"], ...] = (
-    "placement",
-    "schedule",
-    "predictor",
-)
+Kind = Literal["placement", "schedule", "predictor"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @click.command("policies")
@@ -23,13 +20,13 @@ KINDS: tuple[Literal["placement", "schedule", "predictor"], ...] = (
 )
 @json_option
 @debug_option
-def command(template: str | None, as_json: bool) -> None:
+def command(template: str | None) -> None:
     """List the installed placement policies, schedule policies and predictors.
 
     A policy that is not installed is named file.py:Class or package.module:Class.
     """
     if template is not None:
-        if as_json:
+        if output.as_json():
             raise click.UsageError("--template prints a file; give it without --json")
         click.echo(template_text(template), nl=False)
         return
@@ -39,8 +36,7 @@ def command(template: str | None, as_json: bool) -> None:
     columns = ("name", "kind", "version", "origin", "target")
     rows = [tuple(entry[column] for column in columns) for entry in found]
     click.echo(output.table(columns, rows))
-    if as_json:
-        output.emit_json({"policies": found})
+    output.emit_json({"policies": found})
 
 
 def template_text(kind: str) -> str:

@@ -66,7 +66,6 @@ SHAPE_ONLY = ("predictor_width", "density", "share80", "overfire")
 def command(
     options: EngineConfig,
     shape: str | None,
-    as_json: bool,
     **more: Any,  # noqa: ANN401 - as click parsed them
 ) -> None:
     """Compute the bound of a plan: bytes over the machine's rates, exchange and gaps.
@@ -94,8 +93,7 @@ def command(
     if budget is not None and machine.has_gpu:
         result["reserve_bytes"] = budget - problem.budgets[problem.devices[0]]
     _print(result, made, bound)
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 def _check_usage(options: EngineConfig, shape: str | None, more: Any) -> None:
@@ -119,11 +117,7 @@ def shape_problem(
     machine: "HardwareProfile",
     more: dict[str, Any],
 ) -> "Problem":
-    """The problem of a published shape on a machine.
-
-    Raises:
-        ConfigError: no such shape, or a number out of range.
-    """
+    """The problem of a published shape on a machine; ConfigError: unknown, or a bad number."""
     from hotcold.runtime.offline.plant.shaped import Ask, shaped_problem
     from hotcold.runtime.offline.plant.shapes import find_shape
     from hotcold.runtime.plan.roofline import for_gpu

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @out_option("Folder for the plan; made if it is not there.")
 @json_option
 @engine_options("solve", argument=True)
-def command(options: EngineConfig, shape: str | None, out: Path, as_json: bool) -> None:
+def command(options: EngineConfig, shape: str | None, out: Path) -> None:
     """Place MODEL's neurons under a memory budget, save the plan and explain it.
 
     MODEL is a folder; without one, the embedded model. Times are the cost model's, not measured.
@@ -52,8 +52,7 @@ def command(options: EngineConfig, shape: str | None, out: Path, as_json: bool) 
     result = describe(problem, placement, plan)
     result |= {"solve_s": placement.solve_s, "plan": str(out)}
     _print(result, plan, problem)
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 def check_shape(shape: str | None, options: EngineConfig) -> None:
@@ -74,11 +73,7 @@ def placed(problem: "Problem", options: EngineConfig, name: str) -> tuple["Place
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder that holds something else than an earlier plan.
-
-    Raises:
-        ConfigError: it has files but no plan.
-    """
+    """Refuse, by a ConfigError, a folder that holds something else than an earlier plan."""
     if out.is_dir() and not (out / "plan.json").exists() and any(out.iterdir()):
         raise ConfigError(
             f"--out {out} exists and is not a plan (it has files but no plan.json); "

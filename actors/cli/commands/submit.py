@@ -86,12 +86,7 @@ class Sending:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Send this wheel's content.  [default: the running installation's]",
 )
-@click.option(
-    "--python",
-    default="python",
-    show_default=True,
-    help="Python to run on the cluster.",
-)
+@click.option("--python", default="python", show_default=True, help="Python to run on the cluster.")
 @click.option(
     "--entrypoint-num-cpus",
     type=click.FloatRange(min=0),
@@ -124,12 +119,8 @@ def command(
     _check_fetch(sending.fetch)
     from hotcold.actors.jobs.ray_jobs import Jobs
 
-    signals = StopSignals()
-    signals.install()
-    try:
+    with StopSignals():
         return _run(Jobs(address), sending, words, entrypoint_num_cpus)
-    finally:
-        signals.restore()
 
 
 def _check_words(words: tuple[str, ...]) -> None:
@@ -203,16 +194,9 @@ def _pack(scratch: Path, sending: Sending) -> dict[str, Any]:
 
 
 def _entrypoint(sending: Sending, words: tuple[str, ...]) -> str:
-    line = [
-        sending.python,
-        "-m",
-        "hotcold.actors.cli.commands.job",
-        "--machine",
-        platform.machine(),
-    ]
-    for path in sending.fetch:
-        line += ["--fetch", path]
-    return shlex.join([*line, "--", *words])
+    job = ("-m", "hotcold.actors.cli.commands.job", "--machine", platform.machine())
+    fetch = [word for path in sending.fetch for word in ("--fetch", path)]
+    return shlex.join([sending.python, *job, *fetch, "--", *words])
 
 
 def _follow(jobs: "Jobs", job: str, sending: Sending) -> int:

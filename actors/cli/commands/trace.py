@@ -27,14 +27,13 @@ WARM_UP_TOKENS = 8
 @out_option(f"Folder for {TRACE} and {PICTURE}; made if it is not there.")
 @json_option
 @engine_options("trace", argument=True)
-def command(options: EngineConfig, prompt: str, max_tokens: int, out: Path, as_json: bool) -> None:
+def command(options: EngineConfig, prompt: str, max_tokens: int, out: Path) -> None:
     """Record what each actor does when: trace.json for ui.perfetto.dev, and a picture of a token.
 
     The trace has a track for each actor, all on one clock, with steps, the waits in them, and an
     arrow for each exchange. The picture shows the token of median length; it needs
     hotcold[pictures]. MODEL is a folder; without one, the embedded model.
     """
-    from hotcold.runtime.files.atomic import write_atomically
     from hotcold.runtime.tracing.timeline import perfetto, totals, typical
 
     if not prompt.strip():
@@ -46,13 +45,10 @@ def command(options: EngineConfig, prompt: str, max_tokens: int, out: Path, as_j
     decoded = found[-(max_tokens - 1) :]
     token = typical(decoded)
     picture = None if token is None else _picture(token, about)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / TRACE, json.dumps(trace, allow_nan=False).encode())
-        if picture is not None:
-            write_atomically(out / PICTURE, picture)
-    except OSError as error:
-        raise ConfigError(f"cannot write the trace to {out}: {error.strerror}") from error
+    files = {TRACE: json.dumps(trace, allow_nan=False).encode()}
+    if picture is not None:
+        files[PICTURE] = picture
+    output.write_files(out, "the trace", files)
     actors = {actor: vars(total) | counters[actor] for actor, total in totals(found).items()}
     result: dict[str, Any] = {
         "trace": str(out / TRACE),
@@ -65,8 +61,7 @@ def command(options: EngineConfig, prompt: str, max_tokens: int, out: Path, as_j
     click.echo(result["trace"])
     if picture is not None:
         click.echo(result["picture"])
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 def record(

@@ -2,5 +2,5 @@
 
 What only one command needs stays in its own file.
 
-May import: actors, native, native.options, runtime.options
+May import: actors, native, native.options, runtime.files, runtime.options
 """

@@ -23,29 +23,19 @@ from hotcold.runtime.options.config import COMMANDS, ENGINE, EngineConfig
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def debug_option(command: Command) -> Command:
-    """Add --debug: show the traceback of a failure."""
-
-    def remember(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-        ctx.ensure_object(State).debug |= value
-
-    option = click.option(
-        "--debug",
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        callback=remember,
-        help="Show the traceback of a failure.",
-    )
-    return option(command)
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        setattr(ctx.ensure_object(State), str(param.name), True)
 
 
-def json_option(command: Command) -> Command:
-    """Add --json: the last line of standard output is one JSON object."""
-    option = click.option(
-        "--json", "as_json", is_flag=True, help="End with one line of JSON on standard output."
-    )
-    return option(command)
+_FLAG: dict[str, Any] = {
+    "is_flag": True,
+    "expose_value": False,
+    "is_eager": True,
+    "callback": _remember,
+}
+debug_option = click.option("--debug", **_FLAG, help="Show the traceback of a failure.")
+json_option = click.option("--json", **_FLAG, help="End with one line of JSON on standard output.")
 
 
 def out_option(help: str, required: bool = True) -> Callable[[Command], Command]:  # noqa: A002
@@ -69,6 +59,12 @@ def out_option(help: str, required: bool = True) -> Callable[[Command], Command]
     return click.option(
         "--out", required=required, metavar="DIR", type=kind, callback=check, help=help
     )
+
+
+def device_option(help: str) -> Callable[[Command], Command]:  # noqa: A002
+    """Add --device, which torch computes on."""
+    kind = click.Choice(("auto", "cpu", "cuda"))
+    return click.option("--device", type=kind, default="auto", show_default=True, help=help)
 
 
 def texts_option(
@@ -105,12 +101,9 @@ def count_option(
 
 
 def option(row: Option, into: str = "", **changes: Any) -> Callable[[Command], Command]:
-    """A row as an option of a command.
+    """A table's row as an option of a command, with `changes` to the row's fields.
 
-    Args:
-        row: of a table.
-        into: parameter of the command that gets the value; "": named like the row.
-        changes: fields of the row that are others for this command.
+    `into` is the parameter of the command that gets the value; "": named like the row.
     """
     row = replace(row, **changes)
     flag, default = f"--{row.dashed}", row.default
@@ -151,10 +144,8 @@ def engine_options(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the options of an engine; it receives `options: EngineConfig`.
 
-    Args:
-        name: of the command, as in COMMANDS.
-        own: rows that the command defines itself.
-        argument: the model may also be named by an argument, [MODEL].
+    `name` is as in COMMANDS; `own` are rows that the command defines itself. With `argument` the
+    model may also be named by an argument, [MODEL].
     """
     levels = list(COMMANDS)
     last = next(place for place, level in enumerate(levels) if name in COMMANDS[level])

@@ -8,11 +8,15 @@ import math
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
+
+from hotcold.actors.cli.common.state import State
+from hotcold.native.errors import ConfigError
 
 WIDTH = 100  # columns that tables and sentences keep to
 PROGRESS_AFTER_S = 2.0
@@ -35,10 +39,33 @@ def error(text: str) -> None:
     note(f"hotcold: error: {one_line(text)}")
 
 
+def as_json() -> bool:
+    """Whether the command that runs was given --json."""
+    state = click.get_current_context().find_object(State)
+    return state is not None and state.json
+
+
+def write_files(out: Path, what: str, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder, made if it is not there.
+
+    Raises:
+        ConfigError: it cannot be written; says `what` was to be.
+    """
+    from hotcold.runtime.files.atomic import write_atomically
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_atomically(out / name, content)
+    except OSError as error:
+        raise ConfigError(f"cannot write {what} to {out}: {error.strerror}") from error
+
+
 def emit_json(data: dict[str, Any]) -> None:
-    """One JSON object on one line of standard output; what is not finite becomes null."""
-    click.echo(json.dumps(finite(data), allow_nan=False))
-    sys.stdout.flush()
+    """With --json, one object on one line of standard output; what is not finite becomes null."""
+    if as_json():
+        click.echo(json.dumps(finite(data), allow_nan=False))
+        sys.stdout.flush()
 
 
 def finite(value: Any) -> Any:
@@ -71,10 +98,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines = []
     for row in cells:
-        padded = [
-            cell.rjust(width) if is_number else cell.ljust(width)
-            for cell, width, is_number in zip(row, widths, right, strict=True)
-        ]
+        sides = zip(row, widths, right, strict=True)
+        padded = [f"{cell:{'>' if number else '<'}{width}}" for cell, width, number in sides]
         lines.append("  ".join(padded).rstrip())
     before = sum(widths[:-1]) + 2 * len(widths[:-1])
     wraps = before < WIDTH - 20  # else too little room is left
@@ -99,16 +124,12 @@ def percent(share: float) -> str:
 class Progress:
     """Tells how far a long job is: a line that rewrites itself, or plain lines without a terminal.
 
-    Silent for the first two seconds, so that short jobs print nothing.
-
-    Args:
-        what: the job, "profiling" for example.
-        unit: what is counted, "token" for example.
+    Silent for the first two seconds, so that short jobs print nothing. For example "profiling",
+    counted in "token".
     """
 
     def __init__(self, what: str, unit: str) -> None:
-        self._what = what
-        self._unit = unit
+        self._what, self._unit = what, unit
         self._terminal = sys.stderr.isatty()
         self._every_s = 0.2 if self._terminal else PROGRESS_EVERY_S
         self._next_s = time.monotonic() + PROGRESS_AFTER_S

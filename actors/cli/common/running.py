@@ -32,9 +32,9 @@ class Terminated(BaseException):
 class StopSignals:
     """Ctrl-C and SIGTERM as exceptions, so that `finally` closes the engine.
 
-    Ray's start replaces handlers set before it, so `install` is called once before the launch and
-    once more after it. While the engine closes, the first further signal is only answered and the
-    second ends the process at once (Ray's processes notice and follow).
+    For the length of a block. Ray's start replaces handlers set before it, so `install` is called
+    once more after a launch. While the engine closes, the first further signal is only answered and
+    the second ends the process at once (Ray's processes notice and follow).
     """
 
     def __init__(self) -> None:
@@ -43,6 +43,15 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
         # Python delivers signals to the main thread only; elsewhere the caller keeps its own.
         self._able = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> "StopSignals":
+        self.install()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Give back the handlers that were there first."""
+        for number, previous in self._before.items():
+            signal.signal(number, previous if previous is not None else signal.SIG_DFL)
 
     def install(self) -> None:
         """Put the handlers in; again, if something replaced them."""
@@ -55,11 +64,6 @@ class StopSignals:
     def close(self) -> None:
         """From here on signals no longer raise."""
         self._closing = True
-
-    def restore(self) -> None:
-        """Give back the handlers that were there first."""
-        for number, previous in self._before.items():
-            signal.signal(number, previous if previous is not None else signal.SIG_DFL)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self._closing:
@@ -74,18 +78,14 @@ class StopSignals:
 def running_engine(options: "EngineConfig", **more: object) -> Iterator["Engine"]:
     """Launch an engine, hand it out, and close it whatever happens; say what it recovered from.
 
-    Args:
-        options: what the user asked for.
-        more: further keyword arguments of Engine.launch, which win over the options.
+    `more` are further arguments of Engine.launch, which win over the options.
 
     Raises:
         HotcoldError: what Engine.launch raises.
         KeyboardInterrupt: Ctrl-C.
         Terminated: SIGTERM.
     """
-    signals = StopSignals()
-    signals.install()
-    try:
+    with StopSignals() as signals:
         if sys.stderr.isatty():
             output.note("hotcold: starting the actors gpu, cpu and predictor")
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", WORKER_DIED)
@@ -108,8 +108,6 @@ def running_engine(options: "EngineConfig", **more: object) -> Iterator["Engine"
             finally:
                 signals.close()
                 engine.close()
-    finally:
-        signals.restore()
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass
 class State:
-    """Whether a failure shows its traceback, and what was typed."""
+    """Whether a failure shows its traceback, a result its JSON, and what was typed."""
 
     debug: bool = False
+    json: bool = False
     words: tuple[str, ...] = ()

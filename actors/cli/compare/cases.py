@@ -22,8 +22,7 @@ class Case:
     """One row of the table.
 
     Args:
-        policy: placement policy, as typed.
-        schedule: schedule policy, as typed.
+        policy, schedule: as typed.
         vram: memory budget of the GPU executor; None: the default.
         step: its name in the ablation, "" outside of it.
         named: whether its policy was asked for by name; one of `all` that fails is left out.
@@ -71,14 +70,14 @@ def make_cases(
     ablation: bool,
     settings: Collection[str] = (),
 ) -> list[Case]:
-    """Every policy with every schedule under every budget, the ablation's steps first.
+    """Every policy with every schedule under every budget, the steps of Figure 15 first.
 
     Args:
         policies: as typed; empty: the default ones, the first of them where schedules are what is
             compared, none beside an ablation.
         schedules: as typed; empty: selective.
         budgets: as typed; empty: the default one.
-        ablation: with the steps of Figure 15.
+        ablation: with those steps.
         settings: names of those given; `all` leaves out policies that miss theirs, and says so.
 
     Raises:

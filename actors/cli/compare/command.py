@@ -119,7 +119,6 @@ def command(
     limit_s: float | None,
     out: Path | None,
     hardware: str | None,
-    as_json: bool,
 ) -> None:
     """Run placement policies and schedules on the same prompt and print a table.
 
@@ -150,17 +149,17 @@ def command(
     def rescue(more: list[Row]) -> None:
         if any(row.measured.tokens_per_s for row in [*rows, *more]):
             with redirect_stdout(results):  # which is standard error while an engine runs
-                _report([*rows, *more], manner, None, as_json)
+                _report([*rows, *more], manner, None)
 
     if shape is not None:
         rows = _rows(shape, solve_shape(shape, options, cases), {})
     else:
         for subject, ready in solve_subjects(options, make_subjects(options, cases, planted)):
             rows += compare(options, subject, ready, manner, rescue)
-    _report(rows, manner, out, as_json)
+    _report(rows, manner, out)
 
 
-def _report(rows: Sequence[Row], manner: Manner, out: Path | None, as_json: bool) -> None:
+def _report(rows: Sequence[Row], manner: Manner, out: Path | None) -> None:
     """Table and notes, the page where one is asked for, and the line of JSON."""
     runs = [row.run for row in rows]
     add_speedups(runs)
@@ -170,8 +169,7 @@ def _report(rows: Sequence[Row], manner: Manner, out: Path | None, as_json: bool
     if out is not None:
         report = str(write_page(out, rows, manner))
         output.note(f"page: {report}")
-    if as_json:
-        output.emit_json({"runs": runs, "report": report})
+    output.emit_json({"runs": runs, "report": report})
 
 
 def _gpu_here(options: EngineConfig) -> bool:
@@ -210,19 +208,14 @@ def compare(
 ) -> list[Row]:
     """Run every case on one model.
 
-    Args:
-        options: what was asked for.
-        subject: the model.
-        ready: its cases.
-        manner: how to run them.
-        rescue: gets what was measured when the runs end early, by a signal or a failure.
+    `rescue` gets what was measured when the runs end early, by a signal or a failure.
 
     Raises:
         HotcoldError: what the engine raises.
     """
-    options = replace(options, model=subject.model)
+    settings = without_schedules(options.settings)
+    options = replace(options, model=subject.model, settings=settings)
     measured = {one.case: Measured() for one in ready}
-    options = replace(options, settings=without_schedules(options.settings))
     output.note(f"hotcold: starting the actors for {subject.name}")
     with ExitStack() as stack:
         engine, loaded = _launch(stack, options, ready, measured)

@@ -18,7 +18,6 @@ from hotcold.actors.cli.common import output
 from hotcold.actors.cli.compare.cases import format_budget
 from hotcold.actors.cli.compare.runs import Manner, Row
 from hotcold.actors.cli.compare.table import explain, table
-from hotcold.native.errors import ConfigError
 
 if TYPE_CHECKING:
     from hotcold.runtime.offline.pictures.comparison import Entry, Group
@@ -27,20 +26,11 @@ PAGE = "compare.html"
 
 
 def write_page(out: Path, rows: Sequence[Row], manner: Manner) -> Path:
-    """Write the page and its pictures as PNG files.
-
-    Args:
-        out: the folder; made if it is not there.
-        rows: all cases.
-        manner: how they were run.
-
-    Returns:
-        The page.
+    """Write the page, whose path is returned, and its pictures as PNG files.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
-    from hotcold.runtime.files.atomic import write_atomically
     from hotcold.runtime.offline.pictures.comparison import TEXTS, draw_all
     from hotcold.runtime.offline.pictures.draw import figure_png
     from hotcold.runtime.offline.pictures.page import Picture, document, figure, html_table
@@ -57,19 +47,13 @@ def write_page(out: Path, rows: Sequence[Row], manner: Manner) -> Path:
             picture = Picture(f"{_file_name(group)}-{name}", *TEXTS[name], figure_png(drawn))
             pictures.append(picture)
             parts.append(figure(picture))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for picture in pictures:
-            write_atomically(out / f"{picture.name}.png", picture.png)
-        page = document("Placements and schedules compared", "\n".join(parts))
-        write_atomically(out / PAGE, page.encode())
-    except OSError as error:
-        raise ConfigError(f"cannot write the page to {out}: {error.strerror}") from error
+    files = {f"{picture.name}.png": picture.png for picture in pictures}
+    files[PAGE] = document("Placements and schedules compared", "\n".join(parts)).encode()
+    output.write_files(out, "the page", files)
     return out / PAGE
 
 
 def _how(rows: Sequence[Row], manner: Manner) -> str:
-    """How the figures came about, in a sentence."""
     if not any(row.measured.tokens_per_s for row in rows):
         return "Nothing was run: placements judged by the cost model."
     runs = output.count(manner.repeat * manner.each, "run")
@@ -97,13 +81,11 @@ def _origin() -> str:
 
 
 def _remarks(rows: Sequence[Row]) -> list[str]:
-    """What the policies say of their placements."""
     found = [(row.ready.case.label, row.run["note"].replace("\n", "; ")) for row in rows]
     return [f"{label}: {note}" for label, note in found if note]
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows of one model and budget together."""
     groups: dict[tuple[str, Any], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.run["model"], row.run["vram"]), []).append(row)

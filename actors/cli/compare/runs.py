@@ -32,8 +32,7 @@ class Manner:
     """How the runs are made.
 
     Args:
-        prompt: what every run continues.
-        max_tokens: tokens of a run.
+        prompt, max_tokens: of every run.
         repeat: times that a case's turn comes.
         each: measured runs a turn.
         seed: of the order of turns.
@@ -88,15 +87,8 @@ def measure_all(
 ) -> None:
     """Generate with every case, in rounds, each in an order drawn from the seed.
 
-    The model is loaded once. A turn that fails is told and left out; the others go on.
-
-    Args:
-        engine: launched with one of the cases.
-        ready: the cases.
-        manner: how to run them.
-        measured: of each case; filled as runs end, so that an interruption leaves what there is.
-        loaded: the case it was launched with.
-        what: for the progress lines.
+    The model is loaded once, with the case `loaded`. A turn that fails is told and left out; the
+    others go on. `measured` is filled as runs end, so that an interruption leaves what there is.
 
     Raises:
         HotcoldError: the first failure of a turn but FOR_WANT, after all other turns.
@@ -146,9 +138,8 @@ def turns(ready: Sequence[Ready], manner: Manner) -> list[Ready]:
 
 def _same(one: Ready, other: Ready) -> bool:
     """Whether what runs is the same, so that nothing has to be loaded."""
-    return (one.plan.hash, one.case.schedule, one.case.vram) == (
-        *(other.plan.hash, other.case.schedule, other.case.vram),
-    )
+    parts = [(each.plan.hash, each.case.schedule, each.case.vram) for each in (one, other)]
+    return parts[0] == parts[1]
 
 
 def _replan(engine: "Engine", one: Ready, record: Measured) -> None:
@@ -164,14 +155,13 @@ def _take_turn(engine: "Engine", manner: Manner, record: Measured) -> None:
         before = engine.stats().actors
         ids = _run_once(engine, manner.prompt, manner.max_tokens)
         stats = engine.stats()
-        waits = {name: stats.actors[name].wait_s - before[name].wait_s for name in record.waits_s}
-        busy_s = stats.actors["gpu"].busy_s - before["gpu"].busy_s
-        for name, wait_s in waits.items():
-            record.waits_s[name].append(wait_s)
-        whole_s = waits["gpu"] + busy_s
+        for name, waits_s in record.waits_s.items():
+            waits_s.append(stats.actors[name].wait_s - before[name].wait_s)
+        wait_s = record.waits_s["gpu"][-1]
+        whole_s = wait_s + stats.actors["gpu"].busy_s - before["gpu"].busy_s
         record.tokens_per_s.append(figures(engine).decode_tokens_per_s)
         record.gpu_neuron_load.append(stats.gpu_neuron_load)
-        record.wait_share.append(waits["gpu"] / whole_s if whole_s > 0 else 0.0)
+        record.wait_share.append(wait_s / whole_s if whole_s > 0 else 0.0)
         record.token_ids.append(ids)
     if manner.spans:
         record.spans = engine.spans()

@@ -17,7 +17,6 @@ from hotcold.runtime.limits import processors
 from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
 
 if TYPE_CHECKING:
-    from hotcold.runtime.engine.prepare import Prepared
     from hotcold.runtime.hardware.profile import HardwareProfile
     from hotcold.runtime.model.spec import DType, ModelSpec
     from hotcold.runtime.plan.cost import TokenTime
@@ -45,16 +44,11 @@ class Solved:
 
 @dataclass(frozen=True)
 class Ready:
-    """A case that can be run.
+    """A case that can be run, its placement and schedule as policies.
 
     Args:
-        case: which.
-        placement: its placement, as a policy.
-        schedule: its schedule, as a policy.
-        plan: what the placement becomes.
         load: share of the expected activations that the GPU executor computes.
-        predicted: the cost model's times.
-        hardware: the machine they are for.
+        predicted: the cost model's times, for `hardware`.
         on_gpu: whether it will run on a GPU here.
     """
 
@@ -75,7 +69,7 @@ def solve_all(options: EngineConfig, cases: Sequence[Case]) -> list[Ready]:
         PolicyError: a policy that cannot be used.
         HotcoldError: a model or option that cannot be used.
     """
-    from hotcold.runtime.engine.deployment import solve
+    from hotcold.runtime.engine.deployment import deploy, solve
     from hotcold.runtime.engine.prepare import prepare_model, with_budget
     from hotcold.runtime.plugins.settings import split_settings
 
@@ -95,7 +89,13 @@ def solve_all(options: EngineConfig, cases: Sequence[Case]) -> list[Ready]:
         return solve(replace(prepared, config=config), key[1])
 
     def ready(case: Case, plan: "Plan") -> Ready:
-        return _ready(by_budget[case.vram], case, by_schedule[case.schedule], plan)
+        prepared = by_budget[case.vram]
+        one = _judged(
+            *(prepared.problem, prepared.bundle.spec, prepared.predicts, case),
+            *(by_schedule[case.schedule], plan, options.policy_timeout, prepared.gpu is not None),
+        )
+        deploy(prepared, plan, one.schedule)  # refuses what could not run, before anything does
+        return one
 
     return _each(cases, solved, ready)
 
@@ -107,10 +107,7 @@ def _each(
 ) -> list[Ready]:
     """Every case solved, each placement once; those that nobody named may fail.
 
-    Args:
-        cases: what to solve.
-        solved: makes the placement of a budget and a policy.
-        ready: puts a case together with its placement.
+    `solved` makes the placement of a budget and a policy, `ready` puts a case together with it.
 
     Raises:
         HotcoldError: the first failure of a case that was named, or of all.
@@ -136,18 +133,6 @@ def _each(
                 raise
             output.note(f"hotcold: {case.described} is left out: {error}")
     return done
-
-
-def _ready(
-    prepared: "Prepared", case: Case, settings: "Mapping[str, Setting]", plan: "Plan"
-) -> Ready:
-    from hotcold.runtime.engine.deployment import deploy
-
-    spec, predicts = prepared.bundle.spec, prepared.predicts
-    on_gpu, timeout_s = prepared.gpu is not None, prepared.config.policy_timeout
-    one = _judged(prepared.problem, spec, predicts, case, settings, plan, timeout_s, on_gpu)
-    deploy(prepared, plan, one.schedule)  # refuses what could not run, before anything does
-    return one
 
 
 def _judged(  # noqa: PLR0917 - everything a case is made of

@@ -28,9 +28,7 @@ class Subject:
     """One model to compare on.
 
     Args:
-        name: for the table.
         model: its folder; None: the embedded model.
-        cases: what to compare.
         implied: nobody named it; a case that cannot be solved for it is left out.
     """
 
@@ -43,13 +41,7 @@ class Subject:
 def make_subjects(
     options: EngineConfig, cases: Sequence[Case], planted: bool | None
 ) -> list[Subject]:
-    """The models in the order of the table.
-
-    Args:
-        options: with the model the user named, if any.
-        cases: what to compare.
-        planted: with the planted model; None: where no model was named.
-    """
+    """The models in the order of the table; `planted` None: where no model was named."""
     model = None if options.model is None else str(options.model)
     subjects = [Subject(Path(model).name if model else "embedded", model, tuple(cases))]
     if planted:

@@ -35,17 +35,13 @@ def table(runs: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     names |= load | measured
     if ran:
         names["gpu waits"] = _column("wait_share", output.percent)
-        if not _all_same(runs):
+        if not all(run["same_tokens"] for run in runs):
             names["same tokens"] = _same
     return list(names), [[show(run) for show in names.values()] for run in runs]
 
 
 def _column(key: str, form: Callable[[Any], str]) -> Callable[[dict[str, Any]], str]:
     return lambda run: "-" if run[key] is None and key != "vram" else form(run[key])
-
-
-def _all_same(runs: Sequence[dict[str, Any]]) -> bool:
-    return all(run["same_tokens"] for run in runs)
 
 
 def _same(run: dict[str, Any]) -> str:
@@ -82,7 +78,7 @@ def explain(rows: Sequence[Row]) -> list[str]:
     if any("speedup" in row.run for row in rows):
         by = "measured" if on_gpu else "by the cost model"
         lines.append(f"speedup: over the step +PO, {by} (paper, Figure 15).")
-    if _all_same([row.run for row in rows]):
+    if all(row.run["same_tokens"] for row in rows):
         lines.append("All cases gave the same tokens.")
     for model in dict.fromkeys(r.run["model"] for r in rows if isinstance(r.run["vram"], int)):
         lines.append(f"{model}: its budget holds the same share of neurons as the first model's.")

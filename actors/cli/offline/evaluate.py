@@ -89,13 +89,10 @@ def command(
     sweep: bool,
     audit_runs: int | None,
     tasks: tuple[str, ...],
-    task_folder: Path | None,
-    limit: int | None,
-    few_shot: int | None,
     predictors: tuple[str, ...],
     sort: str,
     options: EngineConfig,
-    as_json: bool,
+    **of_tasks: Any,
 ) -> None:
     """Compare MODEL under the given predictor, plan and dtype with the dense checkpoint.
 
@@ -118,7 +115,7 @@ def command(
     if several:
         text, result = measure_ranking(config, predictors, (texts, max_tokens, decode), sort)
     elif tasks:
-        result = measure_tasks(config, tasks, task_folder, limit, few_shot)
+        result = measure_tasks(config, tasks, **of_tasks)
         text = evaluation.tasks_summary(result)
     elif sweep:
         curves, share = measure_curves(config, texts, max_tokens)
@@ -131,8 +128,7 @@ def command(
         single = measure_all([config], texts, max_tokens, decode)[0]
         text, result = evaluation.summary(single), evaluation.as_json_keys(single)
     click.echo(text)
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 def _windows(
@@ -204,7 +200,7 @@ def measure_trials(config: EngineConfig, texts: tuple[Path, ...], runs: int) -> 
 def measure_tasks(
     config: EngineConfig,
     tasks: tuple[str, ...],
-    folder: Path | None,
+    task_folder: Path | None,
     limit: int | None,
     few_shot: int | None,
 ) -> dict[str, dict[str, float]]:
@@ -214,4 +210,4 @@ def measure_tasks(
     names = [name for joined in tasks for name in joined.split(",") if name]
     with closing(output.Progress("asking", "request")) as progress:
         with redirect_stdout(sys.stderr):  # results alone go to standard output
-            return run_tasks(config, names, folder, limit, few_shot, progress)
+            return run_tasks(config, names, task_folder, limit, few_shot, progress)

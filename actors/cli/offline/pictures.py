@@ -1,6 +1,7 @@
 """`hotcold pictures`: a model's activations and predictors as PNG files and one HTML page."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,8 @@ import click
 
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import engine_options, json_option, out_option
-from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.actors.cli.offline.profile import find_profile
+from hotcold.native.errors import CheckpointError
 from hotcold.runtime.options.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -17,22 +19,16 @@ if TYPE_CHECKING:
     from hotcold.runtime.offline.pictures.page import Picture
 
 PAGE = "pictures.html"
-PATH = click.Path(exists=True, path_type=Path)
+_path = partial(click.option, metavar="PATH", type=click.Path(exists=True, path_type=Path))
 
 
 @click.command("pictures")
-@click.option(
-    "--profile",
-    "profile_path",
-    metavar="PATH",
-    type=PATH,
+@_path(
+    *("--profile", "profile_path"),
     help="Counts made by `hotcold profile`.  [default: those that come with the model]",
 )
-@click.option(
-    "--predictors",
-    "predictors_path",
-    metavar="PATH",
-    type=PATH,
+@_path(
+    *("--predictors", "predictors_path"),
     help="Folder or file of `hotcold train-predictors`.  [default: the model's, if any]",
 )
 @out_option(f"Folder for the PNG files and {PAGE}; made if it is not there.")
@@ -43,14 +39,12 @@ def command(
     profile_path: Path | None,
     predictors_path: Path | None,
     out: Path,
-    as_json: bool,
 ) -> None:
     """Draw how MODEL's activations are spread, and how large and how good its predictors are.
 
     MODEL is a folder; without one, the embedded model. The page holds all pictures and needs no
     network. Predictors that were calibrated also give recall by density.
     """
-    from hotcold.runtime.files.atomic import write_atomically
     from hotcold.runtime.model.checkpoints.bundle import resolve_model
     from hotcold.runtime.offline.pictures.draw import check_matplotlib
     from hotcold.runtime.offline.pictures.page import page
@@ -59,18 +53,11 @@ def command(
     bundle = resolve_model(options.model, options.dtype)
     scene = make_scene(bundle, profile_path, predictors_path)
     pictures = draw_all(scene)
-    paths = [out / f"{picture.name}.png" for picture in pictures]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path, picture in zip(paths, pictures, strict=True):
-            write_atomically(path, picture.png)
-        write_atomically(out / PAGE, page(scene, pictures).encode())
-    except OSError as error:
-        raise ConfigError(f"cannot write pictures to {out}: {error.strerror}") from error
-    for path in [*paths, out / PAGE]:
-        click.echo(path)
-    if as_json:
-        output.emit_json({"page": str(out / PAGE), "pictures": [str(path) for path in paths]})
+    files = {f"{picture.name}.png": picture.png for picture in pictures}
+    output.write_files(out, "pictures", {**files, PAGE: page(scene, pictures).encode()})
+    for name in [*files, PAGE]:
+        click.echo(out / name)
+    output.emit_json({"page": str(out / PAGE), "pictures": [str(out / name) for name in files]})
 
 
 def make_scene(
@@ -84,14 +71,8 @@ def make_scene(
     """
     from hotcold.runtime.offline.pictures.curves import Scene, predictor_facts
     from hotcold.runtime.predictors.predictor_file import load_predictors
-    from hotcold.runtime.profiles.profile import ActivationProfile
 
-    source = profile_path or bundle.profile_path
-    if source is None:
-        raise ConfigError(
-            "the model has no profile; make one with `hotcold profile` and give --profile"
-        )
-    profile = ActivationProfile.load(source)
+    profile = find_profile(profile_path, bundle.profile_path)
     profile.check_model(bundle.spec, bundle.checksum)
     path = predictors_path or bundle.predictors_path
     if path is None:

@@ -1,22 +1,24 @@
 """`hotcold plant`: a model of planted sparsity at the real shape of a published one."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import debug_option, json_option, out_option, table_options
+from hotcold.actors.cli.common.options import (
+    debug_option,
+    device_option,
+    json_option,
+    out_option,
+    table_options,
+)
 from hotcold.runtime.offline.plant.options import PlantOptions
 from hotcold.runtime.offline.plant.shapes import NOTES, SHAPES
 
-DEVICES = ("auto", "cpu", "cuda")
-FORMS = (
-    "bundle",
-    "hf",
-    "gguf",
-    "powerinfer-gguf",
-)  # plant.making's; torch is not loaded for --help
+# plant.making's; torch is not loaded for --help
+FORMS = ("bundle", "hf", "gguf", "powerinfer-gguf")
 
 
 def _shapes() -> str:
@@ -49,13 +51,7 @@ def _shapes() -> str:
 )
 @click.option("--hf", is_flag=True, help="The same as --format hf.")
 @table_options(PlantOptions)
-@click.option(
-    "--device",
-    type=click.Choice(DEVICES),
-    default="auto",
-    show_default=True,
-    help="Where the weights are drawn.",
-)
+@device_option("Where the weights are drawn.")
 @json_option
 @debug_option
 def command(
@@ -64,7 +60,6 @@ def command(
     form: str | None,
     hf: bool,
     device: str,
-    as_json: bool,
     **given: Any,  # noqa: ANN401 - as click parsed them
 ) -> None:
     """Plant a model: random weights of a real SHAPE whose neurons fire as real ones do.
@@ -79,10 +74,8 @@ def command(
     if hf and form not in (None, "hf"):
         raise click.UsageError(f"--hf and --format {form} exclude each other; give one of them")
     options = PlantOptions(shape, **given)
-    progress = output.Progress("planting", "layer")
-    signals = StopSignals()
-    signals.install()  # so that SIGTERM, too, removes what is half-written
-    try:
+    # SIGTERM, too, removes what is half-written.
+    with StopSignals(), closing(output.Progress("planting", "layer")) as progress:
         report = plant(
             options,
             out,
@@ -90,9 +83,6 @@ def command(
             device=device,
             progress=lambda done, total: progress(done, done / total),
         )
-    finally:
-        progress.close()
-        signals.restore()
     click.echo(
         f"{shape}: {report.spec.n_layers} layers, {report.weights_bytes / 1e9:.2f} GB in {out} "
         f"({report.seconds:.1f} s)"
@@ -103,6 +93,5 @@ def command(
         f"activations; predictor recall {output.percent(report.recall)}, precision "
         f"{output.percent(report.precision)}"
     )
-    if as_json:
-        data = {k: v for k, v in vars(report).items() if k not in ("path", "spec")}
-        output.emit_json({"path": str(report.path), "spec": report.spec.to_json(), **data})
+    data = {k: v for k, v in vars(report).items() if k not in ("path", "spec")}
+    output.emit_json({"path": str(report.path), "spec": report.spec.to_json(), **data})

@@ -14,6 +14,7 @@ import click
 
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import (
+    device_option,
     engine_options,
     json_option,
     option,
@@ -58,13 +59,7 @@ SELF_TOKENS = 32768
 @option(ENGINE["context"], low=2, help="Tokens of a window.")
 @option(SAMPLING["temperature"], default=1.0, help="Temperature of the text of --self.")
 @option(SAMPLING["seed"], help="Seed of the text of --self.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to run the model.",
-)
+@device_option("Where to run the model.")
 @option(ENGINE["threads"], help="Threads to count with.")
 @click.option(
     "--against",
@@ -78,7 +73,6 @@ def command(
     options: EngineConfig,
     out: Path,
     against: Path | None,
-    as_json: bool,
     **given: Any,
 ) -> None:
     """Count how often, and how strongly, each neuron of MODEL fires over the texts.
@@ -109,8 +103,7 @@ def command(
     if other is not None:
         result["overlap"] = done.profile.overlap(other)
         click.echo(f"{result['overlap']:.1%} of the hottest 20 % as in {against}")
-    if as_json:
-        output.emit_json(result)
+    output.emit_json(result)
 
 
 def check_job(
@@ -157,11 +150,7 @@ def check_job(
 def make_job(
     options: EngineConfig, given: dict[str, Any], own: "SelfText | None", context: int
 ) -> "ProfileJob":
-    """The options as a job; converts the model where that has not happened yet.
-
-    Raises:
-        HotcoldError: a model or device that cannot be used.
-    """
+    """The options as a job; converts the model where that has not happened yet."""
     from hotcold.runtime.model.checkpoints.bundle import resolve_model
     from hotcold.runtime.offline.plant.making import find_device
     from hotcold.runtime.offline.profiling.job import ProfileJob
@@ -184,11 +173,7 @@ def make_job(
 
 
 def _own_text(given: dict[str, Any]) -> "SelfText | None":
-    """What --self asks for; None with --text.
-
-    Raises:
-        click.UsageError: both of them, or neither.
-    """
+    """What --self asks for; None with --text; UsageError: both of them, or neither."""
     from hotcold.runtime.offline.profiling.sampling import SelfText
 
     if given["by_itself"] == bool(given["texts"]):
@@ -218,12 +203,20 @@ def describe(job: "ProfileJob", done: "Profiled", seconds: float) -> dict[str, A
     }
 
 
-def check_out(out: Path) -> None:
-    """Refuse a folder that holds something else than an earlier profile, or an unfinished one.
+def find_profile(given: Path | None, own: Path | None) -> "ActivationProfile":
+    """The profile of --profile, or the model's; ConfigError where there is neither."""
+    from hotcold.runtime.profiles.profile import ActivationProfile
 
-    Raises:
-        ConfigError: it has files but no profile, or its profile is not one.
-    """
+    path = given or own
+    if path is None:
+        raise ConfigError(
+            "the model has no profile; make one with `hotcold profile` and give --profile"
+        )
+    return ActivationProfile.load(path)
+
+
+def check_out(out: Path) -> None:
+    """Refuse, by a ConfigError, a folder with files but no profile, finished or not."""
     from hotcold.runtime.offline.profiling.work import FOLDER
     from hotcold.runtime.profiles.profile import ActivationProfile
 

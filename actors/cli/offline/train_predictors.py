@@ -3,8 +3,9 @@
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,15 +18,16 @@ from hotcold.actors.cli.common.options import (
     texts_option,
 )
 from hotcold.actors.cli.offline.profile import FILE_NAME as PROFILE
+from hotcold.actors.cli.offline.profile import find_profile
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.units import format_bytes
 
-if TYPE_CHECKING:
-    from hotcold.runtime.profiles.profile import ActivationProfile
-
 REPORT = "predictors.json"
 HELD_BACK = 8  # one part of the text in so many is for thresholds, one for the report
+
+
+_number = partial(click.option, type=float, show_default=True)
 
 
 @click.command("train-predictors")
@@ -49,32 +51,20 @@ HELD_BACK = 8  # one part of the text in so many is for thresholds, one for the 
     "Tokens to train on, spread over the texts. Their inputs are kept on disk meanwhile.",
     *(64, None, 163_840),
 )
-@click.option(
-    "--recall",
-    type=float,
-    default=0.95,
-    show_default=True,
-    help="Recall that each layer must reach.",
-)
-@click.option(
+@_number("--recall", default=0.95, help="Recall that each layer must reach.")
+@_number(
     "--density",
-    type=float,
     default=0.25,
-    show_default=True,
     help="Mean share of neurons that may be proposed; predictors are as small as this allows.",
 )
-@click.option(
+@_number(
     "--perplexity",
-    type=float,
     default=1.02,
-    show_default=True,
     help="Highest ratio to the dense model's; recall is raised to meet it. 0: no limit.",
 )
-@click.option(
+@_number(
     "--share",
-    type=float,
     default=0.10,
-    show_default=True,
     help="Largest size of all predictors, as a share of the model's parameters.",
 )
 @click.option("--width", type=int, default=0, help="Width in every layer; 0: chosen for each.")
@@ -85,7 +75,7 @@ HELD_BACK = 8  # one part of the text in so many is for thresholds, one for the 
 @click.option("--threads", type=click.IntRange(min=1), help="Layers trained at a time.")
 @json_option
 @engine_options("train-predictors", argument=True)
-def command(options: EngineConfig, as_json: bool, **given: Any) -> None:
+def command(options: EngineConfig, **given: Any) -> None:
     """Train a predictor for every layer of MODEL, set its threshold, and report its quality.
 
     MODEL is a folder; without one, the embedded model. An interrupted run resumes with the layers
@@ -99,7 +89,8 @@ def command(options: EngineConfig, as_json: bool, **given: Any) -> None:
     settings = _settings(given)
     folder, spec = look_at(options.model, options.dtype)
     settings.check_fits(spec)
-    profile = _profile(folder, given["profile_folder"])
+    own = folder / PROFILE
+    profile = find_profile(given["profile_folder"], own if own.is_file() else None)
     profile.check_fits(spec)
     parts = _windows(folder, given, min(settings.context, spec.max_context))
     tokens = sum(map(len, parts[0]))
@@ -121,8 +112,7 @@ def command(options: EngineConfig, as_json: bool, **given: Any) -> None:
     (out / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
     click.echo(summary(report))
     output.note(f"predictors in {trained.path}, report in {out / REPORT}")
-    if as_json:
-        output.emit_json(report)
+    output.emit_json(report)
 
 
 def _settings(given: dict[str, Any]) -> Any:
@@ -136,11 +126,7 @@ def _settings(given: dict[str, Any]) -> Any:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder of something else.
-
-    Raises:
-        ConfigError: naming it.
-    """
+    """Refuse a folder of something else, by a ConfigError that names it."""
     from hotcold.runtime.offline.training.settings import WORK
     from hotcold.runtime.predictors.predictor_file import FILE_NAME
 
@@ -149,17 +135,6 @@ def check_out(out: Path) -> None:
         raise ConfigError(
             f"--out {out} holds other files ({sorted(found)[0]}); give a new or empty folder"
         )
-
-
-def _profile(model: Path, folder: Path | None) -> "ActivationProfile":
-    """The profile to size predictors by."""
-    from hotcold.runtime.profiles.profile import ActivationProfile
-
-    if folder is None and not (model / PROFILE).is_file():
-        raise ConfigError(
-            "the model has no profile; make one with `hotcold profile` and give --profile"
-        )
-    return ActivationProfile.load(folder or model / PROFILE)
 
 
 def _windows(
@@ -201,11 +176,7 @@ def _windows(
 
 
 def check_apart(texts: dict[str, Sequence[Path]]) -> None:
-    """Refuse a file that serves two ends: thresholds and figures need text not seen before.
-
-    Raises:
-        ConfigError: naming the file and the two options.
-    """
+    """Refuse, by a ConfigError, a file that serves two ends: both need text not seen before."""
     seen: dict[tuple[int, int], tuple[str, Path]] = {}
     for end, paths in texts.items():
         option = f"--{end.removesuffix('s')}"

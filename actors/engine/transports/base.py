@@ -47,14 +47,8 @@ class Transport(ABC):
         getattr(source, "close", lambda: None)()
 
     @abstractmethod
-    def score(
-        self, request: Request, masks: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
-        """Logits [T, V] of a prompt; and what was proposed, as bits [T, L, N / 8], if asked for.
-
-        Raises:
-            ConfigError: this transport records no masks.
-        """
+    def score(self, request: Request) -> NDArray[np.float32]:
+        """Logits [T, V] of a prompt."""
 
     @abstractmethod
     def states(self) -> dict[str, ActorState]:

@@ -56,15 +56,10 @@ class NativeTransport(Transport):
         except Exception:  # noqa: BLE001 - the stream's own error has been raised already
             return
 
-    def score(
-        self, request: Request, masks: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+    def score(self, request: Request) -> NDArray[np.float32]:
         """One call."""
-        spec = self._deployment.spec
-        shape = (len(request.prompt), spec.n_layers, -(-spec.n_neurons // 8)) if masks else None
-        found: tuple[NDArray[np.float32], NDArray[np.uint8] | None]
-        found = ray.get(self._leader.score.remote(request, spec.vocab_size, shape))
-        return found
+        vocab = self._deployment.spec.vocab_size
+        return cast(NDArray[np.float32], ray.get(self._leader.score.remote(request, vocab)))
 
     def states(self) -> dict[str, ActorState]:
         """As the GPU executor reads them."""

@@ -64,14 +64,10 @@ class RayTransport(Transport):
     def cancel(self) -> None:
         """Nothing runs between two tokens."""
 
-    def score(
-        self, request: Request, masks: bool
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
+    def score(self, request: Request) -> NDArray[np.float32]:
         """Pass by pass."""
-        if masks:
-            raise ConfigError("masks are recorded by the native transport only")
         blocks = [self._pass(block, at, len(block)) for at, block in self._blocks(request.prompt)]
-        return np.concatenate(blocks), None
+        return np.concatenate(blocks)
 
     def states(self) -> dict[str, ActorState]:
         """Of each actor, by itself."""
