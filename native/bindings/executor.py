@@ -12,16 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.abi.generated import STEP, TOKEN, Status
-from hotcold.native.bindings._ffi import (
-    check,
-    copied,
-    failure,
-    ffi,
-    last_error,
-    lib,
-    new,
-    pointer,
-)
+from hotcold.native.bindings._ffi import check, copied, failure, ffi, lib, new, pointer
 from hotcold.native.bindings.device import NativeDevice
 from hotcold.native.bindings.token_kernels import drawing
 from hotcold.native.options.sampling import Sampling
@@ -112,7 +103,9 @@ class NativeExecutor:
             None after poison, else the text of the failure that ended (and poisoned) the exchange.
         """
         status = lib.hc_executor_run(self._c)
-        return None if status == Status.ERR_POISONED else last_error()
+        if status == Status.ERR_POISONED:
+            return None
+        return str(ffi.string(lib.hc_last_error().text).decode())
 
     def step(self, index: int, seq: int) -> None:
         """Compute one step of the program, without waits or signals (Ray transport)."""

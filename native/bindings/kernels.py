@@ -29,12 +29,7 @@ from hotcold.native.bindings._arrays import (
     writable,
 )
 from hotcold.native.bindings._ffi import check, lib
-from hotcold.native.bindings.pool import (
-    Pool,
-    active_cpu_variant,
-    cpu_variants,
-    force_cpu_variant,
-)
+from hotcold.native.bindings.pool import Pool, active_cpu_variant, cpu_variants, force_cpu_variant
 from hotcold.native.bindings.token_kernels import attention, layernorm, rmsnorm, rotary, sample
 from hotcold.native.errors import ConfigError
 
@@ -219,11 +214,8 @@ def split(
 ) -> list[ActiveList]:
     """Cut predicted scores into one ascending active list per device (score >= threshold).
 
-    Args:
-        scores_BN: predicted scores, at most 32 tokens.
-        threshold: least score of an active neuron.
-        device_N: owner of each neuron, 0 or 1.
-        with_gate: copy the scores as gate pre-activations.
+    At most 32 tokens. device_N: owner of each neuron, 0 or 1. with_gate: copy the scores as gate
+    pre-activations.
     """
     array("scores", scores_BN, np.float32, 2)
     vector("device", device_N, np.int8, scores_BN.shape[1])

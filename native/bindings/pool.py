@@ -48,11 +48,9 @@ def force_cpu_variant(name: str | None) -> None:
 
 
 def load_cpu_variant(library: str, name: str) -> None:
-    """Open a compiled variant file, so that force_cpu_variant knows it by that name.
+    """Open a shared object (abi/variant.h), so that force_cpu_variant knows it by that name.
 
-    Args:
-        library: the shared object; native/abi/variant.h says what it exports.
-        name: at most 127 bytes, with a dot in it.
+    The name has at most 127 bytes, and a dot in it.
 
     Raises:
         BackendError: it does not open, exports no table, or was made for another ABI.

@@ -33,13 +33,9 @@ NEVER = 1 << 30
 
 
 def choose_rows(form: str, context: int, budget: int, need: Callable[[int], int]) -> int:
-    """Tokens of a dense pass; 0: there is none.
+    """Tokens of a dense pass of a form ("auto", "dense", "sparse"); 0: there is none.
 
-    Args:
-        form: "auto", "dense" or "sparse".
-        context: positions of the KV cache; no prompt is longer.
-        budget: bytes of GPU memory.
-        need: bytes of an executor with dense passes of so many tokens; 0: without.
+    budget: bytes of GPU memory. need: bytes of an executor with dense passes of so many tokens.
     """
     if form == "sparse" or form == "auto" and context <= ROWS[-1]:
         return 0
@@ -113,9 +109,7 @@ class PromptForm:
     def dense_tokens(self, given: int, seconds: Callable[[int, int], float]) -> int:
         """Leading tokens of a prompt of `given` that go dense.
 
-        Args:
-            given: length of the prompt.
-            seconds: runs so many tokens of the prompt, so many of them dense; takes how long.
+        seconds: runs so many tokens of the prompt, so many of them dense; takes how long.
         """
         if self.form == "sparse":
             return 0
@@ -144,8 +138,7 @@ class PromptForm:
         """What an earlier run of the plan measured; anything else than that is measured again."""
         with suppress(OSError, ValueError, TypeError, KeyError):
             kept = json.loads(self._path().read_text())
-            times = float(kept["sparse_s"]), float(kept["dense_s"])
-            return Switch(int(kept["tokens"]), *times)
+            return Switch(int(kept["tokens"]), float(kept["sparse_s"]), float(kept["dense_s"]))
         return None
 
     def _save(self, found: Switch) -> None:

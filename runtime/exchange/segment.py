@@ -11,6 +11,7 @@ import os
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -116,14 +117,9 @@ class Segment:
     def create(cls, layout: SegmentLayout, epoch: int, spin_ns: int = SPIN_NS) -> "Segment":
         """Make a segment on a sealed memfd that other processes can attach to.
 
-        Args:
-            layout: what it holds.
-            epoch: number of this incarnation of the engine's actors.
-            spin_ns: a waiter sleeps in the kernel after this time; 0: so do the threads of the
-                executors' pools.
-
-        Raises:
-            LaunchError: the system refuses the memory.
+        epoch: number of this incarnation of the engine's actors. spin_ns: a waiter sleeps in the
+        kernel after this time; 0: so do the threads of the executors' pools. LaunchError: the
+        system refuses the memory.
         """
         fd = create_sealed("hotcold-exchange", layout.bytes)
         try:
@@ -300,10 +296,8 @@ class Segment:
         self._native, self._fd = None, -1
         memory, self._memory = self._memory, None
         if memory is not None:
-            try:
+            with suppress(BufferError):  # a view or a native user is alive: it goes with the last
                 memory.close()
-            except BufferError:
-                pass  # a view or a native user is alive; the mapping goes with the last of them
 
     def __enter__(self) -> "Segment":
         return self

@@ -42,13 +42,7 @@ class Shared:
 class Executor(ABC):
     """One actor's native loop over a bundle and a segment; `make_executor` chooses the class.
 
-    Args:
-        deployment: what to run.
-        segment: the exchange, already attached; must outlive the executor.
-        shared: what it gets from others.
-
-    Attributes:
-        actor: which one it is the executor of.
+    The segment, already attached, must outlive the executor.
     """
 
     actor: ClassVar[str]
@@ -104,11 +98,7 @@ class Executor(ABC):
         return None
 
     def run(self) -> None:
-        """Run the resident loop until the exchange is poisoned; raises what went wrong here.
-
-        Raises:
-            KernelError: this executor failed (and poisoned the exchange).
-        """
+        """Run the resident loop until poison; KernelError: this executor failed (and poisoned)."""
         failure = self.native.run()
         if failure is not None:
             raise KernelError(f"the {self.actor} executor failed: {failure}")
