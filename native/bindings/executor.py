@@ -55,12 +55,8 @@ class RequestTimes:
 class NativeExecutor:
     """One actor's resident loop: run() in a thread of its own, close() after run() returned.
 
-    Args:
-        threads: of its pool.
-        cores: one a thread, or None.
-        device: what NativeDevice takes; None: the CPU device.
-        steps: STEP records, the actor's program.
-        fields: of hc_executor_args (abi/hotcold.h), by name; addresses among them outlive it.
+    device: what NativeDevice takes; None: the CPU device. fields: of hc_executor_args
+    (abi/hotcold.h), by name; addresses among them outlive it.
 
     Raises:
         HotcoldError: the pool, the device or the scratch cannot be had.

@@ -48,13 +48,7 @@ def choose_rows(form: str, context: int, budget: int, need: Callable[[int], int]
 
 @dataclass(frozen=True)
 class Switch:
-    """From which length on prompts are dense, and the two times that say so, in seconds.
-
-    Args:
-        tokens: shortest prompt that is computed dense.
-        sparse_s: one block of the sparse form.
-        dense_s: one dense pass.
-    """
+    """From which length on prompts are dense; seconds of a sparse block and of a dense pass."""
 
     tokens: int
     sparse_s: float
@@ -90,13 +84,9 @@ def dense_tokens(given: int, switch: int, rows: int) -> int:
 
 
 class PromptForm:
-    """The choice for each prompt of one GPU executor.
+    """The choice for each prompt of one GPU executor, of form "auto", "dense" or "sparse".
 
-    Args:
-        form: "auto", "dense" or "sparse".
-        rows: tokens of a dense pass; 0: there is none.
-        block: tokens of a sparse pass.
-        identity: of plan, threads and whatever else decides the times.
+    rows: tokens of a dense pass, 0: none; block: of a sparse one. identity: what decides the times.
     """
 
     def __init__(self, form: str, rows: int, block: int, identity: str) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Collection
 
 from hotcold.native.errors import ConfigError
 from hotcold.native.gpu import mps
-from hotcold.runtime.exchange.layout import SegmentLayout
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.plan import Plan
 
@@ -57,8 +56,3 @@ def matrix_bytes(plan: Plan) -> int:
         for name, home in plan.modules.items()
         if name.startswith("predictor.") and home == gpu
     )
-
-
-def pass_flag(layout: SegmentLayout) -> int:
-    """The flag by which the predictor learns of a pass."""
-    return layout.spare_flag(1)

@@ -35,11 +35,7 @@ __all__ = ["PoisonCode", "Segment", "SegmentHandle", "SegmentLayout"]
 
 SPIN_NS = 200_000  # of a waiter, before it sleeps in the kernel
 WAIT_SLICE_NS = 200_000_000  # Python looks at signals (Ctrl-C) in between
-_ENDS = {
-    PoisonCode.DIED: "died",
-    PoisonCode.FAILED: "failed",
-    PoisonCode.STUCK: "made no progress",
-}
+_ENDS = {PoisonCode.DIED: "died", PoisonCode.FAILED: "failed", PoisonCode.STUCK: "made no progress"}
 
 
 class Poison(NamedTuple):
@@ -47,18 +43,6 @@ class Poison(NamedTuple):
 
     code: PoisonCode
     actor: str
-
-    @property
-    def replaces_plan(self) -> bool:
-        """Orderly ended in the name of an actor: another plan follows."""
-        return self.code is PoisonCode.CLOSED and self.actor != "driver"
-
-
-class PassHeader(NamedTuple):
-    """The running pass: its tokens and its number."""
-
-    batch: int
-    seq: int
 
 
 @dataclass(frozen=True)
@@ -246,9 +230,9 @@ class Segment:
         found = self.poisoned
         if found is None:
             return
-        if found.replaces_plan:
+        if found.code is PoisonCode.CLOSED and found.actor != "driver":
             raise PlanReplaced("the plan was replaced; ask again")
-        if found.code is PoisonCode.CLOSED or found.actor == "driver":
+        if found.actor == "driver":
             raise KernelError(
                 f"the exchange was ended ({found.code.name.lower()} by {found.actor})"
             )
@@ -261,11 +245,6 @@ class Segment:
     def actor_state(self, actor: str) -> ActorState:
         """An actor's counters at this moment."""
         return copied(self.native.actor[ACTORS.index(actor)], ActorState)
-
-    @property
-    def pass_header(self) -> PassHeader:
-        """The running pass."""
-        return PassHeader(self.native.pass_batch, self.native.pass_seq)
 
     def view(self, offset: int, n_bytes: int) -> NDArray[np.uint8]:
         """Writable bytes of the segment; keeps the mapping alive.

@@ -28,11 +28,7 @@ from hotcold.runtime.weights.weights import WeightStore
 POWERINFER_MAGIC = b"PWRI"
 THRESHOLD_KEY = "powerinfer.sparse_threshold"
 NO_VOCABULARY = "no_vocab"
-ENDS = {
-    "embed": "token_embd.weight",
-    "final_norm": "output_norm.weight",
-    "head": "output.weight",
-}
+ENDS = {"embed": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}
 
 
 def gguf_package() -> ModuleType:

@@ -57,14 +57,7 @@ def choose_store(asked: str | None, nbytes: int) -> str:
 
 
 class WeightStore:
-    """The weights of one bundle; make it with `open`.
-
-    Args:
-        bundle: the bundle.
-        memory: all its bytes.
-        closing: what to close with the store.
-        records: private copy of the records this process owns, at the same offsets.
-    """
+    """The weights of one bundle; make it with `open`."""
 
     def __init__(
         self,
@@ -76,14 +69,11 @@ class WeightStore:
         self.bundle = bundle
         self._bytes: NDArray[np.uint8] | None = memory
         self._closing: mmap.mmap | stores.SharedCopy | None = closing
-        self._records = records
+        self._records = records  # private copy of those this process owns, at the same offsets
 
     @classmethod
     def open(
-        cls,
-        bundle: Bundle,
-        kind: str = "file",
-        own_ids: Sequence[NDArray[np.int32]] | None = None,
+        cls, bundle: Bundle, kind: str = "file", own_ids: Sequence[NDArray[np.int32]] | None = None
     ) -> "WeightStore":
         """Hold the weights of an opened bundle in one of the ways of stores.py.
 
