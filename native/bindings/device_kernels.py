@@ -55,14 +55,11 @@ def rate_of_exchange(plugin: Any, width: int, layers: int, repeat: int) -> float
 
 @dataclass(frozen=True)
 class Fitted:
-    """A plug-in whose operators run otherwise than they are.
+    """A plug-in whose operators run otherwise; variant: compiled, its kernels are asked first.
 
-    Args:
-        plugin: the plug-in.
-        variant: a compiled CUDA variant, whose kernels are asked first.
-        bare: arrays get nothing around and nothing in them, for tools that report every access out
-            of bounds and every read of what nobody wrote; otherwise the plug-in guards its arrays
-            itself (cuda/operate/operate.h).
+    bare: arrays get nothing around and nothing in them, for tools that report every access out of
+    bounds and every read of what nobody wrote; otherwise the plug-in guards its arrays itself
+    (cuda/operate/operate.h).
     """
 
     plugin: Any

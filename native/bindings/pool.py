@@ -60,15 +60,11 @@ def load_cpu_variant(library: str, name: str) -> None:
 
 
 class Pool:
-    """Threads the operators share; a context manager.
+    """Threads the operators share, the caller's own included; a context manager.
 
     One operator at a time runs on a pool; a second one that comes meanwhile uses its caller's
-    thread alone. Idle threads sleep after 1 ms.
-
-    Args:
-        threads: how many, the caller's own included.
-        cores: None, or one core a thread; the first one is the caller's, who pins itself.
-        spins: False: idle threads sleep at once.
+    thread alone. Idle threads sleep after 1 ms, without spins at once. cores: None, or one a
+    thread; the first one is the caller's, who pins itself.
 
     Raises:
         ConfigError: fewer than one thread, or a core this process may not use.

@@ -112,9 +112,7 @@ class NativeSegment:
 class Watcher:
     """A native thread that poisons a segment (DIED, actor) as soon as one of the processes ends.
 
-    Args:
-        segment: what to poison; kept alive until close.
-        pids: actor index by process id. One that is gone already poisons at once.
+    pids: actor index by process id. One that is gone already poisons at once.
 
     Raises:
         ConfigError: a pid below 1, or more than 64 of them.

@@ -22,13 +22,8 @@ from hotcold.native.errors import ConfigError
 class Timed:
     """An operator that waits for the address of its data.
 
-    Args:
-        function: of the kernels.
-        args: its C arguments.
-        pool: threads, or None.
-        points: fields that point into the data, and where to, in bytes.
-        count: the field that says how many ids there are; "": it takes none.
-        touched: bytes of a call, given args and ids.
+    points: fields that point into the data, and where to, in bytes. count: the field that says how
+    many ids there are; "": it takes none. touched: bytes of a call, given args and ids.
     """
 
     function: Callable[..., int]

@@ -44,6 +44,11 @@ class Poison(NamedTuple):
     code: PoisonCode
     actor: str
 
+    @property
+    def replaces_plan(self) -> bool:
+        """Orderly ended in the name of an actor: another plan follows."""
+        return self.code is PoisonCode.CLOSED and self.actor != "driver"
+
 
 @dataclass(frozen=True)
 class ActorState:
@@ -230,7 +235,7 @@ class Segment:
         found = self.poisoned
         if found is None:
             return
-        if found.code is PoisonCode.CLOSED and found.actor != "driver":
+        if found.replaces_plan:
             raise PlanReplaced("the plan was replaced; ask again")
         if found.actor == "driver":
             raise KernelError(

@@ -28,10 +28,8 @@ from hotcold.runtime.weights.weights import WeightStore
 class Shared:
     """What executors get from others, each taking what it has a use for.
 
-    Args:
-        kv: the driver's KV memory; None: private memory.
-        fired_LN: int64 [L, N] counts to add fired gates into (profiling), or None.
-        mailbox: of the GPU executor, for a predictor with a process of its own on the GPU.
+    kv None: private memory. fired_LN: int64 [L, N] counts to add fired gates into (profiling).
+    mailbox: of the GPU executor, for a predictor with a process of its own on the GPU.
     """
 
     kv: KvHandle | None = None
