@@ -39,11 +39,7 @@ def active_cpu_variant() -> str:
 
 
 def force_cpu_variant(name: str | None) -> None:
-    """Use a variant in the whole process from now on; None: the best one.
-
-    Raises:
-        BackendError: this machine does not support it.
-    """
+    """Use a variant in the whole process; None: the best one. BackendError: not supported here."""
     check(lib.hc_cpu_force(ffi.NULL if name is None else name.encode()))
 
 

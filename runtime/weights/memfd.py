@@ -17,11 +17,7 @@ FINISHED = SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL  # filled; it never ch
 
 
 def create_sealed(name: str, n_bytes: int) -> int:
-    """Make a memfd of n_bytes, zeroed, that keeps its size for ever; the caller closes it.
-
-    Raises:
-        LaunchError: the system refuses it.
-    """
+    """Make a zeroed memfd of a size it keeps; the caller closes it. LaunchError: it is refused."""
     fd = -1
     try:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
