@@ -23,15 +23,7 @@ HERE = Path(__file__).resolve().parent
 MODULE = "hotcold.native._kernels"
 ABI = "hotcold.native.abi"
 HEADERS = ("hotcold.h", "predict.h", "gpu.h", "layout.h", "operate.h")
-FLAGS = [
-    "-std=gnu11",
-    "-O3",
-    "-Wall",
-    "-Wextra",
-    "-pthread",
-    "-fno-math-errno",
-    "-ffp-contract=off",
-]
+FLAGS = "-std=gnu11 -O3 -Wall -Wextra -pthread -fno-math-errno -ffp-contract=off".split()
 
 
 def declarations(header: Path) -> str:

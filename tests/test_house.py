@@ -23,7 +23,6 @@ LONG = {
     "native/ops/ffn.c": "one operator: both feed-forward forms share list and threads",
     "policies/solvers/curves.py": "one method: curves of layers, and memory shared by them",
     "runtime/engine/gpu.py": "one decision: how a deployment uses its GPU",
-    "runtime/exchange/segment.py": "one class: the shared segment, made, attached and looked at",
     "runtime/hardware/machine_file.py": "one file format: fields, checks and messages",
     "runtime/plan/plan.py": "one type and its file: what crosses from offline to online",
     "runtime/plan/problem.py": "two types that every placement policy reads",

@@ -113,7 +113,7 @@ class SharedEpoch(Epoch):
         segment = self._segment
         try:
             states = {actor: segment.actor_state(actor) for actor in ACTORS}
-            runs = segment.pass_header.seq > states["gpu"].passes or segment.native.pass_prompt
+            runs = segment.native.pass_seq > states["gpu"].passes or segment.native.pass_prompt
             return sum(state.progress for state in states.values()) if runs else None
         except KernelError:
             return None
@@ -121,7 +121,7 @@ class SharedEpoch(Epoch):
     def holding_up(self) -> str:
         """The actor whose next step has all it waits for; else the one that leads."""
         segment, layout = self._segment, self._deployment.layout
-        seq = segment.pass_header.seq
+        seq = segment.native.pass_seq
         flags = segment.flags(layout.flags_offset, layout.n_flags)
         for actor, executor in executor_classes(self._deployment).items():
             steps = self._deployment.programs[actor]

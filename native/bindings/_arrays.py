@@ -26,11 +26,7 @@ I32 = NDArray[np.int32]
 U32 = NDArray[np.uint32]
 Weights = NDArray[Any]
 
-_WORDS = {
-    np.dtype(np.float32): "float32",
-    np.dtype(np.float16): "float16",
-    np.dtype(np.uint16): "bfloat16",
-}
+_WORDS = {np.dtype(raw): raw for raw in ("float32", "float16")} | {np.dtype("uint16"): "bfloat16"}
 
 
 def handle(pool: Pool | None) -> CPointer:
@@ -134,11 +130,7 @@ def sign_args(
 class ActiveLists:
     """An hc_split_args, and room for the active list of each device.
 
-    Args:
-        scores_BN: predicted scores.
-        threshold: least score of an active neuron.
-        device_N: owner of each neuron.
-        with_gate: the scores go along as gate pre-activations.
+    with_gate: the scores go along as gate pre-activations.
     """
 
     def __init__(

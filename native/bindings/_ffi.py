@@ -28,7 +28,7 @@ if lib.hc_abi_version() != ABI_VERSION or lib.HC_ABI_VERSION != ABI_VERSION:
         f"{ABI_VERSION}; rebuild both with `pip install -e .`"
     )
 
-__all__ = ["check", "copied", "failure", "ffi", "last_error", "lib", "new", "pointer"]
+__all__ = ["check", "copied", "failure", "ffi", "lib", "new", "pointer"]
 
 Row = TypeVar("Row")
 
@@ -44,11 +44,6 @@ _WORDS: dict[str, Mapping[str, int]] = {
 }
 # What C structs point to, for as long as they are there.
 _kept: "WeakKeyDictionary[Any, list[Any]]" = WeakKeyDictionary()
-
-
-def last_error() -> str:
-    """Text of this thread's last native failure."""
-    return str(ffi.string(lib.hc_last_error().text).decode())
 
 
 def check(status: int) -> None:

@@ -35,10 +35,7 @@ def open_plugin(path: Path) -> Any:
 class NativeDevice:
     """One actor's device, the GPU executor's or the predictor's; freed by close().
 
-    Args:
-        args: an hc_executor_args.
-        plugin: path of the plug-in library.
-        fields: of hc_device_args (abi/gpu.h), by name.
+    args: an hc_executor_args; fields: of hc_device_args (abi/gpu.h), by name.
 
     Raises:
         BackendError: the plug-in cannot be loaded or refuses.

@@ -55,14 +55,11 @@ def rate_of_exchange(plugin: Any, width: int, layers: int, repeat: int) -> float
 
 @dataclass(frozen=True)
 class Fitted:
-    """A plug-in whose operators run otherwise than they are.
+    """A plug-in whose operators run otherwise; variant: compiled, its kernels are asked first.
 
-    Args:
-        plugin: the plug-in.
-        variant: a compiled CUDA variant, whose kernels are asked first.
-        bare: arrays get nothing around and nothing in them, for tools that report every access out
-            of bounds and every read of what nobody wrote; otherwise the plug-in guards its arrays
-            itself (cuda/operate/operate.h).
+    bare: arrays get nothing around and nothing in them, for tools that report every access out of
+    bounds and every read of what nobody wrote; otherwise the plug-in guards its arrays itself
+    (cuda/operate/operate.h).
     """
 
     plugin: Any
@@ -111,13 +108,8 @@ def gemv(
     y_BR = np.zeros((len(x_BD), len(w_RD)), np.float32) if add_to is None else add_to.copy()
     sums = {"bias_R": bias_R, "relu": relu, "accumulate": add_to is not None}
     a = gemv_args(w_RD, dtype, x_BD, y_BR, **sums)
-    more: dict[str, Any] = {
-        "norm_D": norm_D,
-        "scale_R": scale_R,
-        "normed_BD": normed_2BD,
-        "eps": eps,
-    }
-    more |= {"when": when[0], "head_rows": when[1]}
+    more: dict[str, Any] = {"norm_D": norm_D, "scale_R": scale_R, "normed_BD": normed_2BD}
+    more |= {"eps": eps, "when": when[0], "head_rows": when[1]}
     return y_BR, _operate(plugin, "gemv", a, repeat, copies=copies, **more)
 
 
@@ -226,12 +218,7 @@ def norm(
 
 
 def sign(
-    plugin: Any,
-    layer: Any,
-    x_BD: F32,
-    threshold: float,
-    repeat: int = 0,
-    prompt: bool = False,
+    plugin: Any, layer: Any, x_BD: F32, threshold: float, repeat: int = 0, prompt: bool = False
 ) -> tuple[NDArray[np.bool_], float]:
     """Which neurons a SignLayer proposes, [B, N], and seconds of both kernels.
 

@@ -95,19 +95,9 @@ def _product_args(
     w: NDArray[Any], dtype: str, x_TK: F32, rows: int | None, offset: int, **more: Any
 ) -> Any:
     tokens, k = x_TK.shape
-    return new(
-        "hc_product_args",
-        w=w.ctypes.data,
-        stride_bytes=w.strides[0],
-        offset_bytes=offset,
-        dtype=dtype,
-        rows=len(w) if rows is None else rows,
-        transposed=rows is not None,
-        tokens=tokens,
-        k=k,
-        x_TK=x_TK,
-        **more,
-    )
+    sizes = {"rows": len(w) if rows is None else rows, "tokens": tokens, "k": k}
+    more |= {"stride_bytes": w.strides[0], "offset_bytes": offset, "transposed": rows is not None}
+    return new("hc_product_args", w=w.ctypes.data, dtype=dtype, x_TK=x_TK, **sizes, **more)
 
 
 def attention(

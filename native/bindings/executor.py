@@ -12,16 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.abi.generated import STEP, TOKEN, Status
-from hotcold.native.bindings._ffi import (
-    check,
-    copied,
-    failure,
-    ffi,
-    last_error,
-    lib,
-    new,
-    pointer,
-)
+from hotcold.native.bindings._ffi import check, copied, failure, ffi, lib, new, pointer
 from hotcold.native.bindings.device import NativeDevice
 from hotcold.native.bindings.token_kernels import drawing
 from hotcold.native.options.sampling import Sampling
@@ -64,12 +55,8 @@ class RequestTimes:
 class NativeExecutor:
     """One actor's resident loop: run() in a thread of its own, close() after run() returned.
 
-    Args:
-        threads: of its pool.
-        cores: one a thread, or None.
-        device: what NativeDevice takes; None: the CPU device.
-        steps: STEP records, the actor's program.
-        fields: of hc_executor_args (abi/hotcold.h), by name; addresses among them outlive it.
+    device: what NativeDevice takes; None: the CPU device. fields: of hc_executor_args
+    (abi/hotcold.h), by name; addresses among them outlive it.
 
     Raises:
         HotcoldError: the pool, the device or the scratch cannot be had.
@@ -112,7 +99,9 @@ class NativeExecutor:
             None after poison, else the text of the failure that ended (and poisoned) the exchange.
         """
         status = lib.hc_executor_run(self._c)
-        return None if status == Status.ERR_POISONED else last_error()
+        if status == Status.ERR_POISONED:
+            return None
+        return str(ffi.string(lib.hc_last_error().text).decode())
 
     def step(self, index: int, seq: int) -> None:
         """Compute one step of the program, without waits or signals (Ray transport)."""

@@ -29,12 +29,7 @@ from hotcold.native.bindings._arrays import (
     writable,
 )
 from hotcold.native.bindings._ffi import check, lib
-from hotcold.native.bindings.pool import (
-    Pool,
-    active_cpu_variant,
-    cpu_variants,
-    force_cpu_variant,
-)
+from hotcold.native.bindings.pool import Pool, active_cpu_variant, cpu_variants, force_cpu_variant
 from hotcold.native.bindings.token_kernels import attention, layernorm, rmsnorm, rotary, sample
 from hotcold.native.errors import ConfigError
 
@@ -66,15 +61,10 @@ def gemv(
     add_to: F32 | None = None,
     pool: Pool | None = None,
 ) -> F32:
-    """Dense y = w x (+ bias, clamped at 0 with relu); rows of w may be apart, x is contiguous.
+    """Dense y = w x (+ bias, clamped at 0 with relu) of at most 32 tokens.
 
-    Args:
-        w_RD: weights; each row contiguous.
-        x_BD: at most 32 tokens.
-        bias_R: added to every token's result; entries may be apart, in ascending order.
-        relu: clamp the result at 0; not with add_to.
-        add_to: [B, R] array the result is added to and which is returned.
-        pool: threads; None: the caller's alone.
+    Rows of w and entries of the bias may be apart, in ascending order. add_to: [B, R] array the
+    result is added to and which is returned; not with relu. pool None: the caller's thread alone.
     """
     if w_RD.ndim != 2 or w_RD.strides[1] != w_RD.itemsize or w_RD.strides[0] < 0:
         raise ConfigError(f"w of shape {w_RD.shape} must have contiguous rows in ascending order")
@@ -99,13 +89,9 @@ def gemv(
 
 @dataclass(frozen=True)
 class FfnResult:
-    """Output of a sparse FFN and what it took.
+    """Output of a sparse FFN and what it took: rows times tokens; weight bytes, once a batch.
 
-    Attributes:
-        y_BD: float32 output of the listed neurons.
-        gate_rows: gate rows times tokens evaluated.
-        up_down_rows: neurons times tokens whose gate fired (without gating: down columns used).
-        bytes: weight bytes touched; a row counts once a batch.
+    up_down_rows: where the gate fired (without gating: down columns used).
     """
 
     y_BD: F32
@@ -177,14 +163,9 @@ def sign(
 ) -> F32:
     """Scores [B, N] of a gate matrix's signs, a bit a weight (ops/sign.c has the formula).
 
-    Args:
-        signs_NW: bit d mod 64 of word d // 64: weight d is positive; other bits 0.
-        scale_N: factor of each row.
-        x_BD: at most 32 tokens.
-        input_bits: bit planes an input is cut in, 1 to 8.
-        bias_N: added.
-        column_D: factor of an input's elements.
-        pool: threads; None: the caller's alone. The result does not depend on it.
+    signs_NW: bit d mod 64 of word d // 64: weight d is positive; other bits 0. At most 32 tokens.
+    input_bits: bit planes an input is cut in, 1 to 8. column_D: factor of an input's elements. pool
+    None: the caller's thread alone; the result does not depend on it.
     """
     batch, d = array("x", x_BD, np.float32, 2).shape
     n, words = array("signs", signs_NW, np.uint64, 2).shape
@@ -201,12 +182,9 @@ def sign(
 
 @dataclass(frozen=True)
 class ActiveList:
-    """One device's active neurons of a pass.
+    """One device's active neurons of a pass: ascending ids, K of them.
 
-    Attributes:
-        ids: ascending neuron ids, K of them.
-        members: bit b of entry k: token b has neuron ids[k].
-        gate_KB: None, or the scores as gate pre-activations.
+    members: bit b of entry k: token b has neuron ids[k]. gate_KB: scores as gate pre-activations.
     """
 
     ids: I32
@@ -219,11 +197,8 @@ def split(
 ) -> list[ActiveList]:
     """Cut predicted scores into one ascending active list per device (score >= threshold).
 
-    Args:
-        scores_BN: predicted scores, at most 32 tokens.
-        threshold: least score of an active neuron.
-        device_N: owner of each neuron, 0 or 1.
-        with_gate: copy the scores as gate pre-activations.
+    At most 32 tokens. device_N: owner of each neuron, 0 or 1. with_gate: copy the scores as gate
+    pre-activations.
     """
     array("scores", scores_BN, np.float32, 2)
     vector("device", device_N, np.int8, scores_BN.shape[1])

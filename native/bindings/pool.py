@@ -39,20 +39,14 @@ def active_cpu_variant() -> str:
 
 
 def force_cpu_variant(name: str | None) -> None:
-    """Use a variant in the whole process from now on; None: the best one.
-
-    Raises:
-        BackendError: this machine does not support it.
-    """
+    """Use a variant in the whole process; None: the best one. BackendError: not supported here."""
     check(lib.hc_cpu_force(ffi.NULL if name is None else name.encode()))
 
 
 def load_cpu_variant(library: str, name: str) -> None:
-    """Open a compiled variant file, so that force_cpu_variant knows it by that name.
+    """Open a shared object (abi/variant.h), so that force_cpu_variant knows it by that name.
 
-    Args:
-        library: the shared object; native/abi/variant.h says what it exports.
-        name: at most 127 bytes, with a dot in it.
+    The name has at most 127 bytes, and a dot in it.
 
     Raises:
         BackendError: it does not open, exports no table, or was made for another ABI.
@@ -62,15 +56,11 @@ def load_cpu_variant(library: str, name: str) -> None:
 
 
 class Pool:
-    """Threads the operators share; a context manager.
+    """Threads the operators share, the caller's own included; a context manager.
 
     One operator at a time runs on a pool; a second one that comes meanwhile uses its caller's
-    thread alone. Idle threads sleep after 1 ms.
-
-    Args:
-        threads: how many, the caller's own included.
-        cores: None, or one core a thread; the first one is the caller's, who pins itself.
-        spins: False: idle threads sleep at once.
+    thread alone. Idle threads sleep after 1 ms, without spins at once. cores: None, or one a
+    thread; the first one is the caller's, who pins itself.
 
     Raises:
         ConfigError: fewer than one thread, or a core this process may not use.

@@ -14,13 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.generated import (
-    ACTORS,
-    MAX_WATCHED,
-    POISON_SHIFT,
-    SEGMENT,
-    Status,
-)
+from hotcold.native.abi.generated import ACTORS, MAX_WATCHED, POISON_SHIFT, SEGMENT, Status
 from hotcold.native.bindings._ffi import check, copied, failure, ffi, lib, pointer
 from hotcold.native.errors import ConfigError
 
@@ -94,13 +88,7 @@ class NativeSegment:
         return self._words(flag)[1]
 
     def wait(self, flag: int, seq: int, epoch: int, timeout_ns: int) -> tuple[Status, int]:
-        """Wait until a flag equals seq, with the GIL released.
-
-        Args:
-            flag: index of the flag.
-            seq: value to wait for (mod 2**32).
-            epoch: epoch the caller works in.
-            timeout_ns: deadline from now; negative: none.
+        """Wait until a flag equals seq (mod 2**32), GIL released; a negative time: forever.
 
         Returns:
             How it ended (OK, ERR_POISONED, ERR_EPOCH or ERR_TIMEOUT), and nanoseconds waited.
@@ -124,9 +112,7 @@ class NativeSegment:
 class Watcher:
     """A native thread that poisons a segment (DIED, actor) as soon as one of the processes ends.
 
-    Args:
-        segment: what to poison; kept alive until close.
-        pids: actor index by process id. One that is gone already poisons at once.
+    pids: actor index by process id. One that is gone already poisons at once.
 
     Raises:
         ConfigError: a pid below 1, or more than 64 of them.
@@ -174,16 +160,9 @@ def hop(
     epoch: int,
     core: int = -1,
 ) -> NDArray[np.uint32]:
-    """Play one side of the ping-pong in C for a number of rounds.
+    """Play one side of the ping-pong in C: side 0 signals first and measures, 1 answers.
 
-    Args:
-        segment: mapped by all sides.
-        side: 0 signals first and measures, 1 answers.
-        flag_out: flag this side sets.
-        flag_in: flag this side waits for.
-        rounds: round trips.
-        epoch: epoch of the segment.
-        core: core to pin this thread to meanwhile; -1: none.
+    core: what to pin this thread to meanwhile; -1: none.
 
     Returns:
         Nanoseconds of every round trip on side 0, an empty array on side 1.

@@ -22,13 +22,8 @@ from hotcold.native.errors import ConfigError
 class Timed:
     """An operator that waits for the address of its data.
 
-    Args:
-        function: of the kernels.
-        args: its C arguments.
-        pool: threads, or None.
-        points: fields that point into the data, and where to, in bytes.
-        count: the field that says how many ids there are; "": it takes none.
-        touched: bytes of a call, given args and ids.
+    points: fields that point into the data, and where to, in bytes. count: the field that says how
+    many ids there are; "": it takes none. touched: bytes of a call, given args and ids.
     """
 
     function: Callable[..., int]
@@ -54,35 +49,23 @@ class Timed:
 
 
 def timed_read(stride_bytes: int, row_bytes: int, side: int, pool: Pool | None) -> Timed:
-    """hc_read: rows alone, the yardstick.
+    """hc_read: rows alone, the yardstick; row_bytes: a multiple of 64.
 
-    Args:
-        stride_bytes: from a row to the next id's row.
-        row_bytes: read of each, a multiple of 64.
-        side: rows read side by side: 1, 4 or 8.
-        pool: threads, or None.
+    side: rows read side by side: 1, 4 or 8.
     """
     args = new("hc_read_args", stride_bytes=stride_bytes, row_bytes=row_bytes, side=side)
     return Timed(lib.hc_read, args, pool, {"base": 0}, "n", lambda _, ids: ids.size * row_bytes)
 
 
 def timed_ffn(d: int, n: int, dtype: str, x: F32, pool: Pool | None) -> Timed:
-    """hc_ffn on records of 3 d weights, one token.
-
-    Args:
-        d: weights of a row.
-        n: neurons of a layer.
-        dtype: "float32", "float16" or "bfloat16".
-        x: the token, float32 [d].
-        pool: threads, or None.
-    """
+    """hc_ffn on n records of 3 d weights ("float32", "float16", "bfloat16"); one token, x [d]."""
     record, y = 3 * d * DTYPE_BYTES[dtype], np.empty((1, d), np.float32)
     args = ffn_args(dtype, x.reshape(1, d), y, record, n=n, scratch=ffn_scratch(n, 1))
     return Timed(lib.hc_ffn, args, pool, {"records": 0}, "n_ids", lambda a, _: int(a.bytes))
 
 
 def timed_gemv(rows: int, d: int, dtype: str, x: F32, pool: Pool | None) -> Timed:
-    """hc_gemv on rows of d weights, one token; arguments as of timed_ffn."""
+    """hc_gemv on rows of d weights, one token; dtype and x as of timed_ffn."""
     row, y = d * DTYPE_BYTES[dtype], np.empty(rows, np.float32)
     sizes = {"stride_bytes": row, "rows": rows, "d": d, "batch": 1, "dtype": dtype}
     args = new("hc_gemv_args", x_BD=x, x_stride=d, y_BR=y, y_stride=rows, **sizes)
@@ -92,12 +75,7 @@ def timed_gemv(rows: int, d: int, dtype: str, x: F32, pool: Pool | None) -> Time
 def timed_attention(heads: int, head_dim: int, context: int, q: F32, pool: Pool | None) -> Timed:
     """hc_attention of one token to a full fp32 cache, keys first, then values.
 
-    Args:
-        heads: query heads, each with keys and values of its own.
-        head_dim: floats of a head.
-        context: positions.
-        q: the queries, float32 [heads * head_dim].
-        pool: threads, or None.
+    Every query head has keys and values of its own; q is float32 [heads * head_dim].
     """
     if q.size != heads * head_dim:
         raise ConfigError(f"q has {q.size} entries, {heads * head_dim} are needed")

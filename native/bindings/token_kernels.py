@@ -43,13 +43,9 @@ def _norm(kind: str, x_BD: F32, weight_D: F32, bias_D: F32 | None, eps: float) -
 
 
 def rotary(x_BHE: F32, cos_PE: F32, sin_PE: F32, position_B: I32) -> None:
-    """Turn heads in place by their token's position (rotate-half).
+    """Turn heads [B, heads, head_dim] in place by their token's position (rotate-half).
 
-    Args:
-        x_BHE: [B, heads, head_dim], changed in place.
-        cos_PE: [positions, head_dim / 2]; sin_PE likewise.
-        sin_PE: see cos_PE.
-        position_B: position of each token.
+    Tables are [positions, head_dim / 2].
     """
     writable("x", array("x", x_BHE, np.float32, 3))
     batch, heads, head_dim = x_BHE.shape
@@ -74,13 +70,9 @@ def attention(
 ) -> F32:
     """Grouped-query attention of each token to positions 0..its own; [B, heads, head_dim].
 
-    Args:
-        q_BHE: [B, heads, head_dim] queries, rotary applied.
-        k_cache: [slots, kv_heads, context, head_dim]; v_cache likewise.
-        v_cache: see k_cache.
-        position_B: last position each token attends to.
-        slot_B: which sequence each token belongs to; None: slot 0.
-        pool: threads; None: the caller's alone.
+    Queries [B, heads, head_dim] have rotary applied; caches are [slots, kv_heads, context,
+    head_dim]. slot_B: which sequence each token belongs to; None: slot 0. pool None: the caller's
+    thread alone.
     """
     batch, heads, head_dim = array("q", q_BHE, np.float32, 3).shape
     slots, _, context, _ = array("k_cache", k_cache, np.float32, 4).shape
@@ -103,13 +95,7 @@ def drawing(sampling: Sampling) -> dict[str, float]:
 
 
 def sample(logits_V: F32, sampling: Sampling, position: int = 0) -> tuple[int, float]:
-    """Draw a token id; returns it with the log softmax of the raw logits at it.
-
-    Args:
-        logits_V: logits of the vocabulary.
-        sampling: how.
-        position: of the token in its sequence.
-    """
+    """Draw a token id at a position of a sequence; with the log softmax of the raw logits at it."""
     vocab = array("logits", logits_V, np.float32, 1).size
     scratch = {"scratch_V": np.empty(vocab, np.int32), "prob_V": np.empty(vocab, np.float32)}
     how = drawing(sampling) | {"position": position}

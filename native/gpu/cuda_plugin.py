@@ -72,9 +72,6 @@ def mode() -> str:
 def find(build: bool = True) -> Plugin | None:
     """The plug-in for this machine's first GPU; None where passes stay on the CPU device.
 
-    Args:
-        build: compile it where no other way gives one.
-
     Raises:
         BackendError: HOTCOLD_CUDA=require and there is no GPU, no plug-in and no way to build one.
         ConfigError: HOTCOLD_CUDA is unknown.

@@ -50,12 +50,8 @@ def context_bytes(
 ) -> int | None:
     """Device memory of a process that uses the plug-in, bytes; None where it cannot be measured.
 
-    Args:
-        plugin: the library.
-        nodes: kernels of a graph.
-        graphs: how many graphs.
-        remote: kernels of a graph of a second process, both under MPS; 0: there is none.
-        variant: a compiled CUDA variant that is loaded too.
+    nodes: kernels of each of its graphs. remote: kernels of a graph of a second process, both under
+    MPS; 0: there is none. variant: a compiled CUDA variant that is loaded too.
     """
     command = [sys.executable, "-m", "hotcold.native.gpu.cuda_probe"]
     command += [str(plugin), str(nodes), str(graphs)]
@@ -80,15 +76,10 @@ def _run(command: list[str]) -> int | None:
     # Loaded as they are first used, kernels would take memory after it was counted.
     environment["CUDA_MODULE_LOADING"] = "EAGER"
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=True,
-            env=environment,
+        said = subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, text=True, timeout=TIMEOUT_S, env=environment
         )
-        return int(done.stdout.split()[-1])
+        return int(said.split()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
 

@@ -95,21 +95,20 @@ def visible_index() -> int:
     return _first_visible(gpus()) or 0
 
 
-def used_bytes(index: int | None = None) -> int | None:
-    """Bytes in use on a GPU by all processes; None without one."""
-    found = gpus()
-    at = visible_index() if index is None else index
+def used_bytes() -> int | None:
+    """Bytes in use on that GPU by all processes; None without one."""
+    found, at = gpus(), visible_index()
     return found[at].used_bytes if at < len(found) else None
 
 
-def busy_percent(index: int | None = None) -> int | None:
+def busy_percent() -> int | None:
     """Per cent of the last moments (up to a second) in which a kernel ran; None without a GPU."""
     with _library() as library:
         handle, rates = ctypes.c_void_p(), (ctypes.c_uint * 2)()
-        at = visible_index() if index is None else index
+        index = ctypes.c_uint(visible_index())
         if (
             library is None
-            or library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(at), ctypes.byref(handle)) != 0
+            or library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) != 0
             or library.nvmlDeviceGetUtilizationRates(handle, rates) != 0
         ):
             return None

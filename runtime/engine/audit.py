@@ -64,9 +64,7 @@ Part = TypeVar("Part")
 def ratio_error(parts_G: npt.ArrayLike, wholes_G: npt.ArrayLike) -> F64:
     """Standard error of sum(parts) / sum(wholes), pairs being drawn independently; nan for one.
 
-    Args:
-        parts_G: by draw; further axes: several ratios.
-        wholes_G: likewise. A draw with a whole of 0 is none.
+    Further axes are several ratios. A draw with a whole of 0 is none.
     """
     parts_G, wholes_G = np.asarray(parts_G, np.float64), np.asarray(wholes_G, np.float64)
     count, whole = (wholes_G > 0).sum(0), wholes_G.sum(0)
@@ -83,11 +81,7 @@ def blocks_of(parts: Sequence[Part]) -> list[Sequence[Part]]:
 
 
 def recall_error(audits: Sequence[PredictionAudit]) -> float:
-    """Standard error of a text's recall by the spread of its blocks'; nan for a single part.
-
-    Args:
-        audits: of its parts, in its order.
-    """
+    """Standard error of a text's recall, of its parts in order, by its blocks; nan for one part."""
     blocks = [sum(block, PredictionAudit()) for block in blocks_of(audits)]
     return float(ratio_error([one.both for one in blocks], [one.fired for one in blocks]))
 

@@ -40,9 +40,7 @@ def prepare_cuda_variant(path: str | os.PathLike[str]) -> Variant:
     stamp = library.with_suffix(".tested")
     if not stamp.exists():
         arguments = [str(plugin.path), str(library), variant.path, variant.digest]
-        check_in_child(
-            "hotcold.runtime.offline.kernel_checks.cuda_variant_check", source.name, arguments
-        )
+        check_in_child("cuda_variant_check", source.name, arguments)
         stamp.touch()
     return variant
 

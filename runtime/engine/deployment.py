@@ -25,9 +25,7 @@ from hotcold.runtime.plan.fetch import computed_plan, idle_nodes
 from hotcold.runtime.plan.plan import Plan, make_plan
 from hotcold.runtime.plan.program import Program, compile_programs
 from hotcold.runtime.plan.schedule import Schedule, fetching
-from hotcold.runtime.predictors.predictor import (
-    check_lookahead,
-)
+from hotcold.runtime.predictors.predictor import check_lookahead
 from hotcold.runtime.profiles.profile import ActivationProfile
 from hotcold.runtime.weights.weights import choose_store
 
@@ -38,15 +36,10 @@ class Deployment:
 
     Args:
         bundle_path: folder of the bundle, the same for all actors.
-        spec: the model's shapes.
-        plan: who owns which neuron.
         programs: steps by actor.
-        layout: the exchange segment.
         context: positions of the KV cache.
         predictor: what to choose_predictor() with, on the predictor's own machine.
-        predictor_settings: its parameters.
         predicts: False where the predictor stands by (gate-first).
-        profile: activation counts, or None.
         cores: threads and cores by actor.
         spin_ns: how long a thread that waits spins; 0: it sleeps at once.
         processors: in words, what affinity and a CPU quota allow.
@@ -112,11 +105,7 @@ class Deployment:
 
 
 def _check_on_gpu(dag: Dag, schedule: Schedule, name: str) -> None:
-    """Refuse an order that the GPU's graph does not keep, rather than run another one.
-
-    Raises:
-        ConfigError: a step of the GPU executor that waits for a cold sum before its merge.
-    """
+    """Refuse an order that the GPU's graph does not keep, rather than run another one."""
     for source, target in schedule.after:
         on_both = schedule.lane.get(source) != schedule.lane.get(target) == schedule.merge_on
         if on_both and dag.node[source].kind == "cold":

@@ -47,7 +47,6 @@ class GpuChoice:
     """How a deployment uses its GPU.
 
     Args:
-        kv_dtype: of the KV cache.
         predictor_dtype: None, or "int8".
         vram_bytes: memory all our processes may take on the device, contexts included.
         reserve_bytes: part of it that weights and KV cannot have: context and scratch.
@@ -94,14 +93,8 @@ def choose_gpu(
 ) -> GpuChoice | None:
     """The GPU to use, or None for the CPU device.
 
-    Args:
-        config: what the user asked for.
-        spec: the model.
-        context: positions of the KV cache.
-        vram_bytes: the budget, or None for what is free.
-        layers: of the predictor, in their native forms.
-        lookahead: layers that predictions are ahead, at most.
-        kernels: a CUDA variant of one's own, if any.
+    vram_bytes None: what is free. layers: of the predictor, in their native forms; lookahead: how
+    many layers predictions are ahead, at most.
 
     Raises:
         BackendError: HOTCOLD_CUDA=require and it cannot be had.
@@ -239,10 +232,9 @@ def check_promise(choice: GpuChoice, when: str) -> int:
 
 
 def host_parts(plan: Plan) -> NDArray[np.uint8] | None:
-    """Modules that the plan leaves in host memory, where the GPU reads them over the bus.
+    """What the plan leaves in host memory for the GPU to read over the bus; None: nothing.
 
-    Returns:
-        uint8 [L + 1] of PARTS, the head's in the last entry; None where there are none.
+    uint8 [L + 1] of PARTS, the head's in the last entry.
     """
     layers, _ = plan.shape
     parts_L = np.zeros(layers + 1, np.uint8)
@@ -281,14 +273,9 @@ def device_arrays(
 ) -> dict[str, Any]:
     """What NativeDevice takes; compiles plug-in and CUDA variant where no one has yet.
 
-    Args:
-        choice: how the GPU is used.
-        plan: who owns what.
-        fetch_L: shares of the cold neurons that the GPU reads over the bus (fetch.py).
-        predictors: of every layer, or none.
-        predict_steps: the predictor's program.
-        kernels: a CUDA variant of one's own, if any.
-        pass_flag: of the exchange, by which a predictor with its own process learns of passes.
+    fetch_L: shares of the cold neurons that the GPU reads over the bus (fetch.py). predictors: of
+    every layer, or none; predict_steps: their program. pass_flag: of the exchange, by which a
+    predictor with its own process learns of passes.
 
     Raises:
         BackendError: there is no plug-in on this machine.
@@ -298,11 +285,8 @@ def device_arrays(
     if plugin is None:
         raise BackendError("this deployment was made for a GPU, and none can be used here")
     layers, neurons = plan.shape
-    own = (
-        choice.predictor_bytes + remote_predictor.matrix_bytes(plan)
-        if choice.remote_predictor
-        else 0
-    )
+    own = remote_predictor.matrix_bytes(plan) if choice.remote_predictor else 0
+    own += choice.predictor_bytes  # 0 where the predictor is fused
     computed = computed_plan(plan, fetch_L)
     bounds_LC = np.stack([computed.bounds(layer, 0, HOT_CHUNKS) for layer in range(layers)])
     if neurons >= 32 * HOT_CHUNKS:  # whole words of proposals: the split need not count inside one

@@ -37,14 +37,9 @@ def model_shape(
     layers: tuple[LayerShape, ...] = (),
     **more: Any,  # noqa: ANN401 - as GpuShape has them
 ) -> GpuShape:
-    """A model's part of what the layout asks for.
+    """A model's part of what the layout asks for; more: of GpuShape.
 
-    Args:
-        spec: the model.
-        context: positions of the KV cache.
-        max_batch: tokens of a pass.
-        layers: one entry a layer; empty: as the worst placement has them, nothing predicted.
-        more: of GpuShape.
+    No layers: as the worst placement has them, nothing predicted.
     """
     worst = (LayerShape(spec.n_neurons, host_parts=ON_HOST),) * spec.n_layers
     more = {"kv_bytes": 4, "head_on_host": not layers, **more}
@@ -68,13 +63,9 @@ def model_shape(
 def predicted_layers(
     spec: ModelSpec, predictors: Sequence[Any], early: int, int8: bool = False
 ) -> tuple[LayerShape, ...]:
-    """Layers of the worst placement, each predicted.
+    """Layers of the worst placement, each predicted; none without predictors (native forms).
 
-    Args:
-        spec: the model.
-        predictors: of every layer, in their native forms; empty: nothing is predicted.
-        early: layers that predictions are ahead, at most.
-        int8: their matrices are quantised by row.
+    early: layers that predictions are ahead, at most. int8: their matrices are quantised by row.
     """
     return tuple(
         LayerShape(

@@ -47,11 +47,7 @@ class KvCache:
 
     @classmethod
     def create(cls, spec: ModelSpec, context: int) -> "KvCache":
-        """Make a cache that other processes can attach to.
-
-        Raises:
-            LaunchError: the system refuses the memory.
-        """
+        """Make a cache that others can attach to; LaunchError: the system refuses the memory."""
         size = cls._bytes(spec, context)
         fd = create_sealed("hotcold-kv", size)
         try:
@@ -62,11 +58,7 @@ class KvCache:
 
     @classmethod
     def attach(cls, handle: KvHandle, spec: ModelSpec, context: int) -> "KvCache":
-        """Map the cache of another process.
-
-        Raises:
-            LaunchError: it is gone or something else.
-        """
+        """Map the cache of another process; LaunchError: it is gone or something else."""
         fd = open_sealed(handle.pid, handle.fd, NAME)
         try:
             return cls(mmap.mmap(fd, cls._bytes(spec, context)), spec, context)

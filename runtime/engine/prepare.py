@@ -4,13 +4,15 @@ Resolves the model, chooses the predictor and the GPU, and states the placement 
 out, `Prepared`, is what plans are made from (deployment.py). No Ray in here.
 """
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hotcold.native.errors import ConfigError
+from hotcold.native.bindings.kernels import cpu_variants
+from hotcold.native.errors import BackendError, ConfigError
+from hotcold.runtime.engine.cuda_variant import prepare_cuda_variant
 from hotcold.runtime.engine.gpu import GpuChoice, choose_gpu, with_vram
-from hotcold.runtime.engine.kernels import prepare_kernels
-from hotcold.runtime.engine.variant import Variant
+from hotcold.runtime.engine.variant import Variant, is_variant_file, prepare_variant
 from hotcold.runtime.hardware.this_machine import chosen_hardware
 from hotcold.runtime.model.checkpoints.bundle import Bundle, resolve_model
 from hotcold.runtime.model.spec import ModelSpec
@@ -59,6 +61,29 @@ class Prepared:
     predictor_parameters: int = 0
     lookahead: int = 0
     gpu: GpuChoice | None = None
+
+
+def prepare_kernels(kernels: str | None) -> Variant | str | None:
+    """What an engine's actors compute with: the option, else a file that HOTCOLD_CPU names.
+
+    Returns:
+        A tested variant, the name of a built-in one, or None where nothing was asked for here
+        (HOTCOLD_CPU with a built-in name reaches the C code by itself).
+
+    Raises:
+        ConfigError, BackendError: a file that cannot be used, or an unknown name.
+    """
+    name = kernels or os.environ.get("HOTCOLD_CPU") or None
+    if name is not None and name.endswith(".cu"):
+        return prepare_cuda_variant(name)
+    if name is not None and is_variant_file(name):
+        return prepare_variant(name)
+    if kernels is not None and kernels not in cpu_variants():
+        raise BackendError(
+            f"CPU kernels {kernels!r} are not supported here; available: "
+            f"{', '.join(cpu_variants())}, or a C or CUDA file"
+        )
+    return kernels
 
 
 def prepare_model(config: EngineConfig) -> Prepared:

@@ -33,13 +33,9 @@ NEVER = 1 << 30
 
 
 def choose_rows(form: str, context: int, budget: int, need: Callable[[int], int]) -> int:
-    """Tokens of a dense pass; 0: there is none.
+    """Tokens of a dense pass of a form ("auto", "dense", "sparse"); 0: there is none.
 
-    Args:
-        form: "auto", "dense" or "sparse".
-        context: positions of the KV cache; no prompt is longer.
-        budget: bytes of GPU memory.
-        need: bytes of an executor with dense passes of so many tokens; 0: without.
+    budget: bytes of GPU memory. need: bytes of an executor with dense passes of so many tokens.
     """
     if form == "sparse" or form == "auto" and context <= ROWS[-1]:
         return 0
@@ -52,13 +48,7 @@ def choose_rows(form: str, context: int, budget: int, need: Callable[[int], int]
 
 @dataclass(frozen=True)
 class Switch:
-    """From which length on prompts are dense, and the two times that say so, in seconds.
-
-    Args:
-        tokens: shortest prompt that is computed dense.
-        sparse_s: one block of the sparse form.
-        dense_s: one dense pass.
-    """
+    """From which length on prompts are dense; seconds of a sparse block and of a dense pass."""
 
     tokens: int
     sparse_s: float
@@ -94,13 +84,9 @@ def dense_tokens(given: int, switch: int, rows: int) -> int:
 
 
 class PromptForm:
-    """The choice for each prompt of one GPU executor.
+    """The choice for each prompt of one GPU executor, of form "auto", "dense" or "sparse".
 
-    Args:
-        form: "auto", "dense" or "sparse".
-        rows: tokens of a dense pass; 0: there is none.
-        block: tokens of a sparse pass.
-        identity: of plan, threads and whatever else decides the times.
+    rows: tokens of a dense pass, 0: none; block: of a sparse one. identity: what decides the times.
     """
 
     def __init__(self, form: str, rows: int, block: int, identity: str) -> None:
@@ -113,9 +99,7 @@ class PromptForm:
     def dense_tokens(self, given: int, seconds: Callable[[int, int], float]) -> int:
         """Leading tokens of a prompt of `given` that go dense.
 
-        Args:
-            given: length of the prompt.
-            seconds: runs so many tokens of the prompt, so many of them dense; takes how long.
+        seconds: runs so many tokens of the prompt, so many of them dense; takes how long.
         """
         if self.form == "sparse":
             return 0
@@ -144,8 +128,7 @@ class PromptForm:
         """What an earlier run of the plan measured; anything else than that is measured again."""
         with suppress(OSError, ValueError, TypeError, KeyError):
             kept = json.loads(self._path().read_text())
-            times = float(kept["sparse_s"]), float(kept["dense_s"])
-            return Switch(int(kept["tokens"]), *times)
+            return Switch(int(kept["tokens"]), float(kept["sparse_s"]), float(kept["dense_s"]))
         return None
 
     def _save(self, found: Switch) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Collection
 
 from hotcold.native.errors import ConfigError
 from hotcold.native.gpu import mps
-from hotcold.runtime.exchange.layout import SegmentLayout
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.plan import Plan
 
@@ -24,15 +23,7 @@ def wanted(config: EngineConfig) -> bool:
 
 
 def check_gpu(config: EngineConfig, missing: str) -> None:
-    """Refuse it where there is no GPU to share.
-
-    Args:
-        config: what the user asked for.
-        missing: why the GPU executor computes on its CPU device.
-
-    Raises:
-        ConfigError: it was asked for.
-    """
+    """ConfigError where it was asked for and there is no GPU to share; missing: why not."""
     if wanted(config):
         raise ConfigError(
             f"predictor_process 'mps' shares a GPU, and this deployment uses none ({missing}); "
@@ -41,13 +32,9 @@ def check_gpu(config: EngineConfig, missing: str) -> None:
 
 
 def check_mps(forms: Collection[str]) -> None:
-    """Refuse it where there is nothing to run in that process, or nothing to run it under.
+    """ConfigError where there is nothing to run in that process, or nothing to run it under.
 
-    Args:
-        forms: of the predictor's layers, those that a GPU has kernels for.
-
-    Raises:
-        ConfigError: with what is missing.
+    forms: of the predictor's layers, those that a GPU has kernels for.
     """
     if not forms:
         raise ConfigError(
@@ -69,8 +56,3 @@ def matrix_bytes(plan: Plan) -> int:
         for name, home in plan.modules.items()
         if name.startswith("predictor.") and home == gpu
     )
-
-
-def pass_flag(layout: SegmentLayout) -> int:
-    """The flag by which the predictor learns of a pass."""
-    return layout.spare_flag(1)

@@ -21,14 +21,7 @@ class Sampled:
 def make_request(
     ids: list[int], sampling: Sampling | None, context: int, eos_ids: tuple[int, ...] = ()
 ) -> Request:
-    """A native request whose length is cut to what the context holds.
-
-    Args:
-        ids: of the prompt.
-        sampling: how it is continued; None: not at all.
-        context: positions of the KV cache.
-        eos_ids: what ends the model's texts.
-    """
+    """A native request cut to what the context holds; sampling None: no new text."""
     prompt = np.array(ids, dtype=np.int32)
     if sampling is None:
         return Request(time.monotonic_ns(), prompt, Sampling())

@@ -8,6 +8,7 @@ Files in CUDA (.cu) are handed on to cuda_variant.py.
 """
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -21,8 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hotcold.native
-from hotcold.native.bindings.kernels import active_cpu_variant, force_cpu_variant
-from hotcold.native.bindings.pool import load_cpu_variant
+from hotcold.native.bindings.pool import force_cpu_variant, load_cpu_variant
 from hotcold.native.errors import BackendError, ConfigError, KernelError
 from hotcold.runtime.model.checkpoints.cache import cache_folder
 
@@ -76,11 +76,7 @@ def prepare_variant(path: str | os.PathLike[str]) -> Variant:
     library = _compile(variant)
     stamp = library.with_suffix(".tested")
     if not stamp.exists():
-        check_in_child(
-            "hotcold.runtime.offline.kernel_checks.variant_check",
-            source.name,
-            [str(library), variant.name],
-        )
+        check_in_child("variant_check", source.name, [str(library), variant.name])
         stamp.touch()
     return variant
 
@@ -131,12 +127,7 @@ def _compiler() -> list[str]:
 
 
 def run_compiler(command: list[str], source: Path, way_out: str = "install gcc or set CC") -> str:
-    """Run a compiler; its standard output.
-
-    Raises:
-        BackendError: there is none.
-        ConfigError: it refused the file; its first error is in the text.
-    """
+    """Standard output of a compiler; BackendError: there is none, ConfigError: its first error."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=COMPILE_S, check=False
@@ -179,12 +170,7 @@ def _compile(variant: Variant) -> Path:
 
 
 def cached_library(source: Path, key: list[str], build: Callable[[Path], object]) -> Path:
-    """A library in the user's cache, built unless it is there.
-
-    Args:
-        source: the file it is made of, for its name.
-        key: all that it depends on.
-        build: called with the path to write; raises what it likes.
+    """A library in the user's cache, named as its source; `build` writes it unless it is there.
 
     Raises:
         KernelError: the cache cannot be written.
@@ -220,19 +206,13 @@ def _cpu() -> str:
 
 
 def check_in_child(module: str, file: str, arguments: list[str]) -> None:
-    """Compare with float64 in a fresh process.
-
-    Args:
-        module: whose main(*arguments) does it.
-        file: name of the kernel file, for messages.
-        arguments: for it.
+    """Compare a kernel file with float64 in a fresh process: main() of a module of kernel_checks.
 
     Raises:
         ConfigError: wrong results, a crash or a hang, with the case.
         BackendError: it does not open there.
     """
-    import json
-
+    module = f"hotcold.runtime.offline.kernel_checks.{module}"
     command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), module, *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "HOTCOLD_CPU"}
     with tempfile.TemporaryFile("w+") as said:
@@ -261,16 +241,3 @@ def check_in_child(module: str, file: str, arguments: list[str]) -> None:
         )
     kind = BackendError if lines[-1].startswith("BackendError") else ConfigError
     raise kind(f"{file} is refused: {lines[-1].partition(': ')[2] or lines[-1]}")
-
-
-__all__ = [
-    "Variant",
-    "active_cpu_variant",
-    "cached_library",
-    "check_in_child",
-    "is_variant_file",
-    "load_variant",
-    "prepare_variant",
-    "run_compiler",
-    "use_kernels",
-]

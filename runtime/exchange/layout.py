@@ -77,20 +77,11 @@ class SegmentLayout:
         n_flags: int | None = None,
         span_capacity: int = 8192,
     ) -> "SegmentLayout":
-        """Lay out a segment.
+        """Lay out a segment; ConfigError: a count out of LIMITS.
 
-        Args:
-            n_layers: L.
-            d_model: D.
-            n_neurons: N, entries an active list has room for.
-            max_batch: tokens of one pass, at most 32.
-            with_gate: active lists carry gate pre-activations.
-            with_residual: the residual stream follows x in its slot, at max_batch rows.
-            n_flags: flags; None: three a layer and a few spare ones.
-            span_capacity: spans each actor's ring keeps.
-
-        Raises:
-            ConfigError: a count out of range.
+        with_gate: active lists carry gate pre-activations. with_residual: the residual stream
+        follows x in its slot, at max_batch rows. n_flags None: three a layer and a few spare ones.
+        span_capacity: spans each actor's ring keeps.
         """
         flags = len(KINDS) * n_layers + SPARE_FLAGS if n_flags is None else n_flags
         sizes = {"n_layers": n_layers, "d_model": d_model, "n_neurons": n_neurons}

@@ -11,6 +11,7 @@ import os
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,11 +35,7 @@ __all__ = ["PoisonCode", "Segment", "SegmentHandle", "SegmentLayout"]
 
 SPIN_NS = 200_000  # of a waiter, before it sleeps in the kernel
 WAIT_SLICE_NS = 200_000_000  # Python looks at signals (Ctrl-C) in between
-_ENDS = {
-    PoisonCode.DIED: "died",
-    PoisonCode.FAILED: "failed",
-    PoisonCode.STUCK: "made no progress",
-}
+_ENDS = {PoisonCode.DIED: "died", PoisonCode.FAILED: "failed", PoisonCode.STUCK: "made no progress"}
 
 
 class Poison(NamedTuple):
@@ -51,13 +48,6 @@ class Poison(NamedTuple):
     def replaces_plan(self) -> bool:
         """Orderly ended in the name of an actor: another plan follows."""
         return self.code is PoisonCode.CLOSED and self.actor != "driver"
-
-
-class PassHeader(NamedTuple):
-    """The running pass: its tokens and its number."""
-
-    batch: int
-    seq: int
 
 
 @dataclass(frozen=True)
@@ -116,14 +106,9 @@ class Segment:
     def create(cls, layout: SegmentLayout, epoch: int, spin_ns: int = SPIN_NS) -> "Segment":
         """Make a segment on a sealed memfd that other processes can attach to.
 
-        Args:
-            layout: what it holds.
-            epoch: number of this incarnation of the engine's actors.
-            spin_ns: a waiter sleeps in the kernel after this time; 0: so do the threads of the
-                executors' pools.
-
-        Raises:
-            LaunchError: the system refuses the memory.
+        epoch: number of this incarnation of the engine's actors. spin_ns: a waiter sleeps in the
+        kernel after this time; 0: so do the threads of the executors' pools. LaunchError: the
+        system refuses the memory.
         """
         fd = create_sealed("hotcold-exchange", layout.bytes)
         try:
@@ -252,7 +237,7 @@ class Segment:
             return
         if found.replaces_plan:
             raise PlanReplaced("the plan was replaced; ask again")
-        if found.code is PoisonCode.CLOSED or found.actor == "driver":
+        if found.actor == "driver":
             raise KernelError(
                 f"the exchange was ended ({found.code.name.lower()} by {found.actor})"
             )
@@ -265,11 +250,6 @@ class Segment:
     def actor_state(self, actor: str) -> ActorState:
         """An actor's counters at this moment."""
         return copied(self.native.actor[ACTORS.index(actor)], ActorState)
-
-    @property
-    def pass_header(self) -> PassHeader:
-        """The running pass."""
-        return PassHeader(self.native.pass_batch, self.native.pass_seq)
 
     def view(self, offset: int, n_bytes: int) -> NDArray[np.uint8]:
         """Writable bytes of the segment; keeps the mapping alive.
@@ -300,10 +280,8 @@ class Segment:
         self._native, self._fd = None, -1
         memory, self._memory = self._memory, None
         if memory is not None:
-            try:
+            with suppress(BufferError):  # a view or a native user is alive: it goes with the last
                 memory.close()
-            except BufferError:
-                pass  # a view or a native user is alive; the mapping goes with the last of them
 
     def __enter__(self) -> "Segment":
         return self

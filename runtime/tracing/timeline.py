@@ -223,13 +223,8 @@ def _arrow(
     shared = {"name": carried, "cat": "exchange", "id": number, "tid": 1}
     start = min(max(source.begin_ns, source.end_ns - 1), target.ready_ns)
     finish = min(target.ready_ns, max(target.begin_ns, target.end_ns - 1))
+    pids = [actors.index(one.actor) + 1 for one in (source, target)]
     return [
-        {**shared, "ph": "s", "pid": actors.index(source.actor) + 1, "ts": (start - base) / 1000},
-        {
-            **shared,
-            "ph": "f",
-            "bp": "e",
-            "pid": actors.index(target.actor) + 1,
-            "ts": (finish - base) / 1000,
-        },
+        {**shared, "ph": "s", "pid": pids[0], "ts": (start - base) / 1000},
+        {**shared, "ph": "f", "bp": "e", "pid": pids[1], "ts": (finish - base) / 1000},
     ]

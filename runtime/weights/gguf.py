@@ -28,19 +28,11 @@ from hotcold.runtime.weights.weights import WeightStore
 POWERINFER_MAGIC = b"PWRI"
 THRESHOLD_KEY = "powerinfer.sparse_threshold"
 NO_VOCABULARY = "no_vocab"
-ENDS = {
-    "embed": "token_embd.weight",
-    "final_norm": "output_norm.weight",
-    "head": "output.weight",
-}
+ENDS = {"embed": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}
 
 
 def gguf_package() -> ModuleType:
-    """The gguf package.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """The gguf package; ConfigError: it is not installed."""
     try:
         import gguf
     except ImportError as error:
@@ -81,9 +73,8 @@ def open_gguf(path: Path, spec: ModelSpec, name: str) -> Any:
     writer.add_feed_forward_length(spec.n_neurons)
     writer.add_head_count(spec.n_heads)
     writer.add_head_count_kv(spec.n_kv_heads)
-    writer.add_key_length(spec.head_dim)
-    writer.add_value_length(spec.head_dim)
-    writer.add_rope_dimension_count(spec.head_dim)
+    for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add(spec.head_dim)
     writer.add_rope_freq_base(spec.rope_theta)
     writer.add_layer_norm_rms_eps(spec.norm_eps)
     writer.add_vocab_size(spec.vocab_size)
@@ -143,11 +134,8 @@ def layer_tensors(
 ) -> dict[str, Any]:
     """A layer's tensors by GGUF name; of numpy or torch, not necessarily contiguous.
 
-    Args:
-        spec: of the model.
-        layer: its number.
-        tensors: by a bundle's names, the neurons as rows [N, D] of gate, up and down.
-        powerinfer: down as rows, not as columns.
+    tensors: by a bundle's names, the neurons as rows [N, D] of gate, up and down; powerinfer: down
+    as rows, not as columns.
     """
     q_dim, kv_dim, qkv = spec.q_dim, spec.kv_dim, tensors["qkv"]
     q, k, v = qkv[:q_dim], qkv[q_dim : q_dim + kv_dim], qkv[q_dim + kv_dim :]

@@ -30,28 +30,18 @@ class Available:
 
 def meminfo(root: Path = Path("/")) -> dict[str, int]:
     """/proc/meminfo in bytes; empty where it cannot be read."""
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.replace(":", "").split() for line in lines)
-    return {pair[0]: int(pair[1]) * 1024 for pair in pairs if len(pair) > 1 and pair[1].isdigit()}
+    return _sizes(root / "proc/meminfo")
 
 
 def available(root: Path = Path("/"), private: bool = False) -> Available:
-    """What this process may still take.
-
-    Args:
-        root: where /proc and /sys are, for tests.
-        private: whether it is to be private memory, which has a limit of its own.
-    """
+    """What this process may still take; private memory has a limit of its own."""
     found = []
     if "MemAvailable" in (info := meminfo(root)):
         found.append(Available(info["MemAvailable"], "the machine"))
     for folder, is_second in control_groups("memory", root):
         if (room := _room(folder, *NAMES[is_second])) is not None:
             found.append(Available(room, "the control group"))
-    status = _status(root)
+    status = _sizes(root / "proc/self/status")
     limits = [("RLIMIT_AS", resource.RLIMIT_AS, "VmSize")]
     if private:
         limits.append(("RLIMIT_DATA", resource.RLIMIT_DATA, "VmData"))
@@ -76,9 +66,9 @@ def require(nbytes: int, what: str, way_out: str, private: bool = False) -> None
         )
 
 
-def _status(root: Path) -> dict[str, int]:
+def _sizes(path: Path) -> dict[str, int]:
     try:
-        lines = (root / "proc/self/status").read_text().splitlines()
+        lines = path.read_text().splitlines()
     except OSError:
         return {}
     pairs = (line.replace(":", "").split() for line in lines if line.endswith(" kB"))

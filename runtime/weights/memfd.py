@@ -17,11 +17,7 @@ FINISHED = SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL  # filled; it never ch
 
 
 def create_sealed(name: str, n_bytes: int) -> int:
-    """Make a memfd of n_bytes, zeroed, that keeps its size for ever; the caller closes it.
-
-    Raises:
-        LaunchError: the system refuses it.
-    """
+    """Make a zeroed memfd of a size it keeps; the caller closes it. LaunchError: it is refused."""
     fd = -1
     try:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -37,11 +33,7 @@ def create_sealed(name: str, n_bytes: int) -> int:
 
 
 def finish(fd: int) -> None:
-    """Seal a memfd against all writes; no writable mapping of it may exist.
-
-    Raises:
-        OSError: one does (EBUSY).
-    """
+    """Seal a memfd against all writes; OSError (EBUSY) where a writable mapping of it exists."""
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, FINISHED & ~SEALS)
 
 
@@ -50,10 +42,6 @@ def find_finished(name: str, n_bytes: int) -> int | None:
 
     Looks through /proc, this process first, so that it needs no register that could be stale: what
     is found is alive, and who has it keeps it. None: nobody has one.
-
-    Args:
-        name: as given to create_sealed.
-        n_bytes: its size.
     """
     user, wanted = os.geteuid(), f"/memfd:{name} (deleted)"
     own = str(os.getpid())
@@ -98,12 +86,7 @@ def check_sealed(fd: int, what: str) -> None:
 
 
 def open_sealed(pid: int, fd: int, what: str) -> int:
-    """Open descriptor fd of process pid as a new descriptor of this process.
-
-    Args:
-        pid: a process of this machine, this user and this PID namespace.
-        fd: its descriptor of a sealed memfd.
-        what: the thing's name, for messages.
+    """Open descriptor fd of process pid, a sealed memfd, as a new descriptor of this process.
 
     Raises:
         LaunchError: the process or its descriptor is gone, out of reach, or something else.

@@ -146,10 +146,7 @@ def private_blocks(
 ) -> list[tuple[int, int]]:
     """Extents [begin, end) of 2 MiB blocks that hold any of the records, ascending, merged.
 
-    Args:
-        nbytes: size of the file.
-        starts: offsets of records in it, in any number of arrays.
-        record_bytes: length of each.
+    starts: offsets of records in a file of nbytes, in any number of arrays.
     """
     all_starts = np.concatenate([np.empty(0, np.int64), *starts])
     ends = (all_starts + record_bytes - 1) // HUGE_BYTES

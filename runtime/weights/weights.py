@@ -26,6 +26,7 @@ measure again: `hotcold bench stores`.
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
 import numpy as np
@@ -44,15 +45,7 @@ MEMFD_FROM_BYTES = 256 << 20
 
 
 def choose_store(asked: str | None, nbytes: int) -> str:
-    """The kind of store of a model: the one asked for, $HOTCOLD_STORE, or by the model's size.
-
-    Args:
-        asked: what the user said, or None.
-        nbytes: size of the weights.
-
-    Raises:
-        ConfigError: no such kind.
-    """
+    """The kind asked for, $HOTCOLD_STORE, or by the weights' size; ConfigError: no such kind."""
     kind = asked or os.environ.get(STORE_VARIABLE) or None
     if kind is None:
         return "memfd" if nbytes >= MEMFD_FROM_BYTES else "file"
@@ -64,14 +57,7 @@ def choose_store(asked: str | None, nbytes: int) -> str:
 
 
 class WeightStore:
-    """The weights of one bundle; make it with `open`.
-
-    Args:
-        bundle: the bundle.
-        memory: all its bytes.
-        closing: what to close with the store.
-        records: private copy of the records this process owns, at the same offsets.
-    """
+    """The weights of one bundle; make it with `open`."""
 
     def __init__(
         self,
@@ -83,22 +69,16 @@ class WeightStore:
         self.bundle = bundle
         self._bytes: NDArray[np.uint8] | None = memory
         self._closing: mmap.mmap | stores.SharedCopy | None = closing
-        self._records = records
+        self._records = records  # private copy of those this process owns, at the same offsets
 
     @classmethod
     def open(
-        cls,
-        bundle: Bundle,
-        kind: str = "file",
-        own_ids: Sequence[NDArray[np.int32]] | None = None,
+        cls, bundle: Bundle, kind: str = "file", own_ids: Sequence[NDArray[np.int32]] | None = None
     ) -> "WeightStore":
-        """Hold the weights of an opened bundle.
+        """Hold the weights of an opened bundle in one of the ways of stores.py.
 
-        Args:
-            bundle: from resolve_model or open_bundle.
-            kind: "file", "memfd" or "private" (hotcold.runtime.weights.stores).
-            own_ids: by layer, the neurons this process computes from private memory; needed by
-                kind "private", without effect otherwise. None: none of them.
+        own_ids: by layer, the neurons this process computes from private memory (None: none of
+        them); for kind "private" alone.
 
         Raises:
             ConfigError: unknown kind.
@@ -194,11 +174,7 @@ class WeightStore:
         return np.array(to_float32(rows, spec.dtype), np.float32, order="C")
 
     def neuron_biases(self, layer: int) -> NDArray[np.float32]:
-        """A copy of what is added to each gate row's product, [N]; zeros where neurons have none.
-
-        Raises:
-            ConfigError: no such layer.
-        """
+        """A copy of what is added to each gate row's product, [N]; zeros where there is none."""
         records, offset = self.array(f"layers.{layer}.neurons"), self.bundle.record.bias_offset
         if not offset:
             return np.zeros(len(records), np.float32)
@@ -211,10 +187,8 @@ class WeightStore:
         if records is not None:
             records.close()
         if closing is not None:
-            try:
+            with suppress(BufferError):  # arrays handed out look at it: it goes with the last
                 closing.close()
-            except BufferError:
-                pass  # arrays handed out still look at it; it goes with the last of them
 
     def __enter__(self) -> "WeightStore":
         return self

@@ -19,8 +19,7 @@ from hotcold.runtime.engine.cuda_variant import prepare_cuda_variant, variant_li
 from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.factory import roles
 from hotcold.runtime.engine.executors.session import LocalSession
-from hotcold.runtime.engine.kernels import prepare_kernels
-from hotcold.runtime.engine.prepare import prepare_model
+from hotcold.runtime.engine.prepare import prepare_kernels, prepare_model
 from hotcold.runtime.offline.kernel_checks.cuda_variant_passes import EveryOther, masked_logits
 from hotcold.runtime.options.config import EngineConfig
 

@@ -28,10 +28,8 @@ from hotcold.runtime.weights.weights import WeightStore
 class Shared:
     """What executors get from others, each taking what it has a use for.
 
-    Args:
-        kv: the driver's KV memory; None: private memory.
-        fired_LN: int64 [L, N] counts to add fired gates into (profiling), or None.
-        mailbox: of the GPU executor, for a predictor with a process of its own on the GPU.
+    kv None: private memory. fired_LN: int64 [L, N] counts to add fired gates into (profiling).
+    mailbox: of the GPU executor, for a predictor with a process of its own on the GPU.
     """
 
     kv: KvHandle | None = None
@@ -42,13 +40,7 @@ class Shared:
 class Executor(ABC):
     """One actor's native loop over a bundle and a segment; `make_executor` chooses the class.
 
-    Args:
-        deployment: what to run.
-        segment: the exchange, already attached; must outlive the executor.
-        shared: what it gets from others.
-
-    Attributes:
-        actor: which one it is the executor of.
+    The segment, already attached, must outlive the executor.
     """
 
     actor: ClassVar[str]
@@ -104,11 +96,7 @@ class Executor(ABC):
         return None
 
     def run(self) -> None:
-        """Run the resident loop until the exchange is poisoned; raises what went wrong here.
-
-        Raises:
-            KernelError: this executor failed (and poisoned the exchange).
-        """
+        """Run the resident loop until poison; KernelError: this executor failed (and poisoned)."""
         failure = self.native.run()
         if failure is not None:
             raise KernelError(f"the {self.actor} executor failed: {failure}")

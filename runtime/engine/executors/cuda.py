@@ -22,7 +22,7 @@ from hotcold.runtime.engine.gpu import (
     say_parts,
 )
 from hotcold.runtime.engine.prompt import PromptForm
-from hotcold.runtime.engine.remote_predictor import matrix_bytes, pass_flag
+from hotcold.runtime.engine.remote_predictor import matrix_bytes
 from hotcold.runtime.exchange.segment import Segment
 
 NO_STEPS = np.empty(0, STEP)
@@ -126,7 +126,7 @@ def _device_arrays(executor: Executor, matrices: bool) -> dict[str, Any]:
         *(gpu_of(deployment), deployment.plan, deployment.fetch_L),
         predictor_arrays(executor, matrices=matrices),
         *(deployment.programs[PredictorExecutor.actor], deployment.kernels),
-        pass_flag(deployment.layout),
+        deployment.layout.spare_flag(1),  # by which it learns of a pass
     )
 
 

@@ -30,17 +30,7 @@ def executor_classes(deployment: Deployment) -> dict[str, type[Executor]]:
 def make_executor(
     actor: str, deployment: Deployment, segment: Segment, shared: Shared | None = None
 ) -> Executor:
-    """One actor's executor.
-
-    Args:
-        actor: "gpu", "cpu" or "predictor".
-        deployment: what to run.
-        segment: the exchange, already attached; must outlive the executor.
-        shared: what it gets from others.
-
-    Raises:
-        HotcoldError: what it computes with cannot be had.
-    """
+    """One actor's executor; HotcoldError where what it computes with cannot be had."""
     return executor_classes(deployment)[actor](deployment, segment, shared or Shared())
 
 

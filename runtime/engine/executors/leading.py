@@ -80,10 +80,7 @@ class LeadingExecutor(Executor):
 
     def prompt_seconds(self, request: Request, tokens: int, dense: int) -> float:
         """Time the first tokens of a prompt, and throw the result away."""
-        trial = replace(
-            request, prompt=request.prompt[:tokens], max_tokens=0, n_past=0, n_dense=dense,
-            logits_PV=None, masks_PLN=None,
-        )  # fmt: skip
+        trial = Request(request.id, request.prompt[:tokens], request.sampling, n_dense=dense)
         for _ in self.generate(trial):
             pass
         times = self.native.request_times()

@@ -18,13 +18,7 @@ ENDS |= {name: f"{name}_D" for name in ("final_norm", "final_norm_bias")}
 def model_addresses(bundle: Bundle, store: WeightStore, context: int) -> dict[str, Any]:
     """Shapes of a bundle and addresses into its store, which must outlive them.
 
-    Args:
-        bundle: the model.
-        store: its weights.
-        context: positions of the KV cache.
-
-    Returns:
-        fields of hc_model (abi/hotcold.h); what is not there is left out.
+    As fields of hc_model (abi/hotcold.h); what is not there is left out.
     """
     spec = bundle.spec
 

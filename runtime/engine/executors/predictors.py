@@ -35,15 +35,10 @@ class PredictorExecutor(Executor):
 def predictor_arrays(
     executor: Executor, pack: bool = False, matrices: bool = True
 ) -> list[dict[str, Any]]:
-    """Prepare the predictor and put it in the native form; nothing where it stands by.
+    """Fields of each layer's hc_predictor_layer (abi/predict.h); none where it stands by.
 
-    Args:
-        executor: whose bundle, store and deployment.
-        pack: copy what is read every token to pages of its own.
-        matrices: False: forms and thresholds alone, where another process has the rest.
-
-    Returns:
-        fields of each layer's hc_predictor_layer (abi/predict.h).
+    pack: copy what is read every token to pages of its own. matrices False: forms and thresholds
+    alone, where another process has the rest.
     """
     deployment, bundle = executor.deployment, executor.bundle
     if not deployment.predicts:

@@ -30,16 +30,7 @@ EPOCH = 1
 
 
 class LocalSession:
-    """Run a deployment in this process.
-
-    Args:
-        deployment: what to run (`hotcold.runtime.engine.deployment`).
-        fired_LN: int64 [L, N] counts to add fired gates into, or None.
-
-    Attributes:
-        executors: by actor.
-        leader: the GPU executor among them.
-    """
+    """Run a deployment in this process; fired_LN: int64 [L, N] counts to add fired gates into."""
 
     def __init__(self, deployment: Deployment, fired_LN: NDArray[np.int64] | None = None) -> None:
         self.deployment = deployment

@@ -13,7 +13,7 @@ from support.checkout import ROOT
 from hotcold.native.bindings import kernels
 from hotcold.native.errors import BackendError, ConfigError
 from hotcold.runtime.engine import variant
-from hotcold.runtime.engine.kernels import prepare_kernels
+from hotcold.runtime.engine.prepare import prepare_kernels
 
 EXAMPLE = ROOT / "examples" / "05_own_kernel.c"
 GOOD = """

@@ -132,7 +132,7 @@ def test_attach_sees_payload_counters_and_pass(segment: Segment) -> None:
         assert other.floats(LAYOUT.layers[1].y, 2, 16)[1, 3] == 2.5
         header = segment.native.pointer
         header.pass_batch, header.pass_seq = 2, 9
-        assert other.pass_header == (2, 9)
+        assert (other.native.pass_batch, other.native.pass_seq) == (2, 9)
         segment.native.actor[1].gate_rows = 2**40
         assert other.actor_state("cpu").gate_rows == 2**40
         assert other.actor_state("gpu") == replace(other.actor_state("cpu"), gate_rows=0)

@@ -228,7 +228,7 @@ from hotcold.runtime.weights.weights import WeightStore
 from hotcold.native.errors import BudgetError
 from hotcold.runtime.weights import host_memory
 bundle = open_bundle(Path({str(tiny.path)!r}))
-used = host_memory._status(Path("/"))["VmSize"]
+used = host_memory._sizes(Path("/proc/self/status"))["VmSize"]
 resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), -1))
 try:
     WeightStore.open(bundle, {kind!r}, [np.arange(5, dtype=np.int32)] * 2)
