@@ -42,11 +42,9 @@ TOKENS, NOUN = 7, "predictor"
 
 
 def check_predictor(predictor: Any, model: str | Path | None = None) -> None:
-    """Try a predictor on small random models, or on a model.
+    """Try a predictor on small random models, or on a model, given by the folder it was made for.
 
-    Args:
-        predictor: an object, a class that needs no settings, or a name as for --predictor.
-        model: folder of the model it was made for; None: random models of several shapes.
+    It is an object, a class that needs no settings, or a name as for --predictor.
 
     Raises:
         AssertionError: the case that failed, and why.

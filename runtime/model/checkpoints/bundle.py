@@ -229,10 +229,8 @@ def resolve_model(
 ) -> Bundle:
     """The bundle of a model, converted into the cache if that has not happened yet.
 
-    Args:
-        model: None for the embedded model, a Hugging Face folder, or a bundle folder.
-        dtype: "float32", "float16" or "bfloat16" for the matrices; None: as stored.
-        cache: cache folder; None: $HOTCOLD_CACHE and so on.
+    A `model` is None for the embedded model, a Hugging Face folder, or a bundle folder; a `dtype`
+    of None is as stored, a `cache` of None $HOTCOLD_CACHE and so on.
 
     Raises:
         CheckpointError: the model cannot be used.
@@ -264,7 +262,6 @@ def _opened(
     cache: Path | None = None,
     verify: bool = False,
 ) -> Iterator[Bundle | Checkpoint]:
-    """The bundle or checkpoint a model name stands for."""
     if dtype is not None and dtype not in DTYPE_BYTES:
         raise ConfigError(f"dtype {dtype!r:.80} is unknown; choose one of {', '.join(DTYPE_BYTES)}")
     folder = model_folder(model)

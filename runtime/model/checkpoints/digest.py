@@ -28,11 +28,7 @@ RACY_NS = 50_000_000
 
 
 class DigestWriter:
-    """Writes to a file and computes its checksum on the way.
-
-    Args:
-        file: open for writing in binary, at its start.
-    """
+    """Writes to a file, open in binary at its start, and computes its checksum on the way."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -65,9 +65,6 @@ class Checkpoint:
         dtype: dtype of the bundle's matrices; None: as stored. Where the checkpoint mixes dtypes,
             None means the one config.json announces, else float32.
 
-    Attributes:
-        spec: the model as the bundle will hold it.
-
     Raises:
         CheckpointError: the folder cannot be used; the sentence says why.
     """
