@@ -12,7 +12,6 @@ changed. Maps no memory.
 import hashlib
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -35,10 +34,10 @@ from hotcold.runtime.model.checkpoints.convert import (
     check_companions,
     header_digest,
     model_checksum,
+    stamp_new,
     write_bundle,
 )
 from hotcold.runtime.model.checkpoints.digest import (
-    RACY_NS,
     STAMP,
     file_digest,
     has_stamp,
@@ -214,9 +213,7 @@ def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
         header = write_bundle(checkpoint, folder)
         if model_cache.source_state(checkpoint) != before:
             raise CheckpointError(f"{checkpoint.folder} changed while it was converted; try again")
-        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is accepted and nothing is read back
-        paths = {name: folder / name for name in (WEIGHTS, *header["files"])}
-        write_stamp([folder / STAMP], header["header_sha256"], paths)
+        stamp_new(folder, header)
 
     model_cache.fill(root, path.name, usable, write)
     return open_bundle(path, root)

@@ -20,8 +20,7 @@ from hotcold.native.errors import CheckpointError
 from hotcold.runtime.model.architectures.base import Fill, Source
 from hotcold.runtime.model.architectures.hf_config import CONFIG, Config, config_dtype
 from hotcold.runtime.model.architectures.table import find
-from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, Raw, convert
-from hotcold.runtime.model.checkpoints.finite import check_finite
+from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, Raw, check_finite, convert
 from hotcold.runtime.model.checkpoints.layout import layout
 from hotcold.runtime.model.checkpoints.safetensors_file import TensorReader
 from hotcold.runtime.model.checkpoints.weight_files import listing
