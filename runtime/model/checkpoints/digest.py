@@ -123,12 +123,6 @@ class BlockWriter:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> "BlockWriter":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
 
 def file_digest(path: Path, progress: Callable[[int, int], None] | None = None) -> str:
     """Checksum of a file, by several threads.

@@ -3,7 +3,7 @@
 The checkpoint's architecture says which tensor is which (runtime/model/architectures). Called by
 `bundle.resolve_model`. Opening a checkpoint reads config and headers only and refuses whatever
 cannot be converted, naming the tensor; rows are read when the conversion asks for them. NaN and Inf
-among the weights are found as they are read (finite.py).
+among the weights are found as they are read (dtypes.py).
 """
 
 import logging
