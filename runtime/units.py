@@ -28,10 +28,8 @@ _DOUBTFUL = 2**20  # fewer bytes without a unit were meant in another unit
 def parse_bytes(value: int | str, what: str = "amount of memory") -> int:
     """Bytes of an amount such as "24MiB", "1.5GB" or 28000000, rounded down.
 
-    Args:
-        value: a number of bytes, or a number with a unit: B, KB, MB, GB, TB (powers of 1000) or
-            KiB, MiB, GiB, TiB (powers of 1024), in either case.
-        what: the option's name, for the message.
+    Units are B, KB, MB, GB, TB (powers of 1000) and KiB, MiB, GiB, TiB (powers of 1024), in either
+    case; `what` is the option's name, for the message.
 
     Raises:
         ConfigError: not an amount, negative, beyond 2**63 - 1 bytes, or from 1 to 2**20 - 1 without

@@ -40,9 +40,6 @@ class LayerCurve:
         load_N: bytes that each neuron makes a token read, hottest first.
         quiet_N: log of the probability that it is not proposed, in the same order.
         hot_s, cold_s: seconds a byte on either side.
-        sync_s: of one exchange.
-        selective: whether tokens without a cold neuron skip the exchange.
-        overlap: whether both sides compute at the same time.
     """
 
     load_N: F64

@@ -32,10 +32,7 @@ _PATIENCE_S = 60.0  # the time limit of a policy given by name
 
 
 def check_placement_policy(policy: Any) -> None:
-    """Try a placement policy on a dozen problems.
-
-    Args:
-        policy: an object, a class that needs no settings, or a name as for --policy.
+    """Try a placement policy (object, class without settings, or name for --policy) on problems.
 
     Raises:
         AssertionError: the case that failed, and why.
@@ -62,10 +59,7 @@ def check_placement_policy(policy: Any) -> None:
 
 
 def check_schedule_policy(policy: Any) -> None:
-    """Try a schedule policy on a dozen graphs.
-
-    Args:
-        policy: an object, a class that needs no settings, or a name as for --schedule.
+    """Try a schedule policy (object, class without settings, or name as for --schedule) on graphs.
 
     Raises:
         AssertionError: the case that failed, and why.

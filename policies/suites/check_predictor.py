@@ -42,11 +42,9 @@ TOKENS, NOUN = 7, "predictor"
 
 
 def check_predictor(predictor: Any, model: str | Path | None = None) -> None:
-    """Try a predictor on small random models, or on a model.
+    """Try a predictor on small random models, or on a model, given by the folder it was made for.
 
-    Args:
-        predictor: an object, a class that needs no settings, or a name as for --predictor.
-        model: folder of the model it was made for; None: random models of several shapes.
+    It is an object, a class that needs no settings, or a name as for --predictor.
 
     Raises:
         AssertionError: the case that failed, and why.
@@ -57,7 +55,7 @@ def check_predictor(predictor: Any, model: str | Path | None = None) -> None:
             _check_case(subject, case, view, profile)
         case, (view, profile) = next(iter(cases.items()))
         _check_unprepared(subject, view.spec)
-        _check_profiles(subject, case, view, profile)
+        _check_profiles(subject, case, view)
         _check_again(subject, cases)
 
 
@@ -134,9 +132,7 @@ def _check_unprepared(subject: Any, spec: ModelSpec) -> None:
     raise AssertionError("scores before prepare() returned something; it must raise")
 
 
-def _check_profiles(
-    subject: Any, case: str, view: ModelView, profile: ActivationProfile | None
-) -> None:
+def _check_profiles(subject: Any, case: str, view: ModelView) -> None:
     """Without a profile it works or says that it needs one; another model's profile is refused."""
     plain = copy.deepcopy(subject)
     alone = None

@@ -95,11 +95,7 @@ def check_model(model: str | os.PathLike[str] | None) -> None:
 def exchange(model: str | os.PathLike[str] | None = None) -> dict[str, Any] | None:
     """Microseconds a layer that the exchange adds, there and back: p50_us, p99_us.
 
-    Args:
-        model: as in `passes`.
-
-    Returns:
-        None where there is no GPU to measure on.
+    None where there is no GPU to measure on; `model` is as in `passes`.
 
     Raises:
         BackendError: there is one, and the model does not run on it.

@@ -69,15 +69,10 @@ def ring(n: int, rounds: int, cores: tuple[int, ...] = ()) -> list[HopSide]:
 
 
 def hop_side(handle: SegmentHandle, side: HopSide) -> NDArray[np.uint32]:
-    """Run one side in the calling process until its rounds are done.
+    """Run one side in the calling process until its rounds are done; round trips in ns, for PING.
 
-    Args:
-        handle: the segment, made from `hop_layout`; the process that made it must be alive.
-        side: one of `ring`, each to be played by a process of its own; or a PARK side, which waits
-            for a flag that never comes until the segment is poisoned.
-
-    Returns:
-        Round trips in nanoseconds for PING, an empty array otherwise.
+    The segment is made from `hop_layout`, and the process that made it must be alive. A PARK side
+    waits for a flag that never comes until the segment is poisoned.
     """
     with Segment.attach(handle) as segment:
         if side.role == PARK:

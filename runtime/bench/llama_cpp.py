@@ -17,13 +17,8 @@ def llama_cpp_rate(
     """A function that decodes once with llama.cpp on the CPU and returns tokens/s.
 
     Its input is the prompt's ids, repeated: what it reads does not depend on them.
-
-    Args:
-        bundle: a Llama.
-        folder: where the GGUF file is written.
-        prompt: ids to begin with.
-        new_tokens: decode steps to time.
-        threads: the better of one thread and this many counts.
+    The bundle is a Llama's, the GGUF file is written into `folder`, and the better of one thread
+    and `threads` counts.
 
     Raises:
         ConfigError: llama-cpp-python is not installed.

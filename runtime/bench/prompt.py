@@ -19,9 +19,7 @@ REPEAT = 2
 def measure(local: LocalSession, lengths: Sequence[int]) -> dict[str, Any]:
     """Prompt tokens/s of both forms, the better of two runs, and from which length dense is faster.
 
-    Args:
-        local: a session on a GPU whose deployment has a dense form.
-        lengths: of the prompts, tokens.
+    The session is on a GPU and its deployment has a dense form; lengths are tokens.
     """
     gpu, context = local.leader, local.deployment.context
     choice = local.deployment.gpu

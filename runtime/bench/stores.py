@@ -90,8 +90,7 @@ def measure(
 def three_kinds(nbytes: int) -> Iterator[dict[str, Bytes]]:
     """The same bytes in every kind of store, mapped, filled and in the page table.
 
-    Args:
-        nbytes: of each; a file of this size lies in the temporary folder meanwhile.
+    A file of this size lies in the temporary folder meanwhile.
 
     Raises:
         BudgetError: memory for three copies is not there.

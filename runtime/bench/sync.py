@@ -37,11 +37,7 @@ BIG = {"vram_bytes": 16 << 30, "density": 0.12, "share80": 0.3, "width": 960}  #
 
 @dataclass(frozen=True)
 class QuietResident:
-    """A placement: of the quiet layers the hottest share on the GPU, of the others what fits.
-
-    Args:
-        resident: share of a quiet layer's neurons.
-    """
+    """A placement: of the quiet layers the hottest share on the GPU, of the others what fits."""
 
     resident: float
 

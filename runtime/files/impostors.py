@@ -28,8 +28,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
 def impostor(path: Path) -> str:
     """What a file is instead, as the rest of a sentence with the way out; "" where it is unknown.
 
-    Args:
-        path: what could not be read; may be missing, a folder or a link to nothing.
+    It could not be read; may be missing, a folder or a link to nothing.
     """
     try:
         if path.is_symlink() and not path.exists():
@@ -70,7 +69,6 @@ def _of_bytes(head: bytes, size: int) -> str:
 
 
 def _of_text(head: bytes, size: int) -> str:
-    """A web page or a server's answer, saved under the file's name."""
     try:
         text = head.decode("utf-8").strip()
     except UnicodeDecodeError:

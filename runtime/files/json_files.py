@@ -64,7 +64,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _slip(error: Exception) -> str:
-    """What was probably meant where JSON ended, and what to do."""
     if not isinstance(error, json.JSONDecodeError):
         return "restore the file"
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()

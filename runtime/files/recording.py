@@ -39,7 +39,6 @@ class Recording:
         windows: lengths of the windows, in order; empty where unknown.
         model: checksum of the bundle; "" where unknown.
         neurons: of a layer; 0 where unknown.
-        source: what was run, in words.
     """
 
     fired_TLB: NDArray[np.uint8]
@@ -50,11 +49,7 @@ class Recording:
 
 
 def check_size(shape: tuple[int, int], tokens: int) -> None:
-    """Refuse a recording that no reader would take.
-
-    Args:
-        shape: layers, and bytes of a token in each.
-        tokens: recorded.
+    """Refuse a recording that no reader would take; `shape` is layers, and a token's bytes in each.
 
     Raises:
         ConfigError: it is larger than LIMIT_BYTES.

@@ -43,12 +43,8 @@ def reserve(paths: Sequence[Path], n_bytes: int, what: str, way_out: str) -> Non
 def check_room(folder: Path, n_bytes: int, what: str, way_out: str, error: str = "") -> None:
     """Refuse a disk without room for so many bytes.
 
-    Args:
-        folder: to be written to; need not be there.
-        n_bytes: of all files.
-        what: they are, for the message.
-        way_out: what the user can do, likewise.
-        error: what the disk said already; it is refused then.
+    The folder need not be there. `what` and `way_out` are for the message; with an `error`,
+    what the disk said already, it is refused in any case.
 
     Raises:
         BudgetError: need, what is free, and the way out.

@@ -24,12 +24,9 @@ class ModelSpec:
         n_layers: L, decoder layers.
         d_model: D, width of the residual stream.
         n_neurons: N, feed-forward neurons of a layer.
-        n_heads: query heads.
         n_kv_heads: key and value heads; divides n_heads (grouped-query attention).
         head_dim: elements of a head, even with rotary positions.
         vocab_size: V, rows of the embedding.
-        max_context: positions the model was made for.
-        norm_eps: epsilon of the norms.
         rope_theta: base of the rotary frequencies; 0 with learned positions.
         rope_scaling: None, or the checkpoint's scaling entry ("linear", "llama3").
         tied: the head is the embedding.

@@ -50,12 +50,7 @@ class LayerTime:
     """Seconds that one layer takes for a token.
 
     Args:
-        dense_s: its modules.
-        hot_s: the neurons in GPU memory.
-        cold_s: the neurons that the CPU executor computes.
-        exchange_s: the exchange.
         fetched_s: the neurons that the GPU executor reads over the bus.
-        overlap: whether the executors compute at the same time.
     """
 
     dense_s: float
@@ -95,7 +90,6 @@ class CostModel:
     """Times of a problem's placements.
 
     Args:
-        problem: model, statistics and machine.
         selective: whether the exchange of a layer is skipped for tokens without a cold neuron; if
             not, every layer that has cold neurons pays for it.
     """

@@ -27,7 +27,6 @@ class Node:
             (neurons of the GPU and of the CPU executor, each computed whole by its owner), fetch
             (the share of the cold ones, set by the schedule, that the GPU executor reads over the
             bus and computes instead), merge (the sum of all).
-        layer: of the model.
         device_choices: lanes it may be put on, the usual one first.
     """
 

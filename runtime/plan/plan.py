@@ -39,19 +39,10 @@ class Plan:
 
     Args:
         device_LN: int8, index into `devices` for every neuron.
-        modules: device name by module name.
-        module_bytes: bytes by module name.
         neuron_bytes_L: int64, bytes of one neuron of each layer.
         activations_LN: float64, firing probability of each neuron.
-        budgets: bytes that were allowed, by device name.
-        policy: name of the placement policy.
         model: checksum of the bundle the plan is for.
-        context: positions of KV cache a sequence that were counted.
-        batch: sequences decoded together that were counted.
-        dtype: of the stored matrices.
         note: remarks of the policy and of make_plan.
-        figures: numbers of the policy, such as its objective and bound.
-        devices: names of the devices.
 
     Raises:
         ConfigError: parts that contradict each other.

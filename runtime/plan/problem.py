@@ -30,8 +30,7 @@ class Module:
     Args:
         name: "norms", "head" (embedding, positions, head), "attention.3" (with the
             feed-forward bias), "predictor.3", "kv.3".
-        layer: its layer, None for what belongs to the whole model.
-        bytes: memory it takes.
+        layer: None for what belongs to the whole model.
         must_share_device: None, or a label; modules with the same label go to the same device.
         read_share: part of it that computing one token reads, on average: of an untied head with
             its embedding about a half, of a KV cache that fills up a half.
@@ -78,13 +77,10 @@ class Problem:
     Args:
         activations_LN: float64, probability that a neuron fires for a token.
         neuron_bytes_L: int64, bytes of one neuron (all its rows and columns) of each layer.
-        modules: what else must be placed.
         budgets: bytes that may be used, by device name.
-        hardware: rates of the machine.
         predictor_density_L: float64, share of the neurons that the layer's predictor proposes.
         context: positions the KV cache has room for.
         batch: sequences that are decoded together, each with its own KV cache.
-        dtype: of the stored matrices.
         devices: names of the devices; the last is the host, which has room for everything.
         profiled: False where no activation profile was given and all neurons look alike.
         gate_share: part of a neuron's bytes that tell whether it fires, its gate row: read for
@@ -221,21 +217,13 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
 ) -> Problem:
     """The placement problem of a model on this machine: one GPU executor, one CPU executor.
 
-    Args:
-        spec: the model.
-        record_bytes: bytes of one neuron's record, padding included.
-        activations_LN: firing probabilities, None where there is no profile: then every neuron
-            counts as firing for every token, which is the upper bound.
-        vram_bytes: budget of "gpu0". None, for a GPU executor on its CPU device without a budget:
-            room for all modules and half of the neurons, so that both executors share the work.
-        context: positions of KV cache a sequence.
-        batch: sequences decoded together.
-        predictor_bytes_L: bytes of each layer's predictor, 0 where it needs none of its own.
-        predictor_density_L: share of neurons each predictor proposes; None: what fires.
-        hardware: rates of the machine.
-        kv_bytes: of an element of the KV cache.
-        embed_on_host: rows of embedding and positions are looked up by the host, so only the head
-            counts.
+    Sizes count the padding of a record, positions of KV cache a sequence, sequences decoded
+    together, and 0 for a predictor that needs no memory of its own; kv_bytes is of an element.
+    Without activations every neuron counts as firing for every token, which is the upper bound.
+    A vram_bytes of None, for a GPU executor on its CPU device without a budget, is room for all
+    modules and half of the neurons, so that both executors share the work. Densities of None are
+    what fires. With embed_on_host the host looks up rows of embedding and positions, so only the
+    head counts.
 
     Raises:
         ConfigError: shapes that do not match the model, or sizes out of range.

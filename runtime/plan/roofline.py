@@ -77,12 +77,8 @@ def roofline(
 ) -> Roofline:
     """The bound of a placement or plan of this problem.
 
-    Args:
-        problem: model, statistics and machine.
-        placed: where neurons and modules lie.
-        selective: as in CostModel.
-        ahead: lists come a layer early and their records are read meanwhile; of no effect without
-            a GPU, where memory is busy meanwhile.
+    With `ahead` lists come a layer early and their records are read meanwhile; of no effect without
+    a GPU, where memory is busy meanwhile. `selective` is as in CostModel.
 
     Raises:
         ConfigError: the plan is for another model.

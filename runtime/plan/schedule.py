@@ -40,7 +40,6 @@ class Schedule:
         sync: by layer. "always": the merge waits for the CPU executor; "selective": it does not
             where no cold neuron is active.
         lookahead: by layer, how many layers early its prediction is made.
-        merge_on: the device that merges.
         threads: by lane, threads that compute there; a lane that is not named keeps the engine's.
         fetch: by layer, the share of its cold neurons that the GPU executor computes, reading them
             over the bus, 0 to 1; empty: none. Where it is above 0, fetch.l is run, right after
@@ -165,7 +164,6 @@ def check_schedule(dag: Dag, schedule: Any, blame: str = "schedule") -> None:
 
 
 def _type_fault(schedule: Schedule) -> str | None:
-    """Containers of the wrong kind, before anything looks into them."""
     for name in ("lane", "order", "threads"):
         if not isinstance(getattr(schedule, name), Mapping):
             return f"returned {name} of type {type(getattr(schedule, name)).__name__}, not a dict"
@@ -248,7 +246,6 @@ def _order_fault(dag: Dag, schedule: Schedule) -> str | None:
 
 
 def _fetch_fault(dag: Dag, schedule: Schedule) -> str | None:
-    """Fetched neurons that are not computed together with the hot ones of their layer."""
     for layer, share in enumerate(schedule.fetch):
         hot, fetch = f"hot.{layer}", f"fetch.{layer}"
         if not share or hot not in dag.node:
@@ -260,7 +257,6 @@ def _fetch_fault(dag: Dag, schedule: Schedule) -> str | None:
 
 
 def _after_fault(dag: Dag, schedule: Schedule) -> str | None:
-    """Pairs of `after` that name no node, or that no flag can carry."""
     waits: dict[str, set[str]] = {}
     for pair in schedule.after:
         if not (isinstance(pair, (list, tuple)) and len(pair) == 2):
@@ -292,7 +288,6 @@ def _after_fault(dag: Dag, schedule: Schedule) -> str | None:
 
 
 def _edge_fault(dag: Dag, schedule: Schedule) -> str | None:
-    """A consumer before its producer, on one lane or in a cycle through several lanes."""
     edges = all_edges(dag, schedule)
     place = {node: (lane, i) for lane, ids in schedule.order.items() for i, node in enumerate(ids)}
     for source, target in edges:

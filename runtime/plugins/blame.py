@@ -14,6 +14,8 @@ from types import ModuleType
 
 from hotcold.native.errors import HotcoldError, PolicyError
 
+Caught = type[BaseException] | tuple[type[BaseException], ...]
+
 
 class PluginTraceback(Exception):
     """The traceback of a plug-in that ran in another process, as text; only used as a cause."""
@@ -23,14 +25,16 @@ class PluginTraceback(Exception):
 
 
 @contextmanager
-def blaming(name: str, file: str | None, noun: str = "policy") -> Iterator[None]:
-    """Turn whatever foreign code raises in this block into a PolicyError that names its line.
+def blaming(
+    name: str, file: str | None, noun: str = "policy", caught: Caught = (Exception, SystemExit)
+) -> Iterator[None]:
+    """Turn what foreign code raises in this block into a PolicyError that names its line.
 
-    KeyboardInterrupt passes: in this process it is the user's.
+    KeyboardInterrupt passes unless it is caught: in this process it is the user's.
     """
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except caught as error:
         raise PolicyError(describe(error, name, file, noun)) from error
 
 

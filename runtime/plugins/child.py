@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ from hotcold.runtime.plan.plan import Plan
 from hotcold.runtime.plan.problem import Placement, Problem
 from hotcold.runtime.plan.schedule import Schedule, check_schedule
 from hotcold.runtime.plugins import messages
-from hotcold.runtime.plugins.blame import describe, source_file
+from hotcold.runtime.plugins.blame import blaming, describe, source_file
 from hotcold.runtime.plugins.registry import find, instantiate
 from hotcold.runtime.plugins.settings import Setting
 
@@ -186,7 +186,8 @@ def main(reply: int, parent: int) -> None:
     if os.getppid() != parent:
         os._exit(1)
     os.set_inheritable(reply, False)
-    header, arrays = unpack(_read_all(0), _REQUEST_LIMIT)  # a policy reads an empty file
+    with open(0, "rb", closefd=False) as question:  # a policy reads an empty file
+        header, arrays = unpack(question.read(), _REQUEST_LIMIT)
     content = _answer(header, arrays)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
@@ -207,13 +208,13 @@ def _answer(header: messages.Header, arrays: messages.Arrays) -> bytes:
         policy: Any = instantiate(plugin, header["settings"], spec)
         if kind == "schedule":
             dag, plan, hardware = messages.unpack_graph(arrays, content)
-            with _foreign(spec, file):
+            with blaming(spec, file, caught=BaseException):
                 schedule = policy.schedule(dag, plan, hardware)
             check_schedule(dag, schedule, spec)
             return pack({}, to_record(schedule)[1])
         problem = from_record(Problem, arrays | content)
         started = time.monotonic()
-        with _foreign(spec, file):
+        with blaming(spec, file, caught=BaseException):
             placement = policy.place(problem)
         solve_s = time.monotonic() - started
         check_placement(problem, placement, spec)
@@ -224,20 +225,6 @@ def _answer(header: messages.Header, arrays: messages.Arrays) -> bytes:
         return messages.pack_error("PolicyError", describe(error, spec, file), error)
 
 
-@contextlib.contextmanager
-def _foreign(spec: str, file: str | None) -> Iterator[None]:
-    """Everything the policy raises, KeyboardInterrupt included: here it is not the user's."""
-    try:
-        yield
-    except BaseException as error:
-        raise PolicyError(describe(error, spec, file)) from error
-
-
 def _write(handle: int, content: bytes) -> None:
     with open(handle, "wb", closefd=False) as file:
         file.write(content)
-
-
-def _read_all(handle: int) -> bytes:
-    with open(handle, "rb", closefd=False) as file:
-        return file.read()

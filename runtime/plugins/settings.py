@@ -27,15 +27,10 @@ PREFIXES = {
 def split_settings(
     settings: Mapping[str, Setting] | Iterable[str],
 ) -> dict[str, dict[str, Setting]]:
-    """Sort settings by the kind of plug-in they are for.
+    """Sort settings by the kind of plug-in they are for: placement, schedule, predictor.
 
-    Args:
-        settings: {"share": 0.8}, or "share=0.8" texts as given to --set. A key may say whose it is:
-            policy.share, schedule.depth, predictor.rank; without a prefix it is the placement
-            policy's.
-
-    Returns:
-        Settings by kind: placement, schedule, predictor; each may be empty.
+    Settings are {"share": 0.8}, or "share=0.8" texts as given to --set. A key may say whose it is:
+    policy.share, schedule.depth, predictor.rank; without a prefix it is the placement policy's.
 
     Raises:
         ConfigError: a text without "=", a key that is not a name, or one given twice.

@@ -35,7 +35,6 @@ class ActivationProfile:
         counts_LN: tokens for which the neuron's gate was above 0.
         tokens: tokens run; no count is above it.
         model: checksum of the bundle it was counted with; "" where unknown.
-        source: what was run, in words.
         sums_LN: sum over all tokens of the gate after its ReLU, relu(g . x + b): for a gated neuron
             without the factor of its up row. None where it was not counted.
         tokens_LK: tokens for which exactly k neurons of the layer fired. None likewise.
@@ -104,11 +103,7 @@ class ActivationProfile:
         return probabilities_LN
 
     def density_quantile(self, share: float) -> F64 | None:
-        """For each layer, the density (share of its neurons firing) not exceeded by so many tokens.
-
-        Args:
-            share: of the tokens; 0.5 gives the median.
-        """
+        """Density (share of neurons firing) of each layer not exceeded by this share of tokens."""
         if self.tokens_LK is None:
             return None
         running_LK = np.cumsum(self.tokens_LK, axis=1)

@@ -24,7 +24,6 @@ class Token:
     """One generated token.
 
     Args:
-        id: vocabulary id.
         text: the text that became certain with it; the texts of a generation concatenate to its
             text. May be empty: half a character, an end-of-sequence token.
         logprob: log probability under the model, before temperature and cut-offs.
@@ -40,8 +39,6 @@ class GenerationStats:
     """Figures of one finished generation.
 
     Args:
-        prompt_tokens: tokens of the prompt.
-        new_tokens: tokens generated.
         prompt_s: seconds from the first pass to the end of the prompt.
         decode_s: seconds from there to the last token.
         bytes: weight and KV bytes all actors read while decoding.

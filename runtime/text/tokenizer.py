@@ -29,12 +29,7 @@ _HELD = 8  # tokens behind the last whole character: no character has so many by
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer; make it with `load`.
-
-    Args:
-        tokenizer: the library's tokenizer.
-        vocab_size: rows of the model's embedding; None: not checked.
-        eos_texts: tokens that end a text.
+    """A checkpoint's tokenizer; make it with `load`. A `vocab_size` of None is not checked.
 
     Attributes:
         eos_ids: ids of the tokens the tokenizer's files call eos. What ends a generation is
@@ -128,7 +123,6 @@ class Tokenizer:
         return ids
 
     def _check_plain(self, ids: Sequence[int], template: Sequence[int]) -> None:
-        """Refuse a text whose control tokens this tokenizer cannot take for text."""
         for id_, added in zip(ids, template, strict=True):
             name = self._special.get(id_)
             if name is not None and not added and name not in UNKNOWN:
@@ -188,9 +182,6 @@ class StreamDecoder:
 
     Why two offsets: decoders strip the first space of what they are given and join by context, so a
     token is decoded behind the tokens before it, and what those gave alone is cut off.
-
-    Args:
-        tokenizer: whose decode() to follow.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -234,7 +225,6 @@ class StreamDecoder:
         return self._lose(len(self._run)) + self._rest()
 
     def _add(self, ids: list[int]) -> str:
-        """Add tokens to the window; the text that is certain with them."""
         self._ids += ids
         text = self._tokenizer.decode_window(self._ids)
         self._open = text.endswith(REPLACEMENT)

@@ -88,7 +88,6 @@ def _windows(
     context: int,
     frame: tuple[list[int], list[int]],
 ) -> Iterator[tuple[list[int], int]]:
-    """All windows; frame is what the tokenizer puts before and after a text."""
     head, tail = frame
     pending = list(head)
     for text, read_bytes, ends in texts:

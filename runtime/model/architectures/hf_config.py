@@ -18,9 +18,6 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 class Config:
     """Typed access to config.json; every complaint names file, key, value and limit.
 
-    Args:
-        path: the file.
-
     Raises:
         CheckpointError: it is missing or not a JSON object.
     """

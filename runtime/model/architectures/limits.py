@@ -105,7 +105,6 @@ def check_spec(spec: ModelSpec) -> None:
 
 
 def _check_kinds(spec: ModelSpec) -> None:
-    """Check the kinds of layer, and what depends on them."""
     for name, kinds in KINDS.items():
         if getattr(spec, name) not in kinds:
             raise ValueError(

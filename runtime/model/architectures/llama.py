@@ -76,7 +76,6 @@ def _read_rope(config: Config, rope: object) -> tuple[float, dict[str, Any] | No
 
 
 def _head_dim(config: Config, d_model: int, n_heads: int) -> int:
-    """Elements of a head: given, or the width divided among the heads."""
     if config.data.get("head_dim") is None and d_model % n_heads:
         raise config.refuse(
             f"hidden_size {d_model} is not a multiple of num_attention_heads {n_heads} and "

@@ -93,7 +93,6 @@ def _norm(name: str, source: str, d: int, affine: bool) -> Sources:
 
 
 def _layer(name: str, source: str, spec: ModelSpec) -> Sources:
-    """Attention and neurons of a layer."""
     d, n, qkv = spec.d_model, spec.n_neurons, [f"{source}.self_attn.{part}_proj" for part in "qkv"]
     parts: Sources = {
         f"{name}.qkv": tuple(Source(f"{part}.weight", (d, d)) for part in qkv),

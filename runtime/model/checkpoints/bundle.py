@@ -12,7 +12,6 @@ changed. Maps no memory.
 import hashlib
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -35,10 +34,10 @@ from hotcold.runtime.model.checkpoints.convert import (
     check_companions,
     header_digest,
     model_checksum,
+    stamp_new,
     write_bundle,
 )
 from hotcold.runtime.model.checkpoints.digest import (
-    RACY_NS,
     STAMP,
     file_digest,
     has_stamp,
@@ -214,9 +213,7 @@ def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
         header = write_bundle(checkpoint, folder)
         if model_cache.source_state(checkpoint) != before:
             raise CheckpointError(f"{checkpoint.folder} changed while it was converted; try again")
-        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is accepted and nothing is read back
-        paths = {name: folder / name for name in (WEIGHTS, *header["files"])}
-        write_stamp([folder / STAMP], header["header_sha256"], paths)
+        stamp_new(folder, header)
 
     model_cache.fill(root, path.name, usable, write)
     return open_bundle(path, root)
@@ -229,10 +226,8 @@ def resolve_model(
 ) -> Bundle:
     """The bundle of a model, converted into the cache if that has not happened yet.
 
-    Args:
-        model: None for the embedded model, a Hugging Face folder, or a bundle folder.
-        dtype: "float32", "float16" or "bfloat16" for the matrices; None: as stored.
-        cache: cache folder; None: $HOTCOLD_CACHE and so on.
+    A `model` is None for the embedded model, a Hugging Face folder, or a bundle folder; a `dtype`
+    of None is as stored, a `cache` of None $HOTCOLD_CACHE and so on.
 
     Raises:
         CheckpointError: the model cannot be used.
@@ -264,7 +259,6 @@ def _opened(
     cache: Path | None = None,
     verify: bool = False,
 ) -> Iterator[Bundle | Checkpoint]:
-    """The bundle or checkpoint a model name stands for."""
     if dtype is not None and dtype not in DTYPE_BYTES:
         raise ConfigError(f"dtype {dtype!r:.80} is unknown; choose one of {', '.join(DTYPE_BYTES)}")
     folder = model_folder(model)

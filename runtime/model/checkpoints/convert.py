@@ -20,7 +20,13 @@ from hotcold.runtime.files.impostors import impostor
 from hotcold.runtime.files.json_files import read_json_object
 from hotcold.runtime.files.npz import unpack
 from hotcold.runtime.files.reserve import NO_ROOM
-from hotcold.runtime.model.checkpoints.digest import DigestWriter, file_digest
+from hotcold.runtime.model.checkpoints.digest import (
+    RACY_NS,
+    STAMP,
+    DigestWriter,
+    file_digest,
+    write_stamp,
+)
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES
 from hotcold.runtime.model.checkpoints.huggingface import BLOCK_BYTES, Checkpoint
 from hotcold.runtime.model.checkpoints.layout import layout
@@ -159,15 +165,20 @@ def check_companions(folder: Path) -> None:
         read_header(folder / PREDICTORS)
 
 
-def _copy_companions(source: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    files: dict[str, dict[str, Any]] = {}
+def companions(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and checksum of what lies beside the weights, by name."""
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_digest(folder / name)}
+        for name in COMPANIONS
+        if (folder / name).is_file()
+    }
+
+
+def _copy_companions(source: Path, folder: Path) -> None:
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
             fsync_path(folder / name)
-            size = (folder / name).stat().st_size
-            files[name] = {"bytes": size, "sha256": file_digest(folder / name)}
-    return files
 
 
 def _too_full(name: str, total: int, folder: Path, error: OSError | None = None) -> BudgetError:
@@ -200,8 +211,8 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
         raise _too_full(name, total, folder)
     try:
         weights = _write_weights(checkpoint, folder / WEIGHTS, name)
-        files = _copy_companions(checkpoint.folder, folder)
-        return write_header(folder, spec, name, str(checkpoint.folder), weights, files)
+        _copy_companions(checkpoint.folder, folder)
+        return write_header(folder, spec, name, str(checkpoint.folder), weights)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -214,11 +225,10 @@ def write_header(
     name: str,
     source: str,
     weights: tuple[str, int],
-    files: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Write bundle.json, the last file of a bundle, durable when it returns.
 
-    `weights` and `files` are checksum and size of weights.bin and of every companion. Returns what
+    The companions are in the folder; `weights` is checksum and size of weights.bin. Returns what
     bundle.json holds.
     """
     sha256, size = weights
@@ -232,7 +242,7 @@ def write_header(
         "record": vars(NeuronRecord.for_spec(spec)),
         "weights": {"bytes": size, "sha256": sha256},
         "tensors": {tensor: entry.to_json() for tensor, entry in layout(spec)[0].items()},
-        "files": files,
+        "files": companions(folder),
     }
     header = json.loads(json.dumps(header))  # as it will be read: tuples are lists
     header["header_sha256"] = header_digest(header)
@@ -240,3 +250,10 @@ def write_header(
     fsync_path(folder / HEADER)
     fsync_path(folder)
     return header
+
+
+def stamp_new(folder: Path, header: dict[str, Any]) -> None:
+    """Vouch for a bundle that was just written, so that the first opening reads no weights."""
+    time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is accepted
+    paths = {name: folder / name for name in (WEIGHTS, *header["files"])}
+    write_stamp([folder / STAMP], header["header_sha256"], paths)

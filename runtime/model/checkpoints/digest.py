@@ -28,11 +28,7 @@ RACY_NS = 50_000_000
 
 
 class DigestWriter:
-    """Writes to a file and computes its checksum on the way.
-
-    Args:
-        file: open for writing in binary, at its start.
-    """
+    """Writes to a file, open in binary at its start, and computes its checksum on the way."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -126,12 +122,6 @@ class BlockWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> "BlockWriter":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def file_digest(path: Path, progress: Callable[[int, int], None] | None = None) -> str:

@@ -3,7 +3,7 @@
 The checkpoint's architecture says which tensor is which (runtime/model/architectures). Called by
 `bundle.resolve_model`. Opening a checkpoint reads config and headers only and refuses whatever
 cannot be converted, naming the tensor; rows are read when the conversion asks for them. NaN and Inf
-among the weights are found as they are read (finite.py).
+among the weights are found as they are read (dtypes.py).
 """
 
 import logging
@@ -20,8 +20,7 @@ from hotcold.native.errors import CheckpointError
 from hotcold.runtime.model.architectures.base import Fill, Source
 from hotcold.runtime.model.architectures.hf_config import CONFIG, Config, config_dtype
 from hotcold.runtime.model.architectures.table import find
-from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, Raw, convert
-from hotcold.runtime.model.checkpoints.finite import check_finite
+from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, Raw, check_finite, convert
 from hotcold.runtime.model.checkpoints.layout import layout
 from hotcold.runtime.model.checkpoints.safetensors_file import TensorReader
 from hotcold.runtime.model.checkpoints.weight_files import listing
@@ -64,9 +63,6 @@ class Checkpoint:
         folder: holds config.json and safetensors.
         dtype: dtype of the bundle's matrices; None: as stored. Where the checkpoint mixes dtypes,
             None means the one config.json announces, else float32.
-
-    Attributes:
-        spec: the model as the bundle will hold it.
 
     Raises:
         CheckpointError: the folder cannot be used; the sentence says why.

@@ -141,9 +141,6 @@ def _check_end(path: Path, header: dict[str, TensorInfo]) -> None:
 class TensorReader:
     """Rows of the tensors of a checkpoint, one shard open at a time.
 
-    Args:
-        folder: the checkpoint.
-
     Raises:
         CheckpointError: see weight_files and read_header; or the index names a tensor its shard
             does not have.

@@ -74,9 +74,6 @@ class WeightFiles:
     def tensors(self, headers: Mapping[Path, Mapping[str, Info]]) -> dict[str, Info]:
         """What the headers say of every tensor, each taken from its place.
 
-        Args:
-            headers: tensors by name of every shard.
-
         Raises:
             CheckpointError: a tensor is not where the index has it, or lies in two shards.
         """

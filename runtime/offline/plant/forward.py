@@ -63,16 +63,9 @@ def _rotate(x_SHTE: torch.Tensor, theta: float) -> torch.Tensor:
 def attention(
     x_SMD: torch.Tensor, qkv: torch.Tensor, bias: torch.Tensor | None, spec: ModelSpec
 ) -> torch.Tensor:
-    """What the heads read, before the output matrix.
+    """What the heads read, [S * M, heads * head_dim], before the output matrix.
 
-    Args:
-        x_SMD: input of S sequences of M tokens.
-        qkv: the stacked matrices [(heads + 2 kv_heads) * head_dim, D].
-        bias: added to their products, or None.
-        spec: shapes, and whether queries and keys turn with their positions.
-
-    Returns:
-        [S * M, heads * head_dim].
+    `qkv` is stacked [(heads + 2 kv_heads) * head_dim, D]; `bias` is added to its products.
     """
     count, length, _ = x_SMD.shape
     rows = torch.nn.functional.linear(x_SMD, qkv.to(x_SMD.dtype), bias)

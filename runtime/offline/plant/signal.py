@@ -59,8 +59,7 @@ class Signal:
         walk_W: token at each position of the walk.
         constant: value of channel 0 where a neuron reads it, up to the norm.
         positions_PD: learned positions, or None.
-        project_in: [D, E], or None where E is D.
-        project_out: [E, D], likewise.
+        project_in, project_out: [D, E] and [E, D], or None where E is D.
     """
 
     embed_VE: torch.Tensor

@@ -6,7 +6,6 @@ Called by `making`, into a temporary folder.
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,13 @@ from hotcold.runtime.model.architectures.base import Source, Sources
 from hotcold.runtime.model.architectures.hf_config import CONFIG, GENERATION_CONFIG, Config
 from hotcold.runtime.model.architectures.table import find
 from hotcold.runtime.model.checkpoints.convert import (
-    COMPANIONS,
     WEIGHTS,
     model_checksum,
+    stamp_new,
     write_header,
 )
 from hotcold.runtime.model.checkpoints.digest import (
-    RACY_NS,
-    STAMP,
     BlockWriter,
-    file_digest,
-    write_stamp,
 )
 from hotcold.runtime.model.checkpoints.layout import layout
 from hotcold.runtime.model.checkpoints.weight_files import INDEX
@@ -122,20 +117,8 @@ class BundleSink(Sink):
 
     def finish(self, name: str, source: str) -> None:
         """See Sink; leaves a stamp, so that the first opening reads no weights."""
-        folder = self._folder
-        files: dict[str, dict[str, Any]] = {
-            companion: {
-                "bytes": (folder / companion).stat().st_size,
-                "sha256": file_digest(folder / companion),
-            }
-            for companion in COMPANIONS
-            if (folder / companion).is_file()
-        }
         weights = (self._sha256, self._total)
-        header = write_header(folder, self._spec, name, source, weights, files)
-        time.sleep(2 * RACY_NS / 1e9)  # so that the stamp is accepted
-        paths = {file: folder / file for file in (WEIGHTS, *files)}
-        write_stamp([folder / STAMP], header["header_sha256"], paths)
+        stamp_new(self._folder, write_header(self._folder, self._spec, name, source, weights))
 
     def close(self) -> None:
         """See Sink."""

@@ -18,8 +18,7 @@ from support.models import TinyLlama, random_tensors, to_raw, write_llama
 from hotcold.native.errors import BudgetError, CheckpointError, ConfigError
 from hotcold.runtime.model.checkpoints import convert
 from hotcold.runtime.model.checkpoints.bundle import resolve_model
-from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, to_float32
-from hotcold.runtime.model.checkpoints.finite import PIECE, check_finite
+from hotcold.runtime.model.checkpoints.dtypes import PIECE, RAW_TYPES, check_finite, to_float32
 
 MODEL = TinyLlama(d=12, layers=2, neurons=10, heads=2, kv_heads=1, vocab=9, tokenizer=None)
 PLACES = {

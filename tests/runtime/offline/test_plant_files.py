@@ -1,6 +1,7 @@
 """Folders that `plant` writes: valid for everyone, never half-written; and what writes them."""
 
 import errno
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
 # ---- parts ---------------------------------------------------------------------------------------
 def test_blocks_have_the_checksum_of_their_file(tmp_path: Path) -> None:
     data = np.random.default_rng(0).integers(0, 256, 40 << 20, np.uint8)
-    with BlockWriter(tmp_path / "file") as out:
+    with closing(BlockWriter(tmp_path / "file")) as out:
         for piece in np.array_split(data, 7):
             out.write(memoryview(piece))
         out.zeros(5)
