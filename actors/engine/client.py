@@ -1,6 +1,7 @@
 """Client: what any driver can do with a running actor group, its own or one it connected to."""
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -91,9 +92,15 @@ class Client:
         self._recovers = recovers or Lookup(name, actors)
         self._text = text or TextCodec(deployment.bundle_path, deployment.spec)
         self._busy = threading.Lock()
+        self._process = os.getpid()
 
     def _actor(self, name: str) -> Any:
-        """An actor's handle; ConfigError where the engine is closed."""
+        """An actor's handle; ConfigError where the engine is closed or was forked."""
+        if os.getpid() != self._process:
+            raise ConfigError(
+                f"engine {self.name!r} belongs to process {self._process}, and Ray survives no "
+                "fork; start the child by spawn and call Engine.connect(name) there"
+            )
         if name not in self.actors:
             raise ConfigError(f"engine {self.name!r} is closed; launch another")
         return self.actors[name]

@@ -98,7 +98,9 @@ class Engine(Client):
         engine._prepared, engine._schedule = prepared, config.schedule
         engine._supervisor = supervisor
         # A generation holds the engine: the actors stay until both are let go.
-        engine._finalizer = weakref.finalize(engine, _take_down, group, supervisor, started_ray)
+        engine._finalizer = weakref.finalize(
+            engine, _take_down, group, supervisor, started_ray, os.getpid()
+        )
         return engine
 
     @classmethod
@@ -267,7 +269,9 @@ class Engine(Client):
         self.close()
 
 
-def _take_down(group: ActorGroup, supervisor: Supervisor, started_ray: bool) -> None:
+def _take_down(group: ActorGroup, supervisor: Supervisor, started_ray: bool, owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a forked child ends; the engine goes on
     try:
         supervisor.close()
         group.close()

@@ -132,6 +132,8 @@ class TextCodec:
             ids = self.tokenizer.encode(prompt, special)
         else:
             try:
+                if isinstance(prompt, (bytes, bytearray)):
+                    raise TypeError
                 ids = [index(id_) for id_ in prompt]
             except TypeError:
                 raise ConfigError(

@@ -276,3 +276,24 @@ def test_an_exception_ends_the_actors() -> None:
         for _ in engine.generate(PROMPT):
             raise ZeroDivisionError
     assert not any(alive(pid) for pid in pids.values())
+
+
+def test_a_forked_child_is_refused_and_ends_no_actor(tiny_model: Path) -> None:
+    """Ray does not survive a fork: a call there would wait for ever."""
+    with Engine.launch(model=tiny_model) as engine:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                for ask in (lambda: list(engine.generate([5], max_tokens=2)), engine.stats):
+                    with pytest.raises(ConfigError, match="call Engine.connect"):
+                        ask()
+                engine.close()
+                os.write(writing, b"refused")
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as answer:
+            assert answer.read() == "refused"
+        os.waitpid(child, 0)
+        assert len(list(engine.generate([5, 6], max_tokens=4, ignore_eos=True))) == 4

@@ -189,7 +189,7 @@ def test_a_disk_without_room_for_an_offline_job(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("prompt", [["Hello", "World"], [1.5], None, 123])
+@pytest.mark.parametrize("prompt", [["Hello", "World"], [1.5], None, 123, b"Hello"])
 def test_a_prompt_that_is_neither_a_text_nor_ids(prompt: Any) -> None:
     bundle = resolve_model()
     with pytest.raises(ConfigError, match="neither one text nor token ids"):

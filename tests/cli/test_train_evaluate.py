@@ -59,6 +59,7 @@ def test_trained_predictors_are_used_and_judged(
     shutil.copy(out / "predictors.safetensors", model)
     ended = run(*f"evaluate {model} --text {text} --max-tokens 128 --decode 0".split())
     assert ended.code == 0 and "feed-forward weights a token" in ended.out
+    assert "decode" not in ended.out
     guessing = f"evaluate {model} --text {text} --predictor learned --json"
     ended = run(*f"{guessing} --audit-runs 3".split())
     assert ended.code == 0 and "of 3 intervals contain it" in ended.out

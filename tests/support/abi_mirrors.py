@@ -27,7 +27,7 @@ STRUCTS = (
 # how exact a product is.
 NOT_CODES = {
     ("dtypes.py", "LARGEST"),
-    ("finite.py", "EXPONENT"),
+    ("dtypes.py", "EXPONENT"),
     ("cuda_variant_passes.py", "ALLOWED"),
 }
 IN_C = re.compile(

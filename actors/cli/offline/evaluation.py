@@ -38,6 +38,11 @@ def summary(result: "Evaluation") -> str:
     """The evaluation for people."""
     error = result.recall_standard_error
     spread = f" +- {100 * error:.2f}" if math.isfinite(error) else ""
+    speed = (
+        f"decode      {result.decode_tokens_per_s:.1f} tokens/s, "
+        f"{result.bytes_per_token / 1e6:.1f} MB a token, prediction "
+        f"{output.percent(result.predict_share)} of the time"
+    )
     return "\n".join(
         [
             f"predictor   {result.predictor}",
@@ -49,9 +54,7 @@ def summary(result: "Evaluation") -> str:
             f"{output.percent(result.audit.precision)}",
             f"density     {output.percent(result.audit.density)} proposed, "
             f"{output.percent(result.audit.fired / max(1, result.audit.total))} fired",
-            f"decode      {result.decode_tokens_per_s:.1f} tokens/s, "
-            f"{result.bytes_per_token / 1e6:.1f} MB a token, prediction "
-            f"{output.percent(result.predict_share)} of the time",
+            *([speed] if math.isfinite(result.decode_tokens_per_s) else []),
             f"feed-forward weights a token  {result.ffn_bytes}",
         ]
     )
