@@ -120,6 +120,7 @@ def _prepare_streams() -> None:
         raise OutputLost("standard output is closed; send it to a file, or to /dev/null")
     there = sys.__stdout__
     if there is not None and there is sys.stdout:
+        there.flush()
         raw = io.BufferedWriter(_Output(1, "w", closefd=False))
         sys.stdout = io.TextIOWrapper(raw, there.encoding, line_buffering=there.isatty())
 

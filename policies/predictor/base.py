@@ -32,8 +32,7 @@ class Prepared(Generic[Layer]):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(
-                    f"predictor {self.kind!r}: {name} is {value}, must be within {low:g} and "
-                    f"{high:g}"
+                    f"predictor {self.kind!r}: {name} is {value}, must be {low:g} to {high:g}"
                 )
 
     def scores(self, x_BD: F32, layer: int) -> F32:

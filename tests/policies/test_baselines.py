@@ -41,7 +41,7 @@ def test_ffn_split_keeps_whole_layers_from_the_end() -> None:
     placement = FfnSplit().place(roomy(95))
     assert [set(row.tolist()) for row in placement.device_LN] == [{1}, {0}, {0}]
     assert set(placement.modules.values()) == {"gpu0"}
-    assert "first 1 layers" in placement.note
+    assert "first 1 of 3 layers" in placement.note
 
 
 def test_layer_split_moves_attention_and_cache_with_the_neurons() -> None:

