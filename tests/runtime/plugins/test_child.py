@@ -268,12 +268,16 @@ def test_a_schedule_comes_back_as_it_was_made(mine: Any, graph: tuple[Dag, Plan]
     dag, _ = graph
     body = (
         "return fetching(dag, replace(in_order(dag, 'selective', [0] * self.start + [1] * (3 - "
-        "self.start)), threads={'cpu0': 2}, after=[('cold.0', 'hot.1')]), [0.5, 0, 1])"
+        "self.start)), threads={'cpu0': 2}, after=[('cold.0', 'hot.1')], read_ahead=True), "
+        "[0.5, 0, 1])"
     )
     source = "from hotcold.policies import fetching; "
     found = scheduled(mine, graph, source + body, start="2")
     plain = replace(
-        in_order(dag, "selective", (0, 0, 1)), threads={"cpu0": 2}, after=(("cold.0", "hot.1"),)
+        in_order(dag, "selective", (0, 0, 1)),
+        threads={"cpu0": 2},
+        after=(("cold.0", "hot.1"),),
+        read_ahead=True,
     )
     assert found == fetching(dag, plain, (0.5, 0, 1))
 
