@@ -71,7 +71,7 @@ class SharedEpoch(Epoch):
 
     def __init__(self, deployment: Deployment, number: int, pids: Mapping[int, str]) -> None:
         self._deployment = deployment
-        self._segment = Segment.create(deployment.layout, number, deployment.spin_ns)
+        self._segment = Segment.create(deployment.layout, number, deployment.spins)
         self._watcher = self._segment.watch(pids)
         self._loops: dict[str, Any] = {}
         self.handle = self._segment.handle

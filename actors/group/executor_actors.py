@@ -106,7 +106,7 @@ class ExecutorActor:
         with keep, self._serving, self._loading:  # nobody uses what is there
             self._release()
             if handle is None:
-                self._segment = Segment.private(deployment.layout, 1, deployment.spin_ns)
+                self._segment = Segment.private(deployment.layout, 1, deployment.spins)
             else:
                 self._segment = Segment.attach(handle)
                 self._watcher = self._segment.watch(pids)

@@ -14,7 +14,7 @@ from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.gpu import GpuChoice
 from hotcold.runtime.engine.prepare import Prepared
 from hotcold.runtime.engine.variant import Variant
-from hotcold.runtime.exchange.segment import SPIN_NS, SegmentLayout
+from hotcold.runtime.exchange.segment import SegmentLayout
 from hotcold.runtime.exchange.transports import SHARES_MEMORY
 from hotcold.runtime.hardware.cores import Cores, divide_cores, may_spin
 from hotcold.runtime.limits import processors
@@ -41,7 +41,7 @@ class Deployment:
         predictor: what to choose_predictor() with, on the predictor's own machine.
         predicts: False where the predictor stands by (gate-first).
         cores: threads and cores by actor.
-        spin_ns: how long a thread that waits spins; 0: it sleeps at once.
+        spins: whether a thread that waits spins first; else it sleeps at once.
         processors: in words, what affinity and a CPU quota allow.
         transport: "native" or "ray".
         schedule: name of the schedule policy.
@@ -78,7 +78,7 @@ class Deployment:
     remembers: bool = False
     fetch_L: tuple[float, ...] = ()
     config: EngineConfig | None = None
-    spin_ns: int = SPIN_NS
+    spins: bool = True
     processors: str = ""
 
     @property
@@ -90,7 +90,7 @@ class Deployment:
     def threads_text(self) -> str:
         """What the actors compute with: threads, cores, quota."""
         counts = "/".join(str(share.threads) for share in self.cores.values())
-        waiting = "spin" if self.spin_ns else "sleep"
+        waiting = "spin" if self.spins else "sleep"
         return f"{counts} threads on {self.processors}; those that wait {waiting}"
 
     @property
@@ -217,7 +217,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         predicts=prepared.predicts,
         profile=prepared.profile,
         cores=cores,
-        spin_ns=SPIN_NS if may_spin(cores, here) else 0,
+        spins=may_spin(cores, here),
         processors=str(here),
         transport=config.transport,
         schedule=policy_name(schedule),

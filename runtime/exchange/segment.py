@@ -33,7 +33,6 @@ from hotcold.runtime.weights.memfd import check_sealed, create_sealed, open_seal
 
 __all__ = ["PoisonCode", "Segment", "SegmentHandle", "SegmentLayout"]
 
-SPIN_NS = 200_000  # of a waiter, before it sleeps in the kernel
 WAIT_SLICE_NS = 200_000_000  # Python looks at signals (Ctrl-C) in between
 _ENDS = {PoisonCode.DIED: "died", PoisonCode.FAILED: "failed", PoisonCode.STUCK: "made no progress"}
 
@@ -103,11 +102,11 @@ class Segment:
         self._close_fd = weakref.finalize(self, os.close, fd) if fd >= 0 else None
 
     @classmethod
-    def create(cls, layout: SegmentLayout, epoch: int, spin_ns: int = SPIN_NS) -> "Segment":
+    def create(cls, layout: SegmentLayout, epoch: int, spins: bool = True) -> "Segment":
         """Make a segment on a sealed memfd that other processes can attach to.
 
-        epoch: number of this incarnation of the engine's actors. spin_ns: a waiter sleeps in the
-        kernel after this time; 0: so do the threads of the executors' pools. LaunchError: the
+        epoch: number of this incarnation of the engine's actors. spins: whether waiters, and the
+        threads of the executors' pools, spin before they sleep in the kernel. LaunchError: the
         system refuses the memory.
         """
         fd = create_sealed("hotcold-exchange", layout.bytes)
@@ -116,15 +115,15 @@ class Segment:
         except BaseException:
             os.close(fd)
             raise
-        segment._init(layout, spin_ns)
+        segment._init(layout, spins)
         return segment
 
     @classmethod
-    def private(cls, layout: SegmentLayout, epoch: int, spin_ns: int = SPIN_NS) -> "Segment":
+    def private(cls, layout: SegmentLayout, epoch: int, spins: bool = True) -> "Segment":
         """Make a segment in this process's own memory, for transports that copy payloads."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         segment = cls(mmap.mmap(-1, layout.bytes, flags=flags), epoch)
-        segment._init(layout, spin_ns)
+        segment._init(layout, spins)
         return segment
 
     @classmethod
@@ -163,12 +162,13 @@ class Segment:
             ) from error
         return segment
 
-    def _init(self, layout: SegmentLayout, spin_ns: int) -> None:
+    def _init(self, layout: SegmentLayout, spins: bool) -> None:
         self.native.init(
             *(self.epoch, layout.n_flags, layout.flags_offset),
             *(layout.span_offsets, layout.span_capacity),
         )
-        self.native.pointer.spin_ns = spin_ns
+        if not spins:
+            self.native.pointer.spin_ns = 0
 
     @property
     def native(self) -> NativeSegment:

@@ -34,7 +34,7 @@ class LocalSession:
 
     def __init__(self, deployment: Deployment, fired_LN: NDArray[np.int64] | None = None) -> None:
         self.deployment = deployment
-        self.segment = Segment.private(deployment.layout, EPOCH, deployment.spin_ns)
+        self.segment = Segment.private(deployment.layout, EPOCH, deployment.spins)
         self.executors: dict[str, Executor] = {}
         mailbox: Mailbox | None = None
         for actor in ACTORS:
