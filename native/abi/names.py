@@ -14,9 +14,11 @@ from hotcold.native.abi.generated import (
     Epilogue,
     Norm,
     Op,
+    OperatorKind,
     Part,
     Phase,
     PredictorForm,
+    Stream,
     When,
 )
 
@@ -46,3 +48,5 @@ FORMS = words(PredictorForm)
 PARTS = words(Part)
 WHEN = words(When)
 EPILOGUES = words(Epilogue)
+OPERATORS = words(OperatorKind)
+STREAMS = words(Stream)

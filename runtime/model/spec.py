@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from hotcold.native.abi import names as abi
+from hotcold.runtime.model.block import PRE_NORM, Block, Operator
 
 DType = Literal["float32", "float16", "bfloat16"]
 DTYPE_BYTES: dict[str, int] = {name: abi.DTYPE_BYTES[name] for name in abi.WEIGHT_DTYPES}
@@ -39,7 +40,7 @@ class ModelSpec:
             (down column), and fc1's bias.
         positions: "rotary", or "learned": a row a position, added to the embedding.
         biases: q, k, v, o, fc1 and fc2 have biases ("relu" only).
-        post_norm: each norm follows its block's residual addition instead of leading the block.
+        block: the operators of a layer (block.py).
         final_norm: there is a norm before the head.
         embed_dim: width of embedding and head where they are projected to and from d_model.
     """
@@ -64,7 +65,7 @@ class ModelSpec:
     ffn: Ffn = "reglu"
     positions: Positions = "rotary"
     biases: bool = False
-    post_norm: bool = False
+    block: Block = PRE_NORM
     final_norm: bool = True
     embed_dim: int | None = None
 
@@ -102,7 +103,7 @@ class ModelSpec:
         data, late = asdict(self), False
         for field in fields(self):
             late = late or field.name == "norm"
-            if late and data[field.name] == field.default:
+            if late and getattr(self, field.name) == field.default:
                 del data[field.name]
         return data
 
@@ -110,4 +111,6 @@ class ModelSpec:
     def from_json(cls, data: dict[str, Any]) -> "ModelSpec":
         """Inverse of to_json; a KeyError or TypeError means another version wrote it."""
         tuples = {name: tuple(data[name]) for name in ("bos_ids", "eos_ids")}
+        if "block" in data:
+            tuples["block"] = tuple(Operator(**one) for one in data["block"])
         return cls(**{**data, **tuples})

@@ -92,8 +92,7 @@ def count_unit(
 def _layer(model: DenseModel, batch: _Batch, layer: int, bits_TLS: Bits | None) -> Counted:
     """One layer over one batch, whose residual stream moves on."""
     with torch.inference_mode():
-        h_RD = model.attend(layer, batch.h_RD, *batch.ids_BT.shape)
-        x_RD = model.ffn_input(layer, h_RD)
+        h_RD, x_RD, _ = model.enter(layer, batch.h_RD, *batch.ids_BT.shape)
         gate_RN = torch.relu_(model.gates(layer, x_RD))
         batch.h_RD = model.after_ffn(layer, h_RD, model.combine(layer, x_RD, gate_RN))
         if len(batch.rows_R) < len(gate_RN):

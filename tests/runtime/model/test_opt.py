@@ -296,7 +296,7 @@ def test_damaged_kinds_in_a_bundle_are_refused(tmp_path: Path) -> None:
         {"embed_dim": 0},
         {"embed_dim": True},
         {"rope_theta": 1e4},
-        {"post_norm": None},
+        {"block": None},
     ):
         with pytest.raises(ValueError):
             check_spec(replace(spec, **changes))  # type: ignore[arg-type]
