@@ -1,11 +1,11 @@
-"""The transformer block as data: operators in the order in which they take effect, and their streams.
+"""The transformer block as data: operators in their order, with the streams they read and write.
 
 An architecture file names its block; the CPU loop (native/loop/dense.c), the CUDA graph
 (native/cuda/executor/graph.cu), the dense prompt (native/cuda/prompt/prompt_layer.cu) and the torch
 model of training (runtime/offline/training/dense.py) walk it, and none of them knows an
 architecture. Streams, each [tokens, D]: "h" the residual stream, "a" the input of attention, "x"
-the input of the feed-forward part, which its predictor reads too. A norm writes its target; `attend`
-and `ffn` add to h.
+the input of the feed-forward part, which its predictor reads too. A norm writes its target;
+`attend` and `ffn` add to h.
 
     Llama       norm h -> a | attend a | norm h -> x | ffn x
     opt-350m    attend h | norm h -> h | ffn h | norm h -> h
@@ -41,17 +41,17 @@ Block = tuple[Operator, ...]
 
 
 def norm(weights: str, source: Stream, target: Stream) -> Operator:
-    """Target = norm(source), with "attention_norm" or "ffn_norm"."""
+    """Write norm(source) to target; weights: "attention_norm" or "ffn_norm"."""
     return Operator("norm", source, target, weights)
 
 
 def attend(source: Stream) -> Operator:
-    """H += attention(source)."""
+    """Add attention(source) to h."""
     return Operator("attend", source, "h")
 
 
 def ffn(source: Stream) -> Operator:
-    """H += the feed-forward part's output for source."""
+    """Add the feed-forward part of source to h."""
     return Operator("ffn", source, "h")
 
 
@@ -149,12 +149,9 @@ def check_block(block: Sequence[Operator]) -> None:
         raise ValueError("attend comes before ffn in a block")
     made = steps(block)
     first = made.index("attention")
-    if any(
-        step == "input" for at, step in enumerate(made[first:], first) if block[at].kind == "norm"
-    ):
-        raise ValueError(
-            "the norm of the feed-forward part's input comes first in a parallel block"
-        )
+    late = [one for one, step in zip(block[first:], made[first:], strict=True) if step == "input"]
+    if any(one.kind == "norm" for one in late):
+        raise ValueError("a parallel block begins with the norm of its feed-forward part")
 
 
 def words(block: Block) -> str:

@@ -26,10 +26,10 @@ class Node:
     Args:
         id: kind and layer, such as "attention.3".
         kind: input (the feed-forward part's, by its norm, in parallel blocks), attention (its norm,
-            projections, residual; in other blocks x as well), predict (the active set), hot and cold
-            (neurons of the GPU and of the CPU executor, each computed whole by its owner), fetch
-            (the share of the cold ones, set by the schedule, that the GPU executor reads over the
-            bus and computes instead), merge (the sum of all).
+            projections, residual; in other blocks x as well), predict (the active set), hot and
+            cold (neurons of the GPU and of the CPU executor, each computed whole by its owner),
+            fetch (the share of the cold ones, set by the schedule, that the GPU executor reads over
+            the bus and computes instead), merge (the sum of all).
         device_choices: lanes it may be put on, the usual one first.
     """
 

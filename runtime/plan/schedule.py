@@ -130,7 +130,7 @@ def data_edges(
 
 
 def flag_kinds(dag: Dag) -> dict[str, str]:
-    """Nodes that tell other lanes when they are done, and the flag they set (exchange/layout.py)."""
+    """Kinds of node that tell other lanes when they are done, and the kind of flag they set."""
     return {dag.x_from: "x", "predict": "active", "cold": "y"}
 
 

@@ -109,7 +109,7 @@ class Planter:
     def _feed_forward(
         self, index: int, x_MD: torch.Tensor, p_N: NDArray[np.float64]
     ) -> tuple[Tensors, Guess, NDArray[np.int64]]:
-        """Neurons that fire with these probabilities, what predicts them, and how often they did."""
+        """Neurons that fire with these probabilities, their predictor, and how often they did."""
         constant = self.signal.constant
         rho_M1 = x_MD[:, :1] / constant
         firing = decide(self.drawing, index, x_MD / rho_M1, p_N)

@@ -237,7 +237,7 @@ def test_inspect_shows_an_opt(written: dict[str, Path]) -> None:
     assert result.exit_code == 0, result.output
     for words in ("45 neurons (ReLU with bias), width 40", "64 learned positions", "of width 24"):
         assert words in result.output
-    assert "layer norms after each block" in result.output
+    assert "attend h | norm h -> h | ffn h | norm h -> h" in result.output
     parameters = describe(resolve_model(written["350m"]))["parameters"]
     tensors = random_opt_tensors(POST)
     # two rows of the positions' table belong to no position
