@@ -425,6 +425,29 @@ void hc_executor_request_state(const hc_executor *executor, hc_request_state *ou
 #define HC_ACTIVE_BYTES(capacity, gate_floats)                                                     \
     (HC_ACTIVE_GATE(capacity) + HC_LINES((capacity) * (gate_floats) * 4))
 
+/* The block's feed-forward operator. */
+static inline const hc_operator *hc_ffn_operator(const hc_model *model) {
+    const hc_operator *op = model->block;
+    while (op->kind != HC_OPERATOR_FFN)
+        op++;
+    return op;
+}
+/* The norm that its input comes out of; NULL: none. */
+static inline const hc_operator *hc_input_norm(const hc_model *model) {
+    const hc_operator *ffn = hc_ffn_operator(model), *op = ffn;
+    while (op > model->block)
+        if ((--op)->kind == HC_OPERATOR_NORM && op->target == ffn->source)
+            return op;
+    return NULL;
+}
+/* Whether attention has an input of its own while the feed-forward part's is alive. */
+static inline int32_t hc_keeps_both(const hc_model *model) {
+    for (int32_t i = 0; i < model->n_block; i++)
+        if (model->block[i].target == HC_STREAM_A)
+            return hc_ffn_operator(model)->step == HC_OP_INPUT;
+    return 0;
+}
+
 #include "abi/predict.h"
 
 #include "abi/gpu.h" /* names what predict.h declares */

@@ -10,6 +10,7 @@ from typing import Any
 
 from hotcold.native.abi.names import PARTS
 from hotcold.native.bindings.gpu_layout import GpuShape, LayerShape
+from hotcold.runtime.model.block import keeps_both
 from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
 
@@ -54,6 +55,7 @@ def model_shape(
         final_norm=spec.final_norm,
         rotary=spec.positions == "rotary",
         projected=spec.embed_dim is not None,
+        keeps_both=keeps_both(spec.block),
         max_batch=max_batch,
         layers=layers or worst,
         **more,

@@ -18,7 +18,7 @@ namespace hotcold {
 // SUMMED and WAITED, gets so far) then; timeline.cu reads them. The row before those of the layers
 // is of the whole pass.
 constexpr int STAMPS = HC_STAMPS;
-enum { AT_QKV, AT_PREDICT, AT_HOT, AT_MERGE, AT_SUMMED, AT_WAITED, AT_ASKED, AT_ANSWERED };
+enum { AT_QKV, AT_PREDICT, AT_HOT, AT_MERGE, AT_SUMMED, AT_WAITED, AT_ASKED, AT_ANSWERED, AT_INPUT };
 enum { AT_BEGIN, AT_HEAD, AT_END };
 // Counts of a pass, a row of them a layer.
 constexpr int COUNTS = HC_COUNTS;

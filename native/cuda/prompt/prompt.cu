@@ -79,13 +79,12 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     // likely finished.
     for (int64_t i = 0; i + 1 < HC_STREAM_SLOTS; i++)
         feed(i);
-    for (int layer = 0; layer < m.n_layers && !poisoned(); layer++) {
+    for (int index = 0; index < m.n_layers && !poisoned(); index++) {
         // two layers are enqueued at most, so that progress is the device's and not the host's
-        check(cudaEventSynchronize(layer_[layer % 2]), "the prompt failed on the device");
+        check(cudaEventSynchronize(layer_[index % 2]), "the prompt failed on the device");
         progress();
-        attend(layer, in);
-        feed_forward(layer, in);
-        check(cudaEventRecord(layer_[layer % 2], launch_.stream), "event");
+        layer(index, in);
+        check(cudaEventRecord(layer_[index % 2], launch_.stream), "event");
     }
     // Everything that was enqueued ends, poisoned or not: the buffers are reused by the next pass.
     unsigned long long fired = 0;
