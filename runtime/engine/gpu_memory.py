@@ -48,7 +48,7 @@ def model_shape(
         **sizes(spec, context),
         n_layers=spec.n_layers,
         element_bytes=spec.element_bytes,
-        record_bytes=NeuronRecord.for_spec(spec).record_bytes,
+        record_bytes=NeuronRecord.for_spec(spec).bytes,
         norm_bias=spec.norm == "layer",
         biases=spec.biases,
         gated=spec.gated,

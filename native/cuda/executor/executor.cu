@@ -73,7 +73,7 @@ void Executor::ring(uint32_t seq) {
 // pass, by arithmetic on what was counted.
 void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     const hc_model &m = *args_.model;
-    const int64_t e = bytes_of(m.dtype), row = m.d * e, rest = m.up_offset < 0 ? 1 : 2;
+    const int64_t e = bytes_of(m.dtype), row = m.d * e, rest = m.record.up < 0 ? 1 : 2;
     const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
     const uint64_t *stamps = stamps_host_.get();
     report = {};

@@ -223,11 +223,9 @@ void Executor::capture_hot(int layer, int32_t bucket) {
     if (plan_[layer].predicted_at < 0)
         hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
     Ffn ffn = {};
-    ffn.record_R = from.record_R, ffn.record_bytes = m.record_bytes;
-    ffn.gate_offset = m.gate_offset, ffn.up_offset = m.up_offset;
-    ffn.down_offset = m.down_offset, ffn.bias_offset = m.bias_offset;
+    ffn.record_R = from.record_R, ffn.record = m.record;
     ffn.activation = m.activation, ffn.activation_threshold = m.activation_threshold;
-    ffn.d = static_cast<int32_t>(m.d), ffn.dtype = m.dtype;
+    ffn.d = static_cast<int32_t>(m.d);
     ffn.n_rows = static_cast<int32_t>(args_.owned_L[layer].n_ids);
     ffn.n_chunks = device_.n_chunks, ffn.x = ffn_input(), ffn.hot = hot;
     ffn.partial_CBD = b.partial_CBD, ffn.fired_C = from.fired_4C;

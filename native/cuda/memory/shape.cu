@@ -41,7 +41,7 @@ Shape::Shape(const hc_executor_args &args, const hc_device_args &device,
     n_layers = m.n_layers, heads = m.heads, kv_heads = m.kv_heads, head_dim = m.head_dim;
     element_bytes = static_cast<int32_t>(bytes_of(m.dtype)), kv_bytes = device.kv_f16 ? 2 : 4;
     d = m.d, n = m.n, vocab = m.vocab, context = m.context, embed_dim = m.embed_dim;
-    record_bytes = m.record_bytes, gated = m.up_offset >= 0;
+    record_bytes = m.record.bytes, gated = m.record.up >= 0;
     norm_bias = m.norm == HC_NORM_LAYER;
     biases = m.layers[0].qkv_bias != nullptr;
     final_norm = m.final_norm_D != nullptr, rotary = m.cos_PE != nullptr;

@@ -34,7 +34,7 @@ Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
             pieces_.push_back({l, at, std::min(rows, n - at)});
     }
     if (!pieces_.empty())
-        streamer_ = std::make_unique<Streamer>(m.record_bytes);
+        streamer_ = std::make_unique<Streamer>(m.record.bytes);
 }
 
 // Another actor, or the supervisor, may set it at any time: acquire, as in exchange.c.
@@ -104,7 +104,7 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
     // Weights of the layers, resident or streamed, are read once; the head is not counted.
     report.bytes =
-        m.n_layers * (m.n * m.record_bytes + (2 * q_dim + 2 * kv_dim) * m.d * bytes_of(m.dtype));
+        m.n_layers * (m.n * m.record.bytes + (2 * q_dim + 2 * kv_dim) * m.d * bytes_of(m.dtype));
     for (int l = 0; l < m.n_layers; l++)
         if (plan_[l].predicted_at >= 0)
             report.bytes +=

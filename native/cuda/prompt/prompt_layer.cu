@@ -210,21 +210,21 @@ void Prompt::neurons(const char *records, int64_t n, const int32_t *ids, const u
                      const float *bias_D, const Operand &x, int tokens) {
     const hc_model &m = *args_.model;
     const PromptBuffers &b = model_.prompt;
-    const bool gated = m.up_offset >= 0;
-    Gemm gate = product(x, records + m.gate_offset, m.record_bytes, n, m.dtype, tokens);
+    const bool gated = m.record.up >= 0;
+    Gemm gate = product(x, records + m.record.gate, m.record.bytes, n, m.record.dtype, tokens);
     gate.epilogue = gated ? HC_EPILOGUE_NEURON : HC_EPILOGUE_PLAIN;
-    gate.up = gated ? m.up_offset - m.gate_offset : 0;
-    gate.bias = m.bias_offset ? m.bias_offset - m.gate_offset : 0;
+    gate.up = gated ? m.record.up - m.record.gate : 0;
+    gate.bias = m.record.bias ? m.record.bias - m.record.gate : 0;
     gate.activation = m.activation, gate.threshold = m.activation_threshold;
     gate.y = b.wide, gate.y_stride = n;
     gate.mask = const_cast<uint8_t *>(mask), gate.mask_stride = m.n;
     gate.ids_R = ids, gate.fired = b.fired;
     gemm(gate, launch_);
-    const char *columns = records + m.down_offset;
-    const int32_t form = operand_dtype(m.dtype, columns, m.record_bytes, 0, n, m.d, true);
+    const char *columns = records + m.record.down;
+    const int32_t form = operand_dtype(m.record.dtype, columns, m.record.bytes, 0, n, m.d, true);
     // c of this piece's n neurons is the operand of the second product, over the neurons.
     const Operand c = operand(true, {b.wide, n}, n, form, tokens);
-    Gemm down = product(c, columns, m.record_bytes, m.d, m.dtype, tokens);
+    Gemm down = product(c, columns, m.record.bytes, m.d, m.record.dtype, tokens);
     // A down column is a row of the record: k runs over records, so w is read transposed. The
     // layer's bias goes along with its first piece.
     down.transposed = true, down.bias_R = bias_D;
@@ -238,16 +238,16 @@ void Prompt::feed_forward(int layer, int32_t source, const hc_device_prompt &in)
     const PromptBuffers &b = model_.prompt;
     const int64_t resident = model_.shape.layers[layer].resident;
     const uint8_t *allowed = propose(layer, in);
-    const int64_t offsets = m.gate_offset | (m.up_offset >= 0 ? m.up_offset : 0);
+    const int64_t offsets = m.record.gate | (m.record.up >= 0 ? m.record.up : 0);
     const int32_t form =
-        operand_dtype(m.dtype, from.records, m.record_bytes, offsets, m.d, m.n, false);
+        operand_dtype(m.record.dtype, from.records, m.record.bytes, offsets, m.d, m.n, false);
     // Made before the first addition to h: every piece multiplies this same x.
     const Operand x = operand(false, stream_of(layer, source), m.d, form, in.count);
     if (hc_ffn_operator(&m)->step == HC_OP_INPUT)
         add_attention(layer, in, true);
     const float *bias_D = from.ffn_bias_D; // goes with the layer's first neurons
     for (int64_t k = 0; k < resident; k += b.piece_rows, bias_D = nullptr)
-        neurons(from.records + k * m.record_bytes, std::min(b.piece_rows, resident - k),
+        neurons(from.records + k * m.record.bytes, std::min(b.piece_rows, resident - k),
                 from.ids_N + k, allowed, bias_D, x, in.count);
     // The layer's streamed pieces. The stream waits for the copy, not the host; when the piece has
     // been enqueued its slot is free behind it, and the host gathers the piece two slots further
