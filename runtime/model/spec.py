@@ -42,6 +42,10 @@ class ModelSpec:
         post_norm: each norm follows its block's residual addition instead of leading the block.
         final_norm: there is a norm before the head.
         embed_dim: width of embedding and head where they are projected to and from d_model.
+        attention_window: positions that a token attends to, the last ones, its own included; None:
+            all.
+        rotary_dim: elements of a head that turn, even; the others keep their values, see rotary.py;
+            None: all.
     """
 
     architecture: str
@@ -67,6 +71,8 @@ class ModelSpec:
     post_norm: bool = False
     final_norm: bool = True
     embed_dim: int | None = None
+    attention_window: int | None = None
+    rotary_dim: int | None = None
 
     @property
     def element_bytes(self) -> int:
