@@ -11,6 +11,8 @@
  */
 #ifndef HOTCOLD_H
 #define HOTCOLD_H
+#include "abi/activations.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -86,11 +88,12 @@ typedef struct {
 } hc_gemv_args;
 hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool);
 
-/* Sparse FFN over an ascending id list, gate first: y = sum_i relu(g_i.x) (u_i.x) d_i, or without
- * up rows (a plain ReLU layer: fc1 is the gate, fc2 the down matrix) y = sum_i relu(g_i.x + b_i) d_i.
+/* Sparse FFN over an ascending id list, gate first: y = sum_i act(g_i.x) (u_i.x) d_i, or without
+ * up rows (a plain layer: fc1 is the gate, fc2 the down matrix) y = sum_i act(g_i.x + b_i) d_i.
  * The gate row of every listed neuron is read (unless its pre-activation is given in gate_KB), its
- * up row and down column only where the gate fired. Neurons are added in the list's order: the result
- * depends neither on the thread count nor on the batch a token travels in. */
+ * up row only where the gate fired, its down column only where the product is not 0. Neurons are
+ * added in the list's order: the result depends neither on the thread count nor on the batch a token
+ * travels in. */
 typedef struct {
     const void *records; /* neuron-major records of one layer, record_bytes apart */
     int64_t record_bytes, gate_offset, up_offset, down_offset; /* bytes; up_offset -1: no up rows */
@@ -109,6 +112,8 @@ typedef struct {
     int64_t up_down_rows;    /* out: neurons times tokens whose gate fired */
     int64_t bytes;           /* out: weight bytes touched (a row counts once per batch) */
     int64_t bias_offset;     /* bytes to the gate's bias, one float; 0: none */
+    int32_t activation;      /* hc_activation */
+    float activation_threshold;
 } hc_ffn_args;
 int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch);
 hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool);
@@ -318,6 +323,8 @@ typedef struct {
     const float *final_norm_D;    /* NULL: no norm before the head */
     const float *cos_PE, *sin_PE; /* NULL: no rotary embedding */
     int32_t norm;                 /* hc_norm */
+    int32_t activation;           /* hc_activation */
+    float activation_threshold;
     int32_t post_norm;   /* norms follow the residual additions, instead of leading the blocks */
     int64_t bias_offset; /* of the gate's bias (fp32) in a record; 0: none */
     int64_t embed_dim;   /* width of embed and head; d unless projected */

@@ -5,8 +5,8 @@ plain ReLU layer a row of fc1, which decides whether it fires and is called gate
 column of fc2 and a bias. The bundle stores all parts side by side, so that whoever owns a neuron
 reads one stretch of memory:
 
-    reglu  | gate row, D elements | up row, D elements | down column, D elements | zeros up to 64 |
-    relu   | gate row, D elements | down column, D elements | bias, float32 | zeros up to 64 bytes |
+    gated  | gate row, D elements | up row, D elements | down column, D elements | zeros up to 64 |
+    plain  | gate row, D elements | down column, D elements | bias, float32 | zeros up to 64 bytes |
 
 Used by the bundle writer, the weight store and everything that passes records to the native
 kernels. Holds no weights.
@@ -47,7 +47,7 @@ class NeuronRecord:
     def for_spec(cls, spec: ModelSpec) -> "NeuronRecord":
         """The layout of this model's neurons."""
         row = spec.d_model * spec.element_bytes
-        if spec.ffn == "reglu":
+        if spec.gated:
             return cls(0, row, 2 * row, round_up(3 * row, RECORD_ALIGNMENT))
         end = 2 * row + (4 if spec.biases else 0)  # 2 * row is a multiple of 4: the bias is aligned
         return cls(0, ABSENT, row, round_up(end, RECORD_ALIGNMENT), 2 * row if spec.biases else 0)

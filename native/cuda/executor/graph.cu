@@ -174,7 +174,7 @@ void Executor::capture_input(int layer, int32_t bucket) {
     capture_split(layer, true);
 }
 
-// c = relu(gate) up, then partial sums of the chunks. n_ids: the table's rows, those read over the
+// c = act(gate) up, then partial sums of the chunks. n_ids: the table's rows, those read over the
 // bus too.
 void Executor::capture_hot(int layer, int32_t bucket) {
     const hc_model &m = *args_.model;
@@ -190,6 +190,7 @@ void Executor::capture_hot(int layer, int32_t bucket) {
     ffn.record_R = from.record_R, ffn.record_bytes = m.record_bytes;
     ffn.gate_offset = m.gate_offset, ffn.up_offset = m.up_offset;
     ffn.down_offset = m.down_offset, ffn.bias_offset = m.bias_offset;
+    ffn.activation = m.activation, ffn.activation_threshold = m.activation_threshold;
     ffn.d = static_cast<int32_t>(m.d), ffn.dtype = m.dtype;
     ffn.n_rows = static_cast<int32_t>(args_.owned_L[layer].n_ids);
     ffn.n_chunks = device_.n_chunks, ffn.x = ffn_input(), ffn.hot = hot;

@@ -152,6 +152,8 @@ struct Ffn {
     const PassState *pass;
     uint64_t *stamps;
     int64_t bias_offset; // of the gate's bias (fp32) in a record; 0: none
+    int32_t activation;  // hc_activation
+    float activation_threshold;
 };
 void gate_up(const Ffn &args, int bucket, const Launch &launch);
 void down(const Ffn &args, int bucket, const Launch &launch);

@@ -113,6 +113,7 @@ void operate_ffn(const hc_device_op &op) {
     const char **tables = scratch.given<const char *>(record_R.size(), record_R.data());
     f.record_bytes = a.record_bytes, f.gate_offset = a.gate_offset, f.up_offset = a.up_offset;
     f.bias_offset = a.bias_offset;
+    f.activation = a.activation, f.activation_threshold = a.activation_threshold;
     f.down_offset = a.down_offset, f.d = static_cast<int32_t>(a.d), f.dtype = a.dtype;
     f.n_rows = n_rows, f.n_chunks = S;
     // The residual stream starts at 0, so what merge() leaves is y.
