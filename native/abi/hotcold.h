@@ -280,7 +280,8 @@ typedef enum {
     HC_OP_HOT = 3,
     HC_OP_COLD = 4,
     HC_OP_MERGE = 5,
-    HC_OP_HEAD = 6
+    HC_OP_HEAD = 6,
+    HC_OP_INPUT = 7 /* of the feed-forward part, where attention reads as early */
 } hc_op;
 
 typedef struct {
@@ -295,8 +296,8 @@ typedef enum {
     HC_STEP_ALL = 2,  /* hot, cold: no active list; every owned neuron is proposed (gate-first) */
     HC_STEP_HOT = 4,  /* merge: this layer has hot neurons */
     HC_STEP_COLD = 8, /* merge: this layer has cold neurons; wait[1] is the flag of their sum */
-    HC_STEP_RESIDUAL = 16, /* attention: the residual stream follows x in its slot (predictors that
-                            * read it) */
+    HC_STEP_RESIDUAL = 16, /* who hands x over: the residual stream follows it in its slot
+                            * (predictors that read it) */
     HC_STEP_AHEAD = 32     /* cold: its list, wait[1], comes well before x, wait[0]; read ahead
                             * meanwhile */
 } hc_step_flag;
@@ -313,6 +314,20 @@ typedef struct {
 
 typedef enum { HC_NORM_RMS = 0, HC_NORM_LAYER = 1 } hc_norm;
 
+/* A block as data (runtime/model/block.py): operators in the order in which they take effect. */
+typedef enum { HC_OPERATOR_NORM = 0, HC_OPERATOR_ATTEND = 1, HC_OPERATOR_FFN = 2 } hc_operator_kind;
+typedef enum {
+    HC_STREAM_H = 0, /* the residual stream */
+    HC_STREAM_A = 1, /* the input of attention */
+    HC_STREAM_X = 2  /* the input of the feed-forward part, in the segment */
+} hc_stream;
+typedef struct {
+    int32_t kind;           /* hc_operator_kind */
+    int32_t source, target; /* hc_stream; a norm writes its target, the others add to it */
+    int32_t of_ffn;         /* norm: not 0: with the layer's ffn_norm, else its attention_norm */
+    int32_t step;           /* hc_op of the step that computes it; ffn: that hands its input over */
+} hc_operator;
+
 typedef struct {
     int32_t n_layers, heads, kv_heads, head_dim, dtype;
     int64_t d, n, vocab, context;
@@ -325,9 +340,10 @@ typedef struct {
     int32_t norm;                 /* hc_norm */
     int32_t activation;           /* hc_activation */
     float activation_threshold;
-    int32_t post_norm;   /* norms follow the residual additions, instead of leading the blocks */
-    int64_t bias_offset; /* of the gate's bias (fp32) in a record; 0: none */
-    int64_t embed_dim;   /* width of embed and head; d unless projected */
+    int32_t n_block;
+    const hc_operator *block; /* the same in every layer */
+    int64_t bias_offset;      /* of the gate's bias (fp32) in a record; 0: none */
+    int64_t embed_dim;        /* width of embed and head; d unless projected */
     const float *final_norm_bias_D;
     const void *positions; /* [context at least][D], added to embeddings; NULL: none */
     const void *project_in, *project_out; /* [D][embed_dim], [embed_dim][D]; NULL: none */

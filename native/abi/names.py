@@ -15,9 +15,11 @@ from hotcold.native.abi.generated import (
     Epilogue,
     Norm,
     Op,
+    OperatorKind,
     Part,
     Phase,
     PredictorForm,
+    Stream,
     When,
 )
 
@@ -48,3 +50,5 @@ FORMS = words(PredictorForm)
 PARTS = words(Part)
 WHEN = words(When)
 EPILOGUES = words(Epilogue)
+OPERATORS = words(OperatorKind)
+STREAMS = words(Stream)

@@ -18,7 +18,6 @@ typedef struct {
     int32_t x_flag, active_flag, y_flag;
     int32_t has_hot, has_cold, selective;
     int32_t predicted_at; /* layer whose input the prediction of this layer reads; -1: none */
-    int32_t with_residual;
     int64_t x, cold_list, y;
 } hc_device_layer;
 

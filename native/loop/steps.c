@@ -158,10 +158,7 @@ static hc_status merge(hc_executor *e, const hc_step *step) {
             e->residual_BD[i] += layer->ffn_bias_D[i % m->d];
     if (predicted && e->mask_LN)
         record_masks(e, step);
-    if (!m->post_norm)
-        return HC_OK;
-    return hc_model_norm(m, e->residual_BD, layer->ffn_norm_D, layer->ffn_norm_bias_D,
-                         e->residual_BD, e->batch);
+    return hc_compute_block(e, step);
 }
 
 /* What a step does once its result is out: a peer that waits for a sum does not wait for the audit. */
@@ -177,8 +174,9 @@ hc_status hc_compute_step(hc_executor *e, const hc_step *step, uint32_t seq) {
     switch (step->op) {
     case HC_OP_EMBED:
         return hc_embed(e);
+    case HC_OP_INPUT:
     case HC_OP_ATTENTION:
-        return hc_attend(e, step);
+        return hc_compute_block(e, step);
     case HC_OP_PREDICT:
         return predict(e, step, seq);
     case HC_OP_HOT:

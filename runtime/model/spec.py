@@ -10,6 +10,7 @@ import numpy as np
 
 from hotcold.native.abi import names as abi
 from hotcold.native.abi.generated import ACTIVATION_ROWS, ActivationRow
+from hotcold.runtime.model.block import PRE_NORM, Block, Operator
 
 DType = Literal["float32", "float16", "bfloat16"]
 DTYPE_BYTES: dict[str, int] = {name: abi.DTYPE_BYTES[name] for name in abi.WEIGHT_DTYPES}
@@ -44,7 +45,7 @@ class ModelSpec:
         activation_threshold: of its pre-activations; above 0 for "fatrelu", 0 for others.
         positions: "rotary", or "learned": a row a position, added to the embedding.
         biases: q, k, v, o, fc1 and fc2 have biases (not gated only).
-        post_norm: each norm follows its block's residual addition instead of leading the block.
+        block: the operators of a layer (block.py).
         final_norm: there is a norm before the head.
         embed_dim: width of embedding and head where they are projected to and from d_model.
         attention_window: positions that a token attends to, the last ones, its own included; None:
@@ -75,7 +76,7 @@ class ModelSpec:
     activation_threshold: float = 0.0
     positions: Positions = "rotary"
     biases: bool = False
-    post_norm: bool = False
+    block: Block = PRE_NORM
     final_norm: bool = True
     embed_dim: int | None = None
     attention_window: int | None = None
@@ -138,7 +139,7 @@ class ModelSpec:
         data, late = asdict(self), False
         for field in fields(self):
             late = late or field.name == "norm"
-            if late and data[field.name] == field.default:
+            if late and getattr(self, field.name) == field.default:
                 del data[field.name]
         return data
 
@@ -148,4 +149,6 @@ class ModelSpec:
         if unknown := sorted({*data} - {field.name for field in fields(cls)}):
             raise ValueError(f"this version knows no {', '.join(unknown)} of a model")
         tuples = {name: tuple(data[name]) for name in ("bos_ids", "eos_ids")}
+        if "block" in data:
+            tuples["block"] = tuple(Operator(**one) for one in data["block"])
         return cls(**{**data, **tuples})

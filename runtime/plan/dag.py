@@ -1,19 +1,21 @@
-"""The operator graph of one token: attention, predict, hot, cold, merge of every layer.
+"""The operator graph of one token: input, attention, predict, hot, cold, merge of every layer.
 
 Built from a plan, read by schedule policies and by the compiler of programs. A node says where it
 may run; the order is the schedule's business, what a node costs the cost model's (cost.py). hot(l)
 and cold(l) exist only where that device owns neurons of layer l, and fetch(l) where cold(l) does; a
-schedule need not use it.
+schedule need not use it. input(l) exists where attention and feed-forward part stand side by side
+in a block (runtime/model/block.py): it hands x over before attention(l) starts.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from hotcold.runtime.model.block import parallel
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.plan.plan import Plan
 
-Kind = Literal["attention", "predict", "hot", "cold", "fetch", "merge"]
+Kind = Literal["input", "attention", "predict", "hot", "cold", "fetch", "merge"]
 PREDICTOR = "predictor"  # the lane of the predictor actor, beside the plan's devices
 
 
@@ -23,10 +25,11 @@ class Node:
 
     Args:
         id: kind and layer, such as "attention.3".
-        kind: attention (norm, projections, residual), predict (the active set), hot and cold
-            (neurons of the GPU and of the CPU executor, each computed whole by its owner), fetch
-            (the share of the cold ones, set by the schedule, that the GPU executor reads over the
-            bus and computes instead), merge (the sum of all).
+        kind: input (the feed-forward part's, by its norm, in parallel blocks), attention (its norm,
+            projections, residual; in other blocks x as well), predict (the active set), hot and
+            cold (neurons of the GPU and of the CPU executor, each computed whole by its owner),
+            fetch (the share of the cold ones, set by the schedule, that the GPU executor reads over
+            the bus and computes instead), merge (the sum of all).
         device_choices: lanes it may be put on, the usual one first.
     """
 
@@ -43,6 +46,7 @@ class Dag:
     nodes: tuple[Node, ...]
     edges: tuple[tuple[str, str], ...]
     n_layers: int
+    x_from: Kind = "attention"  # the node of a layer that hands x over
 
     @cached_property
     def node(self) -> dict[str, Node]:
@@ -70,12 +74,16 @@ def build_dag(spec: ModelSpec, plan: Plan, predicts: bool) -> Dag:
         edges.extend((f"{source}.{layer}", f"{kind}.{layer}") for source in inputs)
         return kind
 
+    x_from: Kind = "input" if parallel(spec.block) else "attention"
     for layer in range(spec.n_layers):
         if layer:
-            edges.append((f"merge.{layer - 1}", f"attention.{layer}"))
-        inputs = [add("attention", layer, gpu)]
+            edges.append((f"merge.{layer - 1}", f"{x_from}.{layer}"))
+        if x_from == "input":
+            add("input", layer, gpu)
+        add("attention", layer, gpu, *(["input"] if x_from == "input" else []))
+        inputs = [x_from]
         if predicts:
-            inputs.append(add("predict", layer, PREDICTOR, "attention"))
+            inputs.append(add("predict", layer, PREDICTOR, x_from))
         summed: list[Kind] = ["attention"]  # the residual stream
         if len(plan.ids(layer, 0)):
             summed.append(add("hot", layer, gpu, *inputs))
@@ -83,4 +91,4 @@ def build_dag(spec: ModelSpec, plan: Plan, predicts: bool) -> Dag:
             summed.append(add("cold", layer, cpu, *inputs))
             summed.append(add("fetch", layer, gpu, *inputs))
         add("merge", layer, gpu, *summed)
-    return Dag(tuple(nodes), tuple(edges), spec.n_layers)
+    return Dag(tuple(nodes), tuple(edges), spec.n_layers, x_from)

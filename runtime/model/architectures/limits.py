@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from hotcold.native.abi.names import ACTIVATIONS
+from hotcold.runtime.model.block import check_block
 from hotcold.runtime.model.spec import DTYPE_BYTES, ModelSpec
 
 LIMITS: dict[str, tuple[int, int]] = {  # inclusive
@@ -26,7 +27,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "activation": tuple(ACTIVATIONS),
     "positions": ("rotary", "learned"),
 }
-FLAGS = ("tied", "gated", "biases", "post_norm", "final_norm")
+FLAGS = ("tied", "gated", "biases", "final_norm")
 ROPE_NUMBERS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": (
@@ -114,6 +115,7 @@ def _check_kinds(spec: ModelSpec) -> None:
     for name in FLAGS:
         if not isinstance(getattr(spec, name), bool):
             raise ValueError(f"{name} is {getattr(spec, name)!r:.80}, it must be true or false")
+    check_block(spec.block)
     low, high = LIMITS["d_model"]
     if spec.embed_dim is not None and not (
         is_int(spec.embed_dim) and low <= spec.embed_dim <= high

@@ -92,8 +92,7 @@ def count_unit(
 def _layer(model: DenseModel, batch: _Batch, layer: int, bits_TLS: Bits | None) -> Counted:
     """One layer over one batch, whose residual stream moves on."""
     with torch.inference_mode():
-        h_RD = model.attend(layer, batch.h_RD, *batch.ids_BT.shape)
-        x_RD = model.ffn_input(layer, h_RD)
+        h_RD, x_RD, _ = model.enter(layer, batch.h_RD, *batch.ids_BT.shape)
         gate_RN = model.gates(layer, x_RD)
         value_RN, fired_RN = model.spec.gate_values(gate_RN), model.spec.fires(gate_RN)
         batch.h_RD = model.after_ffn(layer, h_RD, model.combine(layer, x_RD, value_RN))

@@ -98,10 +98,9 @@ def calibrate(
         states = list(pool.map(model.embedded, batches))
         inputs: list[list[Tensor]] = []
         for index, fitted in enumerate(layers):
-            states = list(
-                pool.map(lambda s, b, i=index: model.attend(i, s, *b.shape), states, batches)
-            )
-            inputs.append(list(pool.map(lambda s, i=index: model.ffn_input(i, s), states)))
+            entered = pool.map(lambda s, b, i=index: model.enter(i, s, *b.shape), states, batches)
+            states, x, _ = map(list, zip(*entered, strict=True))
+            inputs.append(x)
             seen = inputs[max(0, index - lookahead)]
             histogram = _Histogram()
             for block, x_RD, source_RD in zip(blocks, inputs[index], seen, strict=True):

@@ -237,7 +237,7 @@ def test_inspect_shows_an_opt(written: dict[str, Path]) -> None:
     assert result.exit_code == 0, result.output
     for words in ("45 neurons (ReLU with bias), width 40", "64 learned positions", "of width 24"):
         assert words in result.output
-    assert "layer norms after each block" in result.output
+    assert "attend h | norm h -> h | ffn h | norm h -> h" in result.output
     parameters = describe(resolve_model(written["350m"]))["parameters"]
     tensors = random_opt_tensors(POST)
     # two rows of the positions' table belong to no position
@@ -296,7 +296,7 @@ def test_damaged_kinds_in_a_bundle_are_refused(tmp_path: Path) -> None:
         {"embed_dim": 0},
         {"embed_dim": True},
         {"rope_theta": 1e4},
-        {"post_norm": None},
+        {"block": None},
     ):
         with pytest.raises(ValueError):
             check_spec(replace(spec, **changes))  # type: ignore[arg-type]
