@@ -171,6 +171,7 @@ typedef struct {
     const int32_t *position_B; /* row b attends to positions 0..position_B[b] */
     float *scores;             /* scratch, threads * context floats */
     float *out;                /* [B][heads * head_dim] written, contiguous */
+    int64_t window;            /* of those, to the last so many; 0: to all */
 } hc_attention_args;
 hc_status hc_attention(const hc_attention_args *args, hc_pool *pool);
 
@@ -352,6 +353,7 @@ typedef struct {
     const float *final_norm_bias_D;
     const void *positions; /* [context at least][D], added to embeddings; NULL: none */
     const void *project_in, *project_out; /* [D][embed_dim], [embed_dim][D]; NULL: none */
+    int64_t window; /* positions that attention looks back on, its own included; 0: all */
 } hc_model;
 
 typedef struct {        /* what one device owns in one layer */
@@ -428,6 +430,11 @@ typedef struct {
 void hc_executor_request_state(const hc_executor *executor, hc_request_state *out);
 
 /* cffi: end */
+
+/* Positions that a token at `position` attends to. */
+static inline int64_t hc_attended(int64_t window, int64_t position) {
+    return window > 0 && window <= position ? window : position + 1;
+}
 
 /* Where the parts of an active list lie: |hc_active|ids int32|members uint32|gate float|, each on a
  * cache line of its own. Python gets these as functions too: names, whole numbers and + - * / alone. */

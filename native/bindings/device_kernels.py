@@ -184,16 +184,17 @@ def attention(
     sin_PE: F32 | None,
     repeat: int = 0,
     copies: int = 1,
+    window: int = 0,
 ) -> tuple[F32, float]:
     """Rotate (with tables), append to the caches [kv_heads, context, head_dim] in place, attend.
 
-    Caches are float32 or float16.
+    Caches are float32 or float16; window: positions looked back on, 0: all.
 
     Returns:
         out [B, H * E], and seconds a launch.
     """
     out = np.full((len(qkv_BQ), heads * k_cache.shape[2]), np.nan, np.float32)
-    a = attention_args(qkv_BQ, k_cache, v_cache, heads, position_B, out)
+    a = attention_args(qkv_BQ, k_cache, v_cache, heads, position_B, out, window=window)
     more = {"cos_PE": cos_PE, "sin_PE": sin_PE, "kv_f16": k_cache.dtype == np.float16}
     return out, _operate(plugin, "attention", a, repeat, copies=copies, **more)
 

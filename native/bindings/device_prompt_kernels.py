@@ -113,14 +113,15 @@ def attention(
     position: int,
     cos_PE: F32,
     sin_PE: F32,
+    window: int = 0,
 ) -> F32:
     """Rotate, append to the caches [kv_heads, context, head_dim] from `position` on, attend.
 
-    Caches are float32 or float16 and changed in place. out [T, H * E].
+    Caches are float32 or float16 and changed in place; window as in device_kernels. out [T, H * E].
     """
     out = np.full((len(qkv_TQ), heads * k_cache.shape[2]), np.nan, np.float32)
     first = np.array([position], np.int32)
-    a = attention_args(qkv_TQ, k_cache, v_cache, heads, first, out)
+    a = attention_args(qkv_TQ, k_cache, v_cache, heads, first, out, window=window)
     more = {"cos_PE": cos_PE, "sin_PE": sin_PE, "kv_f16": k_cache.dtype == np.float16}
     _operate(plugin, "prompt_attention", a, 0, **more)
     return out

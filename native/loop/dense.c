@@ -123,10 +123,12 @@ static hc_status attend(hc_executor *e, const hc_step *step, const float *x) {
                            .slot_B = NULL,
                            .position_B = e->position_B,
                            .scores = e->attention_scores,
-                           .out = e->attended_BQ};
+                           .out = e->attended_BQ,
+                           .window = m->window};
     s = hc_attention(&a, e->args.pool);
     /* Keys and values, 4 bytes each, of the longest row. */
-    hc_count(&hc_state_of(e)->bytes, (e->position_B[e->batch - 1] + 1) * kv_dim * 8);
+    hc_count(&hc_state_of(e)->bytes,
+             hc_attended(m->window, e->position_B[e->batch - 1]) * kv_dim * 8);
     /* accumulate = 1: the output projection is added to the residual stream in place. */
     if (!s)
         s = multiply(e, layer->o, layer->o_bias_D, m->d, q_dim, e->attended_BQ, e->residual_BD, 1,

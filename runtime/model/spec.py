@@ -48,6 +48,10 @@ class ModelSpec:
         block: the operators of a layer (block.py).
         final_norm: there is a norm before the head.
         embed_dim: width of embedding and head where they are projected to and from d_model.
+        attention_window: positions that a token attends to, the last ones, its own included; None:
+            all.
+        rotary_dim: elements of a head that turn, even; the others keep their values, see rotary.py;
+            None: all.
     """
 
     architecture: str
@@ -75,6 +79,8 @@ class ModelSpec:
     block: Block = PRE_NORM
     final_norm: bool = True
     embed_dim: int | None = None
+    attention_window: int | None = None
+    rotary_dim: int | None = None
 
     @property
     def element_bytes(self) -> int:

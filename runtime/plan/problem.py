@@ -276,6 +276,8 @@ def _modules(
         head += spec.max_context * d
     head += 2 * d * spec.embed_width if spec.embed_dim is not None else 0
     layers = range(spec.n_layers)
+    window = min(1.0, (spec.attention_window or kv_positions) / max(1, kv_positions))
+    seen = window - window**2 / 2  # of the cache, on the average of all its positions
     return (
         Module("norms", None, norms * d * 4 * (2 if spec.norm == "layer" else 1)),
         *(Module(f"attention.{i}", i, attention) for i in layers),
@@ -286,7 +288,7 @@ def _modules(
             if predictor_bytes_L[i]
         ),
         *(
-            Module(f"kv.{i}", i, 2 * kv_positions * spec.kv_dim * kv_bytes, read_share=0.5)
+            Module(f"kv.{i}", i, 2 * kv_positions * spec.kv_dim * kv_bytes, read_share=seen)
             for i in layers
         ),
     )

@@ -89,7 +89,8 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     report.bytes = m.n_layers * (2 * q_dim + 2 * kv_dim) * row;
     report.bytes +=
         // Keys and values of the longest row, once for the batch.
-        (in.position_B[in.batch - 1] + 1) * kv_dim * m.n_layers * (device_.kv_f16 ? 4 : 8);
+        hc_attended(m.window, in.position_B[in.batch - 1]) * kv_dim * m.n_layers *
+        (device_.kv_f16 ? 4 : 8);
     report.bytes += in.head_rows ? m.vocab * m.embed_dim * e : 0;
     for (int l = 0; l < m.n_layers; l++)
         if (plan_[l].predicted_at >= 0 && !device_.remote_predictor)

@@ -117,7 +117,8 @@ void Executor::capture_attention(int layer, int32_t source, const hc_operator *l
     attention(Attention{b.qkv, from.k_cache, from.v_cache, b.cos_PE, b.sin_PE, b.attended, m.heads,
                         m.kv_heads, m.head_dim, static_cast<int32_t>(m.context), device_.kv_f16,
                         b.pass, hc_attention_pieces(m.context), b.partial,
-                        reinterpret_cast<float2 *>(b.stats), b.arrived},
+                        reinterpret_cast<float2 *>(b.stats), b.arrived,
+                        static_cast<int32_t>(m.window)},
               bucket, launch_);
     Gemv o = model_.dense(from.o, m.d, q_dim, b.attended, b.h);
     o.bias_R = from.o_bias_D;

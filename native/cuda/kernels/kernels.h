@@ -88,7 +88,8 @@ struct Sign { // the predictor that reads one bit a weight; see native/ops/sign.
 void sign(const Sign &args, int bucket, const Launch &launch);
 
 // One layer's attention of a pass. Each token appends its k and v at its position and attends to
-// positions 0 to its own; a pass's positions ascend with the token.
+// positions 0 to its own, of which a window leaves the last so many; a pass's positions ascend with
+// the token.
 struct Attention {
     const float *qkv;             // [B][(heads + 2 kv_heads) * head_dim], not yet rotated
     void *k_cache, *v_cache;      // one layer: [kv_heads][context][head_dim]
@@ -100,6 +101,7 @@ struct Attention {
     float *partial;    // [B * heads][pieces][head_dim]; NULL for one piece
     float2 *stats;     // [B * heads][pieces]: highest score and sum of weights; NULL likewise
     uint32_t *arrived; // [B * heads] zeros, and zeros again after every launch
+    int32_t window;    // 0: none
 };
 void attention(const Attention &args, int bucket, const Launch &launch);
 

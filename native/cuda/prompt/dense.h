@@ -88,13 +88,15 @@ struct PromptSign { // the proposals of Sign (kernels.h), for many tokens
 void prompt_sign(const PromptSign &args, const Launch &launch);
 
 // A block of `tokens` tokens at positions position, position + 1, ... of one sequence; each attends
-// to all positions up to its own, which the caches hold or this call appends.
+// to all positions up to its own, which the caches hold or this call appends; with a window, to the
+// last so many of them.
 struct PromptAttention {
     float *qkv; // [T][q | k | v]; q is rotated in place
     void *k_cache, *v_cache;
     const float *cos_PE, *sin_PE; // NULL: no rotary embedding
     float *out;                   // [T][heads * head_dim]
     int32_t heads, kv_heads, head_dim, context, kv_f16, position, tokens;
+    int32_t window; // 0: none
 };
 void prompt_attention(const PromptAttention &args, const Launch &launch);
 

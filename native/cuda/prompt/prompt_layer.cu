@@ -122,7 +122,7 @@ void Prompt::attend(int layer, int32_t source, const hc_device_prompt &in) {
     prompt_attention(PromptAttention{b.wide, from.k_cache, from.v_cache, model_.buffers.cos_PE,
                                      model_.buffers.sin_PE, b.attended, m.heads, m.kv_heads,
                                      m.head_dim, static_cast<int32_t>(m.context), device_.kv_f16,
-                                     in.position, in.count},
+                                     in.position, in.count, static_cast<int32_t>(m.window)},
                      launch_);
 }
 

@@ -42,6 +42,7 @@ def model_addresses(bundle: Bundle, store: WeightStore, context: int) -> dict[st
         "dtype": spec.dtype,
         "n_layers": spec.n_layers,
         "layers": [at(LAYER, f"layers.{layer}.") for layer in range(spec.n_layers)],
+        "window": spec.attention_window or 0,
         "cos_PE": cos_PE,
         "sin_PE": sin_PE,
         **ends,

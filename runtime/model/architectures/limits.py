@@ -121,13 +121,24 @@ def _check_kinds(spec: ModelSpec) -> None:
         is_int(spec.embed_dim) and low <= spec.embed_dim <= high
     ):
         raise ValueError(f"embed_dim is {spec.embed_dim!r:.80}, it must be from {low} to {high}")
+    window, limit = spec.attention_window, LIMITS["max_context"][1]
+    if window is not None and not (is_int(window) and 1 <= window <= limit):
+        raise ValueError(f"attention_window is {window!r:.80}, it must be from 1 to {limit}")
     _check_activation(spec)
     if spec.positions == "learned":
-        if spec.rope_theta != 0 or spec.rope_scaling is not None:
+        if spec.rope_theta != 0 or spec.rope_scaling is not None or spec.rotary_dim is not None:
             raise ValueError("a model with learned positions has no rotary parameters")
         return
     if spec.head_dim % 2:
         raise ValueError(f"head_dim {spec.head_dim} is odd; rotary embedding turns pairs")
+    turned = spec.rotary_dim
+    if turned is not None and not (
+        is_int(turned) and 2 <= turned < spec.head_dim and turned % 2 == 0
+    ):
+        raise ValueError(
+            f"rotary_dim is {turned!r:.80}, it must be even, from 2 to below head_dim "
+            f"{spec.head_dim}"
+        )
     if not positive(spec.rope_theta, 1e12):
         raise ValueError(f"rope theta is {spec.rope_theta!r:.80}, it must be above 0, at most 1e12")
     check_rope_scaling(spec.rope_scaling)

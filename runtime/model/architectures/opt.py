@@ -62,7 +62,7 @@ def sources(spec: ModelSpec, config: Config) -> Sources:
     positions = Source(
         f"{decoder}.embed_positions.weight",
         (spec.max_context + POSITION_OFFSET, d),
-        skip=POSITION_OFFSET,
+        (range(POSITION_OFFSET, spec.max_context + POSITION_OFFSET),),
     )
     parts: Sources = {
         "embed": (Source(f"{decoder}.embed_tokens.weight", (spec.vocab_size, width)),),

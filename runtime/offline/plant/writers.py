@@ -182,8 +182,10 @@ class HuggingFaceSink(Sink):
 
 def _split(whole: torch.Tensor, group: tuple[Source, ...]) -> list[torch.Tensor]:
     """A bundle tensor as the checkpoint tensors it is stacked of; rows it leaves out are zeros."""
-    parts = whole.split([source.shape[0] - source.skip for source in group])
-    return [
-        torch.cat([part.new_zeros(source.skip, *source.shape[1:]), part]) if source.skip else part
-        for source, part in zip(group, parts, strict=True)
-    ]
+    at = [[row for run in source.runs for row in run] for source in group]
+    parts, found = whole.split([len(rows) for rows in at]), []
+    for source, rows, part in zip(group, at, parts, strict=True):
+        if source.rows is not None:
+            part = part.new_zeros(source.shape).index_copy_(0, torch.tensor(rows, device=part.device), part)
+        found.append(part - source.plus if source.plus else part)
+    return found

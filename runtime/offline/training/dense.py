@@ -200,7 +200,13 @@ class DenseModel:
         groups = spec.n_heads // spec.n_kv_heads
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        window = spec.attention_window or length
+        if window < length:
+            seen_TT = torch.ones(length, length, dtype=torch.bool, device=q.device)
+            seen_TT = seen_TT.tril().triu(1 - window)
+            out = F.scaled_dot_product_attention(q, k, v, seen_TT)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         out_RE = out.transpose(1, 2).reshape(batch * length, -1)
         return _plus(out_RE @ layer["o"].T, layer.get("o_bias"))
 
