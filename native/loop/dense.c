@@ -25,13 +25,12 @@ static float to_float(const void *row, int32_t dtype, int64_t i) {
     return value;
 }
 
-/* y = W x (+ bias) for all rows of the pass, counting the weight bytes. */
+/* y = W x (+ bias) for all rows of the pass. */
 static hc_status multiply(hc_executor *e, const void *w, const float *bias_R, int64_t rows,
                           int64_t d, const float *x, float *y, int32_t accumulate, int32_t batch) {
     hc_gemv_args a = hc_product(w, e->args.model->dtype, rows, d, x, y, batch);
     a.bias_R = bias_R;
     a.accumulate = accumulate;
-    hc_count(&hc_state_of(e)->bytes, rows * (a.stride_bytes + (bias_R ? 4 : 0)));
     return hc_gemv(&a, e->args.pool);
 }
 
@@ -148,8 +147,6 @@ hc_status hc_attend(hc_executor *e, const hc_step *step) {
                            .scores = e->attention_scores,
                            .out = e->attended_BQ};
     s = hc_attention(&a, e->args.pool);
-    /* Keys and values, 4 bytes each, of the longest row. */
-    hc_count(&hc_state_of(e)->bytes, (e->position_B[e->batch - 1] + 1) * kv_dim * 8);
     /* accumulate = 1: the output projection is added to the residual stream in place. */
     if (!s)
         s = multiply(e, layer->o, layer->o_bias_D, m->d, q_dim, e->attended_BQ, e->residual_BD, 1,
