@@ -11,11 +11,13 @@
  */
 #ifndef HOTCOLD_H
 #define HOTCOLD_H
+#include "abi/activations.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
 /* cffi: begin */
-#define HC_ABI_VERSION 4
+#define HC_ABI_VERSION 5
 #define HC_MAX_BATCH   32
 #define HC_MAX_DEVICES 2
 #define HC_ACTORS      3
@@ -86,16 +88,25 @@ typedef struct {
 } hc_gemv_args;
 hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool);
 
-/* Sparse FFN over an ascending id list, gate first: y = sum_i relu(g_i.x) (u_i.x) d_i, or without
- * up rows (a plain ReLU layer: fc1 is the gate, fc2 the down matrix) y = sum_i relu(g_i.x + b_i) d_i.
+typedef struct {                  /* where the parts of a neuron lie in its record */
+    int64_t bytes;                /* from one record to the next */
+    int64_t gate, up, down, bias; /* bytes to each part; up -1: none; bias, one float: 0: none */
+    int64_t scales; /* HC_I8: bytes from a part's first weight to its first scale; 0: no scales */
+    int32_t dtype;  /* of gate, up and down */
+    int32_t group;  /* weights that share a scale; 0 */
+} hc_record;
+
+/* Sparse FFN over an ascending id list, gate first: y = sum_i act(g_i.x) (u_i.x) d_i, or without
+ * up rows (a plain layer: fc1 is the gate, fc2 the down matrix) y = sum_i act(g_i.x + b_i) d_i.
  * The gate row of every listed neuron is read (unless its pre-activation is given in gate_KB), its
- * up row and down column only where the gate fired. Neurons are added in the list's order: the result
- * depends neither on the thread count nor on the batch a token travels in. */
+ * up row only where the gate fired, its down column only where the product is not 0. Neurons are
+ * added in the list's order: the result depends neither on the thread count nor on the batch a token
+ * travels in. */
 typedef struct {
-    const void *records; /* neuron-major records of one layer, record_bytes apart */
-    int64_t record_bytes, gate_offset, up_offset, down_offset; /* bytes; up_offset -1: no up rows */
+    const void *records; /* neuron-major records of one layer */
+    hc_record record;
     int64_t d;
-    int32_t dtype, batch;
+    int32_t batch;
     const int32_t *ids;
     int64_t n_ids;
     const uint32_t *members; /* members[k] bit b: token b asks for neuron ids[k]; NULL: all do */
@@ -108,7 +119,8 @@ typedef struct {
     int64_t gate_rows;       /* out: gate rows times tokens evaluated here */
     int64_t up_down_rows;    /* out: neurons times tokens whose gate fired */
     int64_t bytes;           /* out: weight bytes touched (a row counts once per batch) */
-    int64_t bias_offset;     /* bytes to the gate's bias, one float; 0: none */
+    int32_t activation;      /* hc_activation */
+    float activation_threshold;
 } hc_ffn_args;
 int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch);
 hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool);
@@ -159,6 +171,7 @@ typedef struct {
     const int32_t *position_B; /* row b attends to positions 0..position_B[b] */
     float *scores;             /* scratch, threads * context floats */
     float *out;                /* [B][heads * head_dim] written, contiguous */
+    int64_t window;            /* of those, to the last so many; 0: to all */
 } hc_attention_args;
 hc_status hc_attention(const hc_attention_args *args, hc_pool *pool);
 
@@ -274,7 +287,8 @@ typedef enum {
     HC_OP_HOT = 3,
     HC_OP_COLD = 4,
     HC_OP_MERGE = 5,
-    HC_OP_HEAD = 6
+    HC_OP_HEAD = 6,
+    HC_OP_INPUT = 7 /* of the feed-forward part, where attention reads as early */
 } hc_op;
 
 typedef enum { /* what the bytes and operations of a step grow with (runtime/plan/work.py) */
@@ -298,8 +312,8 @@ typedef enum {
     HC_STEP_ALL = 2,  /* hot, cold: no active list; every owned neuron is proposed (gate-first) */
     HC_STEP_HOT = 4,  /* merge: this layer has hot neurons */
     HC_STEP_COLD = 8, /* merge: this layer has cold neurons; wait[1] is the flag of their sum */
-    HC_STEP_RESIDUAL = 16, /* attention: the residual stream follows x in its slot (predictors that
-                            * read it) */
+    HC_STEP_RESIDUAL = 16, /* who hands x over: the residual stream follows it in its slot
+                            * (predictors that read it) */
     HC_STEP_AHEAD = 32     /* cold: its list, wait[1], comes well before x, wait[0]; read ahead
                             * meanwhile */
 } hc_step_flag;
@@ -316,22 +330,39 @@ typedef struct {
 
 typedef enum { HC_NORM_RMS = 0, HC_NORM_LAYER = 1 } hc_norm;
 
+/* A block as data (runtime/model/block.py): operators in the order in which they take effect. */
+typedef enum { HC_OPERATOR_NORM = 0, HC_OPERATOR_ATTEND = 1, HC_OPERATOR_FFN = 2 } hc_operator_kind;
+typedef enum {
+    HC_STREAM_H = 0, /* the residual stream */
+    HC_STREAM_A = 1, /* the input of attention */
+    HC_STREAM_X = 2  /* the input of the feed-forward part, in the segment */
+} hc_stream;
+typedef struct {
+    int32_t kind;           /* hc_operator_kind */
+    int32_t source, target; /* hc_stream; a norm writes its target, the others add to it */
+    int32_t of_ffn;         /* norm: not 0: with the layer's ffn_norm, else its attention_norm */
+    int32_t step;           /* hc_op of the step that computes it; ffn: that hands its input over */
+} hc_operator;
+
 typedef struct {
     int32_t n_layers, heads, kv_heads, head_dim, dtype;
     int64_t d, n, vocab, context;
     float norm_eps;
-    int64_t record_bytes, gate_offset, up_offset, down_offset; /* up_offset -1: no up rows */
+    hc_record record; /* of every layer's neurons */
     const hc_layer *layers;
     const void *embed, *head;     /* [V][embed_dim] */
     const float *final_norm_D;    /* NULL: no norm before the head */
     const float *cos_PE, *sin_PE; /* NULL: no rotary embedding */
     int32_t norm;                 /* hc_norm */
-    int32_t post_norm;   /* norms follow the residual additions, instead of leading the blocks */
-    int64_t bias_offset; /* of the gate's bias (fp32) in a record; 0: none */
-    int64_t embed_dim;   /* width of embed and head; d unless projected */
+    int32_t activation;           /* hc_activation */
+    float activation_threshold;
+    int32_t n_block;
+    const hc_operator *block; /* the same in every layer */
+    int64_t embed_dim;        /* width of embed and head; d unless projected */
     const float *final_norm_bias_D;
     const void *positions; /* [context at least][D], added to embeddings; NULL: none */
     const void *project_in, *project_out; /* [D][embed_dim], [embed_dim][D]; NULL: none */
+    int64_t window; /* positions that attention looks back on, its own included; 0: all */
 } hc_model;
 
 typedef struct {        /* what one device owns in one layer */
@@ -409,6 +440,11 @@ void hc_executor_request_state(const hc_executor *executor, hc_request_state *ou
 
 /* cffi: end */
 
+/* Positions that a token at `position` attends to. */
+static inline int64_t hc_attended(int64_t window, int64_t position) {
+    return window > 0 && window <= position ? window : position + 1;
+}
+
 /* Where the parts of an active list lie: |hc_active|ids int32|members uint32|gate float|, each on a
  * cache line of its own. Python gets these as functions too: names, whole numbers and + - * / alone. */
 #define HC_LINES(bytes)             (((bytes) + HC_CACHE_LINE - 1) / HC_CACHE_LINE * HC_CACHE_LINE)
@@ -417,6 +453,29 @@ void hc_executor_request_state(const hc_executor *executor, hc_request_state *ou
 #define HC_ACTIVE_GATE(capacity)    (HC_ACTIVE_MEMBERS(capacity) + HC_LINES((capacity) * 4))
 #define HC_ACTIVE_BYTES(capacity, gate_floats)                                                     \
     (HC_ACTIVE_GATE(capacity) + HC_LINES((capacity) * (gate_floats) * 4))
+
+/* The block's feed-forward operator. */
+static inline const hc_operator *hc_ffn_operator(const hc_model *model) {
+    const hc_operator *op = model->block;
+    while (op->kind != HC_OPERATOR_FFN)
+        op++;
+    return op;
+}
+/* The norm that its input comes out of; NULL: none. */
+static inline const hc_operator *hc_input_norm(const hc_model *model) {
+    const hc_operator *ffn = hc_ffn_operator(model), *op = ffn;
+    while (op > model->block)
+        if ((--op)->kind == HC_OPERATOR_NORM && op->target == ffn->source)
+            return op;
+    return NULL;
+}
+/* Whether attention has an input of its own while the feed-forward part's is alive. */
+static inline int32_t hc_keeps_both(const hc_model *model) {
+    for (int32_t i = 0; i < model->n_block; i++)
+        if (model->block[i].target == HC_STREAM_A)
+            return hc_ffn_operator(model)->step == HC_OP_INPUT;
+    return 0;
+}
 
 #include "abi/predict.h"
 

@@ -17,19 +17,22 @@ from hotcold.native.bindings.device_kernels import _operate
 
 @dataclass(frozen=True)
 class Neurons:
-    """How a product treats rows that are gate rows of neurons: y = relu(gate) * up.
+    """How a product treats rows that are gate rows of neurons: y = act(gate) * up.
 
     Args:
-        up_bytes: from a gate row to its up row; None: there is none, y = relu(gate + bias).
+        up_bytes: from a gate row to its up row; None: there is none, y = act(gate + bias).
         bias_bytes: from a gate row to its bias; 0: none.
         mask_TN: which of the layer's neurons a token may fire; None: all.
         ids_R: the rows' neurons.
+        activation, threshold: a row of abi/activations.h, and its t.
     """
 
     up_bytes: int | None
     bias_bytes: int = 0
     mask_TN: NDArray[np.bool_] | None = None
     ids_R: NDArray[np.int32] | None = None
+    activation: str = "relu"
+    threshold: float = 0.0
 
 
 def product(
@@ -62,6 +65,7 @@ def product(
     if neurons is not None:
         more = {"epilogue": "plain" if neurons.up_bytes is None else "neuron"}
         more |= {"up_bytes": neurons.up_bytes or 0, "bias_bytes": neurons.bias_bytes}
+        more |= {"activation": neurons.activation, "threshold": neurons.threshold}
         more["ids_R"] = neurons.ids_R
         if neurons.mask_TN is not None:
             mask = np.ascontiguousarray(neurons.mask_TN, np.uint8)
@@ -109,14 +113,15 @@ def attention(
     position: int,
     cos_PE: F32,
     sin_PE: F32,
+    window: int = 0,
 ) -> F32:
     """Rotate, append to the caches [kv_heads, context, head_dim] from `position` on, attend.
 
-    Caches are float32 or float16 and changed in place. out [T, H * E].
+    Caches are float32 or float16 and changed in place; window as in device_kernels. out [T, H * E].
     """
     out = np.full((len(qkv_TQ), heads * k_cache.shape[2]), np.nan, np.float32)
     first = np.array([position], np.int32)
-    a = attention_args(qkv_TQ, k_cache, v_cache, heads, first, out)
+    a = attention_args(qkv_TQ, k_cache, v_cache, heads, first, out, window=window)
     more = {"cos_PE": cos_PE, "sin_PE": sin_PE, "kv_f16": k_cache.dtype == np.float16}
     _operate(plugin, "prompt_attention", a, 0, **more)
     return out

@@ -66,13 +66,14 @@ def attention(
     position_B: I32,
     *,
     slot_B: I32 | None = None,
+    window: int = 0,
     pool: Pool | None = None,
 ) -> F32:
     """Grouped-query attention of each token to positions 0..its own; [B, heads, head_dim].
 
     Queries [B, heads, head_dim] have rotary applied; caches are [slots, kv_heads, context,
-    head_dim]. slot_B: which sequence each token belongs to; None: slot 0. pool None: the caller's
-    thread alone.
+    head_dim]. slot_B: which sequence each token belongs to; None: slot 0. window: of the positions
+    only the last so many; 0: all. pool None: the caller's thread alone.
     """
     batch, heads, head_dim = array("q", q_BHE, np.float32, 3).shape
     slots, _, context, _ = array("k_cache", k_cache, np.float32, 4).shape
@@ -83,7 +84,7 @@ def attention(
     if slot_B is not None and batch and slot_B.max() >= slots:
         raise ConfigError(f"slot {slot_B.max()} of a cache of {slots}")
     scores = np.empty((1 if pool is None else pool.threads) * context, np.float32)
-    out, more = np.empty_like(q_BHE), {"slot_B": slot_B, "scores": scores}
+    out, more = np.empty_like(q_BHE), {"slot_B": slot_B, "scores": scores, "window": window}
     args = attention_args(q_BHE, k_cache, v_cache, heads, position_B, out, **more)
     check(lib.hc_attention(args, handle(pool)))
     return out

@@ -21,7 +21,7 @@ extern "C" {
 #define HC_STREAM_SLOTS 3  /* buffers for streamed neurons */
 #define HC_TOKEN_TILE   64 /* operands of dense products have rows for a multiple of it */
 #define HC_PACK         8  /* elements of 16 bytes of half precision */
-#define HC_STAMPS       8  /* of the device's clock, a row of them a layer and one of the pass */
+#define HC_STAMPS       9  /* of the device's clock, a row of them a layer and one of the pass */
 #define HC_COUNTS       4  /* of a pass, a row of them a layer */
 #define HC_MAILBOX_LINE 32 /* words from one of the mailbox to the next */
 #define HC_SIGN_BITS    8  /* bit planes of an input, at most */
@@ -44,8 +44,8 @@ typedef struct {       /* active hot neurons of one layer, ascending */
     uint32_t *members; /* NULL: all tokens */
     int32_t *count;
     int32_t *starts; /* n_chunks + 1 positions in the list */
-    float *c_KB;    /* relu(gate) * up, or relu(gate); entry [k * bucket + b]; all lists share it */
-    int32_t *audit; /* entries from audit[0] to audit[1] are looked at and not summed */
+    float *c_KB;     /* act(gate) * up, or act(gate); entry [k * bucket + b]; all lists share it */
+    int32_t *audit;  /* entries from audit[0] to audit[1] are looked at and not summed */
 } hc_hot_list;
 
 typedef struct { /* one layer's predictor */
@@ -76,6 +76,7 @@ typedef struct {
 typedef struct { /* of one sparse pass */
     hc_pass_state *pass;
     float *h, *normed, *qkv, *attended, *hidden, *partial_CBD, *logits;
+    float *attention_input; /* where it is kept beside `normed`; else `normed` */
     float *final_norm_D, *final_norm_bias_D, *cos_PE, *sin_PE; /* NULL: the model has none */
     char *head, *project_out;
     float *projected;     /* [B][embed_dim] */
@@ -93,7 +94,7 @@ typedef struct {        /* of a dense prompt pass; they share memory with a spar
     int64_t tokens;     /* there is room for; 0: there is no dense form */
     int64_t piece_rows; /* neurons that are streamed and computed at once */
     float *h, *attended, *scale_T, *spare_scale_T;
-    float *wide;           /* qkv, then the predictor's hidden layer, then relu(gate) * up */
+    float *wide;           /* qkv, then the predictor's hidden layer, then act(gate) * up */
     char *operand, *spare; /* activations as products want them */
     uint8_t *mask, *bits;  /* mask: proposals of as many layers as are alive at once */
     int64_t masks;

@@ -1,9 +1,10 @@
-/* dense.c - the dense steps of the GPU executor: embedding, attention, head; and the model's norm.
+/* dense.c - the dense steps of the GPU executor: embedding, norms and attention of a block, head.
  *
- * Kinds of model differ in a few places only, each a field of hc_model: the norm (RMS or layer norm)
- * and whether it leads a block or follows its residual addition, biases (a NULL pointer is none),
- * positions (rotary tables, or learned rows added to the embeddings), and embeddings of another
- * width than the residual stream, projected on the way in and out.
+ * A layer's norms and its attention are operators of the model's block, walked in their order; no
+ * architecture is known here. Models differ beside it in a few fields of hc_model: the norm (RMS or
+ * layer norm), biases (a NULL pointer is none), positions (rotary tables, or learned rows added to the
+ * embeddings), and embeddings of another width than the residual stream, projected on the way in and
+ * out.
  *
  * All rows of a pass go through together, [B][...] contiguous; B = e->batch.
  */
@@ -34,8 +35,9 @@ static hc_status multiply(hc_executor *e, const void *w, const float *bias_R, in
     return hc_gemv(&a, e->args.pool);
 }
 
-hc_status hc_model_norm(const hc_model *m, const float *x_BD, const float *weight_D,
-                        const float *bias_D, float *y_BD, int32_t batch) {
+/* The model's kind of norm; y may be x. */
+static hc_status model_norm(const hc_model *m, const float *x_BD, const float *weight_D,
+                            const float *bias_D, float *y_BD, int32_t batch) {
     return hc_norm_rows(m->norm, x_BD, weight_D, bias_D, m->norm_eps, y_BD, batch, m->d);
 }
 
@@ -83,16 +85,10 @@ static void append_kv(hc_executor *e, const float *qkv, float *k_cache, float *v
         }
 }
 
-/* Queries, keys and values of this pass, positions applied, from the residual stream. */
-static hc_status project(hc_executor *e, const hc_layer *layer, int64_t width) {
+/* Queries, keys and values of this pass, positions applied, from attention's input. */
+static hc_status project(hc_executor *e, const hc_layer *layer, const float *x, int64_t width) {
     const hc_model *m = e->args.model;
-    const float *x = m->post_norm ? e->residual_BD : e->normed_BD;
-    hc_status s = HC_OK;
-    if (!m->post_norm)
-        s = hc_model_norm(m, e->residual_BD, layer->attention_norm_D, layer->attention_norm_bias_D,
-                          e->normed_BD, e->batch);
-    if (!s)
-        s = multiply(e, layer->qkv, layer->qkv_bias, width, m->d, x, e->qkv_BQ, 0, e->batch);
+    hc_status s = multiply(e, layer->qkv, layer->qkv_bias, width, m->d, x, e->qkv_BQ, 0, e->batch);
     if (s || !m->cos_PE)
         return s;
     /* query and key heads lie side by side and turn by the same angles: one call for both */
@@ -100,34 +96,15 @@ static hc_status project(hc_executor *e, const hc_layer *layer, int64_t width) {
                      e->position_B, e->batch);
 }
 
-/* The feed-forward input x, and the residual stream behind it where a predictor reads that.
- * x goes straight into the segment's slot, where the predictor and both executors read it; the
- * step's flag, set by pass.c, publishes it. The residual stream lies max_batch rows behind x, so
- * its place does not depend on the batch. */
-static hc_status hand_over(hc_executor *e, const hc_layer *layer, const hc_step *step) {
-    const hc_model *m = e->args.model;
-    const size_t bytes = sizeof(float) * e->batch * m->d;
-    float *x = (float *)hc_slot(e, step->x), *h = e->residual_BD;
-    hc_status s = HC_OK;
-    if (m->post_norm) {
-        s = hc_model_norm(m, h, layer->attention_norm_D, layer->attention_norm_bias_D, h, e->batch);
-        memcpy(x, h, bytes);
-    } else {
-        s = hc_model_norm(m, h, layer->ffn_norm_D, layer->ffn_norm_bias_D, x, e->batch);
-    }
-    if (!s && (step->flags & HC_STEP_RESIDUAL))
-        memcpy(x + (int64_t)e->args.max_batch * m->d, h, bytes);
-    return s;
-}
-
-hc_status hc_attend(hc_executor *e, const hc_step *step) {
+/* residual += Wo attention(x) */
+static hc_status attend(hc_executor *e, const hc_step *step, const float *x) {
     const hc_model *m = e->args.model;
     const hc_layer *layer = &m->layers[step->layer];
     int64_t q_dim = (int64_t)m->heads * m->head_dim, kv_dim = (int64_t)m->kv_heads * m->head_dim;
     int64_t stride = q_dim + 2 * kv_dim,
             cache = step->layer * m->kv_heads * m->context * m->head_dim;
     float *k_cache = e->args.k_cache + cache, *v_cache = e->args.v_cache + cache;
-    hc_status s = project(e, layer, stride);
+    hc_status s = project(e, layer, x, stride);
     if (s)
         return s;
     /* Before attention: a token attends to itself, and in a block of a prompt to the tokens before
@@ -145,13 +122,55 @@ hc_status hc_attend(hc_executor *e, const hc_step *step) {
                            .slot_B = NULL,
                            .position_B = e->position_B,
                            .scores = e->attention_scores,
-                           .out = e->attended_BQ};
+                           .out = e->attended_BQ,
+                           .window = m->window};
     s = hc_attention(&a, e->args.pool);
     /* accumulate = 1: the output projection is added to the residual stream in place. */
     if (!s)
         s = multiply(e, layer->o, layer->o_bias_D, m->d, q_dim, e->attended_BQ, e->residual_BD, 1,
                      e->batch);
-    return s ? s : hand_over(e, layer, step);
+    return s;
+}
+
+/* Where a stream lies. x goes straight into the segment's slot, where the predictor and both executors
+ * read it; the step's flag, set by pass.c, publishes it. */
+static float *stream_of(hc_executor *e, const hc_step *step, int32_t stream) {
+    return stream == HC_STREAM_X   ? (float *)hc_slot(e, step->x)
+           : stream == HC_STREAM_A ? e->normed_BD
+                                   : e->residual_BD;
+}
+
+/* The input of the feed-forward part, and the residual stream behind it where a predictor reads
+ * that: max_batch rows behind x, so its place does not depend on the batch. */
+static void hand_over(hc_executor *e, const hc_step *step, int32_t source) {
+    const hc_model *m = e->args.model;
+    const size_t bytes = sizeof(float) * e->batch * m->d;
+    float *x = stream_of(e, step, HC_STREAM_X);
+    if (source != HC_STREAM_X)
+        memcpy(x, stream_of(e, step, source), bytes);
+    if (step->flags & HC_STEP_RESIDUAL)
+        memcpy(x + (int64_t)e->args.max_batch * m->d, e->residual_BD, bytes);
+}
+
+hc_status hc_compute_block(hc_executor *e, const hc_step *step) {
+    const hc_model *m = e->args.model;
+    const hc_layer *layer = &m->layers[step->layer];
+    hc_status s = HC_OK;
+    for (int32_t i = 0; !s && i < m->n_block; i++) {
+        const hc_operator *op = &m->block[i];
+        if (op->step != step->op)
+            continue;
+        float *source = stream_of(e, step, op->source);
+        if (op->kind == HC_OPERATOR_NORM)
+            s = model_norm(m, source, op->of_ffn ? layer->ffn_norm_D : layer->attention_norm_D,
+                           op->of_ffn ? layer->ffn_norm_bias_D : layer->attention_norm_bias_D,
+                           stream_of(e, step, op->target), e->batch);
+        else if (op->kind == HC_OPERATOR_ATTEND)
+            s = attend(e, step, source);
+        else
+            hand_over(e, step, op->source);
+    }
+    return s;
 }
 
 /* Only the last `rows` rows of the pass: 0 in a prompt's inner blocks. */
@@ -163,7 +182,7 @@ hc_status hc_head(hc_executor *e) {
     const float *h = e->residual_BD + (e->batch - rows) * m->d;
     hc_status s = HC_OK;
     if (m->final_norm_D) {
-        s = hc_model_norm(m, h, m->final_norm_D, m->final_norm_bias_D, e->normed_BD, rows);
+        s = model_norm(m, h, m->final_norm_D, m->final_norm_bias_D, e->normed_BD, rows);
         h = e->normed_BD;
     }
     if (!s && m->project_out) {

@@ -51,10 +51,12 @@ static void read_step(hc_device_layer *layers, int32_t n_layers, const hc_step *
         return;
     hc_device_layer *layer = &layers[step->layer];
     switch (step->op) {
+    case HC_OP_INPUT:
     case HC_OP_ATTENTION:
+        if (step->signal < 0) /* the other one hands x over */
+            break;
         layer->x_flag = step->signal;
         layer->x = step->x;
-        layer->with_residual = (step->flags & HC_STEP_RESIDUAL) != 0;
         break;
     case HC_OP_PREDICT:
         layer->active_flag = step->signal;

@@ -51,11 +51,9 @@ struct hc_executor {
 
 /* dense.c: the steps that only the GPU executor has. */
 hc_status hc_embed(hc_executor *executor);
-hc_status hc_attend(hc_executor *executor, const hc_step *step);
+/* The operators of the block that this step computes, and x handed over where it does that. */
+hc_status hc_compute_block(hc_executor *executor, const hc_step *step);
 hc_status hc_head(hc_executor *executor);
-/* The model's kind of norm; y may be x. */
-hc_status hc_model_norm(const hc_model *model, const float *x_BD, const float *weight_D,
-                        const float *bias_D, float *y_BD, int32_t batch);
 /* steps.c: compute one step, whose waits are over. */
 hc_status hc_compute_step(hc_executor *executor, const hc_step *step, uint32_t seq);
 /* steps.c: read ahead what a cold step's list names, until its other flag is set. */

@@ -9,12 +9,12 @@
 hc_status hc_gate_scores(hc_executor *e, const hc_step *step) {
     const hc_model *m = e->args.model;
     const char *records = m->layers[step->layer].records;
-    hc_gemv_args a = hc_product(records + m->gate_offset, m->dtype, m->n, m->d,
+    hc_gemv_args a = hc_product(records + m->record.gate, m->record.dtype, m->n, m->d,
                                 (const float *)hc_slot(e, step->x), e->scores_BN, e->batch);
-    a.stride_bytes = m->record_bytes;
-    if (m->bias_offset) {
-        a.bias_R = (const float *)(records + m->bias_offset);
-        a.bias_stride = m->record_bytes;
+    a.stride_bytes = m->record.bytes;
+    if (m->record.bias) {
+        a.bias_R = (const float *)(records + m->record.bias);
+        a.bias_stride = m->record.bytes;
     }
     hc_count(&hc_state_of(e)->gate_rows, m->n * e->batch);
     return hc_gemv(&a, e->args.pool);

@@ -60,13 +60,10 @@ static hc_status describe_ffn(hc_executor *e, const hc_step *step, uint32_t seq,
     const hc_model *m = e->args.model;
     const hc_owned *share = &e->args.owned_L[step->layer];
     hc_ffn_args a = {.records = m->layers[step->layer].records,
-                     .record_bytes = m->record_bytes,
-                     .gate_offset = m->gate_offset,
-                     .up_offset = m->up_offset,
-                     .down_offset = m->down_offset,
-                     .bias_offset = m->bias_offset,
+                     .record = m->record,
+                     .activation = m->activation,
+                     .activation_threshold = m->activation_threshold,
                      .d = m->d,
-                     .dtype = m->dtype,
                      .batch = e->batch,
                      .ids = share->ids,
                      .n_ids = share->n_ids,
@@ -153,10 +150,7 @@ static hc_status merge(hc_executor *e, const hc_step *step) {
             e->residual_BD[i] += layer->ffn_bias_D[i % m->d];
     if (predicted && e->mask_LN)
         record_masks(e, step);
-    if (!m->post_norm)
-        return HC_OK;
-    return hc_model_norm(m, e->residual_BD, layer->ffn_norm_D, layer->ffn_norm_bias_D,
-                         e->residual_BD, e->batch);
+    return hc_compute_block(e, step);
 }
 
 /* What a step does once its result is out: a peer that waits for a sum does not wait for the audit. */
@@ -174,7 +168,8 @@ static void count_dense(hc_executor *e, const hc_step *step) {
     if (step->op == HC_OP_HEAD && !e->head_rows)
         return;
     if (step->op == HC_OP_ATTENTION)
-        bytes += step->bytes[HC_POSITION] * (e->position_B[e->batch - 1] + 1);
+        bytes += step->bytes[HC_POSITION] *
+                 hc_attended(e->args.model->window, e->position_B[e->batch - 1]);
     hc_count(&hc_state_of(e)->bytes, bytes);
 }
 
@@ -183,8 +178,9 @@ hc_status hc_compute_step(hc_executor *e, const hc_step *step, uint32_t seq) {
     switch (step->op) {
     case HC_OP_EMBED:
         return hc_embed(e);
+    case HC_OP_INPUT:
     case HC_OP_ATTENTION:
-        return hc_attend(e, step);
+        return hc_compute_block(e, step);
     case HC_OP_PREDICT:
         return predict(e, step, seq);
     case HC_OP_HOT:

@@ -40,8 +40,9 @@ static void attention_head(void *context, int64_t task, int32_t thread) {
     const int64_t slot = a->slot_B ? a->slot_B[b] : 0;
     /* Grouped queries: heads / kv_heads query heads read the same keys and values. */
     const int64_t kv_head = head / (a->heads / a->kv_heads);
-    const int64_t base = (slot * a->kv_heads + kv_head) * a->context * hd;
-    const int64_t n = (int64_t)a->position_B[b] + 1;
+    const int64_t n = hc_attended(a->window, a->position_B[b]);
+    const int64_t first = (int64_t)a->position_B[b] + 1 - n;
+    const int64_t base = ((slot * a->kv_heads + kv_head) * a->context + first) * hd;
     const float *q = a->q + b * a->q_stride + head * hd;
     float *scores = a->scores + thread * a->context;
     float *out = a->out + (b * a->heads + head) * hd;
@@ -82,6 +83,9 @@ static hc_status check_args(const hc_attention_args *a) {
         (a->batch > 1 && a->q_stride < (int64_t)a->heads * a->head_dim))
         return hc_fail(HC_ERR_ARGUMENT, "attention: context %lld, rows of q %lld floats apart",
                        (long long)a->context, (long long)a->q_stride);
+    if (a->window < 0)
+        return hc_fail(HC_ERR_ARGUMENT, "attention: window %lld; 0, of all positions, is the least",
+                       (long long)a->window);
     for (int32_t b = 0; b < a->batch; b++) {
         if (a->position_B[b] < 0 || a->position_B[b] >= a->context)
             return hc_fail(HC_ERR_ARGUMENT, "attention: position %d of a context of %lld",
@@ -101,7 +105,7 @@ hc_status hc_attention(const hc_attention_args *args, hc_pool *pool) {
         return HC_ERR_UNSUPPORTED;
     int64_t work = 0;
     for (int32_t b = 0; b < args->batch; b++)
-        work += ((int64_t)args->position_B[b] + 1) * args->heads * args->head_dim;
+        work += hc_attended(args->window, args->position_B[b]) * args->heads * args->head_dim;
     /* Below 16k elements (some 2 us) handing work over costs more than it saves. */
     hc_pool_run(work >= 16384 ? pool : NULL, attention_head, &run,
                 (int64_t)args->batch * args->heads);

@@ -1,18 +1,18 @@
 /* ops/ffn.c - the neuron-aware operator: a sparse feed-forward layer over an id list.
  *
- *   ReGLU, record i:  | gate row g_i | up row u_i | down column d_i |
- *                     y = sum over listed i of  relu(g_i . x) * (u_i . x) * d_i
- *   ReLU,  record i:  | gate row g_i (of fc1) | down column d_i (of fc2) | bias b_i, fp32 |
- *                     y = sum over listed i of  relu(g_i . x + b_i) * d_i
+ *   gated, record i:  | gate row g_i | up row u_i | down column d_i |
+ *                     y = sum over listed i of  act(g_i . x) * (u_i . x) * d_i
+ *   plain, record i:  | gate row g_i (of fc1) | down column d_i (of fc2) | bias b_i, fp32 |
+ *                     y = sum over listed i of  act(g_i . x + b_i) * d_i
  *
- * Two phases, a run of the pool each. First the factors relu(g_i . x) * (u_i . x), the list cut by
- * position in pieces of even length; then the sum, cut by columns: a thread adds its columns of every
- * down column that fired, in the order of the list. So there are no partial sums to clear, store and
+ * act is a row of abi/activations.h. Two phases, a run of the pool each. First the factors of the
+ * down columns, the list cut by position in pieces of even length; then the sum, cut by columns: a
+ * thread adds its columns of every down column whose factor is not 0, in the order of the list. So there are no partial sums to clear, store and
  * add up, no piece is longer than another, and the result depends neither on the number of pieces nor
  * on the batch.
  *
- * A neuron that fires: 6 d FLOPs on 6 d bytes in fp16 (ReLU: 4 d on 4 d); another: a third of both
- * (ReLU: half). That is 1 FLOP a byte for one token, so what counts is bytes not read, then reads in
+ * A neuron that fires: 6 d FLOPs on 6 d bytes in fp16 (plain: 4 d on 4 d); another: a third of both
+ * (plain: half). That is 1 FLOP a byte for one token, so what counts is bytes not read, then reads in
  * flight.
  *
  * Measured on one core of a 2-core Intel Xeon (Sapphire Rapids) shared with other work, 2026-11-21,
@@ -51,31 +51,31 @@
 #define COLUMNS    128    /* of a piece of the sum, at least */
 
 typedef struct {                /* what a piece of the list leaves for the sum */
-    _Alignas(64) int64_t begin; /* of the piece; its fired entries are compacted there */
-    int64_t fired;
+    _Alignas(64) int64_t begin; /* of the piece; what the sum takes is compacted there */
+    int64_t kept;
     int64_t gate_rows, up_down_rows, bytes;
 } piece;
 
 typedef struct {
     hc_ffn_args *a;
     const hc_primitives *p;
-    int64_t size;        /* of a weight */
-    int64_t gate_bytes;  /* gate row and bias */
-    int64_t fired_bytes; /* up row, where there are any, and down column */
+    int64_t size;       /* of a weight */
+    int64_t gate_bytes; /* gate row and bias */
+    int64_t row_bytes;  /* up row or down column */
     int64_t pieces, columns;
     piece *piece_P;
-    int32_t *entry_K; /* positions in the list of what fired */
+    int32_t *entry_K; /* positions in the list of what has a factor */
     uint32_t *mask_K; /* a batch: for which tokens */
-    float *c_KB;      /* and with which factor; one token: compacted as entry_K */
+    float *c_KB;      /* and which; one token: compacted as entry_K */
 } ffn_run;
 
 static const char *record(const hc_ffn_args *a, int64_t k) {
-    return (const char *)a->records + a->ids[k] * a->record_bytes;
+    return (const char *)a->records + a->ids[k] * a->record.bytes;
 }
 
 /* Pre-activation of entry k from its gate row's sum. */
 static float biased(const hc_ffn_args *a, int64_t k, float sum) {
-    return a->bias_offset ? sum + *(const float *)(record(a, k) + a->bias_offset) : sum;
+    return a->record.bias ? sum + *(const float *)(record(a, k) + a->record.bias) : sum;
 }
 
 /* One token: which entries of a group ask for it, and their pre-activations; how many. */
@@ -94,14 +94,14 @@ static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, piec
     }
     if (n <= 0)
         return 0;
-    for (int64_t i = 0; i < n && a->bias_offset; i++) /* a line of its own */
-        __builtin_prefetch(record(a, entry[i]) + a->bias_offset);
+    for (int64_t i = 0; i < n && a->record.bias; i++) /* a line of its own */
+        __builtin_prefetch(record(a, entry[i]) + a->record.bias);
     /* AHEAD rows more than there are, the last one again: the primitive prefetches rows +
      * AHEAD. */
     for (int64_t i = 0; i < n + AHEAD; i++)
-        rows[i] = record(a, entry[i < n ? i : n - 1]) + a->gate_offset;
-    run->p->dot[a->dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);
-    for (int64_t i = 0; i < n && a->bias_offset; i++)
+        rows[i] = record(a, entry[i < n ? i : n - 1]) + a->record.gate;
+    run->p->dot[a->record.dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);
+    for (int64_t i = 0; i < n && a->record.bias; i++)
         gate[i] = biased(a, entry[i], gate[i]);
     piece->gate_rows += n;
     piece->bytes += n * run->gate_bytes;
@@ -110,18 +110,20 @@ static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, piec
 
 /* One token: gates of a group, then up rows of those that fired. While four rows are read the next
  * four are prefetched.
- * Fired entries are appended to the piece's own part of entry_K and c_KB, which begins at the
- * piece's first position in the list: pieces never meet, and no lock is needed. */
+ * Entries are appended to the piece's own part of entry_K and c_KB, which begins at the piece's
+ * first position in the list: pieces never meet, and no lock is needed. */
 static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *piece) {
     const hc_ffn_args *a = run->a;
     const void *rows[SINGLE + AHEAD];
     float gate[SINGLE], up[SINGLE];
-    int32_t entry[SINGLE], *to = run->entry_K + piece->begin + piece->fired;
-    float *c = run->c_KB + piece->begin + piece->fired;
+    int32_t entry[SINGLE], *to = run->entry_K + piece->begin + piece->kept;
+    float *c = run->c_KB + piece->begin + piece->kept;
     const int64_t n = single_gates(run, begin, end, piece, entry, gate);
-    int64_t fired = 0;
+    const int32_t activation = a->activation;
+    const float threshold = a->activation_threshold;
+    int64_t fired = 0, kept = 0;
     for (int64_t i = 0; i < n; i++)
-        if (gate[i] > 0) {
+        if (hc_fires(activation, gate[i], threshold)) {
             to[fired] = entry[i];
             c[fired++] = gate[i];
         }
@@ -130,16 +132,20 @@ static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *
     /* Ids are unique in a list, so no other thread counts this neuron. */
     for (int64_t i = 0; i < fired && a->fired_N; i++)
         a->fired_N[a->ids[to[i]]]++;
-    if (a->up_offset >= 0) {
+    if (a->record.up >= 0) {
         for (int64_t i = 0; i < fired + AHEAD; i++)
-            rows[i] = record(a, to[i < fired ? i : fired - 1]) + a->up_offset;
-        run->p->dot[a->dtype](rows, rows + AHEAD, fired, a->x_BD, a->d, up);
-        for (int64_t i = 0; i < fired; i++)
-            c[i] *= up[i];
+            rows[i] = record(a, to[i < fired ? i : fired - 1]) + a->record.up;
+        run->p->dot[a->record.dtype](rows, rows + AHEAD, fired, a->x_BD, a->d, up);
+        piece->bytes += fired * run->row_bytes;
     }
-    piece->fired += fired;
+    for (int64_t i = 0; i < fired; i++) {
+        to[kept] = to[i];
+        c[kept] = hc_factor(activation, c[i], a->record.up >= 0 ? up[i] : 1);
+        kept += c[kept] != 0;
+    }
+    piece->kept += kept;
     piece->up_down_rows += fired;
-    piece->bytes += fired * run->fired_bytes;
+    piece->bytes += kept * run->row_bytes;
 }
 
 /* Rows' sums for those tokens of x that are in mask, in ascending order. */
@@ -149,7 +155,7 @@ static int32_t dot_masked(const ffn_run *run, const void *row, uint32_t mask, fl
     for (; mask; mask &= mask - 1)
         xs[n++] = run->a->x_BD + __builtin_ctz(mask) * run->a->d;
     if (n)
-        run->p->dot_batch[run->a->dtype](&row, 1, xs, n, run->a->d, out);
+        run->p->dot_batch[run->a->record.dtype](&row, 1, xs, n, run->a->d, out);
     return n;
 }
 
@@ -165,17 +171,17 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *pie
     float dense[GROUP * HC_MAX_BATCH], some[HC_MAX_BATCH];
     if (!a->gate_KB && !a->members) {
         for (int64_t i = 0; i < n; i++)
-            rows[i] = record(a, begin + i) + a->gate_offset;
+            rows[i] = record(a, begin + i) + a->record.gate;
         for (int32_t t = 0; t < a->batch; t++)
             xs[t] = a->x_BD + t * a->d;
-        run->p->dot_batch[a->dtype](rows, n, xs, a->batch, a->d, dense);
+        run->p->dot_batch[a->record.dtype](rows, n, xs, a->batch, a->d, dense);
     }
     for (int64_t i = 0; i < n; i++) {
         const uint32_t members = a->members ? a->members[begin + i] & all : all;
         const float *values =
             a->gate_KB ? a->gate_KB + (begin + i) * a->batch : dense + i * a->batch;
         if (!a->gate_KB && a->members) {
-            dot_masked(run, record(a, begin + i) + a->gate_offset, members, some);
+            dot_masked(run, record(a, begin + i) + a->record.gate, members, some);
             values = some;
         }
         if (!a->gate_KB) {
@@ -191,7 +197,7 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *pie
                 value = biased(a, begin + i, value);
             /* Entries of tokens that did not ask are never read: fired masks them. */
             gate[i][t] = value;
-            fired[i] |= (uint32_t)(value > 0) << t;
+            fired[i] |= (uint32_t)hc_fires(a->activation, value, a->activation_threshold) << t;
         }
     }
 }
@@ -206,21 +212,28 @@ static void group_batch(const ffn_run *run, int64_t begin, int64_t end, piece *p
         if (!fired[i])
             continue;
         const int32_t m = __builtin_popcount(fired[i]);
-        int32_t next = 0;
-        if (a->up_offset >= 0) {
-            dot_masked(run, record(a, begin + i) + a->up_offset, fired[i], up);
-            for (uint32_t rest = fired[i]; rest; rest &= rest - 1)
-                gate[i][__builtin_ctz(rest)] *= up[next++];
-        }
-        const int64_t to = piece->begin + piece->fired++;
-        run->entry_K[to] = (int32_t)(begin + i);
-        run->mask_K[to] = fired[i];
-        /* The whole row, undefined for tokens that did not fire: mask_K says which did. */
-        memcpy(run->c_KB + to * a->batch, gate[i], sizeof(float) * (size_t)a->batch);
         piece->up_down_rows += m;
-        piece->bytes += run->fired_bytes;
         if (a->fired_N)
             a->fired_N[a->ids[begin + i]] += m;
+        if (a->record.up >= 0) {
+            dot_masked(run, record(a, begin + i) + a->record.up, fired[i], up);
+            piece->bytes += run->row_bytes;
+        }
+        uint32_t kept = 0;
+        int32_t next = 0;
+        for (uint32_t rest = fired[i]; rest; rest &= rest - 1) {
+            float *c = &gate[i][__builtin_ctz(rest)];
+            *c = hc_factor(a->activation, *c, a->record.up >= 0 ? up[next++] : 1);
+            kept |= *c != 0 ? rest & -rest : 0;
+        }
+        if (!kept)
+            continue;
+        const int64_t to = piece->begin + piece->kept++;
+        run->entry_K[to] = (int32_t)(begin + i);
+        run->mask_K[to] = kept;
+        /* The whole row, undefined for tokens without a factor: mask_K says which have one. */
+        memcpy(run->c_KB + to * a->batch, gate[i], sizeof(float) * (size_t)a->batch);
+        piece->bytes += run->row_bytes;
     }
 }
 
@@ -244,10 +257,10 @@ static void factors(void *context, int64_t task, int32_t thread) {
 
 /* Entry k's down column, from one of its columns on. */
 static const char *down(const ffn_run *run, int64_t k, int64_t column) {
-    return record(run->a, k) + run->a->down_offset + column * run->size;
+    return record(run->a, k) + run->a->record.down + column * run->size;
 }
 
-/* A batch: some columns of n (at most GROUP) down columns, for every token that one fired for.
+/* A batch: some columns of n (at most GROUP) down columns, for every token with a factor for one.
  * Token by token over the group's rows, which stay in the cache for the next token. A token's
  * own neurons are added in the list's order, as alone. */
 static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t column,
@@ -268,7 +281,8 @@ static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t col
             }
         for (int64_t i = 0; i < AHEAD; i++)
             rows[m + i] = rows[m - 1];
-        run->p->axpy[a->dtype](rows, rows + AHEAD, c, m, columns, a->y_BD + t * a->d + column);
+        run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, m, columns,
+                                      a->y_BD + t * a->d + column);
     }
 }
 
@@ -281,13 +295,13 @@ static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
     float c[SINGLE + AHEAD], *y = a->y_BD + column;
     int64_t n = 0;
     for (int64_t i = 0; i < run->pieces; i++) {
-        const int64_t end = run->piece_P[i].begin + run->piece_P[i].fired;
+        const int64_t end = run->piece_P[i].begin + run->piece_P[i].kept;
         for (int64_t k = run->piece_P[i].begin; k < end; k++) {
             rows[n] = down(run, run->entry_K[k], column);
             c[n++] = run->c_KB[k];
             if (n < SINGLE + AHEAD)
                 continue;
-            run->p->axpy[a->dtype](rows, rows + AHEAD, c, SINGLE, columns, y);
+            run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, SINGLE, columns, y);
             memcpy(rows, rows + SINGLE, sizeof *rows * AHEAD);
             memcpy(c, c + SINGLE, sizeof *c * AHEAD);
             n = AHEAD;
@@ -297,7 +311,7 @@ static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
         return;
     for (int64_t i = 0; i < AHEAD; i++)
         rows[n + i] = rows[n - 1];
-    run->p->axpy[a->dtype](rows, rows + AHEAD, c, n, columns, y);
+    run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, n, columns, y);
 }
 
 /* Second phase: some columns of the sum, over the whole list.
@@ -316,7 +330,7 @@ static void sum_columns(void *context, int64_t task, int32_t thread) {
         return;
     }
     for (int64_t i = 0; i < run->pieces; i++) {
-        const int64_t end = run->piece_P[i].begin + run->piece_P[i].fired;
+        const int64_t end = run->piece_P[i].begin + run->piece_P[i].kept;
         for (int64_t k = run->piece_P[i].begin; k < end; k += GROUP)
             add_down_batch(run, k, end - k < GROUP ? end - k : GROUP, column, columns);
     }
@@ -335,7 +349,7 @@ int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch) {
 /* Pieces of the list: as many for every thread, several where that leaves them long enough, since a
  * thread may be kept from running. Columns are cut once a thread: shorter reads of a row are slower. */
 hc_ffn_cut hc_ffn_cut_of(const hc_ffn_args *a, int64_t threads) {
-    const int64_t bytes = a->n_ids * a->d * hc_dtype_bytes(a->dtype);
+    const int64_t bytes = a->n_ids * a->d * hc_dtype_bytes(a->record.dtype);
     const int64_t each = bytes / (TASK_BYTES * threads);
     const int64_t pieces = threads * (each < 1 ? 1 : each < MAX_PIECES ? each : MAX_PIECES);
     const int64_t columns = ((a->d + threads - 1) / threads + 31) / 32 * 32;
@@ -346,14 +360,14 @@ hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
     const hc_status status = hc_ffn_check(args);
     if (status != HC_OK)
         return status;
-    ffn_run run = {.a = args, .p = hc_primitives_get(), .size = hc_dtype_bytes(args->dtype)};
+    ffn_run run = {.a = args, .p = hc_primitives_get(), .size = hc_dtype_bytes(args->record.dtype)};
     if (!run.p)
         return HC_ERR_UNSUPPORTED;
-    const int64_t n = args->n_ids, row_bytes = args->d * run.size;
+    const int64_t n = args->n_ids;
     if (!n)
         pool = NULL; /* only y is cleared */
-    run.gate_bytes = row_bytes + (args->bias_offset ? 4 : 0);
-    run.fired_bytes = row_bytes * (args->up_offset >= 0 ? 2 : 1);
+    run.row_bytes = args->d * run.size;
+    run.gate_bytes = run.row_bytes + (args->record.bias ? 4 : 0);
     char *scratch = args->scratch;
     run.piece_P = (piece *)scratch, scratch += PIECES * sizeof(piece);
     run.entry_K = (int32_t *)scratch, scratch += lines(4 * n);

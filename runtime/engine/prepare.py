@@ -123,7 +123,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
     )
     problem = make_problem(
         spec,
-        bundle.record.record_bytes,
+        bundle.record.bytes,
         None if profile is None else profile.probabilities_LN,
         vram if gpu is None else gpu.room,
         context,

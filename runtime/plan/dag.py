@@ -1,20 +1,23 @@
-"""The operator graph of one token: attention, predict, hot, cold, merge of every layer.
+"""The operator graph of one token: input, attention, predict, hot, cold, merge of every layer.
 
 Built from a plan, read by schedule policies and by the compiler of programs. A node says where it
 may run, what it reads and what it computes (work.py); the order is the schedule's business, the
 time the cost model's (cost.py). hot(l) and cold(l) exist only where that device owns neurons of
-layer l, and fetch(l) where cold(l) does; a schedule need not use it.
+layer l, and fetch(l) where cold(l) does; a schedule need not use it. input(l) exists where
+attention and feed-forward part stand side by side in a block (runtime/model/block.py): it hands x
+over before attention(l) starts.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from hotcold.runtime.model.block import parallel
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.plan.plan import Plan
 from hotcold.runtime.plan.work import ModelWork, Work
 
-Kind = Literal["attention", "predict", "hot", "cold", "fetch", "merge"]
+Kind = Literal["input", "attention", "predict", "hot", "cold", "fetch", "merge"]
 PREDICTOR = "predictor"  # the lane of the predictor actor, beside the plan's devices
 
 
@@ -24,10 +27,11 @@ class Node:
 
     Args:
         id: kind and layer, such as "attention.3".
-        kind: attention (norm, projections, residual), predict (the active set), hot and cold
-            (neurons of the GPU and of the CPU executor, each computed whole by its owner), fetch
-            (the share of the cold ones, set by the schedule, that the GPU executor reads over the
-            bus and computes instead), merge (the sum of all).
+        kind: input (the feed-forward part's, by its norm, in parallel blocks), attention (its norm,
+            projections, residual; in other blocks x as well), predict (the active set), hot and
+            cold (neurons of the GPU and of the CPU executor, each computed whole by its owner),
+            fetch (the share of the cold ones, set by the schedule, that the GPU executor reads over
+            the bus and computes instead), merge (the sum of all).
         device_choices: lanes it may be put on, the usual one first.
         work: bytes it reads and operations, as coefficients.
     """
@@ -49,6 +53,7 @@ class Dag:
     nodes: tuple[Node, ...]
     edges: tuple[tuple[str, str], ...]
     n_layers: int
+    x_from: Kind = "attention"  # the node of a layer that hands x over
     embed: Work = Work()
     head: Work = Work()
 
@@ -79,12 +84,16 @@ def build_dag(spec: ModelSpec, plan: Plan, predicts: bool, work: ModelWork | Non
         edges.extend((f"{source}.{layer}", f"{kind}.{layer}") for source in inputs)
         return kind
 
+    x_from: Kind = "input" if parallel(spec.block) else "attention"
     for layer in range(spec.n_layers):
         if layer:
-            edges.append((f"merge.{layer - 1}", f"attention.{layer}"))
-        inputs = [add("attention", layer, gpu)]
+            edges.append((f"merge.{layer - 1}", f"{x_from}.{layer}"))
+        if x_from == "input":
+            add("input", layer, gpu)
+        add("attention", layer, gpu, *(["input"] if x_from == "input" else []))
+        inputs = [x_from]
         if predicts:
-            inputs.append(add("predict", layer, PREDICTOR, "attention"))
+            inputs.append(add("predict", layer, PREDICTOR, x_from))
         summed: list[Kind] = ["attention"]  # the residual stream
         if len(plan.ids(layer, 0)):
             summed.append(add("hot", layer, gpu, *inputs))
@@ -92,4 +101,4 @@ def build_dag(spec: ModelSpec, plan: Plan, predicts: bool, work: ModelWork | Non
             summed.append(add("cold", layer, cpu, *inputs))
             summed.append(add("fetch", layer, gpu, *inputs))
         add("merge", layer, gpu, *summed)
-    return Dag(tuple(nodes), tuple(edges), spec.n_layers, work.embed, work.head)
+    return Dag(tuple(nodes), tuple(edges), spec.n_layers, x_from, work.embed, work.head)

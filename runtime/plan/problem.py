@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hotcold.native.errors import ConfigError, PolicyError
 from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.model.block import norms
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.plan.work import ModelWork
 
@@ -279,14 +280,16 @@ def _modules(
 ) -> tuple[Module, ...]:
     """Everything but the neurons: what a token reads of it, and what lies there unread."""
     spec, size = work.spec, work.spec.element_bytes
-    layer_norms = work.layer_norms * work.norm_bytes
-    attention = work.attention.bytes.fixed - layer_norms + work.merge.bytes.fixed
+    layer_norms = work.norm_bytes * len(norms(spec.block))
+    attention = work.attention.bytes.fixed - work.norms("attention") + work.ffn_bias_bytes
     last_norm = work.norm_bytes * spec.final_norm
     read = head = work.head.bytes.fixed - last_norm + work.embed.bytes.fixed
     if not embed_on_host:  # of both tables a token looks up a single row
         head += 0 if spec.tied else spec.vocab_size * spec.embed_width * size
         head += spec.max_context * spec.d_model * size if spec.positions == "learned" else 0
     layers = range(spec.n_layers)
+    window = min(1.0, (spec.attention_window or kv_positions) / max(1, kv_positions))
+    seen = window - window**2 / 2  # of the cache, on the average of all its positions
     return (
         Module("norms", None, spec.n_layers * layer_norms + last_norm),
         *(Module(f"attention.{i}", i, attention) for i in layers),
@@ -297,7 +300,7 @@ def _modules(
             if predictor_bytes_L[i]
         ),
         *(
-            Module(f"kv.{i}", i, kv_positions * work.attention.bytes.position, read_share=0.5)
+            Module(f"kv.{i}", i, kv_positions * work.attention.bytes.position, read_share=seen)
             for i in layers
         ),
     )

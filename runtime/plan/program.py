@@ -19,11 +19,10 @@ from hotcold.native.abi.generated import STEP, Op, StepFlag, Term
 from hotcold.native.abi.names import ACTORS, OPS, words
 from hotcold.runtime.exchange.layout import SegmentLayout
 from hotcold.runtime.plan.dag import Dag, Node
-from hotcold.runtime.plan.schedule import Schedule, all_edges
+from hotcold.runtime.plan.schedule import Schedule, all_edges, flag_kinds
 from hotcold.runtime.plan.work import Terms, Work
 
 LANE_ACTORS = {"gpu0": "gpu", "cpu0": "cpu", "predictor": "predictor"}
-FLAG_KINDS = {"attention": "x", "predict": "active", "cold": "y"}
 _OP_OF = {**words(Op), "fetch": Op.HOT}  # by kind of node
 
 Program = NDArray[Any]  # of dtype STEP
@@ -70,6 +69,7 @@ class _Compiler:
         unused = {n.id for n in dag.nodes if n.kind == "fetch" and n.id not in schedule.lane}
         self.idle = unused | set(idle)
         self.kinds = {(node.kind, node.layer) for node in dag.nodes if node.id not in self.idle}
+        self.flags = flag_kinds(dag)
         self.barrier = max((layer for kind, layer in self.kinds if kind == "cold"), default=-1)
 
     def is_step(self, node: Node) -> bool:
@@ -92,13 +92,13 @@ class _Compiler:
         step["wait"][: len(waits)] = waits
         if node.kind == "merge" and step["flags"] & StepFlag.COLD:
             step["wait"] = [waits[0] if predicted else -1, self.layout.flag("y", layer)]
-        if node.kind in FLAG_KINDS:
-            step["signal"] = self.layout.flag(FLAG_KINDS[node.kind], layer)
+        if node.kind in self.flags:
+            step["signal"] = self.layout.flag(self.flags[node.kind], layer)
         return step
 
     def _flags(self, node: Node, predicted: bool) -> int:
         layer = node.layer
-        if node.kind == "attention":
+        if node.kind == self.dag.x_from:
             return StepFlag.RESIDUAL if self.layout.with_residual else 0
         if node.kind in ("hot", "cold", "fetch"):
             early = node.kind == "cold" and self.schedule.lookahead[layer] > 0
@@ -120,11 +120,11 @@ class _Compiler:
         kinds = {
             (p.kind, p.layer)
             for p in producers
-            if self.schedule.lane[p.id] != lane and p.kind in FLAG_KINDS
+            if self.schedule.lane[p.id] != lane and p.kind in self.flags
         }
         if node.kind == "merge":
             kinds = {("predict", node.layer)} if predicted else set()
-        return [self.layout.flag(FLAG_KINDS[kind], layer) for kind, layer in sorted(kinds)]
+        return [self.layout.flag(self.flags[kind], layer) for kind, layer in sorted(kinds)]
 
 
 def step_slots(step: Any, layout: SegmentLayout, batch: int) -> tuple[list[Slot], list[Slot]]:
@@ -140,8 +140,35 @@ def step_slots(step: Any, layout: SegmentLayout, batch: int) -> tuple[list[Slot]
         "cold": x + active[1:],
         "merge": (y if step["flags"] & StepFlag.COLD else []) + active,
     }
-    writes = {"attention": x, "predict": active, "cold": y}
-    return reads.get(op, []), writes.get(op, [])
+    writes = {"predict": active, "cold": y}
+    handed = x if op in ("input", "attention") and step["signal"] >= 0 else []
+    return reads.get(op, []), writes.get(op, handed)
+
+
+def fuse(gpu: Program, predictor: Program) -> Program:
+    """The GPU executor's program where it predicts as well, in the graph that it captures.
+
+    A layer's own prediction follows the step that hands its x over. One that is early comes before
+    the merge of the layer whose x it reads, so that it fills the wait for the cold sum; in a
+    parallel block before attention, which changes the residual stream that it may read.
+    """
+    layer_of = {int(step["x"]): int(step["layer"]) for step in gpu if step["signal"] >= 0}
+    own: dict[int, list[np.void]] = {}
+    early: dict[int, list[np.void]] = {}
+    for step in predictor:
+        at = layer_of[int(step["x"])]
+        (own if at == step["layer"] else early).setdefault(at, []).append(step)
+    fused: list[np.void] = []
+    for step in gpu:
+        layer, hands_over = int(step["layer"]), step["signal"] >= 0
+        if step["op"] == Op.MERGE:
+            fused += early.pop(layer, [])
+        fused.append(step)
+        if hands_over:
+            fused += own.pop(layer, [])
+        if hands_over and step["op"] == Op.INPUT:
+            fused += early.pop(layer, [])
+    return np.array(fused, dtype=STEP)
 
 
 def in_turn(programs: dict[str, Program]) -> Iterator[tuple[str, int]]:

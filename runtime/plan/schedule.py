@@ -15,7 +15,6 @@ from hotcold.native.errors import PolicyError
 from hotcold.runtime.plan.dag import Dag, Node
 
 Sync = Literal["always", "selective"]
-FLAG_KINDS = ("attention", "predict", "cold")  # nodes that tell other lanes when they are done
 MAX_WAITS = 2
 
 
@@ -45,8 +44,8 @@ class Schedule:
             over the bus, 0 to 1; empty: none. Where it is above 0, fetch.l is run, right after
             hot.l (both are one step); elsewhere there is no need to list it. `fetching` does that.
         after: further pairs (a, b): b does not start before a is done, though it reads nothing of
-            it. Across lanes only an attention, predict or cold node can be waited for, since only
-            these set a flag, and no node waits for more than two flags.
+            it. Across lanes only an attention (input, where there is one), predict or cold node can
+            be waited for, since only these set a flag, and no node waits for more than two flags.
         read_ahead: the CPU executor reads the records of a list that comes early into its caches
             while it waits for the layer's input. Worth it where memory is idle meanwhile: beside a
             GPU.
@@ -114,7 +113,7 @@ def fetching(dag: Dag, schedule: Schedule, share_L: Sequence[float]) -> Schedule
 def data_edges(
     dag: Dag, lookahead: Sequence[int], fetch: Sequence[float] = ()
 ) -> list[tuple[str, str]]:
-    """The graph's edges under a lookahead: predict(l) reads attention(l - lookahead[l]).
+    """The graph's edges under a lookahead: predict(l) reads the x of layer l - lookahead[l].
 
     Edges of fetch(l) exist where something is fetched.
     """
@@ -124,10 +123,15 @@ def data_edges(
         if any(_unused(dag.node[id_], fetch) for id_ in (source, target)):
             continue
         if node.kind == "predict":
-            edges.append((f"attention.{node.layer - lookahead[node.layer]}", target))
+            edges.append((f"{dag.x_from}.{node.layer - lookahead[node.layer]}", target))
         else:
             edges.append((source, target))
     return edges
+
+
+def flag_kinds(dag: Dag) -> dict[str, str]:
+    """Kinds of node that tell other lanes when they are done, and the kind of flag they set."""
+    return {dag.x_from: "x", "predict": "active", "cold": "y"}
 
 
 def all_edges(dag: Dag, schedule: Schedule) -> list[tuple[str, str]]:
@@ -270,8 +274,8 @@ def _after_fault(dag: Dag, schedule: Schedule) -> str | None:
         if schedule.lane[source.id] == schedule.lane[target.id]:
             continue
         edge = f"{source.id} -> {target.id}"
-        if source.kind not in FLAG_KINDS:
-            kinds = ", ".join(FLAG_KINDS)
+        if source.kind not in flag_kinds(dag):
+            kinds = ", ".join(flag_kinds(dag))
             return f"orders {edge} across lanes; only {kinds} can be waited for there"
         if target.kind == "merge":
             return f"orders {edge}; a merge waits for its own layer only, put it before the next"

@@ -11,17 +11,19 @@ their steps say; nodes of a Dag carry them for authors of schedules; placement p
 of a token and the predictor `auto` are made of them.
 
 Not in it: what is written, activations, and the rows of embedding and positions that tokens look up
-(one a token). Norm weights are counted where the operator that needs them is: those of a layer with
-its attention.
+(one a token).
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from hotcold.native.abi.names import DTYPE_BYTES
+from hotcold.runtime.model import block
+from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
 
 FLOAT32 = 4  # norms, biases, scales
+GATE = ("gate", "bias")  # the parts of a neuron's record that say whether it fires
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,10 @@ class ModelWork:
         """Weights of one norm."""
         return self.spec.d_model * FLOAT32 * (2 if self.spec.norm == "layer" else 1)
 
-    @property
-    def layer_norms(self) -> int:
-        """Norms of a layer."""
-        return 2
+    def norms(self, step: block.Step) -> int:
+        """Weights of the norms that a step of a layer computes."""
+        found = zip(self.spec.block, block.steps(self.spec.block), strict=True)
+        return self.norm_bytes * sum(one.kind == "norm" and at == step for one, at in found)
 
     @property
     def embed(self) -> Work:
@@ -82,13 +84,18 @@ class ModelWork:
         return self._projection
 
     @property
+    def input(self) -> Work:
+        """The feed-forward part's input, in blocks that hand it over before attention."""
+        return Work(Terms(self.norms("input")))
+
+    @property
     def attention(self) -> Work:
-        """A layer's norms, projections and attention."""
+        """Norms, projections and attention."""
         spec = self.spec
         rows = spec.q_dim + 2 * spec.kv_dim
         weights = (rows + spec.q_dim) * spec.d_model
         biases = (rows + spec.d_model) * FLOAT32 * spec.biases
-        fixed = weights * spec.element_bytes + biases + self.layer_norms * self.norm_bytes
+        fixed = weights * spec.element_bytes + biases + self.norms("attention")
         keys = 2 * spec.kv_dim * self.kv_bytes
         return Work(Terms(fixed, keys), Terms(2 * weights, 4 * spec.q_dim))
 
@@ -102,12 +109,11 @@ class ModelWork:
     @property
     def neurons(self) -> Work:
         """Neurons of a layer, gate first."""
-        spec = self.spec
-        row, rest = spec.d_model * spec.element_bytes, spec.neuron_rows - 1
-        gate = row + FLOAT32 * spec.biases
-        flops = 2 * spec.d_model
+        size = {part.name: part.bytes for part in NeuronRecord.for_spec(self.spec).parts}
+        gate, flops = sum(size[name] for name in GATE if name in size), 2 * self.spec.d_model
         return Work(
-            Terms(proposed=gate, fired=rest * row), Terms(proposed=flops, fired=rest * flops)
+            Terms(proposed=gate, fired=sum(size.values()) - gate),
+            Terms(proposed=flops, fired=(self.spec.neuron_rows - 1) * flops),
         )
 
     @property
@@ -124,8 +130,13 @@ class ModelWork:
 
     @property
     def merge(self) -> Work:
-        """The sum of both shares: the down matrix's bias."""
-        return Work(Terms(self.spec.d_model * FLOAT32 * self.spec.biases))
+        """The sum of both shares: the down matrix's bias, and norms behind it."""
+        return Work(Terms(self.ffn_bias_bytes + self.norms("merge")))
+
+    @property
+    def ffn_bias_bytes(self) -> int:
+        """The down matrix's bias of a layer."""
+        return self.spec.d_model * FLOAT32 * self.spec.biases
 
     @property
     def head(self) -> Work:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hotcold.native.errors import ConfigError, PolicyError
+from hotcold.runtime.model.block import input_norm
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.plugins.blame import blaming_predictor
@@ -177,7 +178,7 @@ class ModelView:
         return self.store.float32(f"{self._norm(layer)}_bias")
 
     def _norm(self, layer: int) -> str:
-        return f"layers.{layer}.{'attention' if self.spec.post_norm else 'ffn'}_norm"
+        return f"layers.{layer}.{input_norm(self.spec.block)}"
 
 
 class Predictor(Protocol):

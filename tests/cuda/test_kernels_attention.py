@@ -18,6 +18,7 @@ pytestmark = pytest.mark.gpu
 # heads, key heads, head_dim: groups of 1, 2, 4, 5, 7 and 8, every width a lane can have
 SHAPES = [(5, 1, 6), (4, 4, 64), (8, 2, 128), (2, 1, 256), (14, 2, 80), (8, 1, 128), (3, 3, 192)]
 BEFORE = [0, 3, 200, 254, 1300]
+WINDOWS = [0, 1, 5, 250, 600]  # 0: none; less than a pass, less than a piece, more than two
 KV = ["float32", "float16"]
 
 
@@ -30,8 +31,15 @@ class Tokens:
     """Random tokens of one sequence behind `before` others, and what attention makes of them."""
 
     def __init__(
-        self, shape: tuple[int, int, int], before: int, batch: int, kv: str, rotary: bool
+        self,
+        shape: tuple[int, int, int],
+        before: int,
+        batch: int,
+        kv: str,
+        rotary: bool,
+        window: int = 0,
     ) -> None:
+        self.window = window
         self.heads, self.kv_heads, self.hd = shape
         rng = np.random.default_rng(before + batch + self.hd)
         self.before, self.half, self.rotary = before, self.hd // 2, rotary
@@ -54,7 +62,8 @@ class Tokens:
             table[: len(known)] = known[:context]
         positions = np.arange(n, n + len(qkv), dtype=np.int32)
         given = tables if self.rotary else (None, None)
-        out, _ = kernels.attention(plugin, qkv, *caches, self.heads, positions, *given)
+        more = {"window": self.window}
+        out, _ = kernels.attention(plugin, qkv, *caches, self.heads, positions, *given, **more)
         return out, caches
 
     def turned(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -75,11 +84,12 @@ class Tokens:
         q, out = self.turned(q), np.zeros(q.shape)
         for b in range(len(q)):
             n = self.before + b + 1
+            seen = slice(max(0, n - self.window) if self.window else 0, n)
             for head in range(self.heads):
                 at = head // (self.heads // self.kv_heads)
-                scores = keys[at, :n] @ q[b, head] / np.sqrt(self.hd)
+                scores = keys[at, seen] @ q[b, head] / np.sqrt(self.hd)
                 p = np.exp(scores - scores.max())
-                out[b, head] = p / p.sum() @ values[at, :n]
+                out[b, head] = p / p.sum() @ values[at, seen]
         return out.reshape(len(q), -1), caches
 
 
@@ -122,6 +132,40 @@ def test_a_token_gets_the_same_bits_alone_and_in_any_context(
         for context in (before + 32, before + 900):
             part, _ = tokens.run(plugin, slice(first, first + count), past, context)
             np.testing.assert_array_equal(part, whole[first : first + count])
+
+
+@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("batch", some([1, 5, 32], 1))
+@pytest.mark.parametrize("shape", some(SHAPES[1:], 1, 4))
+@pytest.mark.parametrize("before", some(BEFORE, 3, 4))
+@pytest.mark.parametrize("window", some(WINDOWS[1:], 1, 3))
+def test_a_window(
+    plugin: Any, batch: int, shape: tuple[int, int, int], before: int, window: int, kv: str
+) -> None:
+    tokens = Tokens(shape, before, batch, kv, True, window)
+    # What lies before the pieces of the first window is never read: it is no number here.
+    unread = max(0, before + 1 - window) // 256 * 256
+    tokens.past[:, :, :unread] = np.nan
+    found, caches = tokens.run(plugin, slice(None), tokens.past, before + batch + 3)
+    assert np.isfinite(found).all()
+    expected, _ = tokens.expected()
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert error < (1e-5 if kv == "float32" else 3e-4)
+    alone, _ = tokens.run(
+        plugin, slice(batch - 1, batch), caches[:, :, : before + batch - 1], before + batch + 900
+    )
+    np.testing.assert_array_equal(alone[0], found[-1])
+
+
+@pytest.mark.parametrize("shape", some(SHAPES[1:], 1))
+def test_a_window_of_the_whole_context_changes_no_bit(
+    plugin: Any, shape: tuple[int, int, int]
+) -> None:
+    found = []
+    for window in (0, 1305):
+        tokens = Tokens(shape, 1300, 5, "float16", True, window)
+        found.append(tokens.run(plugin, slice(None), tokens.past, 1310)[0])
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_long_context_is_no_limit(plugin: Any) -> None:

@@ -224,8 +224,9 @@ def test_down_columns_of_a_whole_layer(plugin: Any, dtype: str) -> None:
 @pytest.mark.parametrize("tokens", some([1, 16, 45, 100], 2))
 @pytest.mark.parametrize("shape", some([(5, 1, 6), (4, 4, 64), (8, 2, 128), (2, 1, 256)], 0, 2))
 @pytest.mark.parametrize("before", some([0, 37], 1))
+@pytest.mark.parametrize("window", some([0, 1, 20, 70], 0, 2))
 def test_attention(
-    plugin: Any, kv: str, tokens: int, shape: tuple[int, int, int], before: int
+    plugin: Any, kv: str, tokens: int, shape: tuple[int, int, int], before: int, window: int
 ) -> None:
     heads, kv_heads, hd = shape
     rng = np.random.default_rng(before + hd + tokens)
@@ -247,7 +248,7 @@ def test_attention(
     q, k, v = np.split(parts, [heads, heads + kv_heads], axis=1)
     keys, values = (cache.astype(np.float64) for cache in caches)
     keys[:, here], values[:, here] = turn(k).transpose(1, 0, 2), v.transpose(1, 0, 2)
-    out = kernels.attention(plugin, qkv, *caches, heads, before, cos, sin)
+    out = kernels.attention(plugin, qkv, *caches, heads, before, cos, sin, window)
     close(caches[0], keys, 1e-5 if kv == "float32" else 1e-3)
     np.testing.assert_array_equal(caches[1], values.astype(kv))
     keys, values = (cache.astype(np.float64) for cache in caches)  # as rounded
@@ -255,9 +256,10 @@ def test_attention(
     for t in range(tokens):
         for head in range(heads):
             n, at = before + t + 1, head // (heads // kv_heads)
-            scores = keys[at, :n] @ turned[t, head] / np.sqrt(hd)
+            seen = slice(max(0, n - window) if window else 0, n)
+            scores = keys[at, seen] @ turned[t, head] / np.sqrt(hd)
             p = np.exp(scores - scores.max())
-            expected[t, head] = p / p.sum() @ values[at, :n]
+            expected[t, head] = p / p.sum() @ values[at, seen]
     close(out, expected.reshape(tokens, -1))
     if tokens == 1:
         return
@@ -267,6 +269,6 @@ def test_attention(
     first = tokens // 3 + 1
     for own in (slice(0, first), slice(first, tokens)):
         part = kernels.attention(
-            plugin, qkv[own].copy(), *again, heads, before + own.start, cos, sin
+            plugin, qkv[own].copy(), *again, heads, before + own.start, cos, sin, window
         )
         np.testing.assert_array_equal(part, out[own])

@@ -62,13 +62,14 @@ def test_rotary_refuses() -> None:
 
 
 def oracle(
-    q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], position: Any, slot: Any
+    q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], position: Any, slot: Any, window: int = 0
 ) -> NDArray[np.float64]:
     out = np.empty(q.shape, np.float64)
     share = q.shape[1] // k.shape[1]
     for b, h in np.ndindex(q.shape[:2]):
-        keys = k[slot[b], h // share, : position[b] + 1].astype(np.float64)
-        values = v[slot[b], h // share, : position[b] + 1].astype(np.float64)
+        first = max(0, position[b] + 1 - window) if window else 0
+        keys = k[slot[b], h // share, first : position[b] + 1].astype(np.float64)
+        values = v[slot[b], h // share, first : position[b] + 1].astype(np.float64)
         score = keys @ q[b, h].astype(np.float64) / np.sqrt(q.shape[2])
         weight = np.exp(score - score.max())
         out[b, h] = weight @ values / weight.sum()
@@ -83,6 +84,7 @@ def oracle(
     context=st.integers(1, 150),
     batch=st.integers(1, 32),
     slots=st.integers(1, 3),
+    window=st.just(0) | st.integers(1, 160),
     spread=st.sampled_from([1.0, 30.0]),
     variant=st.sampled_from(VARIANTS),
     seed=st.integers(0, 99),
@@ -94,6 +96,7 @@ def test_attention_matches_float64(
     context: int,
     batch: int,
     slots: int,
+    window: int,
     spread: float,
     variant: str,
     seed: int,
@@ -105,21 +108,36 @@ def test_attention_matches_float64(
     position = rng.integers(0, context, batch).astype(np.int32)
     slot = rng.integers(0, slots, batch).astype(np.int32)
     with forced(variant):
-        out = kernels.attention(q, k, v, position, slot_B=slot)
-    np.testing.assert_allclose(out, oracle(q, k, v, position, slot), atol=3e-5 * spread)
+        out = kernels.attention(q, k, v, position, slot_B=slot, window=window)
+    np.testing.assert_allclose(out, oracle(q, k, v, position, slot, window), atol=3e-5 * spread)
 
 
+def test_a_window_of_all_positions_changes_no_bit_and_what_lies_before_it_is_not_read() -> None:
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((3, 4, 16)).astype(np.float32)
+    k, v = rng.standard_normal((2, 1, 2, 90, 16)).astype(np.float32)
+    position = np.array([10, 88, 89], np.int32)
+    whole = kernels.attention(q, k, v, position)
+    np.testing.assert_array_equal(kernels.attention(q, k, v, position, window=90), whole)
+    k[:, :, :80], v[:, :, :80] = np.nan, np.nan
+    assert np.isfinite(kernels.attention(q[1:], k, v, position[1:], window=9)).all()
+
+
+@pytest.mark.parametrize("window", [0, 40])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_attention_is_the_same_alone_and_with_any_threads(variant: str) -> None:
+def test_attention_is_the_same_alone_and_with_any_threads(variant: str, window: int) -> None:
     rng = np.random.default_rng(0)
     q = rng.standard_normal((32, 5, 64)).astype(np.float32)
     k, v = rng.standard_normal((2, 1, 5, 200, 64)).astype(np.float32)
     position = np.arange(100, 132, dtype=np.int32)
     with forced(variant):
-        alone = [kernels.attention(q[b : b + 1], k, v, position[b : b + 1]) for b in range(32)]
+        alone = [
+            kernels.attention(q[b : b + 1], k, v, position[b : b + 1], window=window)
+            for b in range(32)
+        ]
         for threads in (1, 2, 3):
             with kernels.Pool(threads) as pool:
-                together = kernels.attention(q, k, v, position, pool=pool)
+                together = kernels.attention(q, k, v, position, window=window, pool=pool)
             np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
@@ -132,6 +150,8 @@ def test_attention_refuses() -> None:
         kernels.attention(q, cache, cache, zero - 1)
     with pytest.raises(ConfigError, match="slot 1"):
         kernels.attention(q, cache, cache, zero, slot_B=zero + 1)
+    with pytest.raises(ConfigError, match="window -1"):
+        kernels.attention(q, cache, cache, zero, window=-1)
     with pytest.raises(ConfigError, match="divide"):
         kernels.attention(q, cache.repeat(2, 1)[:, :3].copy(), cache[:, :1].repeat(3, 1), zero)
 

@@ -9,6 +9,7 @@ import click
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import engine_options, json_option
 from hotcold.native.abi.names import DTYPE_BYTES
+from hotcold.runtime.model.block import words
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.units import format_bytes
@@ -27,6 +28,7 @@ KINDS = {
     "neurons": "neurons",
     "ffn_bias": "neurons",
 }
+ACTIVATIONS = {"relu": "ReLU", "relu2": "ReLU2", "fatrelu": "FATReLU", "relu both": "ReLU (both)"}
 
 
 @click.command("inspect")
@@ -114,8 +116,8 @@ def _print(result: dict[str, Any]) -> None:
         f"{projected}"
     )
     if spec.get("norm") == "layer":
-        place = "after" if spec.get("post_norm") else "before"
-        click.echo(f"norms      layer norms {place} each block")
+        click.echo("norms      layer norms")
+    click.echo(f"block      {words(ModelSpec.from_json(spec).block)}")
     click.echo()
     rows = [
         (part, output.count(result["parameters"][part]), format_bytes(result["bytes"][part]))
@@ -134,7 +136,10 @@ def _print(result: dict[str, Any]) -> None:
 
 def kind_of_neuron(spec: dict[str, Any]) -> str:
     """In words: gated or not, with a bias or without."""
-    kind = "gated ReLU" if spec.get("ffn", "reglu") == "reglu" else "ReLU"
+    act = ACTIVATIONS[spec.get("activation", "relu")]
+    kind = f"gated {act}" if spec.get("gated", True) else act
+    if threshold := spec.get("activation_threshold"):
+        kind += f" at {threshold:g}"
     return f"{kind} with bias" if spec.get("biases") else kind
 
 

@@ -27,12 +27,16 @@ Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
         plan_[i].has_hot = args_.owned_L[i].n_ids > 0; // those read over the bus too
     }
     reads_.add(args_.steps, args_.n_steps);
-    if (!device_.remote_predictor)
-        reads_.add(device_.predict_steps, device_.n_predict_steps);
-    shown_ = plan_;
-    for (size_t i = 0; device_.remote_predictor && i < shown_.size(); i++)
-        if (shown_[i].predicted_at >= 0) // what of a prediction takes time here is its own layer's
-            shown_[i].predicted_at = static_cast<int32_t>(i);
+    for (int32_t i = 0; i < args_.n_steps; i++) {
+        hc_step step = args_.steps[i];
+        shown_.push_back(step);
+        // What of a remote prediction takes time here is its own layer's.
+        if (device_.remote_predictor && step.layer >= 0 && step.signal >= 0 &&
+            plan_[step.layer].predicted_at >= 0) {
+            step.op = HC_OP_PREDICT;
+            shown_.push_back(step);
+        }
+    }
     clock_.calibrate(stream_);
     // The whole segment, pinned and mapped: kernels read and write flags and payloads in place. Pinned
     // pages can no longer be collapsed to huge ones: whoever wants those has done it before.
@@ -82,7 +86,7 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     report.clock_error_ns = clock_.error_ns();
     report.n_spans = read_timeline(stamps, shown_, clock_, in.seq, in.spans, report.phase_ns);
     report.bytes = reads_.fixed + (in.head_rows ? reads_.head : 0);
-    report.bytes += (in.position_B[in.batch - 1] + 1) * reads_.position;
+    report.bytes += hc_attended(m.window, in.position_B[in.batch - 1]) * reads_.position;
     /* a batch reads a row once for all its tokens: tokens that share a neuron are not told apart;
      * audited neurons are rows of the same list */
     report.bytes += (report.gate_rows + report.audit_rows) * reads_.proposed;

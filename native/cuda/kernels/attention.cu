@@ -21,6 +21,9 @@
 // took two turns (H100, halves, one token, GB/s at 256, 2048, 4096 positions: 616, 1543, 1919, now 570,
 // 1807, 2103; a position after the other, with branches around loads: 423, 1182).
 //
+// With a window, pieces that lie before it are not visited, and positions of its first piece that do
+// have a weight of 0.
+//
 // A block appends the keys and values of the pass that lie in its piece, those of tokens up to its
 // own (several blocks write the same values to the same places), so it reads nothing that another
 // block of this kernel must write first. Older positions are on their way meanwhile.
@@ -46,13 +49,14 @@ __device__ __forceinline__ bool last_of(uint32_t *arrived, int pieces, int &last
     return last;
 }
 
-// One row's parts in order, 32 elements of it by one warp.
+// One row's parts from piece `from` on in order, 32 elements of it by one warp.
 // Parts were written by other multiprocessors in this kernel: __ldcg reads them in L2. Each lane
 // holds the stats of one piece of 32 and hands them round by shuffles; eight parts are in flight.
-__device__ __forceinline__ void combine(const Attention &a, int64_t row, int pieces, int e) {
+__device__ __forceinline__ void combine(const Attention &a, int64_t row, int from, int pieces,
+                                        int e) {
     const int lane = threadIdx.x % WARP, hd = a.head_dim;
-    const float2 *stats = a.stats + row * a.pieces;
-    const float *partial = a.partial + row * a.pieces * hd;
+    const float2 *stats = a.stats + row * a.pieces + from;
+    const float *partial = a.partial + (row * a.pieces + from) * hd;
     const auto of = [&](int i) {
         return i < pieces ? __ldcg(stats + i) : make_float2(-INFINITY, 0.0f);
     };
@@ -97,16 +101,18 @@ __global__ void __launch_bounds__(THREADS, S::ROWS == 1 ? 3 : 2)
     wait_prior();
     const Tile tile = tile_of<S::ROWS>(a);
     const int pieces = (tile.n + PIECE - 1) / PIECE, chunks = (a.head_dim + WARP - 1) / WARP;
-    for (int piece = blockIdx.y; piece < pieces; piece += gridDim.y) {
+    const int parts = pieces - tile.piece0; // that are handed out
+    for (int piece = tile.piece0 + blockIdx.y; piece < pieces; piece += gridDim.y) {
         attend<S>(a, tile, piece, s);
         // last_of's barriers also keep the next piece from writing shared memory that hand_out
         // still reads.
-        if (pieces == 1 || !last_of(a.arrived + blockIdx.x, pieces, s.last))
+        if (parts == 1 || !last_of(a.arrived + blockIdx.x, parts, s.last))
             continue;
         for (int i = threadIdx.x / WARP; i < S::ROWS * chunks; i += WARPS) {
-            const int r = S::ROWS == 1 ? 0 : i / chunks, length = s.lengths[r];
-            if (length > PIECE)
-                combine(a, row_of(a, tile, r), (length + PIECE - 1) / PIECE,
+            const int r = S::ROWS == 1 ? 0 : i / chunks;
+            const int from = s.firsts[r] / PIECE, to = (s.lengths[r] + PIECE - 1) / PIECE;
+            if (to - from > 1)
+                combine(a, row_of(a, tile, r), from, to - from,
                         (i - r * chunks) * WARP + static_cast<int>(threadIdx.x) % WARP);
         }
     }

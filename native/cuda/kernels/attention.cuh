@@ -44,23 +44,31 @@ template <class S> struct Shared {
     float totals[WARPS * S::ROWS];          // of weights
     float tops[WARPS * S::ROWS];            // highest scores
     float scores[S::ROWS * PITCH];
-    int lengths[S::ROWS]; // positions a row attends to; 0: there is no such row
+    int lengths[S::ROWS]; // behind the last position a row attends to; 0: there is no such row
+    int firsts[S::ROWS];  // the first one
     int last;
 };
 
 struct Tile { // rows row0 ... of a key head: row i is head i % group of it, of token i / group
     int kv_head, row0, group;
     int tokens; // of the pass, up to the tile's last
-    int n;      // positions of its longest row; 0: it has none
+    int n;      // behind the last position of its rows; 0: it has none
     int fresh;  // the first position that this pass appends
+    int piece0; // the first piece in which one of them sees a position
 };
+
+// The first position that a token at `position` attends to.
+__device__ __forceinline__ int first_seen(const Attention &a, int position) {
+    return a.window ? max(0, position + 1 - a.window) : 0;
+}
 
 // The grid's x is key heads times tiles of ROWS rows; a tile's rows are consecutive, so several
 // heads of one token come before the next token.
 template <int ROWS> __device__ __forceinline__ Tile tile_of(const Attention &a) {
     if constexpr (ROWS == 1) { // of one token, a head a key head: nothing to divide
         const int position = a.pass->position_B[0];
-        return {static_cast<int>(blockIdx.x), 0, 1, 1, position + 1, position};
+        return {static_cast<int>(blockIdx.x),   0, 1, 1, position + 1, position,
+                first_seen(a, position) / PIECE};
     }
     const int tiles = gridDim.x / a.kv_heads, lane = threadIdx.x % WARP;
     // A lane a token: HC_MAX_BATCH is a warp.
@@ -72,6 +80,8 @@ template <int ROWS> __device__ __forceinline__ Tile tile_of(const Attention &a) 
     t.tokens = min((t.row0 + ROWS - 1) / t.group + 1, batch);
     t.n = __reduce_max_sync(FULL, lane >= first && lane < t.tokens ? position + 1 : 0);
     t.fresh = __reduce_min_sync(FULL, lane < t.tokens ? position : INT_MAX);
+    // A pass's positions ascend: the tile's first token sees the earliest one.
+    t.piece0 = t.n ? first_seen(a, __shfl_sync(FULL, position, first)) / PIECE : 0;
     return t;
 }
 
@@ -105,6 +115,7 @@ __device__ __forceinline__ void put_queries(const Attention &a, const Tile &tile
         // and hand_out skips them.
         const int t = (tile.row0 + static_cast<int>(threadIdx.x)) / tile.group;
         s.lengths[threadIdx.x] = t < tile.tokens ? a.pass->position_B[t] + 1 : 0;
+        s.firsts[threadIdx.x] = t < tile.tokens ? first_seen(a, a.pass->position_B[t]) : 0;
     }
 #pragma unroll 1
     for (int i = threadIdx.x; i < S::ROWS * S::WIDTH; i += THREADS) {
@@ -236,6 +247,7 @@ __device__ __forceinline__ void score(Packs<S> &packs, const typename S::T *keys
     constexpr int K = S::TOGETHER;
     const Own<S> own;
     const int warp = threadIdx.x / WARP, length = min(s.lengths[own.row] - start, len);
+    const int begin = max(s.firsts[own.row] - start, 0);
     // This lane's elements of every query, in registers for the whole piece.
     float q[S::ROWS][S::E], top = -INFINITY;
 #pragma unroll
@@ -269,9 +281,9 @@ __device__ __forceinline__ void score(Packs<S> &packs, const typename S::T *keys
             }
             const float dot = gather<K * S::ROWS, S::LANES / 2>(dots);
             const int p = at + (i + own.later) * S::STEP;
-            // Causal: a row sees its own first `length` positions of the piece; and what lies
-            // behind the piece's end is never used.
-            const float found = p < length ? dot : -INFINITY;
+            // Causal: a row sees the positions of the piece before its own `length`, and none
+            // before its window; what lies behind the piece's end is never used.
+            const float found = p < length && p >= begin ? dot : -INFINITY;
             top = fmaxf(top, found);
             // One of OWNERS lanes with the same score writes it.
             if (own.first && p < len)
@@ -369,7 +381,7 @@ __device__ __forceinline__ void hand_out(const Attention &a, const Tile &tile, i
 #pragma unroll 1
     for (int i = threadIdx.x; i < S::ROWS * hd; i += THREADS) {
         const int r = S::ROWS == 1 ? 0 : i / hd, e = i - r * hd;
-        if (s.lengths[r] <= piece * PIECE)
+        if (s.lengths[r] <= piece * PIECE || s.firsts[r] >= (piece + 1) * PIECE)
             continue;
         float sum = 0, total = 0;
 #pragma unroll
@@ -378,7 +390,7 @@ __device__ __forceinline__ void hand_out(const Attention &a, const Tile &tile, i
             total += s.totals[w * S::ROWS + r];
         }
         const int64_t row = row_of(a, tile, r), at = row * a.pieces + piece;
-        if (s.lengths[r] <= PIECE) {
+        if ((s.lengths[r] - 1) / PIECE == s.firsts[r] / PIECE) { // the row has this piece alone
             a.out[row * hd + e] = sum / total;
             continue;
         }
@@ -402,7 +414,7 @@ __device__ __forceinline__ void attend(const Attention &a, const Tile &tile, int
     const int at = threadIdx.x / WARP * S::EACH + threadIdx.x % WARP / S::LANES;
     Packs<S> packs = {};
     packs.load(keys, at, 0, old, hd);
-    if (piece == blockIdx.y)
+    if (piece == tile.piece0 + static_cast<int>(blockIdx.y))
         put_queries<S>(a, tile, s);
     if (old < len)
         append<T>(a, tile, start, start + len);

@@ -18,7 +18,17 @@ namespace hotcold {
 // SUMMED and WAITED, gets so far) then; timeline.cu reads them. The row before those of the layers
 // is of the whole pass.
 constexpr int STAMPS = HC_STAMPS;
-enum { AT_QKV, AT_PREDICT, AT_HOT, AT_MERGE, AT_SUMMED, AT_WAITED, AT_ASKED, AT_ANSWERED };
+enum {
+    AT_QKV,
+    AT_PREDICT,
+    AT_HOT,
+    AT_MERGE,
+    AT_SUMMED,
+    AT_WAITED,
+    AT_ASKED,
+    AT_ANSWERED,
+    AT_INPUT
+};
 enum { AT_BEGIN, AT_HEAD, AT_END };
 // Counts of a pass, a row of them a layer.
 constexpr int COUNTS = HC_COUNTS;
@@ -78,7 +88,8 @@ struct Sign { // the predictor that reads one bit a weight; see native/ops/sign.
 void sign(const Sign &args, int bucket, const Launch &launch);
 
 // One layer's attention of a pass. Each token appends its k and v at its position and attends to
-// positions 0 to its own; a pass's positions ascend with the token.
+// positions 0 to its own, of which a window leaves the last so many; a pass's positions ascend with
+// the token.
 struct Attention {
     const float *qkv;             // [B][(heads + 2 kv_heads) * head_dim], not yet rotated
     void *k_cache, *v_cache;      // one layer: [kv_heads][context][head_dim]
@@ -90,6 +101,7 @@ struct Attention {
     float *partial;    // [B * heads][pieces][head_dim]; NULL for one piece
     float2 *stats;     // [B * heads][pieces]: highest score and sum of weights; NULL likewise
     uint32_t *arrived; // [B * heads] zeros, and zeros again after every launch
+    int32_t window;    // 0: none
 };
 void attention(const Attention &args, int bucket, const Launch &launch);
 
@@ -141,15 +153,16 @@ void signal_x(const Exchange &to, const PassState *pass, const Launch &launch);
 struct Ffn {
     const char *const
         *record_R; // where each row of the table lies: on the device or in host memory
-    int64_t record_bytes, gate_offset, up_offset, down_offset; // up_offset -1: no up rows
-    int32_t d, dtype, n_rows, n_chunks;
+    hc_record record;
+    int32_t d, n_rows, n_chunks;
     const float *x;
     HotList hot;
     float *partial_CBD;
     int32_t *fired_C; // [4][n_chunks]: neurons * tokens whose gate fired
     const PassState *pass;
     uint64_t *stamps;
-    int64_t bias_offset; // of the gate's bias (fp32) in a record; 0: none
+    int32_t activation; // hc_activation
+    float activation_threshold;
 };
 void gate_up(const Ffn &args, int bucket, const Launch &launch);
 void down(const Ffn &args, int bucket, const Launch &launch);

@@ -139,6 +139,7 @@ template <class Args> Args attention_of(const hc_device_op &op, Scratch &scratch
     t.sin_PE = scratch.given(a.context * a.head_dim / 2, op.sin_PE);
     t.heads = a.heads, t.kv_heads = a.kv_heads, t.head_dim = a.head_dim;
     t.context = static_cast<int32_t>(a.context), t.kv_f16 = op.kv_f16;
+    t.window = static_cast<int32_t>(a.window);
     return t;
 }
 inline int64_t cache_bytes(const hc_device_op &op) {

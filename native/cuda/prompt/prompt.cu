@@ -25,7 +25,6 @@ Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
                 bytes_of(args.model->dtype),
             false) {
     reads_.add(args.steps, args.n_steps);
-    reads_.add(device.predict_steps, device.n_predict_steps);
     launch_.overlap = false; // these kernels do not wait for their forerunners by themselves
     const hc_model &m = *args.model;
     const int64_t rows = model.prompt.piece_rows;
@@ -36,7 +35,7 @@ Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
             pieces_.push_back({l, at, std::min(rows, n - at)});
     }
     if (!pieces_.empty())
-        streamer_ = std::make_unique<Streamer>(m.record_bytes);
+        streamer_ = std::make_unique<Streamer>(m.record.bytes);
 }
 
 // Another actor, or the supervisor, may set it at any time: acquire, as in exchange.c.
@@ -81,13 +80,12 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     // likely finished.
     for (int64_t i = 0; i + 1 < HC_STREAM_SLOTS; i++)
         feed(i);
-    for (int layer = 0; layer < m.n_layers && !poisoned(); layer++) {
+    for (int index = 0; index < m.n_layers && !poisoned(); index++) {
         // two layers are enqueued at most, so that progress is the device's and not the host's
-        check(cudaEventSynchronize(layer_[layer % 2]), "the prompt failed on the device");
+        check(cudaEventSynchronize(layer_[index % 2]), "the prompt failed on the device");
         progress();
-        attend(layer, in);
-        feed_forward(layer, in);
-        check(cudaEventRecord(layer_[layer % 2], launch_.stream), "event");
+        layer(index, in);
+        check(cudaEventRecord(layer_[index % 2], launch_.stream), "event");
     }
     // Everything that was enqueued ends, poisoned or not: the buffers are reused by the next pass.
     unsigned long long fired = 0;
@@ -105,8 +103,8 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     report.pass_ns = now_ns() - begin;
     report.allocated_bytes = model_.bytes, report.pinned_bytes = model_.pinned;
     // As if weights, keys and values were read once; records, resident or streamed, whole.
-    report.bytes = reads_.fixed + m.n_layers * m.n * m.record_bytes;
-    report.bytes += (in.position + in.count) * reads_.position;
+    report.bytes = reads_.fixed + m.n_layers * m.n * m.record.bytes;
+    report.bytes += hc_attended(m.window, in.position + in.count - 1) * reads_.position;
     report.bytes += in.head || in.logits_PV ? reads_.head : 0;
     return HC_OK;
 }

@@ -6,7 +6,8 @@
 // attention v1: a block is one head and 16 tokens, four a warp. Keys and values of 32 positions at a
 // time in shared memory as floats; a lane scores one position for the warp's four tokens, then holds
 // head_dim / 32 columns of their sums. Softmax runs along (max and sum so far), in the order of the
-// positions, from position 0: a token's bits depend neither on its block nor on other tokens.
+// positions, from position 0, or from the 32 in which a window begins: a token's bits depend neither
+// on its block nor on other tokens.
 // Oracle: numpy in float64, tests/cuda/test_kernels_prompt.py.
 #include "cuda/prompt/rows.cuh"
 
@@ -167,14 +168,16 @@ __global__ void __launch_bounds__(WARPS *WARP) attention_kernel(const PromptAtte
     const T *v_cache = static_cast<const T *>(a.v_cache) + cache;
     for (int i = threadIdx.x; i < TOKENS * hd; i += WARPS * WARP)
         q[i] = first + i / hd < a.tokens ? a.qkv[(first + i / hd) * row + head * hd + i % hd] : 0;
-    // Positions up to the block's last token; later ones are masked for the earlier tokens.
+    // Positions up to the block's last token; later ones are masked for the earlier tokens, and those
+    // before their windows for the later ones.
     const int last = min(first + TOKENS, a.tokens) - 1, n = a.position + last + 1;
     const float scale = 1.0f / sqrtf(static_cast<float>(hd));
     float most[EACH], total[EACH] = {}, sum[EACH][MAX_LANE] = {};
 #pragma unroll
     for (int i = 0; i < EACH; i++)
         most[i] = -INFINITY;
-    for (int p0 = 0; p0 < n; p0 += KEYS) {
+    const int before = a.window ? max(0, a.position + first + 1 - a.window) : 0;
+    for (int p0 = before / KEYS * KEYS; p0 < n; p0 += KEYS) {
         // The last 32 positions have been used by all warps.
         __syncthreads();
         for (int i = threadIdx.x; i < KEYS * hd; i += WARPS * WARP) {
@@ -197,11 +200,14 @@ __global__ void __launch_bounds__(WARPS *WARP) attention_kernel(const PromptAtte
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             // Causal: a later position's score is -infinity, its weight exp(-infinity) = 0.
-            const int position = a.position + first + warp * EACH + i;
-            const float s = p0 + lane <= position ? score[i] * scale : -INFINITY;
-            const float more =
-                fmaxf(most[i], warp_max(s)); // position 0 is in everyone's first tile
-            const float keep = expf(most[i] - more), p = expf(s - more);
+            const int position = a.position + first + warp * EACH + i, p_lane = p0 + lane;
+            const bool seen = p_lane <= position && (!a.window || p_lane > position - a.window);
+            const float s = seen ? score[i] * scale : -INFINITY;
+            const float more = fmaxf(most[i], warp_max(s));
+            // -infinity still, where a window begins behind the block's first positions: no number
+            // may come of that.
+            const float keep = more == most[i] ? 1.0f : expf(most[i] - more);
+            const float p = seen ? expf(s - more) : 0.0f;
             most[i] = more;
             total[i] = fmaf(total[i], keep, warp_sum(p));
 #pragma unroll

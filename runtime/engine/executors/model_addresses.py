@@ -3,6 +3,7 @@
 from typing import Any
 
 from hotcold.runtime.engine.gpu_memory import sizes
+from hotcold.runtime.model.block import operators
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 from hotcold.runtime.model.rotary import rotary_tables
 from hotcold.runtime.weights.weights import WeightStore
@@ -29,14 +30,19 @@ def model_addresses(bundle: Bundle, store: WeightStore, context: int) -> dict[st
     rotary = spec.positions == "rotary"
     cos_PE, sin_PE = rotary_tables(spec, context) if rotary else (None, None)
     ends = at(ENDS)
-    return vars(bundle.record) | {
+    return {
+        "record": bundle.record.fields(),
         **sizes(spec, context),
         "norm": spec.norm,
+        "activation": spec.activation,
+        "activation_threshold": spec.activation_threshold,
         "norm_eps": spec.norm_eps,
-        "post_norm": spec.post_norm,
+        "block": operators(spec.block),
+        "n_block": len(spec.block),
         "dtype": spec.dtype,
         "n_layers": spec.n_layers,
         "layers": [at(LAYER, f"layers.{layer}.") for layer in range(spec.n_layers)],
+        "window": spec.attention_window or 0,
         "cos_PE": cos_PE,
         "sin_PE": sin_PE,
         **ends,

@@ -14,12 +14,19 @@ class Source:
     Args:
         name: in the checkpoint.
         shape: it must have.
-        skip: rows at its top that the bundle leaves out.
+        rows: those that the bundle has, in its order; None: all of them as they are.
+        plus: added to every element of a tensor that the bundle has in float32.
     """
 
     name: str
     shape: tuple[int, ...]
-    skip: int = 0
+    rows: tuple[range, ...] | None = None
+    plus: float = 0.0
+
+    @property
+    def runs(self) -> tuple[range, ...]:
+        """`rows`, all of them spelt out."""
+        return (range(self.shape[0]),) if self.rows is None else self.rows
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Architecture:
         read_spec: (config, dtype of the bundle's matrices) -> spec; raises CheckpointError.
         sources: (spec, config) -> checkpoint tensors, stacked by rows, behind each tensor of a
             bundle. A layer's neurons appear as `layers.{i}.gate`, `.up`, `.down` and `.bias`, those
-            it has.
+            it has, always whole and as they are.
     """
 
     name: str

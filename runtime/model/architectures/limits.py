@@ -8,6 +8,8 @@ or an allocation of terabytes later.
 import math
 from typing import Any
 
+from hotcold.native.abi.names import ACTIVATIONS
+from hotcold.runtime.model.block import check_block
 from hotcold.runtime.model.spec import DTYPE_BYTES, ModelSpec
 
 LIMITS: dict[str, tuple[int, int]] = {  # inclusive
@@ -22,10 +24,10 @@ LIMITS: dict[str, tuple[int, int]] = {  # inclusive
 }
 KINDS: dict[str, tuple[str, ...]] = {
     "norm": ("rms", "layer"),
-    "ffn": ("reglu", "relu"),
+    "activation": tuple(ACTIVATIONS),
     "positions": ("rotary", "learned"),
 }
-FLAGS = ("tied", "biases", "post_norm", "final_norm")
+FLAGS = ("tied", "gated", "biases", "final_norm")
 ROPE_NUMBERS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": (
@@ -113,19 +115,43 @@ def _check_kinds(spec: ModelSpec) -> None:
     for name in FLAGS:
         if not isinstance(getattr(spec, name), bool):
             raise ValueError(f"{name} is {getattr(spec, name)!r:.80}, it must be true or false")
+    check_block(spec.block)
     low, high = LIMITS["d_model"]
     if spec.embed_dim is not None and not (
         is_int(spec.embed_dim) and low <= spec.embed_dim <= high
     ):
         raise ValueError(f"embed_dim is {spec.embed_dim!r:.80}, it must be from {low} to {high}")
-    if spec.biases and spec.ffn == "reglu":
-        raise ValueError("biases are not supported in a gated feed-forward layer (reglu)")
+    window, limit = spec.attention_window, LIMITS["max_context"][1]
+    if window is not None and not (is_int(window) and 1 <= window <= limit):
+        raise ValueError(f"attention_window is {window!r:.80}, it must be from 1 to {limit}")
+    _check_activation(spec)
     if spec.positions == "learned":
-        if spec.rope_theta != 0 or spec.rope_scaling is not None:
+        if spec.rope_theta != 0 or spec.rope_scaling is not None or spec.rotary_dim is not None:
             raise ValueError("a model with learned positions has no rotary parameters")
         return
     if spec.head_dim % 2:
         raise ValueError(f"head_dim {spec.head_dim} is odd; rotary embedding turns pairs")
+    turned = spec.rotary_dim
+    if turned is not None and not (
+        is_int(turned) and 2 <= turned < spec.head_dim and turned % 2 == 0
+    ):
+        raise ValueError(
+            f"rotary_dim is {turned!r:.80}, it must be even, from 2 to below head_dim "
+            f"{spec.head_dim}"
+        )
     if not positive(spec.rope_theta, 1e12):
         raise ValueError(f"rope theta is {spec.rope_theta!r:.80}, it must be above 0, at most 1e12")
     check_rope_scaling(spec.rope_scaling)
+
+
+def _check_activation(spec: ModelSpec) -> None:
+    if spec.biases and spec.gated:
+        raise ValueError("biases are not supported in a gated feed-forward layer")
+    if spec.activation == "relu both" and not spec.gated:
+        raise ValueError("activation 'relu both' needs a gated feed-forward layer")
+    threshold, fat = spec.activation_threshold, spec.activation == "fatrelu"
+    if not (positive(threshold, 1e9) if fat else is_number(threshold) and threshold == 0):
+        allowed = "above 0 and at most 1e9" if fat else "0"
+        raise ValueError(
+            f"activation_threshold is {threshold!r:.80}, of {spec.activation!r} it must be {allowed}"
+        )

@@ -7,6 +7,7 @@ defaults are those transformers gives an OPT.
 
 from hotcold.runtime.model.architectures.base import Architecture, Fill, Source, Sources
 from hotcold.runtime.model.architectures.hf_config import Config, eos_ids
+from hotcold.runtime.model.block import POST_NORM, PRE_NORM
 from hotcold.runtime.model.spec import DType, ModelSpec
 
 POSITION_OFFSET = 2  # the table's first rows belong to no position, left from fairseq's padding
@@ -44,10 +45,10 @@ def read_spec(config: Config, dtype: DType) -> ModelSpec:
         bos_ids=config.token_ids("bos_token_id", vocab_size),
         eos_ids=eos_ids(config, vocab_size),
         norm="layer",
-        ffn="relu",
+        gated=False,
         positions="learned",
         biases=config.flag("enable_bias", True),
-        post_norm=not pre_norm,
+        block=PRE_NORM if pre_norm else POST_NORM,
         final_norm=pre_norm and not config.flag("_remove_final_layer_norm"),
         embed_dim=None if embed_dim == d_model else embed_dim,
     )
@@ -61,7 +62,7 @@ def sources(spec: ModelSpec, config: Config) -> Sources:
     positions = Source(
         f"{decoder}.embed_positions.weight",
         (spec.max_context + POSITION_OFFSET, d),
-        skip=POSITION_OFFSET,
+        (range(POSITION_OFFSET, spec.max_context + POSITION_OFFSET),),
     )
     parts: Sources = {
         "embed": (Source(f"{decoder}.embed_tokens.weight", (spec.vocab_size, width)),),

@@ -210,10 +210,11 @@ class Checkpoint:
         return cast(DType, dtype)
 
     def _blocks(self, source: Source) -> Iterator[Raw]:
-        name, rows = self._stored(source), source.shape[0]
+        name = self._stored(source)
         step = max(1, BLOCK_BYTES // max(1, math.prod(source.shape[1:]) * 4))
-        for start in range(source.skip, rows, step):
-            yield self._rows(name, start, min(start + step, rows))
+        for run in source.runs:
+            for start in range(run.start, run.stop, step):
+                yield self._rows(name, start, min(start + step, run.stop))
 
     def _rows(self, name: str, start: int = 0, stop: int | None = None) -> Raw:
         raw = self._reader.rows(name, start, stop)
@@ -238,7 +239,8 @@ class Checkpoint:
             return
         for source in parts:
             for raw in self._blocks(source):
-                yield self._converted(raw, source, dtype)
+                block = self._converted(raw, source, dtype)
+                yield block + np.float32(source.plus) if source.plus else block
 
     def neurons(self, layer: int, step: int) -> Iterator[dict[str, Raw]]:
         """Parts of a layer's neurons, step neurons at a time, one row a neuron.

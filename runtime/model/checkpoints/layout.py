@@ -14,6 +14,7 @@ implies, so that no offset from a file is ever trusted. Matrix rows are contiguo
 from dataclasses import dataclass
 from typing import Any
 
+from hotcold.runtime.model.block import NORMS, norms
 from hotcold.runtime.model.neurons import NeuronRecord, round_up
 from hotcold.runtime.model.spec import DTYPE_BYTES, ModelSpec
 
@@ -50,21 +51,22 @@ class TensorEntry:
 
 def _tensors(spec: ModelSpec) -> list[tuple[str, tuple[int, ...], str]]:
     d, dtype, width = spec.d_model, spec.dtype, spec.embed_width
-    record_bytes = NeuronRecord.for_spec(spec).record_bytes
+    record_bytes = NeuronRecord.for_spec(spec).bytes
     projected, qkv = spec.embed_dim is not None, spec.q_dim + 2 * spec.kv_dim
     norm_bias = spec.norm == "layer"
+    attention_norm, ffn_norm = (name in norms(spec.block) for name in NORMS)
     tensors: list[tuple[str, tuple[int, ...], str, bool]] = []
     for i in range(spec.n_layers):
         layer = f"layers.{i}"
         tensors += [
-            (f"{layer}.attention_norm", (d,), "float32", True),
-            (f"{layer}.attention_norm_bias", (d,), "float32", norm_bias),
+            (f"{layer}.attention_norm", (d,), "float32", attention_norm),
+            (f"{layer}.attention_norm_bias", (d,), "float32", attention_norm and norm_bias),
             (f"{layer}.qkv", (qkv, d), dtype, True),
             (f"{layer}.qkv_bias", (qkv,), "float32", spec.biases),
             (f"{layer}.o", (d, spec.q_dim), dtype, True),
             (f"{layer}.o_bias", (d,), "float32", spec.biases),
-            (f"{layer}.ffn_norm", (d,), "float32", True),
-            (f"{layer}.ffn_norm_bias", (d,), "float32", norm_bias),
+            (f"{layer}.ffn_norm", (d,), "float32", ffn_norm),
+            (f"{layer}.ffn_norm_bias", (d,), "float32", ffn_norm and norm_bias),
             (f"{layer}.neurons", (spec.n_neurons, record_bytes), "uint8", True),
             (f"{layer}.ffn_bias", (d,), "float32", spec.biases),
         ]

@@ -84,7 +84,7 @@ def check_ffn(plugin: Any, dtype: str, d: int, batch: int, gated: bool) -> None:
     records[:, : parts * row] = raw.reshape(rows, -1).view(np.uint8)
     bias = np.zeros(rows, np.float32) if gated else rng.standard_normal(rows).astype(np.float32)
     records[:, at : at + 4] = bias.view(np.uint8).reshape(rows, 4)
-    how: dict[str, Any] = {"gated": gated, "bias_offset": 0 if gated else at}
+    how: dict[str, Any] = {"gated": gated, "bias": 0 if gated else at}
     x = rng.standard_normal((batch, d)).astype(np.float32)
     bounds = np.linspace(0, rows, 6).astype(np.int32)
     members = rng.integers(1, 2**batch, rows, dtype=np.uint64).astype(np.uint32)
@@ -114,9 +114,11 @@ def _ffn(
     return c @ down, size @ np.abs(down)
 
 
-def check_attention(plugin: Any, heads: int, kv_heads: int, head_dim: int, batch: int) -> None:
+def check_attention(
+    plugin: Any, heads: int, kv_heads: int, head_dim: int, batch: int, window: int
+) -> None:
     """Without rotation, 40 positions before; what is appended to the caches too."""
-    case = f"attention, {heads}/{kv_heads} heads of {head_dim}, batch {batch}"
+    case = f"attention, {heads}/{kv_heads} heads of {head_dim}, batch {batch}, window {window}"
     print(case, flush=True)
     rng, before = np.random.default_rng(head_dim + batch), 40
     shape = (kv_heads, before + batch + 2, head_dim)
@@ -127,13 +129,15 @@ def check_attention(plugin: Any, heads: int, kv_heads: int, head_dim: int, batch
     keys[:, before : before + batch] = k.swapaxes(0, 1)
     values[:, before : before + batch] = v.swapaxes(0, 1)
     positions = np.arange(before, before + batch, dtype=np.int32)
-    got, _ = kernels.attention(plugin, qkv, k_cache, v_cache, heads, positions, None, None)
+    given = (qkv, k_cache, v_cache, heads, positions, None, None)
+    got, _ = kernels.attention(plugin, *given, window=window)
     exact = np.zeros((batch, heads, head_dim))
     for b, head in itertools.product(range(batch), range(heads)):
         at, n = head // (heads // kv_heads), before + b + 1
-        scores = keys[at, :n] @ q[b, head].astype(np.float64) / np.sqrt(head_dim)
+        seen = slice(max(0, n - window) if window else 0, n)
+        scores = keys[at, seen] @ q[b, head].astype(np.float64) / np.sqrt(head_dim)
         share = np.exp(scores - scores.max())
-        exact[b, head] = share / share.sum() @ values[at, :n]
+        exact[b, head] = share / share.sum() @ values[at, seen]
     compare(case, got, exact.reshape(batch, -1), 1e-4)
     compare(f"{case}, keys", k_cache, keys, 0.0)
     compare(f"{case}, values", v_cache, values, 0.0)
@@ -147,8 +151,9 @@ def check_all(plugin: Any) -> None:
         check_gemv(plugin, dtype, d, batch)
     for kind, d, batch in itertools.product(("rms", "layer"), WIDTHS, BATCHES):
         check_norm(plugin, kind, d, batch)
-    for shape, batch in itertools.product(((5, 1, 7), (4, 4, 64), (8, 2, 128)), BATCHES):
-        check_attention(plugin, *shape, batch)
+    shapes = ((5, 1, 7), (4, 4, 64), (8, 2, 128))
+    for shape, batch, window in itertools.product(shapes, BATCHES, (0, 9)):
+        check_attention(plugin, *shape, batch, window)
 
 
 def main(plugin: str, library: str, source: str, digest: str) -> None:

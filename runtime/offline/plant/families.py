@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.model.block import PRE_NORM
 from hotcold.runtime.model.spec import ModelSpec
 
 
@@ -50,7 +51,7 @@ def _opt(spec: ModelSpec) -> dict[str, Any]:
         "activation_function": "relu",
         "ffn_dim": spec.n_neurons,
         "word_embed_proj_dim": spec.embed_width,
-        "do_layer_norm_before": not spec.post_norm,
+        "do_layer_norm_before": spec.block == PRE_NORM,
         "enable_bias": spec.biases,
         "layer_norm_elementwise_affine": True,
         "dropout": 0.0,

@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hotcold.runtime.offline.plant.drawing import ROWS, Drawing, PlantedLayer
+from hotcold.runtime.model.block import input_norm, norms
+from hotcold.runtime.offline.plant.drawing import ROWS, Drawing, Guess, PlantedLayer
 from hotcold.runtime.offline.plant.firing import Firing, decide, guess
 from hotcold.runtime.offline.plant.forward import Norm, attention
 from hotcold.runtime.offline.plant.signal import Signal, make_signal, randn
@@ -59,8 +60,8 @@ class Planter:
         plain = Norm.plain(self.spec, device)
         entry = plain if self.spec.norm == "rms" else plain.with_constant(self.signal.constant)
         self._entry = entry  # the norm that x comes out of
-        first = (entry, plain) if self.spec.post_norm else (plain, entry)
-        self._attention_norm, self._ffn_norm = first
+        names = norms(self.spec.block)
+        self._norms = dict.fromkeys(names, plain) | {input_norm(self.spec.block): entry}
 
     def layers(self) -> Iterator[PlantedLayer]:
         """All layers, from the first."""
@@ -87,22 +88,35 @@ class Planter:
         return values.to(self.dtype).float()
 
     def _layer(self, index: int, p_N: NDArray[np.float64]) -> PlantedLayer:
+        streams: Tensors = {}
+        tensors: Tensors = {}
+        for one in self.spec.block:
+            source_MD = streams.get(one.source, self._h_MD)
+            if one.kind == "attend":
+                tensors |= self._attention(index, source_MD)
+            elif one.kind == "ffn":
+                named, found, counts_N = self._feed_forward(index, source_MD, p_N)
+                tensors |= named
+            else:
+                planted = self._norms[one.weights]
+                tensors |= planted.tensors(one.weights)
+                if one.target == "h":
+                    self._h_MD = planted(source_MD)
+                else:
+                    streams[one.target] = planted(source_MD)
+        return PlantedLayer(tensors, found, counts_N)
+
+    def _feed_forward(
+        self, index: int, x_MD: torch.Tensor, p_N: NDArray[np.float64]
+    ) -> tuple[Tensors, Guess, NDArray[np.int64]]:
+        """Neurons that fire with these probabilities, their predictor, and how often they did."""
         constant = self.signal.constant
-        tensors = self._attention(index)
-        if self.spec.post_norm:
-            self._h_MD = self._attention_norm(self._h_MD)
-        x_MD = self._h_MD if self.spec.post_norm else self._ffn_norm(self._h_MD)
         rho_M1 = x_MD[:, :1] / constant
         firing = decide(self.drawing, index, x_MD / rho_M1, p_N)
         counts_N = firing.fired_MN.count_nonzero(dim=0).cpu().numpy().astype(np.int64)
         found = guess(self.drawing, index, firing, constant)
         firing.fired_MN.mul_(rho_M1)  # what the neurons' ReLUs let through
-        tensors |= self._neurons(index, x_MD, firing)
-        if self.spec.post_norm:
-            self._h_MD = self._ffn_norm(self._h_MD)
-        tensors |= self._attention_norm.tensors("attention_norm")
-        tensors |= self._ffn_norm.tensors("ffn_norm")
-        return PlantedLayer(tensors, found, counts_N)
+        return self._neurons(index, x_MD, firing), found, counts_N
 
     def _written(self, name: str, written_MD: torch.Tensor) -> Tensors:
         """Add a block's output to the stream, less its mean where the block has a bias for it."""
@@ -114,7 +128,7 @@ class Planter:
         self._h_MD += written_MD.add_(bias_D)
         return {name: bias_D}
 
-    def _attention(self, index: int) -> Tensors:
+    def _attention(self, index: int, x_MD: torch.Tensor) -> Tensors:
         spec, drawing = self.spec, self.drawing
         rows = self._randn(spec.q_dim + 2 * spec.kv_dim, spec.d_model, index, 10)
         rows.mul_(1 / math.sqrt(spec.d_model))
@@ -124,7 +138,6 @@ class Planter:
         del rows  # gigabytes in the largest shapes
         if spec.biases:
             bias = self._held(self._randn(1, len(qkv), index, 12)[0].mul_(BIAS))
-        x_MD = self._h_MD if spec.post_norm else self._attention_norm(self._h_MD)
         x_SMD = x_MD.view(drawing.sequences, drawing.length, -1)
         read_MQ = attention(x_SMD, qkv, bias, spec)
         scale = self._part / math.sqrt(max(1e-12, float(read_MQ.square().mean())) * spec.q_dim)
@@ -144,7 +157,7 @@ class Planter:
         made = {
             part: torch.empty((n, d), dtype=self.dtype, device=self.device)
             for part in ROWS
-            if part != "up" or spec.ffn == "reglu"
+            if part != "up" or spec.gated
         }
         written_MD = torch.zeros_like(x_MD)
         step = max(1, CHUNK_BYTES // (4 * d))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.model.block import POST_NORM, PRE_NORM, Block
 from hotcold.runtime.model.spec import DType, ModelSpec
 
 Family = Literal["llama", "opt", "falcon"]
@@ -20,8 +21,8 @@ EOS = 2
 # What a family's models are built of, in ModelSpec's terms; a Llama is the default.
 _KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
-    "opt": {"norm": "layer", "ffn": "relu", "positions": "learned", "biases": True},
-    "falcon": {"norm": "layer", "ffn": "relu"},
+    "opt": {"norm": "layer", "gated": False, "positions": "learned", "biases": True},
+    "falcon": {"norm": "layer", "gated": False},
 }
 NOTES = (
     "opt shapes have OPT's block: ungated ReLU neurons with biases, layer norms, learned "
@@ -39,8 +40,7 @@ class Shape:
 
     share80 is the share of a layer's neurons that hold 80 % of its activations, `quiet` that of the
     layers, from the first, in which almost nothing fires. embed_dim is the width of embedding and
-    head where that is not d_model. With post_norm norms follow the residual additions, and there is
-    none before the head.
+    head where that is not d_model. With POST_NORM there is no norm before the head.
     """
 
     family: Family
@@ -56,7 +56,7 @@ class Shape:
     quiet: float = 0.0
     theta: float = 10000.0
     embed_dim: int | None = None
-    post_norm: bool = False
+    block: Block = PRE_NORM
 
     def spec(self, layers: int | None, dtype: DType) -> ModelSpec:
         """The spec of this shape, or of its first layers.
@@ -86,8 +86,8 @@ class Shape:
             dtype=dtype,
             bos_ids=(1,),
             eos_ids=(EOS,),
-            post_norm=self.post_norm,
-            final_norm=not self.post_norm,
+            block=self.block,
+            final_norm=self.block != POST_NORM,
             embed_dim=self.embed_dim,
             **_KINDS[self.family],
         )
@@ -101,7 +101,7 @@ def _opt(
     vocab: int = 50272,
     context: int = 2048,
     embed_dim: int | None = None,
-    post_norm: bool = False,
+    block: Block = PRE_NORM,
 ) -> Shape:
     """An OPT: four neurons a channel; the first half of the layers is nearly silent."""
     return Shape(
@@ -111,7 +111,7 @@ def _opt(
         share80=0.26,
         quiet=0.5,
         embed_dim=embed_dim,
-        post_norm=post_norm,
+        block=block,
     )
 
 
@@ -126,7 +126,7 @@ SHAPES: dict[str, Shape] = {
     "llama2-13b": Shape("llama", 40, 5120, 13824, 40, 40, 32000, 4096, 0.22, 0.43),
     "llama2-70b": Shape("llama", 80, 8192, 28672, 64, 8, 32000, 4096, 0.18, 0.43),
     "opt-125m": _opt(12, 768, 12),
-    "opt-350m": _opt(24, 1024, 16, embed_dim=512, post_norm=True),
+    "opt-350m": _opt(24, 1024, 16, embed_dim=512, block=POST_NORM),
     "opt-1.3b": _opt(24, 2048, 32),
     "opt-2.7b": _opt(32, 2560, 32),
     "opt-6.7b": _opt(32, 4096, 32),

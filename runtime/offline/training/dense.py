@@ -9,10 +9,12 @@ Axes: B windows, T tokens of a window, D d_model, N neurons, V vocabulary, H hea
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
+from hotcold.runtime.model.block import Operator, parallel, steps
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 from hotcold.runtime.model.rotary import rotary_tables
 from hotcold.runtime.weights.weights import WeightStore
@@ -26,6 +28,18 @@ _PARTS = (
     *("attention_norm", "attention_norm_bias", "ffn_norm", "ffn_norm_bias"),
     *("qkv", "qkv_bias", "o", "o_bias", "ffn_bias"),
 )
+
+
+class Entered(NamedTuple):
+    """A layer before its feed-forward part, each [R, D].
+
+    h_RD: the residual stream, attention added. x_RD: the feed-forward part's input. seen_RD: the
+    residual stream as it is when x is handed over, which predictors may read.
+    """
+
+    h_RD: Tensor
+    x_RD: Tensor
+    seen_RD: Tensor
 
 
 class DenseModel:
@@ -73,7 +87,7 @@ class DenseModel:
         store, tensors = self._store, self._bundle.tensors
         stem = f"layers.{index}."
         parts = {name: self._tensor(stem + name) for name in _PARTS if stem + name in tensors}
-        for part in ("gate", "up", "down") if self.spec.ffn == "reglu" else ("gate", "down"):
+        for part in ("gate", "up", "down") if self.spec.gated else ("gate", "down"):
             rows_ND = store.neuron_rows(index, part)
             parts[part] = torch.from_numpy(rows_ND).to(self.device)
         if self.spec.biases:
@@ -92,11 +106,10 @@ class DenseModel:
         """
         h_RD = self.embedded(ids_BT)
         for index in range(len(self.layers)):
-            h_RD = self.attend(index, h_RD, *ids_BT.shape)
-            x_RD = self.ffn_input(index, h_RD)
+            h_RD, x_RD, seen_RD = self.enter(index, h_RD, *ids_BT.shape)
             if visit is not None:
-                visit(index, x_RD, h_RD)
-            mask_RN = None if propose is None else propose(index, x_RD, h_RD)
+                visit(index, x_RD, seen_RD)
+            mask_RN = None if propose is None else propose(index, x_RD, seen_RD)
             h_RD = self.after_ffn(index, h_RD, self.feed_forward(index, x_RD, mask_RN))
         return self.final_norm(h_RD)
 
@@ -116,44 +129,59 @@ class DenseModel:
             h_RD = h_RD + self._parts["positions"][: ids_BT.shape[1]].repeat(ids_BT.shape[0], 1)
         return h_RD
 
-    def attend(self, index: int, h_RD: Tensor, batch: int, length: int) -> Tensor:
-        """The residual stream after a layer's attention."""
-        layer, post = self.layers[index], self.spec.post_norm
-        x_RD = h_RD if post else self._norm(h_RD, layer, "attention_norm")
-        h_RD = h_RD + self._attention(layer, x_RD, batch, length)
-        return self._norm(h_RD, layer, "attention_norm") if post else h_RD
-
-    def ffn_input(self, index: int, h_RD: Tensor) -> Tensor:
-        """What a layer's feed-forward part and its predictor see."""
-        return h_RD if self.spec.post_norm else self._norm(h_RD, self.layers[index], "ffn_norm")
+    def enter(self, index: int, h_RD: Tensor, batch: int, length: int) -> Entered:
+        """A layer up to its feed-forward part."""
+        streams, seen_RD = {"h": h_RD}, h_RD
+        for one, step in zip(self.spec.block, steps(self.spec.block), strict=True):
+            if one.kind == "attend":
+                added = self._attention(self.layers[index], streams[one.source], batch, length)
+                streams["h"] = streams["h"] + added
+            elif one.kind == "norm" and step != "merge":
+                streams[one.target] = self._normed(index, one, streams[one.source])
+            elif one.kind == "ffn":
+                x_RD = streams[one.source]
+        if not parallel(self.spec.block):
+            seen_RD = streams["h"]
+        return Entered(streams["h"], x_RD, seen_RD)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Logits [R, V] of normed outputs."""
         return hidden_RD @ self.head_VD.T
 
     def feed_forward(self, index: int, x_RD: Tensor, mask_RN: Tensor | None = None) -> Tensor:
-        """A layer's sum over its neurons of relu(gate) * up * down, those of the mask alone."""
-        gate_RN = torch.relu_(self.gates(index, x_RD))
+        """A layer's sum over its neurons of act(gate) * up * down, those of the mask alone."""
+        value_RN = self.spec.gate_values(self.gates(index, x_RD))
         if mask_RN is not None:
-            gate_RN *= mask_RN
-        return self.combine(index, x_RD, gate_RN)
+            value_RN *= mask_RN
+        return self.combine(index, x_RD, value_RN)
 
-    def combine(self, index: int, x_RD: Tensor, fired_RN: Tensor) -> Tensor:
-        """The second half of feed_forward, from gates after their ReLU."""
+    def combine(self, index: int, x_RD: Tensor, value_RN: Tensor) -> Tensor:
+        """The second half of feed_forward, from gates behind their activation."""
         layer = self.layers[index]
         if "up" in layer:
-            fired_RN = fired_RN * (x_RD @ layer["up"].T)
-        return _plus(fired_RN @ layer["down"], layer.get("ffn_bias"))
+            value_RN = value_RN * self.spec.up_values(x_RD @ layer["up"].T)
+        return _plus(value_RN @ layer["down"], layer.get("ffn_bias"))
 
     def after_ffn(self, index: int, h_RD: Tensor, ffn_RD: Tensor) -> Tensor:
         """The residual stream after a layer's feed-forward part, whose output is given."""
         h_RD = h_RD + ffn_RD
-        return self._norm(h_RD, self.layers[index], "ffn_norm") if self.spec.post_norm else h_RD
+        for one, step in zip(self.spec.block, steps(self.spec.block), strict=True):
+            if step == "merge":
+                h_RD = self._normed(index, one, h_RD)
+        return h_RD
 
     def gates(self, index: int, x_RD: Tensor) -> Tensor:
-        """Gate pre-activations [R, N]; a neuron fires where they are above 0."""
+        """Gate pre-activations [R, N]."""
         layer = self.layers[index]
         return _plus(x_RD @ layer["gate"].T, layer.get("bias"))
+
+    def fires(self, index: int, x_RD: Tensor) -> Tensor:
+        """Which neurons fire, bool [R, N]."""
+        fires_RN: Tensor = self.spec.fires(self.gates(index, x_RD))
+        return fires_RN
+
+    def _normed(self, index: int, one: Operator, x_RD: Tensor) -> Tensor:
+        return self._norm(x_RD, self.layers[index], one.weights)
 
     def _norm(self, x_RD: Tensor, parts: dict[str, Tensor], name: str) -> Tensor:
         shape, eps = (x_RD.shape[-1],), self.spec.norm_eps
@@ -172,7 +200,13 @@ class DenseModel:
         groups = spec.n_heads // spec.n_kv_heads
         if groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        window = spec.attention_window or length
+        if window < length:
+            seen_TT = torch.ones(length, length, dtype=torch.bool, device=q.device)
+            seen_TT = seen_TT.tril().triu(1 - window)
+            out = F.scaled_dot_product_attention(q, k, v, seen_TT)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         out_RE = out.transpose(1, 2).reshape(batch * length, -1)
         return _plus(out_RE @ layer["o"].T, layer.get("o_bias"))
 

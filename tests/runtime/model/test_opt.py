@@ -170,8 +170,12 @@ def test_the_bundle_holds_the_checkpoint(written: dict[str, Path]) -> None:
     source = {name: value.astype(np.float16) for name, value in random_opt_tensors(model).items()}
     bundle = resolve_model(written["float16"])
     record = bundle.record
-    assert (record.up_offset, record.down_offset, record.bias_offset) == (-1, 90, 180)
-    assert record.record_bytes == 192
+    assert [(part.name, part.offset) for part in record.parts] == [
+        ("gate", 0),
+        ("down", 90),
+        ("bias", 180),
+    ]
+    assert record.bytes == 192 and record.fields()["up"] == -1
     with WeightStore.open(bundle) as store:
         p = "model.decoder.layers.1"
         np.testing.assert_array_equal(store.neuron_rows(1, "gate"), source[f"{p}.fc1.weight"])
@@ -237,7 +241,7 @@ def test_inspect_shows_an_opt(written: dict[str, Path]) -> None:
     assert result.exit_code == 0, result.output
     for words in ("45 neurons (ReLU with bias), width 40", "64 learned positions", "of width 24"):
         assert words in result.output
-    assert "layer norms after each block" in result.output
+    assert "attend h | norm h -> h | ffn h | norm h -> h" in result.output
     parameters = describe(resolve_model(written["350m"]))["parameters"]
     tensors = random_opt_tensors(POST)
     # two rows of the positions' table belong to no position
@@ -289,14 +293,14 @@ def test_damaged_kinds_in_a_bundle_are_refused(tmp_path: Path) -> None:
     assert type(spec).from_json(json.loads(json.dumps(spec.to_json()))) == spec
     for changes in (
         {"norm": "batch"},
-        {"ffn": ["relu"]},
-        {"ffn": "reglu"},
+        {"activation": ["relu"]},
+        {"gated": True},
         {"positions": "rotary"},
         {"biases": 1},
         {"embed_dim": 0},
         {"embed_dim": True},
         {"rope_theta": 1e4},
-        {"post_norm": None},
+        {"block": None},
     ):
         with pytest.raises(ValueError):
             check_spec(replace(spec, **changes))  # type: ignore[arg-type]

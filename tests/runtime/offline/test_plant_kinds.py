@@ -20,6 +20,7 @@ from support.planted import (
 )
 
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.model.block import POST_NORM
 from hotcold.runtime.model.checkpoints.bundle import open_bundle, resolve_model
 from hotcold.runtime.offline.plant.making import PlantReport, plant
 from hotcold.runtime.offline.plant.shapes import SHAPES
@@ -28,7 +29,7 @@ from hotcold.runtime.profiles.profile import ActivationProfile
 from hotcold.runtime.text.tokenizer import Tokenizer
 
 # opt-350m's form: narrower embeddings, norms behind the residual additions, none at the end
-SMALL_350M = replace(SHAPES["small-opt"], embed_dim=96, post_norm=True)
+SMALL_350M = replace(SHAPES["small-opt"], embed_dim=96, block=POST_NORM)
 ORACLES: dict[str, type[Oracle]] = {
     "small-opt": OptOracle,
     "small-350m": OptOracle,

@@ -1,0 +1,207 @@
+"""What configurations and tensors of Llama's kin have in common: rotary positions, heads, names.
+
+Knows old and new spellings of keys (`rope_theta` beside `rope_scaling`, or both inside
+`rope_parameters`). What a kind does otherwise is its own file's.
+"""
+
+from typing import Any
+
+from hotcold.runtime.model.architectures.base import Source, Sources
+from hotcold.runtime.model.architectures.hf_config import Config, eos_ids
+from hotcold.runtime.model.architectures.limits import ROPE_NUMBERS, check_rope_scaling, positive
+from hotcold.runtime.model.rotary import head_order
+from hotcold.runtime.model.spec import DType, ModelSpec
+
+ROPE_KEYS = ("rope_scaling", "rope_parameters")
+PARTIAL_KEYS = ("rope_percent", "partial_rotary_factor")  # the later one holds where they differ
+
+
+def _rope_kind(config: Config, rope: dict[str, Any]) -> object:
+    """The type of a scaling, in either spelling; null counts as absent."""
+    said = [rope[key] for key in ("rope_type", "type") if rope.get(key) is not None]
+    if said[1:] and said[0] != said[1]:
+        raise config.refuse(
+            f"the rope parameters say rope_type {said[0]!r:.40} and type {said[1]!r:.40}; keep the "
+            "one that is meant"
+        )
+    if not said and rope.get("factor") is not None:
+        raise config.refuse(
+            f"the rope parameters have a factor of {rope['factor']!r:.40} and no rope_type; add "
+            '"rope_type", "linear" for example, or remove the factor'
+        )
+    return said[0] if said else "default"
+
+
+def rope(config: Config) -> dict[str, Any]:
+    """Theta and scaling, as fields of a spec, from either spelling; in both, they must agree."""
+    said = [config.data[key] for key in ROPE_KEYS if config.data.get(key)]
+    read = [_read_rope(config, entry) for entry in said or [{}]]
+    if read[0] != read[-1]:
+        raise config.refuse(
+            f"{' and '.join(ROPE_KEYS)} differ ({said[0]!r:.120} and {said[1]!r:.120}); keep the "
+            "one that is meant"
+        )
+    return read[0]
+
+
+def _read_rope(config: Config, rope: object) -> dict[str, Any]:
+    """Theta and scaling of one dict; a theta inside it wins, as in transformers."""
+    if not isinstance(rope, dict):
+        raise config.refuse(f"rope parameters are {rope!r:.80}, they must be an object; correct it")
+    theta = config.number("rope_theta", 10000.0, 1e12)
+    if rope.get("rope_theta") is not None:
+        theta = rope["rope_theta"]
+        if not positive(theta, 1e12):
+            raise config.refuse(
+                f"rope_theta is {theta!r:.80}, it must be above 0 and at most 1e12; correct it"
+            )
+    kind = _rope_kind(config, rope)
+    if kind == "default":
+        return {"rope_theta": float(theta)}
+    scaling = {"rope_type": kind}
+    scaling |= {key: rope.get(key) for key in ROPE_NUMBERS.get(str(kind), ())}
+    if kind == "llama3":
+        original = config.data.get("original_max_position_embeddings")
+        fallback = config.data.get("max_position_embeddings")
+        key = "original_max_position_embeddings"
+        scaling[key] = original if original is not None else rope.get(key, fallback)
+    try:
+        check_rope_scaling(scaling)
+    except ValueError as error:
+        raise config.refuse(f"{error}; use a checkpoint that has one of these") from error
+    return {"rope_theta": float(theta), "rope_scaling": scaling}
+
+
+def _heads(config: Config, kv_heads: int | None) -> dict[str, int]:
+    d_model = config.integer("hidden_size", "d_model")
+    n_heads = config.integer("num_attention_heads", "n_heads")
+    n_kv_heads = config.integer("num_key_value_heads", "n_kv_heads", kv_heads or n_heads)
+    if n_heads % n_kv_heads:
+        raise config.refuse(
+            f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}; "
+            "correct one of them"
+        )
+    if config.data.get("head_dim") is None and d_model % n_heads:
+        raise config.refuse(
+            f"hidden_size {d_model} is not a multiple of num_attention_heads {n_heads} and "
+            "head_dim is not given; correct one of them"
+        )
+    head_dim = config.integer("head_dim", "head_dim", d_model // n_heads)
+    if head_dim % 2:
+        raise config.refuse(f"head_dim {head_dim} is odd; rotary embedding turns pairs, correct it")
+    sizes = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
+    return {"d_model": d_model, **sizes}
+
+
+def _rotary_dim(config: Config, head_dim: int, share: float | None) -> int | None:
+    """See ModelSpec; share: of a head, where the file does not say; None: only whole ones turn."""
+    files = [config.data, *(config.data.get(key) or {} for key in ROPE_KEYS)]
+    said = {key: file[key] for file in files for key in PARTIAL_KEYS if file.get(key) is not None}
+    for key, value in said.items():
+        if share is None and value != 1:
+            raise config.refuse(f"{key} {value!r:.80} is not supported; this model turns whole heads")
+        if not positive(value, 1.0) or int(head_dim * value) % 2 or head_dim * value < 2:
+            raise config.refuse(
+                f"{key} is {value!r:.80}, it must be above 0 and at most 1 and leave an even number "
+                f"of a head's {head_dim} elements; correct it"
+            )
+        share = value
+    turned = head_dim if share is None else int(head_dim * share)
+    return None if turned == head_dim else turned
+
+
+def read_llama_like(
+    config: Config,
+    dtype: DType,
+    architecture: str,
+    *,
+    context: int = 2048,
+    kv_heads: int | None = None,
+    eps: tuple[str, float] = ("rms_norm_eps", 1e-6),
+    turned: float | None = None,
+    **kinds: Any,  # noqa: ANN401 - as ModelSpec has them
+) -> ModelSpec:
+    """The spec of a checkpoint that spells its sizes as a Llama does.
+
+    Args:
+        architecture: for the spec, as all of kinds.
+        context, kv_heads, eps, turned: what holds where the file says nothing; kv_heads None: as
+            many as heads; eps with its key; turned, the share of a head that does, None: all of it,
+            and nothing else is possible.
+    """
+    config.refuse_unsupported()
+    for key in ("attention_bias", "mlp_bias"):
+        if config.flag(key):
+            raise config.refuse(f"{key} is true; biases are not supported, use a model without")
+    vocab_size = config.integer("vocab_size", "vocab_size")
+    sizes = _heads(config, kv_heads)
+    spec = ModelSpec(
+        architecture=architecture,
+        n_layers=config.integer("num_hidden_layers", "n_layers"),
+        n_neurons=config.integer("intermediate_size", "n_neurons"),
+        **sizes,
+        vocab_size=vocab_size,
+        max_context=config.integer("max_position_embeddings", "max_context", context),
+        norm_eps=config.number(*eps, 1.0),
+        **rope(config),
+        rotary_dim=_rotary_dim(config, sizes["head_dim"], turned),
+        tied=config.flag("tie_word_embeddings"),
+        dtype=dtype,
+        bos_ids=config.token_ids("bos_token_id", vocab_size),
+        eos_ids=eos_ids(config, vocab_size),
+        **kinds,
+    )
+    return config.checked(spec)
+
+
+def norm_sources(name: str, source: str, spec: ModelSpec, plus: float = 0.0) -> Sources:
+    """A norm's weight, to which the model adds `plus`, and the bias of a layer norm."""
+    shape = (spec.d_model,)
+    parts: Sources = {name: (Source(f"{source}.weight", shape, plus=plus),)}
+    if spec.norm == "layer":
+        parts[f"{name}_bias"] = (Source(f"{source}.bias", shape),)
+    return parts
+
+
+def _head_rows(spec: ModelSpec, heads: int) -> tuple[range, ...] | None:
+    """Rows of query or key heads in the order of rotary.py; None: as they are."""
+    if spec.rotary_dim is None:
+        return None
+    order, size = head_order(spec.head_dim, spec.rotary_dim), spec.head_dim
+    return tuple(
+        range(head * size + part.start, head * size + part.stop)
+        for head in range(heads)
+        for part in order
+    )
+
+
+def sources(spec: ModelSpec, config: Config, norm_plus: float = 0.0) -> Sources:
+    """Checkpoint tensors behind each tensor of a bundle; of ungated neurons `up_proj` decides."""
+    d, n, q, kv = spec.d_model, spec.n_neurons, spec.q_dim, spec.kv_dim
+    parts: Sources = {
+        "embed": (Source("model.embed_tokens.weight", (spec.vocab_size, d)),),
+        "head": (Source("lm_head.weight", (spec.vocab_size, d)),),
+        **norm_sources("final_norm", "model.norm", spec, norm_plus),
+    }
+    for i in range(spec.n_layers):
+        source, name = f"model.layers.{i}", f"layers.{i}"
+        attention, mlp = f"{source}.self_attn", f"{source}.mlp"
+        parts |= norm_sources(
+            f"{name}.attention_norm", f"{source}.input_layernorm", spec, norm_plus
+        )
+        parts |= norm_sources(
+            f"{name}.ffn_norm", f"{source}.post_attention_layernorm", spec, norm_plus
+        )
+        parts |= {
+            f"{name}.qkv": (
+                Source(f"{attention}.q_proj.weight", (q, d), _head_rows(spec, spec.n_heads)),
+                Source(f"{attention}.k_proj.weight", (kv, d), _head_rows(spec, spec.n_kv_heads)),
+                Source(f"{attention}.v_proj.weight", (kv, d)),
+            ),
+            f"{name}.o": (Source(f"{attention}.o_proj.weight", (d, q)),),
+            f"{name}.down": (Source(f"{mlp}.down_proj.weight", (d, n)),),
+        }
+        rows = ("gate", "up") if spec.gated else ("up",)
+        for part, proj in zip(("gate", "up"), rows, strict=False):
+            parts[f"{name}.{part}"] = (Source(f"{mlp}.{proj}_proj.weight", (n, d)),)
+    return parts
