@@ -68,10 +68,11 @@ def test_every_field_lies_where_the_compiler_put_it(name: str) -> None:
 
 def test_numpy_and_c_read_the_same_bytes() -> None:
     step = np.zeros(2, generated.STEP)
-    step[1] = (3, -1, (7, -1), 5, 2, 1 << 40, (64, 128), -9)
+    step[1] = (3, -1, (7, -1), 5, 2, 1 << 40, (64, 128), -9, (1, 2, 3, 1 << 41), (4, 5, 6, 7))
     c = ffi.cast("hc_step *", step.ctypes.data)[1]
     assert (c.op, c.layer, list(c.wait), c.signal, c.flags) == (3, -1, [7, -1], 5, 2)
     assert (c.x, list(c.active), c.y) == (1 << 40, [64, 128], -9)
+    assert (list(c.bytes), list(c.flops)) == ([1, 2, 3, 1 << 41], [4, 5, 6, 7])
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 15, 16, 17, 700])
