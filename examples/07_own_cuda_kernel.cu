@@ -41,21 +41,21 @@ __global__ void __launch_bounds__(THREADS) mine(const Ffn a) {
         for (int at = lane * F16::E; wanted && at < a.d; at += WARP * F16::E) {
             float x[F16::E], w[F16::E];
             load_floats<F16::E>(token, at, a.d, true, x);
-            F16::unpack(load_stream(record + a.gate_offset + 2 * at), w);
+            F16::unpack(load_stream(record + a.record.gate + 2 * at), w);
 #pragma unroll
             for (int i = 0; i < F16::E; i++)
                 gate = fmaf(w[i], x[i], gate);
-            if (a.up_offset < 0)
+            if (a.record.up < 0)
                 continue;
-            F16::unpack(load_stream(record + a.up_offset + 2 * at), w);
+            F16::unpack(load_stream(record + a.record.up + 2 * at), w);
 #pragma unroll
             for (int i = 0; i < F16::E; i++)
                 up = fmaf(w[i], x[i], up);
         }
         gate = warp_sum(gate), up = warp_sum(up);
-        if (a.bias_offset && wanted)
-            gate += *reinterpret_cast<const float *>(record + a.bias_offset);
-        const float c = entry(a, wanted, gate, a.up_offset < 0 ? 1.0f : up);
+        if (a.record.bias && wanted)
+            gate += *reinterpret_cast<const float *>(record + a.record.bias);
+        const float c = entry(a, wanted, gate, a.record.up < 0 ? 1.0f : up);
         if (lane == 0) // 0 where the token does not ask for the neuron
             a.hot.c_KB[static_cast<int64_t>(k) * gridDim.y + b] = c;
     }
@@ -63,9 +63,9 @@ __global__ void __launch_bounds__(THREADS) mine(const Ffn a) {
 
 // By shape alone, never by batch: a token's bits must not depend on who travels with it.
 bool gate_up_of_mine(const Ffn &a, int bucket, const Launch &launch) {
-    const bool packs = a.d % F16::E == 0 && a.record_bytes % 16 == 0 && a.gate_offset % 16 == 0 &&
-                       (a.up_offset < 0 || a.up_offset % 16 == 0);
-    if (a.dtype != HC_F16 || !a.hot.rows || !packs)
+    const bool packs = a.d % F16::E == 0 && a.record.bytes % 16 == 0 && a.record.gate % 16 == 0 &&
+                       (a.record.up < 0 || a.record.up % 16 == 0);
+    if (a.record.dtype != HC_F16 || !a.hot.rows || !packs)
         return false;
     enqueue<Ffn>(mine, dim3(launch.sms * 8, bucket), THREADS, 0, launch, a);
     return true;

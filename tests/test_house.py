@@ -15,6 +15,7 @@ LONG = {
     "actors/group/executor_actors.py": "three actor classes that share a base",
     "native/abi/hotcold.h": "the ABI in one header, from which the Python module is generated",
     "native/cpu/avx512.c": "every primitive of one instruction set",
+    "native/cuda/executor/graph.cu": "one job: the kernels of each step of a program",
     "native/cuda/kernels/attention.cuh": "one kernel's parts, for every dtype of a cache",
     "native/cuda/kernels/ffn.cu": "one operator: its two phases share tiles and index",
     "native/cuda/prompt/gemm.cu": "one operator: a product in every dtype and epilogue",

@@ -37,7 +37,7 @@ from hotcold.runtime.profiles.profile import ActivationProfile
 bundle, hardware = resolve_model(None), load_hardware("pc-low")
 spec, profile = bundle.spec, ActivationProfile.load(bundle.profile_path)
 problem = make_problem(
-    *(spec, bundle.record.record_bytes, profile.probabilities_LN, 28 << 20, 512, 1),
+    *(spec, bundle.record.bytes, profile.probabilities_LN, 28 << 20, 512, 1),
     *((0,) * spec.n_layers, None, hardware),
 )
 plan = make_plan(problem, place(Greedy(), problem, {}), "greedy", bundle.checksum)

@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define HC_ABI_VERSION 4
+#define HC_ABI_VERSION 5
 #define HC_MAX_BATCH   32
 #define HC_MAX_DEVICES 2
 #define HC_ACTORS      3
@@ -88,6 +88,14 @@ typedef struct {
 } hc_gemv_args;
 hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool);
 
+typedef struct {                  /* where the parts of a neuron lie in its record */
+    int64_t bytes;                /* from one record to the next */
+    int64_t gate, up, down, bias; /* bytes to each part; up -1: none; bias, one float: 0: none */
+    int64_t scales; /* HC_I8: bytes from a part's first weight to its first scale; 0: no scales */
+    int32_t dtype;  /* of gate, up and down */
+    int32_t group;  /* weights that share a scale; 0 */
+} hc_record;
+
 /* Sparse FFN over an ascending id list, gate first: y = sum_i act(g_i.x) (u_i.x) d_i, or without
  * up rows (a plain layer: fc1 is the gate, fc2 the down matrix) y = sum_i act(g_i.x + b_i) d_i.
  * The gate row of every listed neuron is read (unless its pre-activation is given in gate_KB), its
@@ -95,10 +103,10 @@ hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool);
  * added in the list's order: the result depends neither on the thread count nor on the batch a token
  * travels in. */
 typedef struct {
-    const void *records; /* neuron-major records of one layer, record_bytes apart */
-    int64_t record_bytes, gate_offset, up_offset, down_offset; /* bytes; up_offset -1: no up rows */
+    const void *records; /* neuron-major records of one layer */
+    hc_record record;
     int64_t d;
-    int32_t dtype, batch;
+    int32_t batch;
     const int32_t *ids;
     int64_t n_ids;
     const uint32_t *members; /* members[k] bit b: token b asks for neuron ids[k]; NULL: all do */
@@ -111,7 +119,6 @@ typedef struct {
     int64_t gate_rows;       /* out: gate rows times tokens evaluated here */
     int64_t up_down_rows;    /* out: neurons times tokens whose gate fired */
     int64_t bytes;           /* out: weight bytes touched (a row counts once per batch) */
-    int64_t bias_offset;     /* bytes to the gate's bias, one float; 0: none */
     int32_t activation;      /* hc_activation */
     float activation_threshold;
 } hc_ffn_args;
@@ -332,7 +339,7 @@ typedef struct {
     int32_t n_layers, heads, kv_heads, head_dim, dtype;
     int64_t d, n, vocab, context;
     float norm_eps;
-    int64_t record_bytes, gate_offset, up_offset, down_offset; /* up_offset -1: no up rows */
+    hc_record record; /* of every layer's neurons */
     const hc_layer *layers;
     const void *embed, *head;     /* [V][embed_dim] */
     const float *final_norm_D;    /* NULL: no norm before the head */
@@ -342,7 +349,6 @@ typedef struct {
     float activation_threshold;
     int32_t n_block;
     const hc_operator *block; /* the same in every layer */
-    int64_t bias_offset;      /* of the gate's bias (fp32) in a record; 0: none */
     int64_t embed_dim;        /* width of embed and head; d unless projected */
     const float *final_norm_bias_D;
     const void *positions; /* [context at least][D], added to embeddings; NULL: none */
@@ -438,6 +444,29 @@ static inline int64_t hc_attended(int64_t window, int64_t position) {
 #define HC_ACTIVE_GATE(capacity)    (HC_ACTIVE_MEMBERS(capacity) + HC_LINES((capacity) * 4))
 #define HC_ACTIVE_BYTES(capacity, gate_floats)                                                     \
     (HC_ACTIVE_GATE(capacity) + HC_LINES((capacity) * (gate_floats) * 4))
+
+/* The block's feed-forward operator. */
+static inline const hc_operator *hc_ffn_operator(const hc_model *model) {
+    const hc_operator *op = model->block;
+    while (op->kind != HC_OPERATOR_FFN)
+        op++;
+    return op;
+}
+/* The norm that its input comes out of; NULL: none. */
+static inline const hc_operator *hc_input_norm(const hc_model *model) {
+    const hc_operator *ffn = hc_ffn_operator(model), *op = ffn;
+    while (op > model->block)
+        if ((--op)->kind == HC_OPERATOR_NORM && op->target == ffn->source)
+            return op;
+    return NULL;
+}
+/* Whether attention has an input of its own while the feed-forward part's is alive. */
+static inline int32_t hc_keeps_both(const hc_model *model) {
+    for (int32_t i = 0; i < model->n_block; i++)
+        if (model->block[i].target == HC_STREAM_A)
+            return hc_ffn_operator(model)->step == HC_OP_INPUT;
+    return 0;
+}
 
 #include "abi/predict.h"
 

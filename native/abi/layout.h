@@ -29,7 +29,8 @@ typedef struct {
     int32_t n_layers, heads, kv_heads, head_dim, element_bytes, kv_bytes; /* kv_bytes: an element */
     int64_t d, n, vocab, context, embed_dim, record_bytes;
     int32_t norm_bias, biases, gated, final_norm, rotary, projected; /* not 0: the model has it */
-    int32_t head_on_host;                                            /* as host_parts */
+    int32_t keeps_both;   /* not 0: attention's input is alive beside the feed-forward part's */
+    int32_t head_on_host; /* as host_parts */
     int32_t max_batch, n_chunks;
     int32_t audit_every;      /* one in so many neurons is looked at; 0: none */
     int32_t predictor_i8;     /* predictor matrices have a scale a row */

@@ -89,14 +89,17 @@ def gemv_args(w_RD: Weights, dtype: str, x_BD: F32, y_BR: F32, **more: Any) -> A
 
 
 def ffn_args(
-    dtype: str, x_BD: F32, y_BD: F32, record_bytes: int, gated: bool = True, **more: Any
+    dtype: str, x_BD: F32, y_BD: F32, stride: int, gated: bool = True, bias: int = 0, **more: Any
 ) -> Any:
-    """An hc_ffn_args of records that begin with gate row, up row (if gated) and down column."""
+    """An hc_ffn_args of records that begin with gate row, up row (if gated) and down column.
+
+    stride: bytes from one record to the next; bias: bytes to the gate's bias, 0: none.
+    """
     batch, d = x_BD.shape
     row = d * DTYPE_BYTES[dtype]
-    more |= {"up_offset": row, "down_offset": 2 * row} if gated else {}
-    more = {"up_offset": -1, "down_offset": row} | more
-    sizes = {"d": d, "batch": batch, "dtype": dtype, "record_bytes": record_bytes}
+    up, down = (row, 2 * row) if gated else (-1, row)
+    record = {"bytes": stride, "up": up, "down": down, "bias": bias, "dtype": dtype}
+    sizes = {"record": record, "d": d, "batch": batch}
     return new("hc_ffn_args", x_BD=x_BD, y_BD=y_BD, **sizes, **more)
 
 

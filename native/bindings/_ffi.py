@@ -107,9 +107,9 @@ def pointer(array: np.ndarray[Any, Any] | None, ctype: Any) -> Any:
 def new(struct: str, /, **values: Any) -> Any:
     """A pointer to a new C struct of that name; fields that are not given are 0.
 
-    A field that is a pointer takes None, an address, another struct or its fields, a list of the
-    fields of each of several, text, or a C-contiguous array; the struct keeps alive what it points
-    to. A code that has words takes its word (names.py).
+    A field that is a struct takes its fields; one that is a pointer None, an address, another
+    struct or its fields, a list of the fields of each of several, text, or a C-contiguous array;
+    the struct keeps alive what it points to. A code that has words takes its word (names.py).
     """
     c = ffi.new(f"{struct} *")
     _kept[c] = []
@@ -129,7 +129,11 @@ def _types(struct: str) -> dict[str, Any]:
 
 def _fill(struct: str, c: Any, values: Mapping[str, Any], keep: list[Any]) -> None:
     for name, value in values.items():
-        given = _in_c(_types(struct)[name], name, value, keep)
+        ctype = _types(struct)[name]
+        if ctype.kind == "struct":
+            _fill(ctype.cname, getattr(c, name), value, keep)
+            continue
+        given = _in_c(ctype, name, value, keep)
         keep += [value, given]
         setattr(c, name, given)
 

@@ -141,14 +141,14 @@ def ffn(
     members: NDArray[np.uint32] | None = None,
     repeat: int = 0,
     gated: bool = True,
-    bias_offset: int = 0,
+    bias: int = 0,
     activation: str = "relu",
     threshold: float = 0.0,
     copies: int = 1,
 ) -> tuple[F32, int, float]:
-    """Sparse FFN over rows of a table [rows, record_bytes] with gate, up, down side by side.
+    """Sparse FFN over rows of a table [rows, bytes of a record] with gate, up, down side by side.
 
-    Not gated: gate and down side by side, and at bias_offset (bytes, 0: none) the gate's bias.
+    Not gated: gate and down side by side, and from byte `bias` on (0: none) the gate's bias.
     activation, threshold: a row of abi/activations.h, and its t.
 
     Returns:
@@ -156,9 +156,9 @@ def ffn(
     """
     y_BD = np.full(x_BD.shape, np.nan, np.float32)
     lists = {"ids": ids, "n_ids": 0 if ids is None else len(ids), "members": members}
-    lists |= {"records": records.ctypes.data, "bias_offset": 0 if gated else bias_offset}
-    act = {"activation": activation, "activation_threshold": threshold}
-    a = ffn_args(dtype, x_BD, y_BD, records.strides[0], gated, **lists, **act)
+    lists |= {"records": records.ctypes.data}
+    more = {**lists, "activation": activation, "activation_threshold": threshold}
+    a = ffn_args(dtype, x_BD, y_BD, records.strides[0], gated, 0 if gated else bias, **more)
     cut = {"ffn_bounds": bounds_C, "ffn_chunks": len(bounds_C) - 1}
     seconds = _operate(plugin, "ffn", a, repeat, copies=copies, **cut)
     return y_BD, int(a.up_down_rows), seconds

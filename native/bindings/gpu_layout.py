@@ -71,6 +71,7 @@ class GpuShape:
     predictor_i8: bool = False
     remote_predictor: bool = False
     prompt_rows: int = 0
+    keeps_both: bool = False
 
     def executor(self) -> LayoutBytes:
         """What the GPU executor takes."""

@@ -146,7 +146,7 @@ def ffn(
     lists |= {"activation": activation, "activation_threshold": threshold}
     bias = needed * size if biased else 0
     width = records.shape[1] * size
-    args = ffn_args(word(records.dtype), x_BD, y_BD, width, gated, bias_offset=bias, **lists)
+    args = ffn_args(word(records.dtype), x_BD, y_BD, width, gated, bias, **lists)
     check(lib.hc_ffn(args, handle(pool)))
     return FfnResult(y_BD, args.gate_rows, args.up_down_rows, args.bytes)
 

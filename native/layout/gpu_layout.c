@@ -162,6 +162,7 @@ static void lay_out_pass(const hc_layout_shape *s, hc_arena *arena, hc_executor_
         here.hidden = here.signs = 0;
     b->h = TAKE(arena, float, B *D);
     b->normed = TAKE(arena, float, B *D);
+    b->attention_input = s->keeps_both ? TAKE(arena, float, B *D) : b->normed;
     b->qkv = TAKE(arena, float, B *(q_dim(s) + 2 * kv_dim(s)));
     b->attended = TAKE(arena, float, B *q_dim(s));
     b->hidden = TAKE(arena, float, B *here.hidden);
@@ -197,7 +198,7 @@ static void lay_out_prompt(const hc_layout_shape *s, hc_arena *arena, hc_prompt_
     const int64_t planes = 2 * HC_SIGN_BITS * sign_words(s); /* as floats */
     const int64_t wide = larger(larger(Q + 2 * kv_dim(s), all.hidden), larger(piece, E));
     const int64_t in = larger(larger(D, Q), E);
-    const int64_t out = larger(larger(larger(D, all.hidden), larger(piece, E)), planes);
+    const int64_t out = larger(larger(larger(in, all.hidden), piece), planes);
     int streams = 0;
     for (int32_t i = 0; i < s->n_layers; i++)
         streams |= s->layers_L[i].resident < s->n;

@@ -21,7 +21,7 @@ extern "C" {
 #define HC_STREAM_SLOTS 3  /* buffers for streamed neurons */
 #define HC_TOKEN_TILE   64 /* operands of dense products have rows for a multiple of it */
 #define HC_PACK         8  /* elements of 16 bytes of half precision */
-#define HC_STAMPS       8  /* of the device's clock, a row of them a layer and one of the pass */
+#define HC_STAMPS       9  /* of the device's clock, a row of them a layer and one of the pass */
 #define HC_COUNTS       4  /* of a pass, a row of them a layer */
 #define HC_MAILBOX_LINE 32 /* words from one of the mailbox to the next */
 #define HC_SIGN_BITS    8  /* bit planes of an input, at most */
@@ -76,6 +76,7 @@ typedef struct {
 typedef struct { /* of one sparse pass */
     hc_pass_state *pass;
     float *h, *normed, *qkv, *attended, *hidden, *partial_CBD, *logits;
+    float *attention_input; /* where it is kept beside `normed`; else `normed` */
     float *final_norm_D, *final_norm_bias_D, *cos_PE, *sin_PE; /* NULL: the model has none */
     char *head, *project_out;
     float *projected;     /* [B][embed_dim] */

@@ -64,11 +64,12 @@ static int64_t count_fired(const hc_executor *e, const void *const *rows, int64_
                            const float *x_D) {
     float gate[GROUP];
     int64_t fired = 0;
-    hc_primitives_get()->dot[e->args.model->dtype](rows, NULL, n, x_D, e->args.model->d, gate);
+    hc_primitives_get()->dot[e->args.model->record.dtype](rows, NULL, n, x_D, e->args.model->d,
+                                                          gate);
     const hc_model *m = e->args.model;
     for (int64_t i = 0; i < n; i++) {
-        if (m->bias_offset)
-            gate[i] += *(const float *)((const char *)rows[i] - m->gate_offset + m->bias_offset);
+        if (m->record.bias)
+            gate[i] += *(const float *)((const char *)rows[i] - m->record.gate + m->record.bias);
         fired += hc_fires(m->activation, gate[i], m->activation_threshold);
     }
     return fired;
@@ -92,7 +93,7 @@ static void audit_strata(void *context, int64_t task, int32_t thread) {
     (void)thread;
     audit_run *run = context;
     const hc_model *m = run->e->args.model;
-    const int64_t row_bytes = m->d * hc_dtype_bytes(m->dtype);
+    const int64_t row_bytes = m->d * hc_dtype_bytes(m->record.dtype);
     const int64_t end = run->strata * (task + 1) / run->tasks;
     const void *rows[GROUP];
     int64_t n = 0, evaluated = 0, missed = 0;
@@ -101,7 +102,7 @@ static void audit_strata(void *context, int64_t task, int32_t thread) {
         const int64_t k = stratum * run->every + (int64_t)(draw % (uint64_t)run->every);
         if (k >= run->share->n_ids || proposed(run->list, run->share->ids[k], run->b))
             continue;
-        rows[n] = run->records + run->share->ids[k] * m->record_bytes + m->gate_offset;
+        rows[n] = run->records + run->share->ids[k] * m->record.bytes + m->record.gate;
         for (int64_t at = 0; at < row_bytes && at < AHEAD; at += 64)
             __builtin_prefetch((const char *)rows[n] + at);
         n++;
@@ -122,7 +123,7 @@ void hc_audit(hc_executor *e, const hc_step *step, uint32_t seq) {
     const hc_model *m = e->args.model;
     const hc_owned *share = &e->args.owned_L[step->layer];
     const int64_t skip = bursts(e->args.audit_every, share->n_ids);
-    const int64_t row_bytes = m->d * hc_dtype_bytes(m->dtype);
+    const int64_t row_bytes = m->d * hc_dtype_bytes(m->record.dtype);
     audit_run run = {.e = e,
                      .share = share,
                      .records = m->layers[step->layer].records,

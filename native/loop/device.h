@@ -29,7 +29,7 @@ typedef struct { /* one pass, called by the loop thread */
     uint32_t *members_LN;     /* NULL, or receives the proposals of every layer */
     hc_span *spans; /* receives what the pass did when, HC_DEVICE_SPANS(L) at most, in order */
 } hc_device_pass;
-#define HC_DEVICE_SPANS(n_layers) (6 * (n_layers) + 2)
+#define HC_DEVICE_SPANS(n_layers) (7 * (n_layers) + 2)
 
 /* prompt tokens in one dense pass, without the exchange; the plug-in counts what it has done in the
  * GPU executor's progress, so that a device that hangs is told from one that works */

@@ -10,16 +10,17 @@
 hc_status hc_gate_scores(hc_executor *e, const hc_step *step) {
     const hc_model *m = e->args.model;
     const char *records = m->layers[step->layer].records;
-    hc_gemv_args a = hc_product(records + m->gate_offset, m->dtype, m->n, m->d,
+    hc_gemv_args a = hc_product(records + m->record.gate, m->record.dtype, m->n, m->d,
                                 (const float *)hc_slot(e, step->x), e->scores_BN, e->batch);
-    a.stride_bytes = m->record_bytes;
-    if (m->bias_offset) {
-        a.bias_R = (const float *)(records + m->bias_offset);
-        a.bias_stride = m->record_bytes;
+    a.stride_bytes = m->record.bytes;
+    if (m->record.bias) {
+        a.bias_R = (const float *)(records + m->record.bias);
+        a.bias_stride = m->record.bytes;
     }
     hc_actor_state *state = hc_state_of(e);
     hc_count(&state->gate_rows, m->n * e->batch);
-    hc_count(&state->bytes, m->n * (m->d * hc_dtype_bytes(m->dtype) + (m->bias_offset ? 4 : 0)));
+    hc_count(&state->bytes,
+             m->n * (m->d * hc_dtype_bytes(m->record.dtype) + (m->record.bias ? 4 : 0)));
     return hc_gemv(&a, e->args.pool);
 }
 

@@ -34,12 +34,12 @@ static int fetch(const ahead_run *run, int64_t k, int64_t offset, int64_t bytes,
     const hc_ffn_args *a = run->a;
     if (*room < bytes || __atomic_load_n(run->flag, __ATOMIC_RELAXED) == run->seq)
         return 0;
-    const char *record = (const char *)a->records + a->ids[k] * a->record_bytes;
+    const char *record = (const char *)a->records + a->ids[k] * a->record.bytes;
     for (int64_t i = 0; i < bytes; i += LINE)
         /* Locality 2: into L2, past L1. */
         __builtin_prefetch(record + offset + i, 0, 2);
-    if (a->bias_offset && offset == a->gate_offset)
-        __builtin_prefetch(record + a->bias_offset, 0, 2);
+    if (a->record.bias && offset == a->record.gate)
+        __builtin_prefetch(record + a->record.bias, 0, 2);
     *room -= bytes;
     return 1;
 }
@@ -51,7 +51,7 @@ static void fetch_share(const ahead_run *run, int64_t task, int64_t *room) {
     const int64_t pieces = run->cut.pieces;
     for (int64_t piece = task; piece < pieces; piece += run->threads) {
         const int64_t end = a->n_ids * (piece + 1) / pieces;
-        const int64_t offsets[] = {a->gate_KB ? -1 : a->gate_offset, a->up_offset};
+        const int64_t offsets[] = {a->gate_KB ? -1 : a->record.gate, a->record.up};
         for (int row = 0; row < 2; row++)
             for (int64_t k = a->n_ids * piece / pieces; k < end && offsets[row] >= 0; k++)
                 if (!fetch(run, k, offsets[row], run->row_bytes, room))
@@ -60,7 +60,7 @@ static void fetch_share(const ahead_run *run, int64_t task, int64_t *room) {
     const int64_t size = run->row_bytes / a->d, begin = task * run->cut.columns;
     const int64_t columns = a->d - begin < run->cut.columns ? a->d - begin : run->cut.columns;
     for (int64_t k = 0; k < a->n_ids && columns > 0; k++)
-        if (!fetch(run, k, a->down_offset + begin * size, columns * size, room))
+        if (!fetch(run, k, a->record.down + begin * size, columns * size, room))
             return;
 }
 
@@ -77,7 +77,7 @@ int64_t hc_ffn_ahead(const hc_ffn_args *args, hc_pool *pool, const uint32_t *fla
     const int64_t threads = hc_pool_threads(pool);
     ahead_run run = {.a = args,
                      .cut = hc_ffn_cut_of(args, threads),
-                     .row_bytes = args->d * hc_dtype_bytes(args->dtype),
+                     .row_bytes = args->d * hc_dtype_bytes(args->record.dtype),
                      .threads = threads,
                      .flag = flag,
                      .seq = seq};

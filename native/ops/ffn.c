@@ -70,12 +70,12 @@ typedef struct {
 } ffn_run;
 
 static const char *record(const hc_ffn_args *a, int64_t k) {
-    return (const char *)a->records + a->ids[k] * a->record_bytes;
+    return (const char *)a->records + a->ids[k] * a->record.bytes;
 }
 
 /* Pre-activation of entry k from its gate row's sum. */
 static float biased(const hc_ffn_args *a, int64_t k, float sum) {
-    return a->bias_offset ? sum + *(const float *)(record(a, k) + a->bias_offset) : sum;
+    return a->record.bias ? sum + *(const float *)(record(a, k) + a->record.bias) : sum;
 }
 
 /* One token: which entries of a group ask for it, and their pre-activations; how many. */
@@ -94,14 +94,14 @@ static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, piec
     }
     if (n <= 0)
         return 0;
-    for (int64_t i = 0; i < n && a->bias_offset; i++) /* a line of its own */
-        __builtin_prefetch(record(a, entry[i]) + a->bias_offset);
+    for (int64_t i = 0; i < n && a->record.bias; i++) /* a line of its own */
+        __builtin_prefetch(record(a, entry[i]) + a->record.bias);
     /* AHEAD rows more than there are, the last one again: the primitive prefetches rows +
      * AHEAD. */
     for (int64_t i = 0; i < n + AHEAD; i++)
-        rows[i] = record(a, entry[i < n ? i : n - 1]) + a->gate_offset;
-    run->p->dot[a->dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);
-    for (int64_t i = 0; i < n && a->bias_offset; i++)
+        rows[i] = record(a, entry[i < n ? i : n - 1]) + a->record.gate;
+    run->p->dot[a->record.dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);
+    for (int64_t i = 0; i < n && a->record.bias; i++)
         gate[i] = biased(a, entry[i], gate[i]);
     piece->gate_rows += n;
     piece->bytes += n * run->gate_bytes;
@@ -132,15 +132,15 @@ static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *
     /* Ids are unique in a list, so no other thread counts this neuron. */
     for (int64_t i = 0; i < fired && a->fired_N; i++)
         a->fired_N[a->ids[to[i]]]++;
-    if (a->up_offset >= 0) {
+    if (a->record.up >= 0) {
         for (int64_t i = 0; i < fired + AHEAD; i++)
-            rows[i] = record(a, to[i < fired ? i : fired - 1]) + a->up_offset;
-        run->p->dot[a->dtype](rows, rows + AHEAD, fired, a->x_BD, a->d, up);
+            rows[i] = record(a, to[i < fired ? i : fired - 1]) + a->record.up;
+        run->p->dot[a->record.dtype](rows, rows + AHEAD, fired, a->x_BD, a->d, up);
         piece->bytes += fired * run->row_bytes;
     }
     for (int64_t i = 0; i < fired; i++) {
         to[kept] = to[i];
-        c[kept] = hc_factor(activation, c[i], a->up_offset >= 0 ? up[i] : 1);
+        c[kept] = hc_factor(activation, c[i], a->record.up >= 0 ? up[i] : 1);
         kept += c[kept] != 0;
     }
     piece->kept += kept;
@@ -155,7 +155,7 @@ static int32_t dot_masked(const ffn_run *run, const void *row, uint32_t mask, fl
     for (; mask; mask &= mask - 1)
         xs[n++] = run->a->x_BD + __builtin_ctz(mask) * run->a->d;
     if (n)
-        run->p->dot_batch[run->a->dtype](&row, 1, xs, n, run->a->d, out);
+        run->p->dot_batch[run->a->record.dtype](&row, 1, xs, n, run->a->d, out);
     return n;
 }
 
@@ -171,17 +171,17 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *pie
     float dense[GROUP * HC_MAX_BATCH], some[HC_MAX_BATCH];
     if (!a->gate_KB && !a->members) {
         for (int64_t i = 0; i < n; i++)
-            rows[i] = record(a, begin + i) + a->gate_offset;
+            rows[i] = record(a, begin + i) + a->record.gate;
         for (int32_t t = 0; t < a->batch; t++)
             xs[t] = a->x_BD + t * a->d;
-        run->p->dot_batch[a->dtype](rows, n, xs, a->batch, a->d, dense);
+        run->p->dot_batch[a->record.dtype](rows, n, xs, a->batch, a->d, dense);
     }
     for (int64_t i = 0; i < n; i++) {
         const uint32_t members = a->members ? a->members[begin + i] & all : all;
         const float *values =
             a->gate_KB ? a->gate_KB + (begin + i) * a->batch : dense + i * a->batch;
         if (!a->gate_KB && a->members) {
-            dot_masked(run, record(a, begin + i) + a->gate_offset, members, some);
+            dot_masked(run, record(a, begin + i) + a->record.gate, members, some);
             values = some;
         }
         if (!a->gate_KB) {
@@ -215,15 +215,15 @@ static void group_batch(const ffn_run *run, int64_t begin, int64_t end, piece *p
         piece->up_down_rows += m;
         if (a->fired_N)
             a->fired_N[a->ids[begin + i]] += m;
-        if (a->up_offset >= 0) {
-            dot_masked(run, record(a, begin + i) + a->up_offset, fired[i], up);
+        if (a->record.up >= 0) {
+            dot_masked(run, record(a, begin + i) + a->record.up, fired[i], up);
             piece->bytes += run->row_bytes;
         }
         uint32_t kept = 0;
         int32_t next = 0;
         for (uint32_t rest = fired[i]; rest; rest &= rest - 1) {
             float *c = &gate[i][__builtin_ctz(rest)];
-            *c = hc_factor(a->activation, *c, a->up_offset >= 0 ? up[next++] : 1);
+            *c = hc_factor(a->activation, *c, a->record.up >= 0 ? up[next++] : 1);
             kept |= *c != 0 ? rest & -rest : 0;
         }
         if (!kept)
@@ -257,7 +257,7 @@ static void factors(void *context, int64_t task, int32_t thread) {
 
 /* Entry k's down column, from one of its columns on. */
 static const char *down(const ffn_run *run, int64_t k, int64_t column) {
-    return record(run->a, k) + run->a->down_offset + column * run->size;
+    return record(run->a, k) + run->a->record.down + column * run->size;
 }
 
 /* A batch: some columns of n (at most GROUP) down columns, for every token with a factor for one.
@@ -281,7 +281,8 @@ static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t col
             }
         for (int64_t i = 0; i < AHEAD; i++)
             rows[m + i] = rows[m - 1];
-        run->p->axpy[a->dtype](rows, rows + AHEAD, c, m, columns, a->y_BD + t * a->d + column);
+        run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, m, columns,
+                                      a->y_BD + t * a->d + column);
     }
 }
 
@@ -300,7 +301,7 @@ static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
             c[n++] = run->c_KB[k];
             if (n < SINGLE + AHEAD)
                 continue;
-            run->p->axpy[a->dtype](rows, rows + AHEAD, c, SINGLE, columns, y);
+            run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, SINGLE, columns, y);
             memcpy(rows, rows + SINGLE, sizeof *rows * AHEAD);
             memcpy(c, c + SINGLE, sizeof *c * AHEAD);
             n = AHEAD;
@@ -310,7 +311,7 @@ static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
         return;
     for (int64_t i = 0; i < AHEAD; i++)
         rows[n + i] = rows[n - 1];
-    run->p->axpy[a->dtype](rows, rows + AHEAD, c, n, columns, y);
+    run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, n, columns, y);
 }
 
 /* Second phase: some columns of the sum, over the whole list.
@@ -348,7 +349,7 @@ int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch) {
 /* Pieces of the list: as many for every thread, several where that leaves them long enough, since a
  * thread may be kept from running. Columns are cut once a thread: shorter reads of a row are slower. */
 hc_ffn_cut hc_ffn_cut_of(const hc_ffn_args *a, int64_t threads) {
-    const int64_t bytes = a->n_ids * a->d * hc_dtype_bytes(a->dtype);
+    const int64_t bytes = a->n_ids * a->d * hc_dtype_bytes(a->record.dtype);
     const int64_t each = bytes / (TASK_BYTES * threads);
     const int64_t pieces = threads * (each < 1 ? 1 : each < MAX_PIECES ? each : MAX_PIECES);
     const int64_t columns = ((a->d + threads - 1) / threads + 31) / 32 * 32;
@@ -359,14 +360,14 @@ hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
     const hc_status status = hc_ffn_check(args);
     if (status != HC_OK)
         return status;
-    ffn_run run = {.a = args, .p = hc_primitives_get(), .size = hc_dtype_bytes(args->dtype)};
+    ffn_run run = {.a = args, .p = hc_primitives_get(), .size = hc_dtype_bytes(args->record.dtype)};
     if (!run.p)
         return HC_ERR_UNSUPPORTED;
     const int64_t n = args->n_ids;
     if (!n)
         pool = NULL; /* only y is cleared */
     run.row_bytes = args->d * run.size;
-    run.gate_bytes = run.row_bytes + (args->bias_offset ? 4 : 0);
+    run.gate_bytes = run.row_bytes + (args->record.bias ? 4 : 0);
     char *scratch = args->scratch;
     run.piece_P = (piece *)scratch, scratch += PIECES * sizeof(piece);
     run.entry_K = (int32_t *)scratch, scratch += lines(4 * n);

@@ -8,9 +8,9 @@
 static hc_status check_shapes(const hc_ffn_args *a) {
     if (!a || !a->x_BD || !a->y_BD || !a->scratch)
         return hc_fail(HC_ERR_ARGUMENT, "ffn: x, y and the scratch area must be given");
-    const int64_t bytes = hc_dtype_bytes(a->dtype);
+    const int64_t bytes = hc_dtype_bytes(a->record.dtype);
     if (!bytes)
-        return hc_fail(HC_ERR_ARGUMENT, "ffn: dtype %d is unknown; 0 to 2 are", a->dtype);
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: dtype %d is unknown; 0 to 2 are", a->record.dtype);
     if (a->activation < 0 || a->activation >= HC_N_ACTIVATIONS)
         return hc_fail(HC_ERR_ARGUMENT, "ffn: activation %d is unknown; 0 to %d are", a->activation,
                        HC_N_ACTIVATIONS - 1);
@@ -22,17 +22,17 @@ static hc_status check_shapes(const hc_ffn_args *a) {
                        (long long)a->d, (long long)a->n, HC_MAX_D, INT32_MAX);
     /* Each of the three rows lies inside the record and on a weight's own alignment. No up
      * rows: checked as a second down row. */
-    const int64_t up = a->up_offset == -1 ? a->down_offset : a->up_offset;
-    const int64_t offsets[] = {a->gate_offset, up, a->down_offset};
+    const int64_t up = a->record.up == -1 ? a->record.down : a->record.up;
+    const int64_t offsets[] = {a->record.gate, up, a->record.down};
     for (int i = 0; i < 3; i++)
-        if (offsets[i] < 0 || offsets[i] % bytes || a->record_bytes % bytes ||
-            offsets[i] > a->record_bytes - a->d * bytes)
+        if (offsets[i] < 0 || offsets[i] % bytes || a->record.bytes % bytes ||
+            offsets[i] > a->record.bytes - a->d * bytes)
             return hc_fail(HC_ERR_ARGUMENT, "ffn: a row at byte %lld of a record of %lld bytes",
-                           (long long)offsets[i], (long long)a->record_bytes);
-    if (a->bias_offset && (a->bias_offset < 0 || a->bias_offset % 4 || a->record_bytes % 4 ||
-                           a->bias_offset > a->record_bytes - 4))
+                           (long long)offsets[i], (long long)a->record.bytes);
+    if (a->record.bias && (a->record.bias < 0 || a->record.bias % 4 || a->record.bytes % 4 ||
+                           a->record.bias > a->record.bytes - 4))
         return hc_fail(HC_ERR_ARGUMENT, "ffn: a bias at byte %lld of a record of %lld bytes",
-                       (long long)a->bias_offset, (long long)a->record_bytes);
+                       (long long)a->record.bias, (long long)a->record.bytes);
     return HC_OK;
 }
 

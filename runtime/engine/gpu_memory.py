@@ -10,6 +10,7 @@ from typing import Any
 
 from hotcold.native.abi.names import PARTS
 from hotcold.native.bindings.gpu_layout import GpuShape, LayerShape
+from hotcold.runtime.model.block import keeps_both
 from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
 
@@ -47,13 +48,14 @@ def model_shape(
         **sizes(spec, context),
         n_layers=spec.n_layers,
         element_bytes=spec.element_bytes,
-        record_bytes=NeuronRecord.for_spec(spec).record_bytes,
+        record_bytes=NeuronRecord.for_spec(spec).bytes,
         norm_bias=spec.norm == "layer",
         biases=spec.biases,
         gated=spec.gated,
         final_norm=spec.final_norm,
         rotary=spec.positions == "rotary",
         projected=spec.embed_dim is not None,
+        keeps_both=keeps_both(spec.block),
         max_batch=max_batch,
         layers=layers or worst,
         **more,

@@ -118,7 +118,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         bytes_L = tuple(int8_bytes(layer, spec) for layer in layers) or bytes_L
     problem = make_problem(
         spec,
-        bundle.record.record_bytes,
+        bundle.record.bytes,
         None if profile is None else profile.probabilities_LN,
         vram if gpu is None else gpu.room,
         context,

@@ -41,7 +41,7 @@ Block = tuple[Operator, ...]
 
 
 def norm(weights: str, source: Stream, target: Stream) -> Operator:
-    """Write norm(source) to target; weights: "attention_norm" or "ffn_norm"."""
+    """Write a normed source to target; weights: "attention_norm" or "ffn_norm"."""
     return Operator("norm", source, target, weights)
 
 

@@ -13,10 +13,12 @@ kernels. Holds no weights.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.model.spec import DTYPE_BYTES, ModelSpec
 
 RECORD_ALIGNMENT = 64
+ROWS = ("gate", "up", "down")
 ABSENT = -1
 
 
@@ -26,28 +28,50 @@ def round_up(value: int, multiple: int) -> int:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a record: name ("gate", "up", "down", "bias"), format, first byte, bytes."""
+
+    name: str
+    format: str
+    offset: int
+    bytes: int
+
+    @property
+    def slice(self) -> slice:
+        """Where its bytes lie in a record."""
+        return slice(self.offset, self.offset + self.bytes)
+
+
+@dataclass(frozen=True)
 class NeuronRecord:
     """Byte layout of one neuron; every record of a layer has the same.
 
     Args:
-        gate_offset: bytes from the start of the record to its gate row.
-        up_offset: bytes to its up row; ABSENT where there is none.
-        down_offset: bytes to its down column.
-        record_bytes: distance between two records, a multiple of 64.
-        bias_offset: bytes to its bias, one float32; 0 where there is none.
+        parts: in the order of their offsets.
+        bytes: distance between two records, a multiple of 64.
     """
 
-    gate_offset: int
-    up_offset: int
-    down_offset: int
-    record_bytes: int
-    bias_offset: int = 0
+    parts: tuple[Part, ...]
+    bytes: int
 
     @classmethod
     def for_spec(cls, spec: ModelSpec) -> "NeuronRecord":
         """The layout of this model's neurons."""
-        row = spec.d_model * spec.element_bytes
-        if spec.gated:
-            return cls(0, row, 2 * row, round_up(3 * row, RECORD_ALIGNMENT))
-        end = 2 * row + (4 if spec.biases else 0)  # 2 * row is a multiple of 4: the bias is aligned
-        return cls(0, ABSENT, row, round_up(end, RECORD_ALIGNMENT), 2 * row if spec.biases else 0)
+        names = ROWS if spec.gated else ("gate", "down")
+        row = spec.d_model * DTYPE_BYTES[spec.dtype]
+        parts: list[Part] = []
+        for name in names:
+            parts.append(Part(name, spec.dtype, len(parts) * row, row))
+        if spec.biases:  # two rows are a multiple of 4 bytes: the bias is aligned
+            parts.append(Part("bias", "float32", len(parts) * row, 4))
+        end = parts[-1].offset + parts[-1].bytes
+        return cls(tuple(parts), round_up(end, RECORD_ALIGNMENT))
+
+    def part(self, name: str) -> Part | None:
+        """The part of that name; None: neurons of this model have none."""
+        return next((part for part in self.parts if part.name == name), None)
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of hc_record (abi/hotcold.h)."""
+        offsets = {name: ABSENT for name in ROWS} | {part.name: part.offset for part in self.parts}
+        return offsets | {"bytes": self.bytes, "dtype": self.parts[0].format}

@@ -108,8 +108,6 @@ def _tensors(bundle: Bundle, store: WeightStore) -> Iterator[tuple[str, NDArray[
     spec, record = bundle.spec, bundle.record
     ends = [name for name in ENDS if name != "head" or not spec.tied]
     yield from end_tensors({name: store.array(name) for name in ends}).items()
-    parts = {"gate": record.gate_offset, "up": record.up_offset, "down": record.down_offset}
-    row_bytes = spec.d_model * spec.element_bytes
     for layer in range(spec.n_layers):
         ours = f"layers.{layer}"
         tensors: dict[str, Any] = {
@@ -117,9 +115,9 @@ def _tensors(bundle: Bundle, store: WeightStore) -> Iterator[tuple[str, NDArray[
             for name in ("attention_norm", "ffn_norm", "qkv", "o")
         }
         records = store.array(f"{ours}.neurons")
-        for part, offset in parts.items():
-            raw = np.ascontiguousarray(records[:, offset : offset + row_bytes])
-            tensors[part] = raw.view(np.dtype(spec.dtype))
+        for part in record.parts:
+            raw = np.ascontiguousarray(records[:, part.slice])
+            tensors[part.name] = raw.view(np.dtype(spec.dtype))
         for name, tensor in layer_tensors(spec, layer, tensors).items():
             yield name, np.ascontiguousarray(tensor)
 

@@ -36,6 +36,7 @@ from hotcold.native.errors import ConfigError
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, Raw, to_float32
 from hotcold.runtime.model.checkpoints.layout import TensorEntry
+from hotcold.runtime.model.neurons import ROWS
 from hotcold.runtime.options.config import STORES
 from hotcold.runtime.weights import stores
 from hotcold.runtime.weights.pages import Pages
@@ -162,23 +163,20 @@ class WeightStore:
         Raises:
             ConfigError: no such layer or part, or neurons of this model have none.
         """
-        record, spec = self.bundle.record, self.bundle.spec
-        offsets = {"gate": record.gate_offset, "up": record.up_offset, "down": record.down_offset}
-        if part not in offsets:
+        if part not in ROWS:
             raise ConfigError(f"a neuron has no part {part!r:.80}; choose gate, up or down")
-        if offsets[part] < 0:
+        at = self.bundle.record.part(part)
+        if at is None:
             raise ConfigError(f"a neuron of {self.bundle.name} has no {part} row; it has no gating")
-        records = self.array(f"layers.{layer}.neurons").view(RAW_TYPES[spec.dtype])
-        begin = offsets[part] // spec.element_bytes
-        rows = records[:, begin : begin + spec.d_model]
-        return np.array(to_float32(rows, spec.dtype), np.float32, order="C")
+        rows = np.ascontiguousarray(self.array(f"layers.{layer}.neurons")[:, at.slice])
+        return np.array(to_float32(rows.view(RAW_TYPES[at.format]), at.format), np.float32)
 
     def neuron_biases(self, layer: int) -> NDArray[np.float32]:
         """A copy of what is added to each gate row's product, [N]; zeros where there is none."""
-        records, offset = self.array(f"layers.{layer}.neurons"), self.bundle.record.bias_offset
-        if not offset:
+        records, at = self.array(f"layers.{layer}.neurons"), self.bundle.record.part("bias")
+        if at is None:
             return np.zeros(len(records), np.float32)
-        return records.view("<f4")[:, offset // 4].astype(np.float32)
+        return np.array(records[:, at.slice]).view("<f4")[:, 0]
 
     def close(self) -> None:
         """Let go of the memory; idempotent. Addresses handed out are invalid from here on."""
@@ -199,7 +197,7 @@ class WeightStore:
 
 def _extents(bundle: Bundle, own_ids: Sequence[NDArray[np.int32]]) -> list[tuple[int, int]]:
     """Parts of weights.bin that hold these neurons."""
-    record_bytes = bundle.record.record_bytes
+    record_bytes = bundle.record.bytes
     starts = [
         bundle.tensors[f"layers.{layer}.neurons"].offset + ids.astype(np.int64) * record_bytes
         for layer, ids in enumerate(own_ids)

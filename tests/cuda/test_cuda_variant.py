@@ -64,7 +64,7 @@ def test_passes_compute_with_it(plugin: Any, tmp_path: Path) -> None:
     for logits in runs.values():
         np.testing.assert_allclose(logits, expected, atol=2e-3, rtol=0)
     assert (runs["own"] != runs["built-in"]).any(), "sums of another order: other last bits"
-    wrong = changed(tmp_path, "gate > 0 ? (a.up", "gate > 0 ? 2 * (a.up")
+    wrong = changed(tmp_path, "gate > 0 ? (a.record", "gate > 0 ? 2 * (a.record")
     with pytest.raises(ConfigError, match=r"mine.cu is refused: .* float64 gives"):
         prepare_model(EngineConfig(model=model, kernels=str(wrong)))
 
@@ -75,7 +75,7 @@ def test_passes_compute_with_it(plugin: Any, tmp_path: Path) -> None:
     [
         ("at < a.d; at", "at < a.d - 8; at", "float64 gives"),
         ("* gridDim.y + b] = c", "* gridDim.y + b] = gridDim.y > 1 ? c * 1.000001f : c", "batch"),
-        ("record + a.gate_offset + 2 * at", "record + (1ll << 44)", "is refused"),
+        ("record + a.record.gate + 2 * at", "record + (1ll << 44)", "is refused"),
         # right in the operator door, where there are no stamps, and wrong in every pass
         ("= gate > 0 ? (", "= gate > (a.stamps ? 1 : 0) ? (", r"a pass of the embedded model \("),
         ("bool wanted = a.hot", "bool wanted = !a.stamps && a.hot", r"a pass of the embedded"),

@@ -134,7 +134,7 @@ def test_ffn_without_up_rows(plugin: Any, dtype: str, batch: int, rows: int, d: 
     members = rng.integers(1, 2**batch, len(ids), dtype=np.uint64).astype(np.uint32)
     on_BK = ((members[:, None] >> np.arange(batch, dtype=np.uint32)) & 1).T
     c_BN = np.maximum(x @ gate.T + bias, 0)
-    kind: dict[str, Any] = {"gated": False, "bias_offset": at}
+    kind: dict[str, Any] = {"gated": False, "bias": at}
     y, fired, _ = kernels.ffn(plugin, records, dtype, x, bounds, ids, members, **kind)
     close(y, (c_BN[:, ids] * on_BK) @ down[ids])
     unsure = (np.abs(x @ gate[ids].T + bias[ids]) < 1e-5).sum()

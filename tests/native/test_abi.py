@@ -112,7 +112,7 @@ def test_the_compiler_refuses_a_wrong_figure(tmp_path: Path) -> None:
 
 def test_words_are_those_that_types_and_users_know() -> None:
     assert names.ACTORS == ("gpu", "cpu", "predictor")
-    assert names.OPS == ("embed", "attention", "predict", "hot", "cold", "merge", "head")
+    assert names.OPS == ("embed", "attention", "predict", "hot", "cold", "merge", "head", "input")
     assert set(get_args(Kind)) == {*names.OPS, "fetch"} - {"embed", "head"}
     assert get_args(DType) == names.WEIGHT_DTYPES and get_args(Norm) == tuple(names.NORMS)
     assert names.DTYPE_BYTES == {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}

@@ -57,8 +57,8 @@ def ffn_args(keep: list[Any]) -> Any:
     args = ffi.new("hc_ffn_args *")
     ids, scratch = ffi.new("int32_t[]", [0, 1]), ffn_scratch(2, 1)
     keep += [ids, scratch]
-    args.records, args.record_bytes = address("void *"), 96
-    args.up_offset, args.down_offset, args.d, args.batch = 32, 64, 8, 1
+    args.records, args.record.bytes = address("void *"), 96
+    args.record.up, args.record.down, args.d, args.batch = 32, 64, 8, 1
     args.ids, args.n_ids, args.n = ids, 2, 2
     args.x_BD, args.y_BD = (address("float *") + 1024 * i for i in (1, 2))
     args.scratch = pointer(scratch, "void *")
@@ -73,22 +73,23 @@ def ffn_args(keep: list[Any]) -> Any:
         ("n_ids", -1, "-1 ids"),
         ("scratch", ffi.NULL, "must be given"),
         ("n", 1, "ids 0 to 1; the layer has 1"),
-        ("dtype", 9, "dtype 9"),
+        ("record.dtype", 9, "dtype 9"),
         ("batch", 0, "batch 0"),
         ("d", 0, "d 0"),
-        ("down_offset", 65, "byte 65"),
-        ("up_offset", -32, "byte -32"),
-        ("record_bytes", 92, "92 bytes"),
-        ("bias_offset", -4, "bias at byte -4"),
-        ("bias_offset", 94, "bias at byte 94"),
-        ("bias_offset", 96, "bias at byte 96"),
+        ("record.down", 65, "byte 65"),
+        ("record.up", -32, "byte -32"),
+        ("record.bytes", 92, "92 bytes"),
+        ("record.bias", -4, "bias at byte -4"),
+        ("record.bias", 94, "bias at byte 94"),
+        ("record.bias", 96, "bias at byte 96"),
     ],
 )
 def test_ffn(field: str, value: Any, word: str) -> None:
     keep: list[Any] = []
     check(lib.hc_ffn(ffn_args(keep), ffi.NULL))
     args = ffn_args(keep)
-    setattr(args, field, value)
+    *inside, name = field.split(".")
+    setattr(args.record if inside else args, name, value)
     with pytest.raises(ConfigError, match=word):
         check(lib.hc_ffn(args, ffi.NULL))
 

@@ -77,7 +77,7 @@ static void gemv(int dtype, int64_t d, int32_t batch, hc_pool *pool) {
                       .stride_bytes = d * hc_dtype_bytes(dtype),
                       .rows = ROWS,
                       .d = d,
-                      .dtype = dtype,
+                      .record.dtype = dtype,
                       .batch = batch,
                       .x_BD = x,
                       .x_stride = d,
@@ -112,19 +112,17 @@ static void ffn(int dtype, int64_t d, int32_t batch, hc_pool *pool) {
         store(w, i, dtype, (float)uniform());
     for (int64_t i = 0; i < batch * d; i++)
         x[i] = (float)uniform();
-    hc_ffn_args a = {.records = w,
-                     .record_bytes = 3 * d * size,
-                     .up_offset = d * size,
-                     .down_offset = 2 * d * size,
-                     .d = d,
-                     .dtype = dtype,
-                     .batch = batch,
-                     .ids = ids,
-                     .n_ids = n,
-                     .n = N,
-                     .x_BD = x,
-                     .y_BD = y,
-                     .scratch = scratch};
+    hc_ffn_args a = {
+        .records = w,
+        .record = {.bytes = 3 * d * size, .up = d * size, .down = 2 * d * size, .dtype = dtype},
+        .d = d,
+        .batch = batch,
+        .ids = ids,
+        .n_ids = n,
+        .n = N,
+        .x_BD = x,
+        .y_BD = y,
+        .scratch = scratch};
     check_status(hc_ffn(&a, pool));
     for (int32_t b = 0; b < batch; b++) {
         static double exact[MAX_D];

@@ -49,9 +49,11 @@ class FalconOracle(OptOracle):
                 tensors[f"{layer}.self_attn.{part}_proj.weight"] = matrix
             tensors[f"{layer}.self_attn.out_proj.weight"] = held[f"layers.{i}.o"]
             records = held[f"layers.{i}.neurons"]
-            for part, offset in (("fc1", record["gate_offset"]), ("fc2", record["down_offset"])):
-                rows = np.ascontiguousarray(records[:, offset : offset + 2 * d]).view(np.float16)
-                tensors[f"{layer}.{part}.weight"] = rows if part == "fc1" else rows.T
+            for part in record["parts"]:
+                begin, end = part["offset"], part["offset"] + part["bytes"]
+                rows = np.ascontiguousarray(records[:, begin:end]).view(np.float16)
+                name, matrix = ("fc1", rows) if part["name"] == "gate" else ("fc2", rows.T)
+                tensors[f"{layer}.{name}.weight"] = matrix
         config = {
             "num_hidden_layers": spec["n_layers"],
             "num_attention_heads": spec["n_heads"],

@@ -291,7 +291,7 @@ def decode_rates(
             result["clock_error_us"] = 1e6 * stats.clock_error_s
             bound_s = engine.roofline().token_s if engine.uses_gpu else None
     output.note(f"bench decode: read bandwidth{', transport ray' if with_ray else ''}")
-    read = read_bandwidth(bundle.record.record_bytes, cores)
+    read = read_bandwidth(bundle.record.bytes, cores)
     result["read_gb_per_s"] = read
     native = result["native"]
     result["bytes_bound_fraction"] = (

@@ -168,7 +168,7 @@ def model_problem(
     spec = prepared.bundle.spec
     problem = make_problem(
         spec,
-        prepared.bundle.record.record_bytes,
+        prepared.bundle.record.bytes,
         problem.activations_LN if problem.profiled else None,
         budget,
         prepared.context,

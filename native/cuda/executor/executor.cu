@@ -26,10 +26,16 @@ Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
         predicted_ |= plan_[i].predicted_at >= 0;
         plan_[i].has_hot = args_.owned_L[i].n_ids > 0; // those read over the bus too
     }
-    shown_ = plan_;
-    for (size_t i = 0; device_.remote_predictor && i < shown_.size(); i++)
-        if (shown_[i].predicted_at >= 0) // what of a prediction takes time here is its own layer's
-            shown_[i].predicted_at = static_cast<int32_t>(i);
+    for (int32_t i = 0; i < args_.n_steps; i++) {
+        hc_step step = args_.steps[i];
+        shown_.push_back(step);
+        // What of a remote prediction takes time here is its own layer's.
+        if (device_.remote_predictor && step.layer >= 0 && step.signal >= 0 &&
+            plan_[step.layer].predicted_at >= 0) {
+            step.op = HC_OP_PREDICT;
+            shown_.push_back(step);
+        }
+    }
     clock_.calibrate(stream_);
     // The whole segment, pinned and mapped: kernels read and write flags and payloads in place. Pinned
     // pages can no longer be collapsed to huge ones: whoever wants those has done it before.
@@ -67,7 +73,7 @@ void Executor::ring(uint32_t seq) {
 // pass, by arithmetic on what was counted.
 void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     const hc_model &m = *args_.model;
-    const int64_t e = bytes_of(m.dtype), row = m.d * e, rest = m.up_offset < 0 ? 1 : 2;
+    const int64_t e = bytes_of(m.dtype), row = m.d * e, rest = m.record.up < 0 ? 1 : 2;
     const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
     const uint64_t *stamps = stamps_host_.get();
     report = {};

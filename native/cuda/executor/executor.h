@@ -30,7 +30,11 @@ class Executor {
   private:
     // graph.cu: what a pass enqueues, operator by operator, while the stream is being captured.
     void capture(int32_t bucket);
-    void capture_attention(int layer, int32_t bucket);
+    void capture_step(const hc_step &step, int32_t bucket);
+    void capture_block(const hc_step &step, int32_t bucket);
+    void capture_attention(int layer, int32_t source, const hc_operator *leading, int32_t bucket);
+    float *stream(int32_t which) const;
+    Norm norm_of(int layer, const hc_operator &op) const;
     Norm norm_of(const float *weight_D, const float *bias_D, float *y) const;
     void capture_leading(Gemv &first, const float *weight_D, const float *bias_D, int32_t bucket);
     float *ffn_input() const;
@@ -39,14 +43,14 @@ class Executor {
     int32_t audit_of(int layer) const;
     void capture_prediction(int layer, int at, int32_t bucket);
     void capture_split(int layer, bool with_x);
-    void capture_ffn_norm(int layer, bool x_flag, int32_t bucket);
-    void capture_input(int layer, int32_t bucket);
+    void capture_ffn_norm(const hc_step &step, bool x_flag, int32_t bucket);
+    void capture_input(const hc_step &step, int32_t bucket);
     // remote_ask.cu: the same where the predictor is a process of its own.
-    void capture_remote_input(int layer, int32_t bucket);
+    void capture_remote_input(const hc_step &step, int32_t bucket);
     void capture_ask(int layer, int at);
     void capture_answer(int layer, bool with_x);
     void capture_hot(int layer, int32_t bucket);
-    void capture_merge(int layer, int32_t bucket);
+    void capture_merge(const hc_step &step, int32_t bucket);
     void capture_head(int32_t bucket);
     Exchange exchange(int layer) const;
     uint32_t *flag(int32_t index) const;
@@ -57,7 +61,7 @@ class Executor {
     hc_executor_args args_;
     hc_device_args device_;
     std::vector<hc_device_layer> plan_;
-    std::vector<hc_device_layer> shown_; // the plan as spans show it
+    std::vector<hc_step> shown_; // the program as spans show it
     Model model_;
     const Stream stream_;
     const Launch launch_;

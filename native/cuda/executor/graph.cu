@@ -1,15 +1,18 @@
-// graph.cu - the kernels of a pass in order, captured once for each batch bucket.
+// graph.cu - the kernels of a pass, captured once for each batch bucket: the program's steps in their
+// order, and of a step the operators of the model's block. No order and no architecture is known here.
 //
-// A layer (predicted, with cold neurons):
+// A layer of a Llama (predicted, with cold neurons):
 //   qkv (norm folded in) | attention | o + residual | fc1 (+ x to both devices) | fc2 and threshold
 //   | split, cold list and flags to the host | gate and up | down | wait for the cold sum, merge
 // A layer that is predicted early has its fc1, fc2 and split before the merge of an earlier one: they
 // run while that one's cold sum is awaited, and the list is with the host long before x is. Its own x
 // then leaves with a norm of its own. A predictor that has its own process is asked instead: remote_ask.cu.
-// Layer norms are kernels of their own always, before qkv and before fc1; where norms follow the
-// residual additions (opt-350m) they work in place on the stream, which is then the next block's
-// input.
+// An rms norm goes into the product that reads it; layer norms are kernels of their own, in place where
+// the block says so (opt-350m). Where attention and feed-forward part stand side by side (Falcon), x and
+// the lists leave before attention.
 #include "cuda/executor/executor.h"
+
+#include <algorithm>
 
 namespace hotcold {
 
@@ -39,12 +42,26 @@ Exchange Executor::exchange(int layer) const {
     return e;
 }
 
+// Where a stream of the block lies on the device.
+float *Executor::stream(int32_t which) const {
+    const Buffers &b = model_.buffers;
+    return which == HC_STREAM_X ? b.normed : which == HC_STREAM_A ? b.attention_input : b.h;
+}
+
 // A norm of the residual stream, of the model's kind.
 Norm Executor::norm_of(const float *weight_D, const float *bias_D, float *y) const {
     const hc_model &m = *args_.model;
     Norm n = {};
     n.x = model_.buffers.h, n.weight_D = weight_D, n.bias_D = bias_D, n.y = y;
     n.d = m.d, n.eps = m.norm_eps, n.kind = m.norm, n.pass = model_.buffers.pass;
+    return n;
+}
+
+// A norm of the block.
+Norm Executor::norm_of(int layer, const hc_operator &op) const {
+    const Layer &from = model_.layers[layer];
+    Norm n = norm_of(norm_weight(from, op), norm_bias(from, op), stream(op.target));
+    n.x = stream(op.source);
     return n;
 }
 
@@ -56,23 +73,44 @@ void Executor::capture_leading(Gemv &first, const float *weight_D, const float *
         first.norm_D = weight_D;
         return;
     }
-    Norm n = norm_of(weight_D, bias_D, model_.buffers.normed);
+    Norm n = norm_of(weight_D, bias_D, model_.buffers.attention_input);
     n.stamps = first.stamps, n.stamp = first.stamp;
     norm(n, bucket, launch_);
     first.x = n.y, first.stamps = nullptr;
 }
 
-// qkv = Wqkv norm(h) + bias; attention; h += Wo attended + bias.
-void Executor::capture_attention(int layer, int32_t bucket) {
+// The block's operators of a step. A norm into a stream is left to whoever reads it.
+void Executor::capture_block(const hc_step &step, int32_t bucket) {
+    const hc_model &m = *args_.model;
+    const hc_operator *input_norm = hc_input_norm(&m), *leading = nullptr;
+    for (const hc_operator *op = m.block; op < m.block + m.n_block; op++) {
+        if (op->step != step.op || op == input_norm)
+            continue;
+        if (op->kind == HC_OPERATOR_ATTEND)
+            capture_attention(step.layer, op->source, leading, bucket);
+        else if (op->kind == HC_OPERATOR_FFN)
+            capture_input(step, bucket);
+        else if (op->target == HC_STREAM_A)
+            leading = op;
+        else
+            norm(norm_of(step.layer, *op), bucket, launch_);
+    }
+}
+
+// qkv = Wqkv x + bias, x a stream of the block, or norm(h) where one leads; attention;
+// h += Wo attended + bias.
+void Executor::capture_attention(int layer, int32_t source, const hc_operator *leading,
+                                 int32_t bucket) {
     const hc_model &m = *args_.model;
     const Layer &from = model_.layers[layer];
     const Buffers &b = model_.buffers;
     const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
-    Gemv qkv = model_.dense(from.qkv, q_dim + 2 * kv_dim, m.d, b.h, b.qkv);
+    Gemv qkv =
+        model_.dense(from.qkv, q_dim + 2 * kv_dim, m.d, leading ? b.h : stream(source), b.qkv);
     qkv.bias_R = from.qkv_bias;
     qkv.stamps = b.stamps + (layer + 1) * STAMPS, qkv.stamp = AT_QKV;
-    if (!m.post_norm)
-        capture_leading(qkv, from.attention_norm_D, from.attention_norm_bias_D, bucket);
+    if (leading)
+        capture_leading(qkv, norm_weight(from, *leading), norm_bias(from, *leading), bucket);
     gemv(qkv, bucket, launch_);
     // `partial`, `stats` and `arrived` are shared by all layers: they follow each other on one
     // stream.
@@ -99,7 +137,7 @@ void Executor::capture_prediction(int layer, int at, int32_t bucket) {
     // The product norms its input on the way in, and writes the normed x for the hot neurons
     // (b.normed) and the CPU executor (the layer's slot in the segment).
     if (folds_norm(*p.model, *p.shape, layer, at)) {
-        p.norm_D = model_.layers[at].ffn_norm_D;
+        p.norm_D = norm_weight(model_.layers[at], *hc_input_norm(p.model));
         p.normed = b.normed, p.normed_host = x_slot(at);
     }
     p.hidden = b.hidden, p.planes_BPW = b.planes_BPW, p.step_B = b.step_B;
@@ -117,7 +155,7 @@ const float *Executor::prediction_input(int layer, int at) const {
 
 // Where the normed input of a feed-forward block lies on the device.
 float *Executor::ffn_input() const {
-    return args_.model->post_norm ? model_.buffers.h : model_.buffers.normed;
+    return stream(hc_ffn_operator(args_.model)->source);
 }
 
 float *Executor::x_slot(int layer) const {
@@ -149,29 +187,28 @@ int32_t Executor::audit_of(int layer) const {
 }
 
 // The feed-forward input of a layer by a norm of its own, in device memory and with the host; x_flag:
-// tell it, here and not with the lists.
-void Executor::capture_ffn_norm(int layer, bool x_flag, int32_t bucket) {
-    const Layer &from = model_.layers[layer];
-    // post_norm: the norm that ends the attention block, in place, is the feed-forward input.
-    const bool after = args_.model->post_norm;
-    Norm n = norm_of(after ? from.attention_norm_D : from.ffn_norm_D,
-                     after ? from.attention_norm_bias_D : from.ffn_norm_bias_D, ffn_input());
+// tell it, here and not with the lists. A step of its own is stamped here.
+void Executor::capture_ffn_norm(const hc_step &step, bool x_flag, int32_t bucket) {
+    const int layer = step.layer;
+    Norm n = norm_of(layer, *hc_input_norm(args_.model));
     n.y_host = x_slot(layer), n.to = exchange(layer);
+    if (step.op == HC_OP_INPUT)
+        n.stamps = model_.buffers.stamps + (layer + 1) * STAMPS, n.stamp = AT_INPUT;
     n.to.active_flag = nullptr;
     if (!x_flag)
         n.to.x_flag = nullptr;
     norm(n, bucket, launch_);
 }
 
-// The feed-forward input of a layer, in device memory and with the host, and the layer's lists.
-void Executor::capture_input(int layer, int32_t bucket) {
+// The feed-forward input of a layer, in device memory and with the host. Where the layer's own
+// prediction folds the norm in, which is the next step then, that does it.
+void Executor::capture_input(const hc_step &step, int32_t bucket) {
+    const int layer = step.layer;
     const bool own = plan_[layer].predicted_at == layer;
-    if (!own || !folds_norm(*args_.model, device_.predictors_L[layer], layer, layer))
-        capture_ffn_norm(layer, !own, bucket);
-    if (!own)
-        return;
-    capture_prediction(layer, layer, bucket);
-    capture_split(layer, true);
+    if (device_.remote_predictor)
+        capture_remote_input(step, bucket);
+    else if (!own || !folds_norm(*args_.model, device_.predictors_L[layer], layer, layer))
+        capture_ffn_norm(step, !own, bucket);
 }
 
 // c = act(gate) up, then partial sums of the chunks. n_ids: the table's rows, those read over the
@@ -187,11 +224,9 @@ void Executor::capture_hot(int layer, int32_t bucket) {
     if (plan_[layer].predicted_at < 0)
         hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
     Ffn ffn = {};
-    ffn.record_R = from.record_R, ffn.record_bytes = m.record_bytes;
-    ffn.gate_offset = m.gate_offset, ffn.up_offset = m.up_offset;
-    ffn.down_offset = m.down_offset, ffn.bias_offset = m.bias_offset;
+    ffn.record_R = from.record_R, ffn.record = m.record;
     ffn.activation = m.activation, ffn.activation_threshold = m.activation_threshold;
-    ffn.d = static_cast<int32_t>(m.d), ffn.dtype = m.dtype;
+    ffn.d = static_cast<int32_t>(m.d);
     ffn.n_rows = static_cast<int32_t>(args_.owned_L[layer].n_ids);
     ffn.n_chunks = device_.n_chunks, ffn.x = ffn_input(), ffn.hot = hot;
     ffn.partial_CBD = b.partial_CBD, ffn.fired_C = from.fired_4C;
@@ -202,7 +237,8 @@ void Executor::capture_hot(int layer, int32_t bucket) {
 
 // h += hot + cold + bias; the wait for the cold sum is inside. cold_count NULL: nothing was
 // predicted, the CPU executor always answers.
-void Executor::capture_merge(int layer, int32_t bucket) {
+void Executor::capture_merge(const hc_step &step, int32_t bucket) {
+    const int layer = step.layer;
     const hc_device_layer &plan = plan_[layer];
     const Layer &from = model_.layers[layer];
     const Buffers &b = model_.buffers;
@@ -217,8 +253,7 @@ void Executor::capture_merge(int layer, int32_t bucket) {
         m.audit = hot.audit, m.c_KB = hot.c_KB, m.missed = from.counts + COUNT_MISSED;
     m.bias_D = from.ffn_bias_D;
     merge(m, launch_);
-    if (args_.model->post_norm)
-        norm(norm_of(from.ffn_norm_D, from.ffn_norm_bias_D, b.h), bucket, launch_);
+    capture_block(step, bucket);
 }
 
 // logits = head norm(h), for one row or for all: both are in a graph for several tokens, and the
@@ -244,30 +279,42 @@ void Executor::capture_head(int32_t bucket) {
         gemv(head, bucket, launch_);
 }
 
-// The kernels in the order of the file's header. What differs between passes (tokens, positions,
-// seq, rows of logits) is read from pinned memory by begin().
+// What differs between passes (tokens, positions, seq, rows of logits) is read from pinned memory by
+// begin().
+void Executor::capture_step(const hc_step &step, int32_t bucket) {
+    const Buffers &b = model_.buffers;
+    switch (step.op) {
+    case HC_OP_EMBED:
+        begin(Begin{host_.mapped(), embedded_.mapped(), b.h, args_.model->d, b.pass, b.skipped,
+                    b.stamps},
+              bucket, launch_);
+        return;
+    case HC_OP_INPUT:
+    case HC_OP_ATTENTION:
+        capture_block(step, bucket);
+        return;
+    case HC_OP_PREDICT:
+        capture_prediction(step.layer, plan_[step.layer].predicted_at, bucket);
+        capture_split(step.layer, plan_[step.layer].predicted_at == step.layer);
+        return;
+    case HC_OP_HOT:
+        capture_hot(step.layer, bucket);
+        return;
+    case HC_OP_MERGE:
+        capture_merge(step, bucket);
+        return;
+    case HC_OP_HEAD:
+        capture_head(bucket);
+        return;
+    }
+    throw Failure(HC_ERR_ARGUMENT, "a GPU has no kernels for operation " + std::to_string(step.op));
+}
+
 void Executor::capture(int32_t bucket) {
     const hc_model &m = *args_.model;
     const Buffers &b = model_.buffers;
-    begin(Begin{host_.mapped(), embedded_.mapped(), b.h, m.d, b.pass, b.skipped, b.stamps}, bucket,
-          launch_);
-    for (int layer = 0; layer < m.n_layers; layer++) {
-        capture_attention(layer, bucket);
-        if (device_.remote_predictor)
-            capture_remote_input(layer, bucket);
-        else
-            capture_input(layer, bucket);
-        capture_hot(layer, bucket);
-        // Predictions of later layers that read this layer's input: behind its hot neurons and
-        // before its merge, so that they fill the wait for the cold sum.
-        for (int later = layer + 1; later < m.n_layers && !device_.remote_predictor; later++)
-            if (plan_[later].predicted_at == layer) {
-                capture_prediction(later, layer, bucket);
-                capture_split(later, false);
-            }
-        capture_merge(layer, bucket);
-    }
-    capture_head(bucket);
+    std::for_each(args_.steps, args_.steps + args_.n_steps,
+                  [&](const hc_step &step) { capture_step(step, bucket); });
     const Layer &first = model_.layers[0];
     // Counts and fired of all layers lie side by side, from the first layer's on.
     finish(Finish{b.logits, logits_host_.mapped(), m.vocab, b.pass, host_.mapped(), first.counts,

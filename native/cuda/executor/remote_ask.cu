@@ -34,7 +34,8 @@ void Executor::capture_answer(int layer, bool with_x) {
     capture_split(layer, with_x);
 }
 
-void Executor::capture_remote_input(int layer, int32_t bucket) {
+void Executor::capture_remote_input(const hc_step &step, int32_t bucket) {
+    const int layer = step.layer;
     const int at = plan_[layer].predicted_at;
     const bool own = at == layer;
     const bool before = own && folds_norm(*args_.model, device_.predictors_L[layer], layer, layer);
@@ -43,7 +44,7 @@ void Executor::capture_remote_input(int layer, int32_t bucket) {
         capture_answer(layer, false);
     if (before)
         capture_ask(layer, layer);
-    capture_ffn_norm(layer, !own, bucket);
+    capture_ffn_norm(step, !own, bucket);
     if (own && !before)
         capture_ask(layer, layer);
     // Questions by this layer's input leave before its own answer is awaited: the order of

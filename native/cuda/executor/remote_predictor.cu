@@ -45,7 +45,7 @@ PredictorProcess::PredictorProcess(const hc_executor_args &args, const hc_device
         if (!to.norm_D)
             continue;
         Uploader up;
-        up.copy(to.norm_D, m.layers[asked.layer].ffn_norm_D, m.d * 4);
+        up.copy(to.norm_D, norm_weight(m.layers[asked.layer], *hc_input_norm(&m)), m.d * 4);
         up.finish();
     }
     graphs_.capture(stream_, bucket_, [&](int32_t bucket) { capture(bucket); });

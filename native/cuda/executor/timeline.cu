@@ -2,7 +2,7 @@
 //
 // The kernels of a pass run one after the other, so a step ends where the next begins; that is all
 // there is to a stamp: one thread of a kernel reads %globaltimer when what it waited for is there.
-// 64 bytes a layer travel to the host with the report.
+// 72 bytes a layer travel to the host with the report.
 //
 // %globaltimer and CLOCK_MONOTONIC differ by an offset and drift (the one is a crystal, the other is
 // slewed). The offset is known within bounds: from a ping-pong at the start (an H100 answers over
@@ -96,6 +96,7 @@ namespace {
 
 constexpr int phase_of(int op) { // hc_phase; -1: of none
     switch (op) {
+    case HC_OP_INPUT:
     case HC_OP_ATTENTION:
         return HC_PHASE_ATTENTION;
     case HC_OP_PREDICT:
@@ -109,6 +110,15 @@ constexpr int phase_of(int op) { // hc_phase; -1: of none
     default:
         return -1;
     }
+}
+
+// The stamp with which a step begins; of the row of the pass: AT_BEGIN.
+constexpr int stamp_of(int op) {
+    return op == HC_OP_EMBED       ? static_cast<int>(AT_BEGIN)
+           : op == HC_OP_INPUT     ? AT_INPUT
+           : op == HC_OP_ATTENTION ? AT_QKV
+           : op == HC_OP_PREDICT   ? AT_PREDICT
+                                   : AT_HOT;
 }
 
 // Collects steps in the order of the stream; each ends where the next begins.
@@ -150,31 +160,30 @@ class Steps {
 
 } // namespace
 
-// The order of the steps here is that of the kernels in graph.cu; stamps of operators that a layer
-// does not have are never read.
-int32_t read_timeline(const uint64_t *stamps, const std::vector<hc_device_layer> &plan,
+// Where something runs between a layer's hot neurons and its merge, their partial sums are a second
+// span.
+int32_t read_timeline(const uint64_t *stamps, const std::vector<hc_step> &program,
                       const Clock &clock, uint32_t seq, hc_span *out, int64_t *phase_ns) {
-    const int n = static_cast<int>(plan.size());
     Steps steps(clock, seq, out, phase_ns);
-    steps.begin(stamps[AT_BEGIN], HC_OP_EMBED, -1);
-    for (int layer = 0; layer < n; layer++) {
-        const uint64_t *s = stamps + (layer + 1) * STAMPS;
-        steps.begin(s[AT_QKV], HC_OP_ATTENTION, layer); // the norm and x's way out with it
-        if (plan[layer].predicted_at == layer)
-            steps.begin(s[AT_PREDICT], HC_OP_PREDICT, layer);
-        if (plan[layer].has_hot)
-            steps.begin(s[AT_HOT], HC_OP_HOT, layer);
-        bool early = false;
-        for (int later = layer + 1; later < n; later++)
-            if (plan[later].predicted_at == layer) {
-                steps.begin(stamps[(later + 1) * STAMPS + AT_PREDICT], HC_OP_PREDICT, later);
-                early = true;
-            }
-        if (early && plan[layer].has_hot)
-            steps.begin(s[AT_MERGE], HC_OP_HOT, layer); // its partial sums
-        steps.begin(s[AT_SUMMED], HC_OP_MERGE, layer, s[AT_WAITED]);
+    bool hot = false, apart = false;
+    for (const hc_step &step : program) {
+        const uint64_t *s = stamps + (step.layer + 1) * STAMPS;
+        switch (step.op) {
+        case HC_OP_MERGE:
+            if (apart)
+                steps.begin(s[AT_MERGE], HC_OP_HOT, step.layer);
+            steps.begin(s[AT_SUMMED], HC_OP_MERGE, step.layer, s[AT_WAITED]);
+            hot = apart = false;
+            continue;
+        case HC_OP_HEAD:
+            steps.begin(stamps[AT_HEAD], step.op, -1);
+            continue;
+        default:
+            apart = hot;
+            hot |= step.op == HC_OP_HOT;
+            steps.begin(s[stamp_of(step.op)], step.op, step.layer);
+        }
     }
-    steps.begin(stamps[AT_HEAD], HC_OP_HEAD, -1);
     steps.end(stamps[AT_END]);
     return steps.count();
 }

@@ -30,7 +30,7 @@ class Clock {
 
 // Spans of a pass in order out of its stamps, into out, HC_DEVICE_SPANS at most; phase_ns: sums of
 // attention, predict, hot, wait, merge, head. Returns the number of spans.
-int32_t read_timeline(const uint64_t *stamps, const std::vector<hc_device_layer> &plan,
+int32_t read_timeline(const uint64_t *stamps, const std::vector<hc_step> &program,
                       const Clock &clock, uint32_t seq, hc_span *out, int64_t *phase_ns);
 
 } // namespace hotcold

@@ -71,7 +71,7 @@ __device__ __forceinline__ void dot_row(const Ffn1 &a, const float *x, const cha
 
 // record may be NULL, where a block has no next neuron.
 __device__ __forceinline__ float bias_of(const Ffn1 &a, const char *record) {
-    return a.bias_offset && record ? *reinterpret_cast<const float *>(record + a.bias_offset)
+    return a.record.bias && record ? *reinterpret_cast<const float *>(record + a.record.bias)
                                    : 0.0f;
 }
 
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(THREADS) gate_first_kernel(const Ffn1 a) {
         const char *record = a.record_R[k];
         float gate[B] = {}, up[B] = {};
         const float bias = bias_of(a, record);
-        dot_row<W, B, U>(a, x, record + a.gate_offset, gate);
+        dot_row<W, B, U>(a, x, record + a.record.gate, gate);
         bool fires = false;
 #pragma unroll
         for (int b = 0; b < B; b++) {
@@ -99,13 +99,13 @@ __global__ void __launch_bounds__(THREADS) gate_first_kernel(const Ffn1 a) {
             // All lanes have the same sums, so the branch below is taken by whole warps.
             fires |= (members >> b & 1) && hc_fires(a.activation, gate[b], a.activation_threshold);
         }
-        if (fires && a.up_offset >= 0)
-            dot_row<W, B, U>(a, x, record + a.up_offset, up);
+        if (fires && a.record.up >= 0)
+            dot_row<W, B, U>(a, x, record + a.record.up, up);
         float mine = 0;
 #pragma unroll
         for (int b = 0; b < B; b++)
             if (lane == b && fires)
-                mine = entry(a, members >> b & 1, gate[b], a.up_offset >= 0 ? up[b] : 1.0f);
+                mine = entry(a, members >> b & 1, gate[b], a.record.up >= 0 ? up[b] : 1.0f);
         // Every entry is written, zeros too: down() reads c_KB without anyone having cleared it.
         if (lane < B)
             a.hot.c_KB[static_cast<int64_t>(k) * a.bucket + 8 * group + lane] = mine;
@@ -159,9 +159,9 @@ __global__ void __launch_bounds__(THREADS) gate_up_kernel(const Ffn1 a) {
             (a.hot.members ? a.hot.members[k] : FULL >> (32 - a.pass->batch)) >> (8 * group);
         float gate[B] = {}, up[B] = {};
         for (int at = threadIdx.x * W::E; at < a.d; at += step) {
-            const uint4 g = load_pack<W>(record + a.gate_offset, at, a.d, a.vec);
+            const uint4 g = load_pack<W>(record + a.record.gate, at, a.d, a.vec);
             if (UP) {
-                const uint4 u = load_pack<W>(record + a.up_offset, at, a.d, a.vec);
+                const uint4 u = load_pack<W>(record + a.record.up, at, a.d, a.vec);
                 dot<W, B>(a, x, at, g, gate);
                 dot<W, B>(a, x, at, u, up);
             } else {
@@ -179,9 +179,9 @@ __device__ __forceinline__ void request(const Ffn1 &a, const char *record, uint4
 #pragma unroll
     for (int p = 0; p < P; p++) {
         const int at = (threadIdx.x + p * THREADS) * W::E;
-        g[p] = load_pack<W>(record + a.gate_offset, at, a.d, true);
+        g[p] = load_pack<W>(record + a.record.gate, at, a.d, true);
         if (UP)
-            u[p] = load_pack<W>(record + a.up_offset, at, a.d, true);
+            u[p] = load_pack<W>(record + a.record.up, at, a.d, true);
     }
 }
 
@@ -271,7 +271,7 @@ __device__ __forceinline__ int gather(const Ffn1 &a, int begin, int end, int gro
     }
     // A record's address is looked up once for all columns' threads.
     if (on) {
-        rows[at] = a.record_R[a.hot.rows ? a.hot.rows[k] : k] + a.down_offset;
+        rows[at] = a.record_R[a.hot.rows ? a.hot.rows[k] : k] + a.record.down;
 #pragma unroll
         for (int b = 0; b < B; b++)
             c[at][b] = own[b];
@@ -340,13 +340,13 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel
 template <class W, int B> void launch_gate_up(const Ffn1 &a, const Launch &launch) {
     const int blocks = a.hot.rows ? min(a.n_rows, launch.sms * 8)
                                   : min((a.n_rows + WARPS - 1) / WARPS, launch.sms * 16);
-    const auto listed = a.up_offset < 0 ? gate_up_kernel<W, B, false> : gate_up_kernel<W, B, true>;
+    const auto listed = a.record.up < 0 ? gate_up_kernel<W, B, false> : gate_up_kernel<W, B, true>;
     enqueue<Ffn1>(a.hot.rows ? listed : gate_first_kernel<W, B>, dim3(blocks, a.groups), THREADS, 0,
                   launch, a);
 }
 
 template <class W, int P> void launch_one(const Ffn1 &a, const Launch &launch) {
-    const bool up = a.up_offset >= 0;
+    const bool up = a.record.up >= 0;
     const int blocks = min(a.n_rows, launch.sms * (P > 5 && up ? 3 : ONE_BLOCKS));
     enqueue<Ffn1>(up ? gate_up_one_kernel<W, P, true> : gate_up_one_kernel<W, P, false>,
                   dim3(blocks), THREADS, 0, launch, a);
@@ -370,12 +370,12 @@ template <class W> void launch_w(Ffn1 &a, bool is_down, const Launch &launch) {
 // The caller guarantees: record_R has n_rows records, each readable by the device (device memory,
 // or pinned host memory over the bus), and rows of x for the whole bucket.
 void start(const Ffn &args, int bucket, bool is_down, const Launch &launch) {
-    const int pack = args.dtype == HC_F32 ? 4 : 8;
-    const bool vec = args.d % pack == 0 && args.record_bytes % 16 == 0 &&
-                     args.gate_offset % 16 == 0 && args.down_offset % 16 == 0 &&
-                     (args.up_offset < 0 || args.up_offset % 16 == 0);
+    const int pack = args.record.dtype == HC_F32 ? 4 : 8;
+    const bool vec = args.d % pack == 0 && args.record.bytes % 16 == 0 &&
+                     args.record.gate % 16 == 0 && args.record.down % 16 == 0 &&
+                     (args.record.up < 0 || args.record.up % 16 == 0);
     Ffn1 a = {args, (bucket + 7) / 8, bucket, 0, vec};
-    by_dtype<F32, F16, BF16>(args.dtype,
+    by_dtype<F32, F16, BF16>(args.record.dtype,
                              [&](auto w) { launch_w<decltype(w)>(a, is_down, launch); });
 }
 

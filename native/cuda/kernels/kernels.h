@@ -18,7 +18,17 @@ namespace hotcold {
 // SUMMED and WAITED, gets so far) then; timeline.cu reads them. The row before those of the layers
 // is of the whole pass.
 constexpr int STAMPS = HC_STAMPS;
-enum { AT_QKV, AT_PREDICT, AT_HOT, AT_MERGE, AT_SUMMED, AT_WAITED, AT_ASKED, AT_ANSWERED };
+enum {
+    AT_QKV,
+    AT_PREDICT,
+    AT_HOT,
+    AT_MERGE,
+    AT_SUMMED,
+    AT_WAITED,
+    AT_ASKED,
+    AT_ANSWERED,
+    AT_INPUT
+};
 enum { AT_BEGIN, AT_HEAD, AT_END };
 // Counts of a pass, a row of them a layer.
 constexpr int COUNTS = HC_COUNTS;
@@ -143,16 +153,15 @@ void signal_x(const Exchange &to, const PassState *pass, const Launch &launch);
 struct Ffn {
     const char *const
         *record_R; // where each row of the table lies: on the device or in host memory
-    int64_t record_bytes, gate_offset, up_offset, down_offset; // up_offset -1: no up rows
-    int32_t d, dtype, n_rows, n_chunks;
+    hc_record record;
+    int32_t d, n_rows, n_chunks;
     const float *x;
     HotList hot;
     float *partial_CBD;
     int32_t *fired_C; // [4][n_chunks]: neurons * tokens whose gate fired
     const PassState *pass;
     uint64_t *stamps;
-    int64_t bias_offset; // of the gate's bias (fp32) in a record; 0: none
-    int32_t activation;  // hc_activation
+    int32_t activation; // hc_activation
     float activation_threshold;
 };
 void gate_up(const Ffn &args, int bucket, const Launch &launch);

@@ -1,7 +1,7 @@
 // pass.cu - how a pass begins and ends: header and embedding in, logits and report out.
 //
 // Both ends read and write pinned host memory directly, so a pass is one graph launch and nothing
-// else: 4 B d bytes in, 4 rows V bytes out (128 KB for 32000 logits, 4 us), and 64 a layer of stamps.
+// else: 4 B d bytes in, 4 rows V bytes out (128 KB for 32000 logits, 4 us), and 72 a layer of stamps.
 //
 // Oracle: the engine tests' logits and counters (tests/cuda/test_gpu_engine.py).
 #include "cuda/kernels/common.cuh"

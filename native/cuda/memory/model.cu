@@ -36,7 +36,7 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
     for (const hc_layout_layer &layer : shape.layers)
         rows += layer.owned - layer.resident;
     if (rows)
-        bus_ = Pinned<char>(rows * args_.model->record_bytes, false);
+        bus_ = Pinned<char>(rows * args_.model->record.bytes, false);
     bus_end_ = bus_.get();
     hc_arena arena = {memory_.get(), 0, 0}, host = {parts_on_host_.mapped(), 0, 0};
     hc_lay_out_executor(&shape, &arena, &host, mailbox.members_LN, &parts_);
@@ -95,16 +95,16 @@ void Model::upload_layer(int index) {
     int64_t on_device = 0;
     std::vector<int32_t> ids;
     for (int64_t k = 0; k < share.n_ids; k++) {
-        const char *record = records + share.ids[k] * m.record_bytes;
+        const char *record = records + share.ids[k] * m.record.bytes;
         // Bit i of word g: neuron 32 g + i is ours. row_G below counts those before each word.
         owned[share.ids[k] / 32] |= 1u << share.ids[k] % 32;
         if (on_bus(m, device_, index, share.ids[k])) {
-            std::memcpy(bus_end_, record, m.record_bytes);
+            std::memcpy(bus_end_, record, m.record.bytes);
             record_R[k] = bus_.mapped() + (bus_end_ - bus_.get());
-            bus_end_ += m.record_bytes;
+            bus_end_ += m.record.bytes;
         } else {
-            char *target = to.records + on_device++ * m.record_bytes;
-            up.copy(target, record, m.record_bytes);
+            char *target = to.records + on_device++ * m.record.bytes;
+            up.copy(target, record, m.record.bytes);
             record_R[k] = target;
             ids.push_back(share.ids[k]);
         }

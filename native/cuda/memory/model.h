@@ -20,6 +20,14 @@ struct Shape : hc_layout_shape {
 };
 bool on_bus(const hc_model &m, const hc_device_args &device, int layer, int32_t id);
 
+// A norm's weights of a layer, in host or device memory.
+template <class AnyLayer> const float *norm_weight(const AnyLayer &layer, const hc_operator &norm) {
+    return norm.of_ffn ? layer.ffn_norm_D : layer.attention_norm_D;
+}
+template <class AnyLayer> const float *norm_bias(const AnyLayer &layer, const hc_operator &norm) {
+    return norm.of_ffn ? layer.ffn_norm_bias_D : layer.attention_norm_bias_D;
+}
+
 class Model {
   public:
     Model(const hc_executor_args &args, const hc_device_args &device,

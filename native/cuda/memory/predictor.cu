@@ -41,7 +41,7 @@ int64_t predictor_read_bytes(const hc_model &m, const hc_predictor_layer &from, 
 
 bool folds_norm(const hc_model &m, const hc_predictor_layer &shape, int layer, int at) {
     return at == layer && !shape.input && shape.form != HC_PREDICT_SIGN && m.norm == HC_NORM_RMS &&
-           !m.post_norm;
+           hc_ffn_operator(&m)->source == HC_STREAM_X && hc_ffn_operator(&m)->step != HC_OP_INPUT;
 }
 
 Gemv product(const hc_model &m, int32_t dtype, const void *w, int64_t rows, int64_t d,

@@ -41,11 +41,11 @@ Shape::Shape(const hc_executor_args &args, const hc_device_args &device,
     n_layers = m.n_layers, heads = m.heads, kv_heads = m.kv_heads, head_dim = m.head_dim;
     element_bytes = static_cast<int32_t>(bytes_of(m.dtype)), kv_bytes = device.kv_f16 ? 2 : 4;
     d = m.d, n = m.n, vocab = m.vocab, context = m.context, embed_dim = m.embed_dim;
-    record_bytes = m.record_bytes, gated = m.up_offset >= 0;
-    norm_bias = m.layers[0].attention_norm_bias_D != nullptr;
+    record_bytes = m.record.bytes, gated = m.record.up >= 0;
+    norm_bias = m.norm == HC_NORM_LAYER;
     biases = m.layers[0].qkv_bias != nullptr;
     final_norm = m.final_norm_D != nullptr, rotary = m.cos_PE != nullptr;
-    projected = m.project_out != nullptr;
+    projected = m.project_out != nullptr, keeps_both = hc_keeps_both(&m);
     head_on_host = device.host_parts_L && (device.host_parts_L[m.n_layers] & HC_PART_HEAD);
     max_batch = args.max_batch, n_chunks = device.n_chunks, audit_every = args.audit_every;
     predictor_i8 = device.predictor_i8, remote_predictor = device.remote_predictor;

@@ -105,16 +105,14 @@ void operate_ffn(const hc_device_op &op) {
     const int32_t n_rows = op.ffn_bounds[S];
     Scratch scratch(op);
     Ffn f = {};
-    const char *records = scratch.repeated(n_rows * a.record_bytes, a.records);
+    const char *records = scratch.repeated(n_rows * a.record.bytes, a.records);
     // One table of addresses a copy, behind each other.
     std::vector<const char *> record_R(static_cast<size_t>(n_rows) * scratch.copies());
     for (size_t r = 0; r < record_R.size(); r++)
-        record_R[r] = records + r * a.record_bytes;
+        record_R[r] = records + r * a.record.bytes;
     const char **tables = scratch.given<const char *>(record_R.size(), record_R.data());
-    f.record_bytes = a.record_bytes, f.gate_offset = a.gate_offset, f.up_offset = a.up_offset;
-    f.bias_offset = a.bias_offset;
+    f.record = a.record, f.d = static_cast<int32_t>(a.d);
     f.activation = a.activation, f.activation_threshold = a.activation_threshold;
-    f.down_offset = a.down_offset, f.d = static_cast<int32_t>(a.d), f.dtype = a.dtype;
     f.n_rows = n_rows, f.n_chunks = S;
     // The residual stream starts at 0, so what merge() leaves is y.
     float *h = scratch.zeros<float>(bucket * a.d);

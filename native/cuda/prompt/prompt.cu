@@ -34,7 +34,7 @@ Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
             pieces_.push_back({l, at, std::min(rows, n - at)});
     }
     if (!pieces_.empty())
-        streamer_ = std::make_unique<Streamer>(m.record_bytes);
+        streamer_ = std::make_unique<Streamer>(m.record.bytes);
 }
 
 // Another actor, or the supervisor, may set it at any time: acquire, as in exchange.c.
@@ -79,13 +79,12 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     // likely finished.
     for (int64_t i = 0; i + 1 < HC_STREAM_SLOTS; i++)
         feed(i);
-    for (int layer = 0; layer < m.n_layers && !poisoned(); layer++) {
+    for (int index = 0; index < m.n_layers && !poisoned(); index++) {
         // two layers are enqueued at most, so that progress is the device's and not the host's
-        check(cudaEventSynchronize(layer_[layer % 2]), "the prompt failed on the device");
+        check(cudaEventSynchronize(layer_[index % 2]), "the prompt failed on the device");
         progress();
-        attend(layer, in);
-        feed_forward(layer, in);
-        check(cudaEventRecord(layer_[layer % 2], launch_.stream), "event");
+        layer(index, in);
+        check(cudaEventRecord(layer_[index % 2], launch_.stream), "event");
     }
     // Everything that was enqueued ends, poisoned or not: the buffers are reused by the next pass.
     unsigned long long fired = 0;
@@ -105,7 +104,7 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
     // Weights of the layers, resident or streamed, are read once; the head is not counted.
     report.bytes =
-        m.n_layers * (m.n * m.record_bytes + (2 * q_dim + 2 * kv_dim) * m.d * bytes_of(m.dtype));
+        m.n_layers * (m.n * m.record.bytes + (2 * q_dim + 2 * kv_dim) * m.d * bytes_of(m.dtype));
     for (int l = 0; l < m.n_layers; l++)
         if (plan_[l].predicted_at >= 0)
             report.bytes +=

@@ -30,17 +30,19 @@ class Prompt {
     void progress() const; // something was done, for those who watch
     // prompt_layer.cu
     void embed(const hc_device_prompt &in);
-    void attend(int layer, const hc_device_prompt &in);
+    void layer(int index, const hc_device_prompt &in);
+    void attend(int layer, int32_t source, const hc_device_prompt &in);
+    void add_attention(int layer, const hc_device_prompt &in, bool spare);
     void predict(int layer, int at, const hc_device_prompt &in);
     const uint8_t *propose(int layer, const hc_device_prompt &in);
-    void feed_forward(int layer, const hc_device_prompt &in);
+    void feed_forward(int layer, int32_t source, const hc_device_prompt &in);
     void neurons(const char *records, int64_t n, const int32_t *ids, const uint8_t *mask,
                  const float *bias_D, const Operand &x, int tokens);
     void head(const hc_device_prompt &in, float *logits_host);
     void dense(const Rows &x, const void *w, const float *bias_R, int64_t rows, int64_t d,
-               hc_epilogue epilogue, float *y, int tokens);
+               hc_epilogue epilogue, float *y, int tokens, bool spare);
     Rows stream(const float *norm_D, const float *norm_bias_D) const;
-    Rows ffn_input(int layer) const;
+    Rows stream_of(int layer, int32_t which) const;
     Operand operand(bool spare, const Rows &rows, int64_t k, int32_t dtype, int tokens);
     Gemm product(const Operand &x, const void *w, int64_t stride, int64_t rows, int32_t dtype,
                  int tokens) const;

@@ -1,9 +1,8 @@
 // prompt_layer.cu - the operators of a dense prompt pass in their order: embedding, layer, head.
 //
-// What kinds of model differ in is as in graph.cu: the norm and whether it leads a block or follows
-// its residual addition (then in place on the stream), biases, gated or plain neurons, positions, and
-// embeddings of another width, projected on the way in and out. The norm that leads a block is part
-// of its operand; products are in gemm.cu, everything else in prompt_ops.cu and prompt_sign.cu.
+// A layer is the model's block, operator by operator. A norm into a stream is part of the operand that
+// is made of it, one into the residual stream works in place. Products are in gemm.cu, everything else
+// in prompt_ops.cu and prompt_sign.cu.
 //
 // All launches are on the passes' stream, one after the other, without overlap: the stream's order
 // is the only one there is, but for the events of the streamed pieces.
@@ -20,11 +19,15 @@ Rows Prompt::stream(const float *norm_D, const float *norm_bias_D) const {
     return {model_.prompt.h, m.d, norm_D, norm_bias_D, m.norm_eps, m.norm};
 }
 
-// The input of a layer's feed-forward block, as long as that has not been added.
-Rows Prompt::ffn_input(int layer) const {
+// A stream of the block: the residual stream, through the norm that writes it; as long as nothing has
+// been added to the residual stream since.
+Rows Prompt::stream_of(int layer, int32_t which) const {
+    const hc_model &m = *args_.model;
     const Layer &from = model_.layers[layer];
-    return args_.model->post_norm ? stream(nullptr, nullptr)
-                                  : stream(from.ffn_norm_D, from.ffn_norm_bias_D);
+    for (const hc_operator *op = m.block; which != HC_STREAM_H && op < m.block + m.n_block; op++)
+        if (op->kind == HC_OPERATOR_NORM && op->target == which)
+            return stream(norm_weight(from, *op), norm_bias(from, *op));
+    return stream(nullptr, nullptr);
 }
 
 // One of the two operand buffers, filled from k columns of rows.
@@ -53,14 +56,14 @@ Gemm Prompt::product(const Operand &x, const void *w, int64_t stride, int64_t ro
     return g;
 }
 
-// y (+)= x W^T with a matrix of the model, its rows side by side.
+// y (+)= x W^T with a matrix of the model, its rows side by side. spare: which operand it may use.
 void Prompt::dense(const Rows &x, const void *w, const float *bias_R, int64_t rows, int64_t d,
-                   hc_epilogue epilogue, float *y, int tokens) {
+                   hc_epilogue epilogue, float *y, int tokens, bool spare) {
     const int32_t dtype = args_.model->dtype;
     const int64_t stride = d * bytes_of(dtype);
     // The product decides which form x must have, then x is made in it.
     const int32_t form = operand_dtype(dtype, w, stride, 0, d, rows, false);
-    Gemm g = product(operand(false, x, d, form, tokens), w, stride, rows, dtype, tokens);
+    Gemm g = product(operand(spare, x, d, form, tokens), w, stride, rows, dtype, tokens);
     g.epilogue = epilogue, g.bias_R = bias_R, g.y = y, g.y_stride = rows;
     gemm(g, launch_);
 }
@@ -84,29 +87,52 @@ void Prompt::embed(const hc_device_prompt &in) {
     widen(rows_.mapped(), m.dtype, to, false, in.count * m.embed_dim, launch_);
     if (m.project_in)
         dense({b.wide, m.embed_dim}, b.project_in, nullptr, m.d, m.embed_dim, HC_EPILOGUE_STORE,
-              b.h, in.count);
+              b.h, in.count, false);
     if (m.positions)
         widen(rows_.mapped() + behind, m.dtype, b.h, true, in.count * m.d, launch_);
 }
 
-// h += o(attention(qkv(norm(h)))); with post_norm h = norm(h + o(attention(qkv(h)))).
-void Prompt::attend(int layer, const hc_device_prompt &in) {
+// A block's operators in their order. What attention adds to the residual stream waits until x has
+// been taken from that, where both are side by side.
+void Prompt::layer(int index, const hc_device_prompt &in) {
+    const hc_model &m = *args_.model;
+    const Layer &from = model_.layers[index];
+    for (const hc_operator *op = m.block; op < m.block + m.n_block; op++) {
+        if (op->kind == HC_OPERATOR_ATTEND) {
+            attend(index, op->source, in);
+            if (hc_ffn_operator(&m)->step != HC_OP_INPUT)
+                add_attention(index, in, false);
+        } else if (op->kind == HC_OPERATOR_FFN) {
+            feed_forward(index, op->source, in);
+        } else if (op->target == HC_STREAM_H) {
+            prompt_norm(stream(norm_weight(from, *op), norm_bias(from, *op)), model_.prompt.h, m.d,
+                        in.count, launch_);
+        }
+    }
+}
+
+// attended = attention(qkv(x))
+void Prompt::attend(int layer, int32_t source, const hc_device_prompt &in) {
     const hc_model &m = *args_.model;
     const Layer &from = model_.layers[layer];
     const PromptBuffers &b = model_.prompt;
     const int64_t q_dim = m.heads * m.head_dim, width = q_dim + 2 * m.kv_heads * m.head_dim;
-    const Rows x = m.post_norm ? stream(nullptr, nullptr)
-                               : stream(from.attention_norm_D, from.attention_norm_bias_D);
-    dense(x, from.qkv, from.qkv_bias, width, m.d, HC_EPILOGUE_STORE, b.wide, in.count);
+    dense(stream_of(layer, source), from.qkv, from.qkv_bias, width, m.d, HC_EPILOGUE_STORE, b.wide,
+          in.count, false);
     prompt_attention(PromptAttention{b.wide, from.k_cache, from.v_cache, model_.buffers.cos_PE,
                                      model_.buffers.sin_PE, b.attended, m.heads, m.kv_heads,
                                      m.head_dim, static_cast<int32_t>(m.context), device_.kv_f16,
                                      in.position, in.count, static_cast<int32_t>(m.window)},
                      launch_);
-    dense({b.attended, q_dim}, from.o, from.o_bias_D, m.d, q_dim, HC_EPILOGUE_ADD, b.h, in.count);
-    if (m.post_norm)
-        prompt_norm(stream(from.attention_norm_D, from.attention_norm_bias_D), b.h, m.d, in.count,
-                    launch_);
+}
+
+// h += o(attended)
+void Prompt::add_attention(int layer, const hc_device_prompt &in, bool spare) {
+    const hc_model &m = *args_.model;
+    const Layer &from = model_.layers[layer];
+    const int64_t q_dim = m.heads * m.head_dim;
+    dense({model_.prompt.attended, q_dim}, from.o, from.o_bias_D, m.d, q_dim, HC_EPILOGUE_ADD,
+          model_.prompt.h, in.count, spare);
 }
 
 // The proposals of `layer`, from the input of layer `at`.
@@ -118,7 +144,8 @@ void Prompt::predict(int layer, int at, const hc_device_prompt &in) {
     const PromptBuffers &b = model_.prompt;
     const Predictor &p = model_.layers[layer].predictor;
     const hc_predictor_layer &shape = device_.predictors_L[layer];
-    const Rows input = shape.input ? stream(nullptr, nullptr) : ffn_input(at);
+    const Rows input =
+        shape.input ? stream(nullptr, nullptr) : stream_of(at, hc_ffn_operator(&m)->source);
     if (shape.form == HC_PREDICT_SIGN) {
         prompt_sign(PromptSign{p.signs_NW, p.scale2_N, p.bias_N, p.column_D, input,
                                static_cast<int32_t>(m.n), static_cast<int32_t>(m.d),
@@ -183,21 +210,21 @@ void Prompt::neurons(const char *records, int64_t n, const int32_t *ids, const u
                      const float *bias_D, const Operand &x, int tokens) {
     const hc_model &m = *args_.model;
     const PromptBuffers &b = model_.prompt;
-    const bool gated = m.up_offset >= 0;
-    Gemm gate = product(x, records + m.gate_offset, m.record_bytes, n, m.dtype, tokens);
+    const bool gated = m.record.up >= 0;
+    Gemm gate = product(x, records + m.record.gate, m.record.bytes, n, m.record.dtype, tokens);
     gate.epilogue = gated ? HC_EPILOGUE_NEURON : HC_EPILOGUE_PLAIN;
-    gate.up = gated ? m.up_offset - m.gate_offset : 0;
-    gate.bias = m.bias_offset ? m.bias_offset - m.gate_offset : 0;
+    gate.up = gated ? m.record.up - m.record.gate : 0;
+    gate.bias = m.record.bias ? m.record.bias - m.record.gate : 0;
     gate.activation = m.activation, gate.threshold = m.activation_threshold;
     gate.y = b.wide, gate.y_stride = n;
     gate.mask = const_cast<uint8_t *>(mask), gate.mask_stride = m.n;
     gate.ids_R = ids, gate.fired = b.fired;
     gemm(gate, launch_);
-    const char *columns = records + m.down_offset;
-    const int32_t form = operand_dtype(m.dtype, columns, m.record_bytes, 0, n, m.d, true);
+    const char *columns = records + m.record.down;
+    const int32_t form = operand_dtype(m.record.dtype, columns, m.record.bytes, 0, n, m.d, true);
     // c of this piece's n neurons is the operand of the second product, over the neurons.
     const Operand c = operand(true, {b.wide, n}, n, form, tokens);
-    Gemm down = product(c, columns, m.record_bytes, m.d, m.dtype, tokens);
+    Gemm down = product(c, columns, m.record.bytes, m.d, m.record.dtype, tokens);
     // A down column is a row of the record: k runs over records, so w is read transposed. The
     // layer's bias goes along with its first piece.
     down.transposed = true, down.bias_R = bias_D;
@@ -205,20 +232,22 @@ void Prompt::neurons(const char *records, int64_t n, const int32_t *ids, const u
     gemm(down, launch_);
 }
 
-void Prompt::feed_forward(int layer, const hc_device_prompt &in) {
+void Prompt::feed_forward(int layer, int32_t source, const hc_device_prompt &in) {
     const hc_model &m = *args_.model;
     const Layer &from = model_.layers[layer];
     const PromptBuffers &b = model_.prompt;
     const int64_t resident = model_.shape.layers[layer].resident;
     const uint8_t *allowed = propose(layer, in);
-    const int64_t offsets = m.gate_offset | (m.up_offset >= 0 ? m.up_offset : 0);
+    const int64_t offsets = m.record.gate | (m.record.up >= 0 ? m.record.up : 0);
     const int32_t form =
-        operand_dtype(m.dtype, from.records, m.record_bytes, offsets, m.d, m.n, false);
+        operand_dtype(m.record.dtype, from.records, m.record.bytes, offsets, m.d, m.n, false);
     // Made before the first addition to h: every piece multiplies this same x.
-    const Operand x = operand(false, ffn_input(layer), m.d, form, in.count);
+    const Operand x = operand(false, stream_of(layer, source), m.d, form, in.count);
+    if (hc_ffn_operator(&m)->step == HC_OP_INPUT)
+        add_attention(layer, in, true);
     const float *bias_D = from.ffn_bias_D; // goes with the layer's first neurons
     for (int64_t k = 0; k < resident; k += b.piece_rows, bias_D = nullptr)
-        neurons(from.records + k * m.record_bytes, std::min(b.piece_rows, resident - k),
+        neurons(from.records + k * m.record.bytes, std::min(b.piece_rows, resident - k),
                 from.ids_N + k, allowed, bias_D, x, in.count);
     // The layer's streamed pieces. The stream waits for the copy, not the host; when the piece has
     // been enqueued its slot is free behind it, and the host gathers the piece two slots further
@@ -235,8 +264,6 @@ void Prompt::feed_forward(int layer, const hc_device_prompt &in) {
             return;
         feed(at_ + HC_STREAM_SLOTS - 1);
     }
-    if (m.post_norm)
-        prompt_norm(stream(from.ffn_norm_D, from.ffn_norm_bias_D), b.h, m.d, in.count, launch_);
 }
 
 // Logits of the last row, or of every row where the request wants them, by the decode kernels.

@@ -24,6 +24,7 @@ from hotcold.runtime.engine.gpu import (
 from hotcold.runtime.engine.prompt import PromptForm
 from hotcold.runtime.engine.remote_predictor import matrix_bytes
 from hotcold.runtime.exchange.segment import Segment
+from hotcold.runtime.plan.program import fuse
 
 NO_STEPS = np.empty(0, STEP)
 
@@ -45,8 +46,11 @@ class CudaGpuExecutor(LeadingExecutor):
         return not gpu_of(deployment).remote_predictor
 
     def _fields(self, shared: Shared) -> dict[str, Any]:
-        device = _device_arrays(self, not gpu_of(self.deployment).remote_predictor)
-        return self._own(0, shared) | {"device": device}
+        remote, programs = gpu_of(self.deployment).remote_predictor, self.deployment.programs
+        fields = {"device": _device_arrays(self, not remote)}
+        if not remote:
+            fields["steps"] = fuse(programs[self.actor], programs[PredictorExecutor.actor])
+        return self._own(0, shared) | fields
 
     def _prompt_form(self) -> PromptForm:
         deployment, gpu = self.deployment, gpu_of(self.deployment)

@@ -30,7 +30,8 @@ def model_addresses(bundle: Bundle, store: WeightStore, context: int) -> dict[st
     rotary = spec.positions == "rotary"
     cos_PE, sin_PE = rotary_tables(spec, context) if rotary else (None, None)
     ends = at(ENDS)
-    return vars(bundle.record) | {
+    return {
+        "record": bundle.record.fields(),
         **sizes(spec, context),
         "norm": spec.norm,
         "activation": spec.activation,

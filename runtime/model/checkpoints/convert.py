@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +110,12 @@ def fsync_path(path: Path) -> None:
 def _write_neurons(checkpoint: Checkpoint, layer: int, out: DigestWriter) -> None:
     spec = checkpoint.spec
     record = NeuronRecord.for_spec(spec)
-    d, itemsize = spec.d_model, spec.element_bytes
-    step = max(1, BLOCK_BYTES // record.record_bytes)
-    offsets = {"gate": record.gate_offset, "up": record.up_offset, "down": record.down_offset}
-    for parts in checkpoint.neurons(layer, step):
-        shape = len(parts["gate"]), record.record_bytes // itemsize
-        records = np.zeros(shape, RAW_TYPES[spec.dtype])
-        for part, rows in parts.items():
-            if part == "bias":
-                records.view(np.float32)[:, record.bias_offset // 4] = rows
-            else:
-                records[:, offsets[part] // itemsize :][:, :d] = rows
-        out.write(records.reshape(-1).view(np.uint8).data)
+    for given in checkpoint.neurons(layer, max(1, BLOCK_BYTES // record.bytes)):
+        records = np.zeros((len(given["gate"]), record.bytes), np.uint8)
+        for part in record.parts:
+            rows = np.ascontiguousarray(given[part.name], RAW_TYPES[part.format])
+            records[:, part.slice] = rows.view(np.uint8).reshape(len(rows), part.bytes)
+        out.write(records.reshape(-1).data)
 
 
 def _write_weights(checkpoint: Checkpoint, path: Path, name: str) -> tuple[str, int]:
@@ -239,7 +234,7 @@ def write_header(
         "source": source,
         "checksum": model_checksum(spec, sha256),
         "spec": spec.to_json(),
-        "record": vars(NeuronRecord.for_spec(spec)),
+        "record": asdict(NeuronRecord.for_spec(spec)),
         "weights": {"bytes": size, "sha256": sha256},
         "tensors": {tensor: entry.to_json() for tensor, entry in layout(spec)[0].items()},
         "files": companions(folder),

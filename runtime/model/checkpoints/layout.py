@@ -51,7 +51,7 @@ class TensorEntry:
 
 def _tensors(spec: ModelSpec) -> list[tuple[str, tuple[int, ...], str]]:
     d, dtype, width = spec.d_model, spec.dtype, spec.embed_width
-    record_bytes = NeuronRecord.for_spec(spec).record_bytes
+    record_bytes = NeuronRecord.for_spec(spec).bytes
     projected, qkv = spec.embed_dim is not None, spec.q_dim + 2 * spec.kv_dim
     norm_bias = spec.norm == "layer"
     attention_norm, ffn_norm = (name in norms(spec.block) for name in NORMS)

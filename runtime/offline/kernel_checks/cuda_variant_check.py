@@ -84,7 +84,7 @@ def check_ffn(plugin: Any, dtype: str, d: int, batch: int, gated: bool) -> None:
     records[:, : parts * row] = raw.reshape(rows, -1).view(np.uint8)
     bias = np.zeros(rows, np.float32) if gated else rng.standard_normal(rows).astype(np.float32)
     records[:, at : at + 4] = bias.view(np.uint8).reshape(rows, 4)
-    how: dict[str, Any] = {"gated": gated, "bias_offset": 0 if gated else at}
+    how: dict[str, Any] = {"gated": gated, "bias": 0 if gated else at}
     x = rng.standard_normal((batch, d)).astype(np.float32)
     bounds = np.linspace(0, rows, 6).astype(np.int32)
     members = rng.integers(1, 2**batch, rows, dtype=np.uint64).astype(np.uint32)

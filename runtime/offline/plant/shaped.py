@@ -89,7 +89,7 @@ def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
     p_LN = shaped_activations(shape, seed)
     problem = make_problem(
         spec,
-        NeuronRecord.for_spec(spec).record_bytes,
+        NeuronRecord.for_spec(spec).bytes,
         p_LN,
         vram_bytes,
         context,

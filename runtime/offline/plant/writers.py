@@ -30,7 +30,7 @@ from hotcold.runtime.model.checkpoints.layout import layout
 from hotcold.runtime.model.checkpoints.weight_files import INDEX
 from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
-from hotcold.runtime.offline.plant.drawing import ROWS, Guess
+from hotcold.runtime.offline.plant.drawing import Guess
 from hotcold.runtime.offline.plant.families import hf_config
 from hotcold.runtime.offline.plant.streams import TensorStream, raw_pieces
 
@@ -92,19 +92,14 @@ class BundleSink(Sink):
         self._put(stem, tensors, lambda name: name.startswith(stem))
 
     def _neurons(self, tensors: Tensors) -> None:
-        record, itemsize = NeuronRecord.for_spec(self._spec), self._spec.element_bytes
-        gate_ND = tensors["gate"]
-        n, d = gate_ND.shape
-        offsets = {"gate": record.gate_offset, "up": record.up_offset, "down": record.down_offset}
-        step = max(1, RECORD_CHUNK_BYTES // record.record_bytes)
-        for begin in range(0, n, step):
-            part = slice(begin, min(n, begin + step))
-            records = gate_ND.new_zeros(part.stop - begin, record.record_bytes // itemsize)
-            for name in ROWS:
-                if name in tensors:
-                    records[:, offsets[name] // itemsize :][:, :d] = tensors[name][part]
-            if "bias" in tensors:
-                records.view(torch.float32)[:, record.bias_offset // 4] = tensors["bias"][part]
+        record, gate_ND = NeuronRecord.for_spec(self._spec), tensors["gate"]
+        step = max(1, RECORD_CHUNK_BYTES // record.bytes)
+        for begin in range(0, len(gate_ND), step):
+            n = min(len(gate_ND) - begin, step)
+            records = gate_ND.new_zeros(n, record.bytes, dtype=torch.uint8)
+            for part in record.parts:
+                rows = tensors[part.name][begin : begin + n].to(getattr(torch, part.format))
+                records[:, part.slice] = rows.contiguous().view(torch.uint8).view(n, part.bytes)
             self._append(records)
 
     def ends(self, tensors: Tensors) -> str:

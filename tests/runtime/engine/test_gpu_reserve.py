@@ -52,7 +52,7 @@ def placed(case: Case) -> int:
     size = 0 if one is None else int8_bytes(one, spec) if case.int8 else int(one.bytes)
     found = modules(spec.architecture, spec.d_model, case.context, case.kv_bytes, size)
     there = sum(module.bytes for module in found if module.name not in case.on_host)
-    return there + sum(case.owned_L) * NeuronRecord.for_spec(spec).record_bytes
+    return there + sum(case.owned_L) * NeuronRecord.for_spec(spec).bytes
 
 
 @cache
@@ -61,7 +61,7 @@ def modules(family: str, d: int, context: int, kv_bytes: int, size: int) -> tupl
     specs = [SHAPES[name].spec(None, "float16") for name in NAMES]
     spec = next(s for s in specs if (s.architecture, s.d_model) == (family, d))
     problem = make_problem(
-        *(spec, NeuronRecord.for_spec(spec).record_bytes, None, None, context, 1),
+        *(spec, NeuronRecord.for_spec(spec).bytes, None, None, context, 1),
         *((size,) * spec.n_layers, None, HardwareProfile.unmeasured()),
         kv_bytes=kv_bytes,
         embed_on_host=True,

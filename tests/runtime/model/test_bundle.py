@@ -31,7 +31,7 @@ from hotcold.runtime.model.checkpoints.bundle import Bundle, open_bundle, resolv
 from hotcold.runtime.model.checkpoints.convert import header_digest
 from hotcold.runtime.model.checkpoints.digest import file_digest
 from hotcold.runtime.model.checkpoints.layout import layout
-from hotcold.runtime.model.neurons import NeuronRecord
+from hotcold.runtime.model.neurons import ROWS, NeuronRecord, Part
 
 ODD = TinyLlama(d=45, layers=3, neurons=33, heads=5, kv_heads=1, head_dim=6, vocab=7)
 
@@ -59,7 +59,7 @@ def as_bytes(raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def check_neurons(made: Bundle, layer: int, parts: list[np.ndarray[Any, Any]]) -> None:
     """Records hold gate, up and down columns (all [N, D] raw) side by side, then zeros."""
-    records, row = raw_tensor(made, f"layers.{layer}.neurons"), made.record.up_offset
+    records, row = raw_tensor(made, f"layers.{layer}.neurons"), made.record.part("up").offset
     for i, part in enumerate(parts):
         np.testing.assert_array_equal(records[:, i * row : (i + 1) * row], as_bytes(part))
     assert not records[:, 3 * row :].any()
@@ -120,9 +120,12 @@ def test_layout_has_no_overlap_and_follows_from_the_spec(source: Path, cache: Pa
     )
     ends = [(entry.offset, entry.offset + entry.size) for entry in tensors.values()]
     assert all(a[1] <= b[0] for a, b in zip(ends, ends[1:], strict=False)) and ends[-1][1] <= size
-    assert made.record == NeuronRecord(0, 64, 128, 192)
-    record = NeuronRecord.for_spec(replace(made.spec, d_model=33))
-    assert record == NeuronRecord(0, 66, 132, 256)
+    for record, row, length in (
+        (made.record, 64, 192),
+        (NeuronRecord.for_spec(replace(made.spec, d_model=33)), 66, 256),
+    ):
+        parts = [Part(name, made.spec.dtype, i * row, row) for i, name in enumerate(ROWS)]
+        assert record == NeuronRecord(tuple(parts), length)
 
 
 def no_reading(*arguments: object) -> str:

@@ -60,17 +60,13 @@ def test_powerinfers_has_predictors_rows_of_down_and_counts(
     tensors, reader = read(plain)
     ours = open_bundle(bundle.path)
     predictors = load_predictors(bundle.path / "predictors.safetensors", ours.spec)
-    record, row = ours.record, ours.spec.d_model * 2
+    record = ours.record
     with WeightStore.open(ours) as store:
         for layer in range(ours.spec.n_layers):
             records = store.array(f"layers.{layer}.neurons")
-            for name, at in (
-                ("ffn_gate", record.gate_offset),
-                ("ffn_up", record.up_offset),
-                ("ffn_down_t", record.down_offset),
-            ):
-                rows = np.ascontiguousarray(records[:, at : at + row]).view(np.float16)
-                np.testing.assert_array_equal(tensors[f"blk.{layer}.{name}.weight"], rows)
+            for name, part in zip(("gate", "up", "down_t"), record.parts, strict=True):
+                rows = np.ascontiguousarray(records[:, part.slice]).view(np.float16)
+                np.testing.assert_array_equal(tensors[f"blk.{layer}.ffn_{name}.weight"], rows)
             for name in ("fc1", "fc2"):
                 theirs = tensors[f"blk.{layer}.{name}.weight"]
                 np.testing.assert_array_equal(theirs, getattr(predictors.layers[layer], name))

@@ -64,7 +64,7 @@ def test_every_kind_holds_the_bytes_of_the_file(tiny: Bundle, kind: str) -> None
         WeightStore.open(tiny) as file,
         WeightStore.open(tiny, kind, own_half(tiny)) as store,
     ):
-        record = tiny.record.record_bytes
+        record = tiny.record.bytes
         for name in tiny.tensors:
             np.testing.assert_array_equal(store.array(name), file.array(name))
             assert not store.array(name).flags.writeable
