@@ -6,10 +6,9 @@ or an allocation of terabytes later.
 """
 
 import math
-from typing import Any
+from typing import Any, get_args
 
-from hotcold.native.abi.names import ACTIVATIONS
-from hotcold.runtime.model.spec import DTYPE_BYTES, ModelSpec
+from hotcold.runtime.model.spec import DTYPE_BYTES, Activation, ModelSpec
 
 LIMITS: dict[str, tuple[int, int]] = {  # inclusive
     "n_layers": (1, 1024),
@@ -23,7 +22,7 @@ LIMITS: dict[str, tuple[int, int]] = {  # inclusive
 }
 KINDS: dict[str, tuple[str, ...]] = {
     "norm": ("rms", "layer"),
-    "activation": tuple(ACTIVATIONS),
+    "activation": get_args(Activation),
     "positions": ("rotary", "learned"),
 }
 FLAGS = ("tied", "gated", "biases", "post_norm", "final_norm")
@@ -140,5 +139,5 @@ def _check_activation(spec: ModelSpec) -> None:
     if not (positive(threshold, 1e9) if fat else is_number(threshold) and threshold == 0):
         allowed = "above 0 and at most 1e9" if fat else "0"
         raise ValueError(
-            f"activation_threshold is {threshold!r:.80}, of {spec.activation!r} it must be {allowed}"
+            f"activation_threshold is {threshold!r:.80}, of {spec.activation} it must be {allowed}"
         )
