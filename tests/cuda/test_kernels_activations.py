@@ -12,7 +12,7 @@ from hotcold.native.bindings import device_prompt_kernels as prompt_kernels
 
 pytestmark = pytest.mark.gpu
 
-SHAPES = some([(51, 35), (700, 256), (900, 2048), (1201, 520)], 0, 1)
+SHAPES = some([(51, 35), (700, 256), (900, 2048)], 0, 1)
 BITS = {"float32": 24, "float16": 22, "bfloat16": 16}  # of an activation of a dense prompt
 
 
@@ -73,7 +73,7 @@ def test_ffn(plugin: Any, name: str, gated: bool, dtype: str, batch: int, shape:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", some([7, 70, 33], 0))
+@pytest.mark.parametrize("tokens", some([7, 70], 0))
 @pytest.mark.parametrize(("name", "gated"), KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dense_prompts(

@@ -12,9 +12,11 @@ from support.activations import ACTIVATIONS, factor, fires
 from support.models import TinyLlama, write_llama
 from support.opt_models import TinyOpt, write_opt
 from support.oracle import F64, Mask, Oracle
+from support.predictors import view_of
 
 from hotcold.native.errors import CheckpointError
 from hotcold.policies.predictor.exact import Exact
+from hotcold.policies.predictor.sign import Sign
 from hotcold.policies.predictor.window import Window
 from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
@@ -119,6 +121,25 @@ def test_what_a_predictor_misses_is_what_would_have_fired(made: Made, name: str)
     missed = (model.fires(trace.gates_LTN) & ~trace.masks_LTN).sum()
     assert missed > 100
     assert sum(state.audit_missed for state in states) == pytest.approx(missed, abs=2)
+
+
+def test_predictors_without_training_reckon_with_the_threshold(made: Made) -> None:
+    folder = made("fatrelu", MODEL)
+    settings = {"predictor.rank": str(MODEL.d), "predictor.margin": "0"}  # nothing is left out
+    with session(folder, predictor="low-rank", settings=settings) as local:
+        _, masks_TLN = local.logits(IDS)
+    gates_LTN = oracle(folder, "fatrelu").forward(IDS).gates_LTN
+    clear = np.abs(gates_LTN - THRESHOLD) > 1e-3
+    found_LTN, fires_LTN = masks_TLN.transpose(1, 0, 2), gates_LTN >= THRESHOLD
+    np.testing.assert_array_equal(found_LTN[clear], fires_LTN[clear])
+    without = view_of(oracle(folder, "fatrelu"))
+    fat = replace(without.spec, activation="fatrelu", activation_threshold=THRESHOLD)
+    biases = []
+    for one in (replace(without, spec=fat), without):
+        sign = Sign(margin=0.5)
+        sign.prepare(one)
+        biases.append(sign.native(0).bias_N)
+    np.testing.assert_allclose(biases[0], biases[1] - THRESHOLD, atol=1e-6)
 
 
 @pytest.mark.parametrize("max_batch", [1, 32])
