@@ -64,7 +64,7 @@ def test_cold_neurons_start_while_attention_runs_side_by_side_alone(
     early: list[Any] = []  # pass by pass, of each layer
     with cpu_session(folder, settings={"predictor.by": "executors"}, **options) as local:
         programs = local.deployment.programs
-        for _ in range(5):  # a busy machine may hold the CPU executor up for a while
+        for _ in range(20):  # a busy machine may hold the CPU executor up for a while
             local.logits(list(range(3, 43)))
             found = passes({actor: read(local.segment, actor) for actor in ("gpu", "cpu")})
             for one in found[-40:]:
