@@ -99,9 +99,9 @@ typedef struct {                  /* where the parts of a neuron lie in its reco
 /* Sparse FFN over an ascending id list, gate first: y = sum_i act(g_i.x) (u_i.x) d_i, or without
  * up rows (a plain layer: fc1 is the gate, fc2 the down matrix) y = sum_i act(g_i.x + b_i) d_i.
  * The gate row of every listed neuron is read (unless its pre-activation is given in gate_KB), its
- * up row only where the gate fired, its down column only where the product is not 0. Neurons are
- * added in the list's order: the result depends neither on the thread count nor on the batch a token
- * travels in. */
+ * up row only where the gate fired, and its down column too, unless a ReLU on up makes the factor 0.
+ * Neurons are added in the list's order: the result depends neither on the thread count nor on the
+ * batch a token travels in. */
 typedef struct {
     const void *records; /* neuron-major records of one layer */
     hc_record record;
