@@ -291,12 +291,21 @@ typedef enum {
     HC_OP_INPUT = 7 /* of the feed-forward part, where attention reads as early */
 } hc_op;
 
+typedef enum { /* what the bytes and operations of a step grow with (runtime/plan/work.py) */
+               HC_FIXED = 0,    /* bytes a pass; operations a token */
+               HC_POSITION = 1, /* a cached position: of the pass's last token; of each token */
+               HC_PROPOSED = 2, /* a neuron whose gate is evaluated here */
+               HC_FIRED = 3     /* a neuron that fires, beyond its gate */
+} hc_term;
+#define HC_TERMS 4
+
 typedef struct {
     int32_t op, layer;
     int32_t wait[2];                      /* flags that must equal seq first; -1: none */
     int32_t signal;                       /* flag set to seq afterwards; -1: none */
     int32_t flags;                        /* of hc_step_flag */
     int64_t x, active[HC_MAX_DEVICES], y; /* payload offsets in the segment; -1: none */
+    int64_t bytes[HC_TERMS], flops[HC_TERMS]; /* by hc_term; a multiply-add is two operations */
 } hc_step;
 typedef enum {
     HC_STEP_SELECTIVE = 1, /* merge: do not wait where no cold neuron is active */
@@ -359,6 +368,8 @@ typedef struct {
 typedef struct {        /* what one device owns in one layer */
     const int32_t *ids; /* ascending */
     int64_t n_ids;
+    const void *records; /* by neuron id, of a format of the device's own; NULL: the model's */
+    hc_record record;    /* where parts lie in those */
 } hc_owned;
 
 typedef struct hc_predictor_layer hc_predictor_layer; /* predict.h */
