@@ -20,7 +20,6 @@ from hotcold.runtime.model.checkpoints.convert import PREDICTORS, PROFILE
 from hotcold.runtime.model.checkpoints.layout import layout
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.drawing import Drawing
-from hotcold.runtime.offline.plant.families import hf_config
 from hotcold.runtime.offline.plant.gguf_sink import GgufSink
 from hotcold.runtime.offline.plant.options import PlantOptions
 from hotcold.runtime.offline.plant.planting import Planter
@@ -133,9 +132,7 @@ def _check_form(form: str, drawing: Drawing) -> None:
     """Refuse, before anything is drawn, a model that has no such form; ConfigError says why."""
     if form not in FORMS:
         raise ConfigError(f"format {form!r:.80} is unknown; choose one of {', '.join(FORMS)}")
-    if form == "hf":
-        hf_config(drawing.spec)
-    elif form != "bundle":
+    if form not in ("bundle", "hf"):
         check_gguf(drawing.spec, form == "powerinfer-gguf")
 
 

@@ -121,11 +121,7 @@ class BundleSink(Sink):
 
 
 class HuggingFaceSink(Sink):
-    """Sharded safetensors, one shard a layer, with config.json.
-
-    Raises:
-        ConfigError: the architecture has no Hugging Face form.
-    """
+    """Sharded safetensors, one shard a layer, with config.json."""
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self._folder, self._spec = folder, spec
