@@ -368,6 +368,8 @@ typedef struct {
 typedef struct {        /* what one device owns in one layer */
     const int32_t *ids; /* ascending */
     int64_t n_ids;
+    const void *records; /* by neuron id, of a format of the device's own; NULL: the model's */
+    hc_record record;    /* where parts lie in those */
 } hc_owned;
 
 typedef struct hc_predictor_layer hc_predictor_layer; /* predict.h */

@@ -60,25 +60,11 @@ static int64_t bursts(int64_t every, int64_t n_ids) {
     return n;
 }
 
-static int64_t count_fired(const hc_executor *e, const void *const *rows, int64_t n,
-                           const float *x_D) {
-    float gate[GROUP];
-    int64_t fired = 0;
-    hc_primitives_get()->dot[e->args.model->record.dtype](rows, NULL, n, x_D, e->args.model->d,
-                                                          gate);
-    const hc_model *m = e->args.model;
-    for (int64_t i = 0; i < n; i++) {
-        if (m->record.bias)
-            gate[i] += *(const float *)((const char *)rows[i] - m->record.gate + m->record.bias);
-        fired += hc_fires(m->activation, gate[i], m->activation_threshold);
-    }
-    return fired;
-}
-
 typedef struct { /* the audit of one token in one layer */
     const hc_executor *e;
     const hc_owned *share;
     const char *records;
+    const hc_record *record;
     hc_active *list;
     const float *x_D;
     int32_t b;
@@ -87,13 +73,27 @@ typedef struct { /* the audit of one token in one layer */
     int64_t evaluated, missed; /* of all tasks */
 } audit_run;
 
+static int64_t count_fired(const audit_run *run, const void *const *rows, int64_t n) {
+    float gate[GROUP];
+    int64_t fired = 0;
+    const hc_model *m = run->e->args.model;
+    const hc_record *at = run->record;
+    hc_primitives_get()->dot[at->dtype](rows, NULL, n, run->x_D, m->d, gate);
+    for (int64_t i = 0; i < n; i++) {
+        if (at->bias)
+            gate[i] += *(const float *)((const char *)rows[i] - at->gate + at->bias);
+        fired += hc_fires(m->activation, gate[i], m->activation_threshold);
+    }
+    return fired;
+}
+
 /* A stratum's neuron is drawn by position in the owned list; what lies past its end, or was
  * proposed, is no draw. Rows are prefetched as they are drawn and computed GROUP at a time. */
 static void audit_strata(void *context, int64_t task, int32_t thread) {
     (void)thread;
     audit_run *run = context;
-    const hc_model *m = run->e->args.model;
-    const int64_t row_bytes = m->d * hc_dtype_bytes(m->record.dtype);
+    const hc_record *record = run->record;
+    const int64_t row_bytes = run->e->args.model->d * hc_dtype_bytes(record->dtype);
     const int64_t end = run->strata * (task + 1) / run->tasks;
     const void *rows[GROUP];
     int64_t n = 0, evaluated = 0, missed = 0;
@@ -102,18 +102,18 @@ static void audit_strata(void *context, int64_t task, int32_t thread) {
         const int64_t k = stratum * run->every + (int64_t)(draw % (uint64_t)run->every);
         if (k >= run->share->n_ids || proposed(run->list, run->share->ids[k], run->b))
             continue;
-        rows[n] = run->records + run->share->ids[k] * m->record.bytes + m->record.gate;
+        rows[n] = run->records + run->share->ids[k] * record->bytes + record->gate;
         for (int64_t at = 0; at < row_bytes && at < AHEAD; at += 64)
             __builtin_prefetch((const char *)rows[n] + at);
         n++;
         evaluated++;
         if (n == GROUP) {
-            missed += count_fired(run->e, rows, n, run->x_D);
+            missed += count_fired(run, rows, n);
             n = 0;
         }
     }
     if (n)
-        missed += count_fired(run->e, rows, n, run->x_D);
+        missed += count_fired(run, rows, n);
     __atomic_fetch_add(&run->evaluated, evaluated, __ATOMIC_RELAXED);
     __atomic_fetch_add(&run->missed, missed, __ATOMIC_RELAXED);
 }
@@ -123,10 +123,12 @@ void hc_audit(hc_executor *e, const hc_step *step, uint32_t seq) {
     const hc_model *m = e->args.model;
     const hc_owned *share = &e->args.owned_L[step->layer];
     const int64_t skip = bursts(e->args.audit_every, share->n_ids);
-    const int64_t row_bytes = m->d * hc_dtype_bytes(m->record.dtype);
+    const hc_record *record = hc_record_of(e, step->layer);
+    const int64_t row_bytes = m->d * hc_dtype_bytes(record->dtype);
     audit_run run = {.e = e,
                      .share = share,
-                     .records = m->layers[step->layer].records,
+                     .records = hc_records_of(e, step->layer),
+                     .record = record,
                      .list = (hc_active *)hc_slot(e, step->active[e->args.actor]),
                      .every = e->args.audit_every / skip};
     run.strata = (share->n_ids + run.every - 1) / run.every;

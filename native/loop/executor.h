@@ -117,6 +117,15 @@ static inline void hc_begin_pass(hc_executor *executor, uint32_t seq, int32_t po
     segment->pass_position = position;
     segment->pass_begin_ns = hc_now_ns();
 }
+/* Where a layer's neurons lie for this actor: in a format of its own, or as the model has them. */
+static inline const hc_record *hc_record_of(const hc_executor *executor, int32_t layer) {
+    const hc_owned *own = executor->args.owned_L ? &executor->args.owned_L[layer] : NULL;
+    return own && own->records ? &own->record : &executor->args.model->record;
+}
+static inline const char *hc_records_of(const hc_executor *executor, int32_t layer) {
+    const hc_owned *own = executor->args.owned_L ? &executor->args.owned_L[layer] : NULL;
+    return own && own->records ? own->records : executor->args.model->layers[layer].records;
+}
 /* A payload of the segment. */
 static inline char *hc_slot(hc_executor *executor, int64_t offset) {
     return (char *)executor->args.segment + offset;

@@ -59,8 +59,8 @@ static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
 static hc_status describe_ffn(hc_executor *e, const hc_step *step, uint32_t seq, hc_ffn_args *to) {
     const hc_model *m = e->args.model;
     const hc_owned *share = &e->args.owned_L[step->layer];
-    hc_ffn_args a = {.records = m->layers[step->layer].records,
-                     .record = m->record,
+    hc_ffn_args a = {.records = hc_records_of(e, step->layer),
+                     .record = *hc_record_of(e, step->layer),
                      .activation = m->activation,
                      .activation_threshold = m->activation_threshold,
                      .d = m->d,

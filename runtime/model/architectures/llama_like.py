@@ -99,7 +99,9 @@ def _rotary_dim(config: Config, head_dim: int, share: float | None) -> int | Non
     said = {key: file[key] for file in files for key in PARTIAL_KEYS if file.get(key) is not None}
     for key, value in said.items():
         if share is None and value != 1:
-            raise config.refuse(f"{key} {value!r:.80} is not supported; this model turns whole heads")
+            raise config.refuse(
+                f"{key} {value!r:.80} is not supported; this model turns whole heads"
+            )
         if not positive(value, 1.0) or int(head_dim * value) % 2 or head_dim * value < 2:
             raise config.refuse(
                 f"{key} is {value!r:.80}, it must be above 0 and at most 1 and leave an even number "
@@ -123,11 +125,12 @@ def read_llama_like(
 ) -> ModelSpec:
     """The spec of a checkpoint that spells its sizes as a Llama does.
 
-    Args:
-        architecture: for the spec, as all of kinds.
-        context, kv_heads, eps, turned: what holds where the file says nothing; kv_heads None: as
-            many as heads; eps with its key; turned, the share of a head that does, None: all of it,
-            and nothing else is possible.
+    `context`, `kv_heads` (None: as many as heads), `eps` (with its key) and `turned` (the share of
+    a head that does; None: all of it, and nothing else is possible) hold where the file says
+    nothing.
+
+    Raises:
+        CheckpointError: the file cannot be right, or says what is not supported.
     """
     config.refuse_unsupported()
     for key in ("attention_bias", "mlp_bias"):
