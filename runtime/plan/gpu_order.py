@@ -32,10 +32,11 @@ def unkept(
     for source, target in (*all_edges(dag, schedule), *_pairs(schedule.order.get(PREDICTOR, ()))):
         first, second = dag.node[source], dag.node[target]
         said = f"lets {target} wait for {source}"
-        if "cold" in (first.kind, second.kind):
-            if first.kind == "cold" and second.kind not in ("cold", "merge") and first.layer in cold:
+        if first.kind == "cold":
+            if second.kind not in ("cold", "merge") and first.layer in cold:
                 return f"{said}; a GPU waits for the CPU executor at merges only"
-            if first.kind != "cold" and second.layer in cold and first.layer not in cold:
+        elif second.kind == "cold":
+            if second.layer in cold and first.layer not in cold:
                 return f"{said}; a GPU tells the CPU executor of layers with cold neurons only"
         elif source in stream and target in stream:
             both_predict = first.kind == second.kind == "predict"
