@@ -1,18 +1,33 @@
 """What the steps of a session's programs say that it read, beside what its counters say."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from support.models import TinyLlama, write_llama
+from support.opt_models import TinyOpt, write_opt
+from support.opt_oracle import OptOracle
 from support.oracle import Oracle
 
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.exchange.segment import ActorState
-from hotcold.runtime.plan.program import work_of
+from hotcold.runtime.plan.program import fuse, work_of
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 Mask = NDArray[np.bool_]
+LLAMA, OPT = (write_llama, Oracle.load), (write_opt, OptOracle.load)
+MODELS: dict[str, tuple[Any, tuple[Callable[..., Any], Callable[..., Oracle]]]] = {
+    "llama, grouped heads": (
+        TinyLlama(d=35, layers=3, neurons=51, heads=5, kv_heads=1, head_dim=6, vocab=301),
+        LLAMA,
+    ),
+    "llama, tied float16": (TinyLlama(d=24, neurons=40, tied=True, dtype="float16"), LLAMA),
+    "opt": (TinyOpt(d=35, layers=3, neurons=51, heads=5), OPT),
+    "opt, projected, untied": (TinyOpt(d=30, heads=3, embed=17, tied=False, seed=3), OPT),
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,10 @@ class Run:
 
     def stated(self, actor: str, rows: Rows) -> int:
         """Bytes by its steps, with so many rows."""
-        works = [work_of(step).bytes for step in self.local.deployment.programs[actor]]
+        programs, gpu = self.local.deployment.programs, self.local.deployment.gpu
+        on_device = gpu is not None and actor == "gpu" and not gpu.remote_predictor
+        steps = fuse(programs["gpu"], programs["predictor"]) if on_device else programs[actor]
+        works = [work_of(step).bytes for step in steps]
         ends = [min(at + self.batch, len(self.ids)) for at in range(0, len(self.ids), self.batch)]
         dense = sum(work.fixed + work.position * end for work in works for end in ends)
         neurons = {(work.proposed, work.fired) for work in works} - {(0, 0)}
@@ -85,3 +103,24 @@ def tensor_bytes(bundle: Any, *kinds: str) -> int:
         for name, entry in bundle.tensors.items()
         if name.rpartition(".")[2] in kinds
     )
+
+
+def write_models(folder: Path) -> dict[str, Path]:
+    """Checkpoints of all MODELS, with activation profiles beside them."""
+    made = {}
+    for at, (name, (model, (write, load))) in enumerate(MODELS.items()):
+        made[name] = own = folder / str(at)
+        write(own, model)
+        fired_LN = load(own).forward(ids_of(60, 9)).counts_LN
+        ActivationProfile(fired_LN.astype(np.int64), 60).save(own / "activations.npz")
+    return made
+
+
+def ids_of(count: int, seed: int = 0) -> list[int]:
+    """Ids that every model has."""
+    return np.random.default_rng(seed).integers(3, 290, count).tolist()
+
+
+def oracle_of(name: str, folder: Path) -> Oracle:
+    """Of one of MODELS."""
+    return MODELS[name][1][1](folder)

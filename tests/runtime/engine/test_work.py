@@ -1,17 +1,12 @@
 """Bytes by the steps of the programs are the bytes that the loops count, in every combination."""
 
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.models import TinyLlama, write_llama
-from support.opt_models import TinyOpt, write_opt
-from support.opt_oracle import OptOracle
-from support.oracle import Oracle
-from support.work import Rows, Run, tensor_bytes
+from support.work import MODELS, Rows, Run, ids_of, oracle_of, tensor_bytes, write_models
 
 from hotcold.policies.predictor.exact import Exact
 from hotcold.policies.predictor.low_rank import LowRank
@@ -21,18 +16,7 @@ from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import Prepared, prepare_model
 from hotcold.runtime.options.config import EngineConfig
-from hotcold.runtime.profiles.profile import ActivationProfile
 
-LLAMA, OPT = (write_llama, Oracle.load), (write_opt, OptOracle.load)
-MODELS: dict[str, tuple[Any, tuple[Callable[..., Any], Callable[..., Oracle]]]] = {
-    "llama, grouped heads": (
-        TinyLlama(d=35, layers=3, neurons=51, heads=5, kv_heads=1, head_dim=6, vocab=301),
-        LLAMA,
-    ),
-    "llama, tied float16": (TinyLlama(d=24, neurons=40, tied=True, dtype="float16"), LLAMA),
-    "opt": (TinyOpt(d=35, layers=3, neurons=51, heads=5), OPT),
-    "opt, projected, untied": (TinyOpt(d=30, heads=3, embed=17, tied=False, seed=3), OPT),
-}
 PREDICTORS: dict[str, Any] = {
     "exact": Exact(),
     "none": Exact(by="executors"),
@@ -71,17 +55,7 @@ def cases() -> list[tuple[str, str, str, str]]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
-    for name, (model, (write, load)) in MODELS.items():
-        made[name] = folder = tmp_path_factory.mktemp("models") / "model"
-        write(folder, model)
-        fired_LN = load(folder).forward(ids_of(60, 9)).counts_LN
-        ActivationProfile(fired_LN.astype(np.int64), 60).save(folder / "activations.npz")
-    return made
-
-
-def ids_of(count: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 290, count).tolist()
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 def prepared(folder: Path, predictor: str, share: str = "mixed", **options: Any) -> Prepared:
@@ -95,7 +69,7 @@ def prepared(folder: Path, predictor: str, share: str = "mixed", **options: Any)
 def test_steps_say_what_is_counted(
     folders: dict[str, Path], model: str, predictor: str, share: str, schedule: str
 ) -> None:
-    oracle = MODELS[model][1][1](folders[model])
+    oracle = oracle_of(model, folders[model])
     for batch in (1, 32):
         options = {"max_batch": batch, "schedule": schedule, "audit": 8}
         ready = prepared(folders[model], predictor, share, **options)
