@@ -7,6 +7,8 @@ from torch.nn.functional import relu
 from transformers import (
     ArceeConfig,
     ArceeForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     NemotronConfig,
@@ -98,8 +100,32 @@ NEMOTRON = {
         },
     ),
 }
-MODELS = {
-    f"{kind}, {form}": tiny
-    for kind, forms in (("bamboo", BAMBOO), ("arcee", ARCEE), ("nemotron", NEMOTRON))
-    for form, tiny in forms.items()
+
+
+def falcon(sizes: dict[str, Any], dtype: str = "float32", **more: Any) -> Tiny:
+    names = Names("transformer.h", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+    sizes = {key: value for key, value in sizes.items() if key not in LLAMAS_KEYS}
+    config = FalconConfig(**sizes, activation="relu", **more)
+    return Tiny(FalconForCausalLM, config, names, dtype=dtype)
+
+
+LLAMAS_KEYS = ("intermediate_size", "num_key_value_heads", "head_dim")
+NEW: dict[str, Any] = {"new_decoder_architecture": True, "num_kv_heads": 2}
+FALCON = {
+    "7b": falcon(SIZES),
+    "7b, odd, with biases": falcon(
+        {**ODD, "hidden_size": 30}, ffn_hidden_size=51, bias=True, tie_word_embeddings=False
+    ),
+    "7b, a key for each head": falcon(SIZES, multi_query=False),
+    "40b": falcon(SIZES, **NEW),
+    "40b, bfloat16, with biases": falcon(SIZES, "bfloat16", bias=True, **NEW),
+    "11b": falcon(SIZES, num_ln_in_parallel_attn=1, **NEW),
+}
+KINDS = {"bamboo": BAMBOO, "arcee": ARCEE, "nemotron": NEMOTRON, "falcon": FALCON}
+MODELS = {f"{kind}, {form}": tiny for kind in KINDS for form, tiny in KINDS[kind].items()}
+
+_WIDE = {**SIZES, "hidden_size": 512, "num_hidden_layers": 3}
+WIDE = {  # attention takes long enough to be seen
+    "falcon": falcon(_WIDE, ffn_hidden_size=256, **NEW),
+    "arcee": arcee({**_WIDE, "intermediate_size": 256}),
 }

@@ -1,6 +1,6 @@
 """The table of architectures, and which one a checkpoint has. A new one is added here."""
 
-from hotcold.runtime.model.architectures import arcee, bamboo, llama, nemotron, opt
+from hotcold.runtime.model.architectures import arcee, bamboo, falcon, llama, nemotron, opt
 from hotcold.runtime.model.architectures.base import Architecture
 from hotcold.runtime.model.architectures.hf_config import Config
 
@@ -10,6 +10,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     bamboo.ARCHITECTURE,
     arcee.ARCHITECTURE,
     nemotron.ARCHITECTURE,
+    falcon.ARCHITECTURE,
 )
 
 

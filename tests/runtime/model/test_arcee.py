@@ -27,7 +27,7 @@ def test_what_a_configuration_leaves_out(tmp_path: Path) -> None:
     assert (spec.gated, spec.activation, spec.n_kv_heads) == (False, "relu2", 4)
     assert (spec.max_context, spec.norm_eps, spec.norm) == (4096, 1e-5, "rms")
     record = resolve_model(folder).record
-    assert record.record_bytes == 2 * 32 * 2  # an up row and a down column of halves
+    assert record.bytes == 2 * 32 * 2  # an up row and a down column of halves
 
 
 @pytest.mark.parametrize(
