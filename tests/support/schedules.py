@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from support.oracle import Oracle
 
 from hotcold.native.abi.names import OPS
 from hotcold.native.errors import PolicyError
@@ -122,7 +121,7 @@ def steps_of(deployment: Deployment, actor: str) -> list[tuple[str, int]]:
 
 
 def check_run(
-    deployment: Deployment, dag: Dag, made: Schedule, oracle: Oracle, ids: Sequence[int]
+    deployment: Deployment, dag: Dag, made: Schedule, oracle: Any, ids: Sequence[int]
 ) -> NDArray[np.float32]:
     """The masked oracle's logits, which are returned; of every pass the steps of the program.
 

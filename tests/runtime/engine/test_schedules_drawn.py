@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.models import TinyLlama, write_llama
-from support.opt_models import TinyOpt, write_opt
-from support.opt_oracle import OptOracle
-from support.oracle import Oracle
 from support.schedules import Given, check_run, placements, plan_of, schedules
+from support.tiny_models import FALCON
+from support.work import Written, llama, opt, other
 
 from hotcold.policies.predictor.exact import Exact
 from hotcold.policies.predictor.low_rank import LowRank
@@ -22,9 +20,10 @@ from hotcold.runtime.engine.prepare import Prepared, prepare_model
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.schedule import in_order
 
-MODELS: dict[str, tuple[Any, Callable[..., Any], Callable[..., Oracle]]] = {
-    "llama": (TinyLlama(d=24, layers=4, neurons=40, heads=3, kv_heads=1), write_llama, Oracle.load),
-    "opt": (TinyOpt(d=21, layers=4, neurons=33, heads=3), write_opt, OptOracle.load),
+MODELS: dict[str, Written] = {
+    "llama": llama(d=24, layers=4, neurons=40, heads=3, kv_heads=1),
+    "opt": opt(d=21, layers=4, neurons=33, heads=3),
+    "falcon": other(FALCON["40b"]),  # attention beside the feed-forward part
 }
 PREDICTORS = {"exact": Exact(), "none": Exact(by="executors"), "matrices": LowRank(rank=6)}
 AHEAD = {"exact": 0, "none": 0, "matrices": 2}
@@ -34,9 +33,9 @@ IDS = np.random.default_rng(0).integers(3, 290, 11).tolist()
 @pytest.fixture(scope="module")
 def prepare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Prepared]:
     folders: dict[str, Path] = {}
-    for name, (model, write, _) in MODELS.items():
+    for name, (write, _) in MODELS.items():
         folders[name] = tmp_path_factory.mktemp("models") / "model"
-        write(folders[name], model)
+        write(folders[name])
 
     @cache
     def prepared(model: str, predictor: str) -> Prepared:
@@ -44,6 +43,11 @@ def prepare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pr
         return prepare_model(EngineConfig(model=folders[model], vram="1GiB", **options))
 
     return prepared
+
+
+@cache
+def oracle_of(model: str, folder: Path) -> Any:
+    return MODELS[model][1](folder)
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
@@ -56,7 +60,7 @@ def test_any_legal_schedule_gives_the_oracles_logits(
     device_LN = data.draw(placements(spec.n_layers, spec.n_neurons))
     plan, dag = plan_of(prepared, device_LN)
     made = data.draw(schedules(dag, AHEAD[predictor]))
-    oracle = MODELS[model][2](prepared.bundle.source)
+    oracle = oracle_of(model, Path(prepared.bundle.source))
     deployment = deploy(prepared, plan, Given(device_LN, made))
     logits = check_run(deployment, dag, made, oracle, IDS)
     if not any(made.fetch) and not any(made.lookahead):

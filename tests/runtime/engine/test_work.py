@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.work import MODELS, Rows, Run, ids_of, oracle_of, tensor_bytes, write_models
+from support.work import BOTH, MODELS, Rows, Run, ids_of, oracle_of, tensor_bytes, write_models
 
 from hotcold.policies.predictor.exact import Exact
 from hotcold.policies.predictor.low_rank import LowRank
@@ -85,6 +85,23 @@ def test_steps_say_what_is_counted(
                     assert run.stated(actor, once) == pytest.approx(found, rel=0.01)
 
 
+@pytest.mark.parametrize("predictor", ["none", "matrices"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_keys_in_a_window_and_down_rows_that_are_not_needed(
+    folders: dict[str, Path], predictor: str, batch: int
+) -> None:
+    oracle = oracle_of(BOTH, folders[BOTH])
+    ready = prepared(folders[BOTH], predictor, max_batch=batch)
+    row = ready.bundle.spec.d_model * ready.bundle.spec.element_bytes
+    with LocalSession(deploy(ready, solve(ready))) as local:
+        run = Run.of(local, ids_of(45))
+        for actor in local.executors:
+            rows = run.read_once(oracle, actor)
+            unread, odd = divmod(run.stated(actor, rows) - run.state(actor).bytes, row)
+            assert not odd
+            assert 0.1 * rows.fired <= unread <= 0.7 * rows.fired  # by all tokens of a block
+
+
 @pytest.mark.parametrize("model", list(MODELS))
 def test_a_pass_reads_every_tensor_once(folders: dict[str, Path], model: str) -> None:
     """All that the file holds, but for tables of which a token looks up a row."""
@@ -108,7 +125,8 @@ def test_the_placement_problem_is_made_of_the_same_bytes(
     problem = ready.problem
     deployment = deploy(ready, solve(ready))
     steps = [step for program in deployment.programs.values() for step in program]
-    dense = sum(int(step["bytes"][0] + step["bytes"][1] * ready.context / 2) for step in steps)
+    half = next(module.read_share for module in problem.modules if module.kind == "kv")
+    dense = sum(step["bytes"][0] + step["bytes"][1] * ready.context * half for step in steps)
     own = sum(work.bytes.fixed for work in ready.work.predict_L) - sum(ready.predictor_bytes_L)
     read = sum(module.bytes * module.read_share for module in problem.modules)
     assert read + own == pytest.approx(dense)
