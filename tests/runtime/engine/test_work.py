@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.work import BOTH, MODELS, Rows, Run, ids_of, oracle_of, tensor_bytes, write_models
 
+from hotcold.native.abi.generated import Term
 from hotcold.policies.predictor.exact import Exact
 from hotcold.policies.predictor.low_rank import LowRank
 from hotcold.policies.predictor.sign import Sign
@@ -16,6 +17,7 @@ from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import Prepared, prepare_model
 from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.plan.program import work_of
 
 PREDICTORS: dict[str, Any] = {
     "exact": Exact(),
@@ -114,6 +116,13 @@ def test_a_pass_reads_every_tensor_once(folders: dict[str, Path], model: str) ->
     tables = {"embed", "positions"} if not spec.tied else {"positions"}
     keys = len(run.ids) * 2 * spec.kv_dim * 4 * spec.n_layers
     assert dense == tensor_bytes(bundle, *(names - tables - {"neurons"})) + keys
+    matrices = [
+        entry.shape
+        for name, entry in bundle.tensors.items()
+        if len(entry.shape) == 2 and name.rpartition(".")[2] not in {*tables, "neurons"}
+    ]
+    steps = run.local.deployment.programs["gpu"]
+    assert steps["flops"][:, Term.FIXED].sum() == 2 * sum(rows * d for rows, d in matrices)
 
 
 @pytest.mark.parametrize("predictor", list(PREDICTORS))
@@ -124,9 +133,9 @@ def test_the_placement_problem_is_made_of_the_same_bytes(
     ready = prepared(folders[model], predictor)
     problem = ready.problem
     deployment = deploy(ready, solve(ready))
-    steps = [step for program in deployment.programs.values() for step in program]
+    works = [work_of(step).bytes for program in deployment.programs.values() for step in program]
     half = next(module.read_share for module in problem.modules if module.kind == "kv")
-    dense = sum(step["bytes"][0] + step["bytes"][1] * ready.context * half for step in steps)
+    dense = sum(work.fixed + work.position * ready.context * half for work in works)
     own = sum(work.bytes.fixed for work in ready.work.predict_L) - sum(ready.predictor_bytes_L)
     read = sum(module.bytes * module.read_share for module in problem.modules)
     assert read + own == pytest.approx(dense)
