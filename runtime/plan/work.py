@@ -4,14 +4,14 @@ The work of an operator is a handful of coefficients, of bytes and of operations
 
     fixed + position * cached positions + proposed * proposed neurons + fired * firing neurons
 
-Bytes are of a pass: weights and keys are read once for all its tokens (positions: of its last
-token), a neuron's rows once where several tokens of the pass need it. Operations are of a token, a
-multiply-add being two of them. Steps carry both (program.py), so that the native counters add what
-their steps say; nodes of a Dag carry them for authors of schedules; placement problems, the bound
-of a token and the predictor `auto` are made of them.
+Bytes are of a pass: weights and keys are read once for all its tokens, a neuron's rows once where
+several tokens of the pass need it. Operations are of a token, a multiply-add being two of them.
+Steps carry both (program.py), so that the native counters add what their steps say; nodes of a Dag
+carry them for authors of schedules; placement problems, the bound of a token and the predictor
+`auto` are made of them.
 
 Not in it: what is written, activations, and the rows of embedding and positions that tokens look up
-(one a token).
+(one a token). Of an activation that may shut a neuron by its up row, too, all down rows count.
 """
 
 from dataclasses import dataclass
