@@ -64,9 +64,8 @@ static int64_t count_fired(const hc_executor *e, const void *const *rows, int64_
                            const float *x_D) {
     float gate[GROUP];
     int64_t fired = 0;
-    hc_primitives_get()->dot[e->args.model->record.dtype](rows, NULL, n, x_D, e->args.model->d,
-                                                          gate);
     const hc_model *m = e->args.model;
+    hc_primitives_get()->dot[m->record.dtype](rows, NULL, n, x_D, m->d, m->record.scales, gate);
     for (int64_t i = 0; i < n; i++) {
         if (m->record.bias)
             gate[i] += *(const float *)((const char *)rows[i] - m->record.gate + m->record.bias);
@@ -93,7 +92,7 @@ static void audit_strata(void *context, int64_t task, int32_t thread) {
     (void)thread;
     audit_run *run = context;
     const hc_model *m = run->e->args.model;
-    const int64_t row_bytes = m->d * hc_dtype_bytes(m->record.dtype);
+    const int64_t row_bytes = hc_row_bytes(m->record.dtype, m->d);
     const int64_t end = run->strata * (task + 1) / run->tasks;
     const void *rows[GROUP];
     int64_t n = 0, evaluated = 0, missed = 0;
@@ -123,7 +122,7 @@ void hc_audit(hc_executor *e, const hc_step *step, uint32_t seq) {
     const hc_model *m = e->args.model;
     const hc_owned *share = &e->args.owned_L[step->layer];
     const int64_t skip = bursts(e->args.audit_every, share->n_ids);
-    const int64_t row_bytes = m->d * hc_dtype_bytes(m->record.dtype);
+    const int64_t row_bytes = hc_row_bytes(m->record.dtype, m->d);
     audit_run run = {.e = e,
                      .share = share,
                      .records = m->layers[step->layer].records,
