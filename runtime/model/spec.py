@@ -4,15 +4,25 @@ Read from a checkpoint by an architecture, stored in a bundle, used everywhere. 
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from hotcold.native.abi import names as abi
+from hotcold.native.abi.formats import FORMATS
 
 DType = Literal["float32", "float16", "bfloat16"]
+NEURON_DTYPES = tuple(word for word in abi.DTYPES if word not in abi.WEIGHT_DTYPES)
 DTYPE_BYTES: dict[str, int] = {name: abi.DTYPE_BYTES[name] for name in abi.WEIGHT_DTYPES}
 Norm = Literal["rms", "layer"]
 Ffn = Literal["reglu", "relu"]
 Positions = Literal["rotary", "learned"]
+
+
+def split_dtype(word: str, plain: DType) -> tuple[DType, str | None]:
+    """The dtype and neuron_dtype that a dtype option stands for.
+
+    `plain` is the dtype of the other matrices where the word is a format of neurons alone.
+    """
+    return (plain, word) if word in NEURON_DTYPES else (cast(DType, word), None)
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class ModelSpec:
         post_norm: each norm follows its block's residual addition instead of leading the block.
         final_norm: there is a norm before the head.
         embed_dim: width of embedding and head where they are projected to and from d_model.
+        neuron_dtype: format of the neurons' rows where it is not `dtype`: "int8".
     """
 
     architecture: str
@@ -67,10 +78,21 @@ class ModelSpec:
     post_norm: bool = False
     final_norm: bool = True
     embed_dim: int | None = None
+    neuron_dtype: str | None = None
+
+    @property
+    def neuron_format(self) -> str:
+        """Format of the neurons' rows; as a dtype option it makes this model of its source."""
+        return self.neuron_dtype or self.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that reading a row of a neuron takes, scales included."""
+        return FORMATS[self.neuron_format].read_bytes(self.d_model)
 
     @property
     def element_bytes(self) -> int:
-        """Bytes of one stored weight."""
+        """Bytes of one stored weight, of neurons apart."""
         return DTYPE_BYTES[self.dtype]
 
     @property

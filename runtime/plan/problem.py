@@ -251,7 +251,7 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
         ),
         context=context,
         batch=batch,
-        dtype=spec.dtype,
+        dtype=spec.neuron_format,
         profiled=activations_LN is not None,
         gate_share=1 / spec.neuron_rows,
     )

@@ -50,7 +50,7 @@ class FeedForwardBytes:
         density_L: Sequence[float] | None = None,
     ) -> "FeedForwardBytes":
         """From shares of neurons: those that fire and those that are proposed, by layer."""
-        row = spec.n_neurons * spec.d_model * spec.element_bytes  # of all neurons of a layer
+        row = spec.n_neurons * spec.row_bytes  # of all neurons of a layer
         fired, rest = sum(fired_L), spec.neuron_rows - 1  # rows that only a neuron that fires needs
         exact = row * (spec.n_layers + rest * fired)
         if predictor_bytes is None or density_L is None:
