@@ -27,7 +27,7 @@ namespace {
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
 
 // Predicted neurons in float16: a warp a neuron and token, lane i takes packs i, i + 32, ...
-// c = relu(gate . x + bias) * (up . x), or without the last factor where there are no up rows.
+// c = act(gate . x + bias) * (up . x), or without the last factor where there are no up rows.
 __global__ void __launch_bounds__(THREADS) mine(const Ffn a) {
     launch_next();
     wait_prior();
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(THREADS) mine(const Ffn a) {
         gate = warp_sum(gate), up = warp_sum(up);
         if (a.record.bias && wanted)
             gate += *reinterpret_cast<const float *>(record + a.record.bias);
-        const float c = gate > 0 ? (a.record.up < 0 ? gate : gate * up) : 0.0f;
+        const float c = entry(a, wanted, gate, a.record.up < 0 ? 1.0f : up);
         if (lane == 0) // 0 where the token does not ask for the neuron
             a.hot.c_KB[static_cast<int64_t>(k) * gridDim.y + b] = c;
     }

@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 MODULE = "hotcold.native._kernels"
 ABI = "hotcold.native.abi"
 HEADERS = ("hotcold.h", "predict.h", "gpu.h", "layout.h", "operate.h")
+ROW = r"X\((\w+), +(.+?), +(.+?), +([01])\)"  # of abi/activations.h: name, fires, value, both
 FLAGS = "-std=gnu11 -O3 -Wall -Wextra -pthread -fno-math-errno -ffp-contract=off".split()
 
 
@@ -34,10 +35,17 @@ def declarations(header: Path) -> str:
 
 def declared() -> tuple[FFI, str]:
     """What the headers declare, as cffi understands it, and their text."""
-    ffi, texts = FFI(), [declarations(HERE / "abi" / name) for name in HEADERS]
+    members = ", ".join(f"HC_ACTIVATION_{name}" for name, *_ in activations())
+    texts = [f"typedef enum {{ {members} }} hc_activation;"]
+    ffi, texts = FFI(), texts + [declarations(HERE / "abi" / name) for name in HEADERS]
     for text in texts:
         ffi.cdef(text)
     return ffi, "\n".join(texts)
+
+
+def activations() -> list[tuple[str, ...]]:
+    """The rows of abi/activations.h."""
+    return re.findall(ROW, (HERE / "abi" / "activations.h").read_text(encoding="ascii"))
 
 
 def sources() -> list[Path]:
@@ -111,8 +119,9 @@ def python_module(ffi: FFI, text: str) -> str:
     lines = [
         '"""The ABI of native/abi/*.h in Python: written by native/_build.py, not to be edited."""',
         "",
+        "from collections.abc import Callable",
         "from enum import IntEnum",
-        "from typing import Final",
+        "from typing import Any, Final, NamedTuple",
         "",
         "import numpy as np",
         "",
@@ -132,7 +141,19 @@ def python_module(ffi: FFI, text: str) -> str:
         lines += ["", f"{python_name(name).upper()}: np.dtype[np.void] = np.dtype(", "    {"]
         lines += [f'        "{key}": [{", ".join(of)}],' for key, of in columns.items()]
         lines += [f'        "itemsize": {ffi.sizeof(ctype)},', "    }", ")"]
-    return "\n".join([*lines, *functions(), ""])
+    return "\n".join([*lines, *activation_table(), *functions(), ""])
+
+
+def activation_table() -> list[str]:
+    """The rows of abi/activations.h as Python: their expressions mean the same there."""
+    lines = ["", "", "class ActivationRow(NamedTuple):"]
+    lines += ['    """Of gate pre-activations g, a threshold t: numbers, arrays or tensors."""', ""]
+    lines += ["    fires: Callable[[Any, float], Any]", "    value: Callable[[Any], Any]"]
+    lines += ["    both: bool", "", "", "ACTIVATION_ROWS: Final = {"]
+    for name, fires, value, both in activations():
+        row = f"lambda g, t: {fires}, lambda g: {value}, {both == '1'}"
+        lines += [f"    Activation.{name}: ActivationRow({row}),"]
+    return [*lines, "}"]
 
 
 def functions() -> list[str]:

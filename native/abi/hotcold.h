@@ -11,6 +11,8 @@
  */
 #ifndef HOTCOLD_H
 #define HOTCOLD_H
+#include "abi/activations.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -98,11 +100,12 @@ typedef struct {                  /* where the parts of a neuron lie in its reco
     int32_t group;  /* weights that share a scale; 0 */
 } hc_record;
 
-/* Sparse FFN over an ascending id list, gate first: y = sum_i relu(g_i.x) (u_i.x) d_i, or without
- * up rows (a plain ReLU layer: fc1 is the gate, fc2 the down matrix) y = sum_i relu(g_i.x + b_i) d_i.
+/* Sparse FFN over an ascending id list, gate first: y = sum_i act(g_i.x) (u_i.x) d_i, or without
+ * up rows (a plain layer: fc1 is the gate, fc2 the down matrix) y = sum_i act(g_i.x + b_i) d_i.
  * The gate row of every listed neuron is read (unless its pre-activation is given in gate_KB), its
- * up row and down column only where the gate fired. Neurons are added in the list's order: the result
- * depends neither on the thread count nor on the batch a token travels in. */
+ * up row only where the gate fired, and its down column too, unless a ReLU on up makes the factor 0.
+ * Neurons are added in the list's order: the result depends neither on the thread count nor on the
+ * batch a token travels in. */
 typedef struct {
     const void *records; /* neuron-major records of one layer */
     hc_record record;
@@ -120,6 +123,8 @@ typedef struct {
     int64_t gate_rows;       /* out: gate rows times tokens evaluated here */
     int64_t up_down_rows;    /* out: neurons times tokens whose gate fired */
     int64_t bytes;           /* out: weight bytes touched (a row counts once per batch) */
+    int32_t activation;      /* hc_activation */
+    float activation_threshold;
 } hc_ffn_args;
 int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch);
 hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool);
@@ -328,6 +333,8 @@ typedef struct {
     const float *final_norm_D;    /* NULL: no norm before the head */
     const float *cos_PE, *sin_PE; /* NULL: no rotary embedding */
     int32_t norm;                 /* hc_norm */
+    int32_t activation;           /* hc_activation */
+    float activation_threshold;
     int32_t post_norm; /* norms follow the residual additions, instead of leading the blocks */
     int64_t embed_dim; /* width of embed and head; d unless projected */
     const float *final_norm_bias_D;

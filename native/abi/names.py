@@ -1,4 +1,4 @@
-"""The words for what the headers number: operations, actors, dtypes, norms, forms, parts, phases.
+"""The words for what the headers number: operations, actors, dtypes, norms, activations, parts.
 
 Files, options and messages spell them as here; each word is made of the member's name in the
 header, so a new member has its word at once.
@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import TypeVar
 
 from hotcold.native.abi.generated import (
+    Activation,
     Actor,
     Dtype,
     Epilogue,
@@ -42,6 +43,7 @@ DTYPES: dict[str, Dtype] = {_dtype(member)[0]: member for member in Dtype}
 DTYPE_BYTES: dict[str, int] = {word: bits // 8 for word, bits in map(_dtype, Dtype)}
 WEIGHT_DTYPES = tuple(word for word, dtype in DTYPES.items() if dtype is not Dtype.I8)
 NORMS = words(Norm)
+ACTIVATIONS = words(Activation)
 FORMS = words(PredictorForm)
 PARTS = words(Part)
 WHEN = words(When)

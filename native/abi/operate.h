@@ -47,13 +47,14 @@ typedef struct {          /* a product of dense prompts: y[t][r] = sum over k of
     int32_t tokens, epilogue;      /* hc_epilogue */
     int64_t up_bytes, bias_bytes;  /* of neurons: from a gate row to its up row, or to its bias */
     const float *scale_R, *bias_R; /* NULL: none */
-    float threshold;
-    const int32_t *ids_R;   /* of neurons, with a mask: their ids */
-    const uint8_t *mask_TN; /* of neurons: NULL: all take part */
+    int32_t activation;            /* hc_activation, of neurons */
+    float threshold;               /* of scores; of neurons: the activation's */
+    const int32_t *ids_R;          /* of neurons, with a mask: their ids */
+    const uint8_t *mask_TN;        /* of neurons: NULL: all take part */
     int64_t n;
     float *y_TR;     /* in and out */
     uint8_t *bits_T; /* receives what reached the threshold, instead of y */
-    int64_t fired;   /* out, of neurons: entries that are not 0 */
+    int64_t fired;   /* out, of neurons: entries whose gate fired */
 } hc_product_args;
 typedef struct { /* tests and benches: one operator on host arrays, copied in and out */
     int32_t kind, index;

@@ -14,7 +14,7 @@ import numpy as np
 
 from hotcold.native.abi import NOT_BUILT
 from hotcold.native.abi.generated import ABI_VERSION, Status
-from hotcold.native.abi.names import ACTORS, DTYPES, EPILOGUES, FORMS, NORMS, WHEN
+from hotcold.native.abi.names import ACTIVATIONS, ACTORS, DTYPES, EPILOGUES, FORMS, NORMS, WHEN
 from hotcold.native.errors import BackendError, BudgetError, ConfigError, KernelError
 
 try:
@@ -34,6 +34,7 @@ Row = TypeVar("Row")
 
 # Fields that are given as words.
 _WORDS: dict[str, Mapping[str, int]] = {
+    "activation": ACTIVATIONS,
     "actor": {word: number for number, word in enumerate(ACTORS)},
     "dtype": DTYPES,
     "epilogue": EPILOGUES,

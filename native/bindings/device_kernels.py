@@ -142,11 +142,14 @@ def ffn(
     repeat: int = 0,
     gated: bool = True,
     bias: int = 0,
+    activation: str = "relu",
+    threshold: float = 0.0,
     copies: int = 1,
 ) -> tuple[F32, int, float]:
     """Sparse FFN over rows of a table [rows, bytes of a record] with gate, up, down side by side.
 
     Not gated: gate and down side by side, and from byte `bias` on (0: none) the gate's bias.
+    activation, threshold: a row of abi/activations.h, and its t.
 
     Returns:
         y_BD, neurons times tokens that fired, seconds of the three kernels.
@@ -154,7 +157,8 @@ def ffn(
     y_BD = np.full(x_BD.shape, np.nan, np.float32)
     lists = {"ids": ids, "n_ids": 0 if ids is None else len(ids), "members": members}
     lists |= {"records": records.ctypes.data}
-    a = ffn_args(dtype, x_BD, y_BD, records.strides[0], gated, 0 if gated else bias, **lists)
+    more = {**lists, "activation": activation, "activation_threshold": threshold}
+    a = ffn_args(dtype, x_BD, y_BD, records.strides[0], gated, 0 if gated else bias, **more)
     cut = {"ffn_bounds": bounds_C, "ffn_chunks": len(bounds_C) - 1}
     seconds = _operate(plugin, "ffn", a, repeat, copies=copies, **cut)
     return y_BD, int(a.up_down_rows), seconds

@@ -17,19 +17,22 @@ from hotcold.native.bindings.device_kernels import _operate
 
 @dataclass(frozen=True)
 class Neurons:
-    """How a product treats rows that are gate rows of neurons: y = relu(gate) * up.
+    """How a product treats rows that are gate rows of neurons: y = act(gate) * up.
 
     Args:
-        up_bytes: from a gate row to its up row; None: there is none, y = relu(gate + bias).
+        up_bytes: from a gate row to its up row; None: there is none, y = act(gate + bias).
         bias_bytes: from a gate row to its bias; 0: none.
         mask_TN: which of the layer's neurons a token may fire; None: all.
         ids_R: the rows' neurons.
+        activation, threshold: a row of abi/activations.h, and its t.
     """
 
     up_bytes: int | None
     bias_bytes: int = 0
     mask_TN: NDArray[np.bool_] | None = None
     ids_R: NDArray[np.int32] | None = None
+    activation: str = "relu"
+    threshold: float = 0.0
 
 
 def product(
@@ -62,6 +65,7 @@ def product(
     if neurons is not None:
         more = {"epilogue": "plain" if neurons.up_bytes is None else "neuron"}
         more |= {"up_bytes": neurons.up_bytes or 0, "bias_bytes": neurons.bias_bytes}
+        more |= {"activation": neurons.activation, "threshold": neurons.threshold}
         more["ids_R"] = neurons.ids_R
         if neurons.mask_TN is not None:
             mask = np.ascontiguousarray(neurons.mask_TN, np.uint8)

@@ -96,7 +96,7 @@ def gemv(
 class FfnResult:
     """Output of a sparse FFN and what it took: rows times tokens; weight bytes, once a batch.
 
-    up_down_rows: where the gate fired (without gating: down columns used).
+    up_down_rows: where the gate fired.
     """
 
     y_BD: F32
@@ -115,9 +115,11 @@ def ffn(
     fired_N: NDArray[np.int64] | None = None,
     gated: bool = True,
     biased: bool = False,
+    activation: str = "relu",
+    threshold: float = 0.0,
     pool: Pool | None = None,
 ) -> FfnResult:
-    """Sparse feed-forward over ascending neuron ids, gate first: ReGLU, or plain ReLU.
+    """Sparse feed-forward over ascending neuron ids, gate first.
 
     Args:
         records: [N, E] neuron records in the weights' dtype: gate row, up row (if gated), down
@@ -127,8 +129,10 @@ def ffn(
         members: bit b of entry k: token b asks for neuron ids[k]; None: all do.
         gate_KB: gate pre-activations, if known; entry [k, b].
         fired_N: counts, raised by the tokens for which each neuron's gate fired.
-        gated: False: relu(gate . x + bias) down, without up rows.
+        gated: False: act(gate . x + bias) down, without up rows.
         biased: records hold the gate's bias.
+        activation: a row of abi/activations.h.
+        threshold: its t.
         pool: threads; None: the caller's alone. The result does not depend on it.
     """
     batch, d = array("x", x_BD, np.float32, 2).shape
@@ -145,6 +149,7 @@ def ffn(
     y_BD = np.empty((batch, d), np.float32)
     lists = {"ids": ids, "n_ids": count, "members": members, "gate_KB": gate_KB, "fired_N": fired_N}
     lists |= {"records": records, "n": n, "scratch": ffn_scratch(count, batch)}
+    lists |= {"activation": activation, "activation_threshold": threshold}
     bias = needed * size if biased else 0
     width = records.shape[1] * size
     args = ffn_args(dtype, x_BD, y_BD, width, gated, bias, **lists)

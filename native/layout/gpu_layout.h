@@ -44,8 +44,8 @@ typedef struct {       /* active hot neurons of one layer, ascending */
     uint32_t *members; /* NULL: all tokens */
     int32_t *count;
     int32_t *starts; /* n_chunks + 1 positions in the list */
-    float *c_KB;    /* relu(gate) * up, or relu(gate); entry [k * bucket + b]; all lists share it */
-    int32_t *audit; /* entries from audit[0] to audit[1] are looked at and not summed */
+    float *c_KB;     /* act(gate) * up, or act(gate); entry [k * bucket + b]; all lists share it */
+    int32_t *audit;  /* entries from audit[0] to audit[1] are looked at and not summed */
 } hc_hot_list;
 
 typedef struct { /* one layer's predictor */
@@ -93,7 +93,7 @@ typedef struct {        /* of a dense prompt pass; they share memory with a spar
     int64_t tokens;     /* there is room for; 0: there is no dense form */
     int64_t piece_rows; /* neurons that are streamed and computed at once */
     float *h, *attended, *scale_T, *spare_scale_T;
-    float *wide;           /* qkv, then the predictor's hidden layer, then relu(gate) * up */
+    float *wide;           /* qkv, then the predictor's hidden layer, then act(gate) * up */
     char *operand, *spare; /* activations as products want them */
     uint8_t *mask, *bits;  /* mask: proposals of as many layers as are alive at once */
     int64_t masks;

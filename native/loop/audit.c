@@ -69,7 +69,7 @@ static int64_t count_fired(const hc_executor *e, const void *const *rows, int64_
     for (int64_t i = 0; i < n; i++) {
         if (m->record.bias)
             gate[i] += *(const float *)((const char *)rows[i] - m->record.gate + m->record.bias);
-        fired += gate[i] > 0;
+        fired += hc_fires(m->activation, gate[i], m->activation_threshold);
     }
     return fired;
 }

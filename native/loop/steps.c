@@ -3,7 +3,7 @@
  * Bytes a token, batch 1, e bytes a weight: attention (D * (q + 2 kv) + q * D) * e and the KV rows
  * read; predict N * D * e (gate rows), (H * D + N * H) * e
  * (matrices), N * D / 8 (signs) or D * e a proposed neuron (window); hot and cold: a record's
- * 3 D * e per fired neuron (ReLU: 2 D * e), D * e per proposed one whose gate stays shut; head
+ * 3 D * e per fired neuron (plain: 2 D * e), D * e per proposed one whose gate stays shut; head
  * V * D * e. Every step is bound by these bytes; its FLOPs are one multiply-add a weight. The dense
  * steps are in dense.c.
  *
@@ -64,6 +64,8 @@ static hc_status describe_ffn(hc_executor *e, const hc_step *step, uint32_t seq,
     const hc_owned *share = &e->args.owned_L[step->layer];
     hc_ffn_args a = {.records = m->layers[step->layer].records,
                      .record = m->record,
+                     .activation = m->activation,
+                     .activation_threshold = m->activation_threshold,
                      .d = m->d,
                      .batch = e->batch,
                      .ids = share->ids,

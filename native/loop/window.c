@@ -63,12 +63,12 @@ static int wanted(const hc_predictor_layer *p, int64_t id, int64_t position, int
 /* Keep of a token's gates what is proposed, -infinity elsewhere; remember what fired.
  * last_N is used and updated token by token: the rule sees exactly what a decode pass would
  * have. */
-static void keep_proposed(const hc_predictor_layer *p, int64_t n, int64_t position, int first,
-                          int32_t *last_N, float *scores_N) {
-    for (int64_t i = 0; i < n; i++)
+static void keep_proposed(const hc_model *m, const hc_predictor_layer *p, int64_t position,
+                          int first, int32_t *last_N, float *scores_N) {
+    for (int64_t i = 0; i < m->n; i++)
         if (!wanted(p, i, position, last_N[i], first))
             scores_N[i] = -INFINITY;
-        else if (scores_N[i] > 0)
+        else if (hc_fires(m->activation, scores_N[i], m->activation_threshold))
             last_N[i] = (int32_t)position;
 }
 
@@ -76,16 +76,18 @@ static void keep_proposed(const hc_predictor_layer *p, int64_t n, int64_t positi
 static int64_t one_token(window_run *run, const hc_predictor_layer *p, int64_t position, int first,
                          int32_t *last_N) {
     hc_executor *e = run->e;
-    const int64_t n = e->args.model->n;
-    for (int64_t i = 0; i < n; i++) {
+    const hc_model *m = e->args.model;
+    for (int64_t i = 0; i < m->n; i++) {
         e->scores_BN[i] = -INFINITY;
         if (wanted(p, i, position, last_N[i], first))
             e->proposed_N[run->n_ids++] = (int32_t)i;
     }
     hc_pool_run(e->args.pool, gate_block, run, (run->n_ids + BLOCK - 1) / BLOCK);
-    for (int64_t k = 0; k < run->n_ids; k++)
-        if (e->scores_BN[e->proposed_N[k]] > 0)
-            last_N[e->proposed_N[k]] = (int32_t)position;
+    for (int64_t k = 0; k < run->n_ids; k++) {
+        const int32_t id = e->proposed_N[k];
+        if (hc_fires(m->activation, e->scores_BN[id], m->activation_threshold))
+            last_N[id] = (int32_t)position;
+    }
     return run->n_ids;
 }
 
@@ -114,6 +116,6 @@ hc_status hc_window_scores(hc_executor *e, const hc_step *step, const hc_predict
     }
     hc_status s = hc_gate_scores(e, step);
     for (int32_t b = 0; !s && b < e->batch; b++)
-        keep_proposed(p, m->n, position + b, first && !b, last_N, e->scores_BN + b * m->n);
+        keep_proposed(m, p, position + b, first && !b, last_N, e->scores_BN + b * m->n);
     return s;
 }

@@ -1,18 +1,18 @@
 /* ops/ffn.c - the neuron-aware operator: a sparse feed-forward layer over an id list.
  *
- *   ReGLU, record i:  | gate row g_i | up row u_i | down column d_i |
- *                     y = sum over listed i of  relu(g_i . x) * (u_i . x) * d_i
- *   ReLU,  record i:  | gate row g_i (of fc1) | down column d_i (of fc2) | bias b_i, fp32 |
- *                     y = sum over listed i of  relu(g_i . x + b_i) * d_i
+ *   gated, record i:  | gate row g_i | up row u_i | down column d_i |
+ *                     y = sum over listed i of  act(g_i . x) * (u_i . x) * d_i
+ *   plain, record i:  | gate row g_i (of fc1) | down column d_i (of fc2) | bias b_i, fp32 |
+ *                     y = sum over listed i of  act(g_i . x + b_i) * d_i
  *
- * Two phases, a run of the pool each. First the factors relu(g_i . x) * (u_i . x), the list cut by
- * position in pieces of even length; then the sum, cut by columns: a thread adds its columns of every
- * down column that fired, in the order of the list. So there are no partial sums to clear, store and
- * add up, no piece is longer than another, and the result depends neither on the number of pieces nor
- * on the batch.
+ * act is a row of abi/activations.h. Two phases, a run of the pool each. First the factors of the
+ * down columns, the list cut by position in pieces of even length; then the sum, cut by columns: a
+ * thread adds its columns of every down column that fired, in the order of the list (but none whose
+ * factor a ReLU on up makes 0). So there are no partial sums to clear, store and add up, no piece is
+ * longer than another, and the result depends neither on the number of pieces nor on the batch.
  *
- * A neuron that fires: 6 d FLOPs on 6 d bytes in fp16 (ReLU: 4 d on 4 d); another: a third of both
- * (ReLU: half). That is 1 FLOP a byte for one token, so what counts is bytes not read, then reads in
+ * A neuron that fires: 6 d FLOPs on 6 d bytes in fp16 (plain: 4 d on 4 d); another: a third of both
+ * (plain: half). That is 1 FLOP a byte for one token, so what counts is bytes not read, then reads in
  * flight.
  *
  * Measured on one core of a 2-core Intel Xeon (Sapphire Rapids) shared with other work, 2026-11-21,
@@ -51,22 +51,22 @@
 #define COLUMNS    128    /* of a piece of the sum, at least */
 
 typedef struct {                /* what a piece of the list leaves for the sum */
-    _Alignas(64) int64_t begin; /* of the piece; its fired entries are compacted there */
-    int64_t fired;
+    _Alignas(64) int64_t begin; /* of the piece; what the sum takes is compacted there */
+    int64_t kept;
     int64_t gate_rows, up_down_rows, bytes;
 } piece;
 
 typedef struct {
     hc_ffn_args *a;
     const hc_primitives *p;
-    int64_t size;        /* of a weight */
-    int64_t gate_bytes;  /* gate row and bias */
-    int64_t fired_bytes; /* up row, where there are any, and down column */
+    int64_t size;       /* of a weight */
+    int64_t gate_bytes; /* gate row and bias */
+    int64_t row_bytes;  /* up row or down column */
     int64_t pieces, columns;
     piece *piece_P;
-    int32_t *entry_K; /* positions in the list of what fired */
+    int32_t *entry_K; /* positions in the list of what has a factor */
     uint32_t *mask_K; /* a batch: for which tokens */
-    float *c_KB;      /* and with which factor; one token: compacted as entry_K */
+    float *c_KB;      /* and which; one token: compacted as entry_K */
 } ffn_run;
 
 static const char *record(const hc_ffn_args *a, int64_t k) {
@@ -110,18 +110,20 @@ static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, piec
 
 /* One token: gates of a group, then up rows of those that fired. While four rows are read the next
  * four are prefetched.
- * Fired entries are appended to the piece's own part of entry_K and c_KB, which begins at the
- * piece's first position in the list: pieces never meet, and no lock is needed. */
+ * Entries are appended to the piece's own part of entry_K and c_KB, which begins at the piece's
+ * first position in the list: pieces never meet, and no lock is needed. */
 static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *piece) {
     const hc_ffn_args *a = run->a;
     const void *rows[SINGLE + AHEAD];
     float gate[SINGLE], up[SINGLE];
-    int32_t entry[SINGLE], *to = run->entry_K + piece->begin + piece->fired;
-    float *c = run->c_KB + piece->begin + piece->fired;
+    int32_t entry[SINGLE], *to = run->entry_K + piece->begin + piece->kept;
+    float *c = run->c_KB + piece->begin + piece->kept;
     const int64_t n = single_gates(run, begin, end, piece, entry, gate);
-    int64_t fired = 0;
+    const int32_t activation = a->activation, gated = a->record.up >= 0;
+    const float threshold = a->activation_threshold;
+    int64_t fired = 0, kept = 0;
     for (int64_t i = 0; i < n; i++)
-        if (gate[i] > 0) {
+        if (hc_fires(activation, gate[i], threshold)) {
             to[fired] = entry[i];
             c[fired++] = gate[i];
         }
@@ -130,17 +132,21 @@ static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *
     /* Ids are unique in a list, so no other thread counts this neuron. */
     for (int64_t i = 0; i < fired && a->fired_N; i++)
         a->fired_N[a->ids[to[i]]]++;
-    if (a->record.up >= 0) {
+    if (gated) {
         for (int64_t i = 0; i < fired + AHEAD; i++)
             rows[i] = record(a, to[i < fired ? i : fired - 1]) + a->record.up;
         run->p->dot[a->record.dtype](rows, rows + AHEAD, fired, a->x_BD, a->d, a->record.scales,
                                      up);
-        for (int64_t i = 0; i < fired; i++)
-            c[i] *= up[i];
+        piece->bytes += fired * run->row_bytes;
     }
-    piece->fired += fired;
+    for (int64_t i = 0; i < fired; i++) {
+        const float factor = hc_factor(activation, c[i], gated ? up[i] : 1);
+        to[kept] = to[i], c[kept] = factor;
+        kept += !hc_both(activation) || factor != 0;
+    }
+    piece->kept += kept;
     piece->up_down_rows += fired;
-    piece->bytes += fired * run->fired_bytes;
+    piece->bytes += kept * run->row_bytes;
 }
 
 /* Rows' sums for those tokens of x that are in mask, in ascending order. */
@@ -162,6 +168,8 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *pie
                         float gate[GROUP][HC_MAX_BATCH], uint32_t fired[GROUP]) {
     const hc_ffn_args *a = run->a;
     const uint32_t all = (uint32_t)((1ull << a->batch) - 1);
+    const int32_t activation = a->activation;
+    const float threshold = a->activation_threshold;
     const void *rows[GROUP];
     const float *xs[HC_MAX_BATCH];
     float dense[GROUP * HC_MAX_BATCH], some[HC_MAX_BATCH];
@@ -193,7 +201,7 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *pie
                 value = biased(a, begin + i, value);
             /* Entries of tokens that did not ask are never read: fired masks them. */
             gate[i][t] = value;
-            fired[i] |= (uint32_t)(value > 0) << t;
+            fired[i] |= (uint32_t)hc_fires(activation, value, threshold) << t;
         }
     }
 }
@@ -203,26 +211,36 @@ static void group_batch(const ffn_run *run, int64_t begin, int64_t end, piece *p
     const hc_ffn_args *a = run->a;
     float gate[GROUP][HC_MAX_BATCH], up[HC_MAX_BATCH];
     uint32_t fired[GROUP];
+    const int32_t activation = a->activation, gated = a->record.up >= 0;
     group_gates(run, begin, end - begin, piece, gate, fired);
     for (int64_t i = 0; i < end - begin; i++) {
         if (!fired[i])
             continue;
         const int32_t m = __builtin_popcount(fired[i]);
-        int32_t next = 0;
-        if (a->record.up >= 0) {
-            dot_masked(run, record(a, begin + i) + a->record.up, fired[i], up);
-            for (uint32_t rest = fired[i]; rest; rest &= rest - 1)
-                gate[i][__builtin_ctz(rest)] *= up[next++];
-        }
-        const int64_t to = piece->begin + piece->fired++;
-        run->entry_K[to] = (int32_t)(begin + i);
-        run->mask_K[to] = fired[i];
-        /* The whole row, undefined for tokens that did not fire: mask_K says which did. */
-        memcpy(run->c_KB + to * a->batch, gate[i], sizeof(float) * (size_t)a->batch);
         piece->up_down_rows += m;
-        piece->bytes += run->fired_bytes;
         if (a->fired_N)
             a->fired_N[a->ids[begin + i]] += m;
+        if (gated) {
+            dot_masked(run, record(a, begin + i) + a->record.up, fired[i], up);
+            piece->bytes += run->row_bytes;
+        }
+        uint32_t kept = hc_both(activation) ? 0 : fired[i];
+        int32_t next = 0;
+        for (uint32_t rest = fired[i]; rest; rest &= rest - 1) {
+            const int32_t t = __builtin_ctz(rest);
+            const float factor = hc_factor(activation, gate[i][t], gated ? up[next++] : 1);
+            gate[i][t] = factor;
+            if (hc_both(activation))
+                kept |= (uint32_t)(factor != 0) << t;
+        }
+        if (!kept)
+            continue;
+        const int64_t to = piece->begin + piece->kept++;
+        run->entry_K[to] = (int32_t)(begin + i);
+        run->mask_K[to] = kept;
+        /* The whole row, undefined for tokens without a factor: mask_K says which have one. */
+        memcpy(run->c_KB + to * a->batch, gate[i], sizeof(float) * (size_t)a->batch);
+        piece->bytes += run->row_bytes;
     }
 }
 
@@ -255,7 +273,7 @@ static int64_t down_scales(const ffn_run *run, int64_t column) {
     return r->scales ? r->scales - column * run->size + hc_scale_bytes(r->dtype, column) : 0;
 }
 
-/* A batch: some columns of n (at most GROUP) down columns, for every token that one fired for.
+/* A batch: some columns of n (at most GROUP) down columns, for every token with a factor for one.
  * Token by token over the group's rows, which stay in the cache for the next token. A token's
  * own neurons are added in the list's order, as alone. */
 static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t column,
@@ -291,7 +309,7 @@ static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
     float c[SINGLE + AHEAD], *y = a->y_BD + column;
     int64_t n = 0;
     for (int64_t i = 0; i < run->pieces; i++) {
-        const int64_t end = run->piece_P[i].begin + run->piece_P[i].fired;
+        const int64_t end = run->piece_P[i].begin + run->piece_P[i].kept;
         for (int64_t k = run->piece_P[i].begin; k < end; k++) {
             rows[n] = down(run, run->entry_K[k], column);
             c[n++] = run->c_KB[k];
@@ -326,7 +344,7 @@ static void sum_columns(void *context, int64_t task, int32_t thread) {
         return;
     }
     for (int64_t i = 0; i < run->pieces; i++) {
-        const int64_t end = run->piece_P[i].begin + run->piece_P[i].fired;
+        const int64_t end = run->piece_P[i].begin + run->piece_P[i].kept;
         for (int64_t k = run->piece_P[i].begin; k < end; k += GROUP)
             add_down_batch(run, k, end - k < GROUP ? end - k : GROUP, column, columns);
     }
@@ -359,11 +377,11 @@ hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
     ffn_run run = {.a = args, .p = hc_primitives_get(), .size = hc_dtype_bytes(args->record.dtype)};
     if (!run.p)
         return HC_ERR_UNSUPPORTED;
-    const int64_t n = args->n_ids, row_bytes = hc_row_bytes(args->record.dtype, args->d);
+    const int64_t n = args->n_ids;
     if (!n)
         pool = NULL; /* only y is cleared */
-    run.gate_bytes = row_bytes + (args->record.bias ? 4 : 0);
-    run.fired_bytes = row_bytes * (args->record.up >= 0 ? 2 : 1);
+    run.row_bytes = hc_row_bytes(args->record.dtype, args->d);
+    run.gate_bytes = run.row_bytes + (args->record.bias ? 4 : 0);
     char *scratch = args->scratch;
     run.piece_P = (piece *)scratch, scratch += PIECES * sizeof(piece);
     run.entry_K = (int32_t *)scratch, scratch += lines(4 * n);

@@ -11,6 +11,9 @@ static hc_status check_shapes(const hc_ffn_args *a) {
     const int64_t bytes = hc_dtype_bytes(a->record.dtype);
     if (!bytes)
         return hc_fail(HC_ERR_ARGUMENT, "ffn: dtype %d is unknown; 0 to 3 are", a->record.dtype);
+    if (a->activation < 0 || a->activation >= HC_N_ACTIVATIONS)
+        return hc_fail(HC_ERR_ARGUMENT, "ffn: activation %d is unknown; 0 to %d are", a->activation,
+                       HC_N_ACTIVATIONS - 1);
     if (a->batch < 1 || a->batch > HC_MAX_BATCH)
         return hc_fail(HC_ERR_ARGUMENT, "ffn: batch %d; 1 to %d are possible", a->batch,
                        HC_MAX_BATCH);

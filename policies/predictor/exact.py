@@ -1,4 +1,4 @@
-"""The exact predictor: a neuron is proposed where its gate pre-activation is above 0.
+"""The exact predictor: a neuron is proposed where its gate fires.
 
 Nothing is guessed, so the tokens are the dense model's. The price is reading every gate row of
 every layer. Either the predictor actor reads them and sends the pre-activations along, or the
@@ -53,4 +53,5 @@ class Exact:
 
     def native(self, layer: int) -> PredictorLayer:
         """No matrices: the loop evaluates the gate rows in the store."""
-        return PredictorLayer(None, None, None, relu=False, threshold=ABOVE_ZERO)
+        least = self._model[0].spec.least_firing if self._model else ABOVE_ZERO
+        return PredictorLayer(None, None, None, relu=False, threshold=least)

@@ -94,7 +94,9 @@ class LowRank(Prepared[PredictorLayer]):
         weight_D = torch.from_numpy(model.norm_weight(index)).to(dtype)
         shift_D = torch.from_numpy(model.norm_bias(index)).to(dtype)
         gate_ND = torch.from_numpy(model.gate_rows(index)).to(dtype)
-        constant_N = gate_ND @ shift_D + torch.from_numpy(model.gate_biases(index)).to(dtype)
+        # What is predicted is where pre-activations less their threshold are above 0.
+        own_N = torch.from_numpy(model.gate_biases(index)).to(dtype)
+        constant_N = gate_ND @ shift_D + own_N - model.spec.activation_threshold
         rows_ND = gate_ND * weight_D
         gram_DD = rows_ND.T @ rows_ND
         basis_DR = components(gram_DD, rank, exact)

@@ -81,7 +81,9 @@ class Sign(Prepared[SignLayer]):
         self, model: ModelView, profile: ActivationProfile | None, index: int
     ) -> tuple[SignLayer, float]:
         gate_ND = torch.from_numpy(model.gate_rows(index)).double()
+        # What is predicted is where pre-activations less their threshold are above 0.
         own_N = torch.from_numpy(model.gate_biases(index)).double()
+        own_N -= model.spec.activation_threshold
         weight_D = torch.from_numpy(model.norm_weight(index)).double()
         shift_D = torch.from_numpy(model.norm_bias(index)).double()
         column_D = gate_ND.abs().mean(dim=0).clamp_min(1e-30)

@@ -78,7 +78,7 @@ class Window(Prepared[WindowLayer]):
         model = self._model[0]
         gates_TN: F32 = np.asarray(x_BD, np.float32) @ model.gate_rows(layer).T
         gates_TN += model.gate_biases(layer)
-        return form.scores_of(gates_TN)
+        return form.scores_of(model.spec.fires(gates_TN))
 
     def _again(self, probability_N: F64) -> F64:
         """Chance that a neuron outside the prior is proposed, tokens being independent."""

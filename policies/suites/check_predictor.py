@@ -120,7 +120,9 @@ def native_scores(layer: NativeLayer, x_BD: F32, view: ModelView, index: int) ->
         hidden_BH = kernels.gemv(layer.fc1, x_BD, relu=layer.relu)
         return kernels.gemv(layer.fc2, hidden_BH, bias_R=layer.bias_N)
     gates_BN = kernels.gemv(view.gate_rows(index), x_BD, bias_R=view.gate_biases(index))
-    return layer.scores_of(gates_BN) if isinstance(layer, WindowLayer) else gates_BN
+    if isinstance(layer, WindowLayer):
+        return layer.scores_of(view.spec.fires(gates_BN))
+    return gates_BN
 
 
 def _check_unprepared(subject: Any, spec: ModelSpec) -> None:
@@ -258,7 +260,7 @@ def _random_cases() -> dict[str, tuple[ModelView, ActivationProfile | None]]:
         "float32, a width that is no multiple of 8": replace(usual, d_model=35, dtype="float32"),
         "a wider model": replace(usual, d_model=192, n_neurons=130, dtype="bfloat16"),
         "plain ReLU layers with layer norms and biases": replace(
-            usual, architecture="opt", norm="layer", ffn="relu", positions="learned", biases=True
+            usual, architecture="opt", norm="layer", gated=False, positions="learned", biases=True
         ),
         "one layer of one neuron": replace(usual, n_layers=1, n_neurons=1),
     }

@@ -50,7 +50,7 @@ def model_shape(
         record_bytes=NeuronRecord.for_spec(spec).bytes,
         norm_bias=spec.norm == "layer",
         biases=spec.biases,
-        gated=spec.ffn == "reglu",
+        gated=spec.gated,
         final_norm=spec.final_norm,
         rotary=spec.positions == "rotary",
         projected=spec.embed_dim is not None,

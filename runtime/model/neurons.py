@@ -5,8 +5,8 @@ plain ReLU layer a row of fc1, which decides whether it fires and is called gate
 column of fc2 and a bias. The bundle stores all parts side by side, so that whoever owns a neuron
 reads one stretch of memory:
 
-    reglu  | gate row, D elements | up row, D elements | down column, D elements | zeros up to 64 |
-    relu   | gate row, D elements | down column, D elements | bias, float32 | zeros up to 64 bytes |
+    gated  | gate row, D elements | up row, D elements | down column, D elements | zeros up to 64 |
+    plain  | gate row, D elements | down column, D elements | bias, float32 | zeros up to 64 bytes |
 
 In a format with scales a row is: weights | zeros up to 16 bytes | scales | zeros up to 16.
 
@@ -62,7 +62,7 @@ class NeuronRecord:
     @classmethod
     def for_spec(cls, spec: ModelSpec) -> "NeuronRecord":
         """The layout of this model's neurons."""
-        names = ROWS if spec.ffn == "reglu" else ("gate", "down")
+        names = ROWS if spec.gated else ("gate", "down")
         kind = spec.neuron_format
         row = FORMATS[kind].part_bytes(spec.d_model)
         parts: list[Part] = []

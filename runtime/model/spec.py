@@ -6,14 +6,17 @@ Read from a checkpoint by an architecture, stored in a bundle, used everywhere. 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
 
+import numpy as np
+
 from hotcold.native.abi import names as abi
 from hotcold.native.abi.formats import FORMATS
+from hotcold.native.abi.generated import ACTIVATION_ROWS, ActivationRow
 
 DType = Literal["float32", "float16", "bfloat16"]
 NEURON_DTYPES = tuple(word for word in abi.DTYPES if word not in abi.WEIGHT_DTYPES)
 DTYPE_BYTES: dict[str, int] = {name: abi.DTYPE_BYTES[name] for name in abi.WEIGHT_DTYPES}
 Norm = Literal["rms", "layer"]
-Ffn = Literal["reglu", "relu"]
+Activation = Literal["relu", "relu2", "fatrelu", "relu both"]
 Positions = Literal["rotary", "learned"]
 
 
@@ -27,7 +30,7 @@ def split_dtype(word: str, plain: DType) -> tuple[DType, str | None]:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Shapes of a decoder with ReLU feed-forward layers, gated (ReGLU) or not.
+    """Shapes of a decoder with ReLU-like feed-forward layers, gated (ReGLU) or not.
 
     Args:
         architecture: registry name of the architecture, "llama" or "opt".
@@ -44,11 +47,13 @@ class ModelSpec:
         bos_ids: ids put before a prompt by the tokenizer's own template; informational.
         eos_ids: ids that end a generation.
         norm: "rms", or "layer": mean removed, and a bias beside the weight.
-        ffn: "reglu", relu(g . x) (u . x) d: a neuron is a gate row, an up row and a down column; or
-            "relu", relu(g . x + b) d: a row of fc1 (called gate row throughout), a column of fc2
-            (down column), and fc1's bias.
+        gated: act(g . x) (u . x) d: a neuron is a gate row, an up row and a down column; or not,
+            act(g . x + b) d: a row of fc1 (called gate row throughout), a column of fc2 (down
+            column), and fc1's bias.
+        activation: act, a row of native/abi/activations.h.
+        activation_threshold: of its pre-activations; above 0 for "fatrelu", 0 for others.
         positions: "rotary", or "learned": a row a position, added to the embedding.
-        biases: q, k, v, o, fc1 and fc2 have biases ("relu" only).
+        biases: q, k, v, o, fc1 and fc2 have biases (not gated only).
         post_norm: each norm follows its block's residual addition instead of leading the block.
         final_norm: there is a norm before the head.
         embed_dim: width of embedding and head where they are projected to and from d_model.
@@ -72,7 +77,9 @@ class ModelSpec:
     bos_ids: tuple[int, ...] = ()
     eos_ids: tuple[int, ...] = ()
     norm: Norm = "rms"
-    ffn: Ffn = "reglu"
+    gated: bool = True
+    activation: Activation = "relu"
+    activation_threshold: float = 0.0
     positions: Positions = "rotary"
     biases: bool = False
     post_norm: bool = False
@@ -113,7 +120,30 @@ class ModelSpec:
     @property
     def neuron_rows(self) -> int:
         """Rows of D elements in a neuron: gate, up and down, or gate and down."""
-        return 3 if self.ffn == "reglu" else 2
+        return 3 if self.gated else 2
+
+    @property
+    def _row(self) -> ActivationRow:
+        return ACTIVATION_ROWS[abi.ACTIVATIONS[self.activation]]
+
+    @property
+    def least_firing(self) -> float:
+        """The lowest gate pre-activation in float32 that fires."""
+        threshold = np.float32(self.activation_threshold)
+        fires = self.fires(threshold)
+        return float(threshold if fires else np.nextafter(threshold, np.float32(np.inf)))
+
+    def fires(self, gates: Any) -> Any:  # noqa: ANN401 - array or tensor
+        """Where neurons fire, of their gate pre-activations: numbers, an array or a tensor."""
+        return self._row.fires(gates, self.activation_threshold)
+
+    def gate_values(self, gates: Any) -> Any:  # noqa: ANN401 - array or tensor
+        """Gates behind the activation, of their pre-activations: 0 where a neuron does not fire."""
+        return self._row.value(gates) * self.fires(gates)
+
+    def up_values(self, ups: Any) -> Any:  # noqa: ANN401 - array or tensor
+        """What gates are multiplied by, of the up projections."""
+        return ups * (ups > 0) if self._row.both else ups
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for bundle.json.
@@ -130,6 +160,8 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ModelSpec":
-        """Inverse of to_json; a KeyError or TypeError means another version wrote it."""
+        """Inverse of to_json; a KeyError, TypeError or ValueError: another version wrote it."""
+        if unknown := sorted({*data} - {field.name for field in fields(cls)}):
+            raise ValueError(f"this version knows no {', '.join(unknown)} of a model")
         tuples = {name: tuple(data[name]) for name in ("bos_ids", "eos_ids")}
         return cls(**{**data, **tuples})

@@ -139,22 +139,22 @@ class WindowLayer(NativeForm):
         """What the kernels read, by their names for it."""
         return {"bias_N": self.prior_N}
 
-    def scores_of(self, gates_TN: F32) -> F32:
-        """The readable reference: scores [T, N] of a context's first T tokens, gates given.
+    def scores_of(self, fires_TN: npt.NDArray[np.bool_]) -> F32:
+        """The readable reference: scores [T, N] of a context's first T tokens.
 
         Args:
-            gates_TN: gate pre-activations of every neuron; those not proposed are not looked at.
+            fires_TN: whether each neuron fires; those not proposed are not looked at.
         """
-        n = gates_TN.shape[1]
+        n = fires_TN.shape[1]
         last_N = np.full(n, -MAX_WINDOW - 1)
         prior_N = np.zeros(n, np.float32) if self.prior_N is None else self.prior_N
-        scores_TN = np.empty(gates_TN.shape, np.float32)
-        for t, gates_N in enumerate(gates_TN):
+        scores_TN = np.empty(fires_TN.shape, np.float32)
+        for t, fires_N in enumerate(fires_TN):
             again_N = (t - last_N <= self.window) | (t == 0)
             if self.probe_every:
                 again_N |= (np.arange(n) + t) % self.probe_every == 0
             scores_TN[t] = prior_N + again_N.astype(np.float32)
-            last_N[(scores_TN[t] >= np.float32(self.threshold)) & (gates_N > 0)] = t
+            last_N[(scores_TN[t] >= np.float32(self.threshold)) & fires_N] = t
         return scores_TN
 
     def complaint(self, spec: ModelSpec) -> str:

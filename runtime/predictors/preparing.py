@@ -85,13 +85,15 @@ def _compare(
 
 
 def reference_scores(layer: NativeLayer, x_BD: F32, model: ModelView, index: int) -> F32:
-    """Scores [B, N] of a native form, computed plainly; a window's from gates, token by token."""
+    """Scores [B, N] of a native form, computed plainly; a window's token by token."""
     if isinstance(layer, SignLayer) or (
         isinstance(layer, PredictorLayer) and layer.fc1 is not None
     ):
         return layer.scores(x_BD)
     gates_BN: F32 = x_BD @ model.gate_rows(index).T + model.gate_biases(index)
-    return layer.scores_of(gates_BN) if isinstance(layer, WindowLayer) else gates_BN
+    if isinstance(layer, WindowLayer):
+        return layer.scores_of(model.spec.fires(gates_BN))
+    return gates_BN
 
 
 def allowed_difference(scores_BN: F32) -> float:

@@ -32,11 +32,11 @@ class ActivationProfile:
     """Firing counts of every neuron over a text, and what else was counted with them.
 
     Args:
-        counts_LN: tokens for which the neuron's gate was above 0.
+        counts_LN: tokens for which the neuron's gate fired.
         tokens: tokens run; no count is above it.
         model: checksum of the bundle it was counted with; "" where unknown.
-        sums_LN: sum over all tokens of the gate after its ReLU, relu(g . x + b): for a gated neuron
-            without the factor of its up row. None where it was not counted.
+        sums_LN: sum over all tokens of the gate behind its activation, act(g . x + b): for a gated
+            neuron without the factor of its up row. None where it was not counted.
         tokens_LK: tokens for which exactly k neurons of the layer fired. None likewise.
     """
 
@@ -163,7 +163,7 @@ class ActivationProfile:
         heads = f"{'layer':>5} {'sparsity':>9} {'hot for 50%':>12} {'hot for 80%':>12} {'dead':>6}"
         low_L, high_L = self.density_quantile(0.05), self.density_quantile(0.95)
         heads += f" {'active, 5-95% of tokens':>24}" if low_L is not None else ""
-        heads += f" {'mean gate if > 0':>17}" if self.sums_LN is not None else ""
+        heads += f" {'mean gate if fired':>17}" if self.sums_LN is not None else ""
         lines = [heads]
         for layer, sparsity in enumerate(self.sparsity_L):
             line = _row(str(layer), sparsity, half_L[layer], most_L[layer], dead_L[layer])

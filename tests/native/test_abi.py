@@ -23,7 +23,7 @@ from hotcold.native.errors import (
     ConfigError,
     KernelError,
 )
-from hotcold.runtime.model.spec import DType, Norm
+from hotcold.runtime.model.spec import Activation, DType, Norm
 from hotcold.runtime.plan.dag import Kind
 
 STRUCTS = [name.lower() for name, of in vars(generated).items() if isinstance(of, np.dtype)]
@@ -115,6 +115,7 @@ def test_words_are_those_that_types_and_users_know() -> None:
     assert names.OPS == ("embed", "attention", "predict", "hot", "cold", "merge", "head")
     assert set(get_args(Kind)) == {*names.OPS, "fetch"} - {"embed", "head"}
     assert get_args(DType) == names.WEIGHT_DTYPES and get_args(Norm) == tuple(names.NORMS)
+    assert get_args(Activation) == tuple(names.ACTIVATIONS)
     assert names.DTYPE_BYTES == {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
     for codes, kind in ((names.ACTORS, generated.Actor), (names.OPS, generated.Op)):
         assert [member.value for member in kind] == list(range(len(codes)))

@@ -137,7 +137,10 @@ def _print(result: dict[str, Any]) -> None:
 
 def kind_of_neuron(spec: dict[str, Any]) -> str:
     """In words: gated or not, with a bias or without."""
-    kind = "gated ReLU" if spec.get("ffn", "reglu") == "reglu" else "ReLU"
+    act = spec.get("activation", "relu").replace("relu", "ReLU")
+    kind = f"gated {act}" if spec.get("gated", True) else act
+    if threshold := spec.get("activation_threshold"):
+        kind += f" at {threshold:g}"
     return f"{kind} with bias" if spec.get("biases") else kind
 
 

@@ -173,7 +173,7 @@ void Executor::capture_input(int layer, int32_t bucket) {
     capture_split(layer, true);
 }
 
-// c = relu(gate) up, then partial sums of the chunks. n_ids: the table's rows, those read over the
+// c = act(gate) up, then partial sums of the chunks. n_ids: the table's rows, those read over the
 // bus too.
 void Executor::capture_hot(int layer, int32_t bucket) {
     const hc_model &m = *args_.model;
@@ -187,6 +187,7 @@ void Executor::capture_hot(int layer, int32_t bucket) {
         hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
     Ffn ffn = {};
     ffn.record_R = from.record_R, ffn.record = m.record;
+    ffn.activation = m.activation, ffn.activation_threshold = m.activation_threshold;
     ffn.d = static_cast<int32_t>(m.d);
     ffn.n_rows = static_cast<int32_t>(args_.owned_L[layer].n_ids);
     ffn.n_chunks = device_.n_chunks, ffn.x = ffn_input(), ffn.hot = hot;

@@ -36,6 +36,19 @@ __device__ __forceinline__ void wait_prior() {
 #endif
 }
 
+// ---- entries of c_KB: what a neuron's down column is multiplied by for a token
+// u: the up projection, 1 where there is none. Shut, or not asked for: 0. Fired with a factor of 0: -0,
+// which adds as little, so that counts and audit still know of it.
+__device__ __forceinline__ float entry(const Ffn &a, bool asked, float g, float u) {
+    if (!asked || !hc_fires(a.activation, g, a.activation_threshold))
+        return 0.0f;
+    const float c = hc_factor(a.activation, g, u);
+    return c == 0 ? -0.0f : c;
+}
+__device__ __forceinline__ bool fired_with(float c) {
+    return __float_as_uint(c) != 0;
+}
+
 // ---- weights: 16 bytes a lane and load, streamed past L1 (a weight is used once a kernel)
 // .nc: the read-only path, so only for memory that nobody writes while the kernel runs.
 // L1::no_allocate leaves L1 to x, which every warp reads again. `at` lies on 16 bytes.

@@ -1,8 +1,9 @@
-// ffn.cu - the neuron-aware operator: sparse ReGLU or ReLU over the device's own active neurons.
+// ffn.cu - the neuron-aware operator: a sparse layer over the device's own active neurons.
 //
 //   record: | gate row | up row | down column |, rows of the table in ascending order of neuron id
-//   c_k = relu(g_k . x) * (u_k . x);  y = sum over k of c_k * d_k
-//   record: | gate row | down column | bias |  without up rows (OPT): c_k = relu(g_k . x + bias_k)
+//   c_k = act(g_k . x) * (u_k . x);  y = sum over k of c_k * d_k
+//   record: | gate row | down column | bias |  without up rows (OPT): c_k = act(g_k . x + bias_k)
+// act is a row of abi/activations.h.
 //
 // Bytes: 3 d e a fired neuron (2 d e without up rows), d e a proposed one that stays shut (gate
 // first), 6 d FLOPs: 1 FLOP a byte in fp16, bound by memory. 13B, 12 % of 13824 fire: 34 MB + 17 MB a
@@ -96,15 +97,15 @@ __global__ void __launch_bounds__(THREADS) gate_first_kernel(const Ffn1 a) {
         for (int b = 0; b < B; b++) {
             gate[b] += bias;
             // All lanes have the same sums, so the branch below is taken by whole warps.
-            fires |= gate[b] > 0 && (members >> b & 1);
+            fires |= (members >> b & 1) && hc_fires(a.activation, gate[b], a.activation_threshold);
         }
         if (fires && a.record.up >= 0)
             dot_row<W, B, U>(a, x, record + a.record.up, up);
         float mine = 0;
 #pragma unroll
         for (int b = 0; b < B; b++)
-            if (lane == b && fires && gate[b] > 0 && (members >> b & 1))
-                mine = a.record.up >= 0 ? gate[b] * up[b] : gate[b];
+            if (lane == b && fires)
+                mine = entry(a, members >> b & 1, gate[b], a.record.up >= 0 ? up[b] : 1.0f);
         // Every entry is written, zeros too: down() reads c_KB without anyone having cleared it.
         if (lane < B)
             a.hot.c_KB[static_cast<int64_t>(k) * a.bucket + 8 * group + lane] = mine;
@@ -135,8 +136,8 @@ __device__ __forceinline__ void write_c(const Ffn1 &a, int k, int group, unsigne
     for (int w = 0; w < WARPS; w++)
         g += shared[w][0][b], u += shared[w][1][b];
     g += bias;
-    const bool on = g > 0 && (members >> b & 1);
-    a.hot.c_KB[static_cast<int64_t>(k) * a.bucket + 8 * group + b] = on ? (UP ? g * u : g) : 0.0f;
+    a.hot.c_KB[static_cast<int64_t>(k) * a.bucket + 8 * group + b] =
+        entry(a, members >> b & 1, g, UP ? u : 1.0f);
 }
 
 // Predicted neurons, a block each, any batch: x from L1.
@@ -241,7 +242,7 @@ __global__ void __launch_bounds__(THREADS, P > 5 && UP ? 3 : ONE_BLOCKS)
     }
 }
 
-// The entries of [begin, end) that fire for any of B tokens, in order, into shared memory.
+// The entries of [begin, end) with a factor for any of B tokens, in order, into shared memory.
 // A thread an entry, so at most THREADS of them. Ballot and the warps' counts give each its place:
 // the list's order is kept. Returns how many. First barrier: counts are there; second: rows and c
 // are, and counts may be written again.
@@ -256,7 +257,7 @@ __device__ __forceinline__ int gather(const Ffn1 &a, int begin, int end, int gro
     for (int b = 0; b < B; b++) {
         own[b] = k < end ? a.hot.c_KB[static_cast<int64_t>(k) * a.bucket + 8 * group + b] : 0.0f;
         on |= own[b] != 0;
-        *fired += own[b] != 0;
+        *fired += fired_with(own[b]);
     }
     const unsigned ballot = __ballot_sync(FULL, on);
     if (lane == 0)

@@ -149,6 +149,8 @@ struct Ffn {
     int32_t *fired_C; // [4][n_chunks]: neurons * tokens whose gate fired
     const PassState *pass;
     uint64_t *stamps;
+    int32_t activation; // hc_activation
+    float activation_threshold;
 };
 void gate_up(const Ffn &args, int bucket, const Launch &launch);
 void down(const Ffn &args, int bucket, const Launch &launch);

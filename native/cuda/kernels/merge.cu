@@ -110,15 +110,15 @@ template <int V> __device__ __forceinline__ Pack<V> hot_sum(const Merge &a, int 
     return sum;
 }
 
-// Audited entries lie behind the hot ones in the list (split.cu): c != 0 means the gate fired and
-// the token lacked the neuron.
+// Audited entries lie behind the hot ones in the list (split.cu): of a gate that fired, the token
+// lacked the neuron.
 __device__ __forceinline__ void count_missed(const Merge &a) {
     __shared__ int scratch[33];
     const int n = (a.audit[1] - a.audit[0]) * a.bucket;
     const float *c = a.c_KB + static_cast<int64_t>(a.audit[0]) * a.bucket;
     int fired = 0;
     for (int i = threadIdx.x; i < n; i += THREADS)
-        fired += c[i] != 0;
+        fired += fired_with(c[i]);
     fired = block_sum(fired, scratch);
     if (threadIdx.x == 0)
         *a.missed = fired;

@@ -112,6 +112,7 @@ void operate_ffn(const hc_device_op &op) {
         record_R[r] = records + r * a.record.bytes;
     const char **tables = scratch.given<const char *>(record_R.size(), record_R.data());
     f.record = a.record, f.d = static_cast<int32_t>(a.d);
+    f.activation = a.activation, f.activation_threshold = a.activation_threshold;
     f.n_rows = n_rows, f.n_chunks = S;
     // The residual stream starts at 0, so what merge() leaves is y.
     float *h = scratch.zeros<float>(bucket * a.d);

@@ -59,6 +59,7 @@ void operate_product(const hc_device_op &op) {
     g.rows = static_cast<int32_t>(a.rows), g.tokens = a.tokens;
     g.dtype = i8 ? static_cast<int32_t>(HC_F16) : a.dtype, g.transposed = a.transposed != 0;
     g.epilogue = static_cast<hc_epilogue>(a.epilogue), g.threshold = a.threshold;
+    g.activation = a.activation;
     g.scale_R = scratch.given(a.rows, a.scale_R);
     g.bias_R = scratch.given(a.rows, a.bias_R);
     g.x = operand_of(a, operand_dtype(g.dtype, g.w, g.stride, g.up, a.k, a.rows, g.transposed),

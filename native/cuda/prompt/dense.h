@@ -53,14 +53,15 @@ struct Gemm { // y[t][r] = sum over k of x[t][k] w[r][k]; or w[k][r] where trans
     int32_t rows, dtype, tokens;
     bool transposed;
     hc_epilogue epilogue;
-    float *y; // of neurons: relu(gate) * up, or relu(gate + bias), where the mask allows
+    float *y; // of neurons: act(gate) * up, or act(gate + bias), where the mask allows
     int64_t y_stride;
     const float *scale_R, *bias_R; // NULL: ones, zeros; the others' alone
-    float threshold;
+    int32_t activation;            // hc_activation, of neurons
+    float threshold;               // HC_EPILOGUE_MASK: of scores; of neurons: the activation's
     uint8_t *mask; // [t][n]: written by HC_EPILOGUE_MASK, read of neurons; NULL there: all ones
     int64_t mask_stride;
     const int32_t *ids_R;      // of neurons: their ids
-    unsigned long long *fired; // of neurons: += entries that are not 0
+    unsigned long long *fired; // of neurons: += entries whose gate fired
 };
 // Which form of an operand a product needs: tensor cores where shape and alignment allow.
 int32_t operand_dtype(int32_t dtype, const void *w, int64_t stride, int64_t offsets, int64_t k,

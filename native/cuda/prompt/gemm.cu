@@ -47,19 +47,15 @@ __device__ __forceinline__ void write_out(const Gemm &a, int t, int r, float v, 
     case HC_EPILOGUE_MASK:
         a.mask[t * a.mask_stride + r] = v >= a.threshold;
         break;
-    case HC_EPILOGUE_NEURON: {
-        const float c = v > 0 && proposed(a, t, r) ? v * up : 0.0f;
-        *to = c;
-        fired += c != 0;
-        break;
-    }
-    case HC_EPILOGUE_PLAIN: {
+    case HC_EPILOGUE_PLAIN:
         if (a.bias)
             v += *reinterpret_cast<const float *>(a.w + r * a.stride + a.bias);
-        const float c = v > 0 && proposed(a, t, r) ? v : 0.0f;
-        *to = c;
-        fired += c != 0;
-    }
+        up = 1;
+        [[fallthrough]];
+    case HC_EPILOGUE_NEURON:
+        const bool fires = hc_fires(a.activation, v, a.threshold) && proposed(a, t, r);
+        *to = fires ? hc_factor(a.activation, v, up) : 0.0f;
+        fired += fires;
     }
 }
 

@@ -178,7 +178,7 @@ const uint8_t *Prompt::propose(int layer, const hc_device_prompt &in) {
 
 // h += the sum of n neurons that lie side by side on the device (+ bias).
 // gate and up: c[t][r] in b.wide, masked; then down, transposed: h[t][d] += c[t][r] down[r][d].
-// fired counts entries of c that are not 0.
+// fired counts entries whose gate fired.
 void Prompt::neurons(const char *records, int64_t n, const int32_t *ids, const uint8_t *mask,
                      const float *bias_D, const Operand &x, int tokens) {
     const hc_model &m = *args_.model;
@@ -188,6 +188,7 @@ void Prompt::neurons(const char *records, int64_t n, const int32_t *ids, const u
     gate.epilogue = gated ? HC_EPILOGUE_NEURON : HC_EPILOGUE_PLAIN;
     gate.up = gated ? m.record.up - m.record.gate : 0;
     gate.bias = m.record.bias ? m.record.bias - m.record.gate : 0;
+    gate.activation = m.activation, gate.threshold = m.activation_threshold;
     gate.y = b.wide, gate.y_stride = n;
     gate.mask = const_cast<uint8_t *>(mask), gate.mask_stride = m.n;
     gate.ids_R = ids, gate.fired = b.fired;

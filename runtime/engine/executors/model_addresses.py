@@ -33,6 +33,8 @@ def model_addresses(bundle: Bundle, store: WeightStore, context: int) -> dict[st
         "record": bundle.record.fields(),
         **sizes(spec, context),
         "norm": spec.norm,
+        "activation": spec.activation,
+        "activation_threshold": spec.activation_threshold,
         "norm_eps": spec.norm_eps,
         "post_norm": spec.post_norm,
         "dtype": spec.dtype,

@@ -6,9 +6,9 @@ or an allocation of terabytes later.
 """
 
 import math
-from typing import Any
+from typing import Any, get_args
 
-from hotcold.runtime.model.spec import DTYPE_BYTES, NEURON_DTYPES, ModelSpec
+from hotcold.runtime.model.spec import DTYPE_BYTES, NEURON_DTYPES, Activation, ModelSpec
 
 LIMITS: dict[str, tuple[int, int]] = {  # inclusive
     "n_layers": (1, 1024),
@@ -22,10 +22,10 @@ LIMITS: dict[str, tuple[int, int]] = {  # inclusive
 }
 KINDS: dict[str, tuple[str, ...]] = {
     "norm": ("rms", "layer"),
-    "ffn": ("reglu", "relu"),
+    "activation": get_args(Activation),
     "positions": ("rotary", "learned"),
 }
-FLAGS = ("tied", "biases", "post_norm", "final_norm")
+FLAGS = ("tied", "gated", "biases", "post_norm", "final_norm")
 ROPE_NUMBERS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": (
@@ -120,8 +120,7 @@ def _check_kinds(spec: ModelSpec) -> None:
         is_int(spec.embed_dim) and low <= spec.embed_dim <= high
     ):
         raise ValueError(f"embed_dim is {spec.embed_dim!r:.80}, it must be from {low} to {high}")
-    if spec.biases and spec.ffn == "reglu":
-        raise ValueError("biases are not supported in a gated feed-forward layer (reglu)")
+    _check_activation(spec)
     if spec.positions == "learned":
         if spec.rope_theta != 0 or spec.rope_scaling is not None:
             raise ValueError("a model with learned positions has no rotary parameters")
@@ -131,3 +130,16 @@ def _check_kinds(spec: ModelSpec) -> None:
     if not positive(spec.rope_theta, 1e12):
         raise ValueError(f"rope theta is {spec.rope_theta!r:.80}, it must be above 0, at most 1e12")
     check_rope_scaling(spec.rope_scaling)
+
+
+def _check_activation(spec: ModelSpec) -> None:
+    if spec.biases and spec.gated:
+        raise ValueError("biases are not supported in a gated feed-forward layer")
+    if spec.activation == "relu both" and not spec.gated:
+        raise ValueError("activation 'relu both' needs a gated feed-forward layer")
+    threshold, fat = spec.activation_threshold, spec.activation == "fatrelu"
+    if not (positive(threshold, 1e9) if fat else is_number(threshold) and threshold == 0):
+        allowed = "above 0 and at most 1e9" if fat else "0"
+        raise ValueError(
+            f"activation_threshold is {threshold!r:.80}, of {spec.activation} it must be {allowed}"
+        )

@@ -44,7 +44,7 @@ def read_spec(config: Config, dtype: DType) -> ModelSpec:
         bos_ids=config.token_ids("bos_token_id", vocab_size),
         eos_ids=eos_ids(config, vocab_size),
         norm="layer",
-        ffn="relu",
+        gated=False,
         positions="learned",
         biases=config.flag("enable_bias", True),
         post_norm=not pre_norm,

@@ -144,7 +144,7 @@ class Planter:
         made = {
             part: torch.empty((n, d), dtype=self.dtype, device=self.device)
             for part in ROWS
-            if part != "up" or spec.ffn == "reglu"
+            if part != "up" or spec.gated
         }
         written_MD = torch.zeros_like(x_MD)
         step = max(1, CHUNK_BYTES // (4 * d))

@@ -100,7 +100,7 @@ def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
         kv_bytes=ask.kv_bytes,
         embed_on_host=ask.embed_on_host,
     )
-    return replace(problem, gate_share=1 / (3 if spec.ffn == "reglu" else 2))
+    return replace(problem, gate_share=1 / spec.neuron_rows)
 
 
 def shaped_activations(shape: Shape, seed: int = 0) -> F64:

@@ -20,8 +20,8 @@ EOS = 2
 # What a family's models are built of, in ModelSpec's terms; a Llama is the default.
 _KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
-    "opt": {"norm": "layer", "ffn": "relu", "positions": "learned", "biases": True},
-    "falcon": {"norm": "layer", "ffn": "relu"},
+    "opt": {"norm": "layer", "gated": False, "positions": "learned", "biases": True},
+    "falcon": {"norm": "layer", "gated": False},
 }
 NOTES = (
     "opt shapes have OPT's block: ungated ReLU neurons with biases, layer norms, learned "

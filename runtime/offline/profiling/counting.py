@@ -94,16 +94,17 @@ def _layer(model: DenseModel, batch: _Batch, layer: int, bits_TLS: Bits | None) 
     with torch.inference_mode():
         h_RD = model.attend(layer, batch.h_RD, *batch.ids_BT.shape)
         x_RD = model.ffn_input(layer, h_RD)
-        gate_RN = torch.relu_(model.gates(layer, x_RD))
-        batch.h_RD = model.after_ffn(layer, h_RD, model.combine(layer, x_RD, gate_RN))
-        if len(batch.rows_R) < len(gate_RN):
-            gate_RN = gate_RN[batch.rows_R.to(gate_RN.device)]
-        fired_RN = gate_RN > 0
+        gate_RN = model.gates(layer, x_RD)
+        value_RN, fired_RN = model.spec.gate_values(gate_RN), model.spec.fires(gate_RN)
+        batch.h_RD = model.after_ffn(layer, h_RD, model.combine(layer, x_RD, value_RN))
+        if len(batch.rows_R) < len(fired_RN):
+            rows_R = batch.rows_R.to(fired_RN.device)
+            value_RN, fired_RN = value_RN[rows_R], fired_RN[rows_R]
         if bits_TLS is not None:
             bits_TLS[batch.places_R, layer] = np.packbits(fired_RN.cpu().numpy(), axis=-1)
         return (
             fired_RN.sum(dim=0).cpu().numpy(),
-            gate_RN.sum(dim=0, dtype=torch.float64).cpu().numpy(),
+            value_RN.sum(dim=0, dtype=torch.float64).cpu().numpy(),
             fired_RN.sum(dim=1).cpu().numpy(),
         )
 

@@ -73,7 +73,7 @@ class DenseModel:
         store, tensors = self._store, self._bundle.tensors
         stem = f"layers.{index}."
         parts = {name: self._tensor(stem + name) for name in _PARTS if stem + name in tensors}
-        for part in ("gate", "up", "down") if self.spec.ffn == "reglu" else ("gate", "down"):
+        for part in ("gate", "up", "down") if self.spec.gated else ("gate", "down"):
             rows_ND = store.neuron_rows(index, part)
             parts[part] = torch.from_numpy(rows_ND).to(self.device)
         if self.spec.biases:
@@ -132,18 +132,18 @@ class DenseModel:
         return hidden_RD @ self.head_VD.T
 
     def feed_forward(self, index: int, x_RD: Tensor, mask_RN: Tensor | None = None) -> Tensor:
-        """A layer's sum over its neurons of relu(gate) * up * down, those of the mask alone."""
-        gate_RN = torch.relu_(self.gates(index, x_RD))
+        """A layer's sum over its neurons of act(gate) * up * down, those of the mask alone."""
+        value_RN = self.spec.gate_values(self.gates(index, x_RD))
         if mask_RN is not None:
-            gate_RN *= mask_RN
-        return self.combine(index, x_RD, gate_RN)
+            value_RN *= mask_RN
+        return self.combine(index, x_RD, value_RN)
 
-    def combine(self, index: int, x_RD: Tensor, fired_RN: Tensor) -> Tensor:
-        """The second half of feed_forward, from gates after their ReLU."""
+    def combine(self, index: int, x_RD: Tensor, value_RN: Tensor) -> Tensor:
+        """The second half of feed_forward, from gates behind their activation."""
         layer = self.layers[index]
         if "up" in layer:
-            fired_RN = fired_RN * (x_RD @ layer["up"].T)
-        return _plus(fired_RN @ layer["down"], layer.get("ffn_bias"))
+            value_RN = value_RN * self.spec.up_values(x_RD @ layer["up"].T)
+        return _plus(value_RN @ layer["down"], layer.get("ffn_bias"))
 
     def after_ffn(self, index: int, h_RD: Tensor, ffn_RD: Tensor) -> Tensor:
         """The residual stream after a layer's feed-forward part, whose output is given."""
@@ -151,9 +151,14 @@ class DenseModel:
         return self._norm(h_RD, self.layers[index], "ffn_norm") if self.spec.post_norm else h_RD
 
     def gates(self, index: int, x_RD: Tensor) -> Tensor:
-        """Gate pre-activations [R, N]; a neuron fires where they are above 0."""
+        """Gate pre-activations [R, N]."""
         layer = self.layers[index]
         return _plus(x_RD @ layer["gate"].T, layer.get("bias"))
+
+    def fires(self, index: int, x_RD: Tensor) -> Tensor:
+        """Which neurons fire, bool [R, N]."""
+        fires_RN: Tensor = self.spec.fires(self.gates(index, x_RD))
+        return fires_RN
 
     def _norm(self, x_RD: Tensor, parts: dict[str, Tensor], name: str) -> Tensor:
         shape, eps = (x_RD.shape[-1],), self.spec.norm_eps

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from hotcold.runtime.offline.training.settings import FitSettings
 
 Tensor = torch.Tensor
-Gates = Callable[[Tensor], Tensor]  # inputs [B, D] to pre-activations [B, N]
+Fires = Callable[[Tensor], Tensor]  # inputs [B, D] to which neurons fire, bool [B, N]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Fitted:
 def fit_layer(
     inputs_TD: NDArray[np.float16],
     own_TD: NDArray[np.float16],
-    gates: Gates,
+    fires: Fires,
     probability_N: NDArray[np.float64],
     width: int,
     settings: FitSettings,
@@ -57,7 +57,7 @@ def fit_layer(
     Args:
         inputs_TD: what the predictor will see.
         own_TD: input of the layer itself (the same array without lookahead), which says what fires.
-        gates: pre-activations [B, N] of the layer for such inputs [B, D], biases included.
+        fires: which neurons [B, N] of the layer fire for such inputs [B, D].
         probability_N: how often each neuron fires, for the initial bias.
         width: H.
         settings: see FitSettings.
@@ -80,7 +80,7 @@ def fit_layer(
         order_T = torch.randperm(tokens, generator=generator).numpy()
         for at in range(0, tokens - batch + 1, batch):
             rows = np.sort(order_T[at : at + batch])
-            fired_BN = _fired(own_TD[rows], gates)
+            fired_BN = _fired(own_TD[rows], fires).float()
             x_BD = torch.from_numpy(inputs_TD[rows]).float()
             scores_BN = Fitted(*parts).scores(x_BD)
             loss = F.binary_cross_entropy_with_logits(scores_BN, fired_BN, pos_weight=weight)
@@ -94,8 +94,8 @@ def fit_layer(
 
 
 @torch.no_grad()
-def _fired(own_BD: NDArray[np.float16], gates: Gates) -> Tensor:
-    return (gates(torch.from_numpy(own_BD).float()) > 0).float()
+def _fired(own_BD: NDArray[np.float16], fires: Fires) -> Tensor:
+    return fires(torch.from_numpy(own_BD).float())
 
 
 def _rows(inputs_TD: NDArray[np.float16], at: int) -> Tensor:
@@ -107,7 +107,7 @@ def density_at(
     fitted: Fitted,
     inputs_TD: NDArray[np.float16],
     own_TD: NDArray[np.float16],
-    gates: Gates,
+    fires: Fires,
     recall: float,
 ) -> float:
     """Share of neurons that must be proposed for a recall, over tokens held back from training."""
@@ -115,7 +115,7 @@ def density_at(
     fired = []
     for at in range(0, len(inputs_TD), 2048):
         scores.append(fitted.scores(_rows(inputs_TD, at)))
-        fired.append(_fired(np.array(own_TD[at : at + 2048]), gates) > 0)
+        fired.append(_fired(np.array(own_TD[at : at + 2048]), fires))
     scores_TN, fired_TN = torch.cat(scores), torch.cat(fired)
     hits = scores_TN[fired_TN]
     if not len(hits):

@@ -105,7 +105,7 @@ def calibrate(
             seen = inputs[max(0, index - lookahead)]
             histogram = _Histogram()
             for block, x_RD, source_RD in zip(blocks, inputs[index], seen, strict=True):
-                histogram.add(block, fitted.scores(source_RD), model.gates(index, x_RD) > 0)
+                histogram.add(block, fitted.scores(source_RD), model.fires(index, x_RD))
             points = histogram.points(recalls)
             threshold = next(p.threshold for p in points if p.recall == recall)
             result.append(points)
@@ -199,7 +199,7 @@ def measure(
             seen[index] = x_RD
             source_RD = seen[max(0, index - lookahead)]
             mask_RN = layers[index].scores(source_RD) >= thresholds[index]
-            fired_RN = model.gates(index, x_RD) > 0
+            fired_RN = model.fires(index, x_RD)
             audits[index] = PredictionAudit.of(mask_RN.numpy(), fired_RN.numpy())
             full_RD = model.feed_forward(index, x_RD)
             cut_RD = model.feed_forward(index, x_RD, mask_RN)

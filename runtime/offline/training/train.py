@@ -174,15 +174,15 @@ class _Job:
         s = self.settings
         own, seen = self.captured[index], self.captured[max(0, index - s.lookahead)]
         held = max(1, len(own) // 20)
-        gates = partial(self.model.gates, index)
+        fires = partial(self.model.fires, index)
         chances_N = self.profile.probabilities_LN[index]
         search = WidthSearch(start, limit, goal, 1 if s.width else s.rounds)
         results: dict[int, Fitted] = {}
         for width in search:
             began = time.monotonic()
-            fit = fit_layer(seen[:-held], own[:-held], gates, chances_N, width, s.fit)
+            fit = fit_layer(seen[:-held], own[:-held], fires, chances_N, width, s.fit)
             results[width] = fit.rounded(torch.float16)
-            density = density_at(results[width], seen[-held:], own[-held:], gates, s.recall)
+            density = density_at(results[width], seen[-held:], own[-held:], fires, s.recall)
             search.tell(width, density)
             say(
                 f"layer {index}: width {width}, density {density:.3f} at recall {s.recall} "

@@ -293,8 +293,8 @@ def test_damaged_kinds_in_a_bundle_are_refused(tmp_path: Path) -> None:
     assert type(spec).from_json(json.loads(json.dumps(spec.to_json()))) == spec
     for changes in (
         {"norm": "batch"},
-        {"ffn": ["relu"]},
-        {"ffn": "reglu"},
+        {"activation": ["relu"]},
+        {"gated": True},
         {"positions": "rotary"},
         {"biases": 1},
         {"embed_dim": 0},

@@ -93,7 +93,7 @@ def test_bytes_a_token_by_hand() -> None:
     assert cost.exact == pytest.approx(row * (2 + 2 * 0.3))
     assert cost.learned == pytest.approx(1000 + 3 * row * 0.6)
     assert cost.gate_first == pytest.approx(1000 + row * (0.6 + 2 * 0.3))
-    plain = FeedForwardBytes.of(replace(SPEC, ffn="relu"), [0.1, 0.2], 1000, [0.3, 0.3])
+    plain = FeedForwardBytes.of(replace(SPEC, gated=False), [0.1, 0.2], 1000, [0.3, 0.3])
     assert plain.exact == pytest.approx(row * (2 + 0.3))
     assert plain.learned == pytest.approx(1000 + 2 * row * 0.6)
     assert plain.gate_first == pytest.approx(1000 + row * (0.6 + 0.3))

@@ -149,7 +149,7 @@ FORMS = {
     def native(self, layer):
         return WindowLayer(3, 5, None, 0.5)
     def scores(self, x_BD, layer):
-        return self.native(layer).scores_of(x_BD @ self.model.gate_rows(layer).T) {change}
+        return self.native(layer).scores_of(x_BD @ self.model.gate_rows(layer).T > 0) {change}
 """,
 }
 

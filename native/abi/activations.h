@@ -1,0 +1,62 @@
+/* activations.h - the table of activations: what decides whether a neuron fires, written once.
+ *
+ * A row: name; where a neuron fires, of its gate pre-activation g and the model's threshold t; the
+ * gate's value there (elsewhere it is 0); whether the up projection goes through a ReLU, too. The
+ * expressions are C, and Python over numbers, numpy arrays and torch tensors: _build.py makes the enum
+ * for cffi and the table of abi/generated.py of the same rows.
+ *
+ * relu, relu2: t = 0. fatrelu: x where x >= t, t > 0 (ProSparse, arXiv 2402.13516). relu both:
+ * relu(g) relu(u) (TurboSparse, arXiv 2406.05955).
+ */
+#ifndef HOTCOLD_ACTIVATIONS_H
+#define HOTCOLD_ACTIVATIONS_H
+#include <stdint.h>
+
+/* clang-format off */
+#define HC_ACTIVATIONS(X)         \
+    X(RELU,      g > t,  g,     0) \
+    X(RELU2,     g > t,  g * g, 0) \
+    X(FATRELU,   g >= t, g,     0) \
+    X(RELU_BOTH, g > t,  g,     1)
+/* clang-format on */
+
+#ifdef __CUDACC__
+#define HC_EACH_NEURON static __host__ __device__ __forceinline__
+#else
+#define HC_EACH_NEURON static inline
+#endif
+
+#define HC_ROW(name, fires, value, both) HC_ACTIVATION_##name,
+typedef enum { HC_ACTIVATIONS(HC_ROW) HC_N_ACTIVATIONS } hc_activation;
+#undef HC_ROW
+
+HC_EACH_NEURON int hc_fires(int32_t activation, float g, float t) {
+#define HC_ROW(name, fires, value, both)                                                           \
+    case HC_ACTIVATION_##name:                                                                     \
+        return fires;
+    switch (activation) { HC_ACTIVATIONS(HC_ROW) }
+#undef HC_ROW
+    return 0;
+}
+
+HC_EACH_NEURON int hc_both(int32_t activation) {
+#define HC_ROW(name, fires, value, both)                                                           \
+    case HC_ACTIVATION_##name:                                                                     \
+        return both;
+    switch (activation) { HC_ACTIVATIONS(HC_ROW) }
+#undef HC_ROW
+    return 0;
+}
+
+/* What a neuron that fires multiplies its down column by. u: its up projection, 1 where there is
+ * none. A NaN stays one. */
+HC_EACH_NEURON float hc_factor(int32_t activation, float g, float u) {
+#define HC_ROW(name, fires, value, both)                                                           \
+    case HC_ACTIVATION_##name:                                                                     \
+        return (value) * (both && u < 0 ? 0 : u);
+    switch (activation) { HC_ACTIVATIONS(HC_ROW) }
+#undef HC_ROW
+    return 0;
+}
+
+#endif
