@@ -19,7 +19,7 @@ from typing import Any
 
 from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.runtime.model import block
-from hotcold.runtime.model.neurons import NeuronRecord
+from hotcold.runtime.model.neurons import ROWS, NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
 
 FLOAT32 = 4  # norms, biases, scales
@@ -109,7 +109,8 @@ class ModelWork:
     @property
     def neurons(self) -> Work:
         """Neurons of a layer, gate first."""
-        size = {part.name: part.bytes for part in NeuronRecord.for_spec(self.spec).parts}
+        parts, row = NeuronRecord.for_spec(self.spec).parts, self.spec.row_bytes
+        size = {part.name: row if part.name in ROWS else part.bytes for part in parts}
         gate, flops = sum(size[name] for name in GATE if name in size), 2 * self.spec.d_model
         return Work(
             Terms(proposed=gate, fired=sum(size.values()) - gate),
