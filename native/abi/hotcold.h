@@ -23,6 +23,8 @@
 #define HC_ACTORS      3
 #define HC_MAX_THREADS 1024
 #define HC_CACHE_LINE  64
+#define HC_DTYPES      4
+#define HC_GROUP       64 /* weights of HC_I8 that share a scale */
 
 typedef enum {
     HC_OK = 0,
@@ -45,8 +47,9 @@ typedef struct {    /* a failure; value and limit are 0 where the status gives t
     char text[512]; /* what failed, with its figures; the way out is told in Python */
 } hc_error;
 
-/* Of weights; HC_I8, quantised by row, of predictor matrices on a GPU alone. Names in Python:
- * float32, float16, bfloat16, int8 (abi/names.py). */
+/* Of weights. HC_I8 is of neurons: whole numbers -127 to 127 and a scale, binary16, for each
+ * HC_GROUP of a row (variant.h); and of predictor matrices on a GPU, with a scale a row. Names in
+ * Python: float32, float16, bfloat16, int8 (abi/names.py). */
 typedef enum { HC_F32 = 0, HC_F16 = 1, HC_BF16 = 2, HC_I8 = 3 } hc_dtype;
 typedef enum {
     HC_GPU = 0,
@@ -85,6 +88,7 @@ typedef struct {
     int32_t relu;        /* clamp the result at 0 (never with accumulate) */
     int32_t accumulate;
     int64_t bias_stride; /* bytes from one bias to the next; 0: 4 */
+    int64_t scales;      /* HC_I8: bytes from a row to its first scale */
 } hc_gemv_args;
 hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool);
 

@@ -47,7 +47,7 @@ static void gate_block(void *context, int64_t task, int32_t thread) {
     float gate[BLOCK];
     for (int64_t i = 0; i < n + AHEAD; i++)
         rows[i] = run->records + ids[i < n ? i : n - 1] * m->record.bytes + m->record.gate;
-    run->p->dot[m->record.dtype](rows, rows + AHEAD, n, run->x_D, m->d, gate);
+    run->p->dot[m->record.dtype](rows, rows + AHEAD, n, run->x_D, m->d, m->record.scales, gate);
     for (int64_t i = 0; i < n; i++)
         run->e->scores_BN[ids[i]] = gate[i] + bias_of(m, run->records, ids[i]);
 }
@@ -106,7 +106,7 @@ hc_status hc_window_scores(hc_executor *e, const hc_step *step, const hc_predict
     if (!run.p)
         return HC_ERR_UNSUPPORTED;
     hc_actor_state *state = hc_state_of(e);
-    const int64_t row_bytes = m->d * hc_dtype_bytes(m->record.dtype) + (m->record.bias ? 4 : 0);
+    const int64_t row_bytes = hc_row_bytes(m->record.dtype, m->d) + (m->record.bias ? 4 : 0);
     hc_count(&state->bytes, m->n * (p->bias_N ? 8 : 4));
     if (e->batch == 1) {
         const int64_t rows = one_token(&run, p, position, first, last_N);

@@ -77,7 +77,10 @@ int64_t hc_ffn_ahead(const hc_ffn_args *args, hc_pool *pool, const uint32_t *fla
     const int64_t threads = hc_pool_threads(pool);
     ahead_run run = {.a = args,
                      .cut = hc_ffn_cut_of(args, threads),
-                     .row_bytes = args->d * hc_dtype_bytes(args->record.dtype),
+                     .row_bytes =
+                         args->record.scales
+                             ? args->record.scales + hc_scale_bytes(args->record.dtype, args->d)
+                             : hc_row_bytes(args->record.dtype, args->d),
                      .threads = threads,
                      .flag = flag,
                      .seq = seq};

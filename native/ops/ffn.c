@@ -100,7 +100,7 @@ static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, piec
      * AHEAD. */
     for (int64_t i = 0; i < n + AHEAD; i++)
         rows[i] = record(a, entry[i < n ? i : n - 1]) + a->record.gate;
-    run->p->dot[a->record.dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);
+    run->p->dot[a->record.dtype](rows, rows + AHEAD, n, a->x_BD, a->d, a->record.scales, gate);
     for (int64_t i = 0; i < n && a->record.bias; i++)
         gate[i] = biased(a, entry[i], gate[i]);
     piece->gate_rows += n;
@@ -135,7 +135,8 @@ static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *
     if (a->record.up >= 0) {
         for (int64_t i = 0; i < fired + AHEAD; i++)
             rows[i] = record(a, to[i < fired ? i : fired - 1]) + a->record.up;
-        run->p->dot[a->record.dtype](rows, rows + AHEAD, fired, a->x_BD, a->d, up);
+        run->p->dot[a->record.dtype](rows, rows + AHEAD, fired, a->x_BD, a->d, a->record.scales,
+                                     up);
         piece->bytes += fired * run->row_bytes;
     }
     for (int64_t i = 0; i < fired; i++) {
@@ -155,7 +156,8 @@ static int32_t dot_masked(const ffn_run *run, const void *row, uint32_t mask, fl
     for (; mask; mask &= mask - 1)
         xs[n++] = run->a->x_BD + __builtin_ctz(mask) * run->a->d;
     if (n)
-        run->p->dot_batch[run->a->record.dtype](&row, 1, xs, n, run->a->d, out);
+        run->p->dot_batch[run->a->record.dtype](&row, 1, xs, n, run->a->d, run->a->record.scales,
+                                                out);
     return n;
 }
 
@@ -174,7 +176,7 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *pie
             rows[i] = record(a, begin + i) + a->record.gate;
         for (int32_t t = 0; t < a->batch; t++)
             xs[t] = a->x_BD + t * a->d;
-        run->p->dot_batch[a->record.dtype](rows, n, xs, a->batch, a->d, dense);
+        run->p->dot_batch[a->record.dtype](rows, n, xs, a->batch, a->d, a->record.scales, dense);
     }
     for (int64_t i = 0; i < n; i++) {
         const uint32_t members = a->members ? a->members[begin + i] & all : all;
@@ -260,6 +262,12 @@ static const char *down(const ffn_run *run, int64_t k, int64_t column) {
     return record(run->a, k) + run->a->record.down + column * run->size;
 }
 
+/* Bytes from there to the scale of its group: cuts are multiples of HC_GROUP. */
+static int64_t down_scales(const ffn_run *run, int64_t column) {
+    const hc_record *r = &run->a->record;
+    return r->scales ? r->scales - column * run->size + hc_scale_bytes(r->dtype, column) : 0;
+}
+
 /* A batch: some columns of n (at most GROUP) down columns, for every token with a factor for one.
  * Token by token over the group's rows, which stay in the cache for the next token. A token's
  * own neurons are added in the list's order, as alone. */
@@ -281,7 +289,7 @@ static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t col
             }
         for (int64_t i = 0; i < AHEAD; i++)
             rows[m + i] = rows[m - 1];
-        run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, m, columns,
+        run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, m, columns, down_scales(run, column),
                                       a->y_BD + t * a->d + column);
     }
 }
@@ -292,6 +300,7 @@ static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t col
 static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
     const hc_ffn_args *a = run->a;
     const void *rows[SINGLE + 2 * AHEAD];
+    const int64_t scales = down_scales(run, column);
     float c[SINGLE + AHEAD], *y = a->y_BD + column;
     int64_t n = 0;
     for (int64_t i = 0; i < run->pieces; i++) {
@@ -301,7 +310,7 @@ static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
             c[n++] = run->c_KB[k];
             if (n < SINGLE + AHEAD)
                 continue;
-            run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, SINGLE, columns, y);
+            run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, SINGLE, columns, scales, y);
             memcpy(rows, rows + SINGLE, sizeof *rows * AHEAD);
             memcpy(c, c + SINGLE, sizeof *c * AHEAD);
             n = AHEAD;
@@ -311,7 +320,7 @@ static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
         return;
     for (int64_t i = 0; i < AHEAD; i++)
         rows[n + i] = rows[n - 1];
-    run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, n, columns, y);
+    run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, n, columns, scales, y);
 }
 
 /* Second phase: some columns of the sum, over the whole list.
@@ -349,10 +358,10 @@ int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch) {
 /* Pieces of the list: as many for every thread, several where that leaves them long enough, since a
  * thread may be kept from running. Columns are cut once a thread: shorter reads of a row are slower. */
 hc_ffn_cut hc_ffn_cut_of(const hc_ffn_args *a, int64_t threads) {
-    const int64_t bytes = a->n_ids * a->d * hc_dtype_bytes(a->record.dtype);
+    const int64_t bytes = a->n_ids * hc_row_bytes(a->record.dtype, a->d);
     const int64_t each = bytes / (TASK_BYTES * threads);
     const int64_t pieces = threads * (each < 1 ? 1 : each < MAX_PIECES ? each : MAX_PIECES);
-    const int64_t columns = ((a->d + threads - 1) / threads + 31) / 32 * 32;
+    const int64_t columns = ((a->d + threads - 1) / threads + 63) / 64 * 64;
     return (hc_ffn_cut){pieces < PIECES ? pieces : PIECES, columns > COLUMNS ? columns : COLUMNS};
 }
 
@@ -366,7 +375,7 @@ hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
     const int64_t n = args->n_ids;
     if (!n)
         pool = NULL; /* only y is cleared */
-    run.row_bytes = args->d * run.size;
+    run.row_bytes = hc_row_bytes(args->record.dtype, args->d);
     run.gate_bytes = run.row_bytes + (args->record.bias ? 4 : 0);
     char *scratch = args->scratch;
     run.piece_P = (piece *)scratch, scratch += PIECES * sizeof(piece);
