@@ -103,9 +103,9 @@ typedef struct {                  /* where the parts of a neuron lie in its reco
 /* Sparse FFN over an ascending id list, gate first: y = sum_i act(g_i.x) (u_i.x) d_i, or without
  * up rows (a plain layer: fc1 is the gate, fc2 the down matrix) y = sum_i act(g_i.x + b_i) d_i.
  * The gate row of every listed neuron is read (unless its pre-activation is given in gate_KB), its
- * up row only where the gate fired, its down column only where the product is not 0. Neurons are
- * added in the list's order: the result depends neither on the thread count nor on the batch a token
- * travels in. */
+ * up row only where the gate fired, and its down column too, unless a ReLU on up makes the factor 0.
+ * Neurons are added in the list's order: the result depends neither on the thread count nor on the
+ * batch a token travels in. */
 typedef struct {
     const void *records; /* neuron-major records of one layer */
     hc_record record;
@@ -295,12 +295,21 @@ typedef enum {
     HC_OP_INPUT = 7 /* of the feed-forward part, where attention reads as early */
 } hc_op;
 
+typedef enum { /* what the bytes and operations of a step grow with (runtime/plan/work.py) */
+               HC_FIXED = 0,    /* bytes a pass; operations a token */
+               HC_POSITION = 1, /* a cached position: of the pass's last token; of each token */
+               HC_PROPOSED = 2, /* a neuron whose gate is evaluated here */
+               HC_FIRED = 3     /* a neuron that fires, beyond its gate */
+} hc_term;
+#define HC_TERMS 4
+
 typedef struct {
     int32_t op, layer;
     int32_t wait[2];                      /* flags that must equal seq first; -1: none */
     int32_t signal;                       /* flag set to seq afterwards; -1: none */
     int32_t flags;                        /* of hc_step_flag */
     int64_t x, active[HC_MAX_DEVICES], y; /* payload offsets in the segment; -1: none */
+    int64_t bytes[HC_TERMS], flops[HC_TERMS]; /* by hc_term; a multiply-add is two operations */
 } hc_step;
 typedef enum {
     HC_STEP_SELECTIVE = 1, /* merge: do not wait where no cold neuron is active */

@@ -149,5 +149,5 @@ void hc_audit(hc_executor *e, const hc_step *step, uint32_t seq) {
     hc_actor_state *state = hc_state_of(e);
     hc_count(&state->audit_rows, run.evaluated);
     hc_count(&state->audit_missed, run.missed);
-    hc_count(&state->bytes, run.evaluated * row_bytes);
+    hc_count(&state->bytes, run.evaluated * step->bytes[HC_PROPOSED]);
 }

@@ -26,13 +26,12 @@ static float to_float(const void *row, int32_t dtype, int64_t i) {
     return value;
 }
 
-/* y = W x (+ bias) for all rows of the pass, counting the weight bytes. */
+/* y = W x (+ bias) for all rows of the pass. */
 static hc_status multiply(hc_executor *e, const void *w, const float *bias_R, int64_t rows,
                           int64_t d, const float *x, float *y, int32_t accumulate, int32_t batch) {
     hc_gemv_args a = hc_product(w, e->args.model->dtype, rows, d, x, y, batch);
     a.bias_R = bias_R;
     a.accumulate = accumulate;
-    hc_count(&hc_state_of(e)->bytes, rows * (a.stride_bytes + (bias_R ? 4 : 0)));
     return hc_gemv(&a, e->args.pool);
 }
 
@@ -126,9 +125,6 @@ static hc_status attend(hc_executor *e, const hc_step *step, const float *x) {
                            .out = e->attended_BQ,
                            .window = m->window};
     s = hc_attention(&a, e->args.pool);
-    /* Keys and values, 4 bytes each, of the longest row. */
-    hc_count(&hc_state_of(e)->bytes,
-             hc_attended(m->window, e->position_B[e->batch - 1]) * kv_dim * 8);
     /* accumulate = 1: the output projection is added to the residual stream in place. */
     if (!s)
         s = multiply(e, layer->o, layer->o_bias_D, m->d, q_dim, e->attended_BQ, e->residual_BD, 1,

@@ -194,8 +194,7 @@ static hc_status outcome(hc_executor *e, hc_status s, const char *nobody_came) {
 static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
     hc_device *device = e->args.device;
     hc_segment *segment = e->args.segment;
-    const hc_step embed = {.op = HC_OP_EMBED, .layer = -1};
-    hc_status s = hc_compute_step(e, &embed, seq);
+    hc_status s = hc_compute_step(e, e->args.steps, seq); /* every program begins with embed */
     if (s)
         return s;
     hc_begin_pass(e, seq, e->position_B[0]);

@@ -1,11 +1,8 @@
 /* steps.c - what each operation of a program computes.
  *
- * Bytes a token, batch 1, e bytes a weight: attention (D * (q + 2 kv) + q * D) * e and the KV rows
- * read; predict N * D * e (gate rows), (H * D + N * H) * e
- * (matrices), N * D / 8 (signs) or D * e a proposed neuron (window); hot and cold: a record's
- * 3 D * e per fired neuron (plain: 2 D * e), D * e per proposed one whose gate stays shut; head
- * V * D * e. Every step is bound by these bytes; its FLOPs are one multiply-add a weight. The dense
- * steps are in dense.c.
+ * Every step is bound by the bytes it reads, which it carries as coefficients (hc_term; counted in
+ * runtime/plan/work.py). What does not depend on neurons is added to the counters here, the rest
+ * where neurons are found: window.c, audit.c, ops/ffn.c. The dense steps are in dense.c.
  *
  * A step reads its inputs from the segment or from the executor's own scratch, and writes its
  * output before pass.c sets the flag. Nothing here waits, signals or allocates.
@@ -165,7 +162,19 @@ void hc_after_step(hc_executor *e, const hc_step *step, uint32_t seq) {
         hc_audit(e, step, seq);
 }
 
+/* Weights once a pass, keys and values of its longest row. */
+static void count_dense(hc_executor *e, const hc_step *step) {
+    int64_t bytes = step->bytes[HC_FIXED];
+    if (step->op == HC_OP_HEAD && !e->head_rows)
+        return;
+    if (step->op == HC_OP_ATTENTION)
+        bytes += step->bytes[HC_POSITION] *
+                 hc_attended(e->args.model->window, e->position_B[e->batch - 1]);
+    hc_count(&hc_state_of(e)->bytes, bytes);
+}
+
 hc_status hc_compute_step(hc_executor *e, const hc_step *step, uint32_t seq) {
+    count_dense(e, step);
     switch (step->op) {
     case HC_OP_EMBED:
         return hc_embed(e);

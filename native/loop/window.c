@@ -11,8 +11,8 @@
  * tokens is taken in order, as if they had come one by one. Then all gates are computed once for the
  * block, which for 2 or more tokens is less than their proposals one by one.
  *
- * State: position of the last firing, 4 bytes a neuron. Bytes a token: D * e a proposed neuron, 8 a
- * neuron of prior and state. The sum over a row has one order (variant.h): batch changes nothing.
+ * State: position of the last firing, 4 bytes a neuron. Bytes: a proposed neuron's gate, 8 a neuron of
+ * prior and state. The sum over a row has one order (variant.h): batch changes nothing.
  */
 #include "loop/executor.h"
 #include <float.h>
@@ -106,14 +106,13 @@ hc_status hc_window_scores(hc_executor *e, const hc_step *step, const hc_predict
     if (!run.p)
         return HC_ERR_UNSUPPORTED;
     hc_actor_state *state = hc_state_of(e);
-    const int64_t row_bytes = hc_row_bytes(m->record.dtype, m->d) + (m->record.bias ? 4 : 0);
-    hc_count(&state->bytes, m->n * (p->bias_N ? 8 : 4));
     if (e->batch == 1) {
         const int64_t rows = one_token(&run, p, position, first, last_N);
         hc_count(&state->gate_rows, rows);
-        hc_count(&state->bytes, rows * row_bytes);
+        hc_count(&state->bytes, rows * step->bytes[HC_PROPOSED]);
         return HC_OK;
     }
+    hc_count(&state->bytes, m->n * step->bytes[HC_PROPOSED]);
     hc_status s = hc_gate_scores(e, step);
     for (int32_t b = 0; !s && b < e->batch; b++)
         keep_proposed(m, p, position + b, first && !b, last_N, e->scores_BN + b * m->n);

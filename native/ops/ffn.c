@@ -7,9 +7,9 @@
  *
  * act is a row of abi/activations.h. Two phases, a run of the pool each. First the factors of the
  * down columns, the list cut by position in pieces of even length; then the sum, cut by columns: a
- * thread adds its columns of every down column whose factor is not 0, in the order of the list. So there are no partial sums to clear, store and
- * add up, no piece is longer than another, and the result depends neither on the number of pieces nor
- * on the batch.
+ * thread adds its columns of every down column that fired, in the order of the list (but none whose
+ * factor a ReLU on up makes 0). So there are no partial sums to clear, store and add up, no piece is
+ * longer than another, and the result depends neither on the number of pieces nor on the batch.
  *
  * A neuron that fires: 6 d FLOPs on 6 d bytes in fp16 (plain: 4 d on 4 d); another: a third of both
  * (plain: half). That is 1 FLOP a byte for one token, so what counts is bytes not read, then reads in
@@ -119,7 +119,7 @@ static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *
     int32_t entry[SINGLE], *to = run->entry_K + piece->begin + piece->kept;
     float *c = run->c_KB + piece->begin + piece->kept;
     const int64_t n = single_gates(run, begin, end, piece, entry, gate);
-    const int32_t activation = a->activation;
+    const int32_t activation = a->activation, gated = a->record.up >= 0;
     const float threshold = a->activation_threshold;
     int64_t fired = 0, kept = 0;
     for (int64_t i = 0; i < n; i++)
@@ -132,7 +132,7 @@ static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *
     /* Ids are unique in a list, so no other thread counts this neuron. */
     for (int64_t i = 0; i < fired && a->fired_N; i++)
         a->fired_N[a->ids[to[i]]]++;
-    if (a->record.up >= 0) {
+    if (gated) {
         for (int64_t i = 0; i < fired + AHEAD; i++)
             rows[i] = record(a, to[i < fired ? i : fired - 1]) + a->record.up;
         run->p->dot[a->record.dtype](rows, rows + AHEAD, fired, a->x_BD, a->d, a->record.scales,
@@ -140,9 +140,9 @@ static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *
         piece->bytes += fired * run->row_bytes;
     }
     for (int64_t i = 0; i < fired; i++) {
-        to[kept] = to[i];
-        c[kept] = hc_factor(activation, c[i], a->record.up >= 0 ? up[i] : 1);
-        kept += c[kept] != 0;
+        const float factor = hc_factor(activation, c[i], gated ? up[i] : 1);
+        to[kept] = to[i], c[kept] = factor;
+        kept += !hc_both(activation) || factor != 0;
     }
     piece->kept += kept;
     piece->up_down_rows += fired;
@@ -168,6 +168,8 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *pie
                         float gate[GROUP][HC_MAX_BATCH], uint32_t fired[GROUP]) {
     const hc_ffn_args *a = run->a;
     const uint32_t all = (uint32_t)((1ull << a->batch) - 1);
+    const int32_t activation = a->activation;
+    const float threshold = a->activation_threshold;
     const void *rows[GROUP];
     const float *xs[HC_MAX_BATCH];
     float dense[GROUP * HC_MAX_BATCH], some[HC_MAX_BATCH];
@@ -199,7 +201,7 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *pie
                 value = biased(a, begin + i, value);
             /* Entries of tokens that did not ask are never read: fired masks them. */
             gate[i][t] = value;
-            fired[i] |= (uint32_t)hc_fires(a->activation, value, a->activation_threshold) << t;
+            fired[i] |= (uint32_t)hc_fires(activation, value, threshold) << t;
         }
     }
 }
@@ -209,6 +211,7 @@ static void group_batch(const ffn_run *run, int64_t begin, int64_t end, piece *p
     const hc_ffn_args *a = run->a;
     float gate[GROUP][HC_MAX_BATCH], up[HC_MAX_BATCH];
     uint32_t fired[GROUP];
+    const int32_t activation = a->activation, gated = a->record.up >= 0;
     group_gates(run, begin, end - begin, piece, gate, fired);
     for (int64_t i = 0; i < end - begin; i++) {
         if (!fired[i])
@@ -217,16 +220,18 @@ static void group_batch(const ffn_run *run, int64_t begin, int64_t end, piece *p
         piece->up_down_rows += m;
         if (a->fired_N)
             a->fired_N[a->ids[begin + i]] += m;
-        if (a->record.up >= 0) {
+        if (gated) {
             dot_masked(run, record(a, begin + i) + a->record.up, fired[i], up);
             piece->bytes += run->row_bytes;
         }
-        uint32_t kept = 0;
+        uint32_t kept = hc_both(activation) ? 0 : fired[i];
         int32_t next = 0;
         for (uint32_t rest = fired[i]; rest; rest &= rest - 1) {
-            float *c = &gate[i][__builtin_ctz(rest)];
-            *c = hc_factor(a->activation, *c, a->record.up >= 0 ? up[next++] : 1);
-            kept |= *c != 0 ? rest & -rest : 0;
+            const int32_t t = __builtin_ctz(rest);
+            const float factor = hc_factor(activation, gate[i][t], gated ? up[next++] : 1);
+            gate[i][t] = factor;
+            if (hc_both(activation))
+                kept |= (uint32_t)(factor != 0) << t;
         }
         if (!kept)
             continue;

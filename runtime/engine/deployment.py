@@ -178,7 +178,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
 
     config, spec = prepared.config, prepared.bundle.spec
     schedule = config.schedule if schedule is None else schedule
-    dag = build_dag(spec, plan, prepared.predicts)
+    dag = build_dag(spec, plan, prepared.predicts, prepared.work)
     settings = split_settings(config.settings)
     own = settings["schedule"] if isinstance(schedule, str) else {}
     hardware, timeout_s = prepared.problem.hardware, config.policy_timeout
@@ -223,7 +223,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         schedule=policy_name(schedule),
         store=choose_store(config.store, prepared.bundle.weights_bytes),
         kernels=prepared.kernels,
-        audit_every=config.audit if prepared.predicts and not prepared.all_gates else 0,
+        audit_every=config.audit if prepared.predicts and not prepared.work.gates_sent else 0,
         remembers=prepared.remembers,
         audit_seed=config.seed,
         predictor_note=prepared.note,

@@ -18,6 +18,7 @@ from hotcold.runtime.model.checkpoints.bundle import Bundle, resolve_model
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
 from hotcold.runtime.plan.problem import Problem, make_problem
+from hotcold.runtime.plan.work import ModelWork, predict_work, predictor_bytes
 from hotcold.runtime.plugins.run import policy_name
 from hotcold.runtime.plugins.settings import split_settings
 from hotcold.runtime.predictors.predictor import (
@@ -25,13 +26,11 @@ from hotcold.runtime.predictors.predictor import (
     NativeLayer,
     Predictor,
     expected_density_L,
-    predictor_bytes_L,
     predictor_parameters,
     predicts,
     trained_lookahead,
 )
 from hotcold.runtime.predictors.predictor_choice import choose_auto, choose_predictor
-from hotcold.runtime.predictors.predictor_forms import int8_bytes
 from hotcold.runtime.predictors.preparing import prepare_predictor
 from hotcold.runtime.profiles.profile import ActivationProfile
 from hotcold.runtime.units import parse_bytes
@@ -48,11 +47,11 @@ class Prepared:
     bundle: Bundle
     profile: ActivationProfile | None
     problem: Problem
+    work: ModelWork
     predicts: bool
     residual_input: bool
     with_gate: bool
     context: int
-    all_gates: bool = False
     remembers: bool = False
     kernels: Variant | str | None = None
     predictor: Any = "exact"
@@ -113,9 +112,15 @@ def prepare_model(config: EngineConfig) -> Prepared:
         )
     if gpu is not None:
         layers = _on_gpu(layers, name)
-    bytes_L = predictor_bytes_L(layers) if layers else (0,) * spec.n_layers
-    if gpu is not None and gpu.predictor_dtype == "int8":
-        bytes_L = tuple(int8_bytes(layer, spec) for layer in layers) or bytes_L
+    int8 = gpu is not None and gpu.predictor_dtype == "int8"
+    bytes_L = [predictor_bytes(spec, layer, int8) for layer in layers] or [0] * spec.n_layers
+    work = ModelWork(
+        spec,
+        kv_bytes=2 if gpu is not None and gpu.kv_dtype == "float16" else 4,
+        predict_L=tuple(predict_work(spec, layer, int8) for layer in layers),
+        gates_sent=any(layer.form == "gate" for layer in layers),
+        up_with_gate=gpu is not None and bool(layers),
+    )
     problem = make_problem(
         spec,
         bundle.record.bytes,
@@ -129,7 +134,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         if layers
         else [1.0] * spec.n_layers,
         chosen_hardware(config.hardware, config.threads),
-        kv_bytes=2 if gpu is not None and gpu.kv_dtype == "float16" else 4,
+        kv_bytes=work.kv_bytes,
         embed_on_host=gpu is not None,
     )
     return Prepared(
@@ -137,10 +142,10 @@ def prepare_model(config: EngineConfig) -> Prepared:
         bundle=bundle,
         profile=profile,
         problem=problem,
+        work=work,
         predicts=bool(layers),
         residual_input=any(layer.input == "residual" for layer in layers),
         with_gate=any(layer.form in WITH_GATE for layer in layers),
-        all_gates=any(layer.form == "gate" for layer in layers),
         remembers=any(layer.form == "window" for layer in layers),
         context=context,
         kernels=kernels,

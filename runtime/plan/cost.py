@@ -99,9 +99,10 @@ class CostModel:
         self.selective = selective
         p_LN = problem.activations_LN
         self.proposed_LN = _union(_proposed(p_LN, problem.predictor_density_L), problem.batch)
-        gate, fired_LN = problem.gate_share, _union(p_LN, problem.batch)
         # A neuron that fires was proposed, or it would not be computed at all.
-        share_LN = gate * self.proposed_LN + (1 - gate) * np.minimum(fired_LN, self.proposed_LN)
+        fired_LN = np.minimum(_union(p_LN, problem.batch), self.proposed_LN)
+        gate, read = problem.gate_share, problem.read_share
+        share_LN = gate * self.proposed_LN + (read - gate) * fired_LN
         self.bytes_LN: F64 = share_LN * problem.neuron_bytes_L[:, None]
         hardware = problem.hardware
         flops = 2.0 * problem.batch / DTYPE_BYTES.get(problem.dtype, 4)  # of one byte of weights

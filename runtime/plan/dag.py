@@ -1,10 +1,11 @@
 """The operator graph of one token: input, attention, predict, hot, cold, merge of every layer.
 
 Built from a plan, read by schedule policies and by the compiler of programs. A node says where it
-may run; the order is the schedule's business, what a node costs the cost model's (cost.py). hot(l)
-and cold(l) exist only where that device owns neurons of layer l, and fetch(l) where cold(l) does; a
-schedule need not use it. input(l) exists where attention and feed-forward part stand side by side
-in a block (runtime/model/block.py): it hands x over before attention(l) starts.
+may run, what it reads and what it computes (work.py); the order is the schedule's business, the
+time the cost model's (cost.py). hot(l) and cold(l) exist only where that device owns neurons of
+layer l, and fetch(l) where cold(l) does; a schedule need not use it. input(l) exists where
+attention and feed-forward part stand side by side in a block (runtime/model/block.py): it hands x
+over before attention(l) starts.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Literal
 from hotcold.runtime.model.block import parallel
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.plan.work import ModelWork, Work
 
 Kind = Literal["input", "attention", "predict", "hot", "cold", "fetch", "merge"]
 PREDICTOR = "predictor"  # the lane of the predictor actor, beside the plan's devices
@@ -31,22 +33,29 @@ class Node:
             fetch (the share of the cold ones, set by the schedule, that the GPU executor reads over
             the bus and computes instead), merge (the sum of all).
         device_choices: lanes it may be put on, the usual one first.
+        work: bytes it reads and operations, as coefficients.
     """
 
     id: str
     kind: Kind
     layer: int
     device_choices: tuple[str, ...]
+    work: Work = Work()
 
 
 @dataclass(frozen=True)
 class Dag:
-    """Nodes in an order that respects the edges; an edge (a, b) means b reads what a wrote."""
+    """Nodes in an order that respects the edges; an edge (a, b) means b reads what a wrote.
+
+    embed, head: the work before the first layer and after the last.
+    """
 
     nodes: tuple[Node, ...]
     edges: tuple[tuple[str, str], ...]
     n_layers: int
     x_from: Kind = "attention"  # the node of a layer that hands x over
+    embed: Work = Work()
+    head: Work = Work()
 
     @cached_property
     def node(self) -> dict[str, Node]:
@@ -59,18 +68,19 @@ class Dag:
         return tuple(dict.fromkeys(lane for node in self.nodes for lane in node.device_choices))
 
 
-def build_dag(spec: ModelSpec, plan: Plan, predicts: bool) -> Dag:
+def build_dag(spec: ModelSpec, plan: Plan, predicts: bool, work: ModelWork | None = None) -> Dag:
     """The graph of one token.
 
     Without a predictor the executors evaluate the gate row of every neuron they own and there are
-    no predict nodes.
+    no predict nodes. work: of the model as it is deployed; None: predictions count as free.
     """
+    work = work or ModelWork(spec)
     nodes: list[Node] = []
     edges: list[tuple[str, str]] = []
     gpu, cpu = plan.devices[:2]
 
     def add(kind: Kind, layer: int, lane: str, *inputs: Kind) -> Kind:
-        nodes.append(Node(f"{kind}.{layer}", kind, layer, (lane,)))
+        nodes.append(Node(f"{kind}.{layer}", kind, layer, (lane,), work.of(kind, layer)))
         edges.extend((f"{source}.{layer}", f"{kind}.{layer}") for source in inputs)
         return kind
 
@@ -91,4 +101,4 @@ def build_dag(spec: ModelSpec, plan: Plan, predicts: bool) -> Dag:
             summed.append(add("cold", layer, cpu, *inputs))
             summed.append(add("fetch", layer, gpu, *inputs))
         add("merge", layer, gpu, *summed)
-    return Dag(tuple(nodes), tuple(edges), spec.n_layers, x_from)
+    return Dag(tuple(nodes), tuple(edges), spec.n_layers, x_from, work.embed, work.head)

@@ -18,7 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from hotcold.native.errors import ConfigError, PolicyError
 from hotcold.runtime.hardware.profile import HardwareProfile
+from hotcold.runtime.model.block import norms
 from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.plan.work import ModelWork
 
 DEVICES = ("gpu0", "cpu0")
 
@@ -85,6 +87,7 @@ class Problem:
         profiled: False where no activation profile was given and all neurons look alike.
         gate_share: part of a neuron's bytes that tell whether it fires, its gate row: read for
             every neuron that is proposed, the rest only for those that fire.
+        read_share: part of a neuron's bytes that is not padding.
 
     Raises:
         ConfigError: parts that contradict each other.
@@ -102,6 +105,7 @@ class Problem:
     devices: tuple[str, ...] = DEVICES
     profiled: bool = True
     gate_share: float = 1 / 3
+    read_share: float = 1.0
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -188,8 +192,11 @@ def _check_problem(problem: Problem) -> None:
         raise ConfigError("neuron_bytes_L must be above 0")
     if not ((problem.predictor_density_L >= 0) & (problem.predictor_density_L <= 1)).all():
         raise ConfigError("predictor_density_L must be from 0 to 1")
-    if not 0 <= problem.gate_share <= 1:
-        raise ConfigError(f"gate_share is {problem.gate_share}; it must be from 0 to 1")
+    if not 0 <= problem.gate_share <= problem.read_share <= 1:
+        raise ConfigError(
+            f"gate_share is {problem.gate_share}, read_share {problem.read_share}; they must be "
+            "from 0 to 1, the first not above the second"
+        )
     if not problem.devices or set(problem.budgets) != set(problem.devices):
         raise ConfigError(f"budgets are for {sorted(problem.budgets)}, devices {problem.devices}")
     sizes = [*problem.budgets.values(), *(module.bytes for module in problem.modules)]
@@ -236,7 +243,14 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
         raise ConfigError(f"{len(predictor_bytes_L)} predictors for {spec.n_layers} layers")
     if context < 1 or batch < 1:
         raise ConfigError(f"context {context} and batch {batch} must be at least 1")
-    modules = _modules(spec, context * batch, predictor_bytes_L, kv_bytes, embed_on_host)
+    work = ModelWork(spec, kv_bytes)
+    neuron = work.neurons.bytes
+    if record_bytes < neuron.proposed + neuron.fired:
+        raise ConfigError(
+            f"record_bytes {record_bytes} is less than the {neuron.proposed + neuron.fired} of a "
+            "neuron"
+        )
+    modules = _modules(work, context * batch, predictor_bytes_L, embed_on_host)
     module_bytes = sum(module.bytes for module in modules)
     neuron_bytes = spec.n_layers * spec.n_neurons * record_bytes
     gpu = module_bytes + neuron_bytes // 2 if vram_bytes is None else vram_bytes
@@ -253,42 +267,40 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
         batch=batch,
         dtype=spec.dtype,
         profiled=activations_LN is not None,
-        gate_share=1 / spec.neuron_rows,
+        gate_share=neuron.proposed / record_bytes,
+        read_share=(neuron.proposed + neuron.fired) / record_bytes,
     )
 
 
 def _modules(
-    spec: ModelSpec,
+    work: ModelWork,
     kv_positions: int,
     predictor_bytes_L: Sequence[int],
-    kv_bytes: int,
     embed_on_host: bool,
 ) -> tuple[Module, ...]:
-    """Everything but the neurons; norms, biases and KV are float32."""
-    d, vocab, size = spec.d_model, spec.vocab_size, spec.element_bytes
-    qkv = spec.q_dim + 2 * spec.kv_dim
-    attention = (qkv + spec.q_dim) * d * size + (qkv + 2 * d) * 4 * spec.biases
-    norms = 2 * spec.n_layers + spec.final_norm
-    read = vocab * spec.embed_width  # of embedding and positions a token reads a single row
-    copies = 1 if spec.tied or embed_on_host else 2
-    head = read * copies
-    if spec.positions == "learned" and not embed_on_host:
-        head += spec.max_context * d
-    head += 2 * d * spec.embed_width if spec.embed_dim is not None else 0
+    """Everything but the neurons: what a token reads of it, and what lies there unread."""
+    spec, size = work.spec, work.spec.element_bytes
+    layer_norms = work.norm_bytes * len(norms(spec.block))
+    attention = work.attention.bytes.fixed - work.norms("attention") + work.ffn_bias_bytes
+    last_norm = work.norm_bytes * spec.final_norm
+    read = head = work.head.bytes.fixed - last_norm + work.embed.bytes.fixed
+    if not embed_on_host:  # of both tables a token looks up a single row
+        head += 0 if spec.tied else spec.vocab_size * spec.embed_width * size
+        head += spec.max_context * spec.d_model * size if spec.positions == "learned" else 0
     layers = range(spec.n_layers)
     window = min(1.0, (spec.attention_window or kv_positions) / max(1, kv_positions))
     seen = window - window**2 / 2  # of the cache, on the average of all its positions
     return (
-        Module("norms", None, norms * d * 4 * (2 if spec.norm == "layer" else 1)),
+        Module("norms", None, spec.n_layers * layer_norms + last_norm),
         *(Module(f"attention.{i}", i, attention) for i in layers),
-        Module("head", None, head * size, read_share=read / head),
+        Module("head", None, head, read_share=read / head),
         *(
             Module(f"predictor.{i}", i, int(predictor_bytes_L[i]))
             for i in layers
             if predictor_bytes_L[i]
         ),
         *(
-            Module(f"kv.{i}", i, 2 * kv_positions * spec.kv_dim * kv_bytes, read_share=seen)
+            Module(f"kv.{i}", i, kv_positions * work.attention.bytes.position, read_share=seen)
             for i in layers
         ),
     )

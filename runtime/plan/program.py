@@ -1,8 +1,9 @@
 """compile(dag, schedule, layout): from a schedule to the flat program each actor's loop runs.
 
-A step waits for the flags of its producers on other lanes, computes, and sets its own flag. From
-here on there is no Python per layer: `native/loop/pass.c` runs the steps. Called once a plan, by
-`deployment.py`; the programs are plain arrays that travel to the actors.
+A step waits for the flags of its producers on other lanes, computes, and sets its own flag. It
+carries the work of its node (work.py), which the native counters add. From here on there is no
+Python per layer: `native/loop/pass.c` runs the steps. Called once a plan, by `deployment.py`; the
+programs are plain arrays that travel to the actors.
 
 Why the last merge with cold neurons is never selective: it is the barrier that lets the next pass
 reuse every flag and payload of this one (segment.py, and the checker in the tests).
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.generated import STEP, Op, StepFlag
+from hotcold.native.abi.generated import STEP, Op, StepFlag, Term
 from hotcold.native.abi.names import ACTORS, OPS, words
 from hotcold.runtime.exchange.layout import SegmentLayout
 from hotcold.runtime.plan.dag import Dag, Node
 from hotcold.runtime.plan.schedule import Schedule, all_edges, flag_kinds
+from hotcold.runtime.plan.work import Terms, Work
 
 LANE_ACTORS = {"gpu0": "gpu", "cpu0": "cpu", "predictor": "predictor"}
 _OP_OF = {**words(Op), "fetch": Op.HOT}  # by kind of node
@@ -39,15 +41,24 @@ def compile_programs(
     for lane, order in schedule.order.items():
         steps = [dag.node[id_] for id_ in order if builder.is_step(dag.node[id_])]
         programs[LANE_ACTORS[lane]] = [builder.step(node) for node in steps]
-    programs["gpu"] = [_bare(Op.EMBED), *programs["gpu"], _bare(Op.HEAD)]
+    embed, head = _bare(Op.EMBED, dag.embed), _bare(Op.HEAD, dag.head)
+    programs["gpu"] = [embed, *programs["gpu"], head]
     return {actor: np.array(steps, dtype=STEP) for actor, steps in programs.items()}
 
 
-def _bare(op: Op) -> Any:
+def _bare(op: Op, work: Work) -> Any:
     step = np.zeros((), dtype=STEP)
     step["op"], step["layer"], step["wait"], step["signal"] = op, -1, -1, -1
     step["x"] = step["active"] = step["y"] = -1
+    for term in Term:
+        step["bytes"][term] = getattr(work.bytes, term.name.lower())
+        step["flops"][term] = getattr(work.flops, term.name.lower())
     return step
+
+
+def work_of(step: Any) -> Work:
+    """What a step carries."""
+    return Work(Terms(*step["bytes"].tolist()), Terms(*step["flops"].tolist()))
 
 
 class _Compiler:
@@ -68,7 +79,7 @@ class _Compiler:
 
     def step(self, node: Node) -> Any:
         """The step of a node: flags from its edges, offsets from the layout."""
-        step, layer = _bare(_OP_OF[node.kind]), node.layer
+        step, layer = _bare(_OP_OF[node.kind], node.work), node.layer
         slots = self.layout.layers[layer]
         predicted = ("predict", layer) in self.kinds
         step["layer"], step["x"], step["y"] = layer, slots.x, slots.y

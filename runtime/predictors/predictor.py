@@ -54,7 +54,6 @@ __all__ = [
     "WindowLayer",
     "expected_density_L",
     "native_layers",
-    "predictor_bytes_L",
     "predictor_parameters",
     "predicts",
 ]
@@ -288,11 +287,6 @@ def _complaint(layer: object, spec: ModelSpec) -> str:
     if layer.input not in INPUTS:
         return f"input is {layer.input!r}, must be 'normed' or 'residual'"
     return layer.complaint(spec)
-
-
-def predictor_bytes_L(layers: Sequence[NativeLayer]) -> tuple[int, ...]:
-    """Bytes each layer's predictor needs on its device, for the placement problem."""
-    return tuple(layer.bytes for layer in layers)
 
 
 def predictor_parameters(layers: Sequence[NativeLayer]) -> int:

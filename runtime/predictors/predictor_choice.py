@@ -21,6 +21,7 @@ from pathlib import Path
 from hotcold.native.errors import PolicyError
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.plan.work import ModelWork
 from hotcold.runtime.plugins import registry
 from hotcold.runtime.predictors.predictor import Predictor
 from hotcold.runtime.predictors.predictor_file import predictor_costs
@@ -50,16 +51,16 @@ class FeedForwardBytes:
         density_L: Sequence[float] | None = None,
     ) -> "FeedForwardBytes":
         """From shares of neurons: those that fire and those that are proposed, by layer."""
-        row = spec.n_neurons * spec.d_model * spec.element_bytes  # of all neurons of a layer
-        fired, rest = sum(fired_L), spec.neuron_rows - 1  # rows that only a neuron that fires needs
-        exact = row * (spec.n_layers + rest * fired)
+        read = ModelWork(spec).neurons.bytes
+        n, fired = spec.n_neurons, sum(fired_L)
+        exact = read.at(proposed=n * spec.n_layers, fired=n * fired)
         if predictor_bytes is None or density_L is None:
             return cls(exact)
         proposed = sum(density_L)
         return cls(
             exact,
-            predictor_bytes + (1 + rest) * row * proposed,
-            predictor_bytes + row * (proposed + rest * min(fired, proposed)),
+            predictor_bytes + read.at(proposed=n * proposed, fired=n * proposed),
+            predictor_bytes + read.at(proposed=n * proposed, fired=n * min(fired, proposed)),
         )
 
     def to_json(self) -> dict[str, float | None]:

@@ -29,6 +29,7 @@ from hotcold.runtime.files.impostors import impostor
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, to_float32
 from hotcold.runtime.model.checkpoints.safetensors_file import read_header
 from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.plan.work import matrices_bytes
 from hotcold.runtime.predictors.predictor import INPUTS, Matrix, PredictorLayer
 
 SafeFile = Any  # safetensors types its reader's methods in no way mypy accepts
@@ -131,7 +132,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def predictor_costs(path: str | Path, spec: ModelSpec) -> tuple[int, tuple[float | None, ...]]:
-    """Bytes of a file's matrices and the density it states for each layer, no matrix being read.
+    """Bytes of a file's predictors and the density it states for each, no matrix being read.
 
     Raises:
         CheckpointError: unreadable, or not for this model.
@@ -142,10 +143,20 @@ def predictor_costs(path: str | Path, spec: ModelSpec) -> tuple[int, tuple[float
             names = set(file.keys())
             _check_names(names, path, spec)
             notes = dict(file.metadata() or {})
+            own = sum(_layer_bytes(file, f"layers.{i}", names, spec) for i in range(spec.n_layers))
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
     density_L = (_number(notes, (f"layers.{i}.density",), path) for i in range(spec.n_layers))
-    return path.stat().st_size, tuple(density_L)
+    return own, tuple(density_L)
+
+
+def _layer_bytes(file: SafeFile, stem: str, names: set[str], spec: ModelSpec) -> int:
+    """Bytes of a layer once it is read; its shapes are checked then."""
+    first, second = (file.get_slice(f"{stem}.{name}") for name in ("fc1", "fc2"))
+    half = {str(first.get_dtype()), str(second.get_dtype())} == {"F16"}
+    width = (first.get_shape() or [0])[0]
+    dtype = "float16" if half else "float32"
+    return matrices_bytes(spec, width, dtype, f"{stem}.fc2.bias" in names)
 
 
 def save_predictors(

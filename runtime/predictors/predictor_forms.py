@@ -168,15 +168,6 @@ class WindowLayer(NativeForm):
         return wrong_array(("prior_N", self.prior_N, (spec.n_neurons,), ("float32",)))
 
 
-def int8_bytes(layer: Any, spec: ModelSpec) -> int:  # noqa: ANN401 - of any form
-    """Bytes of a predictor layer quantised by row: weights, scales, bias."""
-    if layer.form == "sign":
-        return int(layer.bytes)  # a bit a weight already
-    width = int(layer.fc1.shape[0])
-    bias = 0 if layer.bias_N is None else int(layer.bias_N.nbytes)
-    return width * (spec.d_model + spec.n_neurons) + 4 * (width + spec.n_neurons) + bias
-
-
 def wrong_array(*checks: tuple[str, Any, tuple[int, ...], tuple[str, ...]]) -> str:
     """Which array of (name, array or None, shape, dtypes) is not as it must be; empty: none."""
     for name, array, shape, dtypes in checks:

@@ -64,7 +64,7 @@ def test_passes_compute_with_it(plugin: Any, tmp_path: Path) -> None:
     for logits in runs.values():
         np.testing.assert_allclose(logits, expected, atol=2e-3, rtol=0)
     assert (runs["own"] != runs["built-in"]).any(), "sums of another order: other last bits"
-    wrong = changed(tmp_path, "gate > 0 ? (a.record", "gate > 0 ? 2 * (a.record")
+    wrong = changed(tmp_path, "c = entry(", "c = 2 * entry(")
     with pytest.raises(ConfigError, match=r"mine.cu is refused: .* float64 gives"):
         prepare_model(EngineConfig(model=model, kernels=str(wrong)))
 
@@ -77,7 +77,7 @@ def test_passes_compute_with_it(plugin: Any, tmp_path: Path) -> None:
         ("* gridDim.y + b] = c", "* gridDim.y + b] = gridDim.y > 1 ? c * 1.000001f : c", "batch"),
         ("record + a.record.gate + 2 * at", "record + (1ll << 44)", "is refused"),
         # right in the operator door, where there are no stamps, and wrong in every pass
-        ("= gate > 0 ? (", "= gate > (a.stamps ? 1 : 0) ? (", r"a pass of the embedded model \("),
+        ("wanted, gate", "wanted, gate - (a.stamps != 0)", r"a pass of the embedded model \("),
         ("bool wanted = a.hot", "bool wanted = !a.stamps && a.hot", r"a pass of the embedded"),
     ],
     ids=["short row", "batch", "wild", "pass", "no token in a pass"],

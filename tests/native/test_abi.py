@@ -23,7 +23,7 @@ from hotcold.native.errors import (
     ConfigError,
     KernelError,
 )
-from hotcold.runtime.model.spec import DType, Norm
+from hotcold.runtime.model.spec import Activation, DType, Norm
 from hotcold.runtime.plan.dag import Kind
 
 STRUCTS = [name.lower() for name, of in vars(generated).items() if isinstance(of, np.dtype)]
@@ -68,10 +68,11 @@ def test_every_field_lies_where_the_compiler_put_it(name: str) -> None:
 
 def test_numpy_and_c_read_the_same_bytes() -> None:
     step = np.zeros(2, generated.STEP)
-    step[1] = (3, -1, (7, -1), 5, 2, 1 << 40, (64, 128), -9)
+    step[1] = (3, -1, (7, -1), 5, 2, 1 << 40, (64, 128), -9, (1, 2, 3, 1 << 41), (4, 5, 6, 7))
     c = ffi.cast("hc_step *", step.ctypes.data)[1]
     assert (c.op, c.layer, list(c.wait), c.signal, c.flags) == (3, -1, [7, -1], 5, 2)
     assert (c.x, list(c.active), c.y) == (1 << 40, [64, 128], -9)
+    assert (list(c.bytes), list(c.flops)) == ([1, 2, 3, 1 << 41], [4, 5, 6, 7])
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 15, 16, 17, 700])
@@ -115,6 +116,7 @@ def test_words_are_those_that_types_and_users_know() -> None:
     assert names.OPS == ("embed", "attention", "predict", "hot", "cold", "merge", "head", "input")
     assert set(get_args(Kind)) == {*names.OPS, "fetch"} - {"embed", "head"}
     assert get_args(DType) == names.WEIGHT_DTYPES and get_args(Norm) == tuple(names.NORMS)
+    assert get_args(Activation) == tuple(names.ACTIVATIONS)
     assert names.DTYPE_BYTES == {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
     for codes, kind in ((names.ACTORS, generated.Actor), (names.OPS, generated.Op)):
         assert [member.value for member in kind] == list(range(len(codes)))

@@ -28,7 +28,6 @@ KINDS = {
     "neurons": "neurons",
     "ffn_bias": "neurons",
 }
-ACTIVATIONS = {"relu": "ReLU", "relu2": "ReLU2", "fatrelu": "FATReLU", "relu both": "ReLU (both)"}
 
 
 @click.command("inspect")
@@ -136,7 +135,7 @@ def _print(result: dict[str, Any]) -> None:
 
 def kind_of_neuron(spec: dict[str, Any]) -> str:
     """In words: gated or not, with a bias or without."""
-    act = ACTIVATIONS[spec.get("activation", "relu")]
+    act = spec.get("activation", "relu").replace("relu", "ReLU")
     kind = f"gated {act}" if spec.get("gated", True) else act
     if threshold := spec.get("activation_threshold"):
         kind += f" at {threshold:g}"

@@ -18,10 +18,11 @@ from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.runtime.hardware.profile import HardwareProfile
-    from hotcold.runtime.model.spec import DType, ModelSpec
+    from hotcold.runtime.model.spec import DType
     from hotcold.runtime.plan.cost import TokenTime
     from hotcold.runtime.plan.plan import Plan
     from hotcold.runtime.plan.problem import Placement, Problem
+    from hotcold.runtime.plan.work import ModelWork
     from hotcold.runtime.plugins.registry import PluginKind
     from hotcold.runtime.plugins.run import MadeSchedule
     from hotcold.runtime.plugins.settings import Setting
@@ -91,7 +92,7 @@ def solve_all(options: EngineConfig, cases: Sequence[Case]) -> list[Ready]:
     def ready(case: Case, plan: "Plan") -> Ready:
         prepared = by_budget[case.vram]
         one = _judged(
-            *(prepared.problem, prepared.bundle.spec, prepared.predicts, case),
+            *(prepared.problem, prepared.work, prepared.predicts, case),
             *(by_schedule[case.schedule], plan, options.policy_timeout, prepared.gpu is not None),
         )
         deploy(prepared, plan, one.schedule)  # refuses what could not run, before anything does
@@ -137,7 +138,7 @@ def _each(
 
 def _judged(  # noqa: PLR0917 - everything a case is made of
     problem: "Problem",
-    spec: "ModelSpec",
+    work: "ModelWork",
     predicts: bool,
     case: Case,
     settings: "Mapping[str, Setting]",
@@ -152,7 +153,7 @@ def _judged(  # noqa: PLR0917 - everything a case is made of
     from hotcold.runtime.plan.problem import Placement
     from hotcold.runtime.plugins.run import MadeSchedule, make_schedule
 
-    dag = build_dag(spec, plan, predicts)
+    dag = build_dag(work.spec, plan, predicts, work)
     made = make_schedule(case.schedule, dag, plan, problem.hardware, settings, timeout_s)
     return Ready(
         case,
@@ -177,6 +178,7 @@ def solve_shape(shape: str, options: EngineConfig, cases: Sequence[Case]) -> lis
     from hotcold.runtime.offline.plant.shaped import shaped_problem
     from hotcold.runtime.offline.plant.shapes import find_shape
     from hotcold.runtime.plan.plan import make_plan
+    from hotcold.runtime.plan.work import ModelWork
     from hotcold.runtime.plugins.run import place
     from hotcold.runtime.plugins.settings import split_settings
     from hotcold.runtime.units import parse_bytes
@@ -187,7 +189,8 @@ def solve_shape(shape: str, options: EngineConfig, cases: Sequence[Case]) -> lis
     by_schedule = _own_settings("schedule", settings["schedule"], [c.schedule for c in cases])
     own = _own_settings("placement", settings["placement"], [case.policy for case in cases])
     timeout_s = options.policy_timeout
-    context, spec = options.context or DEFAULT_CONTEXT, find_shape(shape).spec(None, dtype)
+    context = options.context or DEFAULT_CONTEXT
+    work = ModelWork(find_shape(shape).spec(None, dtype))
 
     def solved(key: "tuple[str | int | None, str]") -> "tuple[Problem, Plan]":
         vram = None if key[0] is None else parse_bytes(key[0], "--vram")
@@ -197,7 +200,7 @@ def solve_shape(shape: str, options: EngineConfig, cases: Sequence[Case]) -> lis
 
     def ready(case: Case, made: "tuple[Problem, Plan]") -> Ready:
         problem, plan = made
-        return _judged(problem, spec, True, case, by_schedule[case.schedule], plan, timeout_s)
+        return _judged(problem, work, True, case, by_schedule[case.schedule], plan, timeout_s)
 
     return _each(cases, solved, ready)
 

@@ -26,6 +26,7 @@ Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
         predicted_ |= plan_[i].predicted_at >= 0;
         plan_[i].has_hot = args_.owned_L[i].n_ids > 0; // those read over the bus too
     }
+    reads_.add(args_.steps, args_.n_steps);
     for (int32_t i = 0; i < args_.n_steps; i++) {
         hc_step step = args_.steps[i];
         shown_.push_back(step);
@@ -70,11 +71,9 @@ void Executor::ring(uint32_t seq) {
 }
 
 // The report of the pass that just ended, from pinned memory. bytes: read by the device in this
-// pass, by arithmetic on what was counted.
+// pass, by its steps and what was counted.
 void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     const hc_model &m = *args_.model;
-    const int64_t e = bytes_of(m.dtype), row = m.d * e, rest = m.record.up < 0 ? 1 : 2;
-    const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
     const uint64_t *stamps = stamps_host_.get();
     report = {};
     report.gate_rows = host_->counters[0];
@@ -86,23 +85,18 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     report.pass_ns = stamps[AT_END] - stamps[AT_BEGIN];
     report.clock_error_ns = clock_.error_ns();
     report.n_spans = read_timeline(stamps, shown_, clock_, in.seq, in.spans, report.phase_ns);
-    report.bytes = m.n_layers * (2 * q_dim + 2 * kv_dim) * row;
-    report.bytes +=
-        // Keys and values of the longest row, once for the batch.
-        hc_attended(m.window, in.position_B[in.batch - 1]) * kv_dim * m.n_layers *
-        (device_.kv_f16 ? 4 : 8);
-    report.bytes += in.head_rows ? m.vocab * m.embed_dim * e : 0;
-    for (int l = 0; l < m.n_layers; l++)
-        if (plan_[l].predicted_at >= 0 && !device_.remote_predictor)
-            report.bytes +=
-                predictor_read_bytes(m, device_.predictors_L[l], model_.layers[l].predictor.dtype);
-        else if (plan_[l].predicted_at >= 0) {
+    report.bytes = reads_.fixed + (in.head_rows ? reads_.head : 0);
+    report.bytes += hc_attended(m.window, in.position_B[in.batch - 1]) * reads_.position;
+    /* a batch reads a row once for all its tokens: tokens that share a neuron are not told apart,
+     * nor are neurons whose down column a ReLU on up leaves out; audited ones are rows of the list */
+    report.bytes += (report.gate_rows + report.audit_rows) * reads_.proposed;
+    report.bytes += report.up_down_rows * reads_.fired;
+    for (int l = 0; l < m.n_layers && device_.remote_predictor; l++)
+        if (plan_[l].predicted_at >= 0) {
             const uint64_t *own = stamps + (l + 1) * STAMPS;
             report.asks++;
             report.asked_ns += static_cast<int64_t>(own[AT_ANSWERED] - own[AT_ASKED]);
         }
-    /* a batch reads a row once for all its tokens: tokens that share a neuron are not told apart */
-    report.bytes += (report.gate_rows + rest * (report.up_down_rows + report.audit_rows)) * row;
     report.allocated_bytes = model_.bytes;
     report.pinned_bytes = model_.pinned;
 }

@@ -73,6 +73,7 @@ class Executor {
     Owned<void *, cudaHostUnregister> registered_;
     char *segment_ = nullptr; // as the device sees it
     std::unique_ptr<Prompt> prompt_;
+    Reads reads_;
     bool predicted_ = false;
     hc_mailbox mailbox_ = {};
     // They hold addresses of everything above, so they end first.

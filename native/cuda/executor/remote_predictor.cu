@@ -37,11 +37,11 @@ PredictorProcess::PredictorProcess(const hc_executor_args &args, const hc_device
     to_.layers_L = layers_.data();
     hc_lay_out_remote(&shape_, &arena, &host, &to_);
     const hc_model &m = *args_.model;
+    reads_.add(device_.predict_steps, device_.n_predict_steps);
     for (const Asked &asked : order_) {
         const hc_predictor_layer &from = device_.predictors_L[asked.layer];
         Predictor &to = layers_[asked.layer];
         upload_predictor(m, from, device_.predictor_i8, to);
-        read_bytes_ += predictor_read_bytes(m, from, to.dtype);
         if (!to.norm_D)
             continue;
         Uploader up;
@@ -102,7 +102,7 @@ hc_status PredictorProcess::pass(uint32_t seq, int32_t batch, hc_device_report &
     report.pass_ns = static_cast<int64_t>(host_->times.busy + host_->times.waited);
     report.asks = static_cast<int64_t>(order_.size());
     report.asked_ns = static_cast<int64_t>(host_->times.busy);
-    report.bytes = read_bytes_;
+    report.bytes = reads_.fixed;
     report.allocated_bytes = bytes_, report.pinned_bytes = pinned_;
     return HC_OK;
 }

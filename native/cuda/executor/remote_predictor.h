@@ -29,7 +29,8 @@ class PredictorProcess {
     Owned<void *, cudaIpcCloseMemHandle> mapped_; // another process's memory
     DeviceMemory<char> memory_;
     Pinned<char> parts_;
-    int64_t bytes_ = 0, pinned_ = 0, read_bytes_ = 0;
+    int64_t bytes_ = 0, pinned_ = 0;
+    Reads reads_;
     hc_remote_parts to_ = {};
     const Stream stream_;
     const Launch launch_;

@@ -23,6 +23,14 @@ bool on_bus(const hc_model &m, const hc_device_args &device, int layer, int32_t 
 const hc_record &record_of(const hc_executor_args &args, int layer);
 const char *records_of(const hc_executor_args &args, int layer);
 
+// What a pass reads on the device by the programs' steps, whose kernels follow them.
+struct Reads {
+    int64_t fixed = 0, position = 0; // a pass; a cached position, of its last token
+    int64_t head = 0;                // a pass of which logits are wanted
+    int64_t proposed = 0, fired = 0; // a neuron on the device
+    void add(const hc_step *steps, int32_t n);
+};
+
 // A norm's weights of a layer, in host or device memory.
 template <class AnyLayer> const float *norm_weight(const AnyLayer &layer, const hc_operator &norm) {
     return norm.of_ffn ? layer.ffn_norm_D : layer.attention_norm_D;

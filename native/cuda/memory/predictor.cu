@@ -32,13 +32,6 @@ void upload_predictor(const hc_model &m, const hc_predictor_layer &from, bool i8
     up.finish();
 }
 
-// What one prediction reads, whatever the batch: every matrix or sign once.
-int64_t predictor_read_bytes(const hc_model &m, const hc_predictor_layer &from, int32_t dtype) {
-    if (from.form == HC_PREDICT_SIGN)
-        return m.n * ((m.d + 63) / 64 * 8 + 8) + 4 * m.d;
-    return (m.d + m.n) * from.hidden * bytes_of(dtype);
-}
-
 bool folds_norm(const hc_model &m, const hc_predictor_layer &shape, int layer, int at) {
     return at == layer && !shape.input && shape.form != HC_PREDICT_SIGN && m.norm == HC_NORM_RMS &&
            hc_ffn_operator(&m)->source == HC_STREAM_X && hc_ffn_operator(&m)->step != HC_OP_INPUT;

@@ -12,7 +12,6 @@ using Predictor = hc_predictor_parts;
 
 // i8: quantised by row.
 void upload_predictor(const hc_model &m, const hc_predictor_layer &from, bool i8, Predictor &to);
-int64_t predictor_read_bytes(const hc_model &m, const hc_predictor_layer &from, int32_t dtype);
 
 // Whether the first product of a layer's prediction, made at layer `at`, folds the norm of its input
 // in. The input is the residual stream then, or where the predictor asks for that.

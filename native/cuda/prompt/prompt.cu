@@ -24,6 +24,7 @@ Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
       rows_(device.prompt_rows * (args.model->embed_dim + args.model->d) *
                 bytes_of(args.model->dtype),
             false) {
+    reads_.add(args.steps, args.n_steps);
     launch_.overlap = false; // these kernels do not wait for their forerunners by themselves
     const hc_model &m = *args.model;
     const int64_t rows = model.prompt.piece_rows;
@@ -110,14 +111,10 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     report.up_down_rows = static_cast<int64_t>(fired);
     report.pass_ns = now_ns() - begin;
     report.allocated_bytes = model_.bytes, report.pinned_bytes = model_.pinned;
-    const int64_t q_dim = m.heads * m.head_dim, kv_dim = m.kv_heads * m.head_dim;
-    // Weights of the layers, resident or streamed, are read once; the head is not counted.
-    report.bytes =
-        m.n_layers * (m.n * m.record.bytes + (2 * q_dim + 2 * kv_dim) * m.d * bytes_of(m.dtype));
-    for (int l = 0; l < m.n_layers; l++)
-        if (plan_[l].predicted_at >= 0)
-            report.bytes +=
-                predictor_read_bytes(m, device_.predictors_L[l], model_.layers[l].predictor.dtype);
+    // As if weights, keys and values were read once; records, resident or streamed, whole.
+    report.bytes = reads_.fixed + m.n_layers * m.n * m.record.bytes;
+    report.bytes += hc_attended(m.window, in.position + in.count - 1) * reads_.position;
+    report.bytes += in.head || in.logits_PV ? reads_.head : 0;
     return HC_OK;
 }
 

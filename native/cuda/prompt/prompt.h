@@ -57,6 +57,7 @@ class Prompt {
     Model &model_;
     Launch launch_;
     std::vector<Piece> pieces_;
+    Reads reads_;
     // free_[s]: the device has computed what slot s held; ready_[s]: the copy into it is done.
     const Event free_[HC_STREAM_SLOTS], ready_[HC_STREAM_SLOTS];
     const Event layer_[2];    // a layer is done

@@ -57,6 +57,7 @@ class Architecture:
         sources: (spec, config) -> checkpoint tensors, stacked by rows, behind each tensor of a
             bundle. A layer's neurons appear as `layers.{i}.gate`, `.up`, `.down` and `.bias`, those
             it has, always whole and as they are.
+        prefix: before the names of the base model's tensors, which saved alone have none.
     """
 
     name: str
@@ -64,3 +65,4 @@ class Architecture:
     hf_class: str
     read_spec: Callable[[Config, DType], ModelSpec]
     sources: Callable[[ModelSpec, Config], Sources]
+    prefix: str = "model."

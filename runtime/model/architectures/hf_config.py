@@ -99,14 +99,14 @@ class Config:
                 "use the one in float16 or bfloat16 that it was made from"
             )
 
-    def require_relu(self, key: str, default: str) -> None:
-        """Refuse every activation but ReLU."""
+    def require_relu(self, key: str, default: str, kind: str = "relu") -> None:
+        """Refuse every activation but this kind of ReLU."""
         activation = self.data.get(key, default)
-        if activation != "relu":
+        if activation != kind:
             raise self.refuse(
                 f"activation {activation!r:.80} is not supported: only with ReLU is a neuron whose "
                 "gate does not fire exactly zero, so that it can be skipped; use a checkpoint with "
-                f"{key} 'relu'"
+                f"{key} {kind!r}"
             )
 
     def checked(self, spec: ModelSpec) -> ModelSpec:

@@ -6,11 +6,10 @@ or an allocation of terabytes later.
 """
 
 import math
-from typing import Any
+from typing import Any, get_args
 
-from hotcold.native.abi.names import ACTIVATIONS
 from hotcold.runtime.model.block import check_block
-from hotcold.runtime.model.spec import DTYPE_BYTES, ModelSpec
+from hotcold.runtime.model.spec import DTYPE_BYTES, Activation, ModelSpec
 
 LIMITS: dict[str, tuple[int, int]] = {  # inclusive
     "n_layers": (1, 1024),
@@ -24,7 +23,7 @@ LIMITS: dict[str, tuple[int, int]] = {  # inclusive
 }
 KINDS: dict[str, tuple[str, ...]] = {
     "norm": ("rms", "layer"),
-    "activation": tuple(ACTIVATIONS),
+    "activation": get_args(Activation),
     "positions": ("rotary", "learned"),
 }
 FLAGS = ("tied", "gated", "biases", "final_norm")
@@ -153,5 +152,5 @@ def _check_activation(spec: ModelSpec) -> None:
     if not (positive(threshold, 1e9) if fat else is_number(threshold) and threshold == 0):
         allowed = "above 0 and at most 1e9" if fat else "0"
         raise ValueError(
-            f"activation_threshold is {threshold!r:.80}, of {spec.activation!r} it must be {allowed}"
+            f"activation_threshold is {threshold!r:.80}, of {spec.activation} it must be {allowed}"
         )

@@ -32,10 +32,10 @@ def _rope_kind(config: Config, rope: dict[str, Any]) -> object:
     return said[0] if said else "default"
 
 
-def rope(config: Config) -> dict[str, Any]:
+def read_rope(config: Config) -> dict[str, Any]:
     """Theta and scaling, as fields of a spec, from either spelling; in both, they must agree."""
     said = [config.data[key] for key in ROPE_KEYS if config.data.get(key)]
-    read = [_read_rope(config, entry) for entry in said or [{}]]
+    read = [_rope_entry(config, entry) for entry in said or [{}]]
     if read[0] != read[-1]:
         raise config.refuse(
             f"{' and '.join(ROPE_KEYS)} differ ({said[0]!r:.120} and {said[1]!r:.120}); keep the "
@@ -44,7 +44,7 @@ def rope(config: Config) -> dict[str, Any]:
     return read[0]
 
 
-def _read_rope(config: Config, rope: object) -> dict[str, Any]:
+def _rope_entry(config: Config, rope: object) -> dict[str, Any]:
     """Theta and scaling of one dict; a theta inside it wins, as in transformers."""
     if not isinstance(rope, dict):
         raise config.refuse(f"rope parameters are {rope!r:.80}, they must be an object; correct it")
@@ -72,15 +72,10 @@ def _read_rope(config: Config, rope: object) -> dict[str, Any]:
     return {"rope_theta": float(theta), "rope_scaling": scaling}
 
 
-def _heads(config: Config, kv_heads: int | None) -> dict[str, int]:
+def read_heads(config: Config) -> dict[str, int]:
+    """Width and query heads, as fields of a spec."""
     d_model = config.integer("hidden_size", "d_model")
     n_heads = config.integer("num_attention_heads", "n_heads")
-    n_kv_heads = config.integer("num_key_value_heads", "n_kv_heads", kv_heads or n_heads)
-    if n_heads % n_kv_heads:
-        raise config.refuse(
-            f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}; "
-            "correct one of them"
-        )
     if config.data.get("head_dim") is None and d_model % n_heads:
         raise config.refuse(
             f"hidden_size {d_model} is not a multiple of num_attention_heads {n_heads} and "
@@ -89,8 +84,18 @@ def _heads(config: Config, kv_heads: int | None) -> dict[str, int]:
     head_dim = config.integer("head_dim", "head_dim", d_model // n_heads)
     if head_dim % 2:
         raise config.refuse(f"head_dim {head_dim} is odd; rotary embedding turns pairs, correct it")
-    sizes = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
-    return {"d_model": d_model, **sizes}
+    return {"d_model": d_model, "n_heads": n_heads, "head_dim": head_dim}
+
+
+def read_kv_heads(config: Config, key: str, n_heads: int, default: int | None = None) -> int:
+    """Key and value heads; default: where the key is absent, None: as many as query heads."""
+    n_kv_heads = config.integer(key, "n_kv_heads", default or n_heads)
+    if n_heads % n_kv_heads:
+        raise config.refuse(
+            f"num_attention_heads {n_heads} is not a multiple of {key} {n_kv_heads}; "
+            "correct one of them"
+        )
+    return n_kv_heads
 
 
 def _rotary_dim(config: Config, head_dim: int, share: float | None) -> int | None:
@@ -99,10 +104,12 @@ def _rotary_dim(config: Config, head_dim: int, share: float | None) -> int | Non
     said = {key: file[key] for file in files for key in PARTIAL_KEYS if file.get(key) is not None}
     for key, value in said.items():
         if share is None and value != 1:
-            raise config.refuse(f"{key} {value!r:.80} is not supported; this model turns whole heads")
+            raise config.refuse(
+                f"{key} {value!r:.80} is not supported; this model turns whole heads"
+            )
         if not positive(value, 1.0) or int(head_dim * value) % 2 or head_dim * value < 2:
             raise config.refuse(
-                f"{key} is {value!r:.80}, it must be above 0 and at most 1 and leave an even number "
+                f"{key} is {value!r:.80}, it must be above 0, at most 1, and leave an even number "
                 f"of a head's {head_dim} elements; correct it"
             )
         share = value
@@ -123,27 +130,29 @@ def read_llama_like(
 ) -> ModelSpec:
     """The spec of a checkpoint that spells its sizes as a Llama does.
 
-    Args:
-        architecture: for the spec, as all of kinds.
-        context, kv_heads, eps, turned: what holds where the file says nothing; kv_heads None: as
-            many as heads; eps with its key; turned, the share of a head that does, None: all of it,
-            and nothing else is possible.
+    `context`, `kv_heads` (None: as many as heads), `eps` (with its key) and `turned` (the share of
+    a head that does; None: all of it, and nothing else is possible) hold where the file says
+    nothing.
+
+    Raises:
+        CheckpointError: the file cannot be right, or says what is not supported.
     """
     config.refuse_unsupported()
     for key in ("attention_bias", "mlp_bias"):
         if config.flag(key):
             raise config.refuse(f"{key} is true; biases are not supported, use a model without")
     vocab_size = config.integer("vocab_size", "vocab_size")
-    sizes = _heads(config, kv_heads)
+    sizes = read_heads(config)
     spec = ModelSpec(
         architecture=architecture,
         n_layers=config.integer("num_hidden_layers", "n_layers"),
         n_neurons=config.integer("intermediate_size", "n_neurons"),
         **sizes,
+        n_kv_heads=read_kv_heads(config, "num_key_value_heads", sizes["n_heads"], kv_heads),
         vocab_size=vocab_size,
         max_context=config.integer("max_position_embeddings", "max_context", context),
         norm_eps=config.number(*eps, 1.0),
-        **rope(config),
+        **read_rope(config),
         rotary_dim=_rotary_dim(config, sizes["head_dim"], turned),
         tied=config.flag("tie_word_embeddings"),
         dtype=dtype,

@@ -1,10 +1,17 @@
 """The table of architectures, and which one a checkpoint has. A new one is added here."""
 
-from hotcold.runtime.model.architectures import llama, opt
+from hotcold.runtime.model.architectures import arcee, bamboo, falcon, llama, nemotron, opt
 from hotcold.runtime.model.architectures.base import Architecture
 from hotcold.runtime.model.architectures.hf_config import Config
 
-ARCHITECTURES: tuple[Architecture, ...] = (llama.ARCHITECTURE, opt.ARCHITECTURE)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    llama.ARCHITECTURE,
+    opt.ARCHITECTURE,
+    bamboo.ARCHITECTURE,
+    arcee.ARCHITECTURE,
+    nemotron.ARCHITECTURE,
+    falcon.ARCHITECTURE,
+)
 
 
 def find(config: Config) -> Architecture:

@@ -29,7 +29,6 @@ from hotcold.runtime.model.spec import DType, ModelSpec
 logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 64 << 20  # rows are read, converted and written in blocks of about this size
-PREFIX = "model."
 PARTS = ("gate", "up", "down", "bias")  # of a neuron
 
 
@@ -94,13 +93,14 @@ class Checkpoint:
         return embed[0], head[0]
 
     def _stored(self, source: Source) -> str:
-        """The name a tensor has in this checkpoint: the base model's own has no "model." before."""
-        bare = source.name.removeprefix(PREFIX)
+        """The name a tensor has in this checkpoint: the base model's own has no prefix."""
+        bare = source.name.removeprefix(self._architecture.prefix)
         return bare if self._is_bare and source.name not in self._reader.tensors else source.name
 
     @cached_property
     def _is_bare(self) -> bool:
-        return not any(name.startswith(PREFIX) for name in self._reader.tensors)
+        prefix = self._architecture.prefix
+        return not any(name.startswith(prefix) for name in self._reader.tensors)
 
     def _has(self, source: Source) -> bool:
         return self._stored(source) in self._reader.tensors

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from hotcold.native.abi.names import WEIGHT_DTYPES
+from hotcold.native.abi.generated import ACTIVATION_ROWS, ActivationRow
+from hotcold.native.abi.names import ACTIVATIONS, WEIGHT_DTYPES
 from hotcold.native.bindings import device_kernels as kernels
 from hotcold.native.bindings.device import open_plugin
 from hotcold.native.errors import HotcoldError
@@ -71,10 +72,13 @@ def check_norm(plugin: Any, kind: str, d: int, batch: int) -> None:
     compare(f"{kind} norm, d {d}, batch {batch}", got, exact, 1e-4)
 
 
-def check_ffn(plugin: Any, dtype: str, d: int, batch: int, gated: bool) -> None:
+def check_ffn(
+    plugin: Any, dtype: str, d: int, batch: int, gated: bool, activation: str = "relu"
+) -> None:
     """gate_up and down over a list, over all rows, and a token alone."""
     rng = np.random.default_rng(d + batch + gated)
-    case = f"{'reglu' if gated else 'relu'} ffn, {dtype}, d {d}, batch {batch}"
+    kind = f"{'gated' if gated else 'plain'} {activation}"
+    case = f"{kind} ffn, {dtype}, d {d}, batch {batch}"
     print(case, flush=True)
     rows, parts = 83, 3 if gated else 2
     raw, w64 = stored(rng, (rows, parts, d), dtype)
@@ -86,6 +90,12 @@ def check_ffn(plugin: Any, dtype: str, d: int, batch: int, gated: bool) -> None:
     records[:, at : at + 4] = bias.view(np.uint8).reshape(rows, 4)
     how: dict[str, Any] = {"gated": gated, "bias": 0 if gated else at}
     x = rng.standard_normal((batch, d)).astype(np.float32)
+    act = ACTIVATION_ROWS[ACTIVATIONS[activation]]
+    gates = np.sort(x @ w64[:, 0].T + bias, axis=None)
+    high = gates[gates.size * 3 // 4 :]
+    widest = int(np.argmax(np.diff(high)))  # no pre-activation is next to the threshold
+    threshold = float((high[widest] + high[widest + 1]) / 2) if activation == "fatrelu" else 0.0
+    how |= {"activation": activation, "threshold": threshold}
     bounds = np.linspace(0, rows, 6).astype(np.int32)
     members = rng.integers(1, 2**batch, rows, dtype=np.uint64).astype(np.uint32)
     ids = np.flatnonzero(rng.random(rows) < 0.6).astype(np.int32)
@@ -95,7 +105,7 @@ def check_ffn(plugin: Any, dtype: str, d: int, batch: int, gated: bool) -> None:
     for words, on, chosen in ((", a list", on_BN, ids), (", all rows", on_BN | True, None)):
         given = () if chosen is None else (chosen, members[chosen])
         got, _, _ = kernels.ffn(plugin, records, dtype, x, bounds, *given, **how)
-        exact, size = _ffn(x, w64[:, 0], bias, up64, w64[:, -1], on)
+        exact, size = _ffn(x, w64[:, 0], bias, up64, w64[:, -1], on, act, threshold)
         compare(case + words, got, exact, 8 * ROUNDING * size + 1e-6)
     own = np.flatnonzero(on_BN[-1]).astype(np.int32)
     ones, last = np.ones(len(own), np.uint32), x[-1:].copy()
@@ -105,12 +115,22 @@ def check_ffn(plugin: Any, dtype: str, d: int, batch: int, gated: bool) -> None:
 
 
 def _ffn(
-    x: Array, gate: Array, bias: Array, up: Array | None, down: Array, on: Array
+    x: Array,
+    gate: Array,
+    bias: Array,
+    up: Array | None,
+    down: Array,
+    on: Array,
+    act: ActivationRow,
+    threshold: float,
 ) -> tuple[Array, Array]:
-    c = np.maximum(x @ gate.T + bias, 0) * on
-    size = (np.abs(x) @ np.abs(gate).T + np.abs(bias)) * on
+    gates = x @ gate.T + bias
+    c = act.value(gates) * act.fires(gates, threshold) * on
+    size = act.value(np.abs(x) @ np.abs(gate).T + np.abs(bias)) * on
     if up is not None:
-        c, size = c * (x @ up.T), size * (np.abs(x) @ np.abs(up).T)
+        ups = x @ up.T
+        c = c * (np.maximum(ups, 0) if act.both else ups)
+        size = size * (np.abs(x) @ np.abs(up).T)
     return c @ down, size @ np.abs(down)
 
 
@@ -148,6 +168,8 @@ def check_all(plugin: Any) -> None:
     for dtype, d, batch in itertools.product(WEIGHT_DTYPES, WIDTHS, BATCHES):
         for gated in (True, False):
             check_ffn(plugin, dtype, d, batch, gated)
+        for activation in ACTIVATIONS if d == 64 else ():
+            check_ffn(plugin, dtype, d, batch, True, activation)
         check_gemv(plugin, dtype, d, batch)
     for kind, d, batch in itertools.product(("rms", "layer"), WIDTHS, BATCHES):
         check_norm(plugin, kind, d, batch)

@@ -19,6 +19,7 @@ from hotcold.runtime.model.spec import DType, ModelSpec
 from hotcold.runtime.offline.plant.shapes import Shape, find_shape
 from hotcold.runtime.offline.plant.statistics import Statistics, firing_probabilities
 from hotcold.runtime.plan.problem import Problem, make_problem
+from hotcold.runtime.plan.work import matrices_bytes
 
 F64 = NDArray[np.float64]
 _COARSE = 2048  # points the law is fitted on; between them it is interpolated
@@ -56,10 +57,7 @@ class Ask:
 
     def predictor_bytes(self, spec: ModelSpec) -> int:
         """Bytes of one layer's predictor: width * (d + N) weights, int8 with float32 row scales."""
-        width = self.predictor_width
-        weights = width * (spec.d_model + spec.n_neurons) * DTYPE_BYTES[self.predictor_dtype]
-        scales = 4 * (width + spec.n_neurons) if self.predictor_dtype == "int8" and width else 0
-        return weights + scales
+        return matrices_bytes(spec, self.predictor_width, self.predictor_dtype)
 
 
 def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
@@ -87,7 +85,7 @@ def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
     )
     spec = shape.spec(None, dtype)
     p_LN = shaped_activations(shape, seed)
-    problem = make_problem(
+    return make_problem(
         spec,
         NeuronRecord.for_spec(spec).bytes,
         p_LN,
@@ -100,7 +98,6 @@ def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
         kv_bytes=ask.kv_bytes,
         embed_on_host=ask.embed_on_host,
     )
-    return replace(problem, gate_share=1 / spec.neuron_rows)
 
 
 def shaped_activations(shape: Shape, seed: int = 0) -> F64:

@@ -184,8 +184,11 @@ def _split(whole: torch.Tensor, group: tuple[Source, ...]) -> list[torch.Tensor]
     """A bundle tensor as the checkpoint tensors it is stacked of; rows it leaves out are zeros."""
     at = [[row for run in source.runs for row in run] for source in group]
     parts, found = whole.split([len(rows) for rows in at]), []
-    for source, rows, part in zip(group, at, parts, strict=True):
+    for source, rows, held in zip(group, at, parts, strict=True):
+        part = held
         if source.rows is not None:
-            part = part.new_zeros(source.shape).index_copy_(0, torch.tensor(rows, device=part.device), part)
+            part = part.new_zeros(source.shape).index_copy_(
+                0, torch.tensor(rows, device=part.device), part
+            )
         found.append(part - source.plus if source.plus else part)
     return found

@@ -16,7 +16,8 @@ from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.shapes import SHAPES
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.plan.problem import Module, make_problem
-from hotcold.runtime.predictors.predictor_forms import WindowLayer, int8_bytes
+from hotcold.runtime.plan.work import predictor_bytes
+from hotcold.runtime.predictors.predictor_forms import WindowLayer
 
 KINDS = ("head", "attention", "kv", "predictor")
 NAMES = ("tiny", "small-opt", "llama2-13b", "opt-350m", "opt-30b")
@@ -49,7 +50,7 @@ def reserved(case: Case) -> int:
 def placed(case: Case) -> int:
     """What the placement problem counts for the device."""
     spec, one = case.spec, case.layers[0] if case.layers else None
-    size = 0 if one is None else int8_bytes(one, spec) if case.int8 else int(one.bytes)
+    size = 0 if one is None else predictor_bytes(spec, one, case.int8)
     found = modules(spec.architecture, spec.d_model, case.context, case.kv_bytes, size)
     there = sum(module.bytes for module in found if module.name not in case.on_host)
     return there + sum(case.owned_L) * NeuronRecord.for_spec(spec).bytes

@@ -18,7 +18,6 @@ from hotcold.runtime.predictors.predictor import (
     PredictorLayer,
     expected_density_L,
     native_layers,
-    predictor_bytes_L,
     predictor_parameters,
     predicts,
 )
@@ -190,10 +189,10 @@ def test_native_layers_refuses_another_type() -> None:
 
 def test_bytes_and_parameters() -> None:
     half = random_layers(SPEC, dtype="float16", bias=False)
-    assert predictor_bytes_L(half) == (2 * 3 * (24 + 40), 2 * 5 * (24 + 40))
+    assert [layer.bytes for layer in half] == [2 * 3 * (24 + 40), 2 * 5 * (24 + 40)]
     assert predictor_parameters(half) == 8 * (24 + 40)
     gate_rows = PredictorLayer(None, None, None, False, ABOVE_ZERO)
-    assert predictor_bytes_L([gate_rows]) == (0,)
+    assert gate_rows.bytes == 0
     with pytest.raises(ValueError, match="gate pre-activations"):
         gate_rows.scores(np.zeros((1, 24), np.float32))
 

@@ -1,0 +1,131 @@
+"""Every architecture that transformers is the reference of, in small random forms."""
+
+from typing import Any
+
+from support.references import Names, Tiny
+from torch.nn.functional import relu
+from transformers import (
+    ArceeConfig,
+    ArceeForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    NemotronConfig,
+    NemotronForCausalLM,
+)
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ODD: dict[str, Any] = {
+    **SIZES,
+    "vocab_size": 301,
+    "hidden_size": 35,
+    "intermediate_size": 51,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 1,
+    "head_dim": 6,
+}
+
+
+class Bamboo(MistralForCausalLM):
+    """TurboSparse's own modelling code is Mistral's but for down(relu(gate) * relu(up))."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp.forward = lambda x, mlp=layer.mlp: mlp.down_proj(
+                relu(mlp.gate_proj(x)) * relu(mlp.up_proj(x))
+            )
+
+
+def bamboo(sizes: dict[str, Any], **more: Any) -> Tiny:
+    config = MistralConfig(**sizes, hidden_act="relu", **more)
+    written = {"architectures": ["BambooForCausalLM"], "model_type": "bamboo"}
+    return Tiny(Bamboo, config, written=written)
+
+
+UNGATED = Names(gate="mlp.up_proj")
+BAMBOO = {
+    "window": bamboo(SIZES, sliding_window=7),
+    "no window": bamboo(SIZES, sliding_window=None),
+    "odd": bamboo(ODD, sliding_window=19),
+}
+
+
+def arcee(sizes: dict[str, Any], dtype: str = "float32", **more: Any) -> Tiny:
+    return Tiny(ArceeForCausalLM, ArceeConfig(**sizes, **more), UNGATED, dtype=dtype)
+
+
+ARCEE = {
+    "even": arcee(SIZES),
+    "float16, linear": arcee(
+        {**SIZES, "num_key_value_heads": 4},
+        "float16",
+        rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 5e3},
+    ),
+    "tied": arcee(SIZES, tie_word_embeddings=True),
+}
+
+
+def nemotron(sizes: dict[str, Any], dtype: str = "float32", **more: Any) -> Tiny:
+    config = NemotronConfig(**sizes, **more)
+    return Tiny(NemotronForCausalLM, config, UNGATED, centre=0.0, dtype=dtype)
+
+
+NEMOTRON = {
+    "half of a head": nemotron(SIZES),
+    "odd, a third": nemotron(ODD, partial_rotary_factor=0.34),
+    "bfloat16, whole": nemotron(SIZES, "bfloat16", partial_rotary_factor=1.0),
+    "three quarters, scaled": nemotron(
+        SIZES,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.75,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+}
+
+
+def falcon(sizes: dict[str, Any], dtype: str = "float32", **more: Any) -> Tiny:
+    names = Names("transformer.h", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+    sizes = {key: value for key, value in sizes.items() if key not in LLAMAS_KEYS}
+    config = FalconConfig(**sizes, activation="relu", **more)
+    return Tiny(FalconForCausalLM, config, names, dtype=dtype)
+
+
+LLAMAS_KEYS = ("intermediate_size", "num_key_value_heads", "head_dim")
+NEW: dict[str, Any] = {"new_decoder_architecture": True, "num_kv_heads": 2}
+FALCON = {
+    "7b": falcon(SIZES),
+    "7b, odd, with biases": falcon(
+        {**ODD, "hidden_size": 30}, ffn_hidden_size=51, bias=True, tie_word_embeddings=False
+    ),
+    "7b, a key for each head": falcon(SIZES, multi_query=False),
+    "40b": falcon(SIZES, **NEW),
+    "40b, bfloat16, with biases": falcon(SIZES, "bfloat16", bias=True, **NEW),
+    "11b": falcon(SIZES, num_ln_in_parallel_attn=1, **NEW),
+}
+KINDS = {"bamboo": BAMBOO, "arcee": ARCEE, "nemotron": NEMOTRON, "falcon": FALCON}
+MODELS = {f"{kind}, {form}": tiny for kind in KINDS for form, tiny in KINDS[kind].items()}
+
+_WIDE = {**SIZES, "hidden_size": 512, "num_hidden_layers": 3}
+WIDE = {  # attention takes long enough to be seen
+    "falcon": falcon(_WIDE, ffn_hidden_size=256, **NEW),
+    "arcee": arcee({**_WIDE, "intermediate_size": 256}),
+}
