@@ -68,7 +68,8 @@ static inline __attribute__((always_inline)) void dot_rows(const void *const *ro
 }
 
 static void dot(const void *const *rows, const void *const *ahead, int64_t n, const float *x,
-                int64_t d, float *out) {
+                int64_t d, int64_t scales, float *out) {
+    (void)scales; /* of int8 weights */
     int64_t r = 0;
     for (; r + SIDE <= n; r += SIDE)
         dot_rows(rows + r, ahead ? ahead + r : NULL, SIDE, x, d, out + r);

@@ -20,6 +20,7 @@ LONG = {
     "native/cuda/kernels/ffn.cu": "one operator: its two phases share tiles and index",
     "native/cuda/prompt/gemm.cu": "one operator: a product in every dtype and epilogue",
     "native/cuda/prompt/prompt_layer.cu": "one job: the operators of a dense pass",
+    "native/layout/gpu_layout.c": "one list: every tensor in the memory of a GPU",
     "native/loop/device.c": "the whole C face of a plug-in: opened, called and accounted for",
     "native/loop/request.c": "one state machine: a request from prompt to last token",
     "native/ops/ffn.c": "one operator: both feed-forward forms share list and threads",

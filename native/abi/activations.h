@@ -39,6 +39,15 @@ HC_EACH_NEURON int hc_fires(int32_t activation, float g, float t) {
     return 0;
 }
 
+HC_EACH_NEURON int hc_both(int32_t activation) {
+#define HC_ROW(name, fires, value, both)                                                           \
+    case HC_ACTIVATION_##name:                                                                     \
+        return both;
+    switch (activation) { HC_ACTIVATIONS(HC_ROW) }
+#undef HC_ROW
+    return 0;
+}
+
 /* What a neuron that fires multiplies its down column by. u: its up projection, 1 where there is
  * none. A NaN stays one. */
 HC_EACH_NEURON float hc_factor(int32_t activation, float g, float u) {

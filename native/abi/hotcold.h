@@ -23,6 +23,8 @@
 #define HC_ACTORS      3
 #define HC_MAX_THREADS 1024
 #define HC_CACHE_LINE  64
+#define HC_DTYPES      4
+#define HC_GROUP       64 /* weights of HC_I8 that share a scale */
 
 typedef enum {
     HC_OK = 0,
@@ -45,8 +47,9 @@ typedef struct {    /* a failure; value and limit are 0 where the status gives t
     char text[512]; /* what failed, with its figures; the way out is told in Python */
 } hc_error;
 
-/* Of weights; HC_I8, quantised by row, of predictor matrices on a GPU alone. Names in Python:
- * float32, float16, bfloat16, int8 (abi/names.py). */
+/* Of weights. HC_I8 is of neurons: whole numbers -127 to 127 and a scale, binary16, for each
+ * HC_GROUP of a row (variant.h); and of predictor matrices on a GPU, with a scale a row. Names in
+ * Python: float32, float16, bfloat16, int8 (abi/names.py). */
 typedef enum { HC_F32 = 0, HC_F16 = 1, HC_BF16 = 2, HC_I8 = 3 } hc_dtype;
 typedef enum {
     HC_GPU = 0,
@@ -85,6 +88,7 @@ typedef struct {
     int32_t relu;        /* clamp the result at 0 (never with accumulate) */
     int32_t accumulate;
     int64_t bias_stride; /* bytes from one bias to the next; 0: 4 */
+    int64_t scales;      /* HC_I8: bytes from a row to its first scale */
 } hc_gemv_args;
 hc_status hc_gemv(const hc_gemv_args *args, hc_pool *pool);
 
@@ -99,9 +103,9 @@ typedef struct {                  /* where the parts of a neuron lie in its reco
 /* Sparse FFN over an ascending id list, gate first: y = sum_i act(g_i.x) (u_i.x) d_i, or without
  * up rows (a plain layer: fc1 is the gate, fc2 the down matrix) y = sum_i act(g_i.x + b_i) d_i.
  * The gate row of every listed neuron is read (unless its pre-activation is given in gate_KB), its
- * up row only where the gate fired, its down column only where the product is not 0. Neurons are
- * added in the list's order: the result depends neither on the thread count nor on the batch a token
- * travels in. */
+ * up row only where the gate fired, and its down column too, unless a ReLU on up makes the factor 0.
+ * Neurons are added in the list's order: the result depends neither on the thread count nor on the
+ * batch a token travels in. */
 typedef struct {
     const void *records; /* neuron-major records of one layer */
     hc_record record;
@@ -293,7 +297,7 @@ typedef enum {
 
 typedef enum { /* what the bytes and operations of a step grow with (runtime/plan/work.py) */
                HC_FIXED = 0,    /* bytes a pass; operations a token */
-               HC_POSITION = 1, /* a cached position: of the pass's last token; of each token */
+               HC_POSITION = 1, /* a cached position: that the pass, that a token attends to */
                HC_PROPOSED = 2, /* a neuron whose gate is evaluated here */
                HC_FIRED = 3     /* a neuron that fires, beyond its gate */
 } hc_term;
@@ -301,10 +305,10 @@ typedef enum { /* what the bytes and operations of a step grow with (runtime/pla
 
 typedef struct {
     int32_t op, layer;
-    int32_t wait[2];                      /* flags that must equal seq first; -1: none */
-    int32_t signal;                       /* flag set to seq afterwards; -1: none */
-    int32_t flags;                        /* of hc_step_flag */
-    int64_t x, active[HC_MAX_DEVICES], y; /* payload offsets in the segment; -1: none */
+    int32_t wait[2];                          /* flags that must equal seq first; -1: none */
+    int32_t signal;                           /* flag set to seq afterwards; -1: none */
+    int32_t flags;                            /* of hc_step_flag */
+    int64_t x, active[HC_MAX_DEVICES], y;     /* payload offsets in the segment; -1: none */
     int64_t bytes[HC_TERMS], flops[HC_TERMS]; /* by hc_term; a multiply-add is two operations */
 } hc_step;
 typedef enum {
@@ -445,6 +449,10 @@ void hc_executor_request_state(const hc_executor *executor, hc_request_state *ou
 /* Positions that a token at `position` attends to. */
 static inline int64_t hc_attended(int64_t window, int64_t position) {
     return window > 0 && window <= position ? window : position + 1;
+}
+/* The same of a pass of so many tokens, the last of them at `position`. */
+static inline int64_t hc_attended_in(int64_t window, int64_t batch, int64_t position) {
+    return hc_attended(window > 0 ? window + batch - 1 : 0, position);
 }
 
 /* Where the parts of an active list lie: |hc_active|ids int32|members uint32|gate float|, each on a

@@ -17,6 +17,7 @@
 typedef struct {
     int64_t owned;            /* neurons that the GPU computes */
     int64_t resident;         /* of those, with their records in device memory */
+    int64_t record_bytes;     /* of those, in a format of the GPU's own; 0: as the model's */
     int32_t host_parts;       /* HC_PART_*: modules that stay in host memory */
     int32_t predicted_at;     /* layer whose input the prediction reads; -1: not predicted */
     int32_t form;             /* hc_predictor_form; of the rest, what the predictor has: */
@@ -29,6 +30,7 @@ typedef struct {
     int32_t n_layers, heads, kv_heads, head_dim, element_bytes, kv_bytes; /* kv_bytes: an element */
     int64_t d, n, vocab, context, embed_dim, record_bytes;
     int32_t norm_bias, biases, gated, final_norm, rotary, projected; /* not 0: the model has it */
+    int32_t widens;       /* not 0: there are int8 neurons, which a dense prompt widens */
     int32_t keeps_both;   /* not 0: attention's input is alive beside the feed-forward part's */
     int32_t head_on_host; /* as host_parts */
     int32_t max_batch, n_chunks;

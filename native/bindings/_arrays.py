@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.formats import FORMATS
 from hotcold.native.abi.generated import (
     CACHE_LINE,
     MAX_DEVICES,
@@ -16,7 +17,6 @@ from hotcold.native.abi.generated import (
     active_ids,
     active_members,
 )
-from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.bindings._ffi import ffi, lib, new
 from hotcold.native.bindings.pool import CPointer, Pool
 from hotcold.native.errors import ConfigError
@@ -26,7 +26,8 @@ I32 = NDArray[np.int32]
 U32 = NDArray[np.uint32]
 Weights = NDArray[Any]
 
-_WORDS = {np.dtype(raw): raw for raw in ("float32", "float16")} | {np.dtype("uint16"): "bfloat16"}
+_WORDS = {np.dtype(raw): raw for raw in ("float32", "float16", "int8")}
+_WORDS[np.dtype("uint16")] = "bfloat16"
 
 
 def handle(pool: Pool | None) -> CPointer:
@@ -59,7 +60,9 @@ def vector(name: str, value: NDArray[Any] | None, dtype: type[np.generic], neede
 def word(dtype: np.dtype[Any]) -> str:
     """The dtype's word of a weight array."""
     if dtype not in _WORDS:
-        raise ConfigError(f"weights are {dtype}; float32, float16 or uint16 (bfloat16) are needed")
+        raise ConfigError(
+            f"weights are {dtype}; float32, float16, uint16 (bfloat16) or int8 are needed"
+        )
     return _WORDS[dtype]
 
 
@@ -82,7 +85,7 @@ def writable(name: str, value: NDArray[Any]) -> NDArray[Any]:
 def gemv_args(w_RD: Weights, dtype: str, x_BD: F32, y_BR: F32, **more: Any) -> Any:
     """An hc_gemv_args of rows that may be apart."""
     rows, (batch, d) = len(w_RD), x_BD.shape
-    stride = w_RD.strides[0] if rows > 1 else d * DTYPE_BYTES[dtype]
+    stride = w_RD.strides[0] if rows > 1 else w_RD.shape[1] * w_RD.itemsize
     sizes = {"stride_bytes": stride, "rows": rows, "d": d, "batch": batch, "dtype": dtype}
     places = {"x_BD": x_BD, "x_stride": d, "y_BR": y_BR, "y_stride": rows}
     return new("hc_gemv_args", w=w_RD.ctypes.data, **sizes, **places, **more)
@@ -96,9 +99,11 @@ def ffn_args(
     stride: bytes from one record to the next; bias: bytes to the gate's bias, 0: none.
     """
     batch, d = x_BD.shape
-    row = d * DTYPE_BYTES[dtype]
+    of = FORMATS[dtype]
+    row = of.part_bytes(d)
     up, down = (row, 2 * row) if gated else (-1, row)
     record = {"bytes": stride, "up": up, "down": down, "bias": bias, "dtype": dtype}
+    record |= {"scales": of.scales(d), "group": of.group}
     sizes = {"record": record, "d": d, "batch": batch}
     return new("hc_ffn_args", x_BD=x_BD, y_BD=y_BD, **sizes, **more)
 

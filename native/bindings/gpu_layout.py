@@ -24,6 +24,7 @@ class LayerShape:
     folds_norm: bool = False
     hidden: int = 0
     fc_bytes: int = 0
+    record_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class GpuShape:
     remote_predictor: bool = False
     prompt_rows: int = 0
     keeps_both: bool = False
+    widens: bool = False
 
     def executor(self) -> LayoutBytes:
         """What the GPU executor takes."""

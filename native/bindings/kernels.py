@@ -1,7 +1,8 @@
 """The operators and the CPU variants, as typed functions over numpy arrays.
 
 Called by tests, benches and offline tools; the executors call the same C functions from C. Weight
-arrays are float32, float16, or uint16 holding bfloat16. Nothing here keeps state but `Pool`, which
+arrays are float32, float16, uint16 holding bfloat16, or int8 holding rows with their scales
+(abi/formats.py: part_bytes(D) bytes each). Nothing here keeps state but `Pool`, which
 owns threads. Bad arguments raise ConfigError, a CPU variant this machine lacks BackendError.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.formats import FORMATS
 from hotcold.native.bindings._arrays import (
     F32,
     I32,
@@ -69,9 +71,11 @@ def gemv(
     if w_RD.ndim != 2 or w_RD.strides[1] != w_RD.itemsize or w_RD.strides[0] < 0:
         raise ConfigError(f"w of shape {w_RD.shape} must have contiguous rows in ascending order")
     array("x", x_BD, np.float32, 2)
-    rows, d = w_RD.shape
-    batch = x_BD.shape[0]
-    same("a token of x", x_BD.shape[1], d)
+    rows, (batch, d), dtype = len(w_RD), x_BD.shape, word(w_RD.dtype)
+    if FORMATS[dtype].group:
+        same("a row of w", w_RD.shape[1], FORMATS[dtype].part_bytes(d))
+    else:
+        same("a token of x", d, w_RD.shape[1])
     if bias_R is not None:
         if bias_R.dtype != np.float32 or bias_R.ndim != 1 or bias_R.strides[0] < 0:
             raise ConfigError(f"bias is {bias_R.dtype} {bias_R.shape}, must be ascending float32")
@@ -80,10 +84,11 @@ def gemv(
     writable("add_to", array("add_to", y_BR, np.float32, 2))
     same("add_to", y_BR.size, batch * rows)
     more: dict[str, Any] = {"relu": relu, "accumulate": add_to is not None}
+    more["scales"] = FORMATS[dtype].scales(d)
     if bias_R is not None:
         more["bias_R"] = bias_R.ctypes.data
         more["bias_stride"] = bias_R.strides[0] if rows > 1 else 4
-    check(lib.hc_gemv(gemv_args(w_RD, word(w_RD.dtype), x_BD, y_BR, **more), handle(pool)))
+    check(lib.hc_gemv(gemv_args(w_RD, dtype, x_BD, y_BR, **more), handle(pool)))
     return y_BR
 
 
@@ -118,7 +123,7 @@ def ffn(
 
     Args:
         records: [N, E] neuron records in the weights' dtype: gate row, up row (if gated), down
-            column of D elements each, the bias's four bytes (if biased), padding.
+            column of D weights each, the bias's four bytes (if biased), padding.
         ids: ascending neuron ids, K of them.
         x_BD: at most 32 tokens.
         members: bit b of entry k: token b asks for neuron ids[k]; None: all do.
@@ -131,9 +136,10 @@ def ffn(
         pool: threads; None: the caller's alone. The result does not depend on it.
     """
     batch, d = array("x", x_BD, np.float32, 2).shape
-    needed = (3 if gated else 2) * d
-    _check_records(records, needed + (4 // records.itemsize if biased else 0))
-    n, count, size = records.shape[0], array("ids", ids, np.int32, 1).size, records.itemsize
+    dtype, size = word(records.dtype), records.itemsize
+    needed = (3 if gated else 2) * FORMATS[dtype].part_bytes(d) // size
+    _check_records(records, needed + (4 // size if biased else 0))
+    n, count = records.shape[0], array("ids", ids, np.int32, 1).size
     vector("members", members, np.uint32, count)
     vector("fired", fired_N, np.int64, n)
     if fired_N is not None:
@@ -146,7 +152,7 @@ def ffn(
     lists |= {"activation": activation, "activation_threshold": threshold}
     bias = needed * size if biased else 0
     width = records.shape[1] * size
-    args = ffn_args(word(records.dtype), x_BD, y_BD, width, gated, bias, **lists)
+    args = ffn_args(dtype, x_BD, y_BD, width, gated, bias, **lists)
     check(lib.hc_ffn(args, handle(pool)))
     return FfnResult(y_BD, args.gate_rows, args.up_down_rows, args.bytes)
 

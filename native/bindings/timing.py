@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hotcold.native.abi.names import DTYPE_BYTES
+from hotcold.native.abi.formats import FORMATS
+from hotcold.native.abi.generated import lines
 from hotcold.native.bindings._arrays import F32, I32, ffn_args, ffn_scratch, handle
 from hotcold.native.bindings._ffi import check, ffi, lib, new, pointer
 from hotcold.native.bindings.pool import Pool
@@ -58,16 +59,17 @@ def timed_read(stride_bytes: int, row_bytes: int, side: int, pool: Pool | None) 
 
 
 def timed_ffn(d: int, n: int, dtype: str, x: F32, pool: Pool | None) -> Timed:
-    """hc_ffn on n records of 3 d weights ("float32", "float16", "bfloat16"); one token, x [d]."""
-    record, y = 3 * d * DTYPE_BYTES[dtype], np.empty((1, d), np.float32)
+    """hc_ffn on n records of three rows of d weights in one of FORMATS; one token, x [d]."""
+    record, y = lines(3 * FORMATS[dtype].part_bytes(d)), np.empty((1, d), np.float32)
     args = ffn_args(dtype, x.reshape(1, d), y, record, n=n, scratch=ffn_scratch(n, 1))
     return Timed(lib.hc_ffn, args, pool, {"records": 0}, "n_ids", lambda a, _: int(a.bytes))
 
 
 def timed_gemv(rows: int, d: int, dtype: str, x: F32, pool: Pool | None) -> Timed:
     """hc_gemv on rows of d weights, one token; dtype and x as of timed_ffn."""
-    row, y = d * DTYPE_BYTES[dtype], np.empty(rows, np.float32)
+    row, y = lines(FORMATS[dtype].part_bytes(d)), np.empty(rows, np.float32)
     sizes = {"stride_bytes": row, "rows": rows, "d": d, "batch": 1, "dtype": dtype}
+    sizes["scales"] = FORMATS[dtype].scales(d)
     args = new("hc_gemv_args", x_BD=x, x_stride=d, y_BR=y, y_stride=rows, **sizes)
     return Timed(lib.hc_gemv, args, pool, {"w": 0}, "", lambda *_: rows * row)
 

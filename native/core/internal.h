@@ -51,9 +51,24 @@ typedef const hc_primitives *(*hc_primitives_find)(const char *name);
 void hc_primitives_extend(hc_primitives_find find);
 #define HC_VARIANT_NAME 128
 
+/* The formats of weights, by hc_dtype: bytes of a weight, and how many share a scale (0: none). */
+static const struct {
+    int32_t bytes, group;
+} hc_formats[HC_DTYPES] = {
+    [HC_F32] = {4, 0}, [HC_F16] = {2, 0}, [HC_BF16] = {2, 0}, [HC_I8] = {1, HC_GROUP}};
+
 /* Bytes of one weight; 0 for an unknown dtype. */
 static inline int64_t hc_dtype_bytes(int32_t dtype) {
-    return dtype == HC_F32 ? 4 : dtype == HC_F16 || dtype == HC_BF16 ? 2 : 0;
+    return dtype >= 0 && dtype < HC_DTYPES ? hc_formats[dtype].bytes : 0;
+}
+
+/* Bytes that d weights take, and those of their scales. */
+static inline int64_t hc_scale_bytes(int32_t dtype, int64_t d) {
+    const int32_t group = hc_formats[dtype].group;
+    return group ? (d + group - 1) / group * 2 : 0;
+}
+static inline int64_t hc_row_bytes(int32_t dtype, int64_t d) {
+    return d * hc_dtype_bytes(dtype) + hc_scale_bytes(dtype, d);
 }
 
 #define HC_MAX_D (1 << 24) /* longest row: keeps every product of sizes within int64 */

@@ -29,27 +29,29 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
  * ever lacks both. */
 #define DERIVED(suffix, dtype)                                                                     \
     static void dot_of_batch_##suffix(const void *const *rows, const void *const *ahead,           \
-                                      int64_t n, const float *x, int64_t d, float *out) {          \
+                                      int64_t n, const float *x, int64_t d, int64_t scales,        \
+                                      float *out) {                                                \
         (void)ahead;                                                                               \
-        hc_primitives_get()->dot_batch[dtype](rows, n, &x, 1, d, out);                             \
+        hc_primitives_get()->dot_batch[dtype](rows, n, &x, 1, d, scales, out);                     \
     }                                                                                              \
     static void batch_of_dot_##suffix(const void *const *rows, int64_t n, const float *const *xs,  \
-                                      int32_t n_x, int64_t d, float *out) {                        \
+                                      int32_t n_x, int64_t d, int64_t scales, float *out) {        \
         const hc_primitives *p = hc_primitives_get();                                              \
         for (int64_t i = 0; i < n; i++)                                                            \
             for (int32_t t = 0; t < n_x; t++)                                                      \
-                p->dot[dtype](rows + i, NULL, 1, xs[t], d, out + i * n_x + t);                     \
+                p->dot[dtype](rows + i, NULL, 1, xs[t], d, scales, out + i * n_x + t);             \
     }
 DERIVED(f32, HC_F32)
 DERIVED(f16, HC_F16)
 DERIVED(bf16, HC_BF16)
+DERIVED(i8, HC_I8)
 
 /* Fill what a table leaves out; dot and dot_batch share one order, so never from two sources. */
 static void complete(hc_primitives *t, const hc_primitives *best) {
     static const hc_primitives derived = {
-        .dot = {dot_of_batch_f32, dot_of_batch_f16, dot_of_batch_bf16},
-        .dot_batch = {batch_of_dot_f32, batch_of_dot_f16, batch_of_dot_bf16}};
-    for (int i = 0; i < 3; i++) {
+        .dot = {dot_of_batch_f32, dot_of_batch_f16, dot_of_batch_bf16, dot_of_batch_i8},
+        .dot_batch = {batch_of_dot_f32, batch_of_dot_f16, batch_of_dot_bf16, batch_of_dot_i8}};
+    for (int i = 0; i < HC_DTYPES; i++) {
         const hc_primitives *from = t->dot[i] || t->dot_batch[i] ? &derived : best;
         if (!t->dot[i])
             t->dot[i] = from->dot[i];

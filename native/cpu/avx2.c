@@ -25,18 +25,28 @@
 #define ROWS 4   /* rows a dot reads at once */
 #define TILE 512 /* weights converted at once in the batched form */
 
+/* What the weights of i's group are multiplied with; nothing where they have no scale. */
+INLINE __m256 scale8(const void *row, int64_t i, int64_t scales, int dtype) {
+    return dtype == HC_I8 ? _mm256_set1_ps(_cvtsh_ss(scale_bits(row, i, scales)))
+                          : _mm256_setzero_ps();
+}
+
 /* No alignment is asked for: rows of a record begin where the record's layout puts them. */
-INLINE __m256 load8(const void *row, int64_t i, int dtype) {
+INLINE __m256 load8(const void *row, int64_t i, __m256 scale, int dtype) {
     const char *p = at(row, i, dtype);
     if (dtype == HC_F32)
         return _mm256_loadu_ps((const float *)p);
+    if (dtype == HC_I8) {
+        const __m256i whole = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+        return _mm256_mul_ps(_mm256_cvtepi32_ps(whole), scale);
+    }
     __m128i half = _mm_loadu_si128((const __m128i *)p);
     if (dtype == HC_F16)
         return _mm256_cvtph_ps(half);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
-INLINE float load1(const void *row, int64_t i, int dtype) {
+INLINE float load1(const void *row, int64_t i, int64_t scales, int dtype) {
     uint16_t half;
     uint32_t bits;
     float value;
@@ -45,6 +55,8 @@ INLINE float load1(const void *row, int64_t i, int dtype) {
         memcpy(&value, p, sizeof value);
         return value;
     }
+    if (dtype == HC_I8)
+        return (float)*(const int8_t *)p * _cvtsh_ss(scale_bits(row, i, scales));
     memcpy(&half, p, sizeof half);
     if (dtype == HC_F16)
         return _cvtsh_ss(half);
@@ -56,66 +68,70 @@ INLINE float load1(const void *row, int64_t i, int dtype) {
 /* What every dot ends with: the last d mod 16 elements on top of its two accumulators.
  * Shared by all forms, so that a row's bits do not depend on which of them ran. */
 INLINE float finish(const void *row, const float *x, int64_t d, __m256 even, __m256 odd,
-                    int dtype) {
+                    int64_t scales, int dtype) {
     int64_t i = d & ~(int64_t)15;
     if (d - i >= 8) {
-        even = _mm256_fmadd_ps(load8(row, i, dtype), _mm256_loadu_ps(x + i), even);
+        even = _mm256_fmadd_ps(load8(row, i, scale8(row, i, scales, dtype), dtype),
+                               _mm256_loadu_ps(x + i), even);
         i += 8;
     }
     float sum = sum8(_mm256_add_ps(even, odd));
     for (; i < d; i++)
-        sum = __builtin_fmaf(load1(row, i, dtype), x[i], sum);
+        sum = __builtin_fmaf(load1(row, i, scales, dtype), x[i], sum);
     return sum;
 }
 
 INLINE void step16(const void *const *rows, int n, const float *x, int64_t i, __m256 *even,
-                   __m256 *odd, int dtype) {
+                   __m256 *odd, int64_t scales, int dtype) {
     __m256 x0 = _mm256_loadu_ps(x + i), x1 = _mm256_loadu_ps(x + i + 8);
     UNROLL for (int k = 0; k < n; k++) {
-        even[k] = _mm256_fmadd_ps(load8(rows[k], i, dtype), x0, even[k]);
-        odd[k] = _mm256_fmadd_ps(load8(rows[k], i + 8, dtype), x1, odd[k]);
+        const __m256 scale = scale8(rows[k], i, scales, dtype);
+        even[k] = _mm256_fmadd_ps(load8(rows[k], i, scale, dtype), x0, even[k]);
+        odd[k] = _mm256_fmadd_ps(load8(rows[k], i + 8, scale, dtype), x1, odd[k]);
     }
 }
 
 /* n (a constant <= ROWS) rows with one x; 32 weights a round, one cache line of each row of ahead. */
 INLINE void dot_rows(const void *const *rows, const void *const *ahead, int n, const float *x,
-                     int64_t d, float *out, int dtype) {
+                     int64_t d, float *out, int64_t scales, int dtype) {
     __m256 even[ROWS], odd[ROWS];
     UNROLL for (int k = 0; k < n; k++) even[k] = odd[k] = _mm256_setzero_ps();
     int64_t i = 0;
     for (; i + 32 <= d; i += 32) {
-        /* One line of 64 bytes a row and round: 32 half weights, or (twice) 16 floats. */
-        if (ahead)
+        /* One line of 64 bytes a row and round: 32 half weights, or (twice) 16 floats; bytes
+         * every other round. */
+        if (ahead && i % of_line(dtype) % 32 == 0)
             UNROLL for (int k = 0; k < n; k++) {
                 _mm_prefetch(at(ahead[k], i, dtype), _MM_HINT_T0);
                 if (dtype == HC_F32)
                     _mm_prefetch(at(ahead[k], i + 16, dtype), _MM_HINT_T0);
             }
-        step16(rows, n, x, i, even, odd, dtype);
-        step16(rows, n, x, i + 16, even, odd, dtype);
+        step16(rows, n, x, i, even, odd, scales, dtype);
+        step16(rows, n, x, i + 16, even, odd, scales, dtype);
     }
     if (i + 16 <= d)
-        step16(rows, n, x, i, even, odd, dtype);
-    UNROLL for (int k = 0; k < n; k++) out[k] = finish(rows[k], x, d, even[k], odd[k], dtype);
+        step16(rows, n, x, i, even, odd, scales, dtype);
+    UNROLL for (int k = 0; k < n; k++) out[k] =
+        finish(rows[k], x, d, even[k], odd[k], scales, dtype);
 }
 
 INLINE void dot_any(const void *const *rows, const void *const *ahead, int64_t n, const float *x,
-                    int64_t d, float *out, int dtype) {
+                    int64_t d, float *out, int64_t scales, int dtype) {
     int64_t r = 0;
     for (; r + ROWS <= n; r += ROWS)
-        dot_rows(rows + r, ahead ? ahead + r : NULL, ROWS, x, d, out + r, dtype);
+        dot_rows(rows + r, ahead ? ahead + r : NULL, ROWS, x, d, out + r, scales, dtype);
     ahead = ahead ? ahead + r : NULL;
     /* Rows that are left run side by side as well; each row's sums are its own, so nothing
      * changes. */
     switch (n - r) {
     case 3:
-        dot_rows(rows + r, ahead, 3, x, d, out + r, dtype);
+        dot_rows(rows + r, ahead, 3, x, d, out + r, scales, dtype);
         break;
     case 2:
-        dot_rows(rows + r, ahead, 2, x, d, out + r, dtype);
+        dot_rows(rows + r, ahead, 2, x, d, out + r, scales, dtype);
         break;
     case 1:
-        dot_rows(rows + r, ahead, 1, x, d, out + r, dtype);
+        dot_rows(rows + r, ahead, 1, x, d, out + r, scales, dtype);
     }
 }
 
@@ -175,7 +191,7 @@ INLINE void tile_tokens(batch_scratch *s, int n, int block, const float *const *
  * A row is converted once for all tokens, TILE weights at a time (2 KB of floats a row: they
  * stay in L1 while every token passes over them). */
 INLINE void batch_rows(const void *const *rows, int n, const float *const *xs, int32_t n_x,
-                       int64_t d, float *out, int dtype) {
+                       int64_t d, float *out, int64_t scales, int dtype) {
     batch_scratch s;
     const int64_t whole = d & ~(int64_t)15;
     /* Sums end in out directly where no element is left over; else finish() takes them from
@@ -186,23 +202,23 @@ INLINE void batch_rows(const void *const *rows, int n, const float *const *xs, i
     for (int64_t base = 0; base < whole; base += TILE) {
         const int64_t length = whole - base < TILE ? whole - base : TILE;
         float *last = !parked && base + length == whole ? out : NULL;
-        UNROLL for (int k = 0; k < n; k++) for (int64_t i = 0; i < length; i += 8)
-            _mm256_storeu_ps(s.w[k] + i, load8(rows[k], base + i, dtype));
+        UNROLL for (int k = 0; k < n; k++) for (int64_t i = 0; i < length; i += 8) _mm256_storeu_ps(
+            s.w[k] + i, load8(rows[k], base + i, scale8(rows[k], base + i, scales, dtype), dtype));
         tile_tokens(&s, n, n == 1 ? 4 : 3, xs, n_x, base, length, last);
     }
     for (int k = 0; parked && k < n; k++)
         for (int32_t t = 0; t < n_x; t++)
             out[k * n_x + t] = finish(rows[k], xs[t], d, _mm256_loadu_ps(s.acc[k][t]),
-                                      _mm256_loadu_ps(s.acc[k][t] + 8), dtype);
+                                      _mm256_loadu_ps(s.acc[k][t] + 8), scales, dtype);
 }
 
 INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const *xs, int32_t n_x,
-                          int64_t d, float *out, int dtype) {
+                          int64_t d, float *out, int64_t scales, int dtype) {
     int64_t r = 0;
     for (; r + 2 <= n; r += 2)
-        batch_rows(rows + r, 2, xs, n_x, d, out + r * n_x, dtype);
+        batch_rows(rows + r, 2, xs, n_x, d, out + r * n_x, scales, dtype);
     if (r < n)
-        batch_rows(rows + r, 1, xs, n_x, d, out + r * n_x, dtype);
+        batch_rows(rows + r, 1, xs, n_x, d, out + r * n_x, scales, dtype);
 }
 
 /* ---- y += sum c rows ---- */
@@ -210,7 +226,7 @@ INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const
 /* n (a constant <= ROWS) rows; 32 weights a round, one cache line of each row of ahead.
  * Four rows go onto y in one pass over it, in their order: the same additions as row by row. */
 INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const float *c, int n,
-                      int64_t d, float *y, int dtype) {
+                      int64_t d, float *y, int64_t scales, int dtype) {
     const void *row[ROWS], *next[ROWS]; /* locals: a store to y could change the arguments */
     __m256 factor[ROWS];
     UNROLL for (int k = 0; k < n; k++) {
@@ -220,29 +236,29 @@ INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const f
     }
     int64_t i = 0;
     for (; i + 8 <= d; i += 8) {
-        if (ahead && i % (dtype == HC_F32 ? 16 : 32) == 0)
+        if (ahead && i % of_line(dtype) == 0)
             UNROLL for (int k = 0; k < n; k++) _mm_prefetch(at(next[k], i, dtype), _MM_HINT_T0);
         __m256 sum = _mm256_loadu_ps(y + i);
-        UNROLL for (int k = 0; k < n; k++) sum =
-            _mm256_fmadd_ps(factor[k], load8(row[k], i, dtype), sum);
+        UNROLL for (int k = 0; k < n; k++) sum = _mm256_fmadd_ps(
+            factor[k], load8(row[k], i, scale8(row[k], i, scales, dtype), dtype), sum);
         _mm256_storeu_ps(y + i, sum);
     }
     for (; i < d; i++)
         for (int k = 0; k < n; k++)
-            y[i] = __builtin_fmaf(c[k], load1(rows[k], i, dtype), y[i]);
+            y[i] = __builtin_fmaf(c[k], load1(rows[k], i, scales, dtype), y[i]);
 }
 
 INLINE void axpy_any(const void *const *rows, const void *const *ahead, const float *c, int64_t n,
-                     int64_t d, float *y, int dtype) {
+                     int64_t d, float *y, int64_t scales, int dtype) {
     int64_t r = 0;
     for (; r + 4 <= n; r += 4)
-        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 4, d, y, dtype);
+        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 4, d, y, scales, dtype);
     if (n - r >= 2) {
-        axpy_rows(rows + r, NULL, c + r, 2, d, y, dtype);
+        axpy_rows(rows + r, NULL, c + r, 2, d, y, scales, dtype);
         r += 2;
     }
     if (r < n)
-        axpy_rows(rows + r, NULL, c + r, 1, d, y, dtype);
+        axpy_rows(rows + r, NULL, c + r, 1, d, y, scales, dtype);
 }
 
 /* 64 bits an instruction and cycle: for 6 planes a word of 64 weights takes some 7 cycles. */

@@ -26,6 +26,15 @@
  *            not gated  v5 12.1  81.1            v6 11.8  82.6    600 neurons: 96.8, 104.3
  *   Short rows (columns of many threads), 344 rows of 512, fp16, one thread, GB/s:
  *            four rows a time onto y 42.0 from the caches, 8.7 cold   y in registers 50.1, 8.2; in use
+ * int8 (HC_I8): four instructions for 16 weights of a dot (widen, convert, scale, FMA), three of a sum
+ * of columns, whose scale goes into the factor: 1 FLOP a byte becomes 2. Measured on one core of a
+ * 2-core AMD EPYC (Zen 4) shared with other work, 2026-11-29, d 4096, one token, GB/s:
+ *            sparse FFN from the caches: scales widened one by one 19.8, SCALES at a time 23.6
+ *            from memory, prefetched 1, 2, 3, 4 times LEAD ahead: 12.5, 15.9, 18.3, 18.1 (median of
+ *            80 calls), reading alone in turn with it 19.6; in use 4: 0.88 to 0.96 of reading at d 2048
+ *            to 8192. float16 there: 59 from the caches, 19.7 from memory, reading 23.0
+ *   So the arithmetic is hidden where reads run far enough ahead, and VNNI, which would need x in whole
+ *   numbers, has nothing to gain.
  * Not used: vdpbf16ps rounds x to bfloat16, 2^-9 relative, where the sums are promised in fp32;
  * x in three bfloat16 parts would keep the promise at three such instructions for two FMAs. AVX512-
  * FP16 sums in half precision.
@@ -38,6 +47,7 @@
 #if defined(__x86_64__)
 #include <string.h>
 
+#define SCALES 16   /* widened at once */
 #define ROWS   4    /* rows a dot reads at once */
 #define TOKENS 3    /* tokens a tile multiplies at once */
 #define TILE   512  /* weights converted at once in the batched form */
@@ -53,10 +63,17 @@ INLINE __m512 widen(__m256i half, int dtype) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
+INLINE __m512 whole16(__m128i bytes) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+
+/* Of HC_I8 without their scale. */
 INLINE __m512 load16(const void *row, int64_t i, int dtype) {
     const char *p = at(row, i, dtype);
     if (dtype == HC_F32)
         return _mm512_loadu_ps(p);
+    if (dtype == HC_I8)
+        return whole16(_mm_loadu_si128((const __m128i *)p));
     return widen(_mm256_loadu_si256((const __m256i *)p), dtype);
 }
 
@@ -65,6 +82,8 @@ INLINE __m512 load_some(const void *row, int64_t i, __mmask16 mask, int dtype) {
     const char *p = at(row, i, dtype);
     if (dtype == HC_F32)
         return _mm512_maskz_loadu_ps(mask, p);
+    if (dtype == HC_I8)
+        return whole16(_mm_maskz_loadu_epi8(mask, p));
     return widen(_mm256_maskz_loadu_epi16(mask, p), dtype);
 }
 
@@ -81,24 +100,65 @@ INLINE float sum16(__m512 v) {
     return sum8(a);
 }
 
+/* ---- scales of HC_I8; for other dtypes nothing is left of this ---- */
+
+/* Some scales of a row, widened SCALES at a time: one by one they cost as much as the weights. */
+typedef struct {
+    _Alignas(64) float of[SCALES];
+} some_scales;
+
+/* Those of the groups from weight i on, times c. */
+INLINE void widen_scales(some_scales *to, const void *row, int64_t i, int64_t d, int64_t scales,
+                         float c) {
+    const int64_t left = (d - i + HC_GROUP - 1) / HC_GROUP;
+    const __mmask16 mask = left < SCALES ? first(left) : (__mmask16)0xffff;
+    const char *from = (const char *)row + scales + i / HC_GROUP * 2;
+    const __m512 wide = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
+    _mm512_store_ps(to->of, _mm512_mul_ps(wide, _mm512_set1_ps(c)));
+}
+
+/* n rows' scales times c (NULL: 1) of the groups of weights from i on, where a group begins. */
+INLINE void new_scales(some_scales *some, const void *const *rows, int n, int64_t i, int64_t d,
+                       int64_t scales, const float *c, __m512 *scale, int dtype) {
+    if (dtype != HC_I8 || i % HC_GROUP)
+        return;
+    if (i % (SCALES * HC_GROUP) == 0)
+        UNROLL for (int k = 0; k < n; k++)
+            widen_scales(&some[k], rows[k], i, d, scales, c ? c[k] : 1);
+    UNROLL for (int k = 0; k < n; k++) scale[k] = _mm512_set1_ps(some[k].of[i / HC_GROUP % SCALES]);
+}
+
+INLINE __m512 scaled(__m512 weights, __m512 scale, int dtype) {
+    return dtype == HC_I8 ? _mm512_mul_ps(weights, scale) : weights;
+}
+
+/* The scale of weight i's group, alone. */
+INLINE __m512 scale16(const void *row, int64_t i, int64_t scales, int dtype) {
+    if (dtype != HC_I8)
+        return _mm512_setzero_ps();
+    return _mm512_cvtph_ps(_mm256_set1_epi16((short)scale_bits(row, i, scales)));
+}
+
 /* What every dot ends with: the last d mod 32 elements on top of its two accumulators.
  * Shared by all forms, so that a row's bits do not depend on which of them ran. */
 INLINE float finish(const void *row, const float *x, int64_t d, __m512 even, __m512 odd,
-                    int dtype) {
+                    int64_t scales, int dtype) {
     int64_t i = d & ~(int64_t)31;
+    const __m512 scale = i < d ? scale16(row, i, scales, dtype) : _mm512_setzero_ps();
     if (d - i >= 16) {
-        even = _mm512_fmadd_ps(load16(row, i, dtype), _mm512_loadu_ps(x + i), even);
+        even = _mm512_fmadd_ps(scaled(load16(row, i, dtype), scale, dtype), _mm512_loadu_ps(x + i),
+                               even);
         i += 16;
     }
     if (i < d) {
         const __mmask16 mask = first(d - i);
-        odd = _mm512_fmadd_ps(load_some(row, i, mask, dtype), _mm512_maskz_loadu_ps(mask, x + i),
-                              odd);
+        odd = _mm512_fmadd_ps(scaled(load_some(row, i, mask, dtype), scale, dtype),
+                              _mm512_maskz_loadu_ps(mask, x + i), odd);
     }
     return sum16(_mm512_add_ps(even, odd));
 }
 
-/* 32 weights of each of n rows, from i on.
+/* 32 weights of each of n rows, from i on, or 64 bytes.
  * Into L2 (T1), not L1: v5 against v2 in the header. 32 half weights are a line, floats take
  * two. */
 INLINE void prefetch(const void *const *rows, int n, int64_t i, int dtype) {
@@ -109,14 +169,31 @@ INLINE void prefetch(const void *const *rows, int n, int64_t i, int dtype) {
     }
 }
 
-/* Weights the prefetch runs ahead: LEAD of a long row, so that the first rows of a list have been
- * prefetched too (first_rows), else a whole row. */
-INLINE int64_t lead_of(int64_t whole) {
-    return whole < 2 * LEAD ? whole : LEAD;
+/* Weights that one prefetch covers, and those it runs ahead of a long row. */
+INLINE int64_t stretch(int dtype) {
+    return dtype == HC_I8 ? 64 : 32;
+}
+INLINE int64_t long_lead(int dtype) {
+    return dtype == HC_I8 ? 4 * LEAD : LEAD;
 }
 
-INLINE void first_rows(const void *const *rows, int n, int64_t d, int dtype) {
-    for (int64_t i = 0; d >= 2 * LEAD && i < LEAD; i += 32)
+/* Weights the prefetch runs ahead: LEAD of a long row, so that the first rows of a list have been
+ * prefetched too (first_rows), else a whole row. */
+INLINE int64_t lead_of(int64_t whole, int dtype) {
+    return whole < 2 * long_lead(dtype) ? whole : long_lead(dtype);
+}
+
+/* The scales of n rows: they lie behind the weights, and are needed with the first of them. */
+INLINE void prefetch_scales(const void *const *rows, int n, int64_t d, int64_t scales, int dtype) {
+    for (int64_t at = 0; dtype == HC_I8 && at < hc_scale_bytes(HC_I8, d); at += HC_CACHE_LINE)
+        UNROLL for (int k = 0; k < n; k++)
+            _mm_prefetch((const char *)rows[k] + scales + at, _MM_HINT_T1);
+}
+
+INLINE void first_rows(const void *const *rows, int n, int64_t d, int64_t scales, int dtype) {
+    const int64_t lead = long_lead(dtype);
+    prefetch_scales(rows, n, d, scales, dtype);
+    for (int64_t i = 0; d >= 2 * lead && i < lead; i += stretch(dtype))
         prefetch(rows, n, i, dtype);
 }
 
@@ -125,7 +202,9 @@ INLINE void first_rows(const void *const *rows, int n, int64_t d, int dtype) {
  * the stream of requests has no gap between two groups of rows. */
 INLINE void prefetch_next(const void *const *rows, const void *const *ahead, int n, int64_t i,
                           int64_t whole, int dtype) {
-    const int64_t to = i + lead_of(whole);
+    const int64_t to = i + lead_of(whole, dtype);
+    if (i % stretch(dtype))
+        return;
     if (to < whole)
         prefetch(rows, n, to, dtype);
     else
@@ -134,33 +213,40 @@ INLINE void prefetch_next(const void *const *rows, const void *const *ahead, int
 
 /* n (a constant <= ROWS) rows with one x; 32 weights a round. */
 INLINE void dot_rows(const void *const *rows, const void *const *ahead, int n, const float *x,
-                     int64_t d, float *out, int dtype) {
+                     int64_t d, float *out, int64_t scales, int dtype) {
     const int64_t whole = d & ~(int64_t)31;
-    __m512 even[ROWS], odd[ROWS];
-    UNROLL for (int k = 0; k < n; k++) even[k] = odd[k] = _mm512_setzero_ps();
+    some_scales some[ROWS];
+    __m512 even[ROWS], odd[ROWS], scale[ROWS];
+    UNROLL for (int k = 0; k < n; k++) even[k] = odd[k] = scale[k] = _mm512_setzero_ps();
+    if (ahead)
+        prefetch_scales(ahead, n, d, scales, dtype);
     for (int64_t i = 0; i < whole; i += 32) {
         if (ahead)
             prefetch_next(rows, ahead, n, i, whole, dtype);
+        new_scales(some, rows, n, i, d, scales, NULL, scale, dtype);
         __m512 x0 = _mm512_loadu_ps(x + i), x1 = _mm512_loadu_ps(x + i + 16);
         UNROLL for (int k = 0; k < n; k++) {
-            even[k] = _mm512_fmadd_ps(load16(rows[k], i, dtype), x0, even[k]);
-            odd[k] = _mm512_fmadd_ps(load16(rows[k], i + 16, dtype), x1, odd[k]);
+            even[k] =
+                _mm512_fmadd_ps(scaled(load16(rows[k], i, dtype), scale[k], dtype), x0, even[k]);
+            odd[k] = _mm512_fmadd_ps(scaled(load16(rows[k], i + 16, dtype), scale[k], dtype), x1,
+                                     odd[k]);
         }
     }
-    UNROLL for (int k = 0; k < n; k++) out[k] = finish(rows[k], x, d, even[k], odd[k], dtype);
+    UNROLL for (int k = 0; k < n; k++) out[k] =
+        finish(rows[k], x, d, even[k], odd[k], scales, dtype);
 }
 
 INLINE void dot_any(const void *const *rows, const void *const *ahead, int64_t n, const float *x,
-                    int64_t d, float *out, int dtype) {
+                    int64_t d, float *out, int64_t scales, int dtype) {
     int64_t r = 0;
     if (ahead && n >= ROWS)
-        first_rows(rows, ROWS, d, dtype);
+        first_rows(rows, ROWS, d, scales, dtype);
     for (; r + ROWS <= n; r += ROWS)
-        dot_rows(rows + r, ahead ? ahead + r : NULL, ROWS, x, d, out + r, dtype);
+        dot_rows(rows + r, ahead ? ahead + r : NULL, ROWS, x, d, out + r, scales, dtype);
     for (; r + 2 <= n; r += 2)
-        dot_rows(rows + r, ahead ? ahead + r : NULL, 2, x, d, out + r, dtype);
+        dot_rows(rows + r, ahead ? ahead + r : NULL, 2, x, d, out + r, scales, dtype);
     if (r < n)
-        dot_rows(rows + r, ahead ? ahead + r : NULL, 1, x, d, out + r, dtype);
+        dot_rows(rows + r, ahead ? ahead + r : NULL, 1, x, d, out + r, scales, dtype);
 }
 
 /* ---- batched: rows converted a tile at a time, accumulators parked between tiles ---- */
@@ -213,7 +299,7 @@ INLINE void tile(batch_scratch *s, int n, const float *const *xs, int32_t t, int
 
 /* n (1, 2 or 4, a constant) rows with all tokens. */
 INLINE void batch_rows(const void *const *rows, int n, const float *const *xs, int32_t n_x,
-                       int64_t d, float *out, int dtype) {
+                       int64_t d, float *out, int64_t scales, int dtype) {
     batch_scratch s;
     const int64_t whole = d & ~(int64_t)31;
     const int parked = whole != d;
@@ -222,8 +308,12 @@ INLINE void batch_rows(const void *const *rows, int n, const float *const *xs, i
     for (int64_t base = 0; base < whole; base += TILE) {
         const int64_t length = whole - base < TILE ? whole - base : TILE;
         float *last = !parked && base + length == whole ? out : NULL;
-        UNROLL for (int k = 0; k < n; k++) for (int64_t i = 0; i < length; i += 16)
-            _mm512_storeu_ps(s.w[k] + i, load16(rows[k], base + i, dtype));
+        UNROLL for (int k = 0; k < n; k++) for (int64_t i = 0; i < length; i += 32) {
+            const __m512 scale = scale16(rows[k], base + i, scales, dtype);
+            _mm512_storeu_ps(s.w[k] + i, scaled(load16(rows[k], base + i, dtype), scale, dtype));
+            _mm512_storeu_ps(s.w[k] + i + 16,
+                             scaled(load16(rows[k], base + i + 16, dtype), scale, dtype));
+        }
         int32_t t = 0;
         for (; t + TOKENS <= n_x; t += TOKENS)
             tile(&s, n, xs, t, TOKENS, base, length, last, n_x);
@@ -233,16 +323,16 @@ INLINE void batch_rows(const void *const *rows, int n, const float *const *xs, i
     for (int k = 0; parked && k < n; k++)
         for (int32_t t = 0; t < n_x; t++)
             out[k * n_x + t] = finish(rows[k], xs[t], d, _mm512_loadu_ps(s.acc[k][t]),
-                                      _mm512_loadu_ps(s.acc[k][t] + 16), dtype);
+                                      _mm512_loadu_ps(s.acc[k][t] + 16), scales, dtype);
 }
 
 INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const *xs, int32_t n_x,
-                          int64_t d, float *out, int dtype) {
+                          int64_t d, float *out, int64_t scales, int dtype) {
     int64_t r = 0;
     for (; r + 4 <= n; r += 4)
-        batch_rows(rows + r, 4, xs, n_x, d, out + r * n_x, dtype);
+        batch_rows(rows + r, 4, xs, n_x, d, out + r * n_x, scales, dtype);
     for (; r < n; r++)
-        batch_rows(rows + r, 1, xs, n_x, d, out + r * n_x, dtype);
+        batch_rows(rows + r, 1, xs, n_x, d, out + r * n_x, scales, dtype);
 }
 
 /* ---- y += sum c rows ---- */
@@ -250,14 +340,18 @@ INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const
 /* n (a constant <= ROWS) rows; 32 weights a round.
  * Rows go onto y in their order: the same additions as row by row. */
 INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const float *c, int n,
-                      int64_t d, float *y, int dtype) {
-    __m512 factor[ROWS];
+                      int64_t d, float *y, int64_t scales, int dtype) {
+    some_scales some[ROWS];
+    __m512 factor[ROWS]; /* c, of HC_I8 times the group's scale, rounded */
     UNROLL for (int k = 0; k < n; k++) factor[k] = _mm512_set1_ps(c[k]);
+    if (ahead)
+        prefetch_scales(ahead, n, d, scales, dtype);
     const int64_t whole = d & ~(int64_t)31;
     int64_t i = 0;
     for (; i < whole; i += 32) {
         if (ahead)
             prefetch_next(rows, ahead, n, i, whole, dtype);
+        new_scales(some, rows, n, i, d, scales, c, factor, dtype);
         __m512 y0 = _mm512_loadu_ps(y + i), y1 = _mm512_loadu_ps(y + i + 16);
         UNROLL for (int k = 0; k < n; k++) {
             y0 = _mm512_fmadd_ps(factor[k], load16(rows[k], i, dtype), y0);
@@ -269,6 +363,7 @@ INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const f
     for (; i < d; i += 16) {
         const __mmask16 mask = d - i < 16 ? first(d - i) : (__mmask16)0xffff;
         __m512 sum = _mm512_maskz_loadu_ps(mask, y + i);
+        new_scales(some, rows, n, i, d, scales, c, factor, dtype);
         UNROLL for (int k = 0; k < n; k++) sum =
             _mm512_fmadd_ps(factor[k], load_some(rows[k], i, mask, dtype), sum);
         _mm512_mask_storeu_ps(y + i, mask, sum);
@@ -279,17 +374,25 @@ INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const f
  * the d weights of the rows up to there are prefetched, NEAR rows before they are read.
  * The first NEAR rounds only prefetch (k < 0). */
 INLINE void axpy_block(const void *const *rows, int64_t n, int64_t reach, const float *c, int64_t d,
-                       int64_t i, int registers, float *y, int dtype) {
+                       int64_t i, int registers, float *y, int64_t scales, int dtype) {
     __m512 sum[BLOCK];
     UNROLL for (int v = 0; v < registers; v++) sum[v] = _mm512_loadu_ps(y + i + 16 * v);
     for (int64_t k = reach ? -NEAR : 0; k < n; k++) {
-        for (int64_t w = 0; k + NEAR < reach && w < d; w += 32)
+        for (int64_t w = 0; k + NEAR < reach && w < d; w += stretch(dtype))
             prefetch(rows + k + NEAR, 1, w, dtype);
+        if (k + NEAR < reach)
+            prefetch_scales(rows + k + NEAR, 1, d, scales, dtype);
         if (k < 0)
             continue;
-        const __m512 factor = _mm512_set1_ps(c[k]);
-        UNROLL for (int v = 0; v < registers; v++) sum[v] =
-            _mm512_fmadd_ps(factor, load16(rows[k], i + 16 * v, dtype), sum[v]);
+        some_scales some;
+        __m512 factor = _mm512_set1_ps(c[k]);
+        if (dtype == HC_I8)
+            widen_scales(&some, rows[k], i, d, scales, c[k]);
+        UNROLL for (int v = 0; v < registers; v++) {
+            if (dtype == HC_I8 && v % 4 == 0)
+                factor = _mm512_set1_ps(some.of[v / 4]);
+            sum[v] = _mm512_fmadd_ps(factor, load16(rows[k], i + 16 * v, dtype), sum[v]);
+        }
     }
     UNROLL for (int v = 0; v < registers; v++) _mm512_storeu_ps(y + i + 16 * v, sum[v]);
 }
@@ -299,38 +402,40 @@ INLINE void axpy_block(const void *const *rows, int64_t n, int64_t reach, const 
  * 384 columns at a time, then 128, then 16 under a mask. Only the first block prefetches: whole
  * rows of up to SHORT weights, so the later ones find them in the cache. */
 INLINE void axpy_short(const void *const *rows, int64_t reach, const float *c, int64_t n, int64_t d,
-                       float *y, int dtype) {
+                       float *y, int64_t scales, int dtype) {
     int64_t i = 0;
     for (; i + 16 * BLOCK <= d; i += 16 * BLOCK, reach = 0)
-        axpy_block(rows, n, reach, c, d, i, BLOCK, y, dtype);
+        axpy_block(rows, n, reach, c, d, i, BLOCK, y, scales, dtype);
     for (; i + 16 * BLOCK / 3 <= d; i += 16 * BLOCK / 3, reach = 0)
-        axpy_block(rows, n, reach, c, d, i, BLOCK / 3, y, dtype);
+        axpy_block(rows, n, reach, c, d, i, BLOCK / 3, y, scales, dtype);
     for (; i < d; i += 16) {
         const __mmask16 mask = d - i < 16 ? first(d - i) : (__mmask16)0xffff;
         __m512 sum = _mm512_maskz_loadu_ps(mask, y + i);
         for (int64_t k = 0; k < n; k++)
-            sum = _mm512_fmadd_ps(_mm512_set1_ps(c[k]), load_some(rows[k], i, mask, dtype), sum);
+            sum = _mm512_fmadd_ps(
+                scaled(_mm512_set1_ps(c[k]), scale16(rows[k], i, scales, dtype), dtype),
+                load_some(rows[k], i, mask, dtype), sum);
         _mm512_mask_storeu_ps(y + i, mask, sum);
     }
 }
 
 INLINE void axpy_any(const void *const *rows, const void *const *ahead, const float *c, int64_t n,
-                     int64_t d, float *y, int dtype) {
+                     int64_t d, float *y, int64_t scales, int dtype) {
     int64_t r = 0;
     if (d <= SHORT) {
         /* ahead points into the same array as rows, some entries further on: their distance
          * tells how many more rows may be prefetched. */
-        axpy_short(rows, ahead ? ahead - rows + n : n, c, n, d, y, dtype);
+        axpy_short(rows, ahead ? ahead - rows + n : n, c, n, d, y, scales, dtype);
         return;
     }
     if (ahead && n >= ROWS)
-        first_rows(rows, ROWS, d, dtype);
+        first_rows(rows, ROWS, d, scales, dtype);
     for (; r + ROWS <= n; r += ROWS)
-        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, ROWS, d, y, dtype);
+        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, ROWS, d, y, scales, dtype);
     for (; r + 2 <= n; r += 2)
-        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 2, d, y, dtype);
+        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 2, d, y, scales, dtype);
     if (r < n)
-        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 1, d, y, dtype);
+        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 1, d, y, scales, dtype);
 }
 
 #define POPCOUNT __attribute__((target("avx512f,avx512vpopcntdq")))

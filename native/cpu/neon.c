@@ -21,20 +21,36 @@
 #define ROWS   4 /* rows a dot reads at once */
 #define TOKENS 4 /* tokens a row is multiplied with at once */
 
-INLINE float32x4_t load4(const void *row, int64_t i, int dtype) {
+/* What the weights of i's group are multiplied with; nothing where they have no scale. */
+INLINE float scale1(const void *row, int64_t i, int64_t scales, int dtype) {
+    if (dtype != HC_I8)
+        return 0;
+    const uint16x4_t half = vdup_n_u16(scale_bits(row, i, scales));
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(half)), 0);
+}
+
+INLINE float32x4_t load4(const void *row, int64_t i, float scale, int dtype) {
     const char *p = at(row, i, dtype);
     if (dtype == HC_F32)
         return vld1q_f32((const float *)p);
+    if (dtype == HC_I8) {
+        uint32_t four;
+        memcpy(&four, p, sizeof four);
+        const int16x4_t whole = vget_low_s16(vmovl_s8(vcreate_s8(four)));
+        return vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(whole)), scale);
+    }
     const uint16x4_t half = vld1_u16((const uint16_t *)p);
     if (dtype == HC_F16)
         return vcvt_f32_f16(vreinterpret_f16_u16(half));
     return vreinterpretq_f32_u32(vshll_n_u16(half, 16));
 }
 
-INLINE float load1(const void *row, int64_t i, int dtype) {
+INLINE float load1(const void *row, int64_t i, int64_t scales, int dtype) {
     const char *p = at(row, i, dtype);
     if (dtype == HC_F32)
         return *(const float *)p;
+    if (dtype == HC_I8)
+        return (float)*(const int8_t *)p * scale1(row, i, scales, dtype);
     const uint16x4_t half = vdup_n_u16(*(const uint16_t *)p);
     if (dtype == HC_F16)
         return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(half)), 0);
@@ -47,14 +63,16 @@ INLINE float sum4(float32x4_t v) {
 }
 
 /* What every dot ends with: the last d mod 16 elements on top of its four accumulators. */
-INLINE float finish(const void *row, const float *x, int64_t d, const float32x4_t *acc, int dtype) {
+INLINE float finish(const void *row, const float *x, int64_t d, const float32x4_t *acc,
+                    int64_t scales, int dtype) {
     int64_t i = d & ~(int64_t)15;
     float32x4_t first = acc[0];
     for (; i + 4 <= d; i += 4)
-        first = vfmaq_f32(first, load4(row, i, dtype), vld1q_f32(x + i));
+        first =
+            vfmaq_f32(first, load4(row, i, scale1(row, i, scales, dtype), dtype), vld1q_f32(x + i));
     float sum = sum4(vaddq_f32(vaddq_f32(first, acc[1]), vaddq_f32(acc[2], acc[3])));
     for (; i < d; i++)
-        sum = __builtin_fmaf(load1(row, i, dtype), x[i], sum);
+        sum = __builtin_fmaf(load1(row, i, scales, dtype), x[i], sum);
     return sum;
 }
 
@@ -62,45 +80,46 @@ INLINE float finish(const void *row, const float *x, int64_t d, const float32x4_
  * Four rows and one token, or one row and four tokens: sixteen accumulators of the 32 registers
  * either way, and one function for both, so that a dot has one order alone and in a batch. */
 INLINE void block(const void *const *rows, const void *const *ahead, int n, const float *const *xs,
-                  int m, int64_t d, float *out, int64_t stride, int dtype) {
+                  int m, int64_t d, float *out, int64_t stride, int64_t scales, int dtype) {
     float32x4_t acc[ROWS * TOKENS][4];
     UNROLL for (int k = 0; k < n * m; k++) UNROLL for (int q = 0; q < 4; q++) acc[k][q] =
         vdupq_n_f32(0);
     for (int64_t i = 0; i + 16 <= d; i += 16) {
-        if (ahead && (dtype == HC_F32 || i % 32 == 0))
+        if (ahead && i % of_line(dtype) == 0)
             UNROLL for (int k = 0; k < n; k++) __builtin_prefetch(at(ahead[k], i, dtype));
         UNROLL for (int q = 0; q < 4; q++) {
             float32x4_t x[TOKENS];
             UNROLL for (int j = 0; j < m; j++) x[j] = vld1q_f32(xs[j] + i + 4 * q);
             UNROLL for (int k = 0; k < n; k++) {
-                const float32x4_t w = load4(rows[k], i + 4 * q, dtype);
+                const float32x4_t w =
+                    load4(rows[k], i + 4 * q, scale1(rows[k], i, scales, dtype), dtype);
                 UNROLL for (int j = 0; j < m; j++) acc[k * m + j][q] =
                     vfmaq_f32(acc[k * m + j][q], w, x[j]);
             }
         }
     }
     UNROLL for (int k = 0; k < n; k++) UNROLL for (int j = 0; j < m; j++) out[k * stride + j] =
-        finish(rows[k], xs[j], d, acc[k * m + j], dtype);
+        finish(rows[k], xs[j], d, acc[k * m + j], scales, dtype);
 }
 
 INLINE void dot_any(const void *const *rows, const void *const *ahead, int64_t n, const float *x,
-                    int64_t d, float *out, int dtype) {
+                    int64_t d, float *out, int64_t scales, int dtype) {
     int64_t r = 0;
     for (; r + ROWS <= n; r += ROWS)
-        block(rows + r, ahead ? ahead + r : NULL, ROWS, &x, 1, d, out + r, 1, dtype);
+        block(rows + r, ahead ? ahead + r : NULL, ROWS, &x, 1, d, out + r, 1, scales, dtype);
     for (; r < n; r++)
-        block(rows + r, ahead ? ahead + r : NULL, 1, &x, 1, d, out + r, 1, dtype);
+        block(rows + r, ahead ? ahead + r : NULL, 1, &x, 1, d, out + r, 1, scales, dtype);
 }
 
 /* A row is widened once for four tokens. */
 INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const *xs, int32_t n_x,
-                          int64_t d, float *out, int dtype) {
+                          int64_t d, float *out, int64_t scales, int dtype) {
     for (int64_t r = 0; r < n; r++) {
         int32_t t = 0;
         for (; t + TOKENS <= n_x; t += TOKENS)
-            block(rows + r, NULL, 1, xs + t, TOKENS, d, out + r * n_x + t, n_x, dtype);
+            block(rows + r, NULL, 1, xs + t, TOKENS, d, out + r * n_x + t, n_x, scales, dtype);
         for (; t < n_x; t++)
-            block(rows + r, NULL, 1, xs + t, 1, d, out + r * n_x + t, n_x, dtype);
+            block(rows + r, NULL, 1, xs + t, 1, d, out + r * n_x + t, n_x, scales, dtype);
     }
 }
 
@@ -108,27 +127,28 @@ INLINE void dot_batch_any(const void *const *rows, int64_t n, const float *const
 
 /* n (a constant <= ROWS) rows. */
 INLINE void axpy_rows(const void *const *rows, const void *const *ahead, const float *c, int n,
-                      int64_t d, float *y, int dtype) {
+                      int64_t d, float *y, int64_t scales, int dtype) {
     int64_t i = 0;
     for (; i + 4 <= d; i += 4) {
-        if (ahead && i % (dtype == HC_F32 ? 16 : 32) == 0)
+        if (ahead && i % of_line(dtype) == 0)
             UNROLL for (int k = 0; k < n; k++) __builtin_prefetch(at(ahead[k], i, dtype));
         float32x4_t sum = vld1q_f32(y + i);
-        UNROLL for (int k = 0; k < n; k++) sum = vfmaq_n_f32(sum, load4(rows[k], i, dtype), c[k]);
+        UNROLL for (int k = 0; k < n; k++) sum =
+            vfmaq_n_f32(sum, load4(rows[k], i, scale1(rows[k], i, scales, dtype), dtype), c[k]);
         vst1q_f32(y + i, sum);
     }
     for (; i < d; i++)
         for (int k = 0; k < n; k++)
-            y[i] = __builtin_fmaf(c[k], load1(rows[k], i, dtype), y[i]);
+            y[i] = __builtin_fmaf(c[k], load1(rows[k], i, scales, dtype), y[i]);
 }
 
 INLINE void axpy_any(const void *const *rows, const void *const *ahead, const float *c, int64_t n,
-                     int64_t d, float *y, int dtype) {
+                     int64_t d, float *y, int64_t scales, int dtype) {
     int64_t r = 0;
     for (; r + ROWS <= n; r += ROWS)
-        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, ROWS, d, y, dtype);
+        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, ROWS, d, y, scales, dtype);
     for (; r < n; r++)
-        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 1, d, y, dtype);
+        axpy_rows(rows + r, ahead ? ahead + r : NULL, c + r, 1, d, y, scales, dtype);
 }
 
 /* ---- softmax ---- */

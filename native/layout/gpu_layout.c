@@ -75,6 +75,10 @@ static void lay_out_predictor(const hc_layout_shape *s, const hc_layout_layer *l
 
 /* ---- The executor ---- */
 
+static int64_t record_bytes(const hc_layout_shape *s, const hc_layout_layer *layer) {
+    return layer->record_bytes ? layer->record_bytes : s->record_bytes;
+}
+
 static void lay_out_layer(const hc_layout_shape *s, const hc_layout_layer *layer, hc_arena *arena,
                           hc_arena *host, hc_layer_parts *to) {
     const int64_t D = s->d, e = s->element_bytes, C = s->n_chunks, qkv = q_dim(s) + 2 * kv_dim(s);
@@ -90,7 +94,7 @@ static void lay_out_layer(const hc_layout_shape *s, const hc_layout_layer *layer
     to->ffn_bias_D = TAKE_IF(s->biases, arena, float, D);
     to->qkv = (char *)take(attention, qkv * D, e);
     to->o = (char *)take(attention, D * q_dim(s), e);
-    to->records = (char *)take(arena, layer->resident, s->record_bytes);
+    to->records = (char *)take(arena, layer->resident, record_bytes(s, layer));
     to->record_R = TAKE(arena, const char *, layer->owned);
     to->ids_N = TAKE_IF(s->prompt_rows, arena, int32_t, s->n);
     to->k_cache = take(cache, kv, s->kv_bytes);
@@ -189,6 +193,16 @@ static void lay_out_pass(const hc_layout_shape *s, hc_arena *arena, hc_executor_
     b->cold_members = TAKE(arena, uint32_t, s->n);
 }
 
+hc_record hc_layout_widened(const hc_layout_shape *s) {
+    const int32_t dtype = s->element_bytes == 4 ? HC_F32 : HC_F16;
+    const int64_t row = whole(s->d * (dtype == HC_F32 ? 4 : 2), 16) * 16;
+    hc_record to = {0};
+    to.up = s->gated ? row : -1, to.down = s->gated ? 2 * row : row;
+    to.bias = s->gated ? 0 : to.down + row;
+    to.bytes = to.down + row + (s->gated ? 0 : 16), to.dtype = dtype;
+    return to;
+}
+
 /* Scratch of a dense prompt pass. What is streamed is what has no record on the device. */
 static void lay_out_prompt(const hc_layout_shape *s, hc_arena *arena, hc_prompt_parts *b) {
     const int64_t T = whole(s->prompt_rows, HC_TOKEN_TILE) * HC_TOKEN_TILE, Q = q_dim(s), D = s->d;
@@ -199,9 +213,14 @@ static void lay_out_prompt(const hc_layout_shape *s, hc_arena *arena, hc_prompt_
     const int64_t wide = larger(larger(Q + 2 * kv_dim(s), all.hidden), larger(piece, E));
     const int64_t in = larger(larger(D, Q), E);
     const int64_t out = larger(larger(larger(in, all.hidden), piece), planes);
-    int streams = 0;
-    for (int32_t i = 0; i < s->n_layers; i++)
-        streams |= s->layers_L[i].resident < s->n;
+    int64_t streamed = 0; /* bytes of the longest record */
+    for (int32_t i = 0; i < s->n_layers; i++) {
+        const hc_layout_layer *layer = &s->layers_L[i];
+        if (layer->resident < layer->owned)
+            streamed = larger(streamed, record_bytes(s, layer));
+        if (layer->owned < s->n)
+            streamed = larger(streamed, s->record_bytes);
+    }
     b->tokens = T, b->piece_rows = piece, b->masks = hc_layout_ahead(s) + 1;
     b->h = TAKE(arena, float, T *D);
     b->attended = TAKE(arena, float, T *Q);
@@ -217,8 +236,10 @@ static void lay_out_prompt(const hc_layout_shape *s, hc_arena *arena, hc_prompt_
     }
     if (all.matrices && s->predictor_i8)
         b->expanded = TAKE(arena, char, 2 * all.hidden * larger(D, s->n));
-    for (int i = 0; streams && i < HC_STREAM_SLOTS; i++)
-        b->slots[i] = (char *)take(arena, piece, s->record_bytes);
+    if (s->widens)
+        b->widened = (char *)take(arena, piece, hc_layout_widened(s).bytes);
+    for (int i = 0; streamed && i < HC_STREAM_SLOTS; i++)
+        b->slots[i] = (char *)take(arena, piece, streamed);
 }
 
 int32_t hc_layout_ahead(const hc_layout_shape *s) {

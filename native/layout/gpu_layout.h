@@ -99,6 +99,7 @@ typedef struct {        /* of a dense prompt pass; they share memory with a spar
     uint8_t *mask, *bits;  /* mask: proposals of as many layers as are alive at once */
     int64_t masks;
     char *expanded;   /* int8 predictor matrices as float16 */
+    char *widened;    /* a piece of int8 neurons */
     char *project_in; /* there all the time; the sparse form projects on the host */
     unsigned long long *fired;
     char *slots[HC_STREAM_SLOTS];
@@ -142,6 +143,11 @@ static inline int32_t hc_bucket_of(int32_t batch) {
 static inline int32_t hc_attention_pieces(int64_t context) {
     return (int32_t)((context + HC_ATTENTION_PIECE - 1) / HC_ATTENTION_PIECE);
 }
+
+/* What a dense prompt makes of an int8 neuron, in a dtype that its products take: float32 where the
+ * model's other matrices are, which is exact, else float16, at most 2^-11 off. Offsets on 16 bytes;
+ * without up rows there is room for a bias. */
+hc_record hc_layout_widened(const hc_layout_shape *shape);
 
 /* Layers by which a prediction is early, at most. */
 int32_t hc_layout_ahead(const hc_layout_shape *shape);

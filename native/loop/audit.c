@@ -78,7 +78,7 @@ static int64_t count_fired(const audit_run *run, const void *const *rows, int64_
     int64_t fired = 0;
     const hc_model *m = run->e->args.model;
     const hc_record *at = run->record;
-    hc_primitives_get()->dot[at->dtype](rows, NULL, n, run->x_D, m->d, gate);
+    hc_primitives_get()->dot[at->dtype](rows, NULL, n, run->x_D, m->d, at->scales, gate);
     for (int64_t i = 0; i < n; i++) {
         if (at->bias)
             gate[i] += *(const float *)((const char *)rows[i] - at->gate + at->bias);
@@ -93,7 +93,7 @@ static void audit_strata(void *context, int64_t task, int32_t thread) {
     (void)thread;
     audit_run *run = context;
     const hc_record *record = run->record;
-    const int64_t row_bytes = run->e->args.model->d * hc_dtype_bytes(record->dtype);
+    const int64_t row_bytes = hc_row_bytes(record->dtype, run->e->args.model->d);
     const int64_t end = run->strata * (task + 1) / run->tasks;
     const void *rows[GROUP];
     int64_t n = 0, evaluated = 0, missed = 0;
@@ -124,7 +124,7 @@ void hc_audit(hc_executor *e, const hc_step *step, uint32_t seq) {
     const hc_owned *share = &e->args.owned_L[step->layer];
     const int64_t skip = bursts(e->args.audit_every, share->n_ids);
     const hc_record *record = hc_record_of(e, step->layer);
-    const int64_t row_bytes = m->d * hc_dtype_bytes(record->dtype);
+    const int64_t row_bytes = hc_row_bytes(record->dtype, m->d);
     audit_run run = {.e = e,
                      .share = share,
                      .records = hc_records_of(e, step->layer),

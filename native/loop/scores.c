@@ -4,14 +4,14 @@
  */
 #include "loop/executor.h"
 
-/* Gate rows lie in the records, record_bytes apart: a gemv with that stride reads them where
+/* Gate rows lie in the records, record.bytes apart: a gemv with that stride reads them where
  * they are, and the biases likewise. */
 hc_status hc_gate_scores(hc_executor *e, const hc_step *step) {
     const hc_model *m = e->args.model;
     const char *records = m->layers[step->layer].records;
     hc_gemv_args a = hc_product(records + m->record.gate, m->record.dtype, m->n, m->d,
                                 (const float *)hc_slot(e, step->x), e->scores_BN, e->batch);
-    a.stride_bytes = m->record.bytes;
+    a.stride_bytes = m->record.bytes, a.scales = m->record.scales;
     if (m->record.bias) {
         a.bias_R = (const float *)(records + m->record.bias);
         a.bias_stride = m->record.bytes;

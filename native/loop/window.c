@@ -47,7 +47,7 @@ static void gate_block(void *context, int64_t task, int32_t thread) {
     float gate[BLOCK];
     for (int64_t i = 0; i < n + AHEAD; i++)
         rows[i] = run->records + ids[i < n ? i : n - 1] * m->record.bytes + m->record.gate;
-    run->p->dot[m->record.dtype](rows, rows + AHEAD, n, run->x_D, m->d, gate);
+    run->p->dot[m->record.dtype](rows, rows + AHEAD, n, run->x_D, m->d, m->record.scales, gate);
     for (int64_t i = 0; i < n; i++)
         run->e->scores_BN[ids[i]] = gate[i] + bias_of(m, run->records, ids[i]);
 }

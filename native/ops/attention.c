@@ -50,7 +50,7 @@ static void attention_head(void *context, int64_t task, int32_t thread) {
     for (int64_t i = 0; i < n; i += GROUP) {
         const int64_t m = n - i < GROUP ? n - i : GROUP;
         point(rows, a->k_cache + base, i, m, n - 1, hd);
-        run->p->dot[HC_F32](rows, rows + AHEAD, m, q, hd, scores + i);
+        run->p->dot[HC_F32](rows, rows + AHEAD, m, q, hd, 0, scores + i);
     }
     /* softmax((q . k) scale) with the scale inside exp_sum: scale > 0, so the maximum is of the
      * same position. The division by the sum comes last, once an element. */
@@ -61,7 +61,7 @@ static void attention_head(void *context, int64_t task, int32_t thread) {
     for (int64_t i = 0; i < n; i += GROUP) {
         const int64_t m = n - i < GROUP ? n - i : GROUP;
         point(rows, a->v_cache + base, i, m, n - 1, hd);
-        run->p->axpy[HC_F32](rows, rows + AHEAD, scores + i, m, hd, out);
+        run->p->axpy[HC_F32](rows, rows + AHEAD, scores + i, m, hd, 0, out);
     }
     for (int64_t e = 0; e < hd; e++)
         out[e] /= sum;

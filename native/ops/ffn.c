@@ -7,9 +7,9 @@
  *
  * act is a row of abi/activations.h. Two phases, a run of the pool each. First the factors of the
  * down columns, the list cut by position in pieces of even length; then the sum, cut by columns: a
- * thread adds its columns of every down column whose factor is not 0, in the order of the list. So there are no partial sums to clear, store and
- * add up, no piece is longer than another, and the result depends neither on the number of pieces nor
- * on the batch.
+ * thread adds its columns of every down column that fired, in the order of the list (but none whose
+ * factor a ReLU on up makes 0). So there are no partial sums to clear, store and add up, no piece is
+ * longer than another, and the result depends neither on the number of pieces nor on the batch.
  *
  * A neuron that fires: 6 d FLOPs on 6 d bytes in fp16 (plain: 4 d on 4 d); another: a third of both
  * (plain: half). That is 1 FLOP a byte for one token, so what counts is bytes not read, then reads in
@@ -100,7 +100,7 @@ static int64_t single_gates(const ffn_run *run, int64_t begin, int64_t end, piec
      * AHEAD. */
     for (int64_t i = 0; i < n + AHEAD; i++)
         rows[i] = record(a, entry[i < n ? i : n - 1]) + a->record.gate;
-    run->p->dot[a->record.dtype](rows, rows + AHEAD, n, a->x_BD, a->d, gate);
+    run->p->dot[a->record.dtype](rows, rows + AHEAD, n, a->x_BD, a->d, a->record.scales, gate);
     for (int64_t i = 0; i < n && a->record.bias; i++)
         gate[i] = biased(a, entry[i], gate[i]);
     piece->gate_rows += n;
@@ -119,7 +119,7 @@ static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *
     int32_t entry[SINGLE], *to = run->entry_K + piece->begin + piece->kept;
     float *c = run->c_KB + piece->begin + piece->kept;
     const int64_t n = single_gates(run, begin, end, piece, entry, gate);
-    const int32_t activation = a->activation;
+    const int32_t activation = a->activation, gated = a->record.up >= 0;
     const float threshold = a->activation_threshold;
     int64_t fired = 0, kept = 0;
     for (int64_t i = 0; i < n; i++)
@@ -132,16 +132,17 @@ static void group_single(const ffn_run *run, int64_t begin, int64_t end, piece *
     /* Ids are unique in a list, so no other thread counts this neuron. */
     for (int64_t i = 0; i < fired && a->fired_N; i++)
         a->fired_N[a->ids[to[i]]]++;
-    if (a->record.up >= 0) {
+    if (gated) {
         for (int64_t i = 0; i < fired + AHEAD; i++)
             rows[i] = record(a, to[i < fired ? i : fired - 1]) + a->record.up;
-        run->p->dot[a->record.dtype](rows, rows + AHEAD, fired, a->x_BD, a->d, up);
+        run->p->dot[a->record.dtype](rows, rows + AHEAD, fired, a->x_BD, a->d, a->record.scales,
+                                     up);
         piece->bytes += fired * run->row_bytes;
     }
     for (int64_t i = 0; i < fired; i++) {
-        to[kept] = to[i];
-        c[kept] = hc_factor(activation, c[i], a->record.up >= 0 ? up[i] : 1);
-        kept += c[kept] != 0;
+        const float factor = hc_factor(activation, c[i], gated ? up[i] : 1);
+        to[kept] = to[i], c[kept] = factor;
+        kept += !hc_both(activation) || factor != 0;
     }
     piece->kept += kept;
     piece->up_down_rows += fired;
@@ -155,7 +156,8 @@ static int32_t dot_masked(const ffn_run *run, const void *row, uint32_t mask, fl
     for (; mask; mask &= mask - 1)
         xs[n++] = run->a->x_BD + __builtin_ctz(mask) * run->a->d;
     if (n)
-        run->p->dot_batch[run->a->record.dtype](&row, 1, xs, n, run->a->d, out);
+        run->p->dot_batch[run->a->record.dtype](&row, 1, xs, n, run->a->d, run->a->record.scales,
+                                                out);
     return n;
 }
 
@@ -166,6 +168,8 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *pie
                         float gate[GROUP][HC_MAX_BATCH], uint32_t fired[GROUP]) {
     const hc_ffn_args *a = run->a;
     const uint32_t all = (uint32_t)((1ull << a->batch) - 1);
+    const int32_t activation = a->activation;
+    const float threshold = a->activation_threshold;
     const void *rows[GROUP];
     const float *xs[HC_MAX_BATCH];
     float dense[GROUP * HC_MAX_BATCH], some[HC_MAX_BATCH];
@@ -174,7 +178,7 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *pie
             rows[i] = record(a, begin + i) + a->record.gate;
         for (int32_t t = 0; t < a->batch; t++)
             xs[t] = a->x_BD + t * a->d;
-        run->p->dot_batch[a->record.dtype](rows, n, xs, a->batch, a->d, dense);
+        run->p->dot_batch[a->record.dtype](rows, n, xs, a->batch, a->d, a->record.scales, dense);
     }
     for (int64_t i = 0; i < n; i++) {
         const uint32_t members = a->members ? a->members[begin + i] & all : all;
@@ -197,7 +201,7 @@ static void group_gates(const ffn_run *run, int64_t begin, int64_t n, piece *pie
                 value = biased(a, begin + i, value);
             /* Entries of tokens that did not ask are never read: fired masks them. */
             gate[i][t] = value;
-            fired[i] |= (uint32_t)hc_fires(a->activation, value, a->activation_threshold) << t;
+            fired[i] |= (uint32_t)hc_fires(activation, value, threshold) << t;
         }
     }
 }
@@ -207,6 +211,7 @@ static void group_batch(const ffn_run *run, int64_t begin, int64_t end, piece *p
     const hc_ffn_args *a = run->a;
     float gate[GROUP][HC_MAX_BATCH], up[HC_MAX_BATCH];
     uint32_t fired[GROUP];
+    const int32_t activation = a->activation, gated = a->record.up >= 0;
     group_gates(run, begin, end - begin, piece, gate, fired);
     for (int64_t i = 0; i < end - begin; i++) {
         if (!fired[i])
@@ -215,16 +220,18 @@ static void group_batch(const ffn_run *run, int64_t begin, int64_t end, piece *p
         piece->up_down_rows += m;
         if (a->fired_N)
             a->fired_N[a->ids[begin + i]] += m;
-        if (a->record.up >= 0) {
+        if (gated) {
             dot_masked(run, record(a, begin + i) + a->record.up, fired[i], up);
             piece->bytes += run->row_bytes;
         }
-        uint32_t kept = 0;
+        uint32_t kept = hc_both(activation) ? 0 : fired[i];
         int32_t next = 0;
         for (uint32_t rest = fired[i]; rest; rest &= rest - 1) {
-            float *c = &gate[i][__builtin_ctz(rest)];
-            *c = hc_factor(a->activation, *c, a->record.up >= 0 ? up[next++] : 1);
-            kept |= *c != 0 ? rest & -rest : 0;
+            const int32_t t = __builtin_ctz(rest);
+            const float factor = hc_factor(activation, gate[i][t], gated ? up[next++] : 1);
+            gate[i][t] = factor;
+            if (hc_both(activation))
+                kept |= (uint32_t)(factor != 0) << t;
         }
         if (!kept)
             continue;
@@ -260,6 +267,12 @@ static const char *down(const ffn_run *run, int64_t k, int64_t column) {
     return record(run->a, k) + run->a->record.down + column * run->size;
 }
 
+/* Bytes from there to the scale of its group: cuts are multiples of HC_GROUP. */
+static int64_t down_scales(const ffn_run *run, int64_t column) {
+    const hc_record *r = &run->a->record;
+    return r->scales ? r->scales - column * run->size + hc_scale_bytes(r->dtype, column) : 0;
+}
+
 /* A batch: some columns of n (at most GROUP) down columns, for every token with a factor for one.
  * Token by token over the group's rows, which stay in the cache for the next token. A token's
  * own neurons are added in the list's order, as alone. */
@@ -281,7 +294,7 @@ static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t col
             }
         for (int64_t i = 0; i < AHEAD; i++)
             rows[m + i] = rows[m - 1];
-        run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, m, columns,
+        run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, m, columns, down_scales(run, column),
                                       a->y_BD + t * a->d + column);
     }
 }
@@ -292,6 +305,7 @@ static void add_down_batch(const ffn_run *run, int64_t k, int64_t n, int64_t col
 static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
     const hc_ffn_args *a = run->a;
     const void *rows[SINGLE + 2 * AHEAD];
+    const int64_t scales = down_scales(run, column);
     float c[SINGLE + AHEAD], *y = a->y_BD + column;
     int64_t n = 0;
     for (int64_t i = 0; i < run->pieces; i++) {
@@ -301,7 +315,7 @@ static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
             c[n++] = run->c_KB[k];
             if (n < SINGLE + AHEAD)
                 continue;
-            run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, SINGLE, columns, y);
+            run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, SINGLE, columns, scales, y);
             memcpy(rows, rows + SINGLE, sizeof *rows * AHEAD);
             memcpy(c, c + SINGLE, sizeof *c * AHEAD);
             n = AHEAD;
@@ -311,7 +325,7 @@ static void sum_single(const ffn_run *run, int64_t column, int64_t columns) {
         return;
     for (int64_t i = 0; i < AHEAD; i++)
         rows[n + i] = rows[n - 1];
-    run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, n, columns, y);
+    run->p->axpy[a->record.dtype](rows, rows + AHEAD, c, n, columns, scales, y);
 }
 
 /* Second phase: some columns of the sum, over the whole list.
@@ -349,10 +363,10 @@ int64_t hc_ffn_scratch_bytes(int64_t n_ids, int32_t batch) {
 /* Pieces of the list: as many for every thread, several where that leaves them long enough, since a
  * thread may be kept from running. Columns are cut once a thread: shorter reads of a row are slower. */
 hc_ffn_cut hc_ffn_cut_of(const hc_ffn_args *a, int64_t threads) {
-    const int64_t bytes = a->n_ids * a->d * hc_dtype_bytes(a->record.dtype);
+    const int64_t bytes = a->n_ids * hc_row_bytes(a->record.dtype, a->d);
     const int64_t each = bytes / (TASK_BYTES * threads);
     const int64_t pieces = threads * (each < 1 ? 1 : each < MAX_PIECES ? each : MAX_PIECES);
-    const int64_t columns = ((a->d + threads - 1) / threads + 31) / 32 * 32;
+    const int64_t columns = ((a->d + threads - 1) / threads + 63) / 64 * 64;
     return (hc_ffn_cut){pieces < PIECES ? pieces : PIECES, columns > COLUMNS ? columns : COLUMNS};
 }
 
@@ -366,7 +380,7 @@ hc_status hc_ffn(hc_ffn_args *args, hc_pool *pool) {
     const int64_t n = args->n_ids;
     if (!n)
         pool = NULL; /* only y is cleared */
-    run.row_bytes = args->d * run.size;
+    run.row_bytes = hc_row_bytes(args->record.dtype, args->d);
     run.gate_bytes = run.row_bytes + (args->record.bias ? 4 : 0);
     char *scratch = args->scratch;
     run.piece_P = (piece *)scratch, scratch += PIECES * sizeof(piece);

@@ -52,9 +52,9 @@ static void gemv_block(void *context, int64_t task, int32_t thread) {
             rows[i] = (const char *)a->w + row * a->stride_bytes;
         }
         if (a->batch == 1)
-            run->p->dot[a->dtype](rows, ahead, n, xs[0], a->d, out);
+            run->p->dot[a->dtype](rows, ahead, n, xs[0], a->d, a->scales, out);
         else
-            run->p->dot_batch[a->dtype](rows, n, xs, a->batch, a->d, out);
+            run->p->dot_batch[a->dtype](rows, n, xs, a->batch, a->d, a->scales, out);
         for (int64_t i = 0; i < n; i++)
             for (int32_t t = 0; t < a->batch; t++)
                 store(a, r + i, t, out[i * a->batch + t]);
@@ -67,16 +67,21 @@ static hc_status check_args(const hc_gemv_args *a) {
         return hc_fail(HC_ERR_ARGUMENT, "gemv: w, x and y must be given");
     const int64_t bytes = hc_dtype_bytes(a->dtype);
     if (!bytes)
-        return hc_fail(HC_ERR_ARGUMENT, "gemv: dtype %d is unknown; 0 to 2 are", a->dtype);
+        return hc_fail(HC_ERR_ARGUMENT, "gemv: dtype %d is unknown; 0 to 3 are", a->dtype);
     if (a->batch < 1 || a->batch > HC_MAX_BATCH)
         return hc_fail(HC_ERR_ARGUMENT, "gemv: batch %d; 1 to %d are possible", a->batch,
                        HC_MAX_BATCH);
     if (a->d < 1 || a->d > HC_MAX_D || a->rows < 0 || a->rows > INT32_MAX)
         return hc_fail(HC_ERR_ARGUMENT, "gemv: %lld rows of %lld; at most %d of 1 to %d",
                        (long long)a->rows, (long long)a->d, INT32_MAX, HC_MAX_D);
-    if (a->stride_bytes < a->d * bytes || a->stride_bytes % bytes)
+    const int64_t scale_bytes = hc_scale_bytes(a->dtype, a->d);
+    if (scale_bytes ? a->scales < a->d || a->scales % 2 : a->scales)
+        return hc_fail(HC_ERR_ARGUMENT, "gemv: scales %lld bytes behind rows of %lld in dtype %d",
+                       (long long)a->scales, (long long)a->d, a->dtype);
+    const int64_t row_bytes = scale_bytes ? a->scales + scale_bytes : a->d * bytes;
+    if (a->stride_bytes < row_bytes || a->stride_bytes % bytes)
         return hc_fail(HC_ERR_ARGUMENT, "gemv: rows %lld bytes apart; a row takes %lld",
-                       (long long)a->stride_bytes, (long long)(a->d * bytes));
+                       (long long)a->stride_bytes, (long long)row_bytes);
     if (a->batch > 1 && (a->x_stride < a->d || a->y_stride < a->rows))
         return hc_fail(
             HC_ERR_ARGUMENT, "gemv: strides %lld of x and %lld of y; tokens take %lld and %lld",

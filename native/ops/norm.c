@@ -52,7 +52,7 @@ hc_status hc_norm_rows(int32_t kind, const float *x_BD, const float *weight_D, c
         /* The row's product with itself: dot has a fixed order, so a norm has the same bits in
          * any batch. */
         const void *row = x;
-        p->dot[HC_F32](&row, NULL, 1, x, d, &squares);
+        p->dot[HC_F32](&row, NULL, 1, x, d, 0, &squares);
         const float scale = 1.0f / sqrtf(squares / (float)d + eps);
         if (bias_D)
             for (int64_t i = 0; i < d; i++)

@@ -4,7 +4,8 @@ Attention is timed on shapes of its own, whatever the widths asked for: its byte
 The yardstick is a matrix of 1/3 GB times one token, the fastest way this plug-in reads. Weights lie
 in rotating copies that together are several times the GPU's cache, and a timed round visits each
 once; the figure is the median round. With a variant (cuda_variant.py) the same with its kernels.
-A sparse operator's bytes are those of the rows it must read; its time includes the merge.
+A sparse operator's bytes are those of the rows it must read, scales included; its time includes the
+merge. int8 is of neurons alone: matrices are float16 then.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.formats import FORMATS
 from hotcold.native.abi.generated import HOT_CHUNKS
-from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.bindings import device_kernels
 from hotcold.native.bindings.device import open_plugin
 from hotcold.native.errors import BackendError, ConfigError
 from hotcold.native.gpu import cuda_plugin
-from hotcold.runtime.bench.kernels import HEAD_DIM, Settings
+from hotcold.runtime.bench.kernels import HEAD_DIM, USUAL, Settings
 from hotcold.runtime.bench.nested import found, put
 
 COLD_BYTES = 256 << 20  # what a round touches at least: five caches of an H100
@@ -60,7 +61,7 @@ def measure(
         raise BackendError("there is no GPU that can be used here; `hotcold doctor` says why")
     plugin = open_plugin(there.path)
     progress("a dense product")
-    read = _dense(settings.dtype, READ_WIDTH, READ_ROWS)
+    read = _dense(_matrices(settings), READ_WIDTH, READ_ROWS)
     rate = read.bytes / read.time(plugin, settings.samples) / 1e9
     result: dict[str, Any] = {"device": "gpu", "dtype": settings.dtype, "read_gb_per_s": rate}
     for name, path, case in _cases(settings):
@@ -101,12 +102,16 @@ def _cases(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], GpuCase]]
                     case = _ffn(settings.dtype, d, density, name == "sparse_ffn")
                     yield name, (f"d{d}", f"density{density}"), case
             elif name == "gemv":
-                yield name, (f"d{d}",), _dense(settings.dtype, d, d)
+                yield name, (f"d{d}",), _dense(_matrices(settings), d, d)
     if "attention" in settings.cases:
         for heads, kv in product(HEADS, KV_DTYPES):
             for context in CONTEXTS:
                 path = (f"heads{heads[0]}/{heads[1]}", kv, f"context{context}")
                 yield "attention", path, _attention(*heads, kv, context)
+
+
+def _matrices(settings: Settings) -> str:
+    return "float16" if settings.dtype == "int8" else settings.dtype
 
 
 def _weights(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
@@ -147,11 +152,8 @@ def _ffn(dtype: str, d: int, density: int, listed: bool) -> GpuCase:
     n = min(4 * d, 16384)
     rng = np.random.default_rng(d + density)
     fires_N = rng.permutation(n) < max(1, round(n * density / 100))
-    records = _weights((n, 3 * d), dtype)
-    if not listed:
-        records[~fires_N, 0] = 0xC61C if dtype == "bfloat16" else -1e4
-    data, x_BD = records.view(np.uint8), _x(d)
-    row, fired = d * DTYPE_BYTES[dtype], int(fires_N.sum())
+    data, x_BD = _records(n, d, dtype, np.ones(n, bool) if listed else fires_N), _x(d)
+    row, fired = FORMATS[dtype].read_bytes(d), int(fires_N.sum())
     size = fired * 3 * row if listed else n * row + fired * 2 * row
     ids = np.flatnonzero(fires_N).astype(np.int32)
     members = np.ones(len(ids), np.uint32)
@@ -165,6 +167,18 @@ def _ffn(dtype: str, d: int, density: int, listed: bool) -> GpuCase:
         )[2]
 
     return GpuCase(time, size)
+
+
+def _records(n: int, d: int, dtype: str, fires_N: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Gate, up and down side by side, as hc_record has them; only gates of the marked fire."""
+    of = FORMATS[dtype]
+    if dtype == "int8":  # bytes that are small and positive, as weights and as either of a scale's
+        data = np.resize(USUAL + np.arange(4, dtype=np.uint8), (n, 3 * of.part_bytes(d)))
+        data[~fires_N, of.scales(d) : of.part_bytes(d)] |= 0x80
+        return data
+    records = _weights((n, 3 * d), dtype)
+    records[~fires_N, 0] = 0xC61C if dtype == "bfloat16" else -1e4
+    return records.view(np.uint8)
 
 
 def _attention(heads: int, kv_heads: int, kv: str, context: int) -> GpuCase:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.names import DTYPE_BYTES
+from hotcold.native.abi.formats import FORMATS
+from hotcold.native.abi.generated import lines
 from hotcold.native.bindings.kernels import Pool, active_cpu_variant, force_cpu_variant
 from hotcold.native.bindings.timing import timed_attention, timed_ffn, timed_gemv, timed_read
 from hotcold.native.errors import ConfigError
@@ -29,6 +30,7 @@ DENSITIES = (5, 10, 30, 100)
 HEAD_DIM, CONTEXT = 128, 1024
 SIDES = (1, 4, 8)  # rows read side by side; which is fastest depends on their length
 WARM = 1.05
+USUAL = 0x28  # byte of int8 records, weights and scales alike
 STEADY = 0.75  # median read over best; about 0.9 on an idle machine
 
 Call = Callable[[int, NDArray[np.int32]], tuple[float, int]]
@@ -72,7 +74,9 @@ class ColdBuffer:
             memory.madvise(mmap.MADV_HUGEPAGE)
         values = np.random.default_rng(1).uniform(0.01, 0.03, 1 << 20).astype(np.float32)
         pattern: NDArray[Any] = values
-        if dtype == "float16":
+        if dtype == "int8":  # scales too: 0x28 to 0x2b is small and positive as either byte of one
+            pattern = (values * 3e3).astype(np.int8) % 4 + np.int8(USUAL)
+        elif dtype == "float16":
             pattern = values.astype(np.float16)
         elif dtype == "bfloat16":
             pattern = (values.view(np.uint32) >> 16).astype(np.uint16)
@@ -83,14 +87,19 @@ class ColdBuffer:
         self._shut = np.empty(0, np.int64)
         self.dtype, self.address = dtype, int(self.values.ctypes.data)
 
-    def shut(self, record: int, shut_N: NDArray[np.bool_]) -> None:
-        """Make the first weight of some records so negative that their gate stays shut.
+    def shut(self, d: int, shut_N: NDArray[np.bool_]) -> None:
+        """Make some records of d so negative that their gate stays shut: the first weight.
 
-        What an earlier call shut is opened again.
+        Of int8 the scales of the gate row. What an earlier call shut is opened again.
         """
-        negative, usual = (-1e4, 0.02) if self.dtype != "bfloat16" else (0xC61C, 0x3CA4)
+        of = FORMATS[self.dtype]
+        negative, usual = {"bfloat16": (0xC61C, 0x3CA4), "int8": (USUAL - 128, USUAL)}.get(
+            self.dtype, (-1e4, 0.02)
+        )
         self.values[self._shut] = usual
-        self._shut = np.flatnonzero(shut_N) * record
+        record = lines(3 * of.part_bytes(d)) // of.weight_bytes
+        signs = of.scales(d) + 1 + 2 * np.arange(of.groups(d)) if of.group else np.zeros(1, int)
+        self._shut = (np.flatnonzero(shut_N)[:, None] * record + signs).ravel()
         self.values[self._shut] = negative
 
 
@@ -136,7 +145,7 @@ def _cases(settings: Settings, buffer: ColdBuffer) -> Iterator[tuple[str, tuple[
 
 def _layers(buffer: ColdBuffer, d: int) -> tuple[int, int, int]:
     """Bytes of a record, neurons of a layer, layers that fit; ConfigError below 100 records."""
-    record = 3 * d * DTYPE_BYTES[buffer.dtype]
+    record = lines(3 * FORMATS[buffer.dtype].part_bytes(d))
     n = min(4 * d, buffer.size // record)
     if n < 100:
         raise ConfigError(f"a buffer of {buffer.size} bytes is too small for d {d}; give --buffer")
@@ -146,7 +155,7 @@ def _layers(buffer: ColdBuffer, d: int) -> tuple[int, int, int]:
 def _sparse(buffer: ColdBuffer, d: int, density: int) -> Case:
     """Lists of neurons that all fire: random ones, no record twice before all were read."""
     record, n, layers = _layers(buffer, d)
-    buffer.shut(3 * d, np.zeros(0, bool))
+    buffer.shut(d, np.zeros(0, bool))
     parts = max(1, round(100 / density))
     order = np.random.default_rng(d + density).permutation(n).astype(np.int32)
     lists = [np.sort(order[part::parts]) for part in range(parts)]
@@ -158,15 +167,15 @@ def _gate_first(buffer: ColdBuffer, d: int, density: int) -> Case:
     """Every neuron is listed, a share of the gates fires; the yardstick reads the gate rows."""
     record, n, layers = _layers(buffer, d)
     fires = np.random.default_rng(d + density).random(layers * n) * 100 < density
-    buffer.shut(3 * d, ~fires)
+    buffer.shut(d, ~fires)
     ids = np.arange(n, dtype=np.int32)
     slots = [(buffer.address + i * n * record, ids) for i in range(layers)]
-    row = d * DTYPE_BYTES[buffer.dtype]
+    row = lines(FORMATS[buffer.dtype].part_bytes(d))
     return Case(lambda pool: timed_ffn(d, n, buffer.dtype, _x(d), pool), record, row, slots)
 
 
 def _gemv(buffer: ColdBuffer, d: int) -> Case:
-    row = d * DTYPE_BYTES[buffer.dtype]
+    row = lines(FORMATS[buffer.dtype].part_bytes(d))
     rows = min(d, buffer.size // row)
     ids = np.arange(rows, dtype=np.int32)
     count = buffer.size // (rows * row)

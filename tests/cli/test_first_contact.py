@@ -15,6 +15,7 @@ from support.fake_engine import FakeEngine
 from support.models import TinyLlama, write_llama
 
 from hotcold.actors import Engine
+from hotcold.actors.cli.commands.inspect import kind_of_neuron
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.files import reserve
 from hotcold.runtime.model.checkpoints.bundle import resolve_model
@@ -205,3 +206,17 @@ def test_a_field_that_generate_does_not_have(field: dict[str, Any], words: str) 
     engine._prepared = None
     with pytest.raises(ConfigError, match=words):
         engine.generate("Hello", **field)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({}, "gated ReLU"),
+        ({"gated": False, "biases": True}, "ReLU with bias"),
+        ({"gated": False, "activation": "relu2"}, "ReLU2"),
+        ({"activation": "fatrelu", "activation_threshold": 0.01}, "gated fatReLU at 0.01"),
+        ({"activation": "relu both"}, "gated ReLU both"),
+    ],
+)
+def test_inspect_names_the_activation(spec: dict[str, Any], words: str) -> None:
+    assert kind_of_neuron(spec) == words

@@ -121,8 +121,10 @@ def test_parts_on_the_host_change_nothing(
         {"predictor": "sign", "prompt_form": "dense", "schedule": "lookahead"},
         {**LOW_RANK, "predictor_dtype": "int8", "prompt_form": "dense", "max_batch": 1},
         {"predictor": "exact", "bus_share": 0.5},
+        {"predictor": "sign", "dtype": "int8"},
+        {"predictor": "exact", "bus_share": 0.5, "dtype": "int8", "prompt_form": "dense"},
     ],
-    ids="exact lookahead int8 sign dense dense-sign dense-int8 bus".split(),
+    ids="exact lookahead int8 sign dense dense-sign dense-int8 bus neurons dense-neurons".split(),
 )
 def test_what_the_host_counts_is_what_a_gpu_executor_takes(
     tiny: Path, kinds: tuple[str, ...], options: dict[str, Any]

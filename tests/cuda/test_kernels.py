@@ -7,6 +7,7 @@ import pytest
 from support.kernels import (
     BATCHES,
     DTYPES,
+    NEURON_DTYPES,
     close,
     guarded,
     layer_normed,
@@ -97,9 +98,11 @@ def test_a_token_gets_the_same_bits_in_any_batch(plugin: Any, rows: int, d: int)
         np.testing.assert_array_equal(part, whole[:size])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NEURON_DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize(("rows", "d"), some([(51, 35), (700, 256), (1500, 1024)], 0, 1))
+@pytest.mark.parametrize(
+    ("rows", "d"), some([(51, 35), (700, 256), (1500, 1024), (300, 1000)], 0, 1)
+)
 def test_ffn(plugin: Any, dtype: str, batch: int, rows: int, d: int) -> None:
     rng = np.random.default_rng(rows * batch)
     records, parts = table(rng, rows, d, dtype)
@@ -120,7 +123,7 @@ def test_ffn(plugin: Any, dtype: str, batch: int, rows: int, d: int) -> None:
     np.testing.assert_array_equal(none, 0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NEURON_DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(
     ("rows", "d"), some([(51, 35), (700, 256), (900, 2048), (300, 7168)], 0, 1)
@@ -169,21 +172,30 @@ def test_sign_proposes_what_the_reference_does(plugin: Any, batch: int, d: int) 
             np.testing.assert_array_equal(found, scores >= np.float32(threshold))
 
 
-def test_a_token_of_the_ffn_gets_the_same_bits_in_any_batch(plugin: Any) -> None:
+@pytest.mark.parametrize("dtype", NEURON_DTYPES)
+@pytest.mark.parametrize("d", some([512, 1000], 0))
+def test_a_token_of_the_ffn_gets_the_same_bits_in_any_batch(
+    plugin: Any, dtype: str, d: int
+) -> None:
     rng = np.random.default_rng(1)
-    records, _ = table(rng, 600, 512, "float16")
-    x = rng.standard_normal((32, 512)).astype(np.float32)
+    records, _ = table(rng, 600, d, dtype)
+    x = rng.standard_normal((32, d)).astype(np.float32)
     bounds = np.linspace(0, 600, 17).astype(np.int32)
     wanted = rng.random((600, 32)) < 0.2
     words = (wanted << np.arange(32, dtype=np.uint32)).sum(axis=1).astype(np.uint32)
     ids = np.flatnonzero(words).astype(np.int32)
-    whole, _, _ = kernels.ffn(plugin, records, "float16", x, bounds, ids, words[ids])
+    whole, _, _ = kernels.ffn(plugin, records, dtype, x, bounds, ids, words[ids])
+    every, _, _ = kernels.ffn(plugin, records, dtype, x, bounds)
     for b in (0, 9, 31):
         own = np.flatnonzero(wanted[:, b]).astype(np.int32)
         members = np.ones(len(own), np.uint32)
         one = x[b : b + 1].copy()
-        alone, _, _ = kernels.ffn(plugin, records, "float16", one, bounds, own, members)
+        alone, _, _ = kernels.ffn(plugin, records, dtype, one, bounds, own, members)
         np.testing.assert_array_equal(alone[0], whole[b])
+        alone, _, _ = kernels.ffn(plugin, records, dtype, one, bounds)
+        np.testing.assert_array_equal(alone[0], every[b])
+    few = x[3:14].copy()
+    np.testing.assert_array_equal(kernels.ffn(plugin, records, dtype, few, bounds)[0], every[3:14])
 
 
 @pytest.mark.parametrize("batch", BATCHES)

@@ -28,14 +28,14 @@ class Case:
         rows, d = shape
         self.rng = np.random.default_rng(rows + tokens)
         self.x = self.rng.standard_normal((tokens, d)).astype(np.float32)
-        self.bias_offset, self.up_bytes, up = 0, None, None
+        self.bias, self.up_bytes, up = 0, None, None
         if gated:
             self.records, (gate, up_ND, self.down) = table(self.rng, rows, d, dtype)
             self.gates, up = np.asarray(self.x @ gate.T), np.asarray(self.x @ up_ND.T)
             self.up_bytes = d * (4 if dtype == "float32" else 2)
         else:
             made = relu_table(self.rng, rows, d, dtype)
-            self.records, self.bias_offset, (gate, self.down, bias) = made
+            self.records, self.bias, (gate, self.down, bias) = made
             self.gates = np.asarray(self.x @ gate.T + bias)
         self.threshold = clear_threshold(name, self.gates)
         self.fires = fires(name, self.gates, self.threshold)
@@ -59,7 +59,7 @@ def test_ffn(plugin: Any, name: str, gated: bool, dtype: str, batch: int, shape:
     ids = np.flatnonzero(case.rng.random(rows) < 0.3).astype(np.int32)
     members = case.rng.integers(1, 2**batch, len(ids), dtype=np.uint64).astype(np.uint32)
     on = ((members[:, None] >> np.arange(batch, dtype=np.uint32)) & 1).T > 0
-    how = {"bias_offset": case.bias_offset, **case.how}
+    how = {"bias": case.bias, **case.how}
     y, fired, _ = kernels.ffn(plugin, case.records, dtype, case.x, bounds, ids, members, **how)
     close(y, (case.c[:, ids] * on) @ case.down[ids])
     assert abs(fired - (case.fires[:, ids] & on).sum()) <= unsure
@@ -82,7 +82,7 @@ def test_dense_prompts(
     case = Case(name, gated, dtype, tokens, shape)
     mask = case.rng.random((tokens, shape[0])) < 0.4
     ids, near = np.arange(shape[0], dtype=np.int32), case.near(1e-3)
-    how = prompt_kernels.Neurons(case.up_bytes, case.bias_offset, mask, ids, name, case.threshold)
+    how = prompt_kernels.Neurons(case.up_bytes, case.bias, mask, ids, name, case.threshold)
     c, fired = prompt_kernels.product(plugin, case.records, dtype, case.x, neurons=how)
     tolerance = 2e-5 + 4 * 2.0 ** -BITS[dtype] + shape[1] / 2 * 2.0**-24
     close(c * ~near, case.c * mask * ~near, tolerance)

@@ -151,13 +151,18 @@ def test_logits_are_computed_where_they_are_asked_for(
     ("dtype", "d"),
     some(
         [(dtype, d) for dtype in ("float16", "bfloat16") for d in (2048, 4096, 5120, 7168)]
-        + [("float32", d) for d in (2048, 2560, 3072, 3584)],
+        + [("float32", d) for d in (2048, 2560, 3072, 3584)]
+        + [("int8", d) for d in (1024, 4096, 5120, 8192, 9216, 12288)],
         0,
         2,
+        14,
     ),
 )
 def test_neurons_of_one_token(plugin: Any, dtype: str, d: int) -> None:
-    """Gate and up rows of 2, 4, 5 and 7 packs a thread, and of 6, for which there is no kernel."""
+    """Gate and up rows of 2, 4, 5 and 7 packs a thread, and of 6, for which there is no kernel.
+
+    Of int8, with packs twice as long, 1 to 5.
+    """
     rng, rows = np.random.default_rng(d), 300
     records, parts = table(rng, rows, d, dtype)
     x = rng.standard_normal((32, d)).astype(np.float32)

@@ -71,6 +71,8 @@ def test_an_executor_takes_the_sum_of_its_tensors() -> None:
             [400, 16, 4 * 2 * 16 * 4, 4 * 2 * 8, 256, 256, 512, 256, 8 * 64 * 4, 40 * 4],
         ),
         ({"layers": (LAYER, replace(LAYER, resident=40))}, [30 * 384], [40 * 384]),
+        ({"layers": (LAYER, replace(LAYER, record_bytes=224))}, [30 * 384], [30 * 224]),
+        ({"widens": True}, [], []),
     ],
 )
 def test_each_property_counts(changes: dict[str, Any], gone: list[int], come: list[int]) -> None:
@@ -131,6 +133,39 @@ def test_a_dense_prompt_shares_the_scratch_of_a_pass() -> None:
     assert more == rounded(*ids, *slots, 512, 512, 8, inwards) + 2 * 32768 + 3 * wide - (
         scratch + outwards
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "record"),
+    [
+        ({}, 3 * 128),
+        ({"element_bytes": 4}, 3 * 256),
+        ({"d": 65, "embed_dim": 65}, 3 * 144),
+        ({"gated": False}, 2 * 128 + 16),
+    ],
+)
+def test_a_dense_prompt_has_room_for_a_piece_of_widened_neurons(
+    changes: dict[str, Any], record: int
+) -> None:
+    """Float16, or float32 where the other matrices are; a bias behind plain ones."""
+    dense = {**changes, "prompt_rows": 70}
+    assert taken(**dense, widens=True) - taken(**dense) == rounded(96 * record)
+    assert taken(**changes, widens=True) == taken(**changes)
+
+
+def test_slots_of_a_dense_prompt_hold_the_longest_record_that_is_streamed() -> None:
+    both = replace(LAYER, record_bytes=480)  # 10 of which are read over the bus, 56 are not owned
+    rest = replace(both, resident=40)
+    bus = replace(both, owned=96, resident=90)
+    none = replace(both, owned=96, resident=96)
+    for layer, record in ((both, 480), (rest, 384), (bus, 480), (none, 0)):
+        shape = replace(SHAPE, layers=(layer, layer))
+        records = rounded(layer.resident * 480) * 2
+        plain = replace(layer, record_bytes=0, resident=96, owned=96)
+        alone = replace(shape, layers=(plain, plain), prompt_rows=70).executor().device
+        more = replace(shape, prompt_rows=70).executor().device - alone
+        more += 2 * (rounded(96 * 384) + rounded(96 * 8) - rounded(layer.owned * 8)) - records
+        assert more == rounded(*[96 * record] * 3)
 
 
 def test_a_dense_prompt_keeps_the_proposals_of_layers_that_are_alive() -> None:

@@ -22,12 +22,26 @@ static double uniform(void) { /* in (-1, 1) */
     return (double)(int64_t)state / 9223372036854775808.0;
 }
 
-static float widened(const void *w, int64_t i, int dtype) {
+/* Bytes from a row to its scales, and to the next row. */
+static int64_t scales_of(int dtype, int64_t d) {
+    return dtype == HC_I8 ? (d + 15) / 16 * 16 : 0;
+}
+static int64_t row_of(int dtype, int64_t d) {
+    return dtype == HC_I8 ? scales_of(dtype, d) + ((d + 63) / 64 * 2 + 15) / 16 * 16
+                          : d * hc_dtype_bytes(dtype);
+}
+
+/* Weight i of row r. */
+static float widened(const void *w, int64_t r, int64_t d, int64_t i, int dtype) {
     uint32_t bits;
     float value;
+    const char *row = (const char *)w + r * row_of(dtype, d);
     if (dtype == HC_F32)
-        return ((const float *)w)[i];
-    const uint16_t half = ((const uint16_t *)w)[i];
+        return ((const float *)row)[i];
+    if (dtype == HC_I8)
+        return (float)((const int8_t *)row)[i] *
+               (float)((const _Float16 *)(row + scales_of(dtype, d)))[i / 64];
+    const uint16_t half = ((const uint16_t *)row)[i];
     if (dtype == HC_F16) {
         _Float16 f16;
         memcpy(&f16, &half, sizeof f16);
@@ -38,16 +52,26 @@ static float widened(const void *w, int64_t i, int dtype) {
     return value;
 }
 
-static void store(void *w, int64_t i, int dtype, float value) {
+static void store(char *row, int64_t d, int64_t i, int dtype, float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     if (dtype == HC_F32)
-        ((float *)w)[i] = value;
-    else if (dtype == HC_F16) {
-        _Float16 half = (_Float16)value;
-        memcpy((uint16_t *)w + i, &half, sizeof half);
-    } else
-        ((uint16_t *)w)[i] = (uint16_t)(bits >> 16);
+        ((float *)row)[i] = value;
+    else if (dtype == HC_F16)
+        ((_Float16 *)row)[i] = (_Float16)value;
+    else if (dtype == HC_BF16)
+        ((uint16_t *)row)[i] = (uint16_t)(bits >> 16);
+    else {
+        ((int8_t *)row)[i] = (int8_t)(127 * value);
+        if (i % 64 == 0)
+            ((_Float16 *)(row + scales_of(dtype, d)))[i / 64] = (_Float16)(uniform() / 127);
+    }
+}
+
+static void fill(void *w, int64_t rows, int64_t d, int dtype) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < d; i++)
+            store((char *)w + r * row_of(dtype, d), d, i, dtype, (float)uniform());
 }
 
 static void expect(const char *what, int dtype, int64_t d, double got, double exact,
@@ -68,16 +92,16 @@ static void check_status(hc_status status) {
 }
 
 static void gemv(int dtype, int64_t d, int32_t batch, hc_pool *pool) {
-    static float w[ROWS * MAX_D], x[32 * MAX_D], y[32 * ROWS], alone[ROWS];
-    for (int64_t i = 0; i < ROWS * d; i++)
-        store(w, i, dtype, (float)uniform());
+    static float w[ROWS * (MAX_D + 16)], x[32 * MAX_D], y[32 * ROWS], alone[ROWS];
+    fill(w, ROWS, d, dtype);
     for (int64_t i = 0; i < batch * d; i++)
         x[i] = (float)uniform();
     hc_gemv_args a = {.w = w,
-                      .stride_bytes = d * hc_dtype_bytes(dtype),
+                      .stride_bytes = row_of(dtype, d),
                       .rows = ROWS,
                       .d = d,
-                      .record.dtype = dtype,
+                      .dtype = dtype,
+                      .scales = scales_of(dtype, d),
                       .batch = batch,
                       .x_BD = x,
                       .x_stride = d,
@@ -91,7 +115,7 @@ static void gemv(int dtype, int64_t d, int32_t batch, hc_pool *pool) {
         for (int64_t r = 0; r < ROWS; r++) {
             double sum = 0, size = 0;
             for (int64_t i = 0; i < d; i++) {
-                const double term = (double)widened(w, r * d + i, dtype) * x[b * d + i];
+                const double term = (double)widened(w, r, d, i, dtype) * x[b * d + i];
                 sum += term, size += fabs(term);
             }
             expect("gemv", dtype, d, y[b * ROWS + r], sum, 2e-6 * size);
@@ -101,28 +125,31 @@ static void gemv(int dtype, int64_t d, int32_t batch, hc_pool *pool) {
 }
 
 static void ffn(int dtype, int64_t d, int32_t batch, hc_pool *pool) {
-    static float w[N * 3 * MAX_D], x[32 * MAX_D], y[32 * MAX_D], alone[MAX_D];
+    static float w[N * 3 * (MAX_D + 16)], x[32 * MAX_D], y[32 * MAX_D], alone[MAX_D];
     static _Alignas(64) char scratch[64 * 1024];
     int32_t ids[N], n = 0;
     for (int32_t i = 0; i < N; i++)
         if (i % 5)
             ids[n++] = i;
-    const int64_t size = hc_dtype_bytes(dtype);
-    for (int64_t i = 0; i < N * 3 * d; i++)
-        store(w, i, dtype, (float)uniform());
+    const int64_t row = row_of(dtype, d);
+    fill(w, 3 * N, d, dtype);
     for (int64_t i = 0; i < batch * d; i++)
         x[i] = (float)uniform();
-    hc_ffn_args a = {
-        .records = w,
-        .record = {.bytes = 3 * d * size, .up = d * size, .down = 2 * d * size, .dtype = dtype},
-        .d = d,
-        .batch = batch,
-        .ids = ids,
-        .n_ids = n,
-        .n = N,
-        .x_BD = x,
-        .y_BD = y,
-        .scratch = scratch};
+    hc_ffn_args a = {.records = w,
+                     .record = {.bytes = 3 * row,
+                                .up = row,
+                                .down = 2 * row,
+                                .dtype = dtype,
+                                .scales = scales_of(dtype, d),
+                                .group = dtype == HC_I8 ? HC_GROUP : 0},
+                     .d = d,
+                     .batch = batch,
+                     .ids = ids,
+                     .n_ids = n,
+                     .n = N,
+                     .x_BD = x,
+                     .y_BD = y,
+                     .scratch = scratch};
     check_status(hc_ffn(&a, pool));
     for (int32_t b = 0; b < batch; b++) {
         static double exact[MAX_D];
@@ -131,11 +158,11 @@ static void ffn(int dtype, int64_t d, int32_t batch, hc_pool *pool) {
         for (int32_t k = 0; k < n; k++) {
             double gate = 0, up = 0;
             for (int64_t i = 0; i < d; i++) {
-                gate += (double)widened(w, (3 * ids[k]) * d + i, dtype) * x[b * d + i];
-                up += (double)widened(w, (3 * ids[k] + 1) * d + i, dtype) * x[b * d + i];
+                gate += (double)widened(w, 3 * ids[k], d, i, dtype) * x[b * d + i];
+                up += (double)widened(w, 3 * ids[k] + 1, d, i, dtype) * x[b * d + i];
             }
             for (int64_t i = 0; gate > 0 && i < d; i++) {
-                exact[i] += gate * up * widened(w, (3 * ids[k] + 2) * d + i, dtype);
+                exact[i] += gate * up * widened(w, 3 * ids[k] + 2, d, i, dtype);
                 scale = fmax(scale, fabs(exact[i]));
             }
         }
@@ -226,9 +253,9 @@ static void halves(void) {
         for (int dtype = HC_F16; dtype <= HC_BF16; dtype++) {
             const uint16_t half = (uint16_t)bits;
             const void *row = &half;
-            const float one = 1, exact = widened(&half, 0, dtype);
+            const float one = 1, exact = widened(&half, 0, 1, 0, dtype);
             float got;
-            hc_primitives_get()->dot[dtype](&row, NULL, 1, &one, 1, &got);
+            hc_primitives_get()->dot[dtype](&row, NULL, 1, &one, 1, 0, &got);
             if (!isfinite(exact))
                 continue;
             expect("one weight", dtype, bits, got, exact, 0);
@@ -241,7 +268,7 @@ int main(void) {
     for (int32_t i = 0; hc_cpu_variant(i); i++) {
         check_status(hc_cpu_force(hc_cpu_variant(i)));
         cases = 0;
-        for (int dtype = 0; dtype < 3; dtype++)
+        for (int dtype = 0; dtype < HC_DTYPES; dtype++)
             for (size_t k = 0; k < sizeof widths / sizeof *widths; k++)
                 for (int32_t batch = 1; batch <= 32; batch = batch * 5 - 2) {
                     gemv(dtype, widths[k], batch, pool);

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.bindings.device_kernels import Fitted
+from hotcold.runtime.model.checkpoints.quantised import STORED
 
 SMALL = os.environ.get("HOTCOLD_TEST_SMALL") == "1"
 
@@ -21,6 +22,7 @@ def some(cases: list[Any], *kept: int) -> list[Any]:
 
 
 DTYPES = some(["float32", "float16", "bfloat16"], 1)
+NEURON_DTYPES = some(["float32", "float16", "bfloat16", "int8"], 1, 3)
 BATCHES = some([1, 2, 3, 8, 17, 32], 0, 4)
 
 
@@ -57,14 +59,20 @@ def layer_normed(
     return np.asarray(centred / scale * weight + bias)
 
 
+def packed(
+    rng: Any, rows: int, d: int, parts: int, dtype: str
+) -> tuple[NDArray[np.uint8], list[NDArray[np.float64]]]:
+    """Random parts of neurons side by side as stored in a format, and what they then are."""
+    form = STORED[dtype]
+    values = (rng.standard_normal((parts, rows, d)) / np.sqrt(d)).astype(np.float32)
+    raw = [form.pack(part, "float32") for part in values]
+    return np.concatenate(raw, axis=1), [form.unpack(part, d).astype(np.float64) for part in raw]
+
+
 def table(rng: Any, rows: int, d: int, dtype: str) -> tuple[Any, list[NDArray[np.float64]]]:
     """Records of gate, up and down side by side, and the three as float64."""
-    raw, values = stored(rng.standard_normal((rows, 3, d)) / np.sqrt(d), dtype)
-    size = raw.dtype.itemsize
-    record_bytes = -(-3 * d * size // 64) * 64
-    records = np.zeros((rows, record_bytes), np.uint8)
-    records[:, : 3 * d * size] = raw.reshape(rows, -1).view(np.uint8)
-    return records, [values[:, part] for part in range(3)]
+    raw, parts = packed(rng, rows, d, 3, dtype)
+    return np.pad(raw, ((0, 0), (0, -raw.shape[1] % 64))), parts
 
 
 def reglu(x: Any, parts: Any, ids: Any, on_KB: Any) -> NDArray[np.float64]:
@@ -75,10 +83,8 @@ def reglu(x: Any, parts: Any, ids: Any, on_KB: Any) -> NDArray[np.float64]:
 
 def relu_table(rng: Any, rows: int, d: int, dtype: str) -> tuple[Any, int, list[NDArray[Any]]]:
     """Records of gate, down and bias; the bias's offset; gate, down, bias as float64."""
-    raw, values = stored(rng.standard_normal((rows, 2, d)) / np.sqrt(d), dtype)
-    row = raw.dtype.itemsize * d
-    records = np.zeros((rows, -(-(2 * row + 4) // 64) * 64), np.uint8)
-    records[:, : 2 * row] = raw.reshape(rows, -1).view(np.uint8)
+    raw, parts = packed(rng, rows, d, 2, dtype)
     bias = (0.3 * rng.standard_normal(rows)).astype(np.float32)
-    records[:, 2 * row : 2 * row + 4] = bias.view(np.uint8).reshape(rows, 4)
-    return records, 2 * row, [values[:, 0], values[:, 1], bias.astype(np.float64)]
+    records = np.concatenate([raw, bias.view(np.uint8).reshape(rows, 4)], axis=1)
+    records = np.pad(records, ((0, 0), (0, -records.shape[1] % 64)))
+    return records, raw.shape[1], [*parts, bias.astype(np.float64)]

@@ -28,7 +28,6 @@ KINDS = {
     "neurons": "neurons",
     "ffn_bias": "neurons",
 }
-ACTIVATIONS = {"relu": "ReLU", "relu2": "ReLU2", "fatrelu": "FATReLU", "relu both": "ReLU (both)"}
 
 
 @click.command("inspect")
@@ -98,7 +97,10 @@ def _elements(name: str, entry: "TensorEntry", bundle: "Bundle") -> int:
 
 def _print(result: dict[str, Any]) -> None:
     spec = result["spec"]
-    click.echo(f"model      {result['name']} ({spec['architecture']}, {spec['dtype']})")
+    dtypes = spec["dtype"]
+    if neurons := spec.get("neuron_dtype"):
+        dtypes += f", neurons {neurons}"
+    click.echo(f"model      {result['name']} ({spec['architecture']}, {dtypes})")
     click.echo(f"source     {result['source']}")
     click.echo(f"bundle     {result['bundle']}")
     click.echo(
@@ -138,7 +140,7 @@ def _print(result: dict[str, Any]) -> None:
 
 def kind_of_neuron(spec: dict[str, Any]) -> str:
     """In words: gated or not, with a bias or without."""
-    act = ACTIVATIONS[spec.get("activation", "relu")]
+    act = spec.get("activation", "relu").replace("relu", "ReLU")
     kind = f"gated {act}" if spec.get("gated", True) else act
     if threshold := spec.get("activation_threshold"):
         kind += f" at {threshold:g}"

@@ -224,7 +224,7 @@ void Executor::capture_hot(int layer, int32_t bucket) {
     if (plan_[layer].predicted_at < 0)
         hot.rows = nullptr, hot.members = nullptr, hot.starts = from.starts_C;
     Ffn ffn = {};
-    ffn.record_R = from.record_R, ffn.record = m.record;
+    ffn.record_R = from.record_R, ffn.record = record_of(args_, layer);
     ffn.activation = m.activation, ffn.activation_threshold = m.activation_threshold;
     ffn.d = static_cast<int32_t>(m.d);
     ffn.n_rows = static_cast<int32_t>(args_.owned_L[layer].n_ids);

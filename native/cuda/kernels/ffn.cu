@@ -17,14 +17,13 @@
 //
 // Oracle: numpy in float64 (tests/cuda/test_kernels.py and test_kernels_long.py), and a token's
 // bits alone against those in a batch.
-#include "cuda/kernels/common.cuh"
+#include "cuda/kernels/neuron.cuh"
 
 namespace hotcold {
 namespace v1 {
 
 constexpr int THREADS = 128, WARPS = THREADS / WARP;
-constexpr int DOWN_AHEAD = 16; // rows in flight a thread of down
-constexpr int ONE_BLOCKS = 4;  // of gate_up_one a multiprocessor
+constexpr int DOWN_BYTES = 256; // in flight a thread of down
 
 // groups: of eight tokens, each a grid dimension of its own; bucket: tokens of the graph, the pitch
 // of c_KB; tiles: blocks of columns of down().
@@ -36,13 +35,13 @@ struct Ffn1 : Ffn {
 // One pack of a row times the same elements of x, for B tokens. x comes from L1: all warps of a
 // multiprocessor read the same one.
 template <class W, int B>
-__device__ __forceinline__ void dot(const Ffn1 &a, const float *x, int at, const uint4 &w,
-                                    float (&sum)[B]) {
+__device__ __forceinline__ void dot(const Ffn1 &a, const float *x, int at,
+                                    const typename Part<W>::Pack &w, float (&sum)[B]) {
     float weight[W::E], part[W::E];
-    W::unpack(w, weight);
+    Part<W>::unpack_dot(w, a.vec, weight);
 #pragma unroll
     for (int b = 0; b < B; b++) {
-        load_floats<W::E>(x + static_cast<int64_t>(b) * a.d, at, a.d, a.vec, part);
+        Part<W>::load_x(x + static_cast<int64_t>(b) * a.d, at, a.d, a.vec, part);
 #pragma unroll
         for (int i = 0; i < W::E; i++)
             sum[b] = fmaf(weight[i], part[i], sum[b]);
@@ -55,10 +54,10 @@ __device__ __forceinline__ void dot_row(const Ffn1 &a, const float *x, const cha
                                         float (&sum)[B]) {
     const int step = WARP * W::E;
     for (int at = (threadIdx.x % WARP) * W::E; at < a.d; at += U * step) {
-        uint4 w[U];
+        typename Part<W>::Pack w[U];
 #pragma unroll
         for (int u = 0; u < U; u++)
-            w[u] = load_pack<W>(row, at + u * step, a.d, a.vec);
+            w[u] = Part<W>::load(row, at + u * step, a.d, a.vec, a.record.scales);
 #pragma unroll
         for (int u = 0; u < U; u++)
             if (at + u * step < a.d)
@@ -159,9 +158,9 @@ __global__ void __launch_bounds__(THREADS) gate_up_kernel(const Ffn1 a) {
             (a.hot.members ? a.hot.members[k] : FULL >> (32 - a.pass->batch)) >> (8 * group);
         float gate[B] = {}, up[B] = {};
         for (int at = threadIdx.x * W::E; at < a.d; at += step) {
-            const uint4 g = load_pack<W>(record + a.record.gate, at, a.d, a.vec);
+            const auto g = Part<W>::load(record + a.record.gate, at, a.d, a.vec, a.record.scales);
             if (UP) {
-                const uint4 u = load_pack<W>(record + a.record.up, at, a.d, a.vec);
+                const auto u = Part<W>::load(record + a.record.up, at, a.d, a.vec, a.record.scales);
                 dot<W, B>(a, x, at, g, gate);
                 dot<W, B>(a, x, at, u, up);
             } else {
@@ -174,23 +173,31 @@ __global__ void __launch_bounds__(THREADS) gate_up_kernel(const Ffn1 a) {
 
 // Both rows of a neuron: 2 P loads of 16 bytes a thread.
 template <class W, int P, bool UP>
-__device__ __forceinline__ void request(const Ffn1 &a, const char *record, uint4 (&g)[P],
-                                        uint4 (&u)[P]) {
+__device__ __forceinline__ void request(const Ffn1 &a, const char *record,
+                                        typename Part<W>::Pack (&g)[P],
+                                        typename Part<W>::Pack (&u)[P]) {
 #pragma unroll
     for (int p = 0; p < P; p++) {
         const int at = (threadIdx.x + p * THREADS) * W::E;
-        g[p] = load_pack<W>(record + a.record.gate, at, a.d, true);
+        g[p] = Part<W>::load(record + a.record.gate, at, a.d, true, a.record.scales);
         if (UP)
-            u[p] = load_pack<W>(record + a.record.up, at, a.d, true);
+            u[p] = Part<W>::load(record + a.record.up, at, a.d, true, a.record.scales);
     }
+}
+
+// Blocks of gate_up_one a multiprocessor. P > 5 needs more than the registers that four blocks leave:
+// three then. int8 has half the bytes in flight a block and room for more blocks.
+template <class W, int P, bool UP> constexpr int one_blocks() {
+    if (W::DTYPE == HC_I8)
+        return P == 1 ? 8 : P == 2 ? 6 : P == 3 && !UP ? 5 : P < 5 ? 4 : 3;
+    return P > 5 && UP ? 3 : 4;
 }
 
 // One token: x in registers, the rows of the block's next neuron requested ahead.
 // A record's address hangs on two loads (list, then table). It is looked up two neurons ahead, the
-// rows are requested one neuron ahead, so neither latency stands in the loop. P > 5 needs more than
-// the registers that four blocks a multiprocessor leave: three then.
+// rows are requested one neuron ahead, so neither latency stands in the loop.
 template <class W, int P, bool UP>
-__global__ void __launch_bounds__(THREADS, P > 5 && UP ? 3 : ONE_BLOCKS)
+__global__ void __launch_bounds__(THREADS, one_blocks<W, P, UP>())
     gate_up_one_kernel(const Ffn1 a) {
     __shared__ float shared[2][WARPS][2][1];
     launch_next();
@@ -198,7 +205,7 @@ __global__ void __launch_bounds__(THREADS, P > 5 && UP ? 3 : ONE_BLOCKS)
     stamp(a.stamps, AT_HOT);
     const int count = *a.hot.count, stride = gridDim.x;
     const auto record = [&](int k) { return k < count ? a.record_R[a.hot.rows[k]] : nullptr; };
-    uint4 g[P], u[P];
+    typename Part<W>::Pack g[P], u[P];
     float x[P][W::E];
     const char *next = record(blockIdx.x);
     if (next)
@@ -209,7 +216,7 @@ __global__ void __launch_bounds__(THREADS, P > 5 && UP ? 3 : ONE_BLOCKS)
     for (int p = 0; p < P; p++) {
         const int at = (threadIdx.x + p * THREADS) * W::E;
         if (at < a.d)
-            load_floats<W::E>(a.x, at, a.d, true, x[p]);
+            Part<W>::load_x(a.x, at, a.d, true, x[p]);
         else
 #pragma unroll
             for (int i = 0; i < W::E; i++)
@@ -222,13 +229,13 @@ __global__ void __launch_bounds__(THREADS, P > 5 && UP ? 3 : ONE_BLOCKS)
 #pragma unroll
         for (int p = 0; p < P; p++) {
             float weight[W::E];
-            W::unpack(g[p], weight);
+            Part<W>::unpack_dot(g[p], true, weight);
 #pragma unroll
             for (int i = 0; i < W::E; i++)
                 gate[0] = fmaf(weight[i], x[p][i], gate[0]);
             if (!UP)
                 continue;
-            W::unpack(u[p], weight);
+            Part<W>::unpack_dot(u[p], true, weight);
 #pragma unroll
             for (int i = 0; i < W::E; i++)
                 up[0] = fmaf(weight[i], x[p][i], up[0]);
@@ -284,35 +291,37 @@ __device__ __forceinline__ int gather(const Ffn1 &a, int begin, int end, int gro
 // and adds all fired entries of its chunk in order, so there is no reduction; chunks only make
 // enough blocks (5 tiles of 5120 columns in fp16 are few for 132 multiprocessors).
 template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel(const Ffn1 a) {
-    constexpr int AHEAD = DOWN_AHEAD;
+    typedef DownPart<W> T;
+    // Eight tokens' sums leave no registers for more than 16 rows.
+    constexpr int AHEAD = DOWN_BYTES / (B == 8 || T::E == W::E ? 16 : 8);
     __shared__ const char *rows[THREADS];
     __shared__ float c[THREADS][B];
     __shared__ int scratch[33];
     launch_next();
     wait_prior();
     const int tile = blockIdx.x, chunk = blockIdx.y, group = blockIdx.z;
-    const int column = (tile * THREADS + threadIdx.x) * W::E;
+    const int column = (tile * THREADS + threadIdx.x) * T::E;
     const int begin = a.hot.starts[chunk], end = a.hot.starts[chunk + 1];
-    float sum[B][W::E] = {};
+    float sum[B][T::E] = {};
     int fired = 0;
     for (int at = begin; at < end; at += THREADS) {
         const int n = gather<B>(a, at, end, group, rows, c, &fired);
         for (int i = 0; i < n; i += AHEAD) {
-            uint4 w[AHEAD];
+            typename T::Pack w[AHEAD];
 #pragma unroll
             for (int j = 0; j < AHEAD; j++)
                 // Loads are unconditional: beyond the end the last row once more, out of the cache.
-                w[j] = load_pack<W>(rows[min(i + j, n - 1)], column, a.d, a.vec);
+                w[j] = T::load(rows[min(i + j, n - 1)], column, a.d, a.vec, a.record.scales);
 #pragma unroll
             for (int j = 0; j < AHEAD; j++) {
-                float value[W::E];
-                W::unpack(w[j], value);
+                float value[T::E];
+                T::unpack(w[j], value);
                 if (i + j >= n)
                     break;
 #pragma unroll
                 for (int b = 0; b < B; b++)
 #pragma unroll
-                    for (int e = 0; e < W::E; e++)
+                    for (int e = 0; e < T::E; e++)
                         sum[b][e] = fmaf(c[i + j][b], value[e], sum[b][e]);
             }
         }
@@ -323,7 +332,7 @@ template <class W, int B> __global__ void __launch_bounds__(THREADS) down_kernel
     for (int b = 0; b < B; b++) {
         float *to = a.partial_CBD + (static_cast<int64_t>(chunk) * a.bucket + 8 * group + b) * a.d;
 #pragma unroll
-        for (int e = 0; e < W::E; e++)
+        for (int e = 0; e < T::E; e++)
             if (column + e < a.d)
                 to[column + e] = sum[b][e];
     }
@@ -347,7 +356,8 @@ template <class W, int B> void launch_gate_up(const Ffn1 &a, const Launch &launc
 
 template <class W, int P> void launch_one(const Ffn1 &a, const Launch &launch) {
     const bool up = a.record.up >= 0;
-    const int blocks = min(a.n_rows, launch.sms * (P > 5 && up ? 3 : ONE_BLOCKS));
+    const int blocks =
+        min(a.n_rows, launch.sms * (up ? one_blocks<W, P, true>() : one_blocks<W, P, false>()));
     enqueue<Ffn1>(up ? gate_up_one_kernel<W, P, true> : gate_up_one_kernel<W, P, false>,
                   dim3(blocks), THREADS, 0, launch, a);
 }
@@ -357,11 +367,19 @@ template <class W, int B> void launch_down(const Ffn1 &a, const Launch &launch) 
 }
 
 template <class W> void launch_w(Ffn1 &a, bool is_down, const Launch &launch) {
-    a.tiles = (a.d + THREADS * W::E - 1) / (THREADS * W::E); // and packs of a row and thread
+    constexpr int COLUMNS = THREADS * DownPart<W>::E, ROW = THREADS * W::E;
+    a.tiles = (a.d + COLUMNS - 1) / COLUMNS;
+    const int packs = (a.d + ROW - 1) / ROW; // of a row, a thread
+    const auto one = [&](auto p) { launch_one<W, p>(a, launch); };
     // One token, a predicted list and rows of a length there is a kernel for.
-    if (!is_down && a.bucket == 1 && a.hot.rows && a.vec &&
-        by_number<1, 2, 4, 5, 7>(a.tiles, [&](auto p) { launch_one<W, p>(a, launch); }))
-        return;
+    if (!is_down && a.bucket == 1 && a.hot.rows && a.vec) {
+        if constexpr (W::DTYPE == HC_I8) {
+            if (by_number<1, 2, 3, 4, 5>(packs, one))
+                return;
+        } else if (by_number<1, 2, 4, 5, 7>(packs, one)) {
+            return;
+        }
+    }
     by_number<1, 2, 4, 8>(min(a.bucket, 8), [&](auto b) {
         is_down ? launch_down<W, b>(a, launch) : launch_gate_up<W, b>(a, launch);
     });
@@ -370,13 +388,17 @@ template <class W> void launch_w(Ffn1 &a, bool is_down, const Launch &launch) {
 // The caller guarantees: record_R has n_rows records, each readable by the device (device memory,
 // or pinned host memory over the bus), and rows of x for the whole bucket.
 void start(const Ffn &args, int bucket, bool is_down, const Launch &launch) {
-    const int pack = args.record.dtype == HC_F32 ? 4 : 8;
-    const bool vec = args.d % pack == 0 && args.record.bytes % 16 == 0 &&
-                     args.record.gate % 16 == 0 && args.record.down % 16 == 0 &&
-                     (args.record.up < 0 || args.record.up % 16 == 0);
+    const hc_record &r = args.record;
+    const bool i8 = r.dtype == HC_I8;
+    const bool aligned =
+        r.bytes % 16 == 0 && r.gate % 16 == 0 && r.down % 16 == 0 && (r.up < 0 || r.up % 16 == 0);
+    if (i8 && !(aligned && r.group == HC_GROUP && r.scales % 16 == 0 && r.scales >= args.d))
+        throw Failure(HC_ERR_ARGUMENT, "int8 neurons have parts on 16 bytes and a scale for each " +
+                                           std::to_string(HC_GROUP) + " weights");
+    const bool vec = aligned && args.d % (i8 ? I8::E : r.dtype == HC_F32 ? F32::E : F16::E) == 0;
     Ffn1 a = {args, (bucket + 7) / 8, bucket, 0, vec};
-    by_dtype<F32, F16, BF16>(args.record.dtype,
-                             [&](auto w) { launch_w<decltype(w)>(a, is_down, launch); });
+    by_dtype<F32, F16, BF16, I8>(r.dtype,
+                                 [&](auto w) { launch_w<decltype(w)>(a, is_down, launch); });
 }
 
 } // namespace v1

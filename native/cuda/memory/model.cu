@@ -11,14 +11,12 @@
 
 namespace hotcold {
 
-// The embedding is the host's, which counts it.
 void Reads::add(const hc_step *steps, int32_t n) {
     for (const hc_step *step = steps; step < steps + n; step++) {
         if (step->op == HC_OP_HOT)
             proposed = step->bytes[HC_PROPOSED], fired = step->bytes[HC_FIRED];
-        if (step->op == HC_OP_EMBED)
-            continue;
-        (step->op == HC_OP_HEAD ? head : fixed) += step->bytes[HC_FIXED];
+        int64_t &sum = step->op == HC_OP_EMBED ? embed : step->op == HC_OP_HEAD ? head : fixed;
+        sum += step->bytes[HC_FIXED];
         position += step->bytes[HC_POSITION];
     }
 }
@@ -44,11 +42,11 @@ Model::Model(const hc_executor_args &args, const hc_device_args &device,
     if (pinned)
         parts_on_host_ = Pinned<char>(pinned);
     // Owned neurons that stay in host memory: a pinned copy, so that the device can read them.
-    int64_t rows = 0;
-    for (const hc_layout_layer &layer : shape.layers)
-        rows += layer.owned - layer.resident;
-    if (rows)
-        bus_ = Pinned<char>(rows * args_.model->record.bytes, false);
+    int64_t on_bus = 0;
+    for (int i = 0; i < shape.n_layers; i++)
+        on_bus += (shape.layers[i].owned - shape.layers[i].resident) * record_of(args_, i).bytes;
+    if (on_bus)
+        bus_ = Pinned<char>(on_bus, false);
     bus_end_ = bus_.get();
     hc_arena arena = {memory_.get(), 0, 0}, host = {parts_on_host_.mapped(), 0, 0};
     hc_lay_out_executor(&shape, &arena, &host, mailbox.members_LN, &parts_);
@@ -102,31 +100,38 @@ void Model::upload_layer(int index) {
     up.copy(to.o, from.o, D * q_dim * e);
     std::vector<int32_t> rows((m.n + 31) / 32), starts(S + 1);
     std::vector<uint32_t> owned(rows.size());
-    const char *records = static_cast<const char *>(from.records);
+    const char *records = records_of(args_, index);
+    const int64_t record_bytes = record_of(args_, index).bytes;
     std::vector<const char *> record_R(share.n_ids);
     int64_t on_device = 0;
     std::vector<int32_t> ids;
     for (int64_t k = 0; k < share.n_ids; k++) {
-        const char *record = records + share.ids[k] * m.record.bytes;
+        const char *record = records + share.ids[k] * record_bytes;
         // Bit i of word g: neuron 32 g + i is ours. row_G below counts those before each word.
         owned[share.ids[k] / 32] |= 1u << share.ids[k] % 32;
         if (on_bus(m, device_, index, share.ids[k])) {
-            std::memcpy(bus_end_, record, m.record.bytes);
+            std::memcpy(bus_end_, record, record_bytes);
             record_R[k] = bus_.mapped() + (bus_end_ - bus_.get());
-            bus_end_ += m.record.bytes;
+            bus_end_ += record_bytes;
         } else {
-            char *target = to.records + on_device++ * m.record.bytes;
-            up.copy(target, record, m.record.bytes);
+            char *target = to.records + on_device++ * record_bytes;
+            up.copy(target, record, record_bytes);
             record_R[k] = target;
             ids.push_back(share.ids[k]);
         }
     }
     up.copy(to.record_R, record_R.data(), share.n_ids * sizeof(char *));
-    if (to.ids_N) { // those on the device, then all others, either ascending
+    if (to.ids_N) { // those on the device, then those of its own format, then all others
+        const auto ours = [&](int32_t id) { return owned[id / 32] >> id % 32 & 1; };
         const size_t resident = ids.size();
+        const auto there = [&](int32_t id) {
+            return std::binary_search(ids.begin(), ids.begin() + resident, id);
+        };
+        std::vector<int32_t> others;
         for (int32_t id = 0; id < m.n; id++)
-            if (!std::binary_search(ids.begin(), ids.begin() + resident, id))
-                ids.push_back(id);
+            if (!there(id))
+                (share.records && ours(id) ? ids : others).push_back(id);
+        ids.insert(ids.end(), others.begin(), others.end());
         streamed[index].assign(ids.begin() + resident, ids.end());
         up.copy(to.ids_N, ids.data(), ids.size() * 4);
     }

@@ -19,11 +19,14 @@ struct Shape : hc_layout_shape {
     std::vector<hc_layout_layer> layers;
 };
 bool on_bus(const hc_model &m, const hc_device_args &device, int layer, int32_t id);
+// Where the device's neurons lie, by id: in a format of its own, or as the model has them.
+const hc_record &record_of(const hc_executor_args &args, int layer);
+const char *records_of(const hc_executor_args &args, int layer);
 
 // What a pass reads on the device by the programs' steps, whose kernels follow them.
 struct Reads {
-    int64_t fixed = 0, position = 0; // a pass; a cached position, of its last token
-    int64_t head = 0;                // a pass of which logits are wanted
+    int64_t fixed = 0, position = 0; // a pass; a cached position
+    int64_t embed = 0, head = 0;     // where the device embeds; where logits are wanted
     int64_t proposed = 0, fired = 0; // a neuron on the device
     void add(const hc_step *steps, int32_t n);
 };
@@ -46,7 +49,8 @@ class Model {
     const Buffers &buffers = parts_.pass;
     const PromptBuffers &prompt = parts_.prompt;
     Mailbox mailbox = {}; // to a predictor that has a process of its own
-    // Dense prompts: neurons whose records are not on the device, ascending.
+    // Dense prompts: neurons whose records are not on the device, ascending; those of the device's own
+    // format first, where it has one.
     std::vector<std::vector<int32_t>> streamed;
     int64_t bytes = 0;  // allocated on the device
     int64_t pinned = 0; // in host memory, read over the bus

@@ -16,6 +16,7 @@ hc_layout_layer layer_of(const hc_executor_args &args, const hc_device_args &dev
     layer.owned = share.n_ids;
     layer.resident = std::count_if(share.ids, share.ids + share.n_ids,
                                    [&](int32_t id) { return !on_bus(m, device, index, id); });
+    layer.record_bytes = share.records ? share.record.bytes : 0;
     layer.host_parts = device.host_parts_L ? device.host_parts_L[index] : 0;
     layer.predicted_at = plan_L[index].predicted_at;
     if (layer.predicted_at < 0)
@@ -29,6 +30,17 @@ hc_layout_layer layer_of(const hc_executor_args &args, const hc_device_args &dev
 }
 
 } // namespace
+
+const hc_record &record_of(const hc_executor_args &args, int layer) {
+    const hc_owned &share = args.owned_L[layer];
+    return share.records ? share.record : args.model->record;
+}
+
+const char *records_of(const hc_executor_args &args, int layer) {
+    const hc_owned &share = args.owned_L[layer];
+    return static_cast<const char *>(share.records ? share.records
+                                                   : args.model->layers[layer].records);
+}
 
 bool on_bus(const hc_model &m, const hc_device_args &device, int layer, int32_t id) {
     return device.bus_LN && device.bus_LN[layer * m.n + id];
@@ -50,8 +62,11 @@ Shape::Shape(const hc_executor_args &args, const hc_device_args &device,
     max_batch = args.max_batch, n_chunks = device.n_chunks, audit_every = args.audit_every;
     predictor_i8 = device.predictor_i8, remote_predictor = device.remote_predictor;
     prompt_rows = device.prompt_rows;
-    for (int i = 0; i < m.n_layers; i++)
+    widens = m.record.dtype == HC_I8;
+    for (int i = 0; i < m.n_layers; i++) {
         layers.push_back(layer_of(args, device, plan_L, i));
+        widens |= record_of(args, i).dtype == HC_I8;
+    }
     layers_L = layers.data();
 }
 

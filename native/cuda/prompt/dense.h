@@ -71,6 +71,15 @@ void gemm(const Gemm &args, const Launch &launch);
 // h = rows, or h += rows.
 void widen(const void *rows, int32_t dtype, float *h, bool add, int64_t count,
            const Launch &launch);
+struct WidenNeurons { // n int8 neurons side by side, in a record as hc_layout_widened gives it
+    const char *from;
+    hc_record record;
+    char *to;
+    hc_record wide;
+    int64_t n;
+    int32_t d;
+};
+void widen_neurons(const WidenNeurons &args, const Launch &launch); // widen.cu
 void expand_i8(const int8_t *from, void *to_f16, int64_t count, const Launch &launch);
 // bits [t][row_bytes] of mask [t][n].
 void pack_mask(const uint8_t *mask, int32_t n, uint8_t *bits, int tokens, const Launch &launch);

@@ -28,14 +28,20 @@ Prompt::Prompt(const hc_executor_args &args, const hc_device_args &device,
     launch_.overlap = false; // these kernels do not wait for their forerunners by themselves
     const hc_model &m = *args.model;
     const int64_t rows = model.prompt.piece_rows;
+    int64_t longest = 0; // record
     // Streamed neurons in the order of use; piece i goes through slot i % HC_STREAM_SLOTS.
     for (int l = 0; l < m.n_layers; l++) {
+        const hc_layout_layer &layer = model.shape.layers[l];
+        const int64_t own = layer.record_bytes ? layer.owned - layer.resident : 0;
         const int64_t n = static_cast<int64_t>(model.streamed[l].size());
-        for (int64_t at = 0; at < n; at += rows)
-            pieces_.push_back({l, at, std::min(rows, n - at)});
+        for (int64_t at = 0, end; at < n; at = end) { // of one format each
+            end = std::min(at + rows, at < own ? own : n);
+            pieces_.push_back({l, at, end - at, at < own});
+            longest = std::max(longest, at < own ? layer.record_bytes : m.record.bytes);
+        }
     }
     if (!pieces_.empty())
-        streamer_ = std::make_unique<Streamer>(m.record.bytes);
+        streamer_ = std::make_unique<Streamer>(longest);
 }
 
 // Another actor, or the supervisor, may set it at any time: acquire, as in exchange.c.
@@ -56,8 +62,11 @@ void Prompt::feed(int64_t index) {
         return;
     const Piece &piece = pieces_[index];
     const int slot = static_cast<int>(index % HC_STREAM_SLOTS);
-    streamer_->feed(model_.prompt.slots[slot],
-                    static_cast<const char *>(args_.model->layers[piece.layer].records),
+    const hc_model &m = *args_.model;
+    const void *records =
+        piece.own ? records_of(args_, piece.layer) : m.layers[piece.layer].records;
+    streamer_->feed(model_.prompt.slots[slot], static_cast<const char *>(records),
+                    (piece.own ? record_of(args_, piece.layer) : m.record).bytes,
                     model_.streamed[piece.layer].data() + piece.begin, piece.n, free_[slot],
                     ready_[slot]);
     progress();
@@ -103,8 +112,9 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     report.pass_ns = now_ns() - begin;
     report.allocated_bytes = model_.bytes, report.pinned_bytes = model_.pinned;
     // As if weights, keys and values were read once; records, resident or streamed, whole.
-    report.bytes = reads_.fixed + m.n_layers * m.n * m.record.bytes;
-    report.bytes += hc_attended(m.window, in.position + in.count - 1) * reads_.position;
+    report.bytes = reads_.embed + reads_.fixed + m.n_layers * m.n * m.record.bytes;
+    report.bytes +=
+        hc_attended_in(m.window, in.count, in.position + in.count - 1) * reads_.position;
     report.bytes += in.head || in.logits_PV ? reads_.head : 0;
     return HC_OK;
 }

@@ -24,6 +24,7 @@ class Prompt {
     struct Piece { // neurons that are streamed together
         int32_t layer;
         int64_t begin, n; // of the layer's streamed ids
+        bool own;         // in the device's own format
     };
     void feed(int64_t piece);
     bool poisoned() const;
@@ -36,8 +37,10 @@ class Prompt {
     void predict(int layer, int at, const hc_device_prompt &in);
     const uint8_t *propose(int layer, const hc_device_prompt &in);
     void feed_forward(int layer, int32_t source, const hc_device_prompt &in);
-    void neurons(const char *records, int64_t n, const int32_t *ids, const uint8_t *mask,
-                 const float *bias_D, const Operand &x, int tokens);
+    hc_record multiplied(const hc_record &record) const;
+    int32_t operand_of(const hc_record &record, const char *records) const;
+    void neurons(const char *records, const hc_record &stored, int64_t n, const int32_t *ids,
+                 const uint8_t *mask, const float *bias_D, const Operand &x, int tokens);
     void head(const hc_device_prompt &in, float *logits_host);
     void dense(const Rows &x, const void *w, const float *bias_R, int64_t rows, int64_t d,
                hc_epilogue epilogue, float *y, int tokens, bool spare);

@@ -203,28 +203,50 @@ const uint8_t *Prompt::propose(int layer, const hc_device_prompt &in) {
     return mask(layer);
 }
 
+// What products read of neurons: their records, or what those are widened to.
+hc_record Prompt::multiplied(const hc_record &record) const {
+    if (record.dtype != HC_I8)
+        return record;
+    hc_record wide = hc_layout_widened(&model_.shape);
+    wide.bias = record.bias ? wide.bias : 0;
+    return wide;
+}
+
+// The form in which x multiplies gate and up rows.
+int32_t Prompt::operand_of(const hc_record &record, const char *records) const {
+    const hc_model &m = *args_.model;
+    const hc_record r = multiplied(record);
+    const int64_t offsets = r.gate | (r.up >= 0 ? r.up : 0);
+    return operand_dtype(r.dtype, records, r.bytes, offsets, m.d, m.n, false);
+}
+
 // h += the sum of n neurons that lie side by side on the device (+ bias).
 // gate and up: c[t][r] in b.wide, masked; then down, transposed: h[t][d] += c[t][r] down[r][d].
 // fired counts entries whose gate fired.
-void Prompt::neurons(const char *records, int64_t n, const int32_t *ids, const uint8_t *mask,
-                     const float *bias_D, const Operand &x, int tokens) {
+void Prompt::neurons(const char *records, const hc_record &stored, int64_t n, const int32_t *ids,
+                     const uint8_t *mask, const float *bias_D, const Operand &x, int tokens) {
     const hc_model &m = *args_.model;
     const PromptBuffers &b = model_.prompt;
-    const bool gated = m.record.up >= 0;
-    Gemm gate = product(x, records + m.record.gate, m.record.bytes, n, m.record.dtype, tokens);
+    const hc_record record = multiplied(stored);
+    if (stored.dtype == HC_I8) { // behind the products of the last piece, on one stream
+        widen_neurons({records, stored, b.widened, record, n, static_cast<int32_t>(m.d)}, launch_);
+        records = b.widened;
+    }
+    const bool gated = record.up >= 0;
+    Gemm gate = product(x, records + record.gate, record.bytes, n, record.dtype, tokens);
     gate.epilogue = gated ? HC_EPILOGUE_NEURON : HC_EPILOGUE_PLAIN;
-    gate.up = gated ? m.record.up - m.record.gate : 0;
-    gate.bias = m.record.bias ? m.record.bias - m.record.gate : 0;
+    gate.up = gated ? record.up - record.gate : 0;
+    gate.bias = record.bias ? record.bias - record.gate : 0;
     gate.activation = m.activation, gate.threshold = m.activation_threshold;
     gate.y = b.wide, gate.y_stride = n;
     gate.mask = const_cast<uint8_t *>(mask), gate.mask_stride = m.n;
     gate.ids_R = ids, gate.fired = b.fired;
     gemm(gate, launch_);
-    const char *columns = records + m.record.down;
-    const int32_t form = operand_dtype(m.record.dtype, columns, m.record.bytes, 0, n, m.d, true);
+    const char *columns = records + record.down;
+    const int32_t form = operand_dtype(record.dtype, columns, record.bytes, 0, n, m.d, true);
     // c of this piece's n neurons is the operand of the second product, over the neurons.
     const Operand c = operand(true, {b.wide, n}, n, form, tokens);
-    Gemm down = product(c, columns, m.record.bytes, m.d, m.record.dtype, tokens);
+    Gemm down = product(c, columns, record.bytes, m.d, record.dtype, tokens);
     // A down column is a row of the record: k runs over records, so w is read transposed. The
     // layer's bias goes along with its first piece.
     down.transposed = true, down.bias_R = bias_D;
@@ -238,16 +260,17 @@ void Prompt::feed_forward(int layer, int32_t source, const hc_device_prompt &in)
     const PromptBuffers &b = model_.prompt;
     const int64_t resident = model_.shape.layers[layer].resident;
     const uint8_t *allowed = propose(layer, in);
-    const int64_t offsets = m.record.gate | (m.record.up >= 0 ? m.record.up : 0);
-    const int32_t form =
-        operand_dtype(m.record.dtype, from.records, m.record.bytes, offsets, m.d, m.n, false);
+    const hc_record &own = record_of(args_, layer);
+    int32_t form = operand_of(own, from.records);
+    if (form != operand_of(m.record, from.records)) // every product takes floats
+        form = HC_F32;
     // Made before the first addition to h: every piece multiplies this same x.
     const Operand x = operand(false, stream_of(layer, source), m.d, form, in.count);
     if (hc_ffn_operator(&m)->step == HC_OP_INPUT)
         add_attention(layer, in, true);
     const float *bias_D = from.ffn_bias_D; // goes with the layer's first neurons
     for (int64_t k = 0; k < resident; k += b.piece_rows, bias_D = nullptr)
-        neurons(from.records + k * m.record.bytes, std::min(b.piece_rows, resident - k),
+        neurons(from.records + k * own.bytes, own, std::min(b.piece_rows, resident - k),
                 from.ids_N + k, allowed, bias_D, x, in.count);
     // The layer's streamed pieces. The stream waits for the copy, not the host; when the piece has
     // been enqueued its slot is free behind it, and the host gathers the piece two slots further
@@ -256,8 +279,8 @@ void Prompt::feed_forward(int layer, int32_t source, const hc_device_prompt &in)
         const Piece &piece = pieces_[at_];
         const int slot = static_cast<int>(at_ % HC_STREAM_SLOTS);
         check(cudaStreamWaitEvent(launch_.stream, ready_[slot], 0), "stream");
-        neurons(b.slots[slot], piece.n, from.ids_N + resident + piece.begin, allowed, bias_D, x,
-                in.count);
+        neurons(b.slots[slot], piece.own ? own : m.record, piece.n,
+                from.ids_N + resident + piece.begin, allowed, bias_D, x, in.count);
         bias_D = nullptr;
         check(cudaEventRecord(free_[slot], launch_.stream), "event");
         if (poisoned())

@@ -31,9 +31,9 @@ int threads_here() {
 // What this constructor leaves is whole: where the other one throws, threads that have begun end by
 // the destructor.
 Streamer::Streamer(int64_t record_bytes, int64_t per_block)
-    : record_bytes_(record_bytes), per_block_(per_block) {
+    : block_bytes_(per_block * record_bytes) {
     for (int i = 0; i < BLOCKS; i++)
-        pinned_.emplace_back(per_block * record_bytes, false);
+        pinned_.emplace_back(block_bytes_, false);
 }
 
 Streamer::Streamer(int64_t record_bytes)
@@ -65,8 +65,7 @@ void Streamer::copy_part(int index) const {
     const int64_t parts = static_cast<int64_t>(threads_.size()) + 1;
     const int64_t begin = job_n_ * index / parts, end = job_n_ * (index + 1) / parts;
     for (int64_t k = begin; k < end; k++)
-        std::memcpy(job_to_ + k * record_bytes_, job_from_ + job_ids_[k] * record_bytes_,
-                    record_bytes_);
+        std::memcpy(job_to_ + k * job_bytes_, job_from_ + job_ids_[k] * job_bytes_, job_bytes_);
 }
 
 // Sees every job once: the caller waits for all threads before it raises job_ again.
@@ -105,20 +104,21 @@ void Streamer::copy_all() {
     }
 }
 
-void Streamer::feed(char *target, const char *records, const int32_t *ids, int64_t n,
-                    cudaEvent_t free, cudaEvent_t ready) {
+void Streamer::feed(char *target, const char *records, int64_t record_bytes, const int32_t *ids,
+                    int64_t n, cudaEvent_t free, cudaEvent_t ready) {
+    const int64_t per_block = block_bytes_ / record_bytes;
     // The target slot's last piece has been computed; copies queue behind that on the device, the
     // host goes on gathering.
     check(cudaStreamWaitEvent(stream_, free, 0), "stream");
-    for (int64_t at = 0; at < n; at += per_block_) {
+    for (int64_t at = 0; at < n; at += per_block) {
         const int block = static_cast<int>(next_++ % BLOCKS);
         // The pinned block's last copy is done: only here the host waits for the bus, BLOCKS copies
         // behind.
         check(cudaEventSynchronize(copied_[block]), "streaming weights");
         job_to_ = pinned_[block].get(), job_from_ = records, job_ids_ = ids + at;
-        job_n_ = std::min(per_block_, n - at);
+        job_n_ = std::min(per_block, n - at), job_bytes_ = record_bytes;
         copy_all();
-        check(cudaMemcpyAsync(target + at * record_bytes_, job_to_, job_n_ * record_bytes_,
+        check(cudaMemcpyAsync(target + at * record_bytes, job_to_, job_n_ * record_bytes,
                               cudaMemcpyHostToDevice, stream_),
               "streaming weights");
         check(cudaEventRecord(copied_[block], stream_), "event");

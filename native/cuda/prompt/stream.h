@@ -15,14 +15,14 @@ namespace hotcold {
 // the copying threads.
 class Streamer {
   public:
-    explicit Streamer(int64_t record_bytes);
+    explicit Streamer(int64_t record_bytes); // of the longest
     ~Streamer();
     Streamer(const Streamer &) = delete;
     void wake(bool active); // the copying threads wake and spin, or sleep again
-    // Records ids[0..n) of `records` to target, side by side, after `free` on the device. Returns
+    // Records ids[0..n) of `records`, of so many bytes, to target, side by side, after `free` on the device. Returns
     // when the last of them is in pinned memory; ready is recorded behind the copies.
-    void feed(char *target, const char *records, const int32_t *ids, int64_t n, cudaEvent_t free,
-              cudaEvent_t ready);
+    void feed(char *target, const char *records, int64_t record_bytes, const int32_t *ids,
+              int64_t n, cudaEvent_t free, cudaEvent_t ready);
     void drain() {
         cudaStreamSynchronize(stream_);
     }
@@ -34,7 +34,7 @@ class Streamer {
     void copy_all();
 
     static constexpr int BLOCKS = 4;
-    int64_t record_bytes_, per_block_; // records of a pinned block
+    const int64_t block_bytes_;
     std::vector<Pinned<char>> pinned_;
     const Event copied_[BLOCKS];
     const Stream stream_;
@@ -46,7 +46,7 @@ class Streamer {
     char *job_to_ = nullptr;
     const char *job_from_ = nullptr;
     const int32_t *job_ids_ = nullptr;
-    int64_t job_n_ = 0;
+    int64_t job_n_ = 0, job_bytes_ = 0; // bytes: of a record
     std::atomic<uint64_t> job_{0};
     std::atomic<int> left_{0};
     std::atomic<bool> active_{false};

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.formats import FORMATS
 from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.bindings import kernels
 from hotcold.native.bindings.pool import load_cpu_variant
 from hotcold.native.errors import HotcoldError
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, to_float32
+from hotcold.runtime.model.checkpoints.quantised import STORED
 from hotcold.runtime.options.config import Sampling
 
 Array = NDArray[Any]
@@ -57,10 +59,13 @@ def stored(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> tupl
     return kept, to_float32(kept, dtype).astype(np.float64)
 
 
-def weights(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> tuple[Array, Array]:
-    """The same, guarded."""
-    kept, exact = stored(rng, shape, dtype)
-    return guarded(kept), exact
+def weights(rng: np.random.Generator, n: int, d: int, dtype: str) -> tuple[Array, Array]:
+    """Random rows of d weights as stored, int8 with its scales, and their values; guarded."""
+    if dtype != "int8":
+        kept, exact = stored(rng, (n, d), dtype)
+        return guarded(kept), exact
+    raw = STORED[dtype].pack(rng.standard_normal((n, d)).astype(np.float32), "float32")
+    return guarded(raw.view(np.int8)), STORED[dtype].unpack(raw, d).astype(np.float64)
 
 
 def inputs(rng: np.random.Generator, batch: int, d: int) -> Array:
@@ -93,7 +98,7 @@ def check_gemv(dtype: str, d: int) -> None:
     for rows, batch in ((1, 1), (13, 1), (13, 2), (6, 5), (3, 32)):
         case = f"dot, {dtype}, d {d}, {rows} rows, batch {batch}"
         print(case, flush=True)
-        (w, w64), x = weights(rng, (rows, d), dtype), inputs(rng, batch, d)
+        (w, w64), x = weights(rng, rows, d, dtype), inputs(rng, batch, d)
         got, x64 = kernels.gemv(w, x), x.astype(np.float64)
         compare(case, got, x64 @ w64.T, ROUNDING * (np.abs(x64) @ np.abs(w64).T) + 1e-30)
         alone = np.concatenate([kernels.gemv(w, x[b : b + 1]) for b in range(batch)])
@@ -119,9 +124,10 @@ def check_ffn(dtype: str, d: int) -> None:
     n, batch = 67, 5
     case = f"axpy in the sparse FFN, {dtype}, d {d}, batch {batch}"
     print(case, flush=True)
-    (w, w64), x = weights(rng, (n, 3 * d), dtype), inputs(rng, batch, d)
+    (w, w64), x = weights(rng, 3 * n, d, dtype), inputs(rng, batch, d)
+    w = w.reshape(n, -1)
     ids = np.flatnonzero(rng.random(n) < 0.7).astype(np.int32)
-    gate, up, down = (w64[ids, k * d : (k + 1) * d] for k in range(3))
+    gate, up, down = (w64[k::3][ids] for k in range(3))
     x64 = x.astype(np.float64)
     hidden = np.maximum(x64 @ gate.T, 0) * (x64 @ up.T)
     # What rounding may do to gate . x and up . x, carried through the product.
@@ -188,7 +194,7 @@ def check_signs() -> None:
 
 def check_all() -> None:
     """Every case; Wrong says which result is wrong first."""
-    for dtype, d in itertools.product(WEIGHT_DTYPES, WIDTHS):
+    for dtype, d in itertools.product(FORMATS, WIDTHS):
         check_gemv(dtype, d)
         check_ffn(dtype, d)
     for dtype in WEIGHT_DTYPES[1:]:

@@ -132,6 +132,11 @@ def _check_form(form: str, drawing: Drawing) -> None:
     """Refuse, before anything is drawn, a model that has no such form; ConfigError says why."""
     if form not in FORMS:
         raise ConfigError(f"format {form!r:.80} is unknown; choose one of {', '.join(FORMS)}")
+    if form == "hf" and drawing.spec.neuron_dtype:
+        raise ConfigError(
+            f"a Hugging Face checkpoint holds no {drawing.spec.neuron_dtype} neurons; plant it in "
+            f"{drawing.spec.dtype}, and convert it with --dtype {drawing.spec.neuron_dtype}"
+        )
     if form not in ("bundle", "hf"):
         check_gguf(drawing.spec, form == "powerinfer-gguf")
 

@@ -19,8 +19,8 @@ EXAMPLE = ROOT / "examples" / "05_own_kernel.c"
 GOOD = """
 #include "variant.h"
 static void dot(const void *const *rows, const void *const *ahead, int64_t n, const float *x,
-                int64_t d, float *out) {
-    (void)ahead;
+                int64_t d, int64_t scales, float *out) {
+    (void)ahead, (void)scales;
     for (int64_t i = 0; i < n; i++) {
         out[i] = 0;
         for (int64_t j = 0; j < d; j++)
@@ -153,7 +153,8 @@ def test_dot_is_made_of_dot_batch_and_the_other_way_round(tmp_path: Path) -> Non
     batch = """
 #include "variant.h"
 static void batch(const void *const *rows, int64_t n, const float *const *xs, int32_t n_x,
-                  int64_t d, float *out) {
+                  int64_t d, int64_t scales, float *out) {
+    (void)scales;
     for (int64_t i = 0; i < n * n_x; i++) {
         out[i] = 0;
         for (int64_t j = 0; j < d; j++)
