@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from support.references import check_in_torch, check_on_cpu, cpu_session, refused, rewrite
 from support.tiny_models import BAMBOO
 
@@ -43,6 +44,14 @@ def test_what_a_configuration_leaves_out(tmp_path: Path) -> None:
     words = "num_attention_heads 4 is not a multiple of num_key_value_heads 8"
     refused(folder, {"num_key_value_heads": ...}, words)
     refused(folder, {"num_key_value_heads": None}, "k_proj.weight", "[32, 32]")
+
+
+def test_inspect_shows_it(tmp_path: Path) -> None:
+    from hotcold.actors.cli.commands.inspect import command
+
+    result = CliRunner().invoke(command, [str(BAMBOO["window"].write(tmp_path))])
+    assert result.exit_code == 0, result.output
+    assert "8 each, a window of 7 positions" in result.output
 
 
 @pytest.mark.parametrize(

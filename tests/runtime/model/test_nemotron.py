@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import load_file
 from support.references import check_in_torch, check_on_cpu, refused, rewrite
 from support.tiny_models import NEMOTRON
@@ -67,6 +68,14 @@ def test_no_gguf_is_written_of_heads_in_another_order(tmp_path: Path) -> None:
     spec = look_at(NEMOTRON["half of a head"].write(tmp_path))[1]
     with pytest.raises(ConfigError, match="Llama models .* this one is nemotron"):
         check_gguf(spec)
+
+
+def test_inspect_shows_it(tmp_path: Path) -> None:
+    from hotcold.actors.cli.commands.inspect import command
+
+    result = CliRunner().invoke(command, [str(NEMOTRON["half of a head"].write(tmp_path))])
+    assert result.exit_code == 0, result.output
+    assert "8 each, 4 of them turned" in result.output
 
 
 @pytest.mark.parametrize(
