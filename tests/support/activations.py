@@ -1,11 +1,22 @@
-"""The activations in plain numpy, one formula each: they share no code with the project's table."""
+"""The activations in plain numpy, one formula each: they share no code with the project's table.
 
+And Llamas that have one.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+from support.oracle import F64, Mask, Oracle
 
-F64 = NDArray[np.float64]
+from hotcold.runtime.model.architectures import hf_config
+from hotcold.runtime.model.architectures.limits import check_spec
+from hotcold.runtime.model.spec import ModelSpec
+
+THRESHOLD = 0.3  # of fatrelu, in models
 ACTIVATIONS = ("relu", "relu2", "fatrelu", "relu both")
 KINDS = [(name, gated) for name in ACTIVATIONS for gated in (True, False)][:-1]  # both: gated
 
@@ -43,3 +54,41 @@ def clear_threshold(name: str, gate: F64) -> float:
         return 0.5
     widest = int(np.argmax(np.diff(some)))
     return float(np.float32((some[widest] + some[widest + 1]) / 2))
+
+
+@dataclass(frozen=True)
+class Acting(Oracle):
+    """A Llama with another activation; threshold: of fatrelu."""
+
+    name: str = "relu"
+    threshold: float = 0.0
+
+    def ffn(self, index: int, x_TD: F64, gate_TN: F64, mask_TN: Mask) -> F64:
+        """Sum over the unmasked neurons."""
+        up_TN = x_TD @ self.layer(index, "mlp.up_proj").T
+        c_TN = np.where(mask_TN, factor(self.name, gate_TN, up_TN, self.threshold), 0.0)
+        return c_TN @ self.layer(index, "mlp.down_proj").T
+
+    def fires(self, gates: F64) -> Mask:
+        """Where neurons fire."""
+        return fires(self.name, gates, self.threshold)
+
+
+def threshold_of(name: str) -> float:
+    return THRESHOLD if name == "fatrelu" else 0.0
+
+
+def oracle(folder: Path, name: str) -> Acting:
+    plain = Oracle.load(folder)
+    return Acting(plain.config, plain.tensors, name, threshold_of(name))
+
+
+def read_as(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Every checkpoint is read as if its config.json named this activation."""
+
+    def checked(_self: Any, spec: ModelSpec) -> ModelSpec:
+        spec = replace(spec, activation=name, activation_threshold=threshold_of(name))
+        check_spec(spec)
+        return spec
+
+    monkeypatch.setattr(hf_config.Config, "checked", checked)

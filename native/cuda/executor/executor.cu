@@ -94,7 +94,8 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
             report.asks++;
             report.asked_ns += static_cast<int64_t>(own[AT_ANSWERED] - own[AT_ASKED]);
         }
-    /* a batch reads a row once for all its tokens: tokens that share a neuron are not told apart */
+    /* a batch reads a row once for all its tokens: tokens that share a neuron are not told apart,
+     * nor are neurons whose down column a ReLU on up leaves out */
     report.bytes += (report.gate_rows + rest * (report.up_down_rows + report.audit_rows)) * row;
     report.allocated_bytes = model_.bytes;
     report.pinned_bytes = model_.pinned;

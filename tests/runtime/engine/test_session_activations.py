@@ -2,16 +2,23 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.activations import ACTIVATIONS, factor, fires
+from support.activations import (
+    ACTIVATIONS,
+    THRESHOLD,
+    factor,
+    fires,
+    oracle,
+    read_as,
+    threshold_of,
+)
 from support.models import TinyLlama, write_llama
 from support.opt_models import TinyOpt, write_opt
-from support.oracle import F64, Mask, Oracle
 from support.predictors import view_of
 
 from hotcold.native.errors import CheckpointError
@@ -21,7 +28,6 @@ from hotcold.policies.predictor.window import Window
 from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
-from hotcold.runtime.model.architectures import hf_config
 from hotcold.runtime.model.architectures.limits import check_spec
 from hotcold.runtime.model.checkpoints.bundle import open_bundle, resolve_model
 from hotcold.runtime.model.checkpoints.convert import header_digest
@@ -32,32 +38,9 @@ from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.predictors.predictor_forms import WindowLayer
 from hotcold.runtime.weights.weights import WeightStore
 
-THRESHOLD = 0.3  # of fatrelu
 IDS = np.random.default_rng(0).integers(4, 190, 45).tolist()
 MODEL = TinyLlama(d=40, layers=3, neurons=67, heads=4, kv_heads=2)
 Made = Callable[[str, Any], Path]
-
-
-@dataclass(frozen=True)
-class Acting(Oracle):
-    """A Llama with another activation; threshold: of fatrelu."""
-
-    name: str = "relu"
-    threshold: float = 0.0
-
-    def ffn(self, index: int, x_TD: F64, gate_TN: F64, mask_TN: Mask) -> F64:
-        """Sum over the unmasked neurons."""
-        up_TN = x_TD @ self.layer(index, "mlp.up_proj").T
-        c_TN = np.where(mask_TN, factor(self.name, gate_TN, up_TN, self.threshold), 0.0)
-        return c_TN @ self.layer(index, "mlp.down_proj").T
-
-    def fires(self, gates: F64) -> Mask:
-        """Where neurons fire."""
-        return fires(self.name, gates, self.threshold)
-
-
-def threshold_of(name: str) -> float:
-    return THRESHOLD if name == "fatrelu" else 0.0
 
 
 @pytest.fixture
@@ -65,22 +48,12 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
     """Checkpoints that are read as if they named an activation."""
 
     def write(name: str, shape: TinyLlama | TinyOpt) -> Path:
-        def checked(_self: Any, spec: ModelSpec) -> ModelSpec:
-            spec = replace(spec, activation=name, activation_threshold=threshold_of(name))
-            check_spec(spec)
-            return spec
-
-        monkeypatch.setattr(hf_config.Config, "checked", checked)
+        read_as(monkeypatch, name)
         folder = tmp_path / "model"
         write_llama(folder, shape) if isinstance(shape, TinyLlama) else write_opt(folder, shape)
         return folder
 
     yield write
-
-
-def oracle(folder: Path, name: str) -> Acting:
-    plain = Oracle.load(folder)
-    return Acting(plain.config, plain.tensors, name, threshold_of(name))
 
 
 def session(model: Path, **options: Any) -> LocalSession:
