@@ -26,210 +26,102 @@
  *            not gated  v5 12.1  81.1            v6 11.8  82.6    600 neurons: 96.8, 104.3
  *   Short rows (columns of many threads), 344 rows of 512, fp16, one thread, GB/s:
  *            four rows a time onto y 42.0 from the caches, 8.7 cold   y in registers 50.1, 8.2; in use
- * int8 (HC_I8): four instructions for 16 weights of a dot (widen, convert, scale, FMA), three of a sum
- * of columns, whose scale goes into the factor: 1 FLOP a byte becomes 2. Measured on one core of a
- * 2-core AMD EPYC (Zen 4) shared with other work, 2026-11-29, d 4096, one token, GB/s:
- *            sparse FFN from the caches: scales widened one by one 19.8, SCALES at a time 23.6
- *            from memory, prefetched 1, 2, 3, 4 times LEAD ahead: 12.5, 15.9, 18.3, 18.1 (median of
- *            80 calls), reading alone in turn with it 19.6; in use 4: 0.88 to 0.96 of reading at d 2048
- *            to 8192. float16 there: 59 from the caches, 19.7 from memory, reading 23.0
- *   So the arithmetic is hidden where reads run far enough ahead, and VNNI, which would need x in whole
- *   numbers, has nothing to gain.
+ * int8 (HC_I8), 2 FLOPs a byte. A dot sums a group's 64 products of whole numbers and x, then scales
+ * them: three instructions for 16 weights (widen, convert, FMA) and a fourth for 64. A sum of columns has
+ * the scale in its factor. Measured on one core of a 2-core AMD EPYC (Zen 4) shared with other work,
+ * 2026-11-29, d 4096, one token, GB/s; sparse FFN from the caches and from memory (best calls; reading
+ * alone 25 there, the best of 1, 4 and 8 rows side by side):
+ *            v1 every weight scaled, scales widened one by one, 1 KB ahead   19.8   16.6
+ *            v2 scales widened SCALES at a time                              23.6   16.9
+ *            v3 prefetched 2 KB ahead (0.5 KB: 13.4)                         23.6   18.7
+ *            v4 groups summed, then scaled; 3 KB ahead; in use               28.4   21.4
+ *            float16 there                                                   61.7   20.3
+ *   `hotcold bench kernels --dtype int8 --density 10`: 0.78, 0.82, 0.83 of reading at d 2048, 4096, 5120
+ *   (medians of three runs; float16 at 4096: 0.81). VNNI would need x in whole numbers.
  * Not used: vdpbf16ps rounds x to bfloat16, 2^-9 relative, where the sums are promised in fp32;
  * x in three bfloat16 parts would keep the promise at three such instructions for two FMAs. AVX512-
  * FP16 sums in half precision.
  */
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx2,fma,f16c")))
-#define INLINE static inline __attribute__((always_inline)) AVX512
-#define UNROLL _Pragma("GCC unroll 24")
-#include "cpu/avx2.h"
+#include "cpu/avx512.h"
 
 #if defined(__x86_64__)
 #include <string.h>
 
-#define SCALES 16   /* widened at once */
 #define ROWS   4    /* rows a dot reads at once */
 #define TOKENS 3    /* tokens a tile multiplies at once */
 #define TILE   512  /* weights converted at once in the batched form */
-#define LEAD   512  /* weights of a long row that are prefetched before they are read */
 #define SHORT  1024 /* weights of a short row */
 #define BLOCK  24   /* registers that hold what short rows are added to */
 #define NEAR   4    /* short rows that are prefetched before they are read */
 
-/* bfloat16 is the upper half of a float: a shift. */
-INLINE __m512 widen(__m256i half, int dtype) {
-    if (dtype == HC_F16)
-        return _mm512_cvtph_ps(half);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+/* 64 weights of HC_I8 of n rows, one group: their products with x are summed, then scaled. */
+INLINE void group_rows(const void *const *rows, int n, const float *x, int64_t i,
+                       const __m512 *scale, __m512 *sum) {
+    __m512 p[ROWS];
+    UNROLL for (int q = 0; q < HC_GROUP; q += 16) {
+        const __m512 xq = _mm512_loadu_ps(x + i + q);
+        UNROLL for (int k = 0; k < n; k++) {
+            const __m512 w = load16(rows[k], i + q, HC_I8);
+            p[k] = q ? _mm512_fmadd_ps(w, xq, p[k]) : _mm512_mul_ps(w, xq);
+        }
+    }
+    UNROLL for (int k = 0; k < n; k++) sum[k] = _mm512_fmadd_ps(p[k], scale[k], sum[k]);
 }
 
-INLINE __m512 whole16(__m128i bytes) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-}
-
-/* Of HC_I8 without their scale. */
-INLINE __m512 load16(const void *row, int64_t i, int dtype) {
-    const char *p = at(row, i, dtype);
-    if (dtype == HC_F32)
-        return _mm512_loadu_ps(p);
-    if (dtype == HC_I8)
-        return whole16(_mm_loadu_si128((const __m128i *)p));
-    return widen(_mm256_loadu_si256((const __m256i *)p), dtype);
-}
-
-/* The elements of mask; zeros elsewhere, where nothing is read. */
-INLINE __m512 load_some(const void *row, int64_t i, __mmask16 mask, int dtype) {
-    const char *p = at(row, i, dtype);
-    if (dtype == HC_F32)
-        return _mm512_maskz_loadu_ps(mask, p);
-    if (dtype == HC_I8)
-        return whole16(_mm_maskz_loadu_epi8(mask, p));
-    return widen(_mm256_maskz_loadu_epi16(mask, p), dtype);
-}
-
-/* The low n bits, 0 <= n < 16. */
-INLINE __mmask16 first(int64_t n) {
-    return (__mmask16)((1u << n) - 1);
-}
-
-/* Folds 16 -> 8 -> 4 -> 2 -> 1: halves first, then pairs. No reduce intrinsic: its order is the
- * compiler's. */
-INLINE float sum16(__m512 v) {
-    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v),
-                             _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
-    return sum8(a);
-}
-
-/* ---- scales of HC_I8; for other dtypes nothing is left of this ---- */
-
-/* Some scales of a row, widened SCALES at a time: one by one they cost as much as the weights. */
-typedef struct {
-    _Alignas(64) float of[SCALES];
-} some_scales;
-
-/* Those of the groups from weight i on, times c. */
-INLINE void widen_scales(some_scales *to, const void *row, int64_t i, int64_t d, int64_t scales,
-                         float c) {
-    const int64_t left = (d - i + HC_GROUP - 1) / HC_GROUP;
-    const __mmask16 mask = left < SCALES ? first(left) : (__mmask16)0xffff;
-    const char *from = (const char *)row + scales + i / HC_GROUP * 2;
-    const __m512 wide = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
-    _mm512_store_ps(to->of, _mm512_mul_ps(wide, _mm512_set1_ps(c)));
-}
-
-/* n rows' scales times c (NULL: 1) of the groups of weights from i on, where a group begins. */
-INLINE void new_scales(some_scales *some, const void *const *rows, int n, int64_t i, int64_t d,
-                       int64_t scales, const float *c, __m512 *scale, int dtype) {
-    if (dtype != HC_I8 || i % HC_GROUP)
-        return;
-    if (i % (SCALES * HC_GROUP) == 0)
-        UNROLL for (int k = 0; k < n; k++)
-            widen_scales(&some[k], rows[k], i, d, scales, c ? c[k] : 1);
-    UNROLL for (int k = 0; k < n; k++) scale[k] = _mm512_set1_ps(some[k].of[i / HC_GROUP % SCALES]);
-}
-
-INLINE __m512 scaled(__m512 weights, __m512 scale, int dtype) {
-    return dtype == HC_I8 ? _mm512_mul_ps(weights, scale) : weights;
-}
-
-/* The scale of weight i's group, alone. */
-INLINE __m512 scale16(const void *row, int64_t i, int64_t scales, int dtype) {
-    if (dtype != HC_I8)
-        return _mm512_setzero_ps();
-    return _mm512_cvtph_ps(_mm256_set1_epi16((short)scale_bits(row, i, scales)));
+/* The last d mod 64 weights, on top of the sum. */
+INLINE float finish_groups(const void *row, const float *x, int64_t d, __m512 sum, int64_t scales) {
+    int64_t i = d & ~(int64_t)(HC_GROUP - 1);
+    if (i == d)
+        return sum16(sum);
+    const __m512 scale = scale16(row, i, scales, HC_I8);
+    __m512 p = _mm512_setzero_ps();
+    for (; i < d; i += 16) {
+        const __mmask16 mask = d - i < 16 ? first(d - i) : (__mmask16)0xffff;
+        p = _mm512_fmadd_ps(load_some(row, i, mask, HC_I8), _mm512_maskz_loadu_ps(mask, x + i), p);
+    }
+    return sum16(_mm512_fmadd_ps(p, scale, sum));
 }
 
 /* What every dot ends with: the last d mod 32 elements on top of its two accumulators.
  * Shared by all forms, so that a row's bits do not depend on which of them ran. */
 INLINE float finish(const void *row, const float *x, int64_t d, __m512 even, __m512 odd,
                     int64_t scales, int dtype) {
+    if (dtype == HC_I8)
+        return finish_groups(row, x, d, even, scales);
     int64_t i = d & ~(int64_t)31;
-    const __m512 scale = i < d ? scale16(row, i, scales, dtype) : _mm512_setzero_ps();
     if (d - i >= 16) {
-        even = _mm512_fmadd_ps(scaled(load16(row, i, dtype), scale, dtype), _mm512_loadu_ps(x + i),
-                               even);
+        even = _mm512_fmadd_ps(load16(row, i, dtype), _mm512_loadu_ps(x + i), even);
         i += 16;
     }
     if (i < d) {
         const __mmask16 mask = first(d - i);
-        odd = _mm512_fmadd_ps(scaled(load_some(row, i, mask, dtype), scale, dtype),
-                              _mm512_maskz_loadu_ps(mask, x + i), odd);
+        odd = _mm512_fmadd_ps(load_some(row, i, mask, dtype), _mm512_maskz_loadu_ps(mask, x + i),
+                              odd);
     }
     return sum16(_mm512_add_ps(even, odd));
 }
 
-/* 32 weights of each of n rows, from i on, or 64 bytes.
- * Into L2 (T1), not L1: v5 against v2 in the header. 32 half weights are a line, floats take
- * two. */
-INLINE void prefetch(const void *const *rows, int n, int64_t i, int dtype) {
-    UNROLL for (int k = 0; k < n; k++) {
-        _mm_prefetch(at(rows[k], i, dtype), _MM_HINT_T1);
-        if (dtype == HC_F32)
-            _mm_prefetch(at(rows[k], i + 16, dtype), _MM_HINT_T1);
-    }
-}
-
-/* Weights that one prefetch covers, and those it runs ahead of a long row. */
-INLINE int64_t stretch(int dtype) {
-    return dtype == HC_I8 ? 64 : 32;
-}
-INLINE int64_t long_lead(int dtype) {
-    return dtype == HC_I8 ? 4 * LEAD : LEAD;
-}
-
-/* Weights the prefetch runs ahead: LEAD of a long row, so that the first rows of a list have been
- * prefetched too (first_rows), else a whole row. */
-INLINE int64_t lead_of(int64_t whole, int dtype) {
-    return whole < 2 * long_lead(dtype) ? whole : long_lead(dtype);
-}
-
-/* The scales of n rows: they lie behind the weights, and are needed with the first of them. */
-INLINE void prefetch_scales(const void *const *rows, int n, int64_t d, int64_t scales, int dtype) {
-    for (int64_t at = 0; dtype == HC_I8 && at < hc_scale_bytes(HC_I8, d); at += HC_CACHE_LINE)
-        UNROLL for (int k = 0; k < n; k++)
-            _mm_prefetch((const char *)rows[k] + scales + at, _MM_HINT_T1);
-}
-
-INLINE void first_rows(const void *const *rows, int n, int64_t d, int64_t scales, int dtype) {
-    const int64_t lead = long_lead(dtype);
-    prefetch_scales(rows, n, d, scales, dtype);
-    for (int64_t i = 0; d >= 2 * lead && i < lead; i += stretch(dtype))
-        prefetch(rows, n, i, dtype);
-}
-
-/* While weights i of the rows are read.
- * Within the rows while there is something left of them, then the beginning of the next ones:
- * the stream of requests has no gap between two groups of rows. */
-INLINE void prefetch_next(const void *const *rows, const void *const *ahead, int n, int64_t i,
-                          int64_t whole, int dtype) {
-    const int64_t to = i + lead_of(whole, dtype);
-    if (i % stretch(dtype))
-        return;
-    if (to < whole)
-        prefetch(rows, n, to, dtype);
-    else
-        prefetch(ahead, n, to - whole, dtype);
-}
-
-/* n (a constant <= ROWS) rows with one x; 32 weights a round. */
+/* n (a constant <= ROWS) rows with one x; 32 weights a round, or a group. */
 INLINE void dot_rows(const void *const *rows, const void *const *ahead, int n, const float *x,
                      int64_t d, float *out, int64_t scales, int dtype) {
-    const int64_t whole = d & ~(int64_t)31;
+    const int64_t whole = d & -stretch(dtype);
     some_scales some[ROWS];
     __m512 even[ROWS], odd[ROWS], scale[ROWS];
     UNROLL for (int k = 0; k < n; k++) even[k] = odd[k] = scale[k] = _mm512_setzero_ps();
     if (ahead)
         prefetch_scales(ahead, n, d, scales, dtype);
-    for (int64_t i = 0; i < whole; i += 32) {
+    for (int64_t i = 0; i < whole; i += stretch(dtype)) {
         if (ahead)
             prefetch_next(rows, ahead, n, i, whole, dtype);
         new_scales(some, rows, n, i, d, scales, NULL, scale, dtype);
+        if (dtype == HC_I8) {
+            group_rows(rows, n, x, i, scale, even);
+            continue;
+        }
         __m512 x0 = _mm512_loadu_ps(x + i), x1 = _mm512_loadu_ps(x + i + 16);
         UNROLL for (int k = 0; k < n; k++) {
-            even[k] =
-                _mm512_fmadd_ps(scaled(load16(rows[k], i, dtype), scale[k], dtype), x0, even[k]);
-            odd[k] = _mm512_fmadd_ps(scaled(load16(rows[k], i + 16, dtype), scale[k], dtype), x1,
-                                     odd[k]);
+            even[k] = _mm512_fmadd_ps(load16(rows[k], i, dtype), x0, even[k]);
+            odd[k] = _mm512_fmadd_ps(load16(rows[k], i + 16, dtype), x1, odd[k]);
         }
     }
     UNROLL for (int k = 0; k < n; k++) out[k] =
@@ -254,7 +146,8 @@ INLINE void dot_any(const void *const *rows, const void *const *ahead, int64_t n
 /* On the stack, 24 KB: four rows as floats, and sums that wait for their next tile. */
 typedef struct {
     _Alignas(64) float w[4][TILE];
-    _Alignas(64) float acc[4][HC_MAX_BATCH][32]; /* even sums, odd sums */
+    _Alignas(64) float acc[4][HC_MAX_BATCH][32]; /* even sums, odd sums; of HC_I8 the first alone */
+    some_scales scale[4];                        /* of the tile's groups */
 } batch_scratch;
 
 /* One tile of n rows with m tokens (constants), t the first: sums start at 0 or at those parked in
@@ -262,13 +155,29 @@ typedef struct {
  * Four rows by three tokens are 24 accumulators; with four weights and an x 29 of the 32
  * registers. */
 INLINE void tile(batch_scratch *s, int n, const float *const *xs, int32_t t, int m, int64_t base,
-                 int64_t length, float *last, int32_t n_x) {
+                 int64_t length, float *last, int32_t n_x, int dtype) {
     __m512 even[4][TOKENS], odd[4][TOKENS];
     UNROLL for (int k = 0; k < n; k++) UNROLL for (int j = 0; j < m; j++) {
         even[k][j] = base ? _mm512_loadu_ps(s->acc[k][t + j]) : _mm512_setzero_ps();
         odd[k][j] = base ? _mm512_loadu_ps(s->acc[k][t + j] + 16) : _mm512_setzero_ps();
     }
-    for (int64_t i = 0; i < length; i += 32) {
+    for (int64_t i = 0; i < length && dtype == HC_I8; i += HC_GROUP) { /* as in group_rows */
+        UNROLL for (int q = 0; q < HC_GROUP; q += 16) {
+            __m512 w[4];
+            UNROLL for (int k = 0; k < n; k++) {
+                w[k] = _mm512_load_ps(s->w[k] + i + q);
+                __asm__("" : "+v"(w[k]));
+            }
+            UNROLL for (int j = 0; j < m; j++) {
+                const __m512 x = _mm512_loadu_ps(xs[t + j] + base + i + q);
+                UNROLL for (int k = 0; k < n; k++) odd[k][j] =
+                    q ? _mm512_fmadd_ps(w[k], x, odd[k][j]) : _mm512_mul_ps(w[k], x);
+            }
+        }
+        UNROLL for (int k = 0; k < n; k++) UNROLL for (int j = 0; j < m; j++) even[k][j] =
+            _mm512_fmadd_ps(odd[k][j], _mm512_set1_ps(s->scale[k].of[i / HC_GROUP]), even[k][j]);
+    }
+    for (int64_t i = 0; i < length && dtype != HC_I8; i += 32) {
         __m512 w[4];
         UNROLL for (int k = 0; k < n; k++) {
             w[k] = _mm512_load_ps(s->w[k] + i);
@@ -289,7 +198,8 @@ INLINE void tile(batch_scratch *s, int n, const float *const *xs, int32_t t, int
     }
     UNROLL for (int k = 0; k < n; k++) UNROLL for (int j = 0; j < m; j++) {
         if (last) {
-            last[k * n_x + t + j] = sum16(_mm512_add_ps(even[k][j], odd[k][j]));
+            last[k * n_x + t + j] =
+                sum16(dtype == HC_I8 ? even[k][j] : _mm512_add_ps(even[k][j], odd[k][j]));
         } else {
             _mm512_storeu_ps(s->acc[k][t + j], even[k][j]);
             _mm512_storeu_ps(s->acc[k][t + j] + 16, odd[k][j]);
@@ -301,24 +211,24 @@ INLINE void tile(batch_scratch *s, int n, const float *const *xs, int32_t t, int
 INLINE void batch_rows(const void *const *rows, int n, const float *const *xs, int32_t n_x,
                        int64_t d, float *out, int64_t scales, int dtype) {
     batch_scratch s;
-    const int64_t whole = d & ~(int64_t)31;
+    const int64_t whole = d & -stretch(dtype);
     const int parked = whole != d;
     if (!whole)
         memset(s.acc, 0, sizeof s.acc);
     for (int64_t base = 0; base < whole; base += TILE) {
         const int64_t length = whole - base < TILE ? whole - base : TILE;
         float *last = !parked && base + length == whole ? out : NULL;
-        UNROLL for (int k = 0; k < n; k++) for (int64_t i = 0; i < length; i += 32) {
-            const __m512 scale = scale16(rows[k], base + i, scales, dtype);
-            _mm512_storeu_ps(s.w[k] + i, scaled(load16(rows[k], base + i, dtype), scale, dtype));
-            _mm512_storeu_ps(s.w[k] + i + 16,
-                             scaled(load16(rows[k], base + i + 16, dtype), scale, dtype));
+        UNROLL for (int k = 0; k < n; k++) {
+            for (int64_t i = 0; i < length; i += 16)
+                _mm512_storeu_ps(s.w[k] + i, load16(rows[k], base + i, dtype));
+            if (dtype == HC_I8)
+                widen_scales(&s.scale[k], rows[k], base, d, scales, 1);
         }
         int32_t t = 0;
         for (; t + TOKENS <= n_x; t += TOKENS)
-            tile(&s, n, xs, t, TOKENS, base, length, last, n_x);
+            tile(&s, n, xs, t, TOKENS, base, length, last, n_x, dtype);
         for (; t < n_x; t++)
-            tile(&s, n, xs, t, 1, base, length, last, n_x);
+            tile(&s, n, xs, t, 1, base, length, last, n_x, dtype);
     }
     for (int k = 0; parked && k < n; k++)
         for (int32_t t = 0; t < n_x; t++)

@@ -14,7 +14,7 @@ from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.offline.evaluation.evaluate import evaluate_all
-from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.options.config import EngineConfig, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +85,16 @@ def test_ratio_error_is_the_spread_of_samples() -> None:
         errors.append(ratio_error(part, whole))
     assert np.mean(errors) == pytest.approx(np.std(ratios), rel=0.1)
     assert np.isnan(ratio_error([1], [2]))
+
+
+def test_int8_neurons_leave_the_embedded_model_as_good_as_it_was() -> None:
+    """On a text of its own, drawn at temperature 1; on books see MEASURED.md."""
+    prepared = prepare_model(EngineConfig(predictor="exact", context=512))
+    with LocalSession(deploy(prepared, solve(prepared))) as local:
+        prompt = local.text.tokenizer.encode("Once upon a time")
+        sampling = Sampling(max_tokens=500, temperature=1.0, ignore_eos=True)
+        window = prompt + [id_ for id_, _ in local.sample(prompt, sampling)]
+    config = EngineConfig(dtype="int8", predictor="exact", context=512)
+    found = evaluate_all([config], [window], 0)[0]
+    assert found.tokens >= 500 and 0.997 < found.ratio <= 1.003 and found.ratio != 1
+    assert found.agreement > 0.97 and found.kl < 1e-3

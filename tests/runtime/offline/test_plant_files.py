@@ -41,6 +41,24 @@ def test_bundle_and_checkpoint_are_the_same_model(exact: PlantReport, tmp_path: 
     assert (made.density, made.share80) == (exact.density, exact.share80)
 
 
+@pytest.mark.parametrize("shape", ["tiny", "tiny-opt"])
+def test_int8_neurons_are_those_of_the_converted_checkpoint(shape: str, tmp_path: Path) -> None:
+    whole = plant(options(shape), tmp_path / "hf", form="hf", device="cpu")
+    made = plant(options(shape, dtype="int8"), tmp_path / "bundle", device="cpu")
+    assert made.checksum == resolve_model(whole.path, "int8", cache=tmp_path).checksum
+    assert (made.spec.dtype, made.spec.neuron_dtype) == ("float16", "int8")
+    ids = np.random.default_rng(0).integers(0, made.spec.vocab_size, 60).tolist()
+    with session(made.path, predictor="learned", audit=1) as local:
+        logits, _ = local.logits(ids)
+        states = [local.segment.actor_state(actor) for actor in ("gpu", "cpu")]
+    assert sum(state.audit_missed for state in states) == 0
+    fired = sum(state.up_down_rows for state in states)
+    share = fired / len(ids) / made.spec.n_layers / made.spec.n_neurons
+    assert share == pytest.approx(made.density, rel=0.1)
+    with session(made.path, predictor="exact") as local:
+        np.testing.assert_array_equal(local.logits(ids)[0], logits)
+
+
 def test_another_seed_is_another_model(exact: PlantReport, tmp_path: Path) -> None:
     first = plant(options("tiny", seed=1), tmp_path / "1", device="cpu")
     second = plant(options("tiny", seed=2), tmp_path / "2", device="cpu")

@@ -16,6 +16,9 @@ from hotcold.runtime.offline.plant.making import plant
         ("tiny-opt", "float16", "gguf", "Llama models in float16 or float32, this one is opt"),
         ("tiny", "bfloat16", "gguf", "this one is llama in bfloat16"),
         ("tiny", "float32", "powerinfer-gguf", "PowerInfer GGUF .* this one is llama in float32"),
+        ("tiny", "int8", "gguf", "this one is llama in int8"),
+        ("tiny", "int8", "powerinfer-gguf", "this one is llama in int8"),
+        ("tiny", "int8", "hf", "holds no int8 neurons; plant it in float16, and convert it"),
         ("tiny", "float16", "onnx", "choose one of bundle, hf, gguf, powerinfer-gguf"),
     ],
 )
