@@ -21,7 +21,7 @@
 typedef struct {
     const hc_ffn_args *a;
     hc_ffn_cut cut;
-    int64_t row_bytes, threads;
+    int64_t threads;
     const uint32_t *flag;
     uint32_t seq;
     int64_t bytes; /* of all threads */
@@ -44,6 +44,17 @@ static int fetch(const ahead_run *run, int64_t k, int64_t offset, int64_t bytes,
     return 1;
 }
 
+/* n weights of a part of a record, from `first` on, and their scales. */
+static int fetch_weights(const ahead_run *run, int64_t k, int64_t part, int64_t first, int64_t n,
+                         int64_t *room) {
+    const hc_record *r = &run->a->record;
+    const int64_t size = hc_dtype_bytes(r->dtype);
+    if (!fetch(run, k, part + first * size, n * size, room))
+        return 0;
+    return !r->scales || fetch(run, k, part + r->scales + hc_scale_bytes(r->dtype, first),
+                               hc_scale_bytes(r->dtype, n), room);
+}
+
 /* What thread `task` reads of the list, until it is time to stop.
  * The pieces that ffn.c's first phase gives this thread, then its columns of the second. */
 static void fetch_share(const ahead_run *run, int64_t task, int64_t *room) {
@@ -54,13 +65,13 @@ static void fetch_share(const ahead_run *run, int64_t task, int64_t *room) {
         const int64_t offsets[] = {a->gate_KB ? -1 : a->record.gate, a->record.up};
         for (int row = 0; row < 2; row++)
             for (int64_t k = a->n_ids * piece / pieces; k < end && offsets[row] >= 0; k++)
-                if (!fetch(run, k, offsets[row], run->row_bytes, room))
+                if (!fetch_weights(run, k, offsets[row], 0, a->d, room))
                     return;
     }
-    const int64_t size = run->row_bytes / a->d, begin = task * run->cut.columns;
+    const int64_t begin = task * run->cut.columns;
     const int64_t columns = a->d - begin < run->cut.columns ? a->d - begin : run->cut.columns;
     for (int64_t k = 0; k < a->n_ids && columns > 0; k++)
-        if (!fetch(run, k, a->record.down + begin * size, columns * size, room))
+        if (!fetch_weights(run, k, a->record.down, begin, columns, room))
             return;
 }
 
@@ -77,10 +88,6 @@ int64_t hc_ffn_ahead(const hc_ffn_args *args, hc_pool *pool, const uint32_t *fla
     const int64_t threads = hc_pool_threads(pool);
     ahead_run run = {.a = args,
                      .cut = hc_ffn_cut_of(args, threads),
-                     .row_bytes =
-                         args->record.scales
-                             ? args->record.scales + hc_scale_bytes(args->record.dtype, args->d)
-                             : hc_row_bytes(args->record.dtype, args->d),
                      .threads = threads,
                      .flag = flag,
                      .seq = seq};

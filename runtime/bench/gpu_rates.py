@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from hotcold.native.abi.formats import FORMATS
 from hotcold.native.abi.generated import MAX_BATCH
-from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.bindings import device_kernels
 from hotcold.native.bindings.device import open_plugin
 from hotcold.native.errors import BackendError
@@ -173,7 +173,7 @@ def neuron_row(device: str, dtype: str, threads: int, d: int, seconds: float) ->
         "threads": threads,
         "d_model": d,
         "us_per_neuron": four_digits(seconds * 1e6),
-        "gb_per_s": four_digits(3 * d * DTYPE_BYTES[dtype] / seconds / 1e9),
+        "gb_per_s": four_digits(3 * FORMATS[dtype].read_bytes(d) / seconds / 1e9),
     }
 
 

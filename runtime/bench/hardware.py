@@ -24,7 +24,7 @@ from itertools import cycle, product
 
 import numpy as np
 
-from hotcold.native.abi.names import DTYPE_BYTES, WEIGHT_DTYPES
+from hotcold.native.abi.formats import FORMATS
 from hotcold.native.bindings import kernels
 from hotcold.native.bindings.pool import Pool
 from hotcold.native.errors import BackendError
@@ -162,7 +162,7 @@ def host_reads(effort: Effort, counts: list[int], progress: Progress) -> list[Ro
 def host_neurons(effort: Effort, threads: int, progress: Progress) -> list[Row]:
     """Time of an active neuron (all three rows) on the CPU by dtype, one thread and `threads`."""
     rows = []
-    for dtype in WEIGHT_DTYPES:
+    for dtype in FORMATS:
         progress(f"active neurons, {dtype}")
         result = operators.measure(
             operators.Settings(
@@ -175,7 +175,7 @@ def host_neurons(effort: Effort, threads: int, progress: Progress) -> list[Row]:
                 samples=effort.samples,
             )
         )
-        record = 3 * WIDTH * DTYPE_BYTES[dtype]
+        record = 3 * FORMATS[dtype].read_bytes(WIDTH)
         case = result["sparse_ffn"][f"d{WIDTH}"][f"density{DENSITY}"]
         for key, figures in case.items():
             if isinstance(figures, dict):

@@ -8,6 +8,8 @@ reads one stretch of memory:
     gated  | gate row, D elements | up row, D elements | down column, D elements | zeros up to 64 |
     plain  | gate row, D elements | down column, D elements | bias, float32 | zeros up to 64 bytes |
 
+In a format with scales a row is: weights | zeros up to 16 bytes | scales | zeros up to 16.
+
 Used by the bundle writer, the weight store and everything that passes records to the native
 kernels. Holds no weights.
 """
@@ -15,7 +17,8 @@ kernels. Holds no weights.
 from dataclasses import dataclass
 from typing import Any
 
-from hotcold.runtime.model.spec import DTYPE_BYTES, ModelSpec
+from hotcold.native.abi.formats import FORMATS
+from hotcold.runtime.model.spec import ModelSpec
 
 RECORD_ALIGNMENT = 64
 ROWS = ("gate", "up", "down")
@@ -49,23 +52,26 @@ class NeuronRecord:
     Args:
         parts: in the order of their offsets.
         bytes: distance between two records, a multiple of 64.
+        d: weights of a row.
     """
 
     parts: tuple[Part, ...]
     bytes: int
+    d: int
 
     @classmethod
     def for_spec(cls, spec: ModelSpec) -> "NeuronRecord":
         """The layout of this model's neurons."""
         names = ROWS if spec.gated else ("gate", "down")
-        row = spec.d_model * DTYPE_BYTES[spec.dtype]
+        kind = spec.neuron_format
+        row = FORMATS[kind].part_bytes(spec.d_model)
         parts: list[Part] = []
         for name in names:
-            parts.append(Part(name, spec.dtype, len(parts) * row, row))
+            parts.append(Part(name, kind, len(parts) * row, row))
         if spec.biases:  # two rows are a multiple of 4 bytes: the bias is aligned
             parts.append(Part("bias", "float32", len(parts) * row, 4))
         end = parts[-1].offset + parts[-1].bytes
-        return cls(tuple(parts), round_up(end, RECORD_ALIGNMENT))
+        return cls(tuple(parts), round_up(end, RECORD_ALIGNMENT), spec.d_model)
 
     def part(self, name: str) -> Part | None:
         """The part of that name; None: neurons of this model have none."""
@@ -74,4 +80,6 @@ class NeuronRecord:
     def fields(self) -> dict[str, Any]:
         """As fields of hc_record (abi/hotcold.h)."""
         offsets = {name: ABSENT for name in ROWS} | {part.name: part.offset for part in self.parts}
-        return offsets | {"bytes": self.bytes, "dtype": self.parts[0].format}
+        kind = self.parts[0].format
+        scales = {"scales": FORMATS[kind].scales(self.d), "group": FORMATS[kind].group}
+        return offsets | {"bytes": self.bytes, "dtype": kind} | scales

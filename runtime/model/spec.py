@@ -4,19 +4,29 @@ Read from a checkpoint by an architecture, stored in a bundle, used everywhere. 
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from hotcold.native.abi import names as abi
+from hotcold.native.abi.formats import FORMATS
 from hotcold.native.abi.generated import ACTIVATION_ROWS, ActivationRow
 from hotcold.runtime.model.block import PRE_NORM, Block, Operator
 
 DType = Literal["float32", "float16", "bfloat16"]
+NEURON_DTYPES = tuple(word for word in abi.DTYPES if word not in abi.WEIGHT_DTYPES)
 DTYPE_BYTES: dict[str, int] = {name: abi.DTYPE_BYTES[name] for name in abi.WEIGHT_DTYPES}
 Norm = Literal["rms", "layer"]
 Activation = Literal["relu", "relu2", "fatrelu", "relu both"]
 Positions = Literal["rotary", "learned"]
+
+
+def split_dtype(word: str, plain: DType) -> tuple[DType, str | None]:
+    """The dtype and neuron_dtype that a dtype option stands for.
+
+    `plain` is the dtype of the other matrices where the word is a format of neurons alone.
+    """
+    return (plain, word) if word in NEURON_DTYPES else (cast(DType, word), None)
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class ModelSpec:
             all.
         rotary_dim: elements of a head that turn, even; the others keep their values, see rotary.py;
             None: all.
+        neuron_dtype: format of the neurons' rows where it is not `dtype`: "int8".
     """
 
     architecture: str
@@ -81,10 +92,21 @@ class ModelSpec:
     embed_dim: int | None = None
     attention_window: int | None = None
     rotary_dim: int | None = None
+    neuron_dtype: str | None = None
+
+    @property
+    def neuron_format(self) -> str:
+        """Format of the neurons' rows; as a dtype option it makes this model of its source."""
+        return self.neuron_dtype or self.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that reading a row of a neuron takes, scales included."""
+        return FORMATS[self.neuron_format].read_bytes(self.d_model)
 
     @property
     def element_bytes(self) -> int:
-        """Bytes of one stored weight."""
+        """Bytes of one stored weight, of neurons apart."""
         return DTYPE_BYTES[self.dtype]
 
     @property

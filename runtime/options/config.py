@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hotcold.native.abi.generated import MAX_BATCH
-from hotcold.native.abi.names import WEIGHT_DTYPES
+from hotcold.native.abi.names import DTYPES
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.sampling import Sampling as Sampling  # noqa: PLC0414 - handed on to callers
 from hotcold.native.options.table import MAX_SEED, check_all, documented, option, rows
@@ -22,7 +22,7 @@ STORES = ("file", "memfd", "private")
 DEFAULT_CONTEXT = 512
 # Commands by what they need: each level takes its own options and those of the levels before it.
 COMMANDS = {
-    "model": ("inspect", "profile", "train-predictors", "pictures"),
+    "model": ("inspect", "convert", "profile", "train-predictors", "pictures"),
     "placement": ("solve",),
     "plan": ("roofline",),
     "session": ("evaluate", "bench prompt", "bench sync"),
@@ -114,9 +114,9 @@ class EngineConfig:
     )
     dtype: str | None = option(
         None,
-        "Convert the checkpoint's matrices to this dtype.",
+        "Convert the checkpoint's matrices to this dtype; int8: its neurons alone.",
         "model",
-        choices=WEIGHT_DTYPES,
+        choices=tuple(DTYPES),
         shown="the checkpoint's",
     )
     kv_dtype: str = option(

@@ -36,7 +36,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.runtime.model.spec import DTYPE_BYTES
+from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.runtime.plan.fetch import fetched
 from hotcold.runtime.plan.plan import Plan
 from hotcold.runtime.plan.problem import Module, Placement, Problem

@@ -265,7 +265,7 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
         ),
         context=context,
         batch=batch,
-        dtype=spec.dtype,
+        dtype=spec.neuron_format,
         profiled=activations_LN is not None,
         gate_share=neuron.proposed / record_bytes,
         read_share=(neuron.proposed + neuron.fired) / record_bytes,

@@ -50,10 +50,10 @@ def check_gguf(spec: ModelSpec, powerinfer: bool = False) -> None:
         ConfigError: not a Llama in float16 (for llama.cpp, float32 too), or no gguf package.
     """
     dtypes = ("float16",) if powerinfer else ("float16", "float32")
-    if spec.architecture != "llama" or spec.dtype not in dtypes:
+    if spec.architecture != "llama" or spec.neuron_format not in dtypes:
         raise ConfigError(
             f"{'PowerInfer GGUF' if powerinfer else 'GGUF'} is written for Llama models in "
-            f"{' or '.join(dtypes)}, this one is {spec.architecture} in {spec.dtype}"
+            f"{' or '.join(dtypes)}, this one is {spec.architecture} in {spec.neuron_format}"
         )
     gguf_package()
 

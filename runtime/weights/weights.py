@@ -36,6 +36,7 @@ from hotcold.native.errors import ConfigError
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, Raw, to_float32
 from hotcold.runtime.model.checkpoints.layout import TensorEntry
+from hotcold.runtime.model.checkpoints.quantised import STORED
 from hotcold.runtime.model.neurons import ROWS
 from hotcold.runtime.options.config import STORES
 from hotcold.runtime.weights import stores
@@ -168,8 +169,8 @@ class WeightStore:
         at = self.bundle.record.part(part)
         if at is None:
             raise ConfigError(f"a neuron of {self.bundle.name} has no {part} row; it has no gating")
-        rows = np.ascontiguousarray(self.array(f"layers.{layer}.neurons")[:, at.slice])
-        return np.array(to_float32(rows.view(RAW_TYPES[at.format]), at.format), np.float32)
+        rows = self.array(f"layers.{layer}.neurons")[:, at.slice]
+        return STORED[at.format].unpack(rows, self.bundle.spec.d_model)
 
     def neuron_biases(self, layer: int) -> NDArray[np.float32]:
         """A copy of what is added to each gate row's product, [N]; zeros where there is none."""

@@ -21,7 +21,7 @@ def rows(rng: Any, n: int, d: int) -> tuple[NDArray[np.int8], NDArray[np.float64
     w = rng.standard_normal((n, d)).astype(np.float32)
     w[0, :64] = 0
     w[n // 2, :64] *= 1e-6  # subnormal scales
-    raw = STORED["int8"].pack(w)
+    raw = STORED["int8"].pack(w, "float32")
     return raw.view(np.int8), STORED["int8"].unpack(raw, d).astype(np.float64)
 
 

@@ -97,7 +97,10 @@ def _elements(name: str, entry: "TensorEntry", bundle: "Bundle") -> int:
 
 def _print(result: dict[str, Any]) -> None:
     spec = result["spec"]
-    click.echo(f"model      {result['name']} ({spec['architecture']}, {spec['dtype']})")
+    dtypes = spec["dtype"]
+    if neurons := spec.get("neuron_dtype"):
+        dtypes += f", neurons {neurons}"
+    click.echo(f"model      {result['name']} ({spec['architecture']}, {dtypes})")
     click.echo(f"source     {result['source']}")
     click.echo(f"bundle     {result['bundle']}")
     click.echo(

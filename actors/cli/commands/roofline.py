@@ -6,7 +6,7 @@ hotcold.runtime.plan.roofline's.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -19,7 +19,7 @@ from hotcold.runtime.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from hotcold.runtime.hardware.profile import HardwareProfile
-    from hotcold.runtime.model.spec import DType, ModelSpec
+    from hotcold.runtime.model.spec import ModelSpec
     from hotcold.runtime.plan.plan import Plan
     from hotcold.runtime.plan.problem import Problem
     from hotcold.runtime.plan.roofline import Roofline
@@ -123,7 +123,7 @@ def shape_problem(
     from hotcold.runtime.plan.roofline import for_gpu
 
     width: int | None = more["predictor_width"]
-    dtype = cast("DType", options.dtype or "float16")
+    dtype = options.dtype or "float16"
     spec = find_shape(shape).spec(None, dtype)
     ask = Ask(
         density=more["density"],

@@ -5,7 +5,7 @@ recomputed here from the plan, whatever the policy says of itself.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,6 @@ from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.runtime.hardware.profile import HardwareProfile
-    from hotcold.runtime.model.spec import DType
     from hotcold.runtime.plan.cost import TokenTime
     from hotcold.runtime.plan.plan import Plan
     from hotcold.runtime.plan.problem import Placement, Problem
@@ -86,7 +85,7 @@ def _shaped(shape: str, options: EngineConfig, machine: "HardwareProfile") -> tu
     from hotcold.runtime.units import parse_bytes
 
     budget = None if options.vram is None else parse_bytes(options.vram, "--vram")
-    context, dtype = options.context or DEFAULT_CONTEXT, cast("DType", options.dtype or "float16")
+    context, dtype = options.context or DEFAULT_CONTEXT, options.dtype or "float16"
     return shaped_problem(shape, budget, context, dtype, machine), f"shape {shape}"
 
 

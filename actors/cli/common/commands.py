@@ -7,6 +7,7 @@ import importlib.metadata
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("commands.generate", "Continue a text with the three actors"),
     "inspect": ("commands.inspect", "Show a model's shapes, bytes and sparsity"),
+    "convert": ("commands.convert", "Make a model's bundle, its neurons in int8 for example"),
     "profile": ("offline.profile", "Count over a text how often each neuron fires"),
     "train-predictors": (
         "offline.train_predictors",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.compare.cases import Case
@@ -18,7 +18,6 @@ from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
 
 if TYPE_CHECKING:
     from hotcold.runtime.hardware.profile import HardwareProfile
-    from hotcold.runtime.model.spec import DType
     from hotcold.runtime.plan.cost import TokenTime
     from hotcold.runtime.plan.plan import Plan
     from hotcold.runtime.plan.problem import Placement, Problem
@@ -184,7 +183,7 @@ def solve_shape(shape: str, options: EngineConfig, cases: Sequence[Case]) -> lis
     from hotcold.runtime.units import parse_bytes
 
     machine = chosen_hardware(options.hardware, options.threads)
-    dtype = cast("DType", options.dtype or "float16")
+    dtype = options.dtype or "float16"
     settings = split_settings(options.settings)
     by_schedule = _own_settings("schedule", settings["schedule"], [c.schedule for c in cases])
     own = _own_settings("placement", settings["placement"], [case.policy for case in cases])

@@ -9,7 +9,7 @@ import math
 from typing import Any, get_args
 
 from hotcold.runtime.model.block import check_block
-from hotcold.runtime.model.spec import DTYPE_BYTES, Activation, ModelSpec
+from hotcold.runtime.model.spec import DTYPE_BYTES, NEURON_DTYPES, Activation, ModelSpec
 
 LIMITS: dict[str, tuple[int, int]] = {  # inclusive
     "n_layers": (1, 1024),
@@ -98,6 +98,8 @@ def check_spec(spec: ModelSpec) -> None:
         raise ValueError(f"norm epsilon is {spec.norm_eps!r:.80}, it must be above 0, at most 1")
     if spec.dtype not in DTYPE_BYTES:
         raise ValueError(f"dtype {spec.dtype!r:.80} is not possible")
+    if spec.neuron_dtype not in (None, *NEURON_DTYPES):
+        raise ValueError(f"neuron_dtype {spec.neuron_dtype!r:.80} is not possible")
     for token in spec.bos_ids + spec.eos_ids:
         if not is_int(token) or not 0 <= token < spec.vocab_size:
             raise ValueError(

@@ -2,5 +2,6 @@
 
 One file a format or a step of the conversion; what a tensor means is in `architectures`.
 
-May import: native, runtime.embedded, runtime.files, runtime.model, runtime.model.architectures
+May import: native, native.abi, runtime.embedded, runtime.files, runtime.model,
+runtime.model.architectures
 """

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from hotcold.native.abi.names import DTYPES
 from hotcold.native.errors import CheckpointError, ConfigError
 from hotcold.runtime.files.json_files import file_bytes, read_json_object, regular_file
 from hotcold.runtime.model.architectures.limits import check_spec
@@ -47,7 +48,7 @@ from hotcold.runtime.model.checkpoints.huggingface import Checkpoint
 from hotcold.runtime.model.checkpoints.layout import TensorEntry, layout
 from hotcold.runtime.model.checkpoints.model_folder import model_folder
 from hotcold.runtime.model.neurons import NeuronRecord
-from hotcold.runtime.model.spec import DTYPE_BYTES, DType, ModelSpec
+from hotcold.runtime.model.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -259,17 +260,17 @@ def _opened(
     cache: Path | None = None,
     verify: bool = False,
 ) -> Iterator[Bundle | Checkpoint]:
-    if dtype is not None and dtype not in DTYPE_BYTES:
-        raise ConfigError(f"dtype {dtype!r:.80} is unknown; choose one of {', '.join(DTYPE_BYTES)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r:.80} is unknown; choose one of {', '.join(DTYPES)}")
     folder = model_folder(model)
     if not regular_file(folder / HEADER):
-        with closing(Checkpoint(folder, cast(DType | None, dtype))) as checkpoint:
+        with closing(Checkpoint(folder, dtype)) as checkpoint:
             yield checkpoint
         return
     bundle = open_bundle(folder, cache, verify)
-    if dtype not in (None, bundle.spec.dtype):
+    if dtype not in (None, bundle.spec.neuron_format):
         raise ConfigError(
-            f"bundle {folder} holds {bundle.spec.dtype}, dtype {dtype} was asked for; "
+            f"bundle {folder} holds {bundle.spec.neuron_format}, dtype {dtype} was asked for; "
             f"convert it from its source ({bundle.source}) instead"
         )
     yield bundle

@@ -71,7 +71,7 @@ def entry_name(checkpoint: Checkpoint) -> str:
     text = json.dumps([VERSION, source, source_state(checkpoint), spec.to_json()], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:20]
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", checkpoint.folder.name)[:40].strip("-")
-    return f"{name or 'model'}-{spec.dtype}-{key}"
+    return f"{name or 'model'}-{spec.neuron_format}-{key}"
 
 
 @contextmanager

@@ -28,9 +28,9 @@ from hotcold.runtime.model.checkpoints.digest import (
     file_digest,
     write_stamp,
 )
-from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES
 from hotcold.runtime.model.checkpoints.huggingface import BLOCK_BYTES, Checkpoint
 from hotcold.runtime.model.checkpoints.layout import layout
+from hotcold.runtime.model.checkpoints.quantised import STORED
 from hotcold.runtime.model.checkpoints.safetensors_file import read_header
 from hotcold.runtime.model.checkpoints.tokenizer_files import (
     CONFIGS,
@@ -113,8 +113,14 @@ def _write_neurons(checkpoint: Checkpoint, layer: int, out: DigestWriter) -> Non
     for given in checkpoint.neurons(layer, max(1, BLOCK_BYTES // record.bytes)):
         records = np.zeros((len(given["gate"]), record.bytes), np.uint8)
         for part in record.parts:
-            rows = np.ascontiguousarray(given[part.name], RAW_TYPES[part.format])
-            records[:, part.slice] = rows.view(np.uint8).reshape(len(rows), part.bytes)
+            try:
+                rows, dtype = given[part.name], "float32" if part.name == "bias" else spec.dtype
+                records[:, part.slice] = STORED[part.format].pack(rows, dtype)
+            except OverflowError as error:
+                raise CheckpointError(
+                    f"{part.name} rows of layer {layer} of {checkpoint.folder}: {error}; convert "
+                    f"without dtype {part.format}"
+                ) from error
         out.write(records.reshape(-1).data)
 
 

@@ -24,7 +24,7 @@ from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, Raw, check_finit
 from hotcold.runtime.model.checkpoints.layout import layout
 from hotcold.runtime.model.checkpoints.safetensors_file import TensorReader
 from hotcold.runtime.model.checkpoints.weight_files import listing
-from hotcold.runtime.model.spec import DType, ModelSpec
+from hotcold.runtime.model.spec import NEURON_DTYPES, DType, ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +61,19 @@ class Checkpoint:
     Args:
         folder: holds config.json and safetensors.
         dtype: dtype of the bundle's matrices; None: as stored. Where the checkpoint mixes dtypes,
-            None means the one config.json announces, else float32.
+            None means the one config.json announces, else float32. "int8": of the neurons alone,
+            the other matrices as stored.
 
     Raises:
         CheckpointError: the folder cannot be used; the sentence says why.
     """
 
-    def __init__(self, folder: Path, dtype: DType | None = None) -> None:
+    def __init__(self, folder: Path, dtype: str | None = None) -> None:
         self.folder = folder
+        neurons, dtype = (dtype, None) if dtype in NEURON_DTYPES else (None, dtype)
         config = Config(folder / CONFIG)
         self._architecture = find(config)
-        spec = self._architecture.read_spec(config, dtype or "float32")
+        spec = self._architecture.read_spec(config, cast(DType, dtype or "float32"))
         self._reader = TensorReader(folder)
         self._sources = self._architecture.sources(spec, config)
         self._check_tensors(config, spec)
@@ -79,7 +81,7 @@ class Checkpoint:
             spec = replace(spec, tied=self._is_tied())
         announced = config_dtype(config)
         if dtype is None:
-            spec = replace(spec, dtype=self._stored_dtype(announced))
+            spec = replace(spec, dtype=self._stored_dtype(announced), neuron_dtype=neurons)
         self.spec = spec
         self._entries = layout(spec)[0]
         if not self._has(self._pair[0]):
@@ -245,7 +247,7 @@ class Checkpoint:
     def neurons(self, layer: int, step: int) -> Iterator[dict[str, Raw]]:
         """Parts of a layer's neurons, step neurons at a time, one row a neuron.
 
-        "gate" and "up" rows and "down" columns in the bundle's dtype, "bias" in float32; those the
+        "gate" and "up" rows and "down" columns in the spec's dtype, "bias" in float32; those the
         model has.
         """
         found = {part: self._sources.get(f"layers.{layer}.{part}") for part in PARTS}

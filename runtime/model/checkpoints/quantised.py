@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.abi.formats import FORMATS
-from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, convert, to_float32
+from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, Raw, convert, to_float32
 
 Rows = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -21,15 +21,19 @@ LARGEST = 127
 
 
 class Stored(NamedTuple):
-    """pack: rows [n, d] to bytes [n, part_bytes(d)]; unpack: their exact values, given d."""
+    """A format's two ways.
 
-    pack: Callable[[Rows], Bytes]
+    pack: raw rows [n, d] of a dtype to bytes [n, part_bytes(d)]; OverflowError: one does not fit.
+    unpack: their exact values, given d.
+    """
+
+    pack: Callable[[Raw, str], Bytes]
     unpack: Callable[[Bytes, int], Rows]
 
 
 def _plain(dtype: str) -> Stored:
-    def pack(rows: Rows) -> Bytes:
-        raw = np.ascontiguousarray(convert(rows, "float32", dtype), RAW_TYPES[dtype])
+    def pack(rows: Raw, given: str) -> Bytes:
+        raw = np.ascontiguousarray(convert(rows, given, dtype), RAW_TYPES[dtype])
         return raw.view(np.uint8).reshape(len(rows), -1)
 
     def unpack(raw: Bytes, d: int) -> Rows:
@@ -39,12 +43,11 @@ def _plain(dtype: str) -> Stored:
     return Stored(pack, unpack)
 
 
-def _quantise(rows: Rows) -> Bytes:
-    """Raises OverflowError: a weight is beyond 127 times the largest float16."""
+def _quantise(rows: Raw, given: str) -> Bytes:
     of, (n, d) = FORMATS["int8"], rows.shape
-    groups = np.zeros((n, of.groups(d) * of.group), np.float32)
-    groups[:, :d] = rows
-    groups = groups.reshape(n, -1, of.group)
+    whole = np.zeros((n, of.groups(d) * of.group), np.float32)
+    whole[:, :d] = to_float32(rows, given)
+    groups = whole.reshape(n, -1, of.group)
     largest = np.abs(groups).max(axis=2)
     with np.errstate(over="ignore"):
         scale = (largest / LARGEST).astype(np.float16)

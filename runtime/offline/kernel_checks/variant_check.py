@@ -64,7 +64,7 @@ def weights(rng: np.random.Generator, n: int, d: int, dtype: str) -> tuple[Array
     if dtype != "int8":
         kept, exact = stored(rng, (n, d), dtype)
         return guarded(kept), exact
-    raw = STORED[dtype].pack(rng.standard_normal((n, d)).astype(np.float32))
+    raw = STORED[dtype].pack(rng.standard_normal((n, d)).astype(np.float32), "float32")
     return guarded(raw.view(np.int8)), STORED[dtype].unpack(raw, d).astype(np.float64)
 
 

@@ -141,7 +141,8 @@ def guess(drawing: Drawing, index: int, firing: Firing, constant: float) -> Gues
 def _threshold(drawing: Drawing) -> float:
     """Of the logits: 0, or below it by what rounding may take, where nothing may be missed."""
     dtype: torch.dtype = getattr(torch, drawing.spec.dtype)
-    margin = 4 * float(torch.finfo(dtype).eps) + 4 * float(torch.finfo(torch.float16).eps)
+    eps = 2.0**-7 if drawing.spec.neuron_dtype else float(torch.finfo(dtype).eps)
+    margin = 4 * eps + 4 * float(torch.finfo(torch.float16).eps)
     return -margin if drawing.recall >= 1 else 0.0
 
 

@@ -134,6 +134,11 @@ def _check_form(form: str, drawing: Drawing) -> None:
     if form not in FORMS:
         raise ConfigError(f"format {form!r:.80} is unknown; choose one of {', '.join(FORMS)}")
     if form == "hf":
+        if drawing.spec.neuron_dtype:
+            raise ConfigError(
+                f"a Hugging Face checkpoint holds no {drawing.spec.neuron_dtype} neurons; plant it "
+                f"in {drawing.spec.dtype}, and convert it with --dtype {drawing.spec.neuron_dtype}"
+            )
         hf_config(drawing.spec)
     elif form != "bundle":
         check_gguf(drawing.spec, form == "powerinfer-gguf")

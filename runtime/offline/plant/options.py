@@ -4,12 +4,11 @@ Made by `hotcold plant`, benches and tests; `making.plant` takes it. Draws nothi
 """
 
 from dataclasses import dataclass
-from typing import cast
 
-from hotcold.native.abi.names import WEIGHT_DTYPES
+from hotcold.native.abi.names import DTYPES
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.table import check_all, option
-from hotcold.runtime.model.spec import DType, ModelSpec
+from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.drawing import Drawing
 from hotcold.runtime.offline.plant.overfire import plan_noise
 from hotcold.runtime.offline.plant.shapes import find_shape
@@ -33,7 +32,9 @@ class PlantOptions:
 
     shape: str
     layers: int | None = option(None, "Only the first so many layers.", low=1, shown="all")
-    dtype: str = option("float16", "Dtype of the matrices.", choices=WEIGHT_DTYPES)
+    dtype: str = option(
+        "float16", "Dtype of the matrices; int8: of the neurons'.", choices=tuple(DTYPES)
+    )
     density: float | None = option(None, "Share of neurons that fire.", shown=SHAPES_OWN)
     share80: float | None = option(
         None, "Share of a layer's neurons that hold 80 % of its activations.", shown=SHAPES_OWN
@@ -71,7 +72,7 @@ class PlantOptions:
 
     def spec(self) -> ModelSpec:
         """Shapes of the model."""
-        return find_shape(self.shape).spec(self.layers, cast(DType, self.dtype))
+        return find_shape(self.shape).spec(self.layers, self.dtype)
 
     def drawing(self, on_gpu: bool) -> Drawing:
         """Everything the construction needs, checked.

@@ -15,7 +15,7 @@ from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.hardware.profile import HardwareProfile
 from hotcold.runtime.model.neurons import NeuronRecord
-from hotcold.runtime.model.spec import DType, ModelSpec
+from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.shapes import Shape, find_shape
 from hotcold.runtime.offline.plant.statistics import Statistics, firing_probabilities
 from hotcold.runtime.plan.problem import Problem, make_problem
@@ -64,7 +64,7 @@ def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
     name: str,
     vram_bytes: int | None,
     context: int = 512,
-    dtype: DType = "float16",
+    dtype: str = "float16",
     hardware: HardwareProfile | None = None,
     seed: int = 0,
     ask: Ask | None = None,

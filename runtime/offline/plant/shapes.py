@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.model.block import POST_NORM, PRE_NORM, Block
-from hotcold.runtime.model.spec import DType, ModelSpec
+from hotcold.runtime.model.spec import ModelSpec, split_dtype
 
 Family = Literal["llama", "opt", "falcon"]
 EOS = 2
@@ -58,8 +58,8 @@ class Shape:
     embed_dim: int | None = None
     block: Block = PRE_NORM
 
-    def spec(self, layers: int | None, dtype: DType) -> ModelSpec:
-        """The spec of this shape, or of its first layers.
+    def spec(self, layers: int | None, dtype: str) -> ModelSpec:
+        """The spec of this shape, or of its first layers; int8 neurons are beside float16.
 
         Raises:
             ConfigError: more layers than the shape has, or none.
@@ -70,6 +70,7 @@ class Shape:
                 f"{n_layers} layers cannot be planted: the shape has {self.layers}, give 1 to "
                 f"{self.layers}"
             )
+        plain, neurons = split_dtype(dtype, "float16")
         return ModelSpec(
             architecture=self.family,
             n_layers=n_layers,
@@ -83,7 +84,8 @@ class Shape:
             norm_eps=1e-5,
             rope_theta=0.0 if self.family == "opt" else self.theta,
             tied=False,  # with the embedding as its head a planted model would repeat one token
-            dtype=dtype,
+            dtype=plain,
+            neuron_dtype=neurons,
             bos_ids=(1,),
             eos_ids=(EOS,),
             block=self.block,

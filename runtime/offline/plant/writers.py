@@ -27,9 +27,10 @@ from hotcold.runtime.model.checkpoints.digest import (
     BlockWriter,
 )
 from hotcold.runtime.model.checkpoints.layout import layout
+from hotcold.runtime.model.checkpoints.quantised import STORED
 from hotcold.runtime.model.checkpoints.weight_files import INDEX
 from hotcold.runtime.model.neurons import NeuronRecord
-from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.model.spec import NEURON_DTYPES, ModelSpec
 from hotcold.runtime.offline.plant.drawing import Guess
 from hotcold.runtime.offline.plant.families import hf_config
 from hotcold.runtime.offline.plant.streams import TensorStream, raw_pieces
@@ -98,8 +99,8 @@ class BundleSink(Sink):
             n = min(len(gate_ND) - begin, step)
             records = gate_ND.new_zeros(n, record.bytes, dtype=torch.uint8)
             for part in record.parts:
-                rows = tensors[part.name][begin : begin + n].to(getattr(torch, part.format))
-                records[:, part.slice] = rows.contiguous().view(torch.uint8).view(n, part.bytes)
+                rows = tensors[part.name][begin : begin + n]
+                records[:, part.slice] = _stored(rows, part.format)
             self._append(records)
 
     def ends(self, tensors: Tensors) -> str:
@@ -118,6 +119,14 @@ class BundleSink(Sink):
     def close(self) -> None:
         """See Sink."""
         self._out.close()
+
+
+def _stored(rows: torch.Tensor, kind: str) -> torch.Tensor:
+    """Rows in a format, as bytes [n, ...]."""
+    if kind in NEURON_DTYPES:
+        raw = STORED[kind].pack(rows.float().cpu().numpy(), "float32")
+        return torch.from_numpy(raw).to(rows.device)
+    return rows.to(getattr(torch, kind)).contiguous().view(torch.uint8).view(len(rows), -1)
 
 
 class HuggingFaceSink(Sink):

@@ -135,7 +135,7 @@ def choose_streamed(bundle: Bundle, device: torch.device) -> bool:
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = memory.available(private=True).nbytes
-    return bundle.weights_bytes * 4 / bundle.spec.element_bytes > (1 - _KEEP_FREE) * free
+    return 4 * _weights(bundle) > (1 - _KEEP_FREE) * free
 
 
 def choose_unit(bundle: Bundle, device: torch.device, streamed: bool) -> int:
@@ -145,5 +145,12 @@ def choose_unit(bundle: Bundle, device: torch.device, streamed: bool) -> int:
     """
     if device.type == "cuda":
         return 32768 if streamed else 16384
-    weights = bundle.weights_bytes / bundle.spec.element_bytes
-    return 4096 if streamed else int(min(8192, max(1024, 1e12 / weights)))
+    return 4096 if streamed else int(min(8192, max(1024, 1e12 / _weights(bundle))))
+
+
+def _weights(bundle: Bundle) -> float:
+    """How many weights it has, about."""
+    spec = bundle.spec
+    records = spec.n_layers * spec.n_neurons * bundle.record.bytes
+    rows = spec.n_layers * spec.n_neurons * spec.neuron_rows * spec.d_model
+    return rows + (bundle.weights_bytes - records) / spec.element_bytes

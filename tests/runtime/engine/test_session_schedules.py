@@ -95,11 +95,12 @@ def test_lookahead_predicts_from_an_earlier_layer(
 
 
 @pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("dtype", "row"), [(None, 4 * 35), ("int8", 35 + 2)])
 def test_what_is_read_ahead_changes_no_bit(
-    model: Path, deployed: Callable[..., Deployment], threads: int
+    model: Path, deployed: Callable[..., Deployment], threads: int, dtype: str | None, row: int
 ) -> None:
     options: dict[str, Any] = {"predictor": "low-rank", "policy": "all-cpu", "threads": threads}
-    options["settings"] = {"predictor.rank": "12"}
+    options |= {"settings": {"predictor.rank": "12"}, "dtype": dtype}
     plain = deployed(schedule=ReadingAhead(False), **options)
     ahead = deployed(schedule=ReadingAhead(True), **options)
     assert ahead.reads_ahead and not plain.reads_ahead
@@ -108,7 +109,7 @@ def test_what_is_read_ahead_changes_no_bit(
         logits, masks_TLN = one.logits(ids)
         for got, expected in zip((logits, masks_TLN), other.logits(ids), strict=True):
             np.testing.assert_array_equal(got, expected)
-        most = int(masks_TLN[:, 1:].sum()) * 3 * 35 * 4  # the first layer's list is not early
+        most = int(masks_TLN[:, 1:].sum()) * 3 * row  # the first layer's list is not early
         assert 0 < one.segment.actor_state("cpu").ahead_bytes <= most
         assert other.segment.actor_state("cpu").ahead_bytes == 0
 

@@ -120,12 +120,11 @@ def test_layout_has_no_overlap_and_follows_from_the_spec(source: Path, cache: Pa
     )
     ends = [(entry.offset, entry.offset + entry.size) for entry in tensors.values()]
     assert all(a[1] <= b[0] for a, b in zip(ends, ends[1:], strict=False)) and ends[-1][1] <= size
-    for record, row, length in (
-        (made.record, 64, 192),
-        (NeuronRecord.for_spec(replace(made.spec, d_model=33)), 66, 256),
-    ):
+    for d, row, length in ((32, 64, 192), (33, 66, 256)):
+        record = NeuronRecord.for_spec(replace(made.spec, d_model=d))
         parts = [Part(name, made.spec.dtype, i * row, row) for i, name in enumerate(ROWS)]
-        assert record == NeuronRecord(tuple(parts), length)
+        assert record == NeuronRecord(tuple(parts), length, d)
+    assert made.record == NeuronRecord.for_spec(made.spec)
 
 
 def no_reading(*arguments: object) -> str:

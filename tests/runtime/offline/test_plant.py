@@ -80,7 +80,7 @@ def test_quiet_layers_are_quiet_and_the_mean_is_kept() -> None:
         {"layers": 0},
         {"hidden": 4},
         {"hidden": 257},
-        {"dtype": "int8"},
+        {"dtype": "int4"},
         {"tokens": 1},
         {"shape": "opt-1t"},
     ],
