@@ -124,9 +124,7 @@ def test_what_is_hot_may_have_a_format_of_its_own(
         hot_LN = local.deployment.computed_plan.device_LN == 0
     assert 0 < hot_LN.mean() < 1
     masks_LTN = masks_TLN.transpose(1, 0, 2)
-    mixed = (
-        requantised(oracle, hot_LN) if hot == "int8" else requantised(oracle, ~hot_LN, rest=hot)
-    )
+    mixed = requantised(oracle, hot_LN) if hot == "int8" else requantised(oracle, ~hot_LN, rest=hot)
     expected = mixed.forward(ids, masks_LTN=masks_LTN).logits_TV
     for other in (oracle, requantised(oracle)):  # it can be told which weights were taken
         assert np.abs(other.forward(ids, masks_LTN=masks_LTN).logits_TV - expected).max() > 3e-3
