@@ -297,7 +297,7 @@ typedef enum {
 
 typedef enum { /* what the bytes and operations of a step grow with (runtime/plan/work.py) */
                HC_FIXED = 0,    /* bytes a pass; operations a token */
-               HC_POSITION = 1, /* a cached position: of the pass's last token; of each token */
+               HC_POSITION = 1, /* a cached position: that the pass, that a token attends to */
                HC_PROPOSED = 2, /* a neuron whose gate is evaluated here */
                HC_FIRED = 3     /* a neuron that fires, beyond its gate */
 } hc_term;
@@ -305,10 +305,10 @@ typedef enum { /* what the bytes and operations of a step grow with (runtime/pla
 
 typedef struct {
     int32_t op, layer;
-    int32_t wait[2];                      /* flags that must equal seq first; -1: none */
-    int32_t signal;                       /* flag set to seq afterwards; -1: none */
-    int32_t flags;                        /* of hc_step_flag */
-    int64_t x, active[HC_MAX_DEVICES], y; /* payload offsets in the segment; -1: none */
+    int32_t wait[2];                          /* flags that must equal seq first; -1: none */
+    int32_t signal;                           /* flag set to seq afterwards; -1: none */
+    int32_t flags;                            /* of hc_step_flag */
+    int64_t x, active[HC_MAX_DEVICES], y;     /* payload offsets in the segment; -1: none */
     int64_t bytes[HC_TERMS], flops[HC_TERMS]; /* by hc_term; a multiply-add is two operations */
 } hc_step;
 typedef enum {
@@ -449,6 +449,10 @@ void hc_executor_request_state(const hc_executor *executor, hc_request_state *ou
 /* Positions that a token at `position` attends to. */
 static inline int64_t hc_attended(int64_t window, int64_t position) {
     return window > 0 && window <= position ? window : position + 1;
+}
+/* The same of a pass of so many tokens, the last of them at `position`. */
+static inline int64_t hc_attended_in(int64_t window, int64_t batch, int64_t position) {
+    return hc_attended(window > 0 ? window + batch - 1 : 0, position);
 }
 
 /* Where the parts of an active list lie: |hc_active|ids int32|members uint32|gate float|, each on a

@@ -162,14 +162,15 @@ void hc_after_step(hc_executor *e, const hc_step *step, uint32_t seq) {
         hc_audit(e, step, seq);
 }
 
-/* Weights once a pass, keys and values of its longest row. */
+/* Weights, keys and values once a pass. */
 static void count_dense(hc_executor *e, const hc_step *step) {
+    const int64_t window = e->args.model->window;
     int64_t bytes = step->bytes[HC_FIXED];
     if (step->op == HC_OP_HEAD && !e->head_rows)
         return;
     if (step->op == HC_OP_ATTENTION)
         bytes += step->bytes[HC_POSITION] *
-                 hc_attended(e->args.model->window, e->position_B[e->batch - 1]);
+                 hc_attended_in(window, e->batch, e->position_B[e->batch - 1]);
     hc_count(&hc_state_of(e)->bytes, bytes);
 }
 

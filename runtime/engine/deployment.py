@@ -20,11 +20,12 @@ from hotcold.runtime.hardware.cores import Cores, divide_cores, may_spin
 from hotcold.runtime.limits import processors
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.options.config import EngineConfig
-from hotcold.runtime.plan.dag import Dag, build_dag
+from hotcold.runtime.plan.dag import build_dag
 from hotcold.runtime.plan.fetch import computed_plan, idle_nodes
+from hotcold.runtime.plan.gpu_order import unkept
 from hotcold.runtime.plan.plan import Plan, make_plan
-from hotcold.runtime.plan.program import Program, compile_programs
-from hotcold.runtime.plan.schedule import Schedule, fetching
+from hotcold.runtime.plan.program import LANE_ACTORS, Program, compile_programs
+from hotcold.runtime.plan.schedule import fetching
 from hotcold.runtime.predictors.predictor import check_lookahead
 from hotcold.runtime.profiles.profile import ActivationProfile
 from hotcold.runtime.weights.weights import choose_store
@@ -104,18 +105,6 @@ class Deployment:
         return bool((self.programs["cpu"]["flags"] & StepFlag.AHEAD).any())
 
 
-def _check_on_gpu(dag: Dag, schedule: Schedule, name: str) -> None:
-    """Refuse an order that the GPU's graph does not keep, rather than run another one."""
-    for source, target in schedule.after:
-        on_both = schedule.lane.get(source) != schedule.lane.get(target) == schedule.merge_on
-        if on_both and dag.node[source].kind == "cold":
-            raise ConfigError(
-                f"schedule '{name}' lets {target} wait for {source}; a GPU waits for the CPU "
-                "executor at merges only; choose another schedule, a placement without layers on "
-                "both sides (ffn-split), or set HOTCOLD_CUDA=off"
-            )
-
-
 def solve(prepared: Prepared, policy: Any = None) -> Plan:
     """Make the plan: loaded where the config names one, else placed by the policy.
 
@@ -171,7 +160,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
 
     Raises:
         PolicyError: no such schedule, or an illegal one.
-        ConfigError: one that does not go with the predictor.
+        ConfigError: one that does not go with the predictor, or that a GPU cannot keep.
     """
     from hotcold.runtime.plugins.run import make_schedule, policy_name
     from hotcold.runtime.plugins.settings import split_settings
@@ -185,8 +174,6 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     result = make_schedule(schedule, dag, plan, hardware, own, timeout_s)
     if prepared.gpu is not None and config.bus_share and not any(result.fetch):
         result = fetching(dag, result, (config.bus_share,) * spec.n_layers)
-    if prepared.gpu is not None:
-        _check_on_gpu(dag, result, policy_name(schedule))
     check_lookahead(prepared.lookahead, result.lookahead, policy_name(schedule))
     if prepared.with_gate and any(result.lookahead):
         raise ConfigError(
@@ -203,13 +190,21 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         with_gate=prepared.with_gate,
         with_residual=prepared.residual_input,
     )
+    programs = compile_programs(dag, result, layout, idle_nodes(plan, result.fetch))
+    gpu = prepared.gpu
+    if gpu is not None and (fault := unkept(dag, result, programs, gpu.remote_predictor)):
+        raise ConfigError(
+            f"schedule '{policy_name(schedule)}' {fault}; choose another schedule or placement, or "
+            "set HOTCOLD_CUDA=off"
+        )
     here = processors()
-    cores = divide_cores(config.threads, config.pin, here, gpu=prepared.gpu is not None)
+    own_threads = {LANE_ACTORS[lane]: count for lane, count in result.threads.items()}
+    cores = divide_cores(config.threads, config.pin, here, gpu is not None, own_threads)
     return Deployment(
         bundle_path=prepared.bundle.path,
         spec=spec,
         plan=plan,
-        programs=compile_programs(dag, result, layout, idle_nodes(plan, result.fetch)),
+        programs=programs,
         layout=layout,
         context=prepared.context,
         predictor=prepared.predictor,
@@ -228,6 +223,6 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         audit_seed=config.seed,
         predictor_note=prepared.note,
         config=_without_objects(config),
-        gpu=prepared.gpu,
+        gpu=gpu,
         fetch_L=tuple(float(share) for share in result.fetch),
     )

@@ -23,7 +23,11 @@ class Cores:
 
 
 def divide_cores(
-    threads: int | None, pin: bool | None, here: Processors, gpu: bool = False
+    threads: int | None,
+    pin: bool | None,
+    here: Processors,
+    gpu: bool = False,
+    own: Mapping[str, int] | None = None,
 ) -> dict[str, Cores]:
     """Split cores over the actors.
 
@@ -38,6 +42,7 @@ def divide_cores(
         here: the cores, and their quota.
         gpu: the GPU executor computes on a GPU and needs one thread, to launch and to watch; the
             CPU executor gets all cores but that one and one for the rest of the process.
+        own: threads of some actors, by a schedule.
     """
     cores, count = here.cores, here.at_once
     each = threads if threads is not None else count
@@ -45,12 +50,13 @@ def divide_cores(
     if gpu:
         most = threads if threads is not None else max(1, count - 2)
         wanted = {"gpu": 1, "cpu": most, "predictor": 1}
-    fits = threads is None and not gpu or sum(wanted.values()) <= len(cores)
+    wanted |= own or {}
+    fits = threads is None and not gpu and not own or sum(wanted.values()) <= len(cores)
     pinned = fits and here.quota is None if pin is None else pin
     shares, at = {}, 0
     for actor in ACTORS:
-        own = tuple(cores[(at + i) % len(cores)] for i in range(wanted[actor]))
-        shares[actor] = Cores(wanted[actor], own if pinned else None)
+        taken = tuple(cores[(at + i) % len(cores)] for i in range(wanted[actor]))
+        shares[actor] = Cores(wanted[actor], taken if pinned else None)
         at += wanted[actor]
     return shares
 

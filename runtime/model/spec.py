@@ -34,7 +34,7 @@ class ModelSpec:
     """Shapes of a decoder with ReLU-like feed-forward layers, gated (ReGLU) or not.
 
     Args:
-        architecture: registry name of the architecture, "llama" or "opt".
+        architecture: registry name of the architecture, "llama" for example.
         n_layers: L, decoder layers.
         d_model: D, width of the residual stream.
         n_neurons: N, feed-forward neurons of a layer.

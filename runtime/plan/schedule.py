@@ -66,19 +66,24 @@ def in_order(dag: Dag, sync: Sync = "always", lookahead: Sequence[int] | None = 
     """The plain schedule: every node on its usual lane, layer after layer.
 
     "selective" applies to the layers that have cold neurons, the others keep "always". `lookahead`
-    is by layer; None: 0 everywhere.
+    is by layer; None: 0 everywhere. Predictions come in the order of the inputs they read.
     """
+    ahead = tuple(lookahead) if lookahead is not None else (0,) * dag.n_layers
     used = [node for node in dag.nodes if node.kind != "fetch"]
+    early = sorted(
+        (node for node in used if node.kind == "predict"),
+        key=lambda node: (node.layer - ahead[node.layer], node.layer),
+    )
     lane = {node.id: node.device_choices[0] for node in used}
     order: dict[str, list[str]] = {}
-    for node in used:
+    for node in (*(node for node in used if node.kind != "predict"), *early):
         order.setdefault(lane[node.id], []).append(node.id)
     cold = {node.layer for node in dag.nodes if node.kind == "cold"}
     return Schedule(
         lane=lane,
         order={name: tuple(ids) for name, ids in order.items()},
         sync=tuple(sync if layer in cold else "always" for layer in range(dag.n_layers)),
-        lookahead=tuple(lookahead) if lookahead is not None else (0,) * dag.n_layers,
+        lookahead=ahead,
         merge_on=next(lane[node.id] for node in dag.nodes if node.kind == "merge"),
     )
 

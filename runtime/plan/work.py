@@ -4,14 +4,14 @@ The work of an operator is a handful of coefficients, of bytes and of operations
 
     fixed + position * cached positions + proposed * proposed neurons + fired * firing neurons
 
-Bytes are of a pass: weights and keys are read once for all its tokens (positions: of its last
-token), a neuron's rows once where several tokens of the pass need it. Operations are of a token, a
-multiply-add being two of them. Steps carry both (program.py), so that the native counters add what
-their steps say; nodes of a Dag carry them for authors of schedules; placement problems, the bound
-of a token and the predictor `auto` are made of them.
+Bytes are of a pass: weights and keys are read once for all its tokens, a neuron's rows once where
+several tokens of the pass need it. Operations are of a token, a multiply-add being two of them.
+Steps carry both (program.py), so that the native counters add what their steps say; nodes of a Dag
+carry them for authors of schedules; placement problems, the bound of a token and the predictor
+`auto` are made of them.
 
 Not in it: what is written, activations, and the rows of embedding and positions that tokens look up
-(one a token).
+(one a token). Of an activation that may shut a neuron by its up row, too, all down rows count.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from typing import Any
 
 from hotcold.native.abi.names import DTYPE_BYTES
 from hotcold.runtime.model import block
-from hotcold.runtime.model.neurons import NeuronRecord
+from hotcold.runtime.model.neurons import ROWS, NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
 
 FLOAT32 = 4  # norms, biases, scales
@@ -109,7 +109,8 @@ class ModelWork:
     @property
     def neurons(self) -> Work:
         """Neurons of a layer, gate first."""
-        size = {part.name: part.bytes for part in NeuronRecord.for_spec(self.spec).parts}
+        parts, row = NeuronRecord.for_spec(self.spec).parts, self.spec.row_bytes
+        size = {part.name: row if part.name in ROWS else part.bytes for part in parts}
         gate, flops = sum(size[name] for name in GATE if name in size), 2 * self.spec.d_model
         return Work(
             Terms(proposed=gate, fired=sum(size.values()) - gate),

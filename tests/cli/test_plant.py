@@ -59,7 +59,7 @@ def test_plants_other_kinds(run: Run, tmp_path: Path, shape: str) -> None:
 
 def test_help_lists_the_shapes_and_says_what_differs(run: Run) -> None:
     said = " ".join(run("plant", "--help").out.split())
-    for words in ("opt-175b 96 12288 49152 3% 26% 50%", "falcon-40b 60 8192", "--hf is refused"):
+    for words in ("opt-175b 96 12288 49152 3% 26% 50%", "falcon-40b 60 8192", "side by side"):
         assert words in said
 
 

@@ -1,70 +1,58 @@
-"""The float64 oracle for planted Falcon shapes, read from a bundle; it shares no code with it.
+"""The float64 oracle for planted Falcon shapes, 40B's form; it shares no code with the project.
 
-Such a model is an OPT without biases, with rotary positions and grouped key/value heads; it exists
-as a bundle only, so bundle.json and weights.bin are read here by hand.
+Such a model is an OPT without biases, with rotary positions, grouped key and value heads, and
+attention beside the feed-forward part: tensors get an OPT's names here.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from support.opt_oracle import OptOracle
 from support.oracle import F64, Cache, Oracle, rotate
 
-NORMS = {"attention_norm": "self_attn_layer_norm", "ffn_norm": "final_layer_norm"}
-
-
-def _read(raw: bytes, entry: dict[str, Any]) -> npt.NDArray[Any]:
-    dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-    return np.frombuffer(raw, dtype, math.prod(shape), entry["offset"]).reshape(shape)
+NAMES = {
+    "ln_attn": "self_attn_layer_norm",
+    "ln_mlp": "final_layer_norm",
+    "self_attention.dense": "self_attn.out_proj",
+    "mlp.dense_h_to_4h": "fc1",
+    "mlp.dense_4h_to_h": "fc2",
+}
 
 
 class FalconOracle(OptOracle):
-    """A planted Falcon shape in float16, in float64."""
+    """A Falcon 40B, in float64."""
+
+    side_by_side = True
 
     @classmethod
     def load(cls, folder: str | Path) -> "FalconOracle":
-        """Read a bundle."""
-        header = json.loads((Path(folder) / "bundle.json").read_text())
-        raw = (Path(folder) / "weights.bin").read_bytes()
-        spec, record = header["spec"], header["record"]
-        held = {name: _read(raw, entry) for name, entry in header["tensors"].items()}
-        d, tensors = spec["d_model"], {}
-        for name, part in (("embed", "decoder.embed_tokens"), ("head", "lm_head")):
-            tensors[f"{part}.weight"] = held[name]
-        for part in ("weight", "bias"):
-            name = "final_norm" if part == "weight" else "final_norm_bias"
-            tensors[f"decoder.final_layer_norm.{part}"] = held[name]
-        for i in range(spec["n_layers"]):
-            layer = f"decoder.layers.{i}"
-            for ours, theirs in NORMS.items():
-                tensors[f"{layer}.{theirs}.weight"] = held[f"layers.{i}.{ours}"]
-                tensors[f"{layer}.{theirs}.bias"] = held[f"layers.{i}.{ours}_bias"]
-            sizes = [spec["n_heads"] * spec["head_dim"], spec["n_kv_heads"] * spec["head_dim"]]
-            qkv = np.split(held[f"layers.{i}.qkv"], [sizes[0], sum(sizes)])
-            for part, matrix in zip("qkv", qkv, strict=True):
-                tensors[f"{layer}.self_attn.{part}_proj.weight"] = matrix
-            tensors[f"{layer}.self_attn.out_proj.weight"] = held[f"layers.{i}.o"]
-            records = held[f"layers.{i}.neurons"]
-            for part in record["parts"]:
-                begin, end = part["offset"], part["offset"] + part["bytes"]
-                rows = np.ascontiguousarray(records[:, begin:end]).view(np.float16)
-                name, matrix = ("fc1", rows) if part["name"] == "gate" else ("fc2", rows.T)
-                tensors[f"{layer}.{name}.weight"] = matrix
-        config = {
-            "num_hidden_layers": spec["n_layers"],
-            "num_attention_heads": spec["n_heads"],
-            "num_key_value_heads": spec["n_kv_heads"],
-            "hidden_size": d,
-            "ffn_dim": spec["n_neurons"],
-            "rope_theta": spec["rope_theta"],
+        """Read a folder of Hugging Face."""
+        theirs = Oracle.load(folder)
+        config = theirs.config
+        heads, groups = config["num_attention_heads"], config["num_kv_heads"]
+        tensors: dict[str, F64] = {"lm_head.weight": theirs.tensors["lm_head.weight"]}
+        ends = {"word_embeddings": "embed_tokens", "ln_f": "final_layer_norm"}
+        for full, tensor in theirs.tensors.items():
+            name, _, part = full.removeprefix("transformer.").rpartition(".")
+            _, index, inner = [*name.split(".", 2), "", ""][:3]
+            layer = f"decoder.layers.{index}"
+            if name in ends:
+                tensors[f"decoder.{ends[name]}.{part}"] = tensor
+            elif inner in NAMES:
+                tensors[f"{layer}.{NAMES[inner]}.{part}"] = tensor
+            elif inner == "self_attention.query_key_value":  # by group: queries, a key, a value
+                rows = tensor.reshape(groups, heads // groups + 2, -1, tensor.shape[1])
+                for of, at in (("q", slice(-2)), ("k", slice(-2, -1)), ("v", slice(-1, None))):
+                    matrix = rows[:, at].reshape(-1, tensor.shape[1])
+                    tensors[f"{layer}.self_attn.{of}_proj.weight"] = matrix
+        config |= {
+            "num_key_value_heads": groups,
+            "ffn_dim": config["ffn_hidden_size"],
             "enable_bias": False,
-            "tie_word_embeddings": False,
         }
-        return cls(config, {name: value.astype(np.float64) for name, value in tensors.items()})
+        return cls(config, tensors)
 
     def _embedded(self, tokens: Any, start: int) -> F64:
         return self.tensor("embed_tokens.weight")[np.asarray(tokens, dtype=np.int64)]

@@ -18,6 +18,8 @@ EPS = 1e-5
 class OptOracle(Oracle):
     """An OPT: its config.json and its tensors, in float64."""
 
+    side_by_side = False  # the feed-forward part reads what attention reads, not its result
+
     @property
     def n_neurons(self) -> int:
         """N."""
@@ -54,19 +56,20 @@ class OptOracle(Oracle):
         h_TD = self._embedded(tokens, cache.length)
         kept: list[tuple[F64, F64, F64, Mask]] = []
         for index in range(self.n_layers):
-            layer = f"layers.{index}"
+            layer, before_TD = f"layers.{index}", h_TD
             x_TD = self.layer_norm(f"{layer}.self_attn_layer_norm", h_TD) if pre else h_TD
             h_TD = h_TD + self._attend(index, x_TD, cache)
             if not pre:
                 h_TD = self.layer_norm(f"{layer}.self_attn_layer_norm", h_TD)
-            x_TD = self.layer_norm(f"{layer}.final_layer_norm", h_TD) if pre else h_TD
+            seen_TD = before_TD if self.side_by_side else h_TD
+            x_TD = self.layer_norm(f"{layer}.final_layer_norm", seen_TD) if pre else h_TD
             gate_TN = self.affine(f"{layer}.fc1", x_TD)
             mask_TN = np.ones(gate_TN.shape, dtype=bool)
             if masks_LTN is not None:
                 mask_TN = np.asarray(masks_LTN[index], dtype=bool)
             elif propose is not None:
-                mask_TN = np.asarray(propose(index, x_TD, h_TD), dtype=bool)
-            kept.append((gate_TN, x_TD, h_TD, mask_TN))
+                mask_TN = np.asarray(propose(index, x_TD, seen_TD), dtype=bool)
+            kept.append((gate_TN, x_TD, seen_TD, mask_TN))
             h_TD = h_TD + self.affine(
                 f"{layer}.fc2", np.where(mask_TN, np.maximum(gate_TN, 0.0), 0.0)
             )

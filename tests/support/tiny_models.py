@@ -124,7 +124,7 @@ FALCON = {
 KINDS = {"bamboo": BAMBOO, "arcee": ARCEE, "nemotron": NEMOTRON, "falcon": FALCON}
 MODELS = {f"{kind}, {form}": tiny for kind in KINDS for form, tiny in KINDS[kind].items()}
 
-_WIDE = {**SIZES, "hidden_size": 512, "num_hidden_layers": 3}
+_WIDE = {**SIZES, "hidden_size": 768, "max_position_embeddings": 128, "num_hidden_layers": 3}
 WIDE = {  # attention takes long enough to be seen
     "falcon": falcon(_WIDE, ffn_hidden_size=256, **NEW),
     "arcee": arcee({**_WIDE, "intermediate_size": 256}),

@@ -107,9 +107,11 @@ def _print(result: dict[str, Any]) -> None:
         f"layers     {spec['n_layers']} x {spec['n_neurons']} neurons ({kind_of_neuron(spec)}), "
         f"width {spec['d_model']}"
     )
+    turned = f", {spec['rotary_dim']} of them turned" if spec.get("rotary_dim") else ""
+    window = spec.get("attention_window")
     click.echo(
         f"attention  {spec['n_heads']} heads, {spec['n_kv_heads']} key/value heads, "
-        f"{spec['head_dim']} each"
+        f"{spec['head_dim']} each{turned}{f', a window of {window} positions' if window else ''}"
     )
     learned = "learned " if spec.get("positions") == "learned" else ""
     projected = f", embeddings of width {spec['embed_dim']}" if spec.get("embed_dim") else ""

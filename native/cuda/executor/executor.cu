@@ -86,7 +86,8 @@ void Executor::fill(const hc_device_pass &in, hc_device_report &report) {
     report.clock_error_ns = clock_.error_ns();
     report.n_spans = read_timeline(stamps, shown_, clock_, in.seq, in.spans, report.phase_ns);
     report.bytes = reads_.fixed + (in.head_rows ? reads_.head : 0);
-    report.bytes += hc_attended(m.window, in.position_B[in.batch - 1]) * reads_.position;
+    report.bytes +=
+        hc_attended_in(m.window, in.batch, in.position_B[in.batch - 1]) * reads_.position;
     /* a batch reads a row once for all its tokens: tokens that share a neuron are not told apart,
      * nor are neurons whose down column a ReLU on up leaves out; audited ones are rows of the list */
     report.bytes += (report.gate_rows + report.audit_rows) * reads_.proposed;

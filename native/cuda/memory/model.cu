@@ -11,14 +11,12 @@
 
 namespace hotcold {
 
-// The embedding is the host's, which counts it.
 void Reads::add(const hc_step *steps, int32_t n) {
     for (const hc_step *step = steps; step < steps + n; step++) {
         if (step->op == HC_OP_HOT)
             proposed = step->bytes[HC_PROPOSED], fired = step->bytes[HC_FIRED];
-        if (step->op == HC_OP_EMBED)
-            continue;
-        (step->op == HC_OP_HEAD ? head : fixed) += step->bytes[HC_FIXED];
+        int64_t &sum = step->op == HC_OP_EMBED ? embed : step->op == HC_OP_HEAD ? head : fixed;
+        sum += step->bytes[HC_FIXED];
         position += step->bytes[HC_POSITION];
     }
 }

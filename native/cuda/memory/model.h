@@ -25,8 +25,8 @@ const char *records_of(const hc_executor_args &args, int layer);
 
 // What a pass reads on the device by the programs' steps, whose kernels follow them.
 struct Reads {
-    int64_t fixed = 0, position = 0; // a pass; a cached position, of its last token
-    int64_t head = 0;                // a pass of which logits are wanted
+    int64_t fixed = 0, position = 0; // a pass; a cached position
+    int64_t embed = 0, head = 0;     // where the device embeds; where logits are wanted
     int64_t proposed = 0, fired = 0; // a neuron on the device
     void add(const hc_step *steps, int32_t n);
 };

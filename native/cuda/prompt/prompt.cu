@@ -112,8 +112,9 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     report.pass_ns = now_ns() - begin;
     report.allocated_bytes = model_.bytes, report.pinned_bytes = model_.pinned;
     // As if weights, keys and values were read once; records, resident or streamed, whole.
-    report.bytes = reads_.fixed + m.n_layers * m.n * m.record.bytes;
-    report.bytes += hc_attended(m.window, in.position + in.count - 1) * reads_.position;
+    report.bytes = reads_.embed + reads_.fixed + m.n_layers * m.n * m.record.bytes;
+    report.bytes +=
+        hc_attended_in(m.window, in.count, in.position + in.count - 1) * reads_.position;
     report.bytes += in.head || in.logits_PV ? reads_.head : 0;
     return HC_OK;
 }

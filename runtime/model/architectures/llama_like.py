@@ -72,7 +72,7 @@ def _rope_entry(config: Config, rope: object) -> dict[str, Any]:
     return {"rope_theta": float(theta), "rope_scaling": scaling}
 
 
-def read_heads(config: Config) -> dict[str, int]:
+def read_heads(config: Config) -> dict[str, Any]:
     """Width and query heads, as fields of a spec."""
     d_model = config.integer("hidden_size", "d_model")
     n_heads = config.integer("num_attention_heads", "n_heads")

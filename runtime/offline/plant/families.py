@@ -8,8 +8,7 @@ function here.
 from collections.abc import Callable
 from typing import Any
 
-from hotcold.native.errors import ConfigError
-from hotcold.runtime.model.block import PRE_NORM
+from hotcold.runtime.model.block import PRE_NORM, norms
 from hotcold.runtime.model.spec import ModelSpec
 
 
@@ -61,18 +60,31 @@ def _opt(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-CONFIGS: dict[str, Callable[[ModelSpec], dict[str, Any]]] = {"llama": _llama, "opt": _opt}
+def _falcon(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "architectures": ["FalconForCausalLM"],
+        "model_type": "falcon",
+        "activation": "relu",
+        "ffn_hidden_size": spec.n_neurons,
+        "new_decoder_architecture": True,
+        "num_kv_heads": spec.n_kv_heads,
+        "num_ln_in_parallel_attn": len(norms(spec.block)),
+        "parallel_attn": True,
+        "alibi": False,
+        "bias": spec.biases,
+        "layer_norm_epsilon": spec.norm_eps,
+        "rope_theta": spec.rope_theta,
+        **_shared(spec),
+    }
+
+
+CONFIGS: dict[str, Callable[[ModelSpec], dict[str, Any]]] = {
+    "llama": _llama,
+    "opt": _opt,
+    "falcon": _falcon,
+}
 
 
 def hf_config(spec: ModelSpec) -> dict[str, Any]:
-    """config.json of a planted model, as transformers writes it.
-
-    Raises:
-        ConfigError: no class of transformers computes this architecture.
-    """
-    if spec.architecture not in CONFIGS:
-        raise ConfigError(
-            f"a planted {spec.architecture} has no Hugging Face form (see hotcold plant --help); "
-            f"plant a bundle, or a shape of {' or '.join(CONFIGS)}"
-        )
+    """config.json of a planted model, as transformers writes it."""
     return CONFIGS[spec.architecture](spec)

@@ -20,7 +20,6 @@ from hotcold.runtime.model.checkpoints.convert import PREDICTORS, PROFILE
 from hotcold.runtime.model.checkpoints.layout import layout
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.drawing import Drawing
-from hotcold.runtime.offline.plant.families import hf_config
 from hotcold.runtime.offline.plant.gguf_sink import GgufSink
 from hotcold.runtime.offline.plant.options import PlantOptions
 from hotcold.runtime.offline.plant.planting import Planter
@@ -133,14 +132,12 @@ def _check_form(form: str, drawing: Drawing) -> None:
     """Refuse, before anything is drawn, a model that has no such form; ConfigError says why."""
     if form not in FORMS:
         raise ConfigError(f"format {form!r:.80} is unknown; choose one of {', '.join(FORMS)}")
-    if form == "hf":
-        if drawing.spec.neuron_dtype:
-            raise ConfigError(
-                f"a Hugging Face checkpoint holds no {drawing.spec.neuron_dtype} neurons; plant it "
-                f"in {drawing.spec.dtype}, and convert it with --dtype {drawing.spec.neuron_dtype}"
-            )
-        hf_config(drawing.spec)
-    elif form != "bundle":
+    if form == "hf" and drawing.spec.neuron_dtype:
+        raise ConfigError(
+            f"a Hugging Face checkpoint holds no {drawing.spec.neuron_dtype} neurons; plant it in "
+            f"{drawing.spec.dtype}, and convert it with --dtype {drawing.spec.neuron_dtype}"
+        )
+    if form not in ("bundle", "hf"):
         check_gguf(drawing.spec, form == "powerinfer-gguf")
 
 

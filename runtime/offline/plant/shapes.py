@@ -4,15 +4,15 @@ Read by the command and by whoever plants. The densities and shares are those th
 (2312.12456) and the model cards report; where neither says anything, those of
 the nearest relative.
 
-Llama and OPT are planted as they are published, the largest differences being an untied head and a
-tokenizer of bytes. Falcon is not: the runtime has no parallel block, so `falcon` means Falcon's
-sizes in a sequential one (NOTES says it for people).
+They are planted as they are published, the largest differences being an untied head and a
+tokenizer of bytes.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.model.architectures.falcon import TWO_NORMS
 from hotcold.runtime.model.block import POST_NORM, PRE_NORM, Block
 from hotcold.runtime.model.spec import ModelSpec, split_dtype
 
@@ -26,11 +26,9 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 NOTES = (
     "opt shapes have OPT's block: ungated ReLU neurons with biases, layer norms, learned "
-    "positions. falcon-40b has Falcon's sizes, ungated ReLU neurons without biases, layer norms "
-    "with biases, rotary positions and 8 key/value heads, but attention and feed-forward follow "
-    "each other, as in all models hotcold runs, where Falcon computes them side by side from "
-    "one input; no Hugging Face class has that block, so --hf is refused. The weight bytes of "
-    "a token are the same either way."
+    "positions. falcon shapes have Falcon 40B's: ungated ReLU neurons without biases, rotary "
+    "positions, few key/value heads, and a layer norm each for attention and feed-forward part, "
+    "which stand side by side."
 )
 
 
@@ -122,7 +120,7 @@ SHAPES: dict[str, Shape] = {
     "small": Shape("llama", 4, 256, 1024, 8, 4, 2048, 1024),
     "tiny-opt": _opt(2, 64, 4, vocab=512, context=512),
     "small-opt": _opt(4, 256, 8, vocab=2048, context=1024),
-    "small-falcon": Shape("falcon", 4, 256, 1024, 8, 2, 2048, 1024, 0.05, 0.26),
+    "small-falcon": Shape("falcon", 4, 256, 1024, 8, 2, 2048, 1024, 0.05, 0.26, block=TWO_NORMS),
     "llama-1b": Shape("llama", 16, 2048, 8192, 32, 8, 32000, 2048),
     "llama2-7b": Shape("llama", 32, 4096, 11008, 32, 32, 32000, 4096, 0.30, 0.43),
     "llama2-13b": Shape("llama", 40, 5120, 13824, 40, 40, 32000, 4096, 0.22, 0.43),
@@ -136,7 +134,9 @@ SHAPES: dict[str, Shape] = {
     "opt-30b": _opt(48, 7168, 56, density=0.03),
     "opt-66b": _opt(64, 9216, 72, density=0.03),
     "opt-175b": _opt(96, 12288, 96, density=0.03),
-    "falcon-40b": Shape("falcon", 60, 8192, 32768, 128, 8, 65024, 2048, 0.05, 0.26),
+    "falcon-40b": Shape(
+        "falcon", 60, 8192, 32768, 128, 8, 65024, 2048, 0.05, 0.26, block=TWO_NORMS
+    ),
 }
 
 

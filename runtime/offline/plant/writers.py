@@ -130,11 +130,7 @@ def _stored(rows: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 class HuggingFaceSink(Sink):
-    """Sharded safetensors, one shard a layer, with config.json.
-
-    Raises:
-        ConfigError: the architecture has no Hugging Face form.
-    """
+    """Sharded safetensors, one shard a layer, with config.json."""
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self._folder, self._spec = folder, spec

@@ -1,18 +1,14 @@
 """Bytes by the steps of the programs are the bytes that the loops count, in every combination."""
 
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.models import TinyLlama, write_llama
-from support.opt_models import TinyOpt, write_opt
-from support.opt_oracle import OptOracle
-from support.oracle import Oracle
-from support.work import Rows, Run, tensor_bytes
+from support.work import BOTH, MODELS, Rows, Run, ids_of, oracle_of, tensor_bytes, write_models
 
+from hotcold.native.abi.generated import Term
 from hotcold.policies.predictor.exact import Exact
 from hotcold.policies.predictor.low_rank import LowRank
 from hotcold.policies.predictor.sign import Sign
@@ -21,18 +17,8 @@ from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import Prepared, prepare_model
 from hotcold.runtime.options.config import EngineConfig
-from hotcold.runtime.profiles.profile import ActivationProfile
+from hotcold.runtime.plan.program import work_of
 
-LLAMA, OPT = (write_llama, Oracle.load), (write_opt, OptOracle.load)
-MODELS: dict[str, tuple[Any, tuple[Callable[..., Any], Callable[..., Oracle]]]] = {
-    "llama, grouped heads": (
-        TinyLlama(d=35, layers=3, neurons=51, heads=5, kv_heads=1, head_dim=6, vocab=301),
-        LLAMA,
-    ),
-    "llama, tied float16": (TinyLlama(d=24, neurons=40, tied=True, dtype="float16"), LLAMA),
-    "opt": (TinyOpt(d=35, layers=3, neurons=51, heads=5), OPT),
-    "opt, projected, untied": (TinyOpt(d=30, heads=3, embed=17, tied=False, seed=3), OPT),
-}
 PREDICTORS: dict[str, Any] = {
     "exact": Exact(),
     "none": Exact(by="executors"),
@@ -71,17 +57,7 @@ def cases() -> list[tuple[str, str, str, str]]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
-    for name, (model, (write, load)) in MODELS.items():
-        made[name] = folder = tmp_path_factory.mktemp("models") / "model"
-        write(folder, model)
-        fired_LN = load(folder).forward(ids_of(60, 9)).counts_LN
-        ActivationProfile(fired_LN.astype(np.int64), 60).save(folder / "activations.npz")
-    return made
-
-
-def ids_of(count: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 290, count).tolist()
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 def prepared(folder: Path, predictor: str, share: str = "mixed", **options: Any) -> Prepared:
@@ -95,7 +71,7 @@ def prepared(folder: Path, predictor: str, share: str = "mixed", **options: Any)
 def test_steps_say_what_is_counted(
     folders: dict[str, Path], model: str, predictor: str, share: str, schedule: str
 ) -> None:
-    oracle = MODELS[model][1][1](folders[model])
+    oracle = oracle_of(model, folders[model])
     for batch in (1, 32):
         options = {"max_batch": batch, "schedule": schedule, "audit": 8}
         ready = prepared(folders[model], predictor, share, **options)
@@ -111,6 +87,23 @@ def test_steps_say_what_is_counted(
                     assert run.stated(actor, once) == pytest.approx(found, rel=0.01)
 
 
+@pytest.mark.parametrize("predictor", ["none", "matrices"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_keys_in_a_window_and_down_rows_that_are_not_needed(
+    folders: dict[str, Path], predictor: str, batch: int
+) -> None:
+    oracle = oracle_of(BOTH, folders[BOTH])
+    ready = prepared(folders[BOTH], predictor, max_batch=batch)
+    row = ready.bundle.spec.d_model * ready.bundle.spec.element_bytes
+    with LocalSession(deploy(ready, solve(ready))) as local:
+        run = Run.of(local, ids_of(45))
+        for actor in local.executors:
+            rows = run.read_once(oracle, actor)
+            unread, odd = divmod(run.stated(actor, rows) - run.state(actor).bytes, row)
+            assert not odd
+            assert 0.1 * rows.fired <= unread <= 0.7 * rows.fired  # by all tokens of a block
+
+
 @pytest.mark.parametrize("model", list(MODELS))
 def test_a_pass_reads_every_tensor_once(folders: dict[str, Path], model: str) -> None:
     """All that the file holds, but for tables of which a token looks up a row."""
@@ -123,6 +116,13 @@ def test_a_pass_reads_every_tensor_once(folders: dict[str, Path], model: str) ->
     tables = {"embed", "positions"} if not spec.tied else {"positions"}
     keys = len(run.ids) * 2 * spec.kv_dim * 4 * spec.n_layers
     assert dense == tensor_bytes(bundle, *(names - tables - {"neurons"})) + keys
+    matrices = [
+        entry.shape
+        for name, entry in bundle.tensors.items()
+        if len(entry.shape) == 2 and name.rpartition(".")[2] not in {*tables, "neurons"}
+    ]
+    steps = run.local.deployment.programs["gpu"]
+    assert steps["flops"][:, Term.FIXED].sum() == 2 * sum(rows * d for rows, d in matrices)
 
 
 @pytest.mark.parametrize("predictor", list(PREDICTORS))
@@ -133,8 +133,9 @@ def test_the_placement_problem_is_made_of_the_same_bytes(
     ready = prepared(folders[model], predictor)
     problem = ready.problem
     deployment = deploy(ready, solve(ready))
-    steps = [step for program in deployment.programs.values() for step in program]
-    dense = sum(int(step["bytes"][0] + step["bytes"][1] * ready.context / 2) for step in steps)
+    works = [work_of(step).bytes for program in deployment.programs.values() for step in program]
+    half = next(module.read_share for module in problem.modules if module.kind == "kv")
+    dense = sum(work.fixed + work.position * ready.context * half for work in works)
     own = sum(work.bytes.fixed for work in ready.work.predict_L) - sum(ready.predictor_bytes_L)
     read = sum(module.bytes * module.read_share for module in problem.modules)
     assert read + own == pytest.approx(dense)
