@@ -152,7 +152,7 @@ def _ffn(dtype: str, d: int, density: int, listed: bool) -> GpuCase:
     n = min(4 * d, 16384)
     rng = np.random.default_rng(d + density)
     fires_N = rng.permutation(n) < max(1, round(n * density / 100))
-    data, x_BD = _records(n, d, dtype, np.ones(n, bool) if listed else fires_N), _x(d)
+    data, x_BD = made_records(n, d, dtype, np.ones(n, bool) if listed else fires_N), _x(d)
     row, fired = FORMATS[dtype].read_bytes(d), int(fires_N.sum())
     size = fired * 3 * row if listed else n * row + fired * 2 * row
     ids = np.flatnonzero(fires_N).astype(np.int32)
@@ -169,8 +169,8 @@ def _ffn(dtype: str, d: int, density: int, listed: bool) -> GpuCase:
     return GpuCase(time, size)
 
 
-def _records(n: int, d: int, dtype: str, fires_N: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Gate, up and down side by side, as hc_record has them; only gates of the marked fire."""
+def made_records(n: int, d: int, dtype: str, fires_N: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Gate, up and down side by side, [n, bytes of a record]; only gates of the marked fire."""
     of = FORMATS[dtype]
     if dtype == "int8":  # bytes that are small and positive, as weights and as either of a scale's
         data = np.resize(USUAL + np.arange(4, dtype=np.uint8), (n, 3 * of.part_bytes(d)))

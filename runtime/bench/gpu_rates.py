@@ -25,6 +25,7 @@ from hotcold.native.bindings.device import open_plugin
 from hotcold.native.errors import BackendError
 from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
 from hotcold.runtime.bench.gpu_exchange import exchange
+from hotcold.runtime.bench.gpu_kernels import made_records
 from hotcold.runtime.doctor.gpu_probe import LIBCUDA
 from hotcold.runtime.engine.gpu import CONTEXT_BYTES
 from hotcold.runtime.hardware.machine_file import Figure
@@ -64,7 +65,7 @@ def gpu_rates(progress: Callable[[str], None]) -> GpuRates:
     progress("GPU memory and arithmetic")
     bandwidth, gflops = _memory(plugin)
     progress("GPU, active neurons")
-    neurons = [_neurons(plugin, dtype) for dtype in ("float32", "float16", "bfloat16")]
+    neurons = [_neurons(plugin, dtype) for dtype in FORMATS]
     progress("bus between host and GPU")
     to_gpu, to_host = _bus()
     progress("captured exchange on the GPU")
@@ -115,9 +116,7 @@ def _memory(plugin: Any) -> tuple[float, float]:
 
 
 def _neurons(plugin: Any, dtype: str) -> Row:
-    kind = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[dtype]
-    one = 0x3C00 if dtype == "bfloat16" else 0.01  # both small and positive: every gate fires
-    records = np.full((NEURONS, 3 * D), one, kind).view(np.uint8)
+    records = made_records(NEURONS, D, dtype, np.ones(NEURONS, bool))
     bounds_C = np.linspace(0, NEURONS, 65).astype(np.int32)
     x_BD = np.full((1, D), 0.01, np.float32)
     _, _, seconds = device_kernels.ffn(plugin, records, dtype, x_BD, bounds_C, repeat=REPEAT)

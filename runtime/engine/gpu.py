@@ -176,7 +176,6 @@ def unsupported(spec: ModelSpec) -> str:
     found = {
         f"heads of more than {GPU_MAX_HEAD_DIM} elements": spec.head_dim > GPU_MAX_HEAD_DIM,
         f"layers of more than {GPU_MAX_NEURONS} neurons": spec.n_neurons > GPU_MAX_NEURONS,
-        f"{spec.neuron_dtype} neurons": spec.neuron_dtype is not None,
     }
     return ", ".join(name for name, there in found.items() if there)
 

@@ -49,6 +49,7 @@ def model_shape(
         n_layers=spec.n_layers,
         element_bytes=spec.element_bytes,
         record_bytes=NeuronRecord.for_spec(spec).bytes,
+        widens=spec.neuron_format == "int8",
         norm_bias=spec.norm == "layer",
         biases=spec.biases,
         gated=spec.gated,

@@ -32,6 +32,7 @@ def test_a_gpu_is_measured(plugin: Any, monkeypatch: pytest.MonkeyPatch) -> None
         "float32",
         "float16",
         "bfloat16",
+        "int8",
     }
 
 

@@ -7,13 +7,21 @@
 //
 // Bytes: 3 d e a fired neuron (2 d e without up rows), d e a proposed one that stays shut (gate
 // first), 6 d FLOPs: 1 FLOP a byte in fp16, bound by memory. 13B, 12 % of 13824 fire: 34 MB + 17 MB a
-// layer, 10 us + 5 us.
+// layer, 10 us + 5 us. int8 with its scales (neuron.cuh), e 1 + 2/64: 17.5 MB + 8.8 MB, 5.3 us + 2.6 us at
+// 3.35 TB/s, of which 75 % are the goal. That is 15 weights a clock and multiprocessor; 16 weights take 64
+// instructions (8 selects, 4 xors, 16 permutations, 32 fused multiply-adds, the scale), so 60 of the 128
+// lanes of a clock are busy and memory stays the bound. In flight, by Little's law at 1 us: 25 KB a
+// multiprocessor; gate_up_one has 42 KB at d 5120 (4 blocks of 10.5 KB), down 79 KB (2.4 blocks of 32
+// rows of 1 KB). Not yet measured.
 //
-// No gather pass and no format conversion: the kernels read whole records where they lie.
-// Predicted neurons: a block each, gate and up row in flight together (gate_up; for one token with x
-// in registers: gate_up_one). Every neuron looked at: a warp each, gate first. down: a thread holds
-// one pack of columns and walks the list, which is cut in chunks by neuron id, each with its own
-// partial sum; merge adds them in order. No order depends on the batch.
+// No gather pass and no conversion pass: the kernels read whole records where they lie.
+// v1. Predicted neurons: a block each, gate and up row in flight together, x from L1 (gate_up); for
+//   one token and rows of usual lengths x in registers, the next neuron's rows requested ahead
+//   (gate_up_one). Every neuron looked at: a warp each, gate first.
+// down: a thread holds one pack of columns and walks the list, which is cut in chunks by neuron id, each
+//   with its own partial sum; merge adds them in order. int8: 8 columns a thread, not 16, or 13B had 1.5
+//   blocks a multiprocessor.
+// No order depends on the batch.
 //
 // Oracle: numpy in float64 (tests/cuda/test_kernels.py and test_kernels_long.py), and a token's
 // bits alone against those in a batch.
