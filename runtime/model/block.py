@@ -87,14 +87,11 @@ def steps(block: Block) -> tuple[Step, ...]:
     ffn_at = _place(block, "ffn")
     if _reads_attention(block, ffn_at):
         return ("attention",) * (ffn_at + 1) + ("merge",) * (len(block) - ffn_at - 1)
-    return tuple(
-        "merge"
-        if at > ffn_at
-        else "input"
-        if one.kind == "ffn" or one.target == block[ffn_at].source
-        else "attention"
-        for at, one in enumerate(block)
-    )
+    made: list[Step] = []
+    for at, one in enumerate(block):
+        early = one.kind == "ffn" or one.target == block[ffn_at].source
+        made.append("merge" if at > ffn_at else "input" if early else "attention")
+    return tuple(made)
 
 
 def parallel(block: Block) -> bool:
