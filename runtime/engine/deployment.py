@@ -11,7 +11,7 @@ from typing import Any
 
 from hotcold.native.abi.generated import StepFlag
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.engine.gpu import GpuChoice
+from hotcold.runtime.engine.gpu import GpuChoice, with_formats
 from hotcold.runtime.engine.prepare import Prepared
 from hotcold.runtime.engine.variant import Variant
 from hotcold.runtime.exchange.segment import SegmentLayout
@@ -138,6 +138,13 @@ def load_plan(prepared: Prepared, folder: Any) -> Plan:
             f"plan {folder} was made for another model ({plan.model[:12]}, this one is "
             f"{bundle.checksum[:12]}); solve again"
         )
+    sizes = {name: other.bytes for name, other in prepared.problem.formats.items()}
+    if unknown := set(plan.format_bytes.items()) - set(sizes.items()):
+        name, size = min(unknown)
+        raise ConfigError(
+            f"plan {folder} stores neurons in {name}, {size} bytes each; this model's may be in "
+            f"{', '.join([prepared.problem.dtype, *sizes])}; solve again"
+        )
     for device, used in plan.bytes_by_device.items():
         budget = prepared.problem.budgets.get(device)
         if budget is not None and used > budget:
@@ -174,6 +181,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
     result = make_schedule(schedule, dag, plan, hardware, own, timeout_s)
     if prepared.gpu is not None and config.bus_share and not any(result.fetch):
         result = fetching(dag, result, (config.bus_share,) * spec.n_layers)
+    computed = computed_plan(plan, result.fetch)
     check_lookahead(prepared.lookahead, result.lookahead, policy_name(schedule))
     if prepared.with_gate and any(result.lookahead):
         raise ConfigError(
@@ -191,7 +199,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         with_residual=prepared.residual_input,
     )
     programs = compile_programs(dag, result, layout, idle_nodes(plan, result.fetch))
-    gpu = prepared.gpu
+    gpu = None if prepared.gpu is None else with_formats(prepared.gpu, plan, computed)
     if gpu is not None and (fault := unkept(dag, result, programs, gpu.remote_predictor)):
         raise ConfigError(
             f"schedule '{policy_name(schedule)}' {fault}; choose another schedule or placement, or "

@@ -57,6 +57,7 @@ class GpuChoice:
         prompt_rows: tokens of a dense prompt pass; 0: all prompts are sparse.
         predictor_process: "fused", or "mps": one of its own on the same GPU (remote_predictor.py).
         predictor_bytes: what that one takes beside its matrices and its context.
+        widen_bytes: what dense prompts take beside, where a plan has int8 neurons of a float model.
     """
 
     kv_dtype: str
@@ -70,6 +71,7 @@ class GpuChoice:
     prompt_rows: int = 0
     predictor_process: str = "fused"
     predictor_bytes: int = 0
+    widen_bytes: int = 0
 
     @property
     def remote_predictor(self) -> bool:
@@ -149,6 +151,7 @@ def choose_gpu(
         prompt_rows=rows,
         predictor_process=config.predictor_process,
         predictor_bytes=predictor_bytes,
+        widen_bytes=replace(shape, widens=True).with_rows(rows).executor().reserve - need(rows),
     )
     check_budget(choice, free)
     return choice
@@ -178,6 +181,23 @@ def unsupported(spec: ModelSpec) -> str:
         f"layers of more than {GPU_MAX_NEURONS} neurons": spec.n_neurons > GPU_MAX_NEURONS,
     }
     return ", ".join(name for name, there in found.items() if there)
+
+
+def with_formats(choice: GpuChoice, plan: Plan, computed: Plan) -> GpuChoice:
+    """The choice under a plan: without dense prompts, if int8 neurons have no room to be widened.
+
+    computed: the plan as the executors compute it (fetch.py).
+    """
+    used = plan.bytes_by_device[plan.devices[0]]
+    if not computed.format_text(0) or used + choice.widen_bytes <= choice.room:
+        return choice
+    if choice.prompt_rows:
+        logger.warning(
+            "prompts stay sparse: dense ones widen int8 neurons, which takes %s more of the GPU "
+            "than the plan leaves; raise --vram",
+            format_bytes(used + choice.widen_bytes - choice.room),
+        )
+    return replace(choice, prompt_rows=0)
 
 
 def check_budget(choice: GpuChoice, free_bytes: int) -> None:

@@ -3,7 +3,7 @@
 Read from a checkpoint by an architecture, stored in a bundle, used everywhere. Holds no weights.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -98,6 +98,12 @@ class ModelSpec:
     def neuron_format(self) -> str:
         """Format of the neurons' rows; as a dtype option it makes this model of its source."""
         return self.neuron_dtype or self.dtype
+
+    def stored(self, neurons: str | None) -> "ModelSpec":
+        """The same model with its neurons in another format; None: as it is."""
+        if neurons is None:
+            return self
+        return replace(self, neuron_dtype=None if neurons == self.dtype else neurons)
 
     @property
     def row_bytes(self) -> int:

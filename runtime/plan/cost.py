@@ -32,11 +32,12 @@ Shape suffixes: L layers, N neurons of a layer.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.names import DTYPE_BYTES
+from hotcold.native.abi.names import DTYPE_BYTES, DTYPES
 from hotcold.runtime.plan.fetch import fetched
 from hotcold.runtime.plan.plan import Plan
 from hotcold.runtime.plan.problem import Module, Placement, Problem
@@ -92,31 +93,67 @@ class CostModel:
     Args:
         selective: whether the exchange of a layer is skipped for tokens without a cold neuron; if
             not, every layer that has cold neurons pays for it.
+        dtype_LN: formats of neurons, as in Placement.
     """
 
-    def __init__(self, problem: Problem, selective: bool = True) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        selective: bool = True,
+        dtype_LN: NDArray[np.int8] | None = None,
+    ) -> None:
         self.problem = problem
         self.selective = selective
         p_LN = problem.activations_LN
         self.proposed_LN = _union(_proposed(p_LN, problem.predictor_density_L), problem.batch)
         # A neuron that fires was proposed, or it would not be computed at all.
         fired_LN = np.minimum(_union(p_LN, problem.batch), self.proposed_LN)
-        gate, read = problem.gate_share, problem.read_share
-        share_LN = gate * self.proposed_LN + (read - gate) * fired_LN
-        self.bytes_LN: F64 = share_LN * problem.neuron_bytes_L[:, None]
+
+        def read_LN(bytes_L: Any, gate: float, read: float) -> F64:  # noqa: ANN401 - or one for all
+            share_LN = gate * self.proposed_LN + (read - gate) * fired_LN
+            made_LN: F64 = share_LN * bytes_L
+            return made_LN
+
+        self.bytes_LN = read_LN(
+            problem.neuron_bytes_L[:, None], problem.gate_share, problem.read_share
+        )
+        self._formats: dict[str, NDArray[np.bool_]] = {}
+        for name, other in problem.formats.items() if dtype_LN is not None else ():
+            own_LN = np.asarray(dtype_LN == DTYPES[name])
+            self._formats[name] = own_LN
+            other_LN = read_LN(other.bytes, other.gate_share, other.read_share)
+            self.bytes_LN = np.where(own_LN, other_LN, self.bytes_LN)
         hardware = problem.hardware
-        flops = 2.0 * problem.batch / DTYPE_BYTES.get(problem.dtype, 4)  # of one byte of weights
-        self.hot_s_per_byte = _rate(hardware.gpu_gb_per_s, hardware.gpu_gflops, flops)
-        self.cold_s_per_byte = _rate(hardware.host_gb_per_s, hardware.host_gflops, flops)
+        self._rates = {
+            "hot": (hardware.gpu_gb_per_s, hardware.gpu_gflops),
+            "cold": (hardware.host_gb_per_s, hardware.host_gflops),
+            "fetched": (hardware.pcie_gb_per_s, hardware.gpu_gflops),
+        }
+        self.hot_s_per_byte, self.cold_s_per_byte, self.fetched_s_per_byte = (
+            self._s_per_byte(share, problem.dtype) for share in self._rates
+        )
         self.overlap = not hardware.in_turn
-        self.fetched_s_per_byte = _rate(hardware.pcie_gb_per_s, hardware.gpu_gflops, flops)
+
+    def _s_per_byte(self, share: str, dtype: str) -> float:
+        flops = 2.0 * self.problem.batch / DTYPE_BYTES.get(dtype, 4)  # of one byte of weights
+        return _rate(*self._rates[share], flops)
+
+    def neurons(self, share: str, chosen_LN: NDArray[np.bool_]) -> F64:
+        """Seconds by layer that chosen neurons take as "hot", "cold" or "fetched"."""
+        others, seconds_L = chosen_LN, np.zeros(len(chosen_LN))
+        for name, own_LN in self._formats.items():
+            bytes_L = np.where(chosen_LN & own_LN, self.bytes_LN, 0.0).sum(axis=1)
+            seconds_L += bytes_L * self._s_per_byte(share, name)
+            others = others & ~own_LN
+        bytes_L = np.where(others, self.bytes_LN, 0.0).sum(axis=1)
+        seconds_L += bytes_L * self._s_per_byte(share, self.problem.dtype)
+        return seconds_L
 
     def token(self, device_LN: NDArray[np.int8], modules: Mapping[str, str]) -> TokenTime:
         """Times under a placement of neurons (0: gpu0) and modules (device by name)."""
         dense_L, rest_s = self.dense(modules)
         hot_LN = device_LN == 0
-        hot_L = np.where(hot_LN, self.bytes_LN, 0.0).sum(axis=1) * self.hot_s_per_byte
-        cold_L = np.where(hot_LN, 0.0, self.bytes_LN).sum(axis=1) * self.cold_s_per_byte
+        hot_L, cold_L = self.neurons("hot", hot_LN), self.neurons("cold", ~hot_LN)
         exchange_L = self.exchange(hot_LN)
         rows = zip(dense_L, hot_L, cold_L, exchange_L, strict=True)
         layers = tuple(
@@ -185,7 +222,8 @@ class CostModel:
 
 def predict(problem: Problem, placed: Placement | Plan, selective: bool = True) -> TokenTime:
     """Seconds of one token under a placement or plan of this problem."""
-    return CostModel(problem, selective).token(placed.device_LN, placed.modules)
+    model = CostModel(problem, selective, placed.dtype_LN)
+    return model.token(placed.device_LN, placed.modules)
 
 
 def predict_schedule(problem: Problem, placed: Placement | Plan, schedule: Schedule) -> TokenTime:
@@ -195,24 +233,22 @@ def predict_schedule(problem: Problem, placed: Placement | Plan, schedule: Sched
     reads ahead, and in which layers one executor waits for the other. An early prediction costs the
     same bytes.
     """
-    model = CostModel(problem)
+    model = CostModel(problem, dtype_LN=placed.dtype_LN)
     fetched_LN = fetched(placed.device_LN, schedule.fetch)
     on_gpu_LN = (placed.device_LN == 0) | fetched_LN
     plain = model.token(placed.device_LN, placed.modules)
     always_L = CostModel(problem, selective=False).exchange(on_gpu_LN)
     selective_L = model.exchange(on_gpu_LN)
-    bytes_L = np.where(fetched_LN, model.bytes_LN, 0.0).sum(axis=1)
+    over_bus_L, spared_L = (model.neurons(share, fetched_LN) for share in ("fetched", "cold"))
     early_L = schedule.lookahead if schedule.read_ahead else [0] * len(schedule.lookahead)
     hidden_L = model.read_ahead(placed.modules, early_L)
     after = {(source, target) for source, target in schedule.after}
     layers = tuple(
         replace(
             layer,
-            cold_s=max(
-                layer.cold_s - float(bytes_L[i]) * model.cold_s_per_byte - float(hidden_L[i]), 0.0
-            ),
+            cold_s=max(layer.cold_s - float(spared_L[i]) - float(hidden_L[i]), 0.0),
             exchange_s=float((selective_L if sync == "selective" else always_L)[i]),
-            fetched_s=float(bytes_L[i]) * model.fetched_s_per_byte,
+            fetched_s=float(over_bus_L[i]),
             overlap=layer.overlap and (f"cold.{i}", f"hot.{i}") not in after,
         )
         for i, (layer, sync) in enumerate(zip(plain.layers, schedule.sync, strict=True))

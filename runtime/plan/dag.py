@@ -18,6 +18,7 @@ from hotcold.runtime.plan.plan import Plan
 from hotcold.runtime.plan.work import ModelWork, Work
 
 Kind = Literal["input", "attention", "predict", "hot", "cold", "fetch", "merge"]
+_OWNER = {"hot": 0, "cold": 1, "fetch": 1}  # device of a node's neurons, by the plan
 PREDICTOR = "predictor"  # the lane of the predictor actor, beside the plan's devices
 
 
@@ -80,7 +81,10 @@ def build_dag(spec: ModelSpec, plan: Plan, predicts: bool, work: ModelWork | Non
     gpu, cpu = plan.devices[:2]
 
     def add(kind: Kind, layer: int, lane: str, *inputs: Kind) -> Kind:
-        nodes.append(Node(f"{kind}.{layer}", kind, layer, (lane,), work.of(kind, layer)))
+        owner = _OWNER.get(kind)
+        own = None if owner is None else plan.format(layer, owner)
+        made = work.stored(own).of(kind, layer)
+        nodes.append(Node(f"{kind}.{layer}", kind, layer, (lane,), made))
         edges.extend((f"{source}.{layer}", f"{kind}.{layer}") for source in inputs)
         return kind
 

@@ -17,6 +17,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.errors import ConfigError
+from hotcold.runtime.plan.placement import first_mixed
 from hotcold.runtime.plan.plan import Plan
 
 
@@ -36,10 +38,22 @@ def fetched(device_LN: NDArray[np.int8], share_L: Sequence[float]) -> NDArray[np
 
 
 def computed_plan(plan: Plan, share_L: Sequence[float]) -> Plan:
-    """The plan as the executors compute it: fetched neurons are the GPU executor's."""
+    """The plan as the executors compute it: fetched neurons are the GPU executor's.
+
+    Raises:
+        ConfigError: they have another format than its own of that layer.
+    """
     chosen_LN = fetched(plan.device_LN, share_L)
     if not chosen_LN.any():
         return plan
+    on_gpu_LN = chosen_LN | (plan.device_LN == 0)
+    if plan.dtype_LN is not None and (at := first_mixed(on_gpu_LN, plan.dtype_LN)) is not None:
+        hot, cold = (plan.format(at, device) or plan.dtype for device in (0, 1))
+        raise ConfigError(
+            f"neurons of layer {at} are {hot} on {plan.devices[0]} and {cold} on "
+            f"{plan.devices[1]}, which the GPU executor cannot fetch as well; choose a schedule "
+            "that fetches none and --bus-share 0, or a placement with one format in a layer"
+        )
     return replace(plan, device_LN=np.where(chosen_LN, 0, plan.device_LN).astype(np.int8))
 
 

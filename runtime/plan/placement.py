@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.names import DTYPES
 from hotcold.native.errors import PolicyError
 from hotcold.runtime.plan.problem import Placement, Problem
 
@@ -34,8 +35,6 @@ def _fault(problem: Problem, placement: Any) -> str | None:
     if not isinstance(placement, Placement):
         kind = "nothing" if placement is None else f"an object of type {type(placement).__name__}"
         return f"returned {kind}; place(problem) must return a Placement"
-    if placement.dtype_LN is not None:
-        return "returned dtype_LN; it must be None, all neurons are stored in one dtype"
     if not isinstance(placement.note, str):
         return f"returned a note of type {type(placement.note).__name__}; it must be text"
     if len(placement.note) > _NOTE_LIMIT:
@@ -43,8 +42,9 @@ def _fault(problem: Problem, placement: Any) -> str | None:
     return (
         _figure_fault(placement.figures)
         or _neuron_fault(problem, placement.device_LN)
+        or _format_fault(problem, placement.device_LN, placement.dtype_LN)
         or _module_fault(problem, placement.modules)
-        or _budget_fault(problem, placement.device_LN, placement.modules)
+        or _budget_fault(problem, placement)
     )
 
 
@@ -75,6 +75,45 @@ def _neuron_fault(problem: Problem, device_LN: Any) -> str | None:
     return None
 
 
+def _format_fault(problem: Problem, device_LN: NDArray[np.int8], dtype_LN: Any) -> str | None:
+    if dtype_LN is None:
+        return None
+    if not isinstance(dtype_LN, np.ndarray) or dtype_LN.dtype != np.int8:
+        kind = str(getattr(dtype_LN, "dtype", type(dtype_LN).__name__))
+        return f"returned dtype_LN of {kind}; it must be None or a numpy array, x.astype(np.int8)"
+    if dtype_LN.shape != problem.shape:
+        return f"returned dtype_LN of shape {dtype_LN.shape}; the model has {problem.shape}"
+    allowed = [name for name in (problem.dtype, *problem.formats) if name in DTYPES]
+    wrong = np.argwhere(~np.isin(dtype_LN, [DTYPES[name] for name in allowed]))
+    if len(wrong):
+        layer, neuron = (int(index) for index in wrong[0])
+        words = " or ".join(f"{int(DTYPES[name])} ({name})" for name in allowed)
+        given = format_name(int(dtype_LN[layer, neuron]))
+        return f"gave neuron {neuron} of layer {layer} the format {given}; here it may be {words}"
+    for index, device in enumerate(problem.devices):
+        if (at := first_mixed(device_LN == index, dtype_LN)) is not None:
+            found = np.unique(dtype_LN[at, device_LN[at] == index])
+            names = " and ".join(format_name(int(number)) for number in found)
+            return (
+                f"stores neurons of layer {at} on {device} as {names}; give all that a device "
+                "has of a layer one format"
+            )
+    return None
+
+
+def format_name(number: int) -> str:
+    """A format's number and word."""
+    words = [word for word, member in DTYPES.items() if member == number]
+    return f"{number} ({words[0]})" if words else str(number)
+
+
+def first_mixed(own_LN: NDArray[np.bool_], dtype_LN: NDArray[np.int8]) -> int | None:
+    """The first layer in which neurons of one device have several formats."""
+    lowest_L = np.where(own_LN, dtype_LN, 127).min(axis=1)
+    mixed_L = lowest_L < np.where(own_LN, dtype_LN, -128).max(axis=1)
+    return int(mixed_L.argmax()) if mixed_L.any() else None
+
+
 def _module_fault(problem: Problem, modules: Any) -> str | None:
     if not isinstance(modules, Mapping):
         return f"returned modules of type {type(modules).__name__}; it must map name to device"
@@ -99,10 +138,9 @@ def _module_fault(problem: Problem, modules: Any) -> str | None:
     return None
 
 
-def _budget_fault(
-    problem: Problem, device_LN: NDArray[np.int8], modules: Mapping[str, str]
-) -> str | None:
-    for device, need in problem.bytes_by_device(device_LN, modules).items():
+def _budget_fault(problem: Problem, placed: Placement) -> str | None:
+    used = problem.bytes_by_device(placed.device_LN, placed.modules, placed.dtype_LN)
+    for device, need in used.items():
         budget = problem.budgets[device]
         if need > budget:
             return (

@@ -19,12 +19,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.names import DTYPES
 from hotcold.native.errors import CheckpointError, ConfigError
 from hotcold.runtime.files.atomic import write_atomically
 from hotcold.runtime.files.npz import pack, unpack
 from hotcold.runtime.files.records import fits, from_record, hints, plain, to_record
-from hotcold.runtime.plan.placement import check_placement
-from hotcold.runtime.plan.problem import DEVICES, Placement, Problem, bytes_by_device, frozen_array
+from hotcold.runtime.plan.placement import check_placement, first_mixed
+from hotcold.runtime.plan.problem import (
+    DEVICES,
+    Placement,
+    Problem,
+    bytes_by_device,
+    frozen_array,
+    saved_bytes,
+)
 from hotcold.runtime.units import format_bytes
 
 _ONE = 2**20  # probabilities are cut in integers, so every machine cuts at the same neuron
@@ -41,6 +49,9 @@ class Plan:
         device_LN: int8, index into `devices` for every neuron.
         neuron_bytes_L: int64, bytes of one neuron of each layer.
         activations_LN: float64, firing probability of each neuron.
+        dtype_LN: int8, the number of each neuron's format (DTYPES), one for all that a device has
+            of a layer; None: `dtype` for all.
+        format_bytes: bytes of a neuron in each format of dtype_LN that is not `dtype`.
         model: checksum of the bundle the plan is for.
         note: remarks of the policy and of make_plan.
 
@@ -62,12 +73,16 @@ class Plan:
     note: str = ""
     devices: tuple[str, ...] = DEVICES
     figures: Mapping[str, float] = field(default_factory=dict)
+    dtype_LN: NDArray[np.int8] | None = None
+    format_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device_LN", frozen_array(self.device_LN, np.int8))
         object.__setattr__(self, "neuron_bytes_L", frozen_array(self.neuron_bytes_L, np.int64))
         object.__setattr__(self, "activations_LN", frozen_array(self.activations_LN, np.float64))
         object.__setattr__(self, "devices", tuple(self.devices))
+        if self.dtype_LN is not None:
+            object.__setattr__(self, "dtype_LN", frozen_array(self.dtype_LN, np.int8))
         shape, p_LN = self.device_LN.shape, self.activations_LN
         problems = {
             "device_LN must be layers by neurons": len(shape) != 2 or 0 in shape,
@@ -81,10 +96,23 @@ class Plan:
             "modules and module_bytes must name the same": set(self.modules)
             != set(self.module_bytes),
             "every device needs a budget": set(self.budgets) != set(self.devices),
+            "format_bytes must be those of dtype_LN": not self._formats_known(),
         }
         for problem, wrong in problems.items():
             if wrong:
                 raise ConfigError(f"not a plan: {problem}")
+
+    def _formats_known(self) -> bool:
+        """Whether dtype_LN goes with the other parts, which are right."""
+        named = {self.dtype, *self.format_bytes}
+        if self.dtype_LN is None or not named <= set(DTYPES) or self.dtype in self.format_bytes:
+            return self.dtype_LN is None and not self.format_bytes
+        if self.dtype_LN.shape != self.device_LN.shape:
+            return False
+        shares = (self.device_LN == index for index in range(len(self.devices)))
+        mixed = [first_mixed(own_LN, self.dtype_LN) for own_LN in shares]
+        known = {DTYPES[name] for name in named}
+        return set(np.unique(self.dtype_LN)) <= known and not any(x is not None for x in mixed)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -106,18 +134,23 @@ class Plan:
             "dtype",
         )
         content = {name: plain(getattr(self, name)) for name in names}
+        if self.dtype_LN is not None:
+            content["format_bytes"] = plain(self.format_bytes)
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         digest.update(self.device_LN.tobytes())
         digest.update(self.neuron_bytes_L.astype("<i8").tobytes())
         digest.update(self.activations_LN.astype("<f8").tobytes())
+        if self.dtype_LN is not None:
+            digest.update(self.dtype_LN.tobytes())
         return digest.hexdigest()
 
     @cached_property
     def bytes_by_device(self) -> dict[str, int]:
         """Bytes that each device holds."""
-        return bytes_by_device(
-            self.device_LN, self.neuron_bytes_L, self.modules, self.module_bytes, self.devices
-        )
+        sizes, devices = self.neuron_bytes_L, self.devices
+        used = bytes_by_device(self.device_LN, sizes, self.modules, self.module_bytes, devices)
+        saved = saved_bytes(self.device_LN, self.dtype_LN, sizes, self.format_bytes, devices)
+        return {device: size - saved[device] for device, size in used.items()}
 
     @property
     def remark(self) -> str:
@@ -137,6 +170,22 @@ class Plan:
     def ids(self, layer: int, device_index: int) -> NDArray[np.int32]:
         """Neurons of a layer that a device owns, ascending."""
         return np.flatnonzero(self.device_LN[layer] == device_index).astype(np.int32)
+
+    def format(self, layer: int, device_index: int) -> str | None:
+        """The format of a device's neurons of a layer; None: `dtype`, or there are none."""
+        own_N = self.device_LN[layer] == device_index
+        if self.dtype_LN is None or not own_N.any():
+            return None
+        number = self.dtype_LN[layer][own_N][0]
+        return next((name for name in self.format_bytes if DTYPES[name] == number), None)
+
+    def format_text(self, device_index: int) -> str:
+        """Which layers a device has in another format than `dtype`; empty: none."""
+        found: dict[str, list[str]] = {}
+        for layer in range(self.shape[0]):
+            if name := self.format(layer, device_index):
+                found.setdefault(name, []).append(f"neurons.{layer}")
+        return "".join(f", {_compact(layers)} in {name}" for name, layers in found.items())
 
     def bounds(self, layer: int, device_index: int, n_chunks: int) -> NDArray[np.int32]:
         """Cut a device's share of a layer into C chunks of about equal work, by neuron id.
@@ -170,13 +219,19 @@ class Plan:
         """
         folder = Path(folder)
         arrays, values = to_record(self)
+        if self.dtype_LN is None:
+            del values["dtype_LN"], values["format_bytes"]
         header = {"format": "hotcold plan", "version": VERSION, "hash": self.hash, **values}
         header |= {"shape": self.shape, "bytes": self.bytes_by_device}  # bytes: for readers
         header["gpu_activation_share"] = self.gpu_activation_share
         text = json.dumps(header, indent=2) + "\n"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            arrays = {name: arrays[name].astype(dtype) for name, dtype in _ARRAYS.items()}
+            arrays = {
+                name: arrays[name].astype(dtype)
+                for name, dtype in _ARRAYS.items()
+                if name in arrays
+            }
             write_atomically(folder / "plan.npz", pack(arrays))
             write_atomically(folder / "plan.json", text.encode())
         except OSError as error:
@@ -193,7 +248,8 @@ class Plan:
         folder = Path(path)
         header = _read_header(folder)
         try:
-            plan = from_record(Plan, header | _read_arrays(folder, tuple(header["shape"])))
+            arrays = _read_arrays(folder, tuple(header["shape"]), "format_bytes" in header)
+            plan = from_record(Plan, header | arrays)
         except (ValueError, OSError) as error:
             raise CheckpointError(f"the plan in {folder} cannot be read: {error}") from error
         if plan.hash != header["hash"]:
@@ -212,7 +268,8 @@ class Plan:
         lines = [f"plan {self.hash[:12]} by policy {self.policy!r}"]
         for device, used in self.bytes_by_device.items():
             room = f"{format_bytes(used)} of {format_bytes(self.budgets[device])}"
-            lines.append(f"  {device}: {room}: {self.modules_on(device) or 'no modules'}")
+            own = self.format_text(self.devices.index(device))
+            lines.append(f"  {device}: {room}: {self.modules_on(device) or 'no modules'}{own}")
         lines.append(
             f"  {int((self.device_LN == 0).sum())} of {self.device_LN.size} neurons on "
             f"{self.devices[0]}, {100 * self.gpu_activation_share:.1f} % of activations"
@@ -236,6 +293,8 @@ def make_plan(
     modules = {module.name: str(placement.modules[module.name]) for module in problem.modules}
     if problem.devices[-1] in modules.values():
         notes.append(_ON_HOST.format(problem.devices[-1]))
+    found = () if placement.dtype_LN is None else np.unique(placement.dtype_LN)
+    formats = {name: f.bytes for name, f in problem.formats.items() if DTYPES[name] in found}
     return Plan(
         device_LN=placement.device_LN,
         modules=modules,
@@ -251,6 +310,8 @@ def make_plan(
         note="\n".join(note for note in notes if note),
         devices=problem.devices,
         figures={str(name): float(value) for name, value in placement.figures.items()},
+        dtype_LN=placement.dtype_LN if formats else None,
+        format_bytes=formats,
     )
 
 
@@ -283,7 +344,12 @@ def _compact(names: list[str]) -> str:
 VERSION = 2
 _JSON_LIMIT = 2**24
 _NEURON_LIMIT = 2**28  # neurons of a plan: 50 times the 175B model's
-_ARRAYS = {"device_LN": "|i1", "neuron_bytes_L": "<i8", "activations_LN": "<f8"}
+_ARRAYS = {
+    "device_LN": "|i1",
+    "neuron_bytes_L": "<i8",
+    "activations_LN": "<f8",
+    "dtype_LN": "|i1",  # where format_bytes is in the header: both are left out without formats
+}
 _PLAIN = {name: hint for name, hint in hints(Plan).items() if name not in _ARRAYS}
 
 
@@ -305,6 +371,8 @@ def _read_header(folder: Path) -> dict[str, Any]:
             f"{path} has version {found!r}, this hotcold reads {VERSION}; make the plan again"
         )
     kinds = {**_PLAIN, "hash": str, "shape": tuple[int, int]}
+    if "format_bytes" not in header:
+        del kinds["format_bytes"]
     wrong = [name for name, kind in kinds.items() if not fits(header.get(name), kind)]
     if not wrong and (len(header["shape"]) != 2 or math.prod(header["shape"]) > _NEURON_LIMIT):
         wrong = ["shape"]
@@ -313,17 +381,18 @@ def _read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def _read_arrays(folder: Path, shape: tuple[int, ...]) -> dict[str, Any]:
+def _read_arrays(folder: Path, shape: tuple[int, ...], formats: bool) -> dict[str, Any]:
     """The arrays of plan.npz, in the dtypes and shapes the header promises."""
     layers, neurons = shape
-    limit = layers * neurons * 9 + layers * 8 + 65536
+    limit = layers * neurons * (9 + formats) + layers * 8 + 65536
+    kinds = {name: dtype for name, dtype in _ARRAYS.items() if formats or name != "dtype_LN"}
     path = folder / "plan.npz"
     if path.stat().st_size > limit:
         raise ValueError(f"{path.name} is larger than {layers} layers of {neurons} neurons need")
     _, arrays = unpack(path.read_bytes(), limit)
-    if set(arrays) != set(_ARRAYS):
-        raise ValueError(f"{path.name} holds {sorted(arrays)}, not {sorted(_ARRAYS)}")
-    for name, dtype in _ARRAYS.items():
+    if set(arrays) != set(kinds):
+        raise ValueError(f"{path.name} holds {sorted(arrays)}, not {sorted(kinds)}")
+    for name, dtype in kinds.items():
         expected = shape if name.endswith("LN") else shape[:1]
         if arrays[name].dtype.str != dtype or arrays[name].shape != expected:
             raise ValueError(f"{path.name}: {name} is {arrays[name].dtype} {arrays[name].shape}")

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hotcold.native.abi.names import DTYPES
 from hotcold.native.errors import ConfigError, PolicyError
 from hotcold.runtime.hardware.profile import HardwareProfile
 from hotcold.runtime.model.block import norms
+from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.plan.work import ModelWork
 
@@ -57,7 +59,9 @@ class Placement:
     Args:
         device_LN: int8, for every neuron an index into problem.devices.
         modules: device name by module name, one entry for every module of the problem.
-        dtype_LN: reserved for plans of several dtypes; None here.
+        dtype_LN: int8, by neuron the number of the format that its device stores and computes it in
+            (DTYPES): problem.dtype or one of problem.formats. In a layer all neurons of a device
+            have one. None: problem.dtype, all of them.
         note: a line for people, kept in the plan.
         figures: what the policy can tell in numbers, kept in the plan. Solvers give "objective",
             "bound" (what no placement can beat) and "gap" (their relative distance).
@@ -70,6 +74,15 @@ class Placement:
     note: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
     solve_s: float | None = None
+
+
+@dataclass(frozen=True)
+class NeuronFormat:
+    """Another format that neurons may be stored in: bytes of one, and shares as in Problem."""
+
+    bytes: int
+    gate_share: float
+    read_share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +101,7 @@ class Problem:
         gate_share: part of a neuron's bytes that tell whether it fires, its gate row: read for
             every neuron that is proposed, the rest only for those that fire.
         read_share: part of a neuron's bytes that is not padding.
+        formats: what else than `dtype` a device's neurons may be stored in, by its word.
 
     Raises:
         ConfigError: parts that contradict each other.
@@ -106,6 +120,7 @@ class Problem:
     profiled: bool = True
     gate_share: float = 1 / 3
     read_share: float = 1.0
+    formats: Mapping[str, NeuronFormat] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -115,6 +130,7 @@ class Problem:
         put("neuron_bytes_L", frozen_array(self.neuron_bytes_L, np.int64))
         put("predictor_density_L", frozen_array(self.predictor_density_L, np.float64))
         put("budgets", MappingProxyType(dict(self.budgets)))
+        put("formats", MappingProxyType(dict(self.formats)))
         put("modules", tuple(self.modules))
         put("devices", tuple(self.devices))
         _check_problem(self)
@@ -133,11 +149,17 @@ class Problem:
         return layers, neurons
 
     def bytes_by_device(
-        self, device_LN: NDArray[np.int8], modules: Mapping[str, str]
+        self,
+        device_LN: NDArray[np.int8],
+        modules: Mapping[str, str],
+        dtype_LN: NDArray[np.int8] | None = None,
     ) -> dict[str, int]:
         """Bytes that each device holds under a placement of neurons and modules."""
         sizes = {module.name: module.bytes for module in self.modules}
-        return bytes_by_device(device_LN, self.neuron_bytes_L, modules, sizes, self.devices)
+        used = bytes_by_device(device_LN, self.neuron_bytes_L, modules, sizes, self.devices)
+        own = {name: other.bytes for name, other in self.formats.items()}
+        saved = saved_bytes(device_LN, dtype_LN, self.neuron_bytes_L, own, self.devices)
+        return {device: size - saved[device] for device, size in used.items()}
 
     def fill(self, score_LN: ArrayLike, share: float = 1.0, device: str = "gpu0") -> Placement:
         """Fill one device: the modules in their default order, then the neurons of best score.
@@ -269,7 +291,13 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
         profiled=activations_LN is not None,
         gate_share=neuron.proposed / record_bytes,
         read_share=(neuron.proposed + neuron.fired) / record_bytes,
+        formats={} if spec.neuron_dtype else {"int8": _format(spec.stored("int8"))},
     )
+
+
+def _format(spec: ModelSpec) -> NeuronFormat:
+    size, read = NeuronRecord.for_spec(spec).bytes, ModelWork(spec).neurons.bytes
+    return NeuronFormat(size, read.proposed / size, (read.proposed + read.fired) / size)
 
 
 def _modules(
@@ -374,6 +402,22 @@ def bytes_by_device(
     for name, home in modules.items():
         used[home] += module_bytes[name]
     return used
+
+
+def saved_bytes(
+    device_LN: NDArray[np.int8],
+    dtype_LN: NDArray[np.int8] | None,
+    neuron_bytes_L: NDArray[np.int64],
+    format_bytes: Mapping[str, int],
+    devices: tuple[str, ...],
+) -> dict[str, int]:
+    """By how many bytes each device's neurons are smaller in formats of their own."""
+    saved = dict.fromkeys(devices, 0)
+    for name, size in format_bytes.items() if dtype_LN is not None else ():
+        for index, device in enumerate(devices):
+            own_LN = (device_LN == index) & (dtype_LN == DTYPES[name])
+            saved[device] += int(np.count_nonzero(own_LN, axis=1) @ (neuron_bytes_L - size))
+    return saved
 
 
 def _default_order(module: Module) -> tuple[int, int, str]:

@@ -84,7 +84,7 @@ def roofline(
         ConfigError: the plan is for another model.
     """
     _check_same(problem, placed)
-    cost, hardware = CostModel(problem, selective), problem.hardware
+    cost, hardware = CostModel(problem, selective, placed.dtype_LN), problem.hardware
     token = cost.token(placed.device_LN, placed.modules)
     parts = dict.fromkeys(("attention", "predictor", "kv", "head"), 0.0)
     sizes = dict.fromkeys(parts, 0.0)

@@ -14,7 +14,7 @@ Not in it: what is written, activations, and the rows of embedding and positions
 (one a token). Of an activation that may shut a neuron by its up row, too, all down rows count.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hotcold.native.abi.names import DTYPE_BYTES
@@ -98,6 +98,10 @@ class ModelWork:
         fixed = weights * spec.element_bytes + biases + self.norms("attention")
         keys = 2 * spec.kv_dim * self.kv_bytes
         return Work(Terms(fixed, keys), Terms(2 * weights, 4 * spec.q_dim))
+
+    def stored(self, neurons: str | None) -> "ModelWork":
+        """Where neurons are in a format of their own, for nodes of whoever owns them."""
+        return replace(self, spec=self.spec.stored(neurons))
 
     def of(self, kind: str, layer: int) -> Work:
         """The work of a node of the graph (dag.py)."""

@@ -72,7 +72,7 @@ def place_in_child(
     """
     layers, neurons = problem.shape
     request = messages.pack_request("placement", spec, settings, to_record(problem))
-    limit = layers * neurons + _HEADER_LIMIT
+    limit = 2 * layers * neurons + _HEADER_LIMIT  # device_LN and dtype_LN
     placement = _ask("placement", Placement, spec, request, limit, timeout_s)
     check_placement(problem, placement, spec)
     return placement

@@ -161,6 +161,26 @@ def private_blocks(
     return extents
 
 
+def private_pages(
+    nbytes: int, extents: Sequence[tuple[int, int]], what: str, way_out: str
+) -> Pages:
+    """Private pages of which these extents will be written, in huge pages.
+
+    Raises:
+        BudgetError: not enough memory for them.
+    """
+    need = sum(end - begin for begin, end in extents)
+    memory.require(need, what, way_out, private=True)
+    try:
+        pages = Pages(nbytes, writable=True)
+    except OSError as error:
+        raise BudgetError(
+            f"{what}: the system refused {format_bytes(nbytes)} ({error.strerror}); {way_out}"
+        ) from error
+    pages.advise(MADV_HUGEPAGE)
+    return pages
+
+
 def private_copy(path: Path, nbytes: int, extents: Sequence[tuple[int, int]]) -> Pages:
     """Private huge pages with parts of a file, each at its own offset; the rest is not there.
 
@@ -168,15 +188,20 @@ def private_copy(path: Path, nbytes: int, extents: Sequence[tuple[int, int]]) ->
         BudgetError: not enough memory; nothing was filled.
         CheckpointError: the file cannot be read, or has another size.
     """
-    need = sum(end - begin for begin, end in extents)
-    memory.require(need, f"the private store of {path.parent.name}", WAY_OUT, private=True)
-    try:
-        pages = Pages(nbytes, writable=True)
-    except OSError as error:
-        raise _refused(f"copying {path.name}", nbytes, error) from error
+    pages = private_pages(nbytes, extents, f"the private store of {path.parent.name}", WAY_OUT)
     with _read_only(path, nbytes) as file:
         fill(pages, file, path, extents)
     return pages
+
+
+def make_huge(pages: Pages, begin: int, end: int) -> None:
+    """Get huge pages for [begin, end) before it is written; loses a byte of each.
+
+    One byte in each 2 MiB and a collapse, where the system's settings give none on their own. 0.3 s
+    a GiB; collapsing 4 KiB pages after they were written takes 0.6 to 2.
+    """
+    pages.array()[begin:end:HUGE_BYTES] = 0
+    pages.advise(MADV_COLLAPSE, begin, end // HUGE_BYTES * HUGE_BYTES)
 
 
 def fill(pages: Pages, file: int, path: Path, extents: Sequence[tuple[int, int]]) -> None:
@@ -197,11 +222,7 @@ def fill(pages: Pages, file: int, path: Path, extents: Sequence[tuple[int, int]]
 
     def copy(block: tuple[int, int]) -> int:
         begin, end = block
-        # One byte in each 2 MiB and a collapse: huge pages before the copy, where the system's
-        # settings give none on their own. 0.3 s a GiB; collapsing 4 KiB pages after it 0.6 to 2.
-        for at in range(begin, end, HUGE_BYTES):
-            target[at] = 0
-        pages.advise(MADV_COLLAPSE, begin, end // HUGE_BYTES * HUGE_BYTES)
+        make_huge(pages, begin, end)
         at = begin
         while at < end:
             got = os.preadv(file, [target[at:end]], at)

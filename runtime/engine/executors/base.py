@@ -21,6 +21,7 @@ from hotcold.runtime.engine.variant import Variant, use_kernels
 from hotcold.runtime.exchange.segment import Segment
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
 from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.weights.own_records import OwnRecords
 from hotcold.runtime.weights.weights import WeightStore
 
 
@@ -50,6 +51,7 @@ class Executor(ABC):
 
     def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
         self.deployment, self.segment = deployment, segment
+        self._records: OwnRecords | None = None
         use_kernels(deployment.kernels)
         self.bundle = open_bundle(deployment.bundle_path)
         self.store = WeightStore.open(self.bundle, deployment.store, self._stored_ids())
@@ -87,8 +89,16 @@ class Executor(ABC):
 
     def _own(self, device: int, shared: Shared) -> dict[str, Any]:
         """A device's neurons, those that the schedule fetches counted in."""
-        owned = [{"ids": ids, "n_ids": len(ids)} for ids in owned_ids(self.deployment, device)]
+        plan, owned = self.deployment.computed_plan, self._owned(device)
+        formats_L = [plan.format(layer, device) for layer in range(len(owned))]
+        self._records = OwnRecords(self.store, formats_L, [one["ids"] for one in owned])
+        for layer in range(len(owned)):
+            owned[layer] |= self._records.fields(layer)
         return {"owned_L": owned, "fired_LN": shared.fired_LN}
+
+    def _owned(self, device: int) -> list[dict[str, Any]]:
+        """The ids of its neurons, by layer."""
+        return [{"ids": ids, "n_ids": len(ids)} for ids in owned_ids(self.deployment, device)]
 
     @property
     def mailbox(self) -> Mailbox | None:
@@ -104,6 +114,8 @@ class Executor(ABC):
     def close(self) -> None:
         """Free everything; the loop must have returned. Idempotent."""
         self.native.close()
+        if self._records is not None:
+            self._records.close()
         self.store.close()
 
 

@@ -37,6 +37,8 @@ class CudaGpuExecutor(LeadingExecutor):
 
     def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
         super().__init__(deployment, segment, shared)
+        if self._records is not None and not any(deployment.fetch_L):
+            self._records.close()  # they are on the device; dense prompts stream those fetched
         if self.takes_memory_last(deployment):
             _check_launch(deployment)
 
@@ -111,7 +113,7 @@ class RemotePredictor(PredictorExecutor):
             "n_gpu_steps": len(gpu_steps),
             "mailbox": vars(shared.mailbox) if shared.mailbox else {},
         }
-        return self._own(0, Shared()) | {"steps": NO_STEPS, "device": device}
+        return {"owned_L": self._owned(0), "steps": NO_STEPS, "device": device}
 
     @classmethod
     def _predicts(cls, deployment: Deployment) -> str:

@@ -33,7 +33,9 @@ class CpuExecutor(Executor):
     actor = "cpu"
 
     def _stored_ids(self) -> list[NDArray[np.int32]]:
-        return owned_ids(self.deployment, 1)
+        plan = self.deployment.computed_plan  # what has a format of its own is copied elsewhere
+        ids_L = owned_ids(self.deployment, 1)
+        return [ids[:0] if plan.format(layer, 1) else ids for layer, ids in enumerate(ids_L)]
 
     def _fields(self, shared: Shared) -> dict[str, Any]:
         return self._own(1, shared)
@@ -44,7 +46,8 @@ class CpuExecutor(Executor):
         device_LN = deployment.plan.device_LN
         cold = np.count_nonzero(device_LN != 0)
         own = int(cold - np.count_nonzero(fetched(device_LN, deployment.fetch_L)))
-        return f"{own} of {device_LN.size} neurons{kernels_used(deployment, on_gpu=False)}"
+        words = f"{own} of {device_LN.size} neurons{deployment.plan.format_text(1)}"
+        return words + kernels_used(deployment, on_gpu=False)
 
 
 class HostPredictor(PredictorExecutor):

@@ -48,7 +48,7 @@ class LeadingExecutor(Executor):
         hot = int(np.count_nonzero(device_LN == 0))
         over_bus = int(np.count_nonzero(fetched(device_LN, deployment.fetch_L)))
         fetches = f", {over_bus} fetched over the bus" if over_bus else ""
-        by = kernels_used(deployment, on_gpu=True)
+        by = deployment.plan.format_text(0) + kernels_used(deployment, on_gpu=True)
         return f"attention, head, {hot} of {device_LN.size} neurons{fetches}{by}"
 
     def generate(self, request: Request) -> Generator[Sampled, None, None]:
