@@ -124,6 +124,8 @@ def _layers(plan: "Plan", token: "TokenTime") -> list[dict[str, Any]]:
     return [
         {
             "hot_neurons": int(hot_LN[layer].sum()),
+            "hot_format": plan.format(layer, 0) or plan.dtype,
+            "cold_format": plan.format(layer, 1) or plan.dtype,
             "gpu_activation_share": float(p_LN[layer, hot_LN[layer]].sum() / total)
             if (total := p_LN[layer].sum()) > 0
             else 0.0,

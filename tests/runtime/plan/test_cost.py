@@ -52,6 +52,33 @@ def test_a_layer_by_hand() -> None:
     assert (always[0].exchange_s, always[1].exchange_s) == (1e-6, 0)
 
 
+def test_formats_have_bytes_and_arithmetic_of_their_own() -> None:
+    case = problem(hardware=replace(HARDWARE, gpu_gflops=1.0))  # 2 operations a weight: 2 ns
+    other, made = case.formats["int8"], homes(case)
+    both = CostModel(case, dtype_LN=np.full((2, 4), 3, np.int8)).token(SPLIT, made).layers[0]
+    read = other.bytes * other.read_share
+    assert read == 3 * (16 + 2)
+    assert both.hot_s == pytest.approx(1.5 * read * 2e-9)
+    assert both.cold_s == pytest.approx(0.5 * read / 10e9)
+    plain, cold = predict(case, Placement(SPLIT, made)).layers, SPLIT * np.int8(3)
+    mixed = predict(case, Placement(SPLIT, made, dtype_LN=cold)).layers
+    assert mixed[0].hot_s == plain[0].hot_s == pytest.approx(1.5 * RECORD * 0.5e-9)
+    assert mixed[0].cold_s == both.cold_s and mixed[1] == plain[1]
+
+
+def test_fetched_neurons_cost_the_bytes_of_their_format() -> None:
+    case, all_cold = problem(), np.ones((2, 4), np.int8)
+    placed = Placement(all_cold, homes(case), dtype_LN=all_cold * np.int8(3))
+    plan = make_plan(case, placed, "x", "y")
+    dag = build_dag(tiny_spec(2, 4), plan, True)
+    read = case.formats["int8"].bytes * case.formats["int8"].read_share
+    half = predict_schedule(case, plan, Fetch(share=0.5).schedule(dag, plan, HARDWARE))
+    assert half.layers[1].fetched_s == pytest.approx(0.4 * read / 5e9)
+    assert half.layers[1].cold_s == pytest.approx(0.4 * read / 10e9)
+    assert dag.node["fetch.1"].work == dag.node["cold.1"].work
+    assert sum(vars(dag.node["cold.1"].work.bytes).values()) == read
+
+
 def test_over_firing_costs_gate_rows_and_missing_saves_them() -> None:
     case = problem()
     exact = CostModel(case).bytes_LN
