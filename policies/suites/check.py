@@ -124,7 +124,8 @@ def _schedule(policy: Any, dag: Dag, plan: Plan, case: str) -> Schedule:
 
 
 def _same(one: Placement, other: Placement) -> bool:
-    equal = np.array_equal(one.device_LN, other.device_LN)
+    names = ("device_LN", "dtype_LN")
+    equal = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
     return equal and dict(one.modules) == dict(other.modules)
 
 
