@@ -3,9 +3,11 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from support.command import Run
 
+from hotcold.policies import check_placement_policy
 from hotcold.runtime.plan.plan import Plan
 
 GUIDE = Path(__file__).parents[2] / "examples" / "POLICIES.md"
@@ -28,6 +30,12 @@ def test_cold_neurons_in_int8(run: Run, tmp_path: Path) -> None:
     assert {layer["hot_format"] for layer in result["layers"]} == {plan.dtype}
     cold = int((plan.device_LN == 1).sum())
     assert cold and plan.bytes_by_device["cpu0"] == cold * plan.format_bytes["int8"]
+
+
+def test_it_keeps_the_rules_of_the_suite(tmp_path: Path) -> None:
+    made: dict[str, Any] = {}
+    exec(Path(written(tmp_path)[:-1]).read_text(), made)
+    check_placement_policy(made["ColdInt8"]())
 
 
 FULL = """

@@ -15,7 +15,7 @@ from hotcold.runtime.plan.placement import check_placement
 from hotcold.runtime.plan.plan import Plan, make_plan
 from hotcold.runtime.plan.problem import Placement
 
-HALF_PLAN = "88e236712597ca06633cd92b87186d07d5d3225588964d5644898e05ac2039af"  # as it was before there were formats
+HALF_PLAN = "88e236712597ca06633cd92b87186d07d5d3225588964d5644898e05ac2039af"  # without formats
 
 
 def placed() -> Placement:
