@@ -25,7 +25,7 @@ from hotcold.runtime.weights import stores
 from hotcold.runtime.weights.weights import WeightStore
 
 Ids = NDArray[np.int32]
-BLOCK_BYTES = 8 << 20  # of records quantised in one go; floats on the way take a few times as much
+BLOCK_BYTES = 2 << 20  # of records quantised in one go: larger ones fall out of the caches
 WAY_OUT = "have the placement leave neurons in the model's format (dtype_LN), or free memory"
 
 

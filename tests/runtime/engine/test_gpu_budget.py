@@ -20,6 +20,7 @@ from hotcold.runtime.engine.gpu import (
     check_promise,
     host_parts,
     say_parts,
+    with_formats,
 )
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.options.config import EngineConfig
@@ -68,6 +69,20 @@ def test_parts_on_the_host_are_said(caplog: pytest.LogCaptureFixture) -> None:
     plan.modules_on = lambda device: f"kv.0 on {device}"
     say_parts(plan)
     assert "read over the bus, token by token: kv.0 on cpu0" in caplog.text
+
+
+def test_dense_prompts_need_room_to_widen_int8(caplog: pytest.LogCaptureFixture) -> None:
+    choice = replace(CHOICE, prompt_rows=64, widen_bytes=100 << 20)  # of 400 MiB for weights
+
+    def rows(used: int, formats: str) -> int:
+        plan: Any = SimpleNamespace(devices=("gpu0", "cpu0"), bytes_by_device={"gpu0": used})
+        computed: Any = SimpleNamespace(format_text=lambda device: formats if device == 0 else "")
+        return with_formats(choice, plan, computed).prompt_rows
+
+    assert rows(300 << 20, ", neurons.0 in int8") == rows(400 << 20, "") == 64
+    assert not caplog.records
+    assert rows((300 << 20) + 1024, ", neurons.0 in int8") == 0
+    assert "prompts stay sparse: dense ones widen int8 neurons, which takes 1.0 KiB" in caplog.text
 
 
 def test_a_broken_promise_is_said_with_the_figures(
