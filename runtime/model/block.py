@@ -85,16 +85,12 @@ def input_norm(block: Block) -> str:
 def steps(block: Block) -> tuple[Step, ...]:
     """Which step of a program computes each operator; of `ffn`, which hands its input over."""
     ffn_at = _place(block, "ffn")
-    if _reads_attention(block, ffn_at):
-        return ("attention",) * (ffn_at + 1) + ("merge",) * (len(block) - ffn_at - 1)
-    return tuple(
-        "merge"
-        if at > ffn_at
-        else "input"
-        if one.kind == "ffn" or one.target == block[ffn_at].source
-        else "attention"
-        for at, one in enumerate(block)
-    )
+    together = _reads_attention(block, ffn_at)
+    made: list[Step] = []
+    for at, one in enumerate(block):
+        early = not together and (one.kind == "ffn" or one.target == block[ffn_at].source)
+        made.append("merge" if at > ffn_at else "input" if early else "attention")
+    return tuple(made)
 
 
 def parallel(block: Block) -> bool:

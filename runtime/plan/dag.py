@@ -89,8 +89,9 @@ def build_dag(spec: ModelSpec, plan: Plan, predicts: bool, work: ModelWork | Non
         if layer:
             edges.append((f"merge.{layer - 1}", f"{x_from}.{layer}"))
         if x_from == "input":
-            add("input", layer, gpu)
-        add("attention", layer, gpu, *(["input"] if x_from == "input" else []))
+            add("attention", layer, gpu, add("input", layer, gpu))
+        else:
+            add("attention", layer, gpu)
         inputs = [x_from]
         if predicts:
             inputs.append(add("predict", layer, PREDICTOR, x_from))

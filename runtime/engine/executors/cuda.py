@@ -47,7 +47,7 @@ class CudaGpuExecutor(LeadingExecutor):
 
     def _fields(self, shared: Shared) -> dict[str, Any]:
         remote, programs = gpu_of(self.deployment).remote_predictor, self.deployment.programs
-        fields = {"device": _device_arrays(self, not remote)}
+        fields: dict[str, Any] = {"device": _device_arrays(self, not remote)}
         if not remote:
             fields["steps"] = fuse(programs[self.actor], programs[PredictorExecutor.actor])
         return self._own(0, shared) | fields
