@@ -153,7 +153,7 @@ void signal_x(const Exchange &to, const PassState *pass, const Launch &launch);
 struct Ffn {
     const char *const
         *record_R; // where each row of the table lies: on the device or in host memory
-    hc_record record;
+    hc_record record; // in any format; how int8 is read: neuron.cuh
     int32_t d, n_rows, n_chunks;
     const float *x;
     HotList hot;
