@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from hotcold.native.abi.formats import FORMATS
 from hotcold.native.abi.generated import HOT_CHUNKS
-from hotcold.native.abi.names import WEIGHT_DTYPES
 from hotcold.native.bindings import device_kernels
 from hotcold.native.bindings.device import open_plugin
 from hotcold.native.errors import BackendError, ConfigError
@@ -55,13 +54,8 @@ def measure(
 
     Raises:
         BackendError: there is no GPU, or no plug-in for it.
-        ConfigError: a width whose layer is too large, or a dtype that GPUs have no kernels for.
+        ConfigError: a width whose layer is too large.
     """
-    if settings.dtype not in WEIGHT_DTYPES:
-        raise ConfigError(
-            f"the GPU kernels do not serve {settings.dtype} neurons; choose one of "
-            f"{', '.join(WEIGHT_DTYPES)}"
-        )
     there = cuda_plugin.find()
     if there is None:
         raise BackendError("there is no GPU that can be used here; `hotcold doctor` says why")
