@@ -59,7 +59,5 @@ def test_kernels_are_timed_on_int8_records(run: Run) -> None:
     assert result["dtype"] == "int8"
     case = result["sparse_ffn"]["d1088"]["density10"]
     assert case["threads1"]["gb_per_s"] > 0 and case["bandwidth_fraction"] > 0
-    gpu = run("bench", "kernels", "--gpu", "--dtype", "int8")
-    assert gpu.code == 2 and "do not serve int8 neurons" in only_line(gpu.err)
     first = result["gate_first"]["d1088"]["density10"]["threads1"]
     assert first["bytes"] > 0
