@@ -18,9 +18,13 @@ def read_spec(config: Config, dtype: DType) -> ModelSpec:
     if config.data.get("model_type") == SPARSE_LM:
         return read_llama_like(config, dtype, "sparsellama")
     config.require_relu("hidden_act", "silu", "fatrelu")
-    threshold = config.number("hidden_act_param", 0.01, 1e3)
-    kinds = {"activation": "fatrelu", "activation_threshold": threshold}
-    return read_llama_like(config, dtype, "sparsellama", **kinds)
+    return read_llama_like(
+        config,
+        dtype,
+        "sparsellama",
+        activation="fatrelu",
+        activation_threshold=config.number("hidden_act_param", 0.01, 1e3),
+    )
 
 
 ARCHITECTURE = Architecture(
