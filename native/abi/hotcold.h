@@ -7,7 +7,7 @@
  * Shape suffixes: B batch (tokens of one pass, <= HC_MAX_BATCH), D d_model, N neurons of a layer,
  * R rows, K active neurons (entries of an id list), C chunks, L layers, V vocabulary, P positions.
  * Neuron ids are the checkpoint's own row numbers. Sizes are int64_t, ids int32_t, strides bytes
- * unless said otherwise. Weights are HC_F32, HC_F16 or HC_BF16; sums are fp32 throughout.
+ * unless said otherwise. Weights are HC_F32, HC_F16 or HC_BF16, of neurons HC_I8 too; sums are fp32.
  */
 #ifndef HOTCOLD_H
 #define HOTCOLD_H

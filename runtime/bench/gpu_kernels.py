@@ -64,7 +64,7 @@ def measure(
     read = _dense(_matrices(settings), READ_WIDTH, READ_ROWS)
     rate = read.bytes / read.time(plugin, settings.samples) / 1e9
     result: dict[str, Any] = {"device": "gpu", "dtype": settings.dtype, "read_gb_per_s": rate}
-    for name, path, case in _cases(settings):
+    for name, path, case in gpu_cases(settings):
         progress(f"{name} {' '.join(path)}")
         figures = _figures(case, case.time(plugin, settings.samples), rate)
         if variant is not None:
@@ -94,7 +94,8 @@ def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 yield (" ".join(path), kind, *numbers, f"{one['bandwidth_fraction']:.2f}")
 
 
-def _cases(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], GpuCase]]:
+def gpu_cases(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], GpuCase]]:
+    """Name, path and case of all that is asked for."""
     for d in settings.widths:
         for name in settings.cases:
             if name in ("sparse_ffn", "gate_first"):

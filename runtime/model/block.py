@@ -85,11 +85,10 @@ def input_norm(block: Block) -> str:
 def steps(block: Block) -> tuple[Step, ...]:
     """Which step of a program computes each operator; of `ffn`, which hands its input over."""
     ffn_at = _place(block, "ffn")
-    if _reads_attention(block, ffn_at):
-        return ("attention",) * (ffn_at + 1) + ("merge",) * (len(block) - ffn_at - 1)
+    together = _reads_attention(block, ffn_at)
     made: list[Step] = []
     for at, one in enumerate(block):
-        early = one.kind == "ffn" or one.target == block[ffn_at].source
+        early = not together and (one.kind == "ffn" or one.target == block[ffn_at].source)
         made.append("merge" if at > ffn_at else "input" if early else "attention")
     return tuple(made)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.command import Run, only_line
 
+from hotcold.native.abi.formats import FORMATS
 from hotcold.runtime.bench import hardware
 from hotcold.runtime.bench.hardware import Effort, host_reads, thread_counts
 from hotcold.runtime.bench.hop import HopResult
@@ -46,7 +47,7 @@ def test_measures_and_keeps_it_for_later_commands(run: Run, tiny: None, tmp_path
         for length in RECORDS
     }
     assert {(r["store"], r["threads"], r["record_bytes"]) for r in reads} == expected
-    assert {row["dtype"] for row in file.tables["neurons"]} == {"float32", "float16", "bfloat16"}
+    assert {row["dtype"] for row in file.tables["neurons"]} == set(FORMATS)
     assert all(unit in ended.out for unit in ("GB/s", "GFLOP/s")) and "host reads" in ended.out
     assert chosen_hardware(None) == file.profile != HardwareProfile.unmeasured()
     solved = run("solve", "--vram", "24MiB", "--out", str(tmp_path / "plan"), "--json")

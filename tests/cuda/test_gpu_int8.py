@@ -1,5 +1,6 @@
 """int8 neurons on a GPU: logits of their exact weights, hot and cold, decoded and as a prompt."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +67,28 @@ def test_batch_changes_no_bit(tiny: Path, options: dict[str, Any]) -> None:
 def test_neurons_with_a_bias_and_no_up_row(
     plugin: Any, tmp_path: Path, name: str, share: float
 ) -> None:
-    model = write_opt(tmp_path / "opt", FORMS[name])
-    ids = np.random.default_rng(0).integers(4, FORMS[name].vocab, 40).tolist()
+    form = replace(FORMS[name], context=CONTEXT)
+    model = write_opt(tmp_path / "opt", form)
+    ids = np.random.default_rng(0).integers(4, form.vocab, 40).tolist()
     oracle = requantised(OptOracle.load(model))
     check_gate_first(model, oracle, ids, share, dtype="int8")
     with session(model, share, dtype="int8", **DENSE) as local:
         logits, _ = local.logits(ids)
         assert local.segment.actor_state("cpu").passes == 0
-    exact = 1e-3 if FORMS[name].dtype == "float32" else ROUNDED
+    exact = 1e-3 if form.dtype == "float32" else ROUNDED
     np.testing.assert_allclose(logits, oracle.forward(ids).logits_TV, atol=exact, rtol=0)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("options", [{"predictor": "exact"}, LOW_RANK, {"bus_share": 0.4}])
+@pytest.mark.parametrize(
+    ("share", "options"),
+    [
+        (0.0, {"predictor": "exact"}),
+        (0.4, {"predictor": "exact"}),
+        (1.0, {"predictor": "exact"}),
+        (0.4, LOW_RANK),
+        (0.4, {"bus_share": 0.4}),
+    ],
+)
 def test_a_dense_prompt_widens_neurons(tiny: Path, share: float, options: dict[str, Any]) -> None:
     """On the device and streamed; exactly where the other matrices are float32."""
     ids = ids_of(tiny, 130)

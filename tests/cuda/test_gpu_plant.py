@@ -24,11 +24,17 @@ def torch_with_cuda(plugin: Any) -> None:
 
 
 @pytest.mark.parametrize("predictor", ["exact", "learned", "sign"])
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
 @pytest.mark.parametrize("shape", ["small", "small-opt", "small-falcon"])
 def test_planted_models_compute_what_the_cpu_device_does(
-    plugin: Any, tmp_path: Path, shape: str, predictor: str, monkeypatch: pytest.MonkeyPatch
+    plugin: Any,
+    tmp_path: Path,
+    shape: str,
+    dtype: str,
+    predictor: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = plant(options(shape), tmp_path / "out", device="cpu")
+    made = plant(options(shape, dtype=dtype), tmp_path / "out", device="cpu")
     ids = np.random.default_rng(0).integers(3, made.spec.vocab_size, 60).tolist()
     found = []
     for mode in ("require", "off"):

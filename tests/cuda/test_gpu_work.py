@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.gpu import session
-from support.work import MODELS, Rows, Run, ids_of, oracle_of, write_models
+from support.work import INT8, MODELS, Rows, Run, ids_of, oracle_of, write_models
 
 from hotcold.policies.predictor.exact import Exact
 from hotcold.policies.predictor.low_rank import LowRank
@@ -27,12 +27,16 @@ SCHEDULES = ("selective", "lookahead", "paper", "fetch")
 
 def cases() -> list[tuple[str, str, str, str]]:
     """Every model with every predictor and placement, and each of these with every schedule."""
-    pairs = enumerate(product(MODELS, PREDICTORS))
+    pairs = enumerate(product((*MODELS, INT8), PREDICTORS))
     return [
         (model, predictor, share, SCHEDULES[(i + j) % len(SCHEDULES)])
         for i, (model, predictor) in pairs
         for j, share in enumerate(SHARES)
     ]
+
+
+def dtype_of(model: str) -> dict[str, Any]:
+    return {"dtype": "int8"} if model == INT8 else {}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def test_steps_say_what_is_counted(
     oracle = oracle_of(model, folders[model])
     for batch in (1, 32):
         options = {"max_batch": batch, "schedule": schedule, "audit": 8, "prompt_form": "sparse"}
-        options |= PREDICTORS[predictor]
+        options |= PREDICTORS[predictor] | dtype_of(model)
         with session(folders[model], SHARES[share], **options) as local:
             run = Run.of(local, ids_of(45))
             # A row counts for each token of a block on a GPU, once a block beside it.
@@ -57,13 +61,13 @@ def test_steps_say_what_is_counted(
 
 
 @pytest.mark.parametrize("predictor", ["none", "matrices", "sign"])
-@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("model", [*MODELS, INT8])
 def test_a_dense_prompt_reads_the_model_once(
     folders: dict[str, Path], model: str, predictor: str
 ) -> None:
     """Resident or streamed, and records with their padding."""
     for share in SHARES.values():
-        options = {"prompt_form": "dense", **PREDICTORS[predictor]}
+        options = {"prompt_form": "dense", **PREDICTORS[predictor], **dtype_of(model)}
         with session(folders[model], share, **options) as local:
             run = Run.of(local, ids_of(40))
             spec, plan = local.deployment.spec, local.deployment.plan

@@ -39,6 +39,7 @@ hotcold() { python -m hotcold.actors.cli.main "$@" > /dev/null && echo "done $1"
 hotcold doctor
 hotcold policies
 hotcold inspect
+hotcold convert --dtype int8
 hotcold generate "Once upon a time" --max-tokens 4
 hotcold compare --policy mine.py:Mine --no-planted --vram 24MiB --repeat 1 --max-tokens 4 --out cmp
 hotcold trace --vram 24MiB --max-tokens 4 --out trace

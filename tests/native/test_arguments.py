@@ -41,6 +41,8 @@ def gemv_args() -> Any:
         ("stride_bytes", 33, "33 bytes apart"),
         ("x_stride", 7, "strides 7"),
         ("y_stride", 3, "3 of y"),
+        ("scales", 8, "scales 8 bytes behind rows of 8 in dtype 0"),
+        ("dtype", 3, "scales 0 bytes behind rows of 8 in dtype 3"),
         ("bias_stride", 6, "biases 6 bytes apart"),
         ("bias_stride", -4, "biases -4 bytes apart"),
     ],
@@ -79,6 +81,9 @@ def ffn_args(keep: list[Any]) -> Any:
         ("record.down", 65, "byte 65"),
         ("record.up", -32, "byte -32"),
         ("record.bytes", 92, "92 bytes"),
+        ("record.dtype", 3, "scales of 0 weights at byte 0, dtype 3"),
+        ("record.group", 64, "scales of 64 weights"),
+        ("record.scales", 32, "scales of 0 weights at byte 32"),
         ("record.bias", -4, "bias at byte -4"),
         ("record.bias", 94, "bias at byte 94"),
         ("record.bias", 96, "bias at byte 96"),
@@ -90,6 +95,29 @@ def test_ffn(field: str, value: Any, word: str) -> None:
     args = ffn_args(keep)
     *inside, name = field.split(".")
     setattr(args.record if inside else args, name, value)
+    with pytest.raises(ConfigError, match=word):
+        check(lib.hc_ffn(args, ffi.NULL))
+
+
+@pytest.mark.parametrize(
+    "field,value,word",
+    [
+        ("scales", 0, "at byte 0"),
+        ("scales", 6, "at byte 6"),
+        ("scales", 17, "at byte 17"),
+        ("scales", 32, "a row at byte 64"),
+        ("group", 32, "scales of 32 weights"),
+        ("down", 79, "a row at byte 79"),
+        ("up", -16, "a row at byte -16"),
+    ],
+)
+def test_ffn_in_int8(field: str, value: Any, word: str) -> None:
+    """Parts of 8 weights, 16 bytes to the scales, 32 in all."""
+    keep: list[Any] = []
+    args = ffn_args(keep)
+    args.record.dtype, args.record.scales, args.record.group = 3, 16, 64
+    check(lib.hc_ffn(args, ffi.NULL))
+    setattr(args.record, field, value)
     with pytest.raises(ConfigError, match=word):
         check(lib.hc_ffn(args, ffi.NULL))
 

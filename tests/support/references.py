@@ -49,10 +49,11 @@ class Reference:
     Args:
         model: in float64.
         names: of its modules.
+        threshold: from which a gate fires.
     """
 
-    def __init__(self, model: PreTrainedModel, names: Names) -> None:
-        self.model, self.names = model, names
+    def __init__(self, model: PreTrainedModel, names: Names, threshold: float = 0.0) -> None:
+        self.model, self.names, self.threshold = model, names, threshold
         self.vocab = int(model.config.vocab_size)
 
     def _parts(self, name: str) -> list[nn.Module]:
@@ -99,6 +100,7 @@ class Tiny:
         names: of its modules.
         centre: of norm weights.
         dtype: of all tensors.
+        threshold: from which a gate fires.
         written: entries that overwrite config.json's; ... removes one.
     """
 
@@ -107,6 +109,7 @@ class Tiny:
     names: Names = Names()
     centre: float = 1.0
     dtype: str = "float32"
+    threshold: float = 0.0
     written: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
@@ -129,7 +132,7 @@ class Tiny:
         """What transformers makes of the checkpoint."""
         how = {"dtype": torch.float32, "attn_implementation": "eager"}
         model = self.model.from_pretrained(folder, config=self.config, **how)
-        return Reference(model.double().eval(), self.names)
+        return Reference(model.double().eval(), self.names, self.threshold)
 
 
 def rewrite(folder: Path, changes: Mapping[str, Any]) -> None:
@@ -154,10 +157,9 @@ def check_on_cpu(folder: Path, reference: Reference, count: int = 50, **options:
         with cpu_session(folder, **options, **more) as local:
             logits, masks_TLN = local.logits(ids)
         np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
-    clear = np.abs(expected.gates_LTN) > 1e-4
-    np.testing.assert_array_equal(
-        masks_TLN.transpose(1, 0, 2)[clear], (expected.gates_LTN > 0)[clear]
-    )
+    over_LTN = expected.gates_LTN - reference.threshold
+    clear = np.abs(over_LTN) > 1e-4
+    np.testing.assert_array_equal(masks_TLN.transpose(1, 0, 2)[clear], (over_LTN > 0)[clear])
     with cpu_session(folder, **LOW_RANK, **options) as local:
         logits, masks_TLN = local.logits(ids)
     masked = reference.forward(ids, masks_TLN.transpose(1, 0, 2)).logits_TV

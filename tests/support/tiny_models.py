@@ -3,12 +3,14 @@
 from typing import Any
 
 from support.references import Names, Tiny
-from torch.nn.functional import relu
+from torch.nn.functional import relu, threshold
 from transformers import (
     ArceeConfig,
     ArceeForCausalLM,
     FalconConfig,
     FalconForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     NemotronConfig,
@@ -121,7 +123,32 @@ FALCON = {
     "40b, bfloat16, with biases": falcon(SIZES, "bfloat16", bias=True, **NEW),
     "11b": falcon(SIZES, num_ln_in_parallel_attn=1, **NEW),
 }
+
+
+class SparseLlama(LlamaForCausalLM):
+    """ProSparse's and SparseLM's own code is Llama's but for the gate's ReLU, with a threshold."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp.forward = lambda x, mlp=layer.mlp, t=config.least: mlp.down_proj(
+                threshold(mlp.gate_proj(x), t, 0.0) * mlp.up_proj(x)
+            )
+
+
+def sparse_llama(least: float, **written: Any) -> Tiny:
+    config = LlamaConfig(**SIZES, hidden_act="silu", least=least)
+    written["architectures"] = ["SparseLlamaForCausalLM"]
+    return Tiny(SparseLlama, config, written=written, threshold=least)
+
+
+FATRELU: dict[str, Any] = {"hidden_act": "fatrelu", "hidden_act_param": 0.25}
+SPARSE_LLAMA = {
+    "prosparse": sparse_llama(0.25, model_type="sparsellama", **FATRELU),
+    "sparselm": sparse_llama(0.0, model_type="llama_sparse_relu"),
+}
 KINDS = {"bamboo": BAMBOO, "arcee": ARCEE, "nemotron": NEMOTRON, "falcon": FALCON}
+KINDS["sparse llama"] = SPARSE_LLAMA
 MODELS = {f"{kind}, {form}": tiny for kind in KINDS for form, tiny in KINDS[kind].items()}
 
 _WIDE = {**SIZES, "hidden_size": 768, "max_position_embeddings": 128, "num_hidden_layers": 3}

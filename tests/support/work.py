@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from support.int8 import requantised
 from support.models import TinyLlama, write_llama
 from support.opt_models import TinyOpt, write_opt
 from support.opt_oracle import OptOracle
@@ -50,7 +51,13 @@ MODELS: dict[str, Written] = {
     "falcon, two norms": other(FALCON["40b"]),
 }
 BOTH = "bamboo, a window"  # where up rows say that a neuron gives nothing, down rows stay unread
-MODELS_AND_BOTH = {**MODELS, BOTH: other(BAMBOO["window"])}
+INT8 = "llama, int8 neurons"  # when the folder is opened so
+_WRITE, _LOAD = llama(d=88, layers=3, neurons=51, heads=4, kv_heads=2)
+ALL = {
+    **MODELS,
+    BOTH: other(BAMBOO["window"]),
+    INT8: (_WRITE, lambda folder: requantised(_LOAD(folder))),
+}
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ def tensor_bytes(bundle: Any, *kinds: str) -> int:
 def write_models(folder: Path) -> dict[str, Path]:
     """Checkpoints of all models, with activation profiles beside them."""
     made = {}
-    for at, (name, (write, load)) in enumerate(MODELS_AND_BOTH.items()):
+    for at, (name, (write, load)) in enumerate(ALL.items()):
         made[name] = own = folder / str(at)
         write(own)
         fired_LN = load(own).forward(ids_of(60, 9)).counts_LN
@@ -149,4 +156,4 @@ def ids_of(count: int, seed: int = 0) -> list[int]:
 @cache
 def oracle_of(name: str, folder: Path) -> Any:
     """Of one of them."""
-    return MODELS_AND_BOTH[name][1](folder)
+    return ALL[name][1](folder)

@@ -28,13 +28,17 @@ Executor::Executor(const hc_executor_args &args, const hc_device_args &device,
     }
     reads_.add(args_.steps, args_.n_steps);
     for (int32_t i = 0; i < args_.n_steps; i++) {
-        hc_step step = args_.steps[i];
+        const hc_step &step = args_.steps[i];
         shown_.push_back(step);
         // What of a remote prediction takes time here is its own layer's.
         if (device_.remote_predictor && step.layer >= 0 && step.signal >= 0 &&
             plan_[step.layer].predicted_at >= 0) {
-            step.op = HC_OP_PREDICT;
-            shown_.push_back(step);
+            hc_step predict = step;
+            predict.op = HC_OP_PREDICT;
+            // An early one's answer is awaited before the norm with which an input step begins.
+            const bool first =
+                step.op == HC_OP_INPUT && plan_[step.layer].predicted_at != step.layer;
+            shown_.insert(shown_.end() - first, predict);
         }
     }
     clock_.calibrate(stream_);

@@ -152,8 +152,8 @@ void signal_x(const Exchange &to, const PassState *pass, const Launch &launch);
 // [n_chunks][bucket][d], whole: merge() adds it up without anyone having cleared it.
 struct Ffn {
     const char *const
-        *record_R; // where each row of the table lies: on the device or in host memory
-    hc_record record;
+        *record_R;    // where each row of the table lies: on the device or in host memory
+    hc_record record; // in any format; how int8 is read: neuron.cuh
     int32_t d, n_rows, n_chunks;
     const float *x;
     HotList hot;

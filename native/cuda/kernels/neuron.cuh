@@ -54,11 +54,11 @@ template <int N> struct PartI8 {
                          : "=r"(p.w[0]), "=r"(p.w[1])
                          : "l"(row + at));
         }
-        unsigned short half; // stays in L1: the sector's other scales are wanted by others
+        unsigned short scale; // stays in L1: the sector's other scales are wanted by others
         asm volatile("ld.global.nc.u16 %0, [%1];"
-                     : "=h"(half)
+                     : "=h"(scale)
                      : "l"(row + scales + at / HC_GROUP * 2));
-        p.scale = half;
+        p.scale = scale;
         return p;
     }
     static __device__ __forceinline__ void unpack(const Pack &pack, float (&out)[E]) {
@@ -82,15 +82,15 @@ template <int N> struct PartI8 {
     static __device__ __forceinline__ void unpack_dot(const Pack &pack, bool vec, float (&out)[E]) {
         static_assert(N == 16, "four words");
         const bool one = turn(vec) & 1, two = turn(vec) & 2;
-        Pack half, whole;
+        Pack once, twice;
 #pragma unroll
         for (int i = 0; i < WORDS; i++)
-            half.w[i] = one ? pack.w[(i + 1) % WORDS] : pack.w[i];
+            once.w[i] = one ? pack.w[(i + 1) % WORDS] : pack.w[i];
 #pragma unroll
         for (int i = 0; i < WORDS; i++)
-            whole.w[i] = two ? half.w[(i + 2) % WORDS] : half.w[i];
-        whole.scale = pack.scale;
-        unpack(whole, out);
+            twice.w[i] = two ? once.w[(i + 2) % WORDS] : once.w[i];
+        twice.scale = pack.scale;
+        unpack(twice, out);
     }
     static __device__ __forceinline__ void load_x(const float *x, int at, int d, bool vec,
                                                   float (&out)[E]) {

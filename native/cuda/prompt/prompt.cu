@@ -112,10 +112,11 @@ hc_status Prompt::run(const hc_device_prompt &in, float *logits_host, hc_device_
     report.pass_ns = now_ns() - begin;
     report.allocated_bytes = model_.bytes, report.pinned_bytes = model_.pinned;
     // As if weights, keys and values were read once; records, resident or streamed, whole.
-    report.bytes = reads_.embed + reads_.fixed + m.n_layers * m.n * m.record.bytes;
-    for (const hc_layout_layer &layer : model_.shape.layers)
-        if (layer.record_bytes)
-            report.bytes += layer.owned * (layer.record_bytes - m.record.bytes);
+    report.bytes = reads_.embed + reads_.fixed;
+    for (int l = 0; l < m.n_layers; l++) {
+        const int64_t owned = args_.owned_L[l].n_ids;
+        report.bytes += owned * record_of(args_, l).bytes + (m.n - owned) * m.record.bytes;
+    }
     report.bytes +=
         hc_attended_in(m.window, in.count, in.position + in.count - 1) * reads_.position;
     report.bytes += in.head || in.logits_PV ? reads_.head : 0;

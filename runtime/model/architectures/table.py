@@ -1,6 +1,14 @@
 """The table of architectures, and which one a checkpoint has. A new one is added here."""
 
-from hotcold.runtime.model.architectures import arcee, bamboo, falcon, llama, nemotron, opt
+from hotcold.runtime.model.architectures import (
+    arcee,
+    bamboo,
+    falcon,
+    llama,
+    nemotron,
+    opt,
+    sparse_llama,
+)
 from hotcold.runtime.model.architectures.base import Architecture
 from hotcold.runtime.model.architectures.hf_config import Config
 
@@ -11,6 +19,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     arcee.ARCHITECTURE,
     nemotron.ARCHITECTURE,
     falcon.ARCHITECTURE,
+    sparse_llama.ARCHITECTURE,
 )
 
 

@@ -48,17 +48,17 @@ def _quantise(rows: Raw, given: str) -> Bytes:
     whole = np.zeros((n, of.groups(d) * of.group), np.float32)
     whole[:, :d] = to_float32(rows, given)
     groups = whole.reshape(n, -1, of.group)
-    largest = np.abs(groups).max(axis=2)
+    largest = np.maximum(np.abs(groups.max(axis=2)), np.abs(groups.min(axis=2)))
     with np.errstate(over="ignore"):
         scale = (largest / LARGEST).astype(np.float16)
         short = scale.astype(np.float32) * (LARGEST + 0.5) < largest
         scale[short] = np.nextafter(scale[short], np.float16(np.inf))
     if not np.isfinite(scale).all():
         raise OverflowError(f"{largest.max():g} is beyond int8's {LARGEST * 65504.0:g}")
-    step = np.where(scale > 0, scale, 1).astype(np.float32)[:, :, None]
-    q = np.clip(np.rint(groups / step), -LARGEST, LARGEST).astype(np.int8).reshape(n, -1)
+    groups /= np.where(scale > 0, scale, 1).astype(np.float32)[:, :, None]
+    q = np.rint(groups, out=groups).clip(-LARGEST, LARGEST, out=groups).astype(np.int8)
     packed = np.zeros((n, of.part_bytes(d)), np.uint8)
-    packed[:, :d] = q[:, :d].view(np.uint8)
+    packed[:, :d] = q.reshape(n, -1)[:, :d].view(np.uint8)
     begin = of.scales(d)
     packed[:, begin : begin + 2 * of.groups(d)] = scale.view(np.uint8)
     return packed

@@ -8,12 +8,34 @@ import pytest
 from support.checkout import ROOT
 
 from hotcold.actors.cli.main import main
+from hotcold.native.abi.formats import FORMATS
 from hotcold.native.bindings import kernels
 from hotcold.native.bindings.timing import timed_read
 from hotcold.native.errors import BudgetError, ConfigError
+from hotcold.runtime.bench.gpu_kernels import gpu_cases, made_records
 from hotcold.runtime.bench.kernels import ColdBuffer, Settings, doubts, measure
+from hotcold.runtime.model.checkpoints.quantised import STORED
 
 SMALL = {"widths": (128,), "buffer_bytes": 8 << 20, "samples": 3}
+
+
+@pytest.mark.parametrize("dtype", list(FORMATS))
+@pytest.mark.parametrize("d", [64, 200])
+def test_a_gpu_case_fires_where_it_says(dtype: str, d: int) -> None:
+    """And an int8 case counts scales, not what pads them."""
+    fires_N, of = np.arange(40) % 3 == 0, FORMATS[dtype]
+    records = made_records(40, d, dtype, fires_N)
+    parts = np.split(records, 3, axis=1)
+    gate, up, down = (STORED[dtype].unpack(part, d) for part in parts)
+    x_D = np.full(d, 0.01)
+    np.testing.assert_array_equal(gate @ x_D > 0, fires_N)
+    assert (up > 0).all() and (down > 0).all() and np.abs(gate).max() < 2e4
+    settings = Settings(
+        cases=("sparse_ffn", "gate_first"), widths=(d,), densities=(50,), dtype=dtype
+    )
+    n, row = 4 * d, d + 2 * -(-d // 64) if dtype == "int8" else d * of.weight_bytes
+    listed, first = (case.bytes for _, _, case in gpu_cases(settings))
+    assert (listed, first) == (n // 2 * 3 * row, n * row + n // 2 * 2 * row)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

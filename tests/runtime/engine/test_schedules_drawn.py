@@ -18,6 +18,7 @@ from hotcold.policies.predictor.low_rank import LowRank
 from hotcold.runtime.engine.deployment import deploy
 from hotcold.runtime.engine.prepare import Prepared, prepare_model
 from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.plan.program import LANE_ACTORS
 from hotcold.runtime.plan.schedule import in_order
 
 MODELS: dict[str, Written] = {
@@ -62,6 +63,8 @@ def test_any_legal_schedule_gives_the_oracles_logits(
     made = data.draw(schedules(dag, AHEAD[predictor]))
     oracle = oracle_of(model, Path(prepared.bundle.source))
     deployment = deploy(prepared, plan, Given(device_LN, made))
+    threads = {LANE_ACTORS[lane]: count for lane, count in made.threads.items()}
+    assert threads.items() <= {a: own.threads for a, own in deployment.cores.items()}.items()
     logits = check_run(deployment, dag, made, oracle, IDS)
     if not any(made.fetch) and not any(made.lookahead):
         plain = in_order(dag)

@@ -1,5 +1,7 @@
 """Models with int8 neurons: converted, run, predicted, trained on and refused."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,11 @@ from support.oracle import Oracle, top2_margin
 
 from hotcold.native.abi.formats import FORMATS
 from hotcold.native.errors import CheckpointError, ConfigError
-from hotcold.runtime.engine import gpu
 from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.model.checkpoints.bundle import Bundle, look_at, resolve_model
+from hotcold.runtime.model.checkpoints.convert import header_digest
 from hotcold.runtime.offline.training.dense import DenseModel
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.weights.gguf import check_gguf
@@ -98,6 +100,26 @@ def test_a_bundle_keeps_its_format(source: Path, tmp_path: Path) -> None:
         resolve_model(resolve_model(source).path, "int8")
     with pytest.raises(ConfigError, match="dtype 'int4' is unknown; choose one of .*, int8"):
         resolve_model(source, "int4")
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        ("int5", "neuron_dtype 'int5' is not possible"),
+        ("float16", "neuron_dtype 'float16' is not possible"),
+        (None, "the tensors in bundle.json are not those its spec implies"),
+    ],
+)
+def test_a_header_that_names_another_format_is_refused(
+    source: Path, tmp_path: Path, kind: str | None, match: str
+) -> None:
+    folder = Path(shutil.copytree(resolve_model(source, "int8").path, tmp_path / "b"))
+    header = json.loads((folder / "bundle.json").read_text())
+    header["spec"]["neuron_dtype"] = kind
+    header["header_sha256"] = header_digest(header)
+    (folder / "bundle.json").write_text(json.dumps(header))
+    with pytest.raises(CheckpointError, match=match):
+        resolve_model(folder)
 
 
 def test_what_no_scale_reaches_is_refused(tmp_path: Path) -> None:
@@ -202,5 +224,3 @@ def test_what_cannot_hold_it_says_so(source: Path) -> None:
         check_gguf(made.spec)
     with pytest.raises(ConfigError, match="this one is llama in int8"):
         check_gguf(made.spec, powerinfer=True)
-    assert gpu.unsupported(made.spec) == "int8 neurons"
-    assert not gpu.unsupported(resolve_model(source).spec)

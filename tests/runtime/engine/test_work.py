@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.work import BOTH, MODELS, Rows, Run, ids_of, oracle_of, tensor_bytes, write_models
+from support.work import (
+    BOTH,
+    INT8,
+    MODELS,
+    Rows,
+    Run,
+    ids_of,
+    oracle_of,
+    tensor_bytes,
+    write_models,
+)
 
 from hotcold.native.abi.generated import Term
 from hotcold.policies.predictor.exact import Exact
@@ -46,7 +56,7 @@ class Share:
 def cases() -> list[tuple[str, str, str, str]]:
     """Every model with every predictor and placement, and each of these with every schedule."""
     made = []
-    for i, (model, predictor) in enumerate(product(MODELS, PREDICTORS)):
+    for i, (model, predictor) in enumerate(product((*MODELS, INT8), PREDICTORS)):
         for j, share in enumerate(SHARES):
             schedule = SCHEDULES[(i + j) % len(SCHEDULES)]
             if schedule == "lookahead" and predictor in EVALUATE_GATES:
@@ -60,10 +70,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_models(tmp_path_factory.mktemp("models"))
 
 
-def prepared(folder: Path, predictor: str, share: str = "mixed", **options: Any) -> Prepared:
+def prepared(
+    folders: dict[str, Path], model: str, predictor: str, share: str = "mixed", **options: Any
+) -> Prepared:
     policy = Share(SHARES[share])
     options |= {"predictor": PREDICTORS[predictor], "policy": policy, "vram": "1GiB"}
-    config = EngineConfig(model=folder, **options)
+    config = EngineConfig(model=folders[model], dtype="int8" if model == INT8 else None, **options)
     return prepare_model(config)
 
 
@@ -74,7 +86,7 @@ def test_steps_say_what_is_counted(
     oracle = oracle_of(model, folders[model])
     for batch in (1, 32):
         options = {"max_batch": batch, "schedule": schedule, "audit": 8}
-        ready = prepared(folders[model], predictor, share, **options)
+        ready = prepared(folders, model, predictor, share, **options)
         with LocalSession(deploy(ready, solve(ready))) as local:
             run = Run.of(local, ids_of(45))
             assert run.masks_TLN.any()
@@ -93,7 +105,7 @@ def test_keys_in_a_window_and_down_rows_that_are_not_needed(
     folders: dict[str, Path], predictor: str, batch: int
 ) -> None:
     oracle = oracle_of(BOTH, folders[BOTH])
-    ready = prepared(folders[BOTH], predictor, max_batch=batch)
+    ready = prepared(folders, BOTH, predictor, max_batch=batch)
     row = ready.bundle.spec.d_model * ready.bundle.spec.element_bytes
     with LocalSession(deploy(ready, solve(ready))) as local:
         run = Run.of(local, ids_of(45))
@@ -104,10 +116,10 @@ def test_keys_in_a_window_and_down_rows_that_are_not_needed(
             assert 0.1 * rows.fired <= unread <= 0.7 * rows.fired  # by all tokens of a block
 
 
-@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("model", [*MODELS, INT8])
 def test_a_pass_reads_every_tensor_once(folders: dict[str, Path], model: str) -> None:
     """All that the file holds, but for tables of which a token looks up a row."""
-    ready = prepared(folders[model], "none", "hot", max_batch=32)
+    ready = prepared(folders, model, "none", "hot", max_batch=32)
     bundle, spec = ready.bundle, ready.bundle.spec
     with LocalSession(deploy(ready, solve(ready))) as local:
         run = Run.of(local, ids_of(30))
@@ -126,11 +138,11 @@ def test_a_pass_reads_every_tensor_once(folders: dict[str, Path], model: str) ->
 
 
 @pytest.mark.parametrize("predictor", list(PREDICTORS))
-@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("model", [*MODELS, INT8])
 def test_the_placement_problem_is_made_of_the_same_bytes(
     folders: dict[str, Path], model: str, predictor: str
 ) -> None:
-    ready = prepared(folders[model], predictor)
+    ready = prepared(folders, model, predictor)
     problem = ready.problem
     deployment = deploy(ready, solve(ready))
     works = [work_of(step).bytes for program in deployment.programs.values() for step in program]

@@ -34,3 +34,12 @@ def test_a_gpu_takes_one_thread_and_leaves_one_core() -> None:
         "cpu": 2,
         "predictor": 1,
     }
+
+
+def test_a_schedule_gives_actors_threads_of_their_own() -> None:
+    shares = divide_cores(None, None, FOUR, own={"cpu": 2, "predictor": 1})
+    assert [share.threads for share in shares.values()] == [4, 2, 1]
+    assert all(share.cores is None for share in shares.values()), "seven threads, four cores"
+    shares = divide_cores(1, None, FOUR, own={"cpu": 2})
+    assert [share.threads for share in shares.values()] == [1, 2, 1]
+    assert len({core for share in shares.values() for core in share.cores or ()}) == 4
