@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from hotcold.native.abi.generated import Actor
 from hotcold.runtime.model.block import parallel
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.plan.plan import Plan
 from hotcold.runtime.plan.work import ModelWork, Work
 
 Kind = Literal["input", "attention", "predict", "hot", "cold", "fetch", "merge"]
-_OWNER = {"hot": 0, "cold": 1, "fetch": 1}  # device of a node's neurons, by the plan
+_OWNER = {"hot": Actor.GPU, "cold": Actor.CPU, "fetch": Actor.CPU}  # by the plan: also a device
 PREDICTOR = "predictor"  # the lane of the predictor actor, beside the plan's devices
 
 
