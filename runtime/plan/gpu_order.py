@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from hotcold.native.abi.names import OPS
 from hotcold.runtime.plan.dag import PREDICTOR, Dag
-from hotcold.runtime.plan.program import LANE_ACTORS, Program, fuse
+from hotcold.runtime.plan.program import Program, fuse
 from hotcold.runtime.plan.schedule import Schedule, all_edges
 
 Span = tuple[float, float]  # when a node begins and ends, in steps of the stream
@@ -23,7 +23,7 @@ def unkept(
     programs: compiled of it. remote: the predictor has a process of its own on the GPU.
     """
     for lane, count in schedule.threads.items():
-        if LANE_ACTORS[lane] != "cpu" and count != 1:
+        if lane in (PREDICTOR, schedule.merge_on) and count != 1:
             return (
                 f"gives lane {lane!r} {count} threads; beside a GPU only the CPU executor's count"
             )
