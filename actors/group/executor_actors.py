@@ -280,10 +280,10 @@ class GpuExecutor(ExecutorActor):
         return logits
 
     @ray.method(concurrency_group="control")
-    def cancel(self) -> None:
-        """End the running request after its current token."""
+    def cancel(self, request: int) -> None:
+        """End the request of that id after its current token, if it still runs."""
         with self._loading:
-            self._loaded.native.cancel()
+            self._leader.cancel(request)
 
     @ray.method(concurrency_group="control")
     def logits(self, rows: int, vocab: int) -> NDArray[np.float32]:

@@ -37,6 +37,7 @@ class LeadingExecutor(Executor):
     def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
         super().__init__(deployment, segment, shared)
         self.prompts = self._prompt_form()
+        self._running: int | None = None
 
     def _prompt_form(self) -> PromptForm:
         return PromptForm("sparse", 0, self.deployment.layout.max_batch, "")
@@ -63,6 +64,7 @@ class LeadingExecutor(Executor):
             measure = partial(self.prompt_seconds, request)
             request = replace(request, n_dense=self.prompts.dense_tokens(given, measure))
         self.native.post(request)
+        self._running = request.id
         index, wanted = 0, 1
         try:
             while True:
@@ -75,8 +77,14 @@ class LeadingExecutor(Executor):
                 if done:
                     break
         finally:
+            self._running = None
             self.native.cancel()
         self.native.request_times()
+
+    def cancel(self, request: int) -> None:
+        """End the request of that id after its current token, if it still runs."""
+        if self._running == request:
+            self.native.cancel()
 
     def prompt_seconds(self, request: Request, tokens: int, dense: int) -> float:
         """Time the first tokens of a prompt, and throw the result away."""
