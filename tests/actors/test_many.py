@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from hotcold.actors import Completion, Engine
 from hotcold.native.errors import ConfigError
@@ -48,13 +49,9 @@ def test_each_as_alone_launched_and_connected(transport: str) -> None:
             assert one.stats.new_tokens == len(one.token_ids)
             assert one.stats.prompt_tokens > 0 and one.stats.begin_ns > 0
         assert engine.last in [one.stats for one in results]
-        connected = Engine.connect(engine.name)
-        assert (
-            by_index(
-                list(connected.generate_many(iter(PROMPTS), Sampling(30, 0.0, 0, 1.0, 5, (), True)))
-            )
-            == expected
-        )
+        connected, sampling = Engine.connect(engine.name), Sampling(**FIELDS)
+        results = list(connected.generate_many(iter(PROMPTS), sampling))
+        assert by_index(results) == expected
         assert list(connected.generate_many([])) == []
 
 
@@ -73,6 +70,15 @@ def test_a_bad_prompt_is_refused_before_any_starts(tiny_model: Path) -> None:
         with pytest.raises(ConfigError, match="unknown option 'max_token'"):
             engine.generate_many([[1]], max_token=3)
         assert engine.stats().actors["gpu"].passes == 0
+
+
+def test_a_late_cancel_ends_no_other_request() -> None:
+    with Engine.launch() as engine:
+        expected = [alone(engine, given) for given in PROMPTS]
+        source = engine.generate_many(PROMPTS, **FIELDS)
+        results = [next(source)]
+        ray.get([engine.actors["gpu"].cancel.remote(id_) for id_ in range(100)])
+        assert by_index([*results, *source]) == expected
 
 
 def test_leaving_early_frees_the_engine() -> None:
