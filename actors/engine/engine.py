@@ -28,7 +28,7 @@ from hotcold.runtime.engine.executors.factory import executor_classes
 from hotcold.runtime.engine.prepare import Prepared, prepare_model, with_budget
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.plan.program import Program
-from hotcold.runtime.plan.roofline import Roofline, roofline
+from hotcold.runtime.plan.roofline import Roofline, for_batch, roofline
 from hotcold.runtime.plugins.run import policy_name
 from hotcold.runtime.text.generation import TextCodec, Token
 from hotcold.runtime.text.prompts import Given, asked_of, sampling_of
@@ -203,8 +203,10 @@ class Engine(Client):
         """Losses of actors this engine recovered from, oldest first; none when connected."""
         return list(self._supervisor.recoveries) if self._supervisor is not None else []
 
-    def roofline(self) -> Roofline:
+    def roofline(self, batch: int = 1) -> Roofline:
         """What bounds the running plan, by the rates it was placed with (`hotcold hardware`).
+
+        `token_s` is of a pass, which makes a token of each of `batch` sequences.
 
         Raises:
             ConfigError: this engine was connected: only who launched it knows the rates.
@@ -212,7 +214,8 @@ class Engine(Client):
         if self._prepared is None:
             raise ConfigError("only the driver that launched an engine knows its machine's rates")
         running = self._deployment
-        return roofline(self._prepared.problem, running.plan, ahead=running.reads_ahead)
+        problem = for_batch(self._prepared.problem, batch)
+        return roofline(problem, running.plan, ahead=running.reads_ahead)
 
     @property
     def programs(self) -> dict[str, Program]:

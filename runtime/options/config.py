@@ -26,7 +26,7 @@ COMMANDS = {
     "placement": ("solve",),
     "plan": ("roofline",),
     "session": ("evaluate", "bench prompt", "bench sync"),
-    "actors": ("generate", "compare", "trace", "chaos", "bench decode"),
+    "actors": ("generate", "compare", "trace", "chaos", "bench decode", "bench batch"),
 }
 
 
@@ -152,7 +152,7 @@ class EngineConfig:
         "native",
         "How the actors exchange: through shared memory, or by a Ray call for each operation.",
         "actors",
-        not_for=("bench decode",),
+        not_for=("bench decode", "bench batch"),
         choices=("native", "ray"),
     )
     store: str | None = option(
