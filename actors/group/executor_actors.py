@@ -10,7 +10,6 @@ import os
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from hotcold.native.errors import ConfigError, HotcoldError, LaunchError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared
 from hotcold.runtime.engine.executors.factory import make_executor
-from hotcold.runtime.engine.executors.leading import LeadingExecutor
+from hotcold.runtime.engine.executors.leading import LeadingExecutor, run_through
 from hotcold.runtime.engine.request import Sampled
 from hotcold.runtime.exchange.segment import ActorState, PoisonCode, Segment, SegmentHandle
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
@@ -266,8 +265,7 @@ class GpuExecutor(ExecutorActor):
         """
         try:
             with self._serving:
-                yield from self._leader.generate(request)
-                yield self._leader.request_times()
+                yield (yield from self._leader.generate(request))
         except HotcoldError as error:
             yield error
 
@@ -276,7 +274,7 @@ class GpuExecutor(ExecutorActor):
         """Logits of every prompt position."""
         logits = np.zeros((len(request.prompt), vocab), np.float32)
         with self._serving:
-            deque(self._leader.generate(replace(request, logits_PV=logits)), maxlen=0)
+            run_through(self._leader.generate(replace(request, logits_PV=logits)))
         return logits
 
     @ray.method(concurrency_group="control")
