@@ -24,7 +24,9 @@ EVERY = -1
 class Request:
     """One generation: prompt ids and how they are continued. logits and masks are written in place.
 
-    id: tells it from others, until it is released. n_past: of hc_request (abi/hotcold.h). max_tokens: still to make, at most; 0 where only the prompt is computed. eos: ids that end it.
+    id: tells it from others, until it is released. max_tokens: still to make, at most; 0 where only
+    the prompt is computed. eos: ids that end it. n_past: leading positions whose keys and values
+    the only slot holds, if nobody else has used it since.
     n_given: leading tokens of the prompt that were asked for, where the rest had been generated
     before a loss; 0: all. n_dense: leading tokens that a GPU computes in dense passes; None: the
     executor chooses.
@@ -165,7 +167,8 @@ class NativeExecutor:
 
     def cancel(self, request: int = EVERY) -> None:
         """Ask a request to end after its current token; by default every one that is there."""
-        lib.hc_executor_cancel(self._c, request)
+        if self.is_open:
+            lib.hc_executor_cancel(self._c, request)
 
     def request_times(self, request: int) -> RequestTimes:
         """Times of a finished request that was not released.
@@ -181,8 +184,13 @@ class NativeExecutor:
 
     def release(self, request: int) -> None:
         """Cancel a request that still runs, and forget it."""
-        if lib.hc_executor_release(self._c, request):
+        if self.is_open and lib.hc_executor_release(self._c, request):
             self._requests.pop(request, None)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the native side is there."""
+        return bool(self._c != ffi.NULL)
 
     def close(self) -> None:
         """Free the native side; run() must have returned. Idempotent."""

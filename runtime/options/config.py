@@ -139,7 +139,7 @@ class EngineConfig:
         1,
         "Generations that run at once, at most; others wait. Each has a KV cache of `context` "
         "positions. More than 1 needs the native transport, and no GPU.",
-        "session",
+        "placement",
         low=1,
         high=MAX_BATCH,
     )

@@ -85,7 +85,8 @@ class LeadingExecutor(Executor):
             return self._times
         finally:
             native.cancel(id_)
-            while not done and not self.segment.poisoned:  # it may write to the request's arrays
+            # Until then it may write to the request's arrays.
+            while not done and native.is_open and not self.segment.poisoned:
                 done = native.tokens(id_, sys.maxsize, COALESCE_MS)[1]
             native.release(id_)
 
