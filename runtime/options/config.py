@@ -140,6 +140,7 @@ class EngineConfig:
         "Generations that run at once, at most; others wait. Each has a KV cache of `context` "
         "positions. More than 1 needs the native transport, and no GPU.",
         "placement",
+        not_for=("bench sync", "compare", "roofline"),
         low=1,
         high=MAX_BATCH,
     )

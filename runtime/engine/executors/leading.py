@@ -90,6 +90,10 @@ class LeadingExecutor(Executor):
                 done = native.tokens(id_, sys.maxsize, COALESCE_MS)[1]
             native.release(id_)
 
+    def cancel(self, request: int) -> None:
+        """End the request of that id after its current token, if it still runs."""
+        self.native.cancel(request)
+
     def prompt_seconds(self, request: Request, tokens: int, dense: int) -> float:
         """Time the first tokens of a prompt, and throw the result away."""
         trial = Request(request.id, request.prompt[:tokens], request.sampling, n_dense=dense)
