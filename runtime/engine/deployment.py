@@ -38,7 +38,8 @@ class Deployment:
     Args:
         bundle_path: folder of the bundle, the same for all actors.
         programs: steps by actor.
-        context: positions of the KV cache.
+        context: positions of the KV cache, of each sequence.
+        sequences: how many are decoded at once, at most.
         predictor: what to choose_predictor() with, on the predictor's own machine.
         predicts: False where the predictor stands by (gate-first).
         cores: threads and cores by actor.
@@ -81,6 +82,7 @@ class Deployment:
     config: EngineConfig | None = None
     spins: bool = True
     processors: str = ""
+    sequences: int = 1
 
     @property
     def computed_plan(self) -> Plan:
@@ -207,6 +209,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         programs=programs,
         layout=layout,
         context=prepared.context,
+        sequences=config.sequences,
         predictor=prepared.predictor,
         predictor_settings=settings["predictor"],
         predicts=prepared.predicts,

@@ -38,9 +38,11 @@ def by_index(results: list[Completion]) -> list[tuple[str, list[int], str]]:
     return [(one.text, one.token_ids, one.finish_reason) for one in ordered]
 
 
-@pytest.mark.parametrize("transport", ["native", "ray"])
-def test_each_as_alone_launched_and_connected(transport: str) -> None:
-    with Engine.launch(transport=transport, name=f"many-{transport}") as engine:
+@pytest.mark.parametrize(("sequences", "transport"), [(4, "native"), (1, "native"), (1, "ray")])
+def test_each_as_alone_launched_and_connected(sequences: int, transport: str) -> None:
+    name = f"many-{transport}-{sequences}"
+    with Engine.launch(transport=transport, sequences=sequences, name=name) as engine:
+        assert engine.sequences == sequences
         expected = [alone(engine, given) for given in PROMPTS]
         results = list(engine.generate_many(PROMPTS, **FIELDS))
         assert by_index(results) == expected
@@ -73,7 +75,7 @@ def test_a_bad_prompt_is_refused_before_any_starts(tiny_model: Path) -> None:
 
 
 def test_a_late_cancel_ends_no_other_request() -> None:
-    with Engine.launch() as engine:
+    with Engine.launch(sequences=2) as engine:
         expected = [alone(engine, given) for given in PROMPTS]
         source = engine.generate_many(PROMPTS, **FIELDS)
         results = [next(source)]
@@ -82,7 +84,7 @@ def test_a_late_cancel_ends_no_other_request() -> None:
 
 
 def test_leaving_early_frees_the_engine() -> None:
-    with Engine.launch(context=1024) as engine:
+    with Engine.launch(context=1024, sequences=2) as engine:
         prompts = [{"prompt": "Once", "max_tokens": 3}, "Once upon", "Once upon a time"]
         source = engine.generate_many(prompts, max_tokens=1000, ignore_eos=True)
         assert next(source).index == 0
@@ -94,11 +96,13 @@ def test_leaving_early_frees_the_engine() -> None:
         assert engine.stats().actors["gpu"].passes < passes + 20
 
 
-@pytest.mark.parametrize("victim", ["gpu", "cpu", "predictor"])
-def test_a_killed_actor_changes_no_tokens(victim: str) -> None:
+@pytest.mark.parametrize(
+    ("victim", "sequences"), [("gpu", 3), ("gpu", 1), ("cpu", 3), ("predictor", 3)]
+)
+def test_a_killed_actor_changes_no_tokens(victim: str, sequences: int) -> None:
     prompts = PROMPTS * 2
-    with Engine.launch() as engine:
-        expected = by_index(list(engine.generate_many(prompts, **FIELDS)))
+    with Engine.launch(sequences=sequences) as engine:
+        expected = [alone(engine, given) for given in PROMPTS] * 2
         results = []
         for one in engine.generate_many(prompts, **FIELDS):
             results.append(one)
@@ -109,8 +113,8 @@ def test_a_killed_actor_changes_no_tokens(victim: str) -> None:
 
 
 def test_a_new_plan_changes_no_tokens() -> None:
-    with Engine.launch(predictor="exact") as engine:
-        expected = by_index(list(engine.generate_many(PROMPTS, **FIELDS)))
+    with Engine.launch(predictor="exact", sequences=3) as engine:
+        expected = [alone(engine, given) for given in PROMPTS]
         results = []
         for one in engine.generate_many(PROMPTS, **FIELDS):
             results.append(one)

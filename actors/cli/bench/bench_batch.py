@@ -1,9 +1,10 @@
 """`hotcold bench batch`: decode speed by the number of sequences, beside other programs."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -11,11 +12,9 @@ from hotcold.actors.cli.bench.rivals import rival_option, rivals_of
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import count_option, engine_options, json_option, option
 from hotcold.actors.cli.common.running import running_engine
+from hotcold.native.errors import ConfigError
 from hotcold.runtime.bench.nested import found
 from hotcold.runtime.options.config import SAMPLING, EngineConfig
-
-if TYPE_CHECKING:
-    from hotcold.actors import Engine
 
 HEADERS = ("sequences", "tokens/s", "each", "neurons read", "of the bound")
 
@@ -52,23 +51,30 @@ def command(
     wanted = sorted({1, *(counts or COUNTS)})
     with TemporaryDirectory(prefix="hotcold-") as folder:
         others = rivals_of(names, bundle, Path(folder))
-        with running_engine(options) as engine:
-            taken, left_out = _allowed(engine, wanted)
+        most, why = _allowed(options, wanted[-1])
+        taken = [count for count in wanted if count <= most]
+        with running_engine(options, sequences=most) as engine:
             rows = measure(
                 *(engine, bundle, taken, max_tokens, repeat, others),
                 lambda text: output.note(f"bench batch: {text}"),
             )
     click.echo(table_of(rows))
-    for count, why in left_out.items():
-        output.note(f"bench batch: {count} left out: {why}")
+    left_out = {str(count): why for count in wanted if count > most}
+    if left_out:
+        output.note(f"bench batch: left out {', '.join(left_out)}: {why}")
     output.emit_json({"rows": rows, "left_out": left_out, "rounds": repeat})
 
 
-def _allowed(engine: "Engine", wanted: list[int]) -> tuple[list[int], dict[str, str]]:
-    """The counts that an engine runs at once, and why not the others."""
-    most = engine.sequences
-    why = f"this engine runs {most} at once"
-    return [n for n in wanted if n <= most], {str(n): why for n in wanted if n > most}
+def _allowed(options: EngineConfig, most: int) -> tuple[int, str]:
+    """How many sequences an engine runs at once, at most that many, and why not more."""
+    from hotcold.runtime.engine.prepare import prepare_model
+
+    try:
+        prepare_model(replace(options, sequences=most))
+    except ConfigError as error:
+        prepare_model(options)  # what is wrong whatever their number is said by this
+        return options.sequences, str(error)
+    return most, ""
 
 
 def table_of(rows: list[dict[str, Any]]) -> str:

@@ -35,7 +35,7 @@ class NativeTransport(Transport):
     @property
     def sequences(self) -> int:
         """As many as the deployment has room for."""
-        return int(getattr(self._deployment, "sequences", 1))
+        return self._deployment.sequences
 
     def attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         """One streaming call."""
