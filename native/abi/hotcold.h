@@ -284,7 +284,7 @@ void hc_watcher_stop(hc_watcher *watcher);
 hc_status hc_hop(hc_segment *segment, int32_t side, int32_t flag_out, int32_t flag_in, int64_t n,
                  uint64_t epoch, int32_t core, uint32_t *rtt_ns);
 
-/* ---- Programs and the resident loop (loop.c, steps.c, request.c) ---- */
+/* ---- Programs and the resident loop (loop.c, steps.c, scheduler.c) ---- */
 typedef enum {
     HC_OP_EMBED = 0,
     HC_OP_ATTENTION = 1,

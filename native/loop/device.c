@@ -1,6 +1,6 @@
 /* device.c - open a GPU plug-in, and run the GPU executor's passes on it.
  *
- * The GPU executor keeps its inbox, its prompt blocks and its sampling on the host (request.c); with
+ * The GPU executor keeps its inbox, its prompt blocks and its sampling on the host (scheduler.c); with
  * a device, a pass is one call of the plug-in instead of the program's steps. What the device must
  * know of the exchange is read out of the programs here, so there is one source of it.
  */

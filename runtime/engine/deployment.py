@@ -132,13 +132,18 @@ def load_plan(prepared: Prepared, folder: Any) -> Plan:
 
     Raises:
         CheckpointError: it cannot be read.
-        ConfigError: made for another model, or for a larger budget.
+        ConfigError: made for another model, for fewer sequences, or for a larger budget.
     """
     plan, bundle = Plan.load(Path(folder)), prepared.bundle
     if plan.model != bundle.checksum or plan.device_LN.shape != prepared.problem.shape:
         raise ConfigError(
             f"plan {folder} was made for another model ({plan.model[:12]}, this one is "
             f"{bundle.checksum[:12]}); solve again"
+        )
+    if plan.batch < prepared.config.sequences:
+        raise ConfigError(
+            f"plan {folder} has a KV cache of {plan.batch} sequences, fewer than the "
+            f"{prepared.config.sequences} asked for; solve again with --sequences"
         )
     for device, used in plan.bytes_by_device.items():
         budget = prepared.problem.budgets.get(device)

@@ -22,7 +22,7 @@ from support.tiny_models import FALCON
 from hotcold.native.bindings.executor import Request
 from hotcold.native.errors import ConfigError
 from hotcold.policies.predictor.window import Window
-from hotcold.runtime.engine.deployment import deploy, solve
+from hotcold.runtime.engine.deployment import deploy, load_plan, solve
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.kv import KvCache
 from hotcold.runtime.engine.prepare import prepare_model
@@ -185,7 +185,7 @@ def test_ids_tell_requests(models: dict[str, Path]) -> None:
         native.release(7)
 
 
-def test_memory_is_counted_by_sequences(models: dict[str, Path]) -> None:
+def test_memory_is_counted_by_sequences(models: dict[str, Path], tmp_path: Path) -> None:
     one, four = (
         prepare_model(EngineConfig(model=models["llama"], predictor="exact", sequences=count))
         for count in (1, 4)
@@ -198,6 +198,9 @@ def test_memory_is_counted_by_sequences(models: dict[str, Path]) -> None:
     kv = KvCache.private(four.bundle.spec, 16, 4)
     assert kv.keys.shape == (2, 4, 1, 16, 6)
     assert kv.keys.nbytes * 2 * four.context == 16 * sum(sizes[1])
+    solve(one).save(tmp_path)
+    with pytest.raises(ConfigError, match="a KV cache of 1 sequences, fewer than the 4 asked for"):
+        load_plan(four, tmp_path)
 
 
 def test_what_cannot_serve_several_says_so() -> None:
