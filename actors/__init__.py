@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hotcold.actors.engine.engine import Engine
+    from hotcold.actors.engine.many import Completion
     from hotcold.actors.engine.stats import ActorStats, EngineStats
     from hotcold.native.errors import ActorLostError, HotcoldError, LaunchError
     from hotcold.runtime.text.generation import GenerationStats, Token
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "ActorLostError": "hotcold.native.errors",
     "ActorStats": "hotcold.actors.engine.stats",
+    "Completion": "hotcold.actors.engine.many",
     "Engine": "hotcold.actors.engine.engine",
     "EngineStats": "hotcold.actors.engine.stats",
     "GenerationStats": "hotcold.runtime.text.generation",
@@ -28,6 +30,7 @@ _WHERE = {
 __all__ = [
     "ActorLostError",
     "ActorStats",
+    "Completion",
     "Engine",
     "EngineStats",
     "GenerationStats",

@@ -22,7 +22,6 @@ LONG = {
     "native/cuda/prompt/prompt_layer.cu": "one job: the operators of a dense pass",
     "native/layout/gpu_layout.c": "one list: every tensor in the memory of a GPU",
     "native/loop/device.c": "the whole C face of a plug-in: opened, called and accounted for",
-    "native/loop/request.c": "one state machine: a request from prompt to last token",
     "native/ops/ffn.c": "one operator: both feed-forward forms share list and threads",
     "policies/solvers/curves.py": "one method: curves of layers, and memory shared by them",
     "runtime/engine/gpu.py": "one decision: how a deployment uses its GPU",

@@ -3,7 +3,6 @@
 import itertools
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -13,8 +12,9 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from hotcold.actors.cluster import ray_cluster as cluster
 from hotcold.actors.engine import requests
+from hotcold.actors.engine.lookup import Lookup
+from hotcold.actors.engine.many import Completion, Tokens, completions
 from hotcold.actors.engine.replanning import across_plans
 from hotcold.actors.engine.stats import ActorStats, EngineStats
 from hotcold.actors.engine.transports.base import Transport
@@ -35,36 +35,6 @@ from hotcold.runtime.tracing.spans import Span, as_spans
 TRANSPORTS: dict[str, type[Transport]] = {
     made.name: made for made in (NativeTransport, RayTransport)
 }
-
-
-def find_actors(name: str) -> dict[str, Any]:
-    """Ray handles of a running engine's actors; ValueError where one is not there."""
-    return {a: ray.get_actor(f"{name}-{a}", namespace=cluster.NAMESPACE) for a in ACTORS}
-
-
-class Lookup:
-    """For connected engines: finds the actors again by name after their owner rebuilt them."""
-
-    def __init__(self, name: str, actors: dict[str, Any]) -> None:
-        self._name, self._actors = name, actors
-        self.epoch = 0
-
-    def replayed(self, seconds: float) -> None:
-        """Nobody here keeps the times of recoveries; the owner does."""
-
-    def await_epoch(self, after: int, timeout_s: float) -> None:
-        """Wait until all actors answer to their names again."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            try:
-                found = find_actors(self._name)
-                ray.get([handle.ready.remote() for handle in found.values()], timeout=timeout_s)
-                self._actors.update(found)
-                self.epoch = after + 1
-                return
-            except (ValueError, RayError):
-                time.sleep(0.05)
-        raise ActorLostError("gpu", f"the engine {self._name!r} did not come back")
 
 
 class Client:
@@ -123,41 +93,54 @@ class Client:
     def _transport(self) -> Transport:
         return TRANSPORTS[self._deployment.transport](self._deployment, self._actor)
 
-    def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
-        """Tokens that continue the prompt; `last` has the figures then. Checks it at once."""
+    def _request(self, prompt: str | Sequence[int], sampling: Sampling) -> Request:
         context = self._deployment.context
         ids = self._text.ids(prompt, context, sampling.special)
-        request = make_request(ids, sampling, context, self._text.eos_ids)
-        return self._stream(request, self._text.stream(sampling))
+        return make_request(ids, sampling, context, self._text.eos_ids)
 
-    def _stream(self, request: Request, stream: TokenStream) -> Iterator[Token]:
+    def _one(self, request: Request) -> Iterator[Token]:
         with self._idle():
-            times: RequestTimes | None = None
-            text, ended_ns = "", 0
-            source = self._sampled(request)
-            try:
-                for item in source:
-                    if isinstance(item, RequestTimes):
-                        times = item
-                        continue
-                    sampled = zip(item.ids, item.logprobs, item.times_ns, strict=True)
-                    for id_, logprob, time_ns in sampled:
-                        if stream.finish is None:  # what comes after a stop string is no part of it
-                            ended_ns = time_ns
-                        for token in stream.push(id_, logprob):
-                            text += token.text
-                            yield token
-                    if stream.finish:
-                        self._transport.cancel()
-                if not stream.finish:
-                    yield from stream.flush()
-            except ActorLostError as error:
-                error.text = text
-                raise
-            finally:
-                self._transport.drain(source)
-            if times is not None:
-                self.last = _figures(request, stream, times, ended_ns)
+            yield from self._tokens(request)
+
+    def _many(self, made: Sequence[Request]) -> Iterator[Completion]:
+        with self._idle():
+            yield from completions(made, self.sequences, self._tokens)
+
+    @property
+    def sequences(self) -> int:
+        """Requests that run at the same time, at most."""
+        return self._transport.sequences
+
+    def _tokens(self, request: Request) -> Tokens:
+        stream = self._text.stream(request.sampling)
+        times: RequestTimes | None = None
+        text, ended_ns = "", 0
+        source = self._sampled(request)
+        try:
+            for item in source:
+                if isinstance(item, RequestTimes):
+                    times = item
+                    continue
+                sampled = zip(item.ids, item.logprobs, item.times_ns, strict=True)
+                for id_, logprob, time_ns in sampled:
+                    if stream.finish is None:  # what comes after a stop string is no part of it
+                        ended_ns = time_ns
+                    for token in stream.push(id_, logprob):
+                        text += token.text
+                        yield token
+                if stream.finish:
+                    self._transport.cancel(request)
+            if not stream.finish:
+                yield from stream.flush()
+        except ActorLostError as error:
+            error.text = text
+            raise
+        finally:
+            self._transport.drain(source, request)
+        if times is None:
+            return None
+        made = self.last = _figures(request, stream, times, ended_ns)
+        return made
 
     def _sampled(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         kv_survives = self._transport.kv_survives
@@ -287,4 +270,5 @@ def _figures(
         decode_s=decode_ns / 1e9,
         bytes=round(times.decode_bytes * decode_ns / all_ns) if all_ns > 0 else 0,
         finish=stream.finish or "length",
+        begin_ns=times.begin_ns,
     )

@@ -7,7 +7,7 @@ or unpickled only talks to them. Generation is one Ray call a request, its token
 import itertools
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,9 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
 from hotcold.actors.cluster import ray_cluster as cluster
-from hotcold.actors.engine.client import Client, find_actors
+from hotcold.actors.engine.client import Client
+from hotcold.actors.engine.lookup import find_actors
+from hotcold.actors.engine.many import Completion
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.supervisor import Recovery, Supervisor
 from hotcold.native.errors import ConfigError
@@ -26,9 +28,10 @@ from hotcold.runtime.engine.executors.factory import executor_classes
 from hotcold.runtime.engine.prepare import Prepared, prepare_model, with_budget
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.plan.program import Program
-from hotcold.runtime.plan.roofline import Roofline, roofline
+from hotcold.runtime.plan.roofline import Roofline, for_batch, roofline
 from hotcold.runtime.plugins.run import policy_name
 from hotcold.runtime.text.generation import TextCodec, Token
+from hotcold.runtime.text.prompts import Given, asked_of, sampling_of
 
 _numbers = itertools.count()
 
@@ -173,24 +176,37 @@ class Engine(Client):
             ConfigError: a prompt or parameter that cannot be used; raised at once.
             ActorLostError: an actor died; raised by the iterator, names the actor.
         """
+        return self._one(self._request(prompt, self._sampling(sampling, fields)))
+
+    def generate_many(
+        self, prompts: Iterable[Given], sampling: Sampling | None = None, **fields: Any
+    ) -> Iterator[Completion]:
+        """Continue several prompts; a `Completion` comes as soon as one is finished.
+
+        `sequences` of them run at a time, each with the tokens of `generate`, which explains the
+        arguments. A prompt may also be a mapping with `prompt` and its own fields of Sampling. One
+        that cannot be used is named by its index before any starts.
+        """
+        return self._many(asked_of(prompts, self._sampling(sampling, fields), self._request))
+
+    def _sampling(self, sampling: Sampling | None, fields: dict[str, Any]) -> Sampling:
         if sampling is None:
-            check_names(fields, Sampling)
-            stop = fields.get("stop", ())
-            fields["stop"] = tuple(stop) if isinstance(stop, (list, tuple)) else (stop,)
             if fields.get("seed") is None:
                 fields["seed"] = self._prepared.config.seed if self._prepared is not None else 0
-            sampling = Sampling(**fields)
-        elif fields:
+            return sampling_of(fields, Sampling())
+        if fields:
             raise ConfigError("generate takes a Sampling or its fields, not both")
-        return super().generate(prompt, sampling)
+        return sampling
 
     @property
     def recoveries(self) -> list[Recovery]:
         """Losses of actors this engine recovered from, oldest first; none when connected."""
         return list(self._supervisor.recoveries) if self._supervisor is not None else []
 
-    def roofline(self) -> Roofline:
+    def roofline(self, batch: int = 1) -> Roofline:
         """What bounds the running plan, by the rates it was placed with (`hotcold hardware`).
+
+        `token_s` is of a pass, which makes a token of each of `batch` sequences.
 
         Raises:
             ConfigError: this engine was connected: only who launched it knows the rates.
@@ -198,7 +214,8 @@ class Engine(Client):
         if self._prepared is None:
             raise ConfigError("only the driver that launched an engine knows its machine's rates")
         running = self._deployment
-        return roofline(self._prepared.problem, running.plan, ahead=running.reads_ahead)
+        problem = for_batch(self._prepared.problem, batch)
+        return roofline(problem, running.plan, ahead=running.reads_ahead)
 
     @property
     def programs(self) -> dict[str, Program]:

@@ -136,7 +136,7 @@ class ActorGroup:
         pids = self.processes.pids | self._mps.pids
         if deployment.shares_memory:
             if self._kv is None and leading_class(deployment).keeps_kv:
-                self._kv = KvCache.create(deployment.spec, deployment.context)
+                self._kv = KvCache.create(deployment.spec, deployment.context, deployment.sequences)
             self.epoch = SharedEpoch(deployment, self._number, pids)
         else:
             self.epoch = Epoch(is_healthy=True)

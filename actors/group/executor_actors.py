@@ -10,7 +10,6 @@ import os
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,7 +20,8 @@ import ray
 from numpy.typing import NDArray
 
 from hotcold.actors.cluster.processes import end_processes
-from hotcold.native.abi.generated import Op
+from hotcold.actors.group.serving import Serving
+from hotcold.native.abi.generated import MAX_BATCH, Op
 from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.device import Mailbox
 from hotcold.native.bindings.executor import Request, RequestTimes
@@ -30,7 +30,7 @@ from hotcold.native.errors import ConfigError, HotcoldError, LaunchError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared
 from hotcold.runtime.engine.executors.factory import make_executor
-from hotcold.runtime.engine.executors.leading import LeadingExecutor
+from hotcold.runtime.engine.executors.leading import LeadingExecutor, run_through
 from hotcold.runtime.engine.request import Sampled
 from hotcold.runtime.exchange.segment import ActorState, PoisonCode, Segment, SegmentHandle
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
@@ -39,7 +39,7 @@ from hotcold.runtime.tracing.spans import read_array
 from hotcold.runtime.weights.weights import WeightStore
 
 ASKED_S = 150.0
-GROUPS = {"loop": 1, "control": 4, "request": 1}
+GROUPS = {"loop": 1, "control": 4, "request": MAX_BATCH}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ExecutorActor:
         self._executor: Executor | None = None
         self._segment: Segment | None = None
         self._watcher: Watcher | None = None
-        self._serving = threading.Lock()  # a request; a new plan waits until it has heard of it
+        self._serving = Serving()
         self._loading = threading.Lock()  # a new plan; control calls wait until it is there
         self._agents: tuple[int, ...] = ()
 
@@ -103,7 +103,7 @@ class ExecutorActor:
         if deployment.store == "memfd":
             # Held over the change, or the machine's only copy could go with its last user.
             keep = WeightStore.open(open_bundle(deployment.bundle_path), deployment.store)
-        with keep, self._serving, self._loading:  # nobody uses what is there
+        with keep, self._serving.none(), self._loading:  # nobody uses what is there
             self._release()
             if handle is None:
                 self._segment = Segment.private(deployment.layout, 1, deployment.spins)
@@ -116,7 +116,7 @@ class ExecutorActor:
     @ray.method(concurrency_group="control")
     def unload(self) -> None:
         """Free what was loaded, whose loop must have ended."""
-        with self._serving, self._loading:
+        with self._serving.none(), self._loading:
             self._release()
 
     @ray.method(concurrency_group="control")
@@ -265,9 +265,8 @@ class GpuExecutor(ExecutorActor):
         A typed error is yielded, not raised, so that it reaches the driver as it is.
         """
         try:
-            with self._serving:
-                yield from self._leader.generate(request)
-                yield self._leader.request_times()
+            with self._serving.one():
+                yield (yield from self._leader.generate(request))
         except HotcoldError as error:
             yield error
 
@@ -275,15 +274,15 @@ class GpuExecutor(ExecutorActor):
     def score(self, request: Request, vocab: int) -> NDArray[np.float32]:
         """Logits of every prompt position."""
         logits = np.zeros((len(request.prompt), vocab), np.float32)
-        with self._serving:
-            deque(self._leader.generate(replace(request, logits_PV=logits)), maxlen=0)
+        with self._serving.one():
+            run_through(self._leader.generate(replace(request, logits_PV=logits)))
         return logits
 
     @ray.method(concurrency_group="control")
-    def cancel(self) -> None:
-        """End the running request after its current token."""
+    def cancel(self, request: int) -> None:
+        """End the request of that id after its current token, if it still runs."""
         with self._loading:
-            self._loaded.native.cancel()
+            self._leader.cancel(request)
 
     @ray.method(concurrency_group="control")
     def logits(self, rows: int, vocab: int) -> NDArray[np.float32]:

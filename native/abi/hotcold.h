@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define HC_ABI_VERSION 5
+#define HC_ABI_VERSION 6
 #define HC_MAX_BATCH   32
 #define HC_MAX_DEVICES 2
 #define HC_ACTORS      3
@@ -246,9 +246,10 @@ typedef struct {
         pass_batch; /* own line. the running pass, written by the GPU executor before its first signal */
     uint32_t pass_seq;
     uint64_t pass_begin_ns;
-    int32_t pass_position; /* of its first token in the context */
-    int32_t pass_prompt;   /* tokens of the dense prompt pass that the GPU runs alone; 0: none */
-    int32_t pass_reserved[10];
+    int32_t pass_prompt; /* tokens of the dense prompt pass that the GPU runs alone; 0: none */
+    int32_t pass_reserved[11];
+    int32_t pass_slot_B[HC_MAX_BATCH]; /* of each row: its sequence's slot, its place in there */
+    int32_t pass_position_B[HC_MAX_BATCH];
     hc_actor_state actor[HC_ACTORS];
 } hc_segment;
 
@@ -283,7 +284,7 @@ void hc_watcher_stop(hc_watcher *watcher);
 hc_status hc_hop(hc_segment *segment, int32_t side, int32_t flag_out, int32_t flag_in, int64_t n,
                  uint64_t epoch, int32_t core, uint32_t *rtt_ns);
 
-/* ---- Programs and the resident loop (loop.c, steps.c, request.c) ---- */
+/* ---- Programs and the resident loop (loop.c, steps.c, scheduler.c) ---- */
 typedef enum {
     HC_OP_EMBED = 0,
     HC_OP_ATTENTION = 1,
@@ -388,6 +389,7 @@ typedef struct {
     const hc_predictor_layer *predictors_L; /* predictor */
     const int8_t *device_LN;                /* predictor */
     float *k_cache, *v_cache;               /* GPU: [L][slot][kv_heads][context][head_dim] */
+    int32_t n_slots;                        /* sequences at once, 1 to HC_MAX_BATCH */
     int64_t *fired_LN;                      /* NULL, or profile counts */
     hc_pool *pool;
     int32_t core;        /* of the loop thread; -1: not pinned */
@@ -398,7 +400,7 @@ typedef struct {
 typedef struct hc_executor hc_executor;
 hc_executor *hc_executor_create(const hc_executor_args *args);
 void hc_executor_destroy(hc_executor *executor);
-/* CPU, predictor: pass after pass. GPU: request after request. Returns when poisoned. */
+/* CPU, predictor: pass after pass. GPU: requests, n_slots at once. Returns when poisoned. */
 hc_status hc_executor_run(hc_executor *executor);
 
 /* Ray transport: the caller leads. Set up a pass (tokens NULL off the GPU executor), then compute
@@ -410,39 +412,6 @@ hc_status hc_executor_step(hc_executor *executor, int32_t step, uint32_t seq);
  * step of this operation in pass at_seq or later. op -1 disarms. */
 void hc_executor_arm(hc_executor *executor, int32_t op, uint32_t at_seq, int32_t signal_number);
 const float *hc_executor_logits(const hc_executor *executor); /* [rows][V] of the last head step */
-
-typedef struct {
-    int64_t id;
-    const int32_t *prompt;
-    int32_t n_prompt, max_tokens, n_eos;
-    int32_t n_past;  /* leading positions whose keys and values the cache already holds */
-    int32_t n_dense; /* leading tokens that a device computes in dense passes; 0: none */
-    const int32_t *eos;
-    float temperature, top_p;
-    int32_t top_k;
-    uint64_t seed;
-    float *logits_PV;   /* NULL, or logits of every prompt position and of every decoded one */
-    uint8_t *masks_PLN; /* NULL, or proposed neurons, bits: [position][layer][(N + 7) / 8] */
-} hc_request;
-typedef struct {
-    int32_t id;
-    float logprob;
-    uint64_t time_ns;
-} hc_token;
-hc_status hc_executor_post(hc_executor *executor, const hc_request *request);
-void hc_executor_cancel(hc_executor *executor);
-/* Copy up to max tokens of the posted request from index on; wait timeout_ms until at_least of them
- * are there. done: 0 running, 1 finished (all tokens were ever delivered once this returns fewer
- * than max). One reader at a time. */
-int32_t hc_executor_tokens(hc_executor *executor, int64_t index, int32_t at_least, hc_token *out,
-                           int32_t max, int32_t timeout_ms, int32_t *done);
-typedef struct {
-    hc_error error;                       /* status HC_OK: none */
-    uint64_t begin_ns, prompt_ns, end_ns; /* posted request begun, prompt done, all done */
-    int64_t passes;
-    int64_t prompt_bytes, decode_bytes; /* weight and KV bytes all actors read meanwhile */
-} hc_request_state;
-void hc_executor_request_state(const hc_executor *executor, hc_request_state *out);
 
 /* cffi: end */
 
@@ -488,6 +457,7 @@ static inline int32_t hc_keeps_both(const hc_model *model) {
 }
 
 #include "abi/predict.h"
+#include "abi/request.h"
 
 #include "abi/gpu.h" /* names what predict.h declares */
 

@@ -34,6 +34,7 @@ typedef struct {
     int32_t keeps_both;   /* not 0: attention's input is alive beside the feed-forward part's */
     int32_t head_on_host; /* as host_parts */
     int32_t max_batch, n_chunks;
+    int32_t slots;            /* sequences that the KV cache has room for */
     int32_t audit_every;      /* one in so many neurons is looked at; 0: none */
     int32_t predictor_i8;     /* predictor matrices have a scale a row */
     int32_t remote_predictor; /* the predictor has a process and memory of its own */

@@ -1,4 +1,4 @@
-"""Typed face of the resident loop (loop.c, steps.c, request.c): one object an actor.
+"""Typed face of the resident loop (loop.c, steps.c, scheduler.c, request.c): one object an actor.
 
 Keeps every array alive that the C side points to. Knows nothing of bundles, plans or Ray: it takes
 addresses and arrays from `hotcold.runtime.engine.executors`.
@@ -17,12 +17,16 @@ from hotcold.native.bindings.device import NativeDevice
 from hotcold.native.bindings.token_kernels import drawing
 from hotcold.native.options.sampling import Sampling
 
+EVERY = -1
+
 
 @dataclass(frozen=True)
 class Request:
     """One generation: prompt ids and how they are continued. logits and masks are written in place.
 
-    max_tokens: still to make, at most; 0 where only the prompt is computed. eos: ids that end it.
+    id: tells it from others, until it is released. max_tokens: still to make, at most; 0 where only
+    the prompt is computed. eos: ids that end it. n_past: leading positions whose keys and values
+    the only slot holds, if nobody else has used it since.
     n_given: leading tokens of the prompt that were asked for, where the rest had been generated
     before a loss; 0: all. n_dense: leading tokens that a GPU computes in dense passes; None: the
     executor chooses.
@@ -72,7 +76,7 @@ class NativeExecutor:
         **fields: Any,
     ) -> None:
         self.device: NativeDevice | None = None
-        self._request: Request | None = None
+        self._requests: dict[int, Request] = {}  # whose arrays the loop may write to
         c_cores = ffi.new("int32_t[]", list(cores)) if cores else ffi.NULL
         self._pool = lib.hc_pool_create(threads, c_cores, fields["segment"].spin_ns > 0)
         if self._pool == ffi.NULL:
@@ -122,10 +126,10 @@ class NativeExecutor:
         return logits
 
     def post(self, request: Request) -> None:
-        """Hand a request to the loop thread.
+        """Hand a request to the loop thread; it begins once a slot is free.
 
         Raises:
-            ConfigError: it does not fit the context or the vocabulary, or another one is running.
+            ConfigError: it does not fit the context or the vocabulary, or its id is taken.
         """
         eos = np.array(request.eos, np.int32)
         c = new(
@@ -143,41 +147,50 @@ class NativeExecutor:
             masks_PLN=request.masks_PLN,
         )
         check(lib.hc_executor_post(self._c, c))  # which copies both lists
-        self._request = request
+        self._requests[request.id] = request
 
     def tokens(
-        self, index: int, timeout_ms: int, at_least: int = 1, limit: int = 64
+        self, request: int, index: int, timeout_ms: int, at_least: int = 1, limit: int = 64
     ) -> tuple[NDArray[Any], bool]:
-        """Tokens from index on (TOKEN records, at most limit), and whether that is all of them.
+        """A request's tokens from index on (TOKEN records, at most limit); whether these are all.
 
         Waits until at_least are there, the request is done, or the time is over.
         """
         out = np.zeros(limit, dtype=TOKEN)
-        done = ffi.new("int32_t *")
-        n = lib.hc_executor_tokens(
-            self._c, index, at_least, pointer(out, "hc_token *"), limit, timeout_ms, done
-        )
+        done, to = ffi.new("int32_t *"), pointer(out, "hc_token *")
+        n = lib.hc_executor_tokens(self._c, request, index, at_least, to, limit, timeout_ms, done)
         return out[:n], bool(done[0]) and n < limit
 
     def arm(self, op: int, at_seq: int, signal_number: int) -> None:
         """Fault injection: raise a signal in this process at the next step of an operation."""
         lib.hc_executor_arm(self._c, op, at_seq, signal_number)
 
-    def cancel(self) -> None:
-        """Ask the running request to end after its current token."""
-        lib.hc_executor_cancel(self._c)
+    def cancel(self, request: int = EVERY) -> None:
+        """Ask a request to end after its current token; by default every one that is there."""
+        if self.is_open:
+            lib.hc_executor_cancel(self._c, request)
 
-    def request_times(self) -> RequestTimes:
-        """Times of the last finished request.
+    def request_times(self, request: int) -> RequestTimes:
+        """Times of a finished request that was not released.
 
         Raises:
             ConfigError: what of the request ended it early.
         """
         state = ffi.new("hc_request_state *")
-        lib.hc_executor_request_state(self._c, state)
+        lib.hc_executor_request_state(self._c, request, state)
         if state.error.status == Status.ERR_ARGUMENT:
             raise failure(state.error)
         return copied(state, RequestTimes)
+
+    def release(self, request: int) -> None:
+        """Cancel a request that still runs, and forget it."""
+        if self.is_open and lib.hc_executor_release(self._c, request):
+            self._requests.pop(request, None)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the native side is there."""
+        return bool(self._c != ffi.NULL)
 
     def close(self) -> None:
         """Free the native side; run() must have returned. Idempotent."""

@@ -74,6 +74,7 @@ class GpuShape:
     prompt_rows: int = 0
     keeps_both: bool = False
     widens: bool = False
+    slots: int = 1
 
     def executor(self) -> LayoutBytes:
         """What the GPU executor takes."""

@@ -82,7 +82,7 @@ static int64_t record_bytes(const hc_layout_shape *s, const hc_layout_layer *lay
 static void lay_out_layer(const hc_layout_shape *s, const hc_layout_layer *layer, hc_arena *arena,
                           hc_arena *host, hc_layer_parts *to) {
     const int64_t D = s->d, e = s->element_bytes, C = s->n_chunks, qkv = q_dim(s) + 2 * kv_dim(s);
-    const int64_t kv = kv_dim(s) * s->context, G = whole(s->n, 32);
+    const int64_t kv = kv_dim(s) * s->context * s->slots, G = whole(s->n, 32);
     hc_arena *attention = layer->host_parts & HC_PART_ATTENTION ? host : arena;
     hc_arena *cache = layer->host_parts & HC_PART_KV ? host : arena;
     to->attention_norm_D = TAKE(arena, float, D);

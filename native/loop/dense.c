@@ -70,15 +70,15 @@ hc_status hc_embed(hc_executor *e) {
     return HC_OK;
 }
 
-/* Append this pass's keys and values: cache [slot 0][kv_heads][context][head_dim] of one layer.
- * Each row is stored at its own position: later rows of a block attend to earlier ones. */
+/* Append this pass's keys and values: cache [slot][kv_heads][context][head_dim] of one layer. Each row is stored at its own position: later rows of a block attend to earlier ones. */
 static void append_kv(hc_executor *e, const float *qkv, float *k_cache, float *v_cache) {
     const hc_model *m = e->args.model;
     int64_t q_dim = (int64_t)m->heads * m->head_dim, kv_dim = (int64_t)m->kv_heads * m->head_dim;
     int64_t stride = q_dim + 2 * kv_dim;
     for (int32_t b = 0; b < e->batch; b++)
         for (int32_t head = 0; head < m->kv_heads; head++) {
-            int64_t to = (head * m->context + e->position_B[b]) * m->head_dim;
+            int64_t to = ((int64_t)e->slot_B[b] * m->kv_heads + head) * m->context;
+            to = (to + e->position_B[b]) * m->head_dim;
             const float *k = qkv + b * stride + q_dim + head * m->head_dim;
             memcpy(k_cache + to, k, sizeof(float) * m->head_dim);
             memcpy(v_cache + to, k + kv_dim, sizeof(float) * m->head_dim);
@@ -102,7 +102,7 @@ static hc_status attend(hc_executor *e, const hc_step *step, const float *x) {
     const hc_layer *layer = &m->layers[step->layer];
     int64_t q_dim = (int64_t)m->heads * m->head_dim, kv_dim = (int64_t)m->kv_heads * m->head_dim;
     int64_t stride = q_dim + 2 * kv_dim,
-            cache = step->layer * m->kv_heads * m->context * m->head_dim;
+            cache = (int64_t)step->layer * e->args.n_slots * m->kv_heads * m->context * m->head_dim;
     float *k_cache = e->args.k_cache + cache, *v_cache = e->args.v_cache + cache;
     hc_status s = project(e, layer, x, stride);
     if (s)
@@ -119,7 +119,7 @@ static hc_status attend(hc_executor *e, const hc_step *step, const float *x) {
                            .head_dim = m->head_dim,
                            .batch = e->batch,
                            .context = m->context,
-                           .slot_B = NULL,
+                           .slot_B = e->slot_B,
                            .position_B = e->position_B,
                            .scores = e->attention_scores,
                            .out = e->attended_BQ,
@@ -173,13 +173,23 @@ hc_status hc_compute_block(hc_executor *e, const hc_step *step) {
     return s;
 }
 
-/* Only the last `rows` rows of the pass: 0 in a prompt's inner blocks. */
+/* The rows whose logits are wanted, side by side: where they lie, or else copied. */
+static const float *head_input(hc_executor *e) {
+    const int64_t d = e->args.model->d, first = e->head_B[0];
+    if (e->head_B[e->head_rows - 1] - first == e->head_rows - 1)
+        return e->residual_BD + first * d;
+    for (int32_t i = 0; i < e->head_rows; i++)
+        memcpy(e->normed_BD + i * d, e->residual_BD + e->head_B[i] * d, sizeof(float) * d);
+    return e->normed_BD;
+}
+
+/* Of rows that nobody draws from, a prompt's inner ones, no logits are made. */
 hc_status hc_head(hc_executor *e) {
     const hc_model *m = e->args.model;
     const int32_t rows = e->head_rows;
     if (!rows)
         return HC_OK;
-    const float *h = e->residual_BD + (e->batch - rows) * m->d;
+    const float *h = head_input(e);
     hc_status s = HC_OK;
     if (m->final_norm_D) {
         s = model_norm(m, h, m->final_norm_D, m->final_norm_bias_D, e->normed_BD, rows);

@@ -1,6 +1,6 @@
 /* device.c - open a GPU plug-in, and run the GPU executor's passes on it.
  *
- * The GPU executor keeps its inbox, its prompt blocks and its sampling on the host (request.c); with
+ * The GPU executor keeps its inbox, its prompt blocks and its sampling on the host (scheduler.c); with
  * a device, a pass is one call of the plug-in instead of the program's steps. What the device must
  * know of the exchange is read out of the programs here, so there is one source of it.
  */
@@ -163,12 +163,12 @@ float *hc_device_logits(hc_device *device) {
 /* Turn the plug-in's words (bit b: token b proposes the neuron) into the request's bits. */
 static void write_masks(hc_executor *e, const uint32_t *members_LN) {
     const hc_model *m = e->args.model;
-    const int64_t row = (m->n + 7) / 8, token = m->n_layers * row;
+    const int64_t row = (m->n + 7) / 8;
     for (int64_t l = 0; l < m->n_layers; l++)
         for (int64_t i = 0; i < m->n; i++)
             for (int32_t b = 0; b < e->batch; b++)
-                if (members_LN[l * m->n + i] >> b & 1)
-                    e->mask_LN[b * token + l * row + i / 8] |= (uint8_t)(1u << i % 8);
+                if (e->mask_B[b] && members_LN[l * m->n + i] >> b & 1)
+                    e->mask_B[b][l * row + i / 8] |= (uint8_t)(1u << i % 8);
 }
 
 /* What a call of the plug-in came to; nobody_came: that it waited and the exchange is not poisoned.
@@ -197,7 +197,7 @@ static hc_status run(hc_executor *e, uint32_t seq, uint32_t *members_LN) {
     hc_status s = hc_compute_step(e, e->args.steps, seq); /* every program begins with embed */
     if (s)
         return s;
-    hc_begin_pass(e, seq, e->position_B[0]);
+    hc_begin_pass(e, seq);
     /* The header is complete: a remote predictor launches its graph at this flag. */
     if (device->pass_flag >= 0)
         hc_flag_signal(segment, device->pass_flag, seq);
@@ -242,7 +242,7 @@ static void account(hc_executor *e) {
 hc_status hc_device_run_pass(hc_executor *e) {
     const hc_model *m = e->args.model;
     uint32_t *members = NULL;
-    if (e->mask_LN) {
+    if (e->masked) {
         members = calloc((size_t)(m->n_layers * m->n), sizeof *members);
         if (!members)
             return hc_fail(HC_ERR_MEMORY, "no memory for the proposals of %lld neurons",

@@ -68,7 +68,7 @@ const hc_device_api *hc_device_table(void);
 #ifdef __cplusplus
 }
 #else
-/* device.c, for request.c, pass.c and loop.c */
+/* device.c, for scheduler.c, pass.c and loop.c */
 hc_status hc_device_run_pass(struct hc_executor *executor);
 hc_status hc_device_run_prompt(struct hc_executor *executor, const hc_device_prompt *prompt);
 float *hc_device_logits(hc_device *device);

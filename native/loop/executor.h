@@ -10,40 +10,66 @@
 #include "core/internal.h"
 #include <pthread.h>
 
-/* A request on the GPU executor. The loop thread writes tokens and n_tokens, a reader thread copies
- * them out; lock guards all of it, and is taken once a token. */
-typedef struct {
-    pthread_mutex_t lock;
+/* A request on the GPU executor, from its post to its release. */
+typedef struct hc_sequence {
+    struct hc_sequence *next;
+    /* written by the loop thread, copied out by a reader, guarded by the inbox's lock */
     pthread_cond_t changed;
-    hc_request request; /* a copy; its pointers belong to prompt and eos below, or to the caller */
-    int32_t *prompt, *eos;
     hc_token *tokens;         /* max_tokens of them */
     int64_t n_tokens, wanted; /* wanted: what the reader waits for */
-    int32_t posted, running, done, cancelled;
+    int32_t waiting, done, released, cancelled;
     hc_request_state state;
+    /* the loop thread's alone while the sequence runs */
+    hc_request request; /* a copy; prompt and eos are copies too, the rest the caller's */
+    int32_t *prompt, *eos;
+    int32_t slot, at;      /* at: positions computed so far */
+    int32_t rows, logits;  /* in the running pass; logits of the last of those; -1: none */
+    int32_t drew, over;    /* what the pass came to: a token, the end */
+    hc_token drawn;        /* the last one */
+    int64_t passes, bytes; /* counts when it began */
+} hc_sequence;
+
+/* Sequences in the order of their posts; lock guards the list, and is taken once a pass that draws
+ * tokens. */
+typedef struct {
+    pthread_mutex_t lock;
+    pthread_cond_t posted;
+    hc_sequence *first;
+    int32_t waiting; /* of them without a slot yet; also read without the lock */
 } hc_inbox;
+
+#define HC_NO_REQUEST (-1)
+/* Who is in the passes; the loop thread's alone (scheduler.c). */
+typedef struct {
+    hc_sequence *running[HC_MAX_BATCH]; /* in the order in which they began */
+    int32_t n_running, most;            /* most: slots, but not more than rows of a pass */
+    int64_t user_S[HC_MAX_BATCH];       /* that last had the slot; HC_NO_REQUEST */
+    int32_t used_S[HC_MAX_BATCH];
+} hc_scheduler;
 
 struct hc_executor {
     hc_executor_args args;
     uint32_t seq;
     int32_t fault_op, fault_signal; /* see hc_executor_arm; fault_op -1: none */
     uint32_t fault_seq;
-    int32_t batch; /* tokens of the running pass */
-    /* GPU executor */
-    int32_t head_rows; /* logits wanted of the running pass: 0, 1 (the last row) or batch */
+    int32_t batch; /* rows of the running pass */
+    /* GPU executor; rows of a slot lie side by side, by position */
     int32_t token_B[HC_MAX_BATCH], position_B[HC_MAX_BATCH], slot_B[HC_MAX_BATCH];
+    int32_t head_rows, head_B[HC_MAX_BATCH]; /* rows of the running pass with logits, ascending */
     float *embedded_BE; /* of width embed_dim; only where embeddings are projected */
     float *residual_BD, *normed_BD, *qkv_BQ, *attended_BQ, *attention_scores, *hot_BD, *logits_BV;
-    uint8_t *mask_LN; /* NULL, or where this pass records its proposals; [b][layer][(N + 7) / 8] */
+    uint8_t *mask_B[HC_MAX_BATCH]; /* where a row's proposals go, [layer][(N + 7) / 8]; NULL */
+    int32_t masked;                /* whether there is one */
     int32_t *sample_ids;
     float *sample_probs;
     hc_inbox inbox;
+    hc_scheduler scheduler;
     /* GPU and CPU executor */
     void *ffn_scratch;
     /* predictor */
     float *scores_BN, *hidden_BH;
-    uint64_t *planes_BPW;               /* sign */
-    int32_t *last_LN, *next_position_L; /* window: last firings; where the next pass continues */
+    uint64_t *planes_BPW;        /* sign */
+    int32_t *last_SLN, *next_SL; /* window: last firings; where a slot's sequence goes on */
     int32_t *proposed_N;
     void *scratch[16]; /* what of the above was allocated */
     int32_t n_scratch, out_of_memory;
@@ -82,9 +108,15 @@ void hc_fail_if_armed(hc_executor *executor, uint32_t seq);
 void hc_fail_if_armed_for(hc_executor *executor, int32_t op, uint32_t seq);
 /* pass.c: one pass of the whole program with its waits and signals. */
 hc_status hc_run_pass(hc_executor *executor);
-/* request.c */
+/* request.c: what control threads post and read. */
 void hc_inbox_init(hc_executor *executor);
 void hc_inbox_free(hc_executor *executor);
+/* With the lock held: a while, or less; a sequence waits no longer; it is done, or already freed. */
+void hc_wait_changed(hc_inbox *inbox, pthread_cond_t *changed, int64_t milliseconds);
+void hc_leave_queue(hc_inbox *inbox, hc_sequence *sequence);
+void hc_end_sequence(hc_inbox *inbox, hc_sequence *sequence);
+/* scheduler.c: pass after pass, until poison. */
+void hc_scheduler_init(hc_executor *executor);
 hc_status hc_serve_requests(hc_executor *executor);
 
 static inline hc_actor_state *hc_state_of(hc_executor *executor) {
@@ -104,17 +136,29 @@ static inline hc_gemv_args hc_product(const void *w, int32_t dtype, int64_t rows
                           .y_BR = y,
                           .y_stride = rows};
 }
+/* One more row of the running pass. */
+static inline void hc_add_row(hc_executor *executor, int32_t slot, int32_t position,
+                              int32_t token) {
+    const int32_t b = executor->batch++;
+    executor->slot_B[b] = slot;
+    executor->position_B[b] = position;
+    executor->token_B[b] = token;
+    executor->mask_B[b] = NULL;
+}
 /* Bytes of a token's proposals, as bits: [layer][(N + 7) / 8]. */
 static inline int64_t hc_mask_bytes(const hc_model *model) {
     return model->n_layers * ((model->n + 7) / 8);
 }
 /* The header of a pass: plain stores, since every reader is behind a flag of this pass, whose release
  * comes later. */
-static inline void hc_begin_pass(hc_executor *executor, uint32_t seq, int32_t position) {
+static inline void hc_begin_pass(hc_executor *executor, uint32_t seq) {
     hc_segment *segment = executor->args.segment;
     segment->pass_batch = executor->batch;
     segment->pass_seq = seq;
-    segment->pass_position = position;
+    for (int32_t b = 0; b < executor->batch; b++) {
+        segment->pass_slot_B[b] = executor->slot_B[b];
+        segment->pass_position_B[b] = executor->position_B[b];
+    }
     segment->pass_begin_ns = hc_now_ns();
 }
 /* Where a layer's neurons lie for this actor: in a format of its own, or as the model has them. */

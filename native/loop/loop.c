@@ -1,6 +1,6 @@
 /* loop.c - the resident loop of one actor, without Python: pass after pass until poison.
  *
- * Creates and frees an executor's scratch. The GPU executor serves requests (request.c), a remote
+ * Creates and frees an executor's scratch. The GPU executor serves requests (scheduler.c), a remote
  * predictor follows its device (device.c), all others run pass after pass (pass.c).
  */
 #define _GNU_SOURCE
@@ -68,8 +68,8 @@ static void allocate_predictor(hc_executor *e) {
     e->scores_BN = scratch(e, B * m->n * f);
     e->hidden_BH = scratch(e, B * hidden * f);
     e->planes_BPW = scratch(e, B * planes * ((m->d + 63) / 64) * 8);
-    e->last_LN = scratch(e, windows * m->n_layers * m->n * 4);
-    e->next_position_L = scratch(e, windows * m->n_layers * 4);
+    e->last_SLN = scratch(e, windows * a->n_slots * m->n_layers * m->n * 4);
+    e->next_SL = scratch(e, windows * a->n_slots * m->n_layers * 4);
     e->proposed_N = scratch(e, windows * m->n * 4);
 }
 
@@ -106,6 +106,11 @@ hc_executor *hc_executor_create(const hc_executor_args *args) {
         hc_fail(HC_ERR_ARGUMENT, "batch %d is outside 1..%d", args->max_batch, HC_MAX_BATCH);
         return NULL;
     }
+    if (args->n_slots < 1 || args->n_slots > (args->device ? 1 : HC_MAX_BATCH)) {
+        hc_fail(HC_ERR_ARGUMENT, "%d sequences at once; 1 to %d are possible%s", args->n_slots,
+                args->device ? 1 : HC_MAX_BATCH, args->device ? " on a GPU" : "");
+        return NULL;
+    }
     hc_executor *e = calloc(1, sizeof *e);
     if (!e) {
         hc_fail(HC_ERR_MEMORY, "no memory for an executor of %zu bytes", sizeof *e);
@@ -113,6 +118,7 @@ hc_executor *hc_executor_create(const hc_executor_args *args) {
     }
     e->args = *args;
     e->fault_op = -1;
+    hc_scheduler_init(e);
     hc_inbox_init(e); /* before what may fail: destroying frees it too */
     allocate(e);
     if (e->out_of_memory) {

@@ -48,7 +48,7 @@ hc_status hc_run_pass(hc_executor *e) {
     hc_segment *segment = e->args.segment;
     uint32_t seq = ++e->seq;
     if (e->args.actor == HC_GPU)
-        hc_begin_pass(e, seq, e->position_B[0]);
+        hc_begin_pass(e, seq);
     for (int32_t i = 0; i < e->args.n_steps; i++) {
         const hc_step *step = &e->args.steps[i];
         hc_fail_if_armed_for(e, step->op, seq);
@@ -87,14 +87,13 @@ hc_status hc_executor_begin(hc_executor *e, uint32_t seq, int32_t batch, const i
     if (position < 0 || position + batch > e->args.model->context)
         return hc_fail(HC_ERR_ARGUMENT, "position %d is outside the context of %lld",
                        position + batch - 1, (long long)e->args.model->context);
-    e->batch = batch;
-    hc_begin_pass(e, seq, position);
-    e->head_rows = rows;
-    e->mask_LN = NULL;
-    for (int32_t b = 0; tokens && b < batch; b++) {
-        e->token_B[b] = tokens[b];
-        e->position_B[b] = position + b;
+    e->batch = e->head_rows = e->masked = 0;
+    for (int32_t b = 0; b < batch; b++) {
+        hc_add_row(e, 0, position + b, tokens ? tokens[b] : 0);
+        if (b >= batch - rows)
+            e->head_B[e->head_rows++] = b;
     }
+    hc_begin_pass(e, seq);
     return HC_OK;
 }
 

@@ -114,15 +114,15 @@ static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq,
 
 /* Set the bits of what both devices' lists propose. */
 static void record_masks(hc_executor *e, const hc_step *step) {
-    int64_t row = (e->args.model->n + 7) / 8, token = e->args.model->n_layers * row;
+    int64_t row = (e->args.model->n + 7) / 8;
     for (int device = 0; device < HC_MAX_DEVICES; device++) {
         hc_active *list = (hc_active *)hc_slot(e, step->active[device]);
         const int32_t *ids = hc_active_ids(list);
         const uint32_t *members = hc_active_members(list);
         for (int64_t k = 0; k < list->count; k++)
             for (int32_t b = 0; b < e->batch; b++)
-                if (members[k] >> b & 1)
-                    e->mask_LN[b * token + step->layer * row + ids[k] / 8] |= 1u << ids[k] % 8;
+                if (e->mask_B[b] && members[k] >> b & 1)
+                    e->mask_B[b][step->layer * row + ids[k] / 8] |= 1u << ids[k] % 8;
     }
 }
 
@@ -148,7 +148,7 @@ static hc_status merge(hc_executor *e, const hc_step *step) {
     if (layer->ffn_bias_D)
         for (int64_t i = 0; i < n; i++)
             e->residual_BD[i] += layer->ffn_bias_D[i % m->d];
-    if (predicted && e->mask_LN)
+    if (predicted && e->masked)
         record_masks(e, step);
     return hc_compute_block(e, step);
 }
@@ -162,15 +162,18 @@ void hc_after_step(hc_executor *e, const hc_step *step, uint32_t seq) {
         hc_audit(e, step, seq);
 }
 
-/* Weights, keys and values once a pass. */
+/* Weights once a pass, and keys and values of each of its sequences. */
 static void count_dense(hc_executor *e, const hc_step *step) {
     const int64_t window = e->args.model->window;
     int64_t bytes = step->bytes[HC_FIXED];
     if (step->op == HC_OP_HEAD && !e->head_rows)
         return;
-    if (step->op == HC_OP_ATTENTION)
-        bytes += step->bytes[HC_POSITION] *
-                 hc_attended_in(window, e->batch, e->position_B[e->batch - 1]);
+    for (int32_t b = 0, first = 0; step->op == HC_OP_ATTENTION && b < e->batch; b++)
+        if (b + 1 == e->batch || e->slot_B[b + 1] != e->slot_B[b]) { /* a sequence's last row */
+            bytes +=
+                step->bytes[HC_POSITION] * hc_attended_in(window, b + 1 - first, e->position_B[b]);
+            first = b + 1;
+        }
     hc_count(&hc_state_of(e)->bytes, bytes);
 }
 

@@ -7,11 +7,11 @@
  * prior NULL counting as 0; it is a neuron's turn where (i + t) mod probe_every = 0, and at the first
  * token of a context, of which nothing is known, all have it. Only the gate tells what fired, so the
  * gates of the proposed neurons are evaluated here and travel along with the list (the executors read
- * none): no word has to come back from them, the state is this actor's own, and a block of prompt
- * tokens is taken in order, as if they had come one by one. Then all gates are computed once for the
- * block, which for 2 or more tokens is less than their proposals one by one.
+ * none): no word has to come back from them, the state is this actor's own, and the rows of a pass are
+ * taken in order, as if they had come one by one. Then all gates are computed once for the pass, which
+ * for 2 or more rows is less than their proposals one by one.
  *
- * State: position of the last firing, 4 bytes a neuron. Bytes: a proposed neuron's gate, 8 a neuron of
+ * State, of each slot: position of the last firing, 4 bytes a neuron. Bytes: a proposed neuron's gate, 8 a neuron of
  * prior and state. The sum over a row has one order (variant.h): batch changes nothing.
  */
 #include "loop/executor.h"
@@ -91,14 +91,24 @@ static int64_t one_token(window_run *run, const hc_predictor_layer *p, int64_t p
     return run->n_ids;
 }
 
+/* A row's state: its slot's. Emptied where the past is empty, or unknown, which is returned. */
+static int begin_row(hc_executor *e, int32_t layer, int32_t b, int32_t **last_N) {
+    const hc_segment *segment = e->args.segment;
+    const hc_model *m = e->args.model;
+    const int64_t at = (int64_t)segment->pass_slot_B[b] * m->n_layers + layer;
+    const int32_t position = segment->pass_position_B[b];
+    const int first = !position || position != e->next_SL[at];
+    *last_N = e->last_SLN + at * m->n;
+    for (int64_t i = 0; first && i < m->n; i++)
+        (*last_N)[i] = NEVER;
+    e->next_SL[at] = position + 1;
+    return first;
+}
+
 hc_status hc_window_scores(hc_executor *e, const hc_step *step, const hc_predictor_layer *p) {
     const hc_model *m = e->args.model;
-    const int64_t position = e->args.segment->pass_position;
-    int32_t *last_N = e->last_LN + step->layer * m->n, *next = e->next_position_L + step->layer;
-    const int first = !position || position != *next; /* the past is empty, or unknown */
-    for (int64_t i = 0; first && i < m->n; i++)
-        last_N[i] = NEVER;
-    *next = (int32_t)position + e->batch;
+    const int32_t *position_B = e->args.segment->pass_position_B;
+    int32_t *last_N;
     window_run run = {.e = e,
                       .p = hc_primitives_get(),
                       .records = m->layers[step->layer].records,
@@ -107,14 +117,17 @@ hc_status hc_window_scores(hc_executor *e, const hc_step *step, const hc_predict
         return HC_ERR_UNSUPPORTED;
     hc_actor_state *state = hc_state_of(e);
     if (e->batch == 1) {
-        const int64_t rows = one_token(&run, p, position, first, last_N);
+        const int first = begin_row(e, step->layer, 0, &last_N);
+        const int64_t rows = one_token(&run, p, position_B[0], first, last_N);
         hc_count(&state->gate_rows, rows);
         hc_count(&state->bytes, rows * step->bytes[HC_PROPOSED]);
         return HC_OK;
     }
     hc_count(&state->bytes, m->n * step->bytes[HC_PROPOSED]);
     hc_status s = hc_gate_scores(e, step);
-    for (int32_t b = 0; !s && b < e->batch; b++)
-        keep_proposed(m, p, position + b, first && !b, last_N, e->scores_BN + b * m->n);
+    for (int32_t b = 0; !s && b < e->batch; b++) {
+        const int first = begin_row(e, step->layer, b, &last_N);
+        keep_proposed(m, p, position_B[b], first, last_N, e->scores_BN + b * m->n);
+    }
     return s;
 }

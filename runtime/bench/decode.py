@@ -20,12 +20,12 @@ from hotcold.runtime.bench.nested import put
 from hotcold.runtime.model.checkpoints.bundle import Bundle
 
 PROMPT = "Once upon a time there was a king who"
+Prompts = Sequence[Sequence[int]]
+Rate = Callable[[Prompts, int], float]  # of prompts and new tokens of each: tokens/s of all
 
 
-def transformers_rates(
-    folder: str, prompt: Sequence[int], new_tokens: int, threads: int
-) -> dict[str, Callable[[], float]]:
-    """One function per dtype that decodes once and returns tokens/s.
+def transformers_rates(folder: str, threads: int) -> dict[str, Rate]:
+    """One function per dtype that decodes prompts of one length together.
 
     Raises:
         ConfigError: transformers is not installed.
@@ -38,9 +38,9 @@ def transformers_rates(
             f"the comparison needs transformers ({error}); pip install 'hotcold[test]'"
         ) from error
 
-    def rate(model: Any, threads: int) -> float:
+    def rate(model: Any, threads: int, prompts: Prompts, new_tokens: int) -> float:
         torch.set_num_threads(threads)
-        ids = torch.tensor([list(prompt)])
+        ids = torch.tensor([list(prompt) for prompt in prompts])
         stamps: list[float] = []
 
         class Clock:
@@ -60,13 +60,13 @@ def transformers_rates(
                 streamer=Clock(),
             )
         steps = stamps[1:]  # the streamer is given the prompt first
-        return (len(steps) - 1) / (steps[-1] - steps[0])
+        return len(ids) * (len(steps) - 1) / (steps[-1] - steps[0])
 
-    def best(model: Any) -> float:
+    def best(model: Any, prompts: Prompts, new_tokens: int) -> float:
         """The better of one thread and all: in small models more threads can be slower."""
-        return max(rate(model, count) for count in {1, threads})
+        return max(rate(model, count, prompts, new_tokens) for count in {1, threads})
 
-    runs: dict[str, Callable[[], float]] = {}
+    runs: dict[str, Rate] = {}
     for dtype in ("float32", "bfloat16"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         runs[f"transformers {dtype}"] = functools.partial(best, model)

@@ -38,7 +38,8 @@ class Deployment:
     Args:
         bundle_path: folder of the bundle, the same for all actors.
         programs: steps by actor.
-        context: positions of the KV cache.
+        context: positions of the KV cache, of each sequence.
+        sequences: how many are decoded at once, at most.
         predictor: what to choose_predictor() with, on the predictor's own machine.
         predicts: False where the predictor stands by (gate-first).
         cores: threads and cores by actor.
@@ -81,6 +82,7 @@ class Deployment:
     config: EngineConfig | None = None
     spins: bool = True
     processors: str = ""
+    sequences: int = 1
 
     @property
     def computed_plan(self) -> Plan:
@@ -130,7 +132,7 @@ def load_plan(prepared: Prepared, folder: Any) -> Plan:
 
     Raises:
         CheckpointError: it cannot be read.
-        ConfigError: made for another model, or for a larger budget.
+        ConfigError: made for another model, for fewer sequences, or for a larger budget.
     """
     plan, bundle = Plan.load(Path(folder)), prepared.bundle
     if plan.model != bundle.checksum or plan.device_LN.shape != prepared.problem.shape:
@@ -144,6 +146,11 @@ def load_plan(prepared: Prepared, folder: Any) -> Plan:
         raise ConfigError(
             f"plan {folder} stores neurons in {name}, {size} bytes each; this model's may be in "
             f"{', '.join([prepared.problem.dtype, *sizes])}; solve again"
+        )
+    if plan.batch < prepared.config.sequences:
+        raise ConfigError(
+            f"plan {folder} has a KV cache of {plan.batch} sequences, fewer than the "
+            f"{prepared.config.sequences} asked for; solve again with --sequences"
         )
     for device, used in plan.bytes_by_device.items():
         budget = prepared.problem.budgets.get(device)
@@ -215,6 +222,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         programs=programs,
         layout=layout,
         context=prepared.context,
+        sequences=config.sequences,
         predictor=prepared.predictor,
         predictor_settings=settings["predictor"],
         predicts=prepared.predicts,

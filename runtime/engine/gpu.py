@@ -22,7 +22,7 @@ from hotcold.native.abi.generated import (
     HOT_CHUNKS,
 )
 from hotcold.native.abi.names import PARTS
-from hotcold.native.errors import BackendError, BudgetError
+from hotcold.native.errors import BackendError, BudgetError, ConfigError
 from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
 from hotcold.runtime.engine import remote_predictor
 from hotcold.runtime.engine.cuda_variant import variant_library
@@ -117,6 +117,11 @@ def choose_gpu(
             raise BackendError(f"the GPU kernels do not serve {missing}; set HOTCOLD_CUDA=auto")
         logger.warning("running on the CPU device: the GPU kernels do not serve %s", missing)
         return None
+    if config.sequences > 1:
+        raise ConfigError(
+            f"sequences {config.sequences}: a GPU runs one; choose sequences 1, or set "
+            "HOTCOLD_CUDA=off"
+        )
     forms = {layer.form for layer in layers} - {"gate"}  # which stands by on a GPU
     if remote_predictor.wanted(config):
         remote_predictor.check_mps(forms)

@@ -1,4 +1,4 @@
-"""The KV cache of the GPU executor's CPU device: keys and values of one sequence, float32.
+"""The KV cache of the GPU executor's CPU device: keys and values, float32, a slot a sequence.
 
 It lies in a memfd that the driver made and holds, so it is its own log: when an actor dies, the
 rebuilt GPU executor maps the same memory and goes on at the position where the tokens stopped,
@@ -32,43 +32,45 @@ class KvCache:
     """Keys and values; made by `create`, `attach` or `private`.
 
     Attributes:
-        keys, values: float32 [L, 1, kv_heads, context, head_dim]; they keep the memory mapped.
+        keys, values: float32 [L, slot, kv_heads, context, head_dim]; they keep the memory mapped.
     """
 
-    def __init__(self, memory: mmap.mmap, spec: ModelSpec, context: int, fd: int = -1) -> None:
-        shape = (spec.n_layers, 1, spec.n_kv_heads, context, spec.head_dim)
+    def __init__(
+        self, memory: mmap.mmap, spec: ModelSpec, context: int, slots: int, fd: int = -1
+    ) -> None:
+        shape = (spec.n_layers, slots, spec.n_kv_heads, context, spec.head_dim)
         both: NDArray[np.float32] = np.frombuffer(memory, np.float32).reshape(2, *shape)
         self.keys, self.values = both[0], both[1]
         self._fd = fd
 
     @staticmethod
-    def _bytes(spec: ModelSpec, context: int) -> int:
-        return 2 * spec.n_layers * spec.kv_dim * context * 4
+    def _bytes(spec: ModelSpec, context: int, slots: int) -> int:
+        return 2 * spec.n_layers * slots * spec.kv_dim * context * 4
 
     @classmethod
-    def create(cls, spec: ModelSpec, context: int) -> "KvCache":
+    def create(cls, spec: ModelSpec, context: int, slots: int) -> "KvCache":
         """Make a cache that others can attach to; LaunchError: the system refuses the memory."""
-        size = cls._bytes(spec, context)
+        size = cls._bytes(spec, context, slots)
         fd = create_sealed("hotcold-kv", size)
         try:
-            return cls(mmap.mmap(fd, size), spec, context, fd)
+            return cls(mmap.mmap(fd, size), spec, context, slots, fd)
         except BaseException:
             os.close(fd)
             raise
 
     @classmethod
-    def attach(cls, handle: KvHandle, spec: ModelSpec, context: int) -> "KvCache":
+    def attach(cls, handle: KvHandle, spec: ModelSpec, context: int, slots: int) -> "KvCache":
         """Map the cache of another process; LaunchError: it is gone or something else."""
         fd = open_sealed(handle.pid, handle.fd, NAME)
         try:
-            return cls(mmap.mmap(fd, cls._bytes(spec, context)), spec, context)
+            return cls(mmap.mmap(fd, cls._bytes(spec, context, slots)), spec, context, slots)
         finally:
             os.close(fd)
 
     @classmethod
-    def private(cls, spec: ModelSpec, context: int) -> "KvCache":
+    def private(cls, spec: ModelSpec, context: int, slots: int) -> "KvCache":
         """Make a cache in this process's own memory."""
-        return cls(mmap.mmap(-1, cls._bytes(spec, context)), spec, context)
+        return cls(mmap.mmap(-1, cls._bytes(spec, context, slots)), spec, context, slots)
 
     @property
     def handle(self) -> KvHandle:

@@ -127,7 +127,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         None if profile is None else profile.probabilities_LN,
         vram if gpu is None else gpu.room,
         context,
-        1,
+        config.sequences,
         bytes_L,
         # Standing by means gate-first: the executors read every gate row.
         expected_density_L(predictor, profile, spec, policy_name(name))

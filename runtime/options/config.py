@@ -26,7 +26,7 @@ COMMANDS = {
     "placement": ("solve",),
     "plan": ("roofline",),
     "session": ("evaluate", "bench prompt", "bench sync"),
-    "actors": ("generate", "compare", "trace", "chaos", "bench decode"),
+    "actors": ("generate", "compare", "trace", "chaos", "bench decode", "bench batch"),
 }
 
 
@@ -135,6 +135,15 @@ class EngineConfig:
         high=1 << 24,
         shown=f"the model's, at most {DEFAULT_CONTEXT}",
     )
+    sequences: int = option(
+        1,
+        "Generations that run at once, at most; others wait. Each has a KV cache of `context` "
+        "positions. More than 1 needs the native transport, and no GPU.",
+        "placement",
+        not_for=("bench sync", "bench batch", "compare", "roofline"),
+        low=1,
+        high=MAX_BATCH,
+    )
     threads: int | None = option(
         None,
         "Worker threads of each executor, its loop's own included.",
@@ -152,7 +161,7 @@ class EngineConfig:
         "native",
         "How the actors exchange: through shared memory, or by a Ray call for each operation.",
         "actors",
-        not_for=("bench decode",),
+        not_for=("bench decode", "bench batch"),
         choices=("native", "ray"),
     )
     store: str | None = option(
@@ -239,6 +248,11 @@ class EngineConfig:
             row.check(self.threads)
         except ConfigError as error:
             raise ConfigError(f"{error}; this process has {here}") from None
+        if self.sequences > 1 and self.transport == "ray":
+            raise ConfigError(
+                f"sequences {self.sequences}: the ray transport runs one; choose transport native, "
+                "or sequences 1"
+            )
         if self.predictor_process == "mps" and self.transport == "ray":
             raise ConfigError(
                 "predictor_process 'mps' shares a GPU, and the ray transport uses none; choose "

@@ -68,7 +68,7 @@ class Roofline:
 
     @property
     def tokens_per_s(self) -> float:
-        """The bound on decode speed of one sequence."""
+        """The bound on decode speed of one sequence of the problem's batch."""
         return 1 / self.token_s
 
 
@@ -141,6 +141,17 @@ def for_gpu(problem: Problem, vram_bytes: int | None, scratch_bytes: int) -> Pro
             "that the CUDA context and a pass's scratch take; raise --vram"
         )
     return replace(problem, budgets={**problem.budgets, problem.devices[0]: vram_bytes - reserve})
+
+
+def for_batch(problem: Problem, batch: int) -> Problem:
+    """The problem with as many sequences decoded together, each with its own KV cache."""
+    modules = tuple(
+        replace(module, bytes=module.bytes // problem.batch * batch)
+        if module.kind == "kv"
+        else module
+        for module in problem.modules
+    )
+    return replace(problem, batch=batch, modules=modules)
 
 
 def _check_same(problem: Problem, placed: Placement | Plan) -> None:

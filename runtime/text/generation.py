@@ -43,6 +43,7 @@ class GenerationStats:
         decode_s: seconds from there to the last token.
         bytes: weight and KV bytes all actors read while decoding.
         finish: "length", "eos" or "stop".
+        begin_ns: of CLOCK_MONOTONIC where the actors run, when the first pass began.
     """
 
     prompt_tokens: int
@@ -51,6 +52,7 @@ class GenerationStats:
     decode_s: float
     bytes: int
     finish: str
+    begin_ns: int = 0
 
     @property
     def prompt_tokens_per_s(self) -> float:

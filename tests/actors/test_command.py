@@ -242,6 +242,32 @@ def test_a_signal_ends_the_command(
     assert "Traceback" not in errors
 
 
+def test_ctrl_c_between_several_prompts_keeps_what_was_printed(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    short = '{"prompt": "Once", "max_tokens": 3}'
+    file.write_text(short + '\n{"prompt": "Once upon a time", "max_tokens": 1000}' * 20)
+    process = subprocess.Popen(
+        [*COMMAND[:-1], "--context", "1024", "--ignore-eos", "--prompts", str(file)],
+        env=SLOW,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["index"] == 0
+        mine = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "hotcold: interrupted"
+    assert "Traceback" not in errors
+    assert all("token_ids" in json.loads(line) for line in out.splitlines())
+    assert len(mine) > 3 and not any(map(running, mine))
+
+
 @pytest.mark.parametrize(("moment", "own_ray"), [("generating", False), ("closing", True)])
 def test_closed_by_a_signal_handler(moment: str, own_ray: bool, one_ray: str) -> None:
     script = (

@@ -54,6 +54,7 @@ def test_an_executor_takes_the_sum_of_its_tensors() -> None:
     ("changes", "gone", "come"),
     [
         ({"kv_bytes": 2}, KV * 2, [32 * 300 * 2] * 4),
+        ({"slots": 3}, KV * 2, [3 * 32 * 300 * 4] * 4),
         ({"norm_bias": True}, [], [256] * 5),
         ({"biases": True}, [], [128 * 4, 256, 256] * 2),
         ({"final_norm": False}, [256], []),

@@ -6,7 +6,7 @@ line in a process of its own, for the tests of signals and pipes.
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ import hotcold.actors
 from hotcold.native.errors import ActorLostError, BudgetError
 from hotcold.runtime.engine.audit import RecallEstimate
 from hotcold.runtime.options.config import Sampling
+from hotcold.runtime.text.prompts import sampling_of
 from hotcold.runtime.tracing.spans import Span
 
 STORY = ["There", " was", " a", " caf\u00e9", "."]
@@ -62,6 +63,15 @@ class GenerationStats:
     decode_tokens_per_s: float = 250.0
     gb_per_s: float = 3.5
     finish: str = "length"
+
+
+@dataclass
+class Completion:
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    stats: GenerationStats
 
 
 @dataclass
@@ -164,6 +174,22 @@ class FakeEngine:
             if self.failure is not None:
                 raise self.failure
             time.sleep(self.token_s)
+
+    @property
+    def sequences(self) -> int:
+        return 2
+
+    def generate_many(
+        self, prompts: Iterable[Any], sampling: Sampling | None = None
+    ) -> Iterator[Completion]:
+        """The last one finishes first."""
+        for index, given in reversed(list(enumerate(prompts))):
+            fields = {**given} if isinstance(given, dict) else {"prompt": given}
+            tokens = list(
+                self.generate(fields.pop("prompt"), sampling_of(fields, sampling or Sampling()))
+            )
+            text, ids = "".join(token.text for token in tokens), [token.id for token in tokens]
+            yield Completion(index, text, ids, "length", GenerationStats())
 
     def stats(self) -> EngineStats:
         actors = {name: ActorStats() for name in ("gpu", "cpu", "predictor")}

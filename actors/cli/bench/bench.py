@@ -5,7 +5,6 @@ Each subcommand is one file there, which returns plain nested data with units in
 
 import statistics
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hotcold.actors.cli.bench import bench_prompt, bench_sync
+from hotcold.actors.cli.bench import bench_batch, bench_prompt, bench_sync
+from hotcold.actors.cli.bench.rivals import rival_option, rivals_of
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import (
     count_option,
@@ -31,7 +31,6 @@ from hotcold.runtime.units import parse_bytes
 if TYPE_CHECKING:
     from hotcold.actors import Engine
     from hotcold.runtime.bench.kernels import Settings
-    from hotcold.runtime.model.checkpoints.bundle import Bundle
 
 
 @click.group("bench")
@@ -39,6 +38,7 @@ def command() -> None:
     """Measure kernels, the exchange between actors, weight stores, prompts and decoding."""
 
 
+command.add_command(bench_batch.command)
 command.add_command(bench_prompt.command)
 command.add_command(bench_sync.command)
 
@@ -217,13 +217,7 @@ def kernel_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 @command.command("decode")
 @option(SAMPLING["max_tokens"], default=128, low=8)
 @count_option("--repeat", "Rounds measured.", 1, 1000, 5)
-@click.option(
-    "--rival",
-    "rivals",
-    multiple=True,
-    type=click.Choice(("transformers", "llama.cpp", "none")),
-    help="A program to compare with; may be repeated.  [default: transformers]",
-)
+@rival_option("transformers")
 @click.option(
     "--ray/--no-ray",
     "with_ray",
@@ -280,7 +274,10 @@ def decode_rates(
     ids = Tokenizer.load(bundle.path).encode(PROMPT)
     cores = processors().at_once
     with TemporaryDirectory(prefix="hotcold-") as folder:
-        rivals = _rivals(names, bundle, Path(folder), ids, max_tokens)
+        rivals = {
+            name: partial(rate, [ids], max_tokens)
+            for name, rate in rivals_of(names, bundle, Path(folder)).items()
+        }
         with running_engine(options, transport="native") as engine:
             rate = partial(_engine_rate, engine, ids, max_tokens)
             result = compare(
@@ -303,22 +300,6 @@ def decode_rates(
         rates = [_engine_rate(engine, ids, max_tokens)[0] for _ in range(3)]
     result["ray"] = {"decode_tokens_per_s": statistics.median(rates)}
     return result
-
-
-def _rivals(
-    names: tuple[str, ...], bundle: "Bundle", folder: Path, ids: list[int], max_tokens: int
-) -> dict[str, Callable[[], float]]:
-    from hotcold.runtime.bench.decode import source_folder, transformers_rates
-    from hotcold.runtime.bench.llama_cpp import llama_cpp_rate
-
-    cores = processors().at_once
-    rivals: dict[str, Callable[[], float]] = {}
-    if "transformers" in names:
-        rivals |= transformers_rates(source_folder(bundle), ids, max_tokens, cores)
-    if "llama.cpp" in names:
-        output.note("bench decode: writing GGUF for llama.cpp")
-        rivals["llama_cpp"] = llama_cpp_rate(bundle, folder, ids, max_tokens, cores)
-    return rivals
 
 
 def _engine_rate(engine: "Engine", ids: list[int], max_tokens: int) -> tuple[float, float]:

@@ -1,17 +1,18 @@
 """`hotcold generate`: text from a prompt as it is generated, then what each actor did for it."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from hotcold.actors.cli.commands import prompts as many
 from hotcold.actors.cli.common import output
-from hotcold.actors.cli.common.options import engine_options, json_option, table_options
+from hotcold.actors.cli.common.options import engine_options, json_option, option, table_options
 from hotcold.actors.cli.common.running import figures, running_engine
 from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ConfigError, LaunchError
-from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig, Sampling
+from hotcold.native.options.table import Option
+from hotcold.runtime.options.config import EngineConfig, Sampling
 
 if TYPE_CHECKING:
     from hotcold.actors import Engine, Token
@@ -21,18 +22,25 @@ MAX_PROMPT_BYTES = 16 << 20
 
 @click.command("generate")
 @click.argument("prompt", required=False)
+@option(Option(None, many.HELP, "prompts", metavar="FILE"))
 @table_options(Sampling, without=("seed",), max_tokens=128)
 @json_option
 @engine_options("generate")
-def command(options: EngineConfig, prompt: str | None, **given: Any) -> None:
+def command(options: EngineConfig, prompt: str | None, prompts: str | None, **given: Any) -> None:
     """Continue PROMPT. Without it, or with "-", the prompt is read from standard input.
 
     The text goes to standard output as it comes. With --json it goes to standard error, and
-    standard output holds the line of JSON alone.
+    standard output holds the line of JSON alone. With --prompts each result is a line of JSON on
+    standard output, as soon as it is there, and --json adds a last one with the totals.
     """
-    text = read_prompt(prompt)
+    if prompt is not None and prompts is not None:
+        raise click.UsageError("PROMPT and --prompts exclude each other; give one of them")
     # Made before anything starts, so that a bad number is refused at once.
     sampling = Sampling(seed=options.seed, **given)
+    if prompts is not None:
+        many.generate_all(options, prompts, sampling)
+        return
+    text = read_prompt(prompt)
     check_prompt(options, text, sampling.special)
     shown = sys.stderr if output.as_json() else sys.stdout
     with running_engine(options) as engine:
@@ -119,12 +127,8 @@ def check_prompt(options: EngineConfig, prompt: str, special: bool) -> None:
         CheckpointError: a model that cannot be used, or that has no tokenizer.
         ConfigError: a prompt that cannot be encoded or is longer than the context.
     """
-    from hotcold.runtime.model.checkpoints.bundle import resolve_model
-    from hotcold.runtime.text.generation import TextCodec
-
-    bundle = resolve_model(None if options.model is None else Path(options.model), options.dtype)
-    context = options.context or min(bundle.spec.max_context, DEFAULT_CONTEXT)
-    TextCodec(bundle.path, bundle.spec).check(prompt, context, special)
+    codec, context = many.codec_of(options)
+    codec.check(prompt, context, special)
 
 
 def read_prompt(argument: str | None) -> str:

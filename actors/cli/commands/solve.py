@@ -81,12 +81,14 @@ def check_out(out: Path) -> None:
 
 
 def _shaped(shape: str, options: EngineConfig, machine: "HardwareProfile") -> tuple["Problem", str]:
-    from hotcold.runtime.offline.plant.shaped import shaped_problem
+    from hotcold.runtime.offline.plant.shaped import Ask, shaped_problem
     from hotcold.runtime.units import parse_bytes
 
     budget = None if options.vram is None else parse_bytes(options.vram, "--vram")
     context, dtype = options.context or DEFAULT_CONTEXT, options.dtype or "float16"
-    return shaped_problem(shape, budget, context, dtype, machine), f"shape {shape}"
+    ask = Ask(sequences=options.sequences)
+    problem = shaped_problem(shape, budget, context, dtype, machine, ask=ask)
+    return problem, f"shape {shape}"
 
 
 def describe(problem: "Problem", placement: "Placement", plan: "Plan") -> dict[str, Any]:

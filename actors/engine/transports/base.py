@@ -30,6 +30,11 @@ class Transport(ABC):
         """Whether a request that lost an actor, or its plan, finds its keys and values again."""
         return False
 
+    @property
+    def sequences(self) -> int:
+        """Requests that may run at the same time."""
+        return 1
+
     @abstractmethod
     def attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         """Run a request on the actors there are now; its times come last.
@@ -39,10 +44,10 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def cancel(self) -> None:
-        """End the running request after its current token."""
+    def cancel(self, request: Request) -> None:
+        """End a request after its current token, if it still runs."""
 
-    def drain(self, source: Iterator[Any]) -> None:
+    def drain(self, source: Iterator[Any], request: Request) -> None:
         """End a stream the caller may have left early, so that the next request finds it free."""
         getattr(source, "close", lambda: None)()
 

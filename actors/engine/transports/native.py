@@ -32,6 +32,11 @@ class NativeTransport(Transport):
         """Where they lie in the driver's memory, unless the predictor forgot with its process."""
         return leading_class(self._deployment).keeps_kv and not self._deployment.remembers
 
+    @property
+    def sequences(self) -> int:
+        """As many as the deployment has room for."""
+        return self._deployment.sequences
+
     def attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         """One streaming call."""
         stream = self._leader.generate.options(num_returns="streaming")
@@ -41,16 +46,16 @@ class NativeTransport(Transport):
                 raise item
             yield item
 
-    def cancel(self) -> None:
-        """Not waited for."""
-        self._leader.cancel.remote()
+    def cancel(self, request: Request) -> None:
+        """Not waited for: it may arrive when another one runs."""
+        self._leader.cancel.remote(request.id)
 
-    def drain(self, source: Iterator[Any]) -> None:
+    def drain(self, source: Iterator[Any], request: Request) -> None:
         """Cancel what still runs, and take what it had ready."""
         try:
             first = next(source, None)
             if first is not None:
-                self.cancel()
+                self.cancel(request)
                 for _ in source:
                     pass
         except Exception:  # noqa: BLE001 - the stream's own error has been raised already

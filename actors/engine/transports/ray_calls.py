@@ -61,7 +61,7 @@ class RayTransport(Transport):
                 return
             logits = self._pass(np.array([id_], np.int32), position, 1)[-1]
 
-    def cancel(self) -> None:
+    def cancel(self, request: Request) -> None:
         """Nothing runs between two tokens."""
 
     def score(self, request: Request) -> NDArray[np.float32]:

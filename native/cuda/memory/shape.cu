@@ -59,7 +59,8 @@ Shape::Shape(const hc_executor_args &args, const hc_device_args &device,
     final_norm = m.final_norm_D != nullptr, rotary = m.cos_PE != nullptr;
     projected = m.project_out != nullptr, keeps_both = hc_keeps_both(&m);
     head_on_host = device.host_parts_L && (device.host_parts_L[m.n_layers] & HC_PART_HEAD);
-    max_batch = args.max_batch, n_chunks = device.n_chunks, audit_every = args.audit_every;
+    max_batch = args.max_batch, slots = args.n_slots, n_chunks = device.n_chunks,
+    audit_every = args.audit_every;
     predictor_i8 = device.predictor_i8, remote_predictor = device.remote_predictor;
     prompt_rows = device.prompt_rows;
     widens = m.record.dtype == HC_I8;

@@ -63,6 +63,7 @@ class Executor(ABC):
             "epoch": segment.epoch,
             "steps": deployment.programs[self.actor],
             "max_batch": deployment.layout.max_batch,
+            "n_slots": deployment.sequences,
             "audit_every": deployment.audit_every,
             "audit_seed": deployment.audit_seed,
         }

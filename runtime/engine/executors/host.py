@@ -19,11 +19,11 @@ class HostGpuExecutor(LeadingExecutor):
     keeps_kv = True
 
     def _fields(self, shared: Shared) -> dict[str, Any]:
-        spec, context = self.bundle.spec, self.deployment.context
+        shape = self.bundle.spec, self.deployment.context, self.deployment.sequences
         if shared.kv is None:
-            kv = KvCache.private(spec, context)
+            kv = KvCache.private(*shape)
         else:
-            kv = KvCache.attach(shared.kv, spec, context)
+            kv = KvCache.attach(shared.kv, *shape)
         return self._own(0, shared) | {"k_cache": kv.keys, "v_cache": kv.values}
 
 

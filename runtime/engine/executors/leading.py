@@ -1,5 +1,6 @@
 """What the GPU executor does on any device: requests, and the form of each prompt."""
 
+import sys
 from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
@@ -37,6 +38,7 @@ class LeadingExecutor(Executor):
     def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
         super().__init__(deployment, segment, shared)
         self.prompts = self._prompt_form()
+        self._times = RequestTimes(0, 0, 0, 0, 0, 0)
 
     def _prompt_form(self) -> PromptForm:
         return PromptForm("sparse", 0, self.deployment.layout.max_batch, "")
@@ -51,8 +53,14 @@ class LeadingExecutor(Executor):
         by = deployment.plan.format_text(0) + kernels_used(deployment, on_gpu=True)
         return f"attention, head, {hot} of {device_LN.size} neurons{fetches}{by}"
 
-    def generate(self, request: Request) -> Generator[Sampled, None, None]:
+    def generate(self, request: Request) -> Generator[Sampled, None, RequestTimes]:
         """Run a request on the GPU executor; yields what is ready, several times a second.
+
+        Several threads may each run one: as many at once as the deployment has `sequences`, and the
+        others wait. Who stops early closes the generator; the pass under way still ends.
+
+        Returns:
+            its times, which `request_times` has too, until the next one is over.
 
         Raises:
             ConfigError: the request does not fit.
@@ -62,30 +70,46 @@ class LeadingExecutor(Executor):
             given = request.n_given or len(request.prompt)
             measure = partial(self.prompt_seconds, request)
             request = replace(request, n_dense=self.prompts.dense_tokens(given, measure))
-        self.native.post(request)
-        index, wanted = 0, 1
+        native, id_ = self.native, request.id
+        native.post(request)
+        index, wanted, done = 0, 1, False
         try:
-            while True:
-                tokens, done = self.native.tokens(index, COALESCE_MS, wanted, AT_ONCE)
+            while not done:
+                tokens, done = native.tokens(id_, index, COALESCE_MS, wanted, AT_ONCE)
                 wanted = AT_ONCE if len(tokens) else 1  # the first after a pause goes out alone
                 if len(tokens):
                     index += len(tokens)
                     yield Sampled(*(tokens[x].tolist() for x in ("id", "logprob", "time_ns")))
                 self.segment.raise_if_poisoned()
-                if done:
-                    break
+            self._times = native.request_times(id_)
+            return self._times
         finally:
-            self.native.cancel()
-        self.native.request_times()
+            native.cancel(id_)
+            # Until then it may write to the request's arrays.
+            while not done and native.is_open and not self.segment.poisoned:
+                done = native.tokens(id_, sys.maxsize, COALESCE_MS)[1]
+            native.release(id_)
+
+    def cancel(self, request: int) -> None:
+        """End the request of that id after its current token, if it still runs."""
+        self.native.cancel(request)
 
     def prompt_seconds(self, request: Request, tokens: int, dense: int) -> float:
         """Time the first tokens of a prompt, and throw the result away."""
         trial = Request(request.id, request.prompt[:tokens], request.sampling, n_dense=dense)
-        for _ in self.generate(trial):
-            pass
-        times = self.native.request_times()
+        times = run_through(self.generate(trial))
         return (times.prompt_ns - times.begin_ns) * 1e-9
 
     def request_times(self) -> RequestTimes:
         """Times of the last finished request."""
-        return self.native.request_times()
+        return self._times
+
+
+def run_through(stream: Generator[Sampled, None, RequestTimes]) -> RequestTimes:
+    """Run a request to its end, whatever it draws."""
+    while True:
+        try:
+            next(stream)
+        except StopIteration as ended:
+            times: RequestTimes = ended.value
+            return times

@@ -6,7 +6,6 @@ stream of its own here, in the one context there is, and no MPS. Not what users 
 is `hotcold.actors.Engine`.
 """
 
-import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -20,7 +19,7 @@ from hotcold.native.bindings.device import Mailbox
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared
 from hotcold.runtime.engine.executors.factory import make_executor
-from hotcold.runtime.engine.executors.leading import LeadingExecutor
+from hotcold.runtime.engine.executors.leading import LeadingExecutor, run_through
 from hotcold.runtime.engine.request import make_request
 from hotcold.runtime.exchange.segment import PoisonCode, Segment
 from hotcold.runtime.options.config import Sampling
@@ -56,20 +55,14 @@ class LocalSession:
     ) -> Generator[tuple[int, float], None, None]:
         """Ids and log probabilities that continue ids.
 
-        Who stops taking them early closes the iterator; the next request can then be made at once.
+        Several threads may do so at once. Who stops taking them early closes the iterator.
         """
         context = self.deployment.context
         checked = self.text.ids(ids, context)
         request = make_request(checked, sampling, context, self.text.eos_ids)
-        stream = self.leader.generate(request)
-        try:
+        with closing(self.leader.generate(request)) as stream:
             for ready in stream:
                 yield from zip(ready.ids, ready.logprobs, strict=True)
-        except GeneratorExit:
-            stream.close()  # cancels; the pass under way still ends
-            while not self.leader.native.tokens(sys.maxsize, timeout_ms=50)[1]:
-                self.segment.raise_if_poisoned()
-            raise
 
     def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
         """Tokens that continue a prompt."""
@@ -100,8 +93,7 @@ class LocalSession:
         masks = np.full((len(checked), spec.n_layers, width), fill, np.uint8)
         request = make_request(checked, None, self.deployment.context)
         request = replace(request, logits_PV=logits, masks_PLN=masks)
-        for _ in self.leader.generate(request):
-            pass
+        run_through(self.leader.generate(request))
         bits = np.unpackbits(masks, axis=-1, count=spec.n_neurons, bitorder="little")
         return logits, bits.astype(bool)
 

@@ -30,7 +30,8 @@ class Ask:
     """In what a shape shall differ from its row in the table.
 
     None is the shape's own. Predictors of width 0 take no memory; int8 has a scale a row beside the
-    matrices; `overfire` is neurons proposed for each that fires, kv_bytes of an element.
+    matrices; `overfire` is neurons proposed for each that fires, kv_bytes of an element, sequences
+    those decoded at once.
 
     Raises:
         ConfigError: a number out of range.
@@ -43,6 +44,7 @@ class Ask:
     overfire: float = 1.0
     kv_bytes: int = 4
     embed_on_host: bool = False
+    sequences: int = 1
 
     def __post_init__(self) -> None:
         if self.predictor_dtype not in DTYPE_BYTES:
@@ -91,7 +93,7 @@ def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
         p_LN,
         vram_bytes,
         context,
-        1,
+        ask.sequences,
         [ask.predictor_bytes(spec)] * spec.n_layers,
         np.minimum(1.0, p_LN.mean(axis=1) * ask.overfire).tolist(),
         HardwareProfile.unmeasured() if hardware is None else hardware,

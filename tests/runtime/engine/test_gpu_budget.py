@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from hotcold.native.abi.generated import Part
-from hotcold.native.errors import BudgetError
-from hotcold.native.gpu import cuda_probe, nvml
+from hotcold.native.errors import BudgetError, ConfigError
+from hotcold.native.gpu import cuda_plugin, cuda_probe, nvml
+from hotcold.native.gpu.nvml import Gpu
 from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.factory import roles
 from hotcold.runtime.engine.gpu import (
@@ -47,6 +48,14 @@ def test_a_budget_is_not_more_than_what_is_free() -> None:
     check_budget(CHOICE, CHOICE.vram_bytes)
     with pytest.raises(BudgetError, match=r"1000.0 MiB of GPU memory, of which 999.0 MiB are free"):
         check_budget(CHOICE, 999 << 20)
+
+
+def test_a_gpu_runs_one_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_plugin, "find", lambda: SimpleNamespace(path=Path("/nowhere")))
+    gpu = Gpu("any", "90", total_bytes=8 << 30, used_bytes=0)
+    monkeypatch.setattr(nvml, "visible", lambda: gpu)
+    with pytest.raises(ConfigError, match="sequences 2: a GPU runs one; choose sequences 1, or"):
+        prepare_model(EngineConfig(sequences=2))
 
 
 def test_modules_on_the_host_are_bits() -> None:
