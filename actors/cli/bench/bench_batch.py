@@ -51,7 +51,7 @@ def command(
     wanted = sorted({1, *(counts or COUNTS)})
     with TemporaryDirectory(prefix="hotcold-") as folder:
         others = rivals_of(names, bundle, Path(folder))
-        most, why = _allowed(options, wanted[-1])
+        most, why = allowed(options, wanted[-1])
         taken = [count for count in wanted if count <= most]
         with running_engine(options, sequences=most) as engine:
             rows = measure(
@@ -65,7 +65,7 @@ def command(
     output.emit_json({"rows": rows, "left_out": left_out, "rounds": repeat})
 
 
-def _allowed(options: EngineConfig, most: int) -> tuple[int, str]:
+def allowed(options: EngineConfig, most: int) -> tuple[int, str]:
     """How many sequences an engine runs at once, at most that many, and why not more."""
     from hotcold.runtime.engine.prepare import prepare_model
 

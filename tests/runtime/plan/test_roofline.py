@@ -10,7 +10,7 @@ from hotcold.runtime.hardware.machine_file import load_hardware
 from hotcold.runtime.hardware.profile import HardwareProfile
 from hotcold.runtime.offline.plant.shaped import Ask, shaped_problem
 from hotcold.runtime.plan.problem import Module, Placement, Problem
-from hotcold.runtime.plan.roofline import for_gpu, graph_nodes, roofline
+from hotcold.runtime.plan.roofline import for_batch, for_gpu, graph_nodes, roofline
 from hotcold.runtime.plugins.run import place
 
 # 1 GB/s reads a byte in a nanosecond.
@@ -166,3 +166,14 @@ def test_an_ask_out_of_range(wrong: dict[str, float]) -> None:
 def test_statistics_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         shaped_problem("tiny", None, ask=Ask(**wrong))
+
+
+def test_a_batch_reads_weights_once_unions_of_neurons_and_every_cache() -> None:
+    where = placed((0, 0), (0, 1), (1, 0), (1, 1))
+    one, four = (roofline(for_batch(small(), batch), where) for batch in (1, 4))
+    assert one == roofline(small(), where)
+    for name in ("attention", "predictor", "head"):
+        assert four.parts_s[name] == one.parts_s[name]
+    assert four.parts_s["kv"] == pytest.approx(4 * one.parts_s["kv"])
+    assert four.bytes["cold"] == pytest.approx(2 * 1000 * (1 - 0.5**4))
+    assert for_batch(for_batch(small(), 4), 1).modules == small().modules
