@@ -8,6 +8,7 @@ every neuron counted was read once.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,10 +121,7 @@ def measure(
     other_bytes = 0.0
     for count in sorted({1, *counts}):
         batch = Batch(engine, prompts[:count], new_tokens)
-        others = {
-            name: lambda rate=rate, count=count: rate(prompts[:count], new_tokens)
-            for name, rate in rivals.items()
-        }
+        others = {name: partial(rate, prompts[:count], new_tokens) for name, rate in rivals.items()}
         what = f"{count} at once"
         row = compare(
             batch.rate, others, rounds, lambda text, what=what: progress(f"{what}, {text}")

@@ -1,7 +1,8 @@
 """The programs that `bench decode` and `bench batch` compare with, and their option."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
     from hotcold.runtime.model.checkpoints.bundle import Bundle
 
 
-def rival_option(default: str) -> "click.decorators.FC":
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def rival_option(default: str) -> Callable[[Command], Command]:
     """Add --rival; `default` says what is compared where it is not given."""
     return click.option(
         "--rival",
