@@ -122,10 +122,11 @@ def measure(
     for count in sorted({1, *counts}):
         batch = Batch(engine, prompts[:count], new_tokens)
         others = {name: partial(rate, prompts[:count], new_tokens) for name, rate in rivals.items()}
-        what = f"{count} at once"
-        row = compare(
-            batch.rate, others, rounds, lambda text, what=what: progress(f"{what}, {text}")
-        )
+
+        def say(text: str, count: int = count) -> None:
+            progress(f"{count} at once, {text}")
+
+        row = compare(batch.rate, others, rounds, say)
         done, rate = batch.counts, row["native"]["decode_tokens_per_s"]
         read = done.bytes / done.passes
         if count == 1:
