@@ -8,6 +8,7 @@ every neuron counted was read once.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,10 @@ class Batch:
         return results, Counts.of(self._engine) - before
 
 
+def _told(progress: Callable[[str], None], count: int, text: str) -> None:
+    progress(f"{count} at once, {text}")
+
+
 def measure(
     engine: Engine,
     bundle: Bundle,
@@ -120,14 +125,8 @@ def measure(
     other_bytes = 0.0
     for count in sorted({1, *counts}):
         batch = Batch(engine, prompts[:count], new_tokens)
-        others = {
-            name: lambda rate=rate, count=count: rate(prompts[:count], new_tokens)
-            for name, rate in rivals.items()
-        }
-        what = f"{count} at once"
-        row = compare(
-            batch.rate, others, rounds, lambda text, what=what: progress(f"{what}, {text}")
-        )
+        others = {name: partial(rate, prompts[:count], new_tokens) for name, rate in rivals.items()}
+        row = compare(batch.rate, others, rounds, partial(_told, progress, count))
         done, rate = batch.counts, row["native"]["decode_tokens_per_s"]
         read = done.bytes / done.passes
         if count == 1:

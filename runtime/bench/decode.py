@@ -7,7 +7,7 @@ its rounds. Decoding alone is timed: the prompt and the first token are left out
 import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def transformers_rates(folder: str, threads: int) -> dict[str, Rate]:
 
 def compare(
     engine_rate: Callable[[], tuple[float, float]],
-    rivals: dict[str, Callable[[], float]],
+    rivals: Mapping[str, Callable[[], float]],
     rounds: int,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The programs that `bench decode` and `bench batch` compare with, and their option."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import Command
 from hotcold.runtime.limits import processors
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from hotcold.runtime.model.checkpoints.bundle import Bundle
 
 
-def rival_option(default: str) -> "click.decorators.FC":
+def rival_option(default: str) -> Callable[[Command], Command]:
     """Add --rival; `default` says what is compared where it is not given."""
     return click.option(
         "--rival",
