@@ -98,6 +98,10 @@ class Batch:
         return results, Counts.of(self._engine) - before
 
 
+def _told(progress: Callable[[str], None], count: int, text: str) -> None:
+    progress(f"{count} at once, {text}")
+
+
 def measure(
     engine: Engine,
     bundle: Bundle,
@@ -122,11 +126,7 @@ def measure(
     for count in sorted({1, *counts}):
         batch = Batch(engine, prompts[:count], new_tokens)
         others = {name: partial(rate, prompts[:count], new_tokens) for name, rate in rivals.items()}
-
-        def say(text: str, count: int = count) -> None:
-            progress(f"{count} at once, {text}")
-
-        row = compare(batch.rate, others, rounds, say)
+        row = compare(batch.rate, others, rounds, partial(_told, progress, count))
         done, rate = batch.counts, row["native"]["decode_tokens_per_s"]
         read = done.bytes / done.passes
         if count == 1:

@@ -2,19 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from hotcold.actors.cli.common import output
+from hotcold.actors.cli.common.options import Command
 from hotcold.runtime.limits import processors
 
 if TYPE_CHECKING:
     from hotcold.runtime.bench.decode import Rate
     from hotcold.runtime.model.checkpoints.bundle import Bundle
-
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def rival_option(default: str) -> Callable[[Command], Command]:
