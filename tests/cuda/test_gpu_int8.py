@@ -34,6 +34,7 @@ LOW_RANK: dict[str, Any] = {
     "predictor": "low-rank",
     "settings": {"predictor.rank": "6", "predictor.margin": "0.5"},
 }
+SPARSE: dict[str, Any] = {"dtype": "int8", "prompt_form": "sparse"}
 DENSE: dict[str, Any] = {"prompt_form": "dense", "context": CONTEXT}
 ROUNDED = 0.01  # of logits, where a prompt widens weights to float16; with floats 1e-3
 
@@ -46,14 +47,15 @@ def tiny(request: pytest.FixtureRequest, plugin: Any, tmp_path_factory: Any) -> 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_logits_are_the_oracles_gate_first(tiny: Path, share: float) -> None:
-    check_gate_first(tiny, requantised(Oracle.load(tiny)), ids_of(tiny, 50), share, dtype="int8")
+    oracle = requantised(Oracle.load(tiny))
+    check_gate_first(tiny, oracle, ids_of(tiny, 50), share, **SPARSE)
 
 
 @pytest.mark.parametrize("share", [0.4, 1.0])
 @pytest.mark.parametrize("batch", [32, 5, 1])
 def test_logits_are_the_masked_oracles(tiny: Path, share: float, batch: int) -> None:
     oracle = requantised(Oracle.load(tiny))
-    more = {"max_batch": batch, "dtype": "int8", **LOW_RANK}
+    more = {"max_batch": batch, **SPARSE, **LOW_RANK}
     assert 0.05 < check_masked(tiny, oracle, ids_of(tiny, 45), share, **more) < 0.98
 
 
