@@ -26,7 +26,7 @@ class Recorded(Client):
 
     @property
     def _transport(self) -> Any:
-        return SimpleNamespace(cancel=lambda: None, drain=lambda source: None)
+        return SimpleNamespace(cancel=lambda request: None, drain=lambda source, request: None)
 
     def _sampled(self, request: Any) -> Iterator[Sampled | RequestTimes]:
         for begin in (0, 20):
@@ -40,7 +40,8 @@ def test_a_stop_string_does_not_change_the_speed(stop: tuple[str, ...], tokens: 
     client = Recorded([])
     encode = client._text.tokenizer.encode
     client.ids = [*encode(" a")[-1:] * 10, *encode(" king")[-1:], *encode(" b")[-1:] * 29]
-    list(client.generate("Once", Sampling(max_tokens=40, stop=stop, ignore_eos=True)))
+    sampling = Sampling(max_tokens=40, stop=stop, ignore_eos=True)
+    list(client._one(client._request("Once", sampling)))
     last = client.last
     assert last is not None and last.new_tokens == tokens
     assert last.decode_s == pytest.approx((tokens - 1) / 1e3)

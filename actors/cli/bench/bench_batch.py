@@ -80,7 +80,9 @@ def allowed(options: EngineConfig, most: int) -> tuple[int, str]:
 def table_of(rows: list[dict[str, Any]]) -> str:
     """A line for each count of sequences, a column for each program."""
     key = "decode_tokens_per_s"
-    others = [name for name, _ in found(rows[0], key) if name != ("native",)]
+    rivals = dict(rows[0])
+    rivals.pop("native")
+    others = [name for name, _ in found(rivals, key)]
     lines = []
     for row in rows:
         native, rates = row["native"], dict(found(row, key))
