@@ -20,7 +20,8 @@ proposes a share d of a layer in which f fires is taken to over-fire evenly,
 q = p + (1 - p) * (d - f) / (1 - f), and one that proposes less to miss evenly, q = p * d / f; d = 1
 is gate-first, every gate row read. In a batch a neuron is read if any sequence needs it,
 1 - (1 - p)**batch, which is an upper bound: real tokens agree more than chance. A rate is the
-memory's, or the arithmetic's where that is slower.
+memory's, or the arithmetic's where that is slower: a byte of a matrix serves every sequence, one of
+a neuron those that need it.
 
 Not in it: kernel launches, caches, the gate rows that the predictor `exact` reads in its own actor,
 and that loads vary from token to token (the mean of a maximum is more than the maximum of the
@@ -105,7 +106,8 @@ class CostModel:
         self.problem = problem
         self.selective = selective
         p_LN = problem.activations_LN
-        self.proposed_LN = _union(_proposed(p_LN, problem.predictor_density_L), problem.batch)
+        q_LN = _proposed(p_LN, problem.predictor_density_L)
+        self.proposed_LN = _union(q_LN, problem.batch)
         # A neuron that fires was proposed, or it would not be computed at all.
         fired_LN = np.minimum(_union(p_LN, problem.batch), self.proposed_LN)
 
@@ -123,30 +125,35 @@ class CostModel:
             self._formats[name] = own_LN
             other_LN = read_LN(other.bytes, other.gate_share, other.read_share)
             self.bytes_LN = np.where(own_LN, other_LN, self.bytes_LN)
+        gate, read = problem.gate_share, problem.read_share
+        alone = float((gate * q_LN + (read - gate) * np.minimum(p_LN, q_LN)).sum())
+        together = float((gate * self.proposed_LN + (read - gate) * fired_LN).sum())
+        # Tokens that a byte of the neurons read serves, on the average.
+        self._tokens = problem.batch * alone / together if together else 1.0
         hardware = problem.hardware
         self._rates = {
             "hot": (hardware.gpu_gb_per_s, hardware.gpu_gflops),
             "cold": (hardware.host_gb_per_s, hardware.host_gflops),
             "fetched": (hardware.pcie_gb_per_s, hardware.gpu_gflops),
         }
-        self.hot_s_per_byte, self.cold_s_per_byte, self.fetched_s_per_byte = (
-            self._s_per_byte(share, problem.dtype) for share in self._rates
+        self.hot_s_per_byte, self.cold_s_per_byte = (
+            self._s_per_byte(share, problem.dtype, self._tokens) for share in ("hot", "cold")
         )
         self.overlap = not hardware.in_turn
 
-    def _s_per_byte(self, share: str, dtype: str) -> float:
-        flops = 2.0 * self.problem.batch / DTYPE_BYTES.get(dtype, 4)  # of one byte of weights
-        return _rate(*self._rates[share], flops)
+    def _s_per_byte(self, share: str, dtype: str, tokens: float) -> float:
+        """Seconds that a byte of weights takes which so many tokens multiply."""
+        return _rate(*self._rates[share], 2.0 * tokens / DTYPE_BYTES.get(dtype, 4))
 
     def neurons(self, share: str, chosen_LN: NDArray[np.bool_]) -> F64:
         """Seconds by layer that chosen neurons take as "hot", "cold" or "fetched"."""
         others, seconds_L = chosen_LN, np.zeros(len(chosen_LN))
         for name, own_LN in self._formats.items():
             bytes_L = np.where(chosen_LN & own_LN, self.bytes_LN, 0.0).sum(axis=1)
-            seconds_L += bytes_L * self._s_per_byte(share, name)
+            seconds_L += bytes_L * self._s_per_byte(share, name, self._tokens)
             others = others & ~own_LN
         bytes_L = np.where(others, self.bytes_LN, 0.0).sum(axis=1)
-        seconds_L += bytes_L * self._s_per_byte(share, self.problem.dtype)
+        seconds_L += bytes_L * self._s_per_byte(share, self.problem.dtype, self._tokens)
         return seconds_L
 
     def token(self, device_LN: NDArray[np.int8], modules: Mapping[str, str]) -> TokenTime:
@@ -194,12 +201,14 @@ class CostModel:
 
     def module_s(self, module: Module, device: str) -> float:
         """Seconds that one module takes on a device."""
-        home = self.fetched_s_per_byte
+        share = "fetched"
         if device == self.problem.devices[0]:
-            home = self.hot_s_per_byte
+            share = "hot"
         elif module.kind == "predictor":  # computed where it lies
-            home = self.cold_s_per_byte
-        return module.bytes * module.read_share * home
+            share = "cold"
+        tokens = 1 if module.kind == "kv" else self.problem.batch  # each sequence has its own keys
+        rate = self._s_per_byte(share, self.problem.dtype, tokens)
+        return module.bytes * module.read_share * rate
 
     def exchange(self, hot_LN: NDArray[np.bool_]) -> F64:
         """Seconds that each layer spends on the exchange."""

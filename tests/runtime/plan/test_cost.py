@@ -110,6 +110,10 @@ def test_a_batch_reads_the_union_and_arithmetic_may_limit() -> None:
     np.testing.assert_allclose(CostModel(pair).bytes_LN[1], 0.36 * RECORD)
     weak = problem(hardware=replace(HARDWARE, host_gflops=1.0))
     assert CostModel(weak).cold_s_per_byte == pytest.approx(0.5e-9)  # 2 flops on 4 bytes
+    # Where arithmetic is the bound, a batch takes as long as its sequences one after the other.
+    cold_LN = np.ones(weak.shape, bool)
+    alone, batch = (CostModel(replace(weak, batch=n)).neurons("cold", cold_LN) for n in (1, 8))
+    assert batch.sum() == pytest.approx(8 * alone.sum())
 
 
 def test_plans_and_placements_are_told_alike() -> None:
