@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.gpu import Share, check_batches, check_gate_first, check_masked, ids_of, session
 from support.int8 import records_of, requantised
-from support.models import TinyLlama, write_llama
+from support.models import CONTEXT, PROMPTED, TinyLlama, write_llama
 from support.opt_models import FORMS, write_opt
 from support.opt_oracle import OptOracle
 from support.oracle import Oracle
@@ -17,18 +17,9 @@ from hotcold.runtime.engine.executors.base import Executor
 
 pytestmark = pytest.mark.gpu
 
-CONTEXT = 256
 TINY = {
     "even": TinyLlama(d=64, neurons=96, context=CONTEXT),
-    "odd": TinyLlama(
-        d=35, layers=3, neurons=51, heads=5, kv_heads=1, head_dim=6, vocab=301, context=CONTEXT
-    ),
-    "float16": TinyLlama(
-        d=192, layers=3, neurons=1300, heads=6, kv_heads=2, dtype="float16", seed=3, context=CONTEXT
-    ),
-    "bfloat16": TinyLlama(
-        d=64, neurons=2500, heads=4, kv_heads=2, dtype="bfloat16", seed=2, context=CONTEXT
-    ),
+    **PROMPTED,
 }
 LOW_RANK: dict[str, Any] = {
     "predictor": "low-rank",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.models import TinyLlama, write_llama
+from support.models import CONTEXT, PROMPTED, TinyLlama, write_llama
 from support.oracle import Oracle
 
 from hotcold.native.gpu import cuda_plugin
@@ -20,21 +20,12 @@ from hotcold.runtime.options.config import EngineConfig, Sampling
 
 pytestmark = pytest.mark.gpu
 
-CONTEXT = 256
 TINY = {
     "float32": TinyLlama(neurons=96, context=CONTEXT),
-    "odd": TinyLlama(
-        d=35, layers=3, neurons=51, heads=5, kv_heads=1, head_dim=6, vocab=301, context=CONTEXT
-    ),
     "tied": TinyLlama(
         d=24, neurons=40, heads=3, kv_heads=3, tied=True, dtype="float16", seed=1, context=CONTEXT
     ),
-    "float16": TinyLlama(
-        d=192, layers=3, neurons=1300, heads=6, kv_heads=2, dtype="float16", seed=3, context=CONTEXT
-    ),
-    "bfloat16": TinyLlama(
-        d=64, neurons=2500, heads=4, kv_heads=2, dtype="bfloat16", seed=2, context=CONTEXT
-    ),
+    **PROMPTED,
 }
 LOW_RANK: dict[str, Any] = {
     "predictor": "low-rank",

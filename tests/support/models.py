@@ -225,3 +225,17 @@ def write_llama(
             json.dumps({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
         )
     return folder
+
+
+CONTEXT = 256  # of models that are prompted
+PROMPTED = {
+    "odd": TinyLlama(
+        d=35, layers=3, neurons=51, heads=5, kv_heads=1, head_dim=6, vocab=301, context=CONTEXT
+    ),
+    "float16": TinyLlama(
+        d=192, layers=3, neurons=1300, heads=6, kv_heads=2, dtype="float16", seed=3, context=CONTEXT
+    ),
+    "bfloat16": TinyLlama(
+        d=64, neurons=2500, heads=4, kv_heads=2, dtype="bfloat16", seed=2, context=CONTEXT
+    ),
+}
