@@ -1,7 +1,6 @@
 /* request.h - the part of the ABI that control threads talk to the GPU executor by: requests.
  *
- * Included by hotcold.h and fed to cffi and to the compilers exactly as that is; split off for its
- * length alone.
+ * Included by hotcold.h, and fed to cffi and to the compilers exactly as that is.
  */
 #ifndef HOTCOLD_REQUEST_H
 #define HOTCOLD_REQUEST_H

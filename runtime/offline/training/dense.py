@@ -131,7 +131,7 @@ class DenseModel:
 
     def enter(self, index: int, h_RD: Tensor, batch: int, length: int) -> Entered:
         """A layer up to its feed-forward part."""
-        streams, seen_RD = {"h": h_RD}, h_RD
+        streams = {"h": h_RD}
         for one, step in zip(self.spec.block, steps(self.spec.block), strict=True):
             if one.kind == "attend":
                 added = self._attention(self.layers[index], streams[one.source], batch, length)
@@ -140,9 +140,7 @@ class DenseModel:
                 streams[one.target] = self._normed(index, one, streams[one.source])
             elif one.kind == "ffn":
                 x_RD = streams[one.source]
-        if not parallel(self.spec.block):
-            seen_RD = streams["h"]
-        return Entered(streams["h"], x_RD, seen_RD)
+        return Entered(streams["h"], x_RD, h_RD if parallel(self.spec.block) else streams["h"])
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Logits [R, V] of normed outputs."""
