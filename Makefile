@@ -15,6 +15,10 @@ C_FILES := $(filter %.c %.h,$(NATIVE)) \
 PROMPT ?= Once upon a time
 SAMPLING ?= --temperature 0.7 --top-p 0.9 --seed 1
 
+# Bytecode is kept even where the environment says not to: each of the hundreds of processes that
+# tests start would otherwise compile torch and Ray anew, 2.5 seconds of a core.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: run test test-actors test-alone setup check fix types native bench wheel clean help \
   test-gpu sanitize test-neon sanitize-gpu cuda exchange-forms
 
