@@ -37,6 +37,7 @@ from hotcold.runtime.bench.stores import three_kinds
 from hotcold.runtime.hardware.caches import last_level_bytes
 from hotcold.runtime.hardware.cores import divide_cores
 from hotcold.runtime.hardware.machine_file import YARDSTICK, Figure, MachineFile
+from hotcold.runtime.hardware.other_work import OtherWork
 from hotcold.runtime.hardware.this_machine import identity
 from hotcold.runtime.limits import processors
 from hotcold.runtime.weights import host_memory as memory
@@ -48,6 +49,8 @@ LARGEST, SMALLEST = 1 << 30, 128 << 20
 CACHES = 8  # times the last-level caches: what is read between two reads of the same bytes, or more
 STEP = 64 << 20
 ROWS, BATCH = 512, 32  # of the dense product that arithmetic is measured with
+OTHERS = 0.1  # share of the cores that others use: more is doubtful
+SPREAD = 1.25  # the best read over the median, likewise
 Progress = Callable[[str], None]
 
 
@@ -88,7 +91,7 @@ def measure(
     Raises:
         BudgetError: no memory to measure with.
     """
-    effort = Effort.choose(quick)
+    effort, others = Effort.choose(quick), OtherWork()
     machine = identity()
     beside_gpu = nvml.visible() is not None and cuda_plugin.mode() != "off"
     threads = divide_cores(None, None, processors(), gpu=beside_gpu)["cpu"].threads
@@ -107,6 +110,7 @@ def measure(
         figures |= gpu.figures
         neurons += gpu.neurons
         exchanges += gpu.exchanges
+    machine["others_cores"] = round(others.cores(), 2)
     about = ", ".join([f"{machine['cores']} cores of {machine['cpu']}", *machine["gpus"]])
     return MachineFile(
         name=name or about,
@@ -117,6 +121,22 @@ def measure(
         machine=machine,
         tables={"host_reads": reads, "neurons": neurons, "exchanges": exchanges},
     )
+
+
+def doubts(file: MachineFile) -> list[str]:
+    """Why the figures of a file measured just now may be too low; none: the machine was quiet."""
+    found, others = [], file.machine["others_cores"]
+    if others > OTHERS * file.machine["cores"]:
+        found.append(f"other programs kept {others:.1f} cores busy meanwhile")
+    rate = file.figures["host_gb_per_s"].value
+    best = max(
+        row["best_gb_per_s"] / row["gb_per_s"]
+        for row in file.tables["host_reads"]
+        if row["gb_per_s"] == rate
+    )
+    if best > SPREAD:
+        found.append(f"the fastest read of host memory was {best:.2f} times the median")
+    return found
 
 
 def thread_counts() -> list[int]:

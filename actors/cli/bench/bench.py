@@ -248,8 +248,9 @@ def decode(  # noqa: PLR0917 - as click passes them
         click.echo(f"native over the best rival: {result['speedup']:.2f}x")
     click.echo(
         f"{result['native']['gb_per_s']:.1f} GB/s, host memory gives {result['read_gb_per_s']:.1f}:"
-        f" {output.percent(result['bytes_bound_fraction'])} of the bytes bound"
+        f" {output.of_bound(result['bytes_bound_fraction'])} of the bytes bound"
     )
+    output.note_wrong_bound("bench decode", [result["bytes_bound_fraction"]])
     phases = ", ".join(f"{name} {ms:.3f}" for name, ms in result["phase_ms"].items())
     error = result["clock_error_us"]
     click.echo(

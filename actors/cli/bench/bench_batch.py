@@ -59,6 +59,7 @@ def command(
                 lambda text: output.note(f"bench batch: {text}"),
             )
     click.echo(table_of(rows))
+    output.note_wrong_bound("bench batch", [row["native"]["bound_fraction"] for row in rows])
     left_out = {str(count): why for count in wanted if count > most}
     if left_out:
         output.note(f"bench batch: left out {', '.join(left_out)}: {why}")
@@ -91,7 +92,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
             f"{native[key]:.1f}",
             f"{native['decode_tokens_per_s_each']:.1f}",
             output.percent(native["union_density"]),
-            output.percent(native["bound_fraction"]),
+            output.of_bound(native["bound_fraction"]),
             *(f"{rates[name][key]:.1f}" for name in others),
         ))  # fmt: skip
     return output.table((*HEADERS, *(" ".join(name) for name in others)), lines)

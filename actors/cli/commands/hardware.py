@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 def command(out: Path | None, name: str | None, quick: bool) -> None:
     """Measure this machine: memory, arithmetic, exchange, and its GPU where there is one.
 
-    Takes about a minute. Other programs should not run meanwhile: they change the result. Later
-    commands without --hardware use the result, on this machine only.
+    Takes about a minute. Other programs should not run meanwhile: they change the result, and a
+    line says so. Later commands without --hardware use the result, on this machine only.
     """
-    from hotcold.runtime.bench.hardware import measure
+    from hotcold.runtime.bench.hardware import doubts, measure
     from hotcold.runtime.hardware.this_machine import own_path
 
     check_out(out, name)
@@ -45,6 +45,11 @@ def command(out: Path | None, name: str | None, quick: bool) -> None:
     file.save(path)
     show(file)
     output.note(f"hardware: written to {path}")
+    if found := doubts(file):
+        output.note(
+            f"hardware: {' and '.join(found)}: these rates may be too low; measure again when the "
+            "machine is quiet"
+        )
     output.emit_json(file.to_json() | {"path": str(path)})
 
 

@@ -20,6 +20,7 @@ from hotcold.native.errors import ConfigError
 
 WIDTH = 100  # columns that tables and sentences keep to
 PROGRESS_AFTER_S = 2.0
+PAST_BOUND = 1.05  # shares of a bound that are larger are the bound's fault
 PROGRESS_EVERY_S = 5.0
 
 
@@ -119,6 +120,20 @@ def count(number: int, noun: str = "") -> str:
 def percent(share: float) -> str:
     """0.253 as '25.3 %'; '-' where there is nothing to divide."""
     return f"{100 * share:.1f} %" if math.isfinite(share) else "-"
+
+
+def of_bound(share: float) -> str:
+    """A share of a bound; 'wrong' where the run was clearly faster, so that no bound it was."""
+    return "wrong" if share > PAST_BOUND else percent(share)
+
+
+def note_wrong_bound(command: str, shares: Sequence[float]) -> None:
+    """Say what to do where one of these shares is past its bound."""
+    if max(shares) > PAST_BOUND:
+        note(
+            f"{command}: {percent(max(shares))} of the bound: unless the weights fit the caches, "
+            "the hardware file is wrong: measure again with `hotcold hardware`"
+        )
 
 
 class Progress:
