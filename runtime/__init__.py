@@ -2,5 +2,5 @@
 
 A room a noun; the root holds only what all rooms share.
 
-May import: native
+May import: native, native.abi
 """

@@ -3,7 +3,7 @@
 Called by `hotcold chaos`. A run is one generation, all on one engine; its faults are drawn from the
 seed before it begins. Most strike inside a step (native/loop/fault.c raises the signal in its own
 process), so that the other actors wait for the flag which that step would have set. The rest strike
-from outside at any moment. After every run all three actors must be alive and hold what they held
+from outside at any moment. After every run all actors must be alive and hold what they held
 before.
 """
 
@@ -15,15 +15,17 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hotcold.actors.cluster import footprint
 from hotcold.actors.cluster.processes import is_gone, is_stopped
 from hotcold.actors.engine.engine import Engine
+from hotcold.native.abi import names
+from hotcold.runtime.plan.program import Program
 
-OPS = {
+OPS = {  # of the smallest engine
     "gpu": ("embed", "attention", "hot", "merge", "head"),
     "cpu": ("cold",),
     "predictor": ("predict",),
@@ -110,13 +112,14 @@ def run(
     rng, tally = random.Random(seed), Tally()
     nothing = footprint.take()
     engine = launch()
+    ops = ops_of(engine.programs)
     try:
         expected = {prompt: list(_stream(engine, prompt, seed)) for prompt in PROMPTS}
         whole = footprint.take()
         for _ in range(runs):
             tally.runs += 1
             known, begin = len(engine.recoveries), time.monotonic()
-            prompt, faults = rng.choice(PROMPTS), draw(rng)
+            prompt, faults = rng.choice(PROMPTS), draw(rng, ops)
             if _disturbed(engine, prompt, seed, faults, expected[prompt], tally):
                 _check_whole(engine, whole, tally)
             else:
@@ -140,15 +143,23 @@ def run(
     return tally
 
 
-def draw(rng: random.Random) -> list[Fault]:
-    """The faults of one run, in the order they strike."""
+def ops_of(programs: Mapping[str, Program]) -> dict[str, list[str]]:
+    """By actor, the operations that faults may strike in."""
+    return {
+        actor: list(dict.fromkeys(names.OPS[int(op)] for op in steps["op"]))
+        for actor, steps in programs.items()
+    }
+
+
+def draw(rng: random.Random, ops: Mapping[str, Sequence[str]] = OPS) -> list[Fault]:
+    """The faults of one run, in the order they strike; ops: by actor."""
     moments = sorted(rng.sample(range(-1, TOKENS // 2), rng.choice(STRIKES)))
-    return [_draw_one(rng, at) for at in moments]
+    return [_draw_one(rng, at, ops) for at in moments]
 
 
-def _draw_one(rng: random.Random, at: int) -> Fault:
-    actor = rng.choice(list(OPS))
-    op = None if rng.random() < FROM_OUTSIDE else rng.choice(OPS[actor])
+def _draw_one(rng: random.Random, at: int, ops: Mapping[str, Sequence[str]]) -> Fault:
+    actor = rng.choice(list(ops))
+    op = None if rng.random() < FROM_OUTSIDE or not ops[actor] else rng.choice(ops[actor])
     return Fault(at, actor, op, int(rng.choice(SIGNALS)))
 
 

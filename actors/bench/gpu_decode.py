@@ -84,7 +84,7 @@ def measure(config: EngineConfig, tokens: int, prompt: int) -> dict[str, Any]:
             "cold_neurons": report.cold_neurons,
             "hot_rows": report.gate_rows,
             "hot_share": round(plan.gpu_activation_share, 4),
-            "neurons_on_gpu": round(float((plan.device_LN == 0).mean()), 4),
+            "neurons_on_gpu": round(float(plan.hot_LN.mean()), 4),
             "gpu_mib_by_nvml": [used >> 20, peak >> 20],
             "allocated_mib": report.allocated_bytes >> 20,
             "launch_s": round(launched, 1),

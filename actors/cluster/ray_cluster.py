@@ -177,15 +177,15 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def reserve(name: str) -> PlacementGroup:
-    """One bundle on the driver's node for all three actors (they share its memory).
+def reserve(name: str, actors: int) -> PlacementGroup:
+    """One bundle on the driver's node for so many actors (they share its memory).
 
     Raises:
         LaunchError: the node has no room; says who holds its CPUs.
     """
     node = ray.get_runtime_context().get_node_id()
     here = next(entry for entry in ray.nodes() if entry["NodeID"] == node)
-    need = 3 * ACTOR_CPUS
+    need = actors * ACTOR_CPUS
     bundle = {"CPU": need, f"node:{here['NodeManagerAddress']}": 0.001}
     label = f"hotcold-{name}-{os.getpid()}"
     group: PlacementGroup = placement_group([bundle], strategy="STRICT_PACK", name=label)

@@ -22,7 +22,6 @@ from hotcold.actors.engine.transports.native import NativeTransport
 from hotcold.actors.engine.transports.ray_calls import RayTransport
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.executor_actors import Facts
-from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ActorLostError, ConfigError, HotcoldError, PlanReplaced
 from hotcold.runtime.engine.deployment import Deployment
@@ -88,6 +87,10 @@ class Client:
             yield
         finally:
             self._busy.release()
+
+    @property
+    def _leader(self) -> str:
+        return self._deployment.topology.leader.actor
 
     @property
     def _transport(self) -> Transport:
@@ -172,12 +175,14 @@ class Client:
 
     def _typed(self, error: BaseException) -> BaseException:
         if isinstance(error, GetTimeoutError):
-            return ActorLostError("gpu", f"an actor of {self.name!r} did not answer ({error})")
+            return ActorLostError(
+                self._leader, f"an actor of {self.name!r} did not answer ({error})"
+            )
         if self._group is not None:
             return self._group.processes.lost(error)
         if isinstance(error, RayTaskError) and isinstance(error.cause, HotcoldError):
             return error.cause
-        return ActorLostError("gpu", f"the engine {self.name!r} is gone ({error})")
+        return ActorLostError(self._leader, f"the engine {self.name!r} is gone ({error})")
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits of every position of a sequence, float32 [T, V].
@@ -194,15 +199,17 @@ class Client:
     def _current_facts(self) -> dict[str, Facts]:
         if self._group is not None:
             return self._group.processes.facts
-        refs = [self._actor(actor).facts.remote() for actor in ACTORS]
-        return dict(zip(ACTORS, ray.get(refs), strict=True))
+        actors = self._deployment.topology.actors
+        refs = [self._actor(actor).facts.remote() for actor in actors]
+        return dict(zip(actors, ray.get(refs), strict=True))
 
     def _current_deployment(self) -> Deployment:
         """What runs now; the owner may have replaced what was there when this one connected."""
         if self._group is not None:
             self._deployment = self._group.deployment
         else:
-            self._deployment = self._retried(lambda: ray.get(self._actor("gpu").describe.remote()))
+            leader = self._leader
+            self._deployment = self._retried(lambda: ray.get(self._actor(leader).describe.remote()))
         return self._deployment
 
     @property
@@ -244,7 +251,7 @@ class Client:
         return EngineStats(
             actors={
                 name: ActorStats.of(states[name], facts[name].node_id, facts[name].pid, words[name])
-                for name in ACTORS
+                for name in deployment.topology.actors
             },
             plan_hash=plan.hash,
             policy=plan.policy,
@@ -254,7 +261,9 @@ class Client:
             processors=deployment.threads_text,
             audit_every=deployment.audit_every,
             phase_s=self._retried(self._transport.phases),
-            clock_error_s=states["gpu"].clock_error_ns / 1e9,
+            gpu_executors=tuple(m.actor for m in deployment.topology.executors if m.on_gpu),
+            cpu_executors=tuple(m.actor for m in deployment.topology.executors if not m.on_gpu),
+            clock_error_s=states[self._leader].clock_error_ns / 1e9,
         )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
@@ -41,7 +40,7 @@ class Engine(Client):
 
     Attributes:
         name: prefix of the actors' names.
-        actors: Ray handles of "gpu", "cpu" and "predictor".
+        actors: Ray handles by label: "gpu", "gpu1", ..., "cpu", ..., "predictor".
         last: figures of the last finished generation, None before.
     """
 
@@ -123,8 +122,7 @@ class Engine(Client):
         """
         cluster.join(address, start=False)
         try:
-            actors = find_actors(name)
-            deployment = ray.get(actors["gpu"].describe.remote())
+            actors, deployment = find_actors(name)
         except (ValueError, RayError) as error:
             raise ConfigError(
                 f"no engine named {name!r} in this Ray cluster; launch one with that name first"

@@ -7,13 +7,26 @@ import ray
 from ray.exceptions import RayError
 
 from hotcold.actors.cluster import ray_cluster as cluster
-from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ActorLostError
+from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.topology import CLASSIC
+
+LEADER = CLASSIC.leader.actor
 
 
-def find_actors(name: str) -> dict[str, Any]:
-    """Ray handles of a running engine's actors; ValueError where one is not there."""
-    return {a: ray.get_actor(f"{name}-{a}", namespace=cluster.NAMESPACE) for a in ACTORS}
+def find_actors(name: str) -> tuple[dict[str, Any], Deployment]:
+    """Ray handles of a running engine's actors, and what they run.
+
+    Raises:
+        ValueError: one is not there.
+        RayError: the first GPU executor, which knows the others, does not answer.
+    """
+
+    def found(actor: str) -> Any:
+        return ray.get_actor(f"{name}-{actor}", namespace=cluster.NAMESPACE)
+
+    deployment: Deployment = ray.get(found(LEADER).describe.remote())
+    return {actor: found(actor) for actor in deployment.topology.actors}, deployment
 
 
 class Lookup:
@@ -31,11 +44,14 @@ class Lookup:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             try:
-                found = find_actors(self._name)
+                found = {
+                    actor: ray.get_actor(f"{self._name}-{actor}", namespace=cluster.NAMESPACE)
+                    for actor in self._actors
+                }
                 ray.get([handle.ready.remote() for handle in found.values()], timeout=timeout_s)
                 self._actors.update(found)
                 self.epoch = after + 1
                 return
             except (ValueError, RayError):
                 time.sleep(0.05)
-        raise ActorLostError("gpu", f"the engine {self._name!r} did not come back")
+        raise ActorLostError(LEADER, f"the engine {self._name!r} did not come back")

@@ -58,7 +58,8 @@ class EngineStats:
     """A whole engine.
 
     Args:
-        actors: by name, "gpu", "cpu" and "predictor".
+        actors: by label, "gpu", "cpu" and "predictor"; further ones "gpu1", "cpu1", ...
+        gpu_executors: labels of the GPU executors; cpu_executors: of the CPU executors.
         plan_hash: which plan it runs.
         policy: who made the plan.
         schedule: name of the schedule policy.
@@ -83,24 +84,33 @@ class EngineStats:
     audit_every: int = 0
     phase_s: dict[str, float] = field(default_factory=dict)
     clock_error_s: float = 0.0
+    gpu_executors: tuple[str, ...] = ("gpu",)
+    cpu_executors: tuple[str, ...] = ("cpu",)
 
     @property
     def gpu_neuron_load(self) -> float:
         """Share of the activated neurons that the GPU executor computed (paper, Figure 12)."""
-        gpu, cpu = self.actors["gpu"].up_down_rows, self.actors["cpu"].up_down_rows
+        gpu, cpu = (
+            sum(self.actors[actor].up_down_rows for actor in kind)
+            for kind in (self.gpu_executors, self.cpu_executors)
+        )
         return gpu / (gpu + cpu) if gpu + cpu else 0.0
 
     @property
+    def _executors(self) -> list[ActorStats]:
+        return [self.actors[actor] for actor in (*self.gpu_executors, *self.cpu_executors)]
+
+    @property
     def wait_s(self) -> float:
-        """Seconds the two executors waited within passes, summed."""
-        return self.actors["gpu"].wait_s + self.actors["cpu"].wait_s
+        """Seconds the executors waited within passes, summed."""
+        return sum(actor.wait_s for actor in self._executors)
 
     @property
     def recall(self) -> RecallEstimate | None:
         """The predictor's recall so far with its standard error; None where it is not audited."""
         if not self.audit_every:
             return None
-        executors = [self.actors["gpu"], self.actors["cpu"]]
+        executors = self._executors
         return RecallEstimate(
             sum(actor.up_down_rows for actor in executors),
             sum(actor.audit_missed for actor in executors),

@@ -1,4 +1,4 @@
-"""The group: three actors and the exchange between them, from creation to the last freed byte.
+"""The group: the actors and the exchange between them, from creation to the last freed byte.
 
 Owned by the driver that launched an engine. It makes the exchange of each epoch and the KV memory,
 replaces the actors that were lost, and takes everything down in the one order that leaves nothing:
@@ -19,7 +19,6 @@ from hotcold.actors.group.actor_processes import END_S, START_S, ActorProcesses
 from hotcold.actors.group.answers import Stops
 from hotcold.actors.group.epoch import Epoch, SharedEpoch
 from hotcold.actors.group.mps_session import MpsSession
-from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.device import Mailbox
 from hotcold.native.errors import HotcoldError, LaunchError
 from hotcold.runtime.engine.deployment import Deployment
@@ -34,7 +33,7 @@ NOT_INSTALLED = "No module named 'hotcold'"  # how Ray words that a worker canno
 
 
 class ActorGroup:
-    """Three running actors.
+    """The running actors of an engine.
 
     Args:
         deployment: what to run first; `load` replaces it.
@@ -70,9 +69,11 @@ class ActorGroup:
         self._kv: KvCache | None = None
         self._private_ray = private_ray
         self._mps = MpsSession()
-        self.processes = ActorProcesses(name, group, stuck_s, unwanted=lambda: self.closing)
+        self.processes = ActorProcesses(
+            name, group, stuck_s, deployment.topology, unwanted=lambda: self.closing
+        )
         try:
-            self.processes.start(ACTORS)
+            self.processes.start(self.actors)
             self.load(deployment)
         except RayError as error:
             lost = self.processes.lost(error)
@@ -87,6 +88,15 @@ class ActorGroup:
             self.close()
             raise
 
+    @property
+    def actors(self) -> tuple[str, ...]:
+        """Their labels."""
+        return self.deployment.topology.actors
+
+    @property
+    def _leader(self) -> str:
+        return self.deployment.topology.leader.actor
+
     def load(self, deployment: Deployment) -> None:
         """Begin a new epoch with this deployment; the actors stay up.
 
@@ -97,13 +107,13 @@ class ActorGroup:
         """
         with self._lock:
             before = self.deployment if self.epoch_running else None
-            self._end_epoch("gpu")
+            self._end_epoch(self._leader)
             self.deployment = deployment
             try:
                 self._begin_epoch()
             except BaseException:
                 if before is not None and not self._closed:
-                    self._end_epoch("gpu")
+                    self._end_epoch(self._leader)
                     self.deployment = before
                     self._begin_epoch()
                 raise
@@ -115,7 +125,7 @@ class ActorGroup:
             if self._closed or poison is None or not poison.replaces_plan:
                 return False
             try:
-                gpu = self.processes.handles["gpu"]
+                gpu = self.processes.handles[self._leader]
                 asked = ray.get(gpu.asked.remote(), timeout=END_S)
                 if asked is None:
                     return False
@@ -165,9 +175,9 @@ class ActorGroup:
             return self.processes.answers(refs, limit_s)
 
         classes = executor_classes(self.deployment)
-        later = [actor for actor in ACTORS if classes[actor].opens_mailbox]
+        later = [actor for actor in self.actors if classes[actor].opens_mailbox]
         kv = None if self._kv is None else self._kv.handle
-        made = load([actor for actor in ACTORS if actor not in later], Shared(kv))
+        made = load([actor for actor in self.actors if actor not in later], Shared(kv))
         if later:
             load(later, Shared(mailbox=next(filter(None, made), None)))
 
@@ -180,7 +190,7 @@ class ActorGroup:
         if epoch.handle is None:
             return
         epoch.end(PoisonCode.CLOSED, on_behalf_of)
-        epoch.running(ACTORS, END_S)
+        epoch.running(self.actors, END_S)
         epoch.close()
         self.epoch = Epoch(is_healthy=False)
         self._mps.unload(self.processes.handles)
@@ -209,7 +219,7 @@ class ActorGroup:
                 self._check_open()
             except BaseException:
                 if self._closed:  # meanwhile, from this very thread: by a signal, by collection
-                    self._kill(ACTORS)
+                    self._kill(self.actors)
                 raise
             return ended - begin, started - ended, time.monotonic() - started
 
@@ -220,9 +230,9 @@ class ActorGroup:
     def _lost_now(self, must_go: str | None) -> list[str]:
         processes = self.processes
         gone = {must_go, *processes.starting, *processes.gone, *processes.stopped}
-        gone |= self.epoch.running([actor for actor in ACTORS if actor not in gone], END_S)
+        gone |= self.epoch.running([actor for actor in self.actors if actor not in gone], END_S)
         gone = self._mps.lost(gone)
-        return [actor for actor in ACTORS if actor in gone]
+        return [actor for actor in self.actors if actor in gone]
 
     def _kill(self, names: list[str] | tuple[str, ...]) -> None:
         self._mps.end(self.processes.end(names))
@@ -260,7 +270,7 @@ class ActorGroup:
         with self._lock:
             self._closed = True
             self._end_epoch()
-            self._kill(ACTORS)
+            self._kill(self.actors)
             self.processes.close()
             if self._kv is not None:
                 self._kv.close()

@@ -14,6 +14,7 @@ from hotcold.actors.cluster.processes import is_gone, is_stopped
 from hotcold.actors.group import answers
 from hotcold.actors.group.executor_actors import Facts, remote_class
 from hotcold.native.errors import ActorLostError, HotcoldError
+from hotcold.runtime.topology import Topology
 
 START_S = 120.0
 END_S = cluster.END_S
@@ -39,6 +40,7 @@ class ActorProcesses:
         name: str,
         group: PlacementGroup | None,
         stuck_s: float,
+        topology: Topology,
         unwanted: Callable[[], bool],
     ) -> None:
         cluster.check_name(name)
@@ -47,10 +49,11 @@ class ActorProcesses:
         self.starting: set[str] = set()
         self._names: dict[str, str] = {}  # actors by Ray's ids, lost ones included
         self._name, self._stuck_s, self._unwanted = name, stuck_s, unwanted
+        self._topology = topology
         self._own_group = group is None
         self._group: Any = group
         if group is None:
-            self._group = cluster.reserve(name)
+            self._group = cluster.reserve(name, len(topology.actors))
 
     def start(self, names: Iterable[str]) -> None:
         """Create actors and wait until they answer."""
@@ -62,7 +65,7 @@ class ActorProcesses:
         self.starting -= set(names)
 
     def _create(self, actor: str) -> Any:
-        made = remote_class(actor).options(
+        made = remote_class(self._topology.member(actor)).options(
             name=f"{self._name}-{actor}",
             namespace=cluster.NAMESPACE,
             num_cpus=cluster.ACTOR_CPUS,
@@ -74,7 +77,7 @@ class ActorProcesses:
         deadline = time.monotonic() + END_S
         while True:
             try:
-                handle = made.remote()
+                handle = made.remote(actor)
                 self._names[handle._actor_id.hex()] = actor
                 return handle
             except ValueError:  # the name of the one it replaces is not free yet
@@ -115,7 +118,7 @@ class ActorProcesses:
             return error.cause if isinstance(error.cause, HotcoldError) else error
         if not isinstance(error, ActorDiedError | ActorUnavailableError):
             return error
-        actor = self._names.get(error.actor_id, "gpu")
+        actor = self._names.get(error.actor_id, self._topology.leader.actor)
         return ActorLostError(actor, f"the {actor} actor died; launch the engine again")
 
     def close(self) -> None:

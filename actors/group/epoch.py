@@ -10,11 +10,11 @@ from typing import Any
 
 import ray
 
-from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import KernelError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.factory import executor_classes
 from hotcold.runtime.exchange.segment import Poison, PoisonCode, Segment, SegmentHandle
+from hotcold.runtime.topology import CLASSIC
 
 
 class Epoch:
@@ -50,7 +50,7 @@ class Epoch:
 
     def holding_up(self) -> str:
         """The actor whose next step has all it waits for, and yet does not go on."""
-        return "gpu"
+        return CLASSIC.leader.actor
 
     def end(self, code: PoisonCode, actor: str) -> None:
         """Poison it, with the actor at fault."""
@@ -112,8 +112,9 @@ class SharedEpoch(Epoch):
         """Steps all actors have done, while a pass runs; None between passes."""
         segment = self._segment
         try:
-            states = {actor: segment.actor_state(actor) for actor in ACTORS}
-            runs = segment.native.pass_seq > states["gpu"].passes or segment.native.pass_prompt
+            states = {actor: segment.actor_state(actor) for actor in segment.actors}
+            led = states[segment.actors[0]].passes
+            runs = segment.native.pass_seq > led or segment.native.pass_prompt
             return sum(state.progress for state in states.values()) if runs else None
         except KernelError:
             return None
@@ -130,7 +131,7 @@ class SharedEpoch(Epoch):
             waits = steps[segment.actor_state(actor).progress % len(steps)]["wait"]
             if all(flag < 0 or flags[flag] == seq for flag in waits):
                 return actor
-        return "gpu"
+        return self._deployment.topology.leader.actor
 
     def end(self, code: PoisonCode, actor: str) -> None:
         """Poison it, with the actor at fault."""
@@ -138,7 +139,7 @@ class SharedEpoch(Epoch):
 
     def run(self, actors: Mapping[str, Any]) -> None:
         """Begin the resident loops."""
-        self._loops = {actor: actors[actor].loop.remote() for actor in ACTORS}
+        self._loops = {actor: actors[actor].loop.remote() for actor in self._segment.actors}
 
     def running(self, actors: Collection[str], timeout_s: float) -> set[str]:
         """Those of some actors whose loops have not returned in time."""

@@ -1,4 +1,4 @@
-"""The three actors, each with one executor of `hotcold.runtime.engine.executors`.
+"""The actors, each with one executor of `hotcold.runtime.engine.executors`.
 
 An actor opens, runs and closes its executor in its own process. `loop` is one resident call in a
 concurrency group of its own (the native loop, GIL released); control calls are answered meanwhile
@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from hotcold.actors.cluster.processes import end_processes
 from hotcold.actors.group.serving import Serving
-from hotcold.native.abi.generated import MAX_BATCH, Op
-from hotcold.native.abi.names import ACTORS
+from hotcold.native.abi.generated import MAX_BATCH, Op, Role
 from hotcold.native.bindings.device import Mailbox
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.bindings.segment import Watcher
@@ -34,6 +33,7 @@ from hotcold.runtime.engine.executors.leading import LeadingExecutor, run_throug
 from hotcold.runtime.engine.request import Sampled
 from hotcold.runtime.exchange.segment import ActorState, PoisonCode, Segment, SegmentHandle
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
+from hotcold.runtime.topology import Member
 from hotcold.runtime.tracing.phases import phase_times
 from hotcold.runtime.tracing.spans import read_array
 from hotcold.runtime.weights.weights import WeightStore
@@ -60,14 +60,13 @@ class Payload:
 
 
 class ExecutorActor:
-    """What all three actors have in common; not an actor itself.
+    """What all actors have in common; not an actor itself.
 
     Stability: beta, all methods. Call them through `Engine`, which knows the order.
     """
 
-    actor = ""
-
-    def __init__(self) -> None:
+    def __init__(self, actor: str) -> None:
+        self.actor = actor  # its label
         self._executor: Executor | None = None
         self._segment: Segment | None = None
         self._watcher: Watcher | None = None
@@ -189,12 +188,10 @@ class ExecutorActor:
 
 
 class GpuExecutor(ExecutorActor):
-    """Attention, head, hot neurons, merge, sampling; here on its CPU device."""
+    """Attention, head, hot neurons, merge, sampling of the first; of others hot neurons alone."""
 
-    actor = "gpu"
-
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, actor: str) -> None:
+        super().__init__(actor)
         self._asking = threading.Lock()
         self._asked: Deployment | None = None
         self._answer: queue.Queue[HotcoldError | None] = queue.Queue()
@@ -248,10 +245,10 @@ class GpuExecutor(ExecutorActor):
 
     @ray.method(concurrency_group="control")
     def states(self) -> dict[str, ActorState]:
-        """Counters of all three actors, read from the shared segment."""
+        """Counters of all actors, read from the shared segment."""
         with self._loading:
             segment = self._loaded.segment
-            return {actor: segment.actor_state(actor) for actor in ACTORS}
+            return {actor: segment.actor_state(actor) for actor in segment.actors}
 
     @ray.method(concurrency_group="control")
     def phases(self) -> dict[str, float]:
@@ -293,21 +290,13 @@ class GpuExecutor(ExecutorActor):
 class CpuExecutor(ExecutorActor):
     """Cold neurons, from host memory."""
 
-    actor = "cpu"
-
 
 class Predictor(ExecutorActor):
     """The active set of every layer: predictor matrices, or the gate rows themselves."""
 
-    actor = "predictor"
 
-
-CLASSES: dict[str, type[ExecutorActor]] = {
-    made.actor: made for made in (GpuExecutor, CpuExecutor, Predictor)
-}
-
-
-def remote_class(actor: str) -> Any:
-    """The Ray class of an actor."""
+def remote_class(member: Member) -> Any:
+    """The Ray class of an actor, which shows what it is in lists of processes."""
     options: dict[str, Any] = {"max_restarts": 0, "concurrency_groups": GROUPS}
-    return ray.remote(**options)(CLASSES[actor])
+    executor = GpuExecutor if member.on_gpu else CpuExecutor
+    return ray.remote(**options)(Predictor if member.role is Role.PREDICTOR else executor)

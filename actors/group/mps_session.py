@@ -14,8 +14,10 @@ from ray.exceptions import RayError
 
 from hotcold.native.gpu.mps import Daemon
 from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.topology import CLASSIC
 
-CLIENTS = ("gpu", "predictor")
+PREDICTOR = CLASSIC.predictor.actor
+CLIENTS = (CLASSIC.leader.actor, PREDICTOR)
 UNLOAD_S = 5.0
 
 
@@ -42,13 +44,13 @@ class MpsSession:
     @property
     def pids(self) -> dict[int, str]:
         """The process whose end is the daemon's, counted as the predictor's."""
-        return {} if self._daemon is None else {self._daemon.pid: "predictor"}
+        return {} if self._daemon is None else {self._daemon.pid: PREDICTOR}
 
     def unload(self, actors: dict[str, Any]) -> None:
         """Have the predictor give up the GPU executor's memory, before that frees it."""
-        if self._daemon is not None and "predictor" in actors:
+        if self._daemon is not None and PREDICTOR in actors:
             with suppress(RayError):  # it is gone, or stopped: then both are replaced
-                ray.get(actors["predictor"].unload.remote(), timeout=UNLOAD_S)
+                ray.get(actors[PREDICTOR].unload.remote(), timeout=UNLOAD_S)
 
     def lost(self, gone: set[str | None]) -> set[str | None]:
         """Who must be replaced as well: all clients where one of them or the daemon is lost."""

@@ -19,7 +19,9 @@ from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.answers import Stops
 from hotcold.native.errors import ActorLostError
 from hotcold.runtime.exchange.segment import PoisonCode
+from hotcold.runtime.topology import CLASSIC
 
+LEADER = CLASSIC.leader.actor  # named where nobody knows who is at fault
 LOOK_S = 0.1
 TRIES = 4  # of one recovery: actors may be lost again while it lasts
 PAUSE_S = 0.2  # between them, longer each time
@@ -139,10 +141,10 @@ class Supervisor:
                 left = deadline - time.monotonic()
                 if self._given_up is not None:
                     raise ActorLostError(
-                        "gpu", f"the actors could not be rebuilt: {self._given_up}"
+                        LEADER, f"the actors could not be rebuilt: {self._given_up}"
                     )
                 if self._closing or left <= 0:
-                    raise ActorLostError("gpu", "the engine is closing or could not recover")
+                    raise ActorLostError(LEADER, "the engine is closing or could not recover")
                 self._changed.wait(min(left, LOOK_S))
 
     def close(self) -> None:

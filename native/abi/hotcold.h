@@ -17,10 +17,11 @@
 #include <stdint.h>
 
 /* cffi: begin */
-#define HC_ABI_VERSION 6
+#define HC_ABI_VERSION 7
 #define HC_MAX_BATCH   32
-#define HC_MAX_DEVICES 2
-#define HC_ACTORS      3
+#define HC_MAX_DEVICES 7
+#define HC_MAX_ACTORS  8 /* an executor a device, and the predictor */
+#define HC_MAX_WAITS   8 /* of a step: a list's flag, and one of each device */
 #define HC_MAX_THREADS 1024
 #define HC_CACHE_LINE  64
 #define HC_DTYPES      4
@@ -51,11 +52,11 @@ typedef struct {    /* a failure; value and limit are 0 where the status gives t
  * HC_GROUP of a row (variant.h); and of predictor matrices on a GPU, with a scale a row. Names in
  * Python: float32, float16, bfloat16, int8 (abi/names.py). */
 typedef enum { HC_F32 = 0, HC_F16 = 1, HC_BF16 = 2, HC_I8 = 3 } hc_dtype;
-typedef enum {
-    HC_GPU = 0,
-    HC_CPU = 1,
-    HC_PREDICTOR = 2
-} hc_actor; /* also device index: gpu0, cpu0 */
+typedef enum { /* which actor has which, and what each owns: runtime/topology.py */
+               HC_LEADER = 0, /* the first GPU executor: attention, its own neurons, merges, head */
+               HC_WORKER = 1, /* any other executor: its own neurons, whose sum it hands over */
+               HC_PREDICTOR = 2
+} hc_role;
 
 const hc_error *hc_last_error(void); /* this thread's last failure */
 int32_t hc_abi_version(void);
@@ -235,11 +236,11 @@ typedef struct {
     uint64_t magic;
     uint32_t abi, n_flags;
     uint64_t epoch, bytes;
-    int64_t flags_offset, span_offset[HC_ACTORS];
+    int64_t flags_offset, span_offset[HC_MAX_ACTORS];
     int64_t span_capacity;
     int32_t spin_ns,
         yield_every; /* wait policy: futex after spin_ns, sched_yield every so many spins */
-    int32_t reserved[12];
+    int32_t reserved[2];
     uint64_t poison; /* own line. 0, or code << HC_POISON_SHIFT | actor: never cleared */
     uint64_t poison_pad[7];
     int32_t
@@ -250,7 +251,7 @@ typedef struct {
     int32_t pass_reserved[11];
     int32_t pass_slot_B[HC_MAX_BATCH]; /* of each row: its sequence's slot, its place in there */
     int32_t pass_position_B[HC_MAX_BATCH];
-    hc_actor_state actor[HC_ACTORS];
+    hc_actor_state actor[HC_MAX_ACTORS];
 } hc_segment;
 
 typedef enum {
@@ -306,17 +307,19 @@ typedef enum { /* what the bytes and operations of a step grow with (runtime/pla
 
 typedef struct {
     int32_t op, layer;
-    int32_t wait[2];                          /* flags that must equal seq first; -1: none */
-    int32_t signal;                           /* flag set to seq afterwards; -1: none */
-    int32_t flags;                            /* of hc_step_flag */
-    int64_t x, active[HC_MAX_DEVICES], y;     /* payload offsets in the segment; -1: none */
+    int32_t device; /* hot, cold: the owner of the neurons, as in active and y; else -1 */
+    int32_t wait[HC_MAX_WAITS]; /* flags that must equal seq first; -1: none. merge: [0] is the
+                                 * lists', [1 + d] that of device d's sum */
+    int32_t signal;             /* flag set to seq afterwards; -1: none */
+    int32_t flags;              /* of hc_step_flag */
+    int64_t x;                  /* payload offsets in the segment; -1: none */
+    int64_t active[HC_MAX_DEVICES], y[HC_MAX_DEVICES]; /* by device */
     int64_t bytes[HC_TERMS], flops[HC_TERMS]; /* by hc_term; a multiply-add is two operations */
 } hc_step;
 typedef enum {
-    HC_STEP_SELECTIVE = 1, /* merge: do not wait where no cold neuron is active */
-    HC_STEP_ALL = 2,  /* hot, cold: no active list; every owned neuron is proposed (gate-first) */
-    HC_STEP_HOT = 4,  /* merge: this layer has hot neurons */
-    HC_STEP_COLD = 8, /* merge: this layer has cold neurons; wait[1] is the flag of their sum */
+    HC_STEP_SELECTIVE = 1, /* merge: do not wait for a device none of whose neurons is active */
+    HC_STEP_ALL = 2, /* hot, cold: no active list; every owned neuron is proposed (gate-first) */
+    HC_STEP_HOT = 4, /* merge: the leader owns neurons of this layer */
     HC_STEP_RESIDUAL = 16, /* who hands x over: the residual stream follows it in its slot
                             * (predictors that read it) */
     HC_STEP_AHEAD = 32     /* cold: its list, wait[1], comes well before x, wait[0]; read ahead
@@ -380,27 +383,31 @@ typedef struct {        /* what one device owns in one layer */
 typedef struct hc_predictor_layer hc_predictor_layer; /* predict.h */
 
 typedef struct {
-    int32_t actor, max_batch, n_steps;
+    int32_t actor; /* its place in the segment's lists of actors */
+    int32_t role;  /* hc_role */
+    int32_t max_batch, n_steps;
     const hc_model *model;
     hc_segment *segment;
     uint64_t epoch;
     const hc_step *steps;
-    const hc_owned *owned_L;                /* GPU, CPU */
+    const hc_owned *owned_L;                /* leader, worker */
     const hc_predictor_layer *predictors_L; /* predictor */
     const int8_t *device_LN;                /* predictor */
-    float *k_cache, *v_cache;               /* GPU: [L][slot][kv_heads][context][head_dim] */
+    float *k_cache, *v_cache;               /* leader: [L][slot][kv_heads][context][head_dim] */
     int32_t n_slots;                        /* sequences at once, 1 to HC_MAX_BATCH */
     int64_t *fired_LN;                      /* NULL, or profile counts */
     hc_pool *pool;
-    int32_t core;        /* of the loop thread; -1: not pinned */
-    int32_t audit_every; /* GPU, CPU: one in so many neurons is looked at; 0: no recall audit */
+    int32_t core; /* of the loop thread; -1: not pinned */
+    int32_t
+        audit_every; /* leader, worker: one in so many neurons is looked at; 0: no recall audit */
     uint64_t audit_seed;
-    struct hc_device *device; /* GPU, predictor: computes the passes; NULL: the CPU device does */
+    struct hc_device
+        *device; /* leader, predictor: computes the passes; NULL: the CPU device does */
 } hc_executor_args;
 typedef struct hc_executor hc_executor;
 hc_executor *hc_executor_create(const hc_executor_args *args);
 void hc_executor_destroy(hc_executor *executor);
-/* CPU, predictor: pass after pass. GPU: requests, n_slots at once. Returns when poisoned. */
+/* Worker, predictor: pass after pass. Leader: requests, n_slots at once. Returns when poisoned. */
 hc_status hc_executor_run(hc_executor *executor);
 
 /* Ray transport: the caller leads. Set up a pass (tokens NULL off the GPU executor), then compute

@@ -1,4 +1,4 @@
-"""The words for what the headers number: operations, actors, dtypes, norms, activations, parts.
+"""The words for what the headers number: operations, roles, dtypes, norms, activations, parts.
 
 Files, options and messages spell them as here; each word is made of the member's name in the
 header, so a new member has its word at once.
@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from hotcold.native.abi.generated import (
     Activation,
-    Actor,
     Dtype,
     Epilogue,
     Norm,
@@ -19,6 +18,7 @@ from hotcold.native.abi.generated import (
     Part,
     Phase,
     PredictorForm,
+    Role,
     Stream,
     When,
 )
@@ -38,8 +38,8 @@ def _dtype(member: Dtype) -> tuple[str, int]:
     return f"{_LETTERS[letters]}{bits}", int(bits)
 
 
-ACTORS = tuple(words(Actor))  # in the order of their numbers, as OPS and PHASES
-OPS = tuple(words(Op))
+ROLES = words(Role)
+OPS = tuple(words(Op))  # in the order of their numbers, as PHASES
 PHASES = tuple(words(Phase))
 DTYPES: dict[str, Dtype] = {_dtype(member)[0]: member for member in Dtype}
 DTYPE_BYTES: dict[str, int] = {word: bits // 8 for word, bits in map(_dtype, Dtype)}

@@ -146,7 +146,8 @@ class ActiveLists:
     ) -> None:
         self._batch, self._n = scores_BN.shape
         room = active_bytes(self._n, self._batch if with_gate else 0)
-        self._data = [np.zeros(room, np.uint8) for _ in range(MAX_DEVICES)]
+        lists = min(MAX_DEVICES, max(2, int(device_N.max(initial=0)) + 1))
+        self._data = [np.zeros(room, np.uint8) for _ in range(lists)]
         self._lists = [ffi.cast("hc_active *", data.ctypes.data) for data in self._data]
         for one in self._lists:
             one.capacity = self._n

@@ -14,7 +14,7 @@ import numpy as np
 
 from hotcold.native.abi import NOT_BUILT
 from hotcold.native.abi.generated import ABI_VERSION, Status
-from hotcold.native.abi.names import ACTIVATIONS, ACTORS, DTYPES, EPILOGUES, FORMS, NORMS, WHEN
+from hotcold.native.abi.names import ACTIVATIONS, DTYPES, EPILOGUES, FORMS, NORMS, ROLES, WHEN
 from hotcold.native.errors import BackendError, BudgetError, ConfigError, KernelError
 
 try:
@@ -35,12 +35,12 @@ Row = TypeVar("Row")
 # Fields that are given as words.
 _WORDS: dict[str, Mapping[str, int]] = {
     "activation": ACTIVATIONS,
-    "actor": {word: number for number, word in enumerate(ACTORS)},
     "dtype": DTYPES,
     "epilogue": EPILOGUES,
     "form": FORMS,
     "norm": NORMS,
     "norm_kind": NORMS,
+    "role": ROLES,
     "when": WHEN,
 }
 # What C structs point to, for as long as they are there.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.generated import ACTORS, MAX_WATCHED, POISON_SHIFT, SEGMENT, Status
+from hotcold.native.abi.generated import MAX_ACTORS, MAX_WATCHED, POISON_SHIFT, SEGMENT, Status
 from hotcold.native.bindings._ffi import check, copied, failure, ffi, lib, pointer
 from hotcold.native.errors import ConfigError
 
@@ -48,9 +48,10 @@ class NativeSegment:
         span_capacity: int,
     ) -> None:
         """Write a fresh header and zero the flags; ConfigError for parts that do not fit."""
-        spans = np.asarray(span_offsets, dtype=np.int64)
-        if spans.shape != (ACTORS,):
-            raise ValueError(f"{spans.size} span offsets, one for each of {ACTORS} actors needed")
+        if len(span_offsets) > MAX_ACTORS:
+            raise ValueError(f"{len(span_offsets)} span offsets, of {MAX_ACTORS} actors at most")
+        spans = np.zeros(MAX_ACTORS, np.int64)
+        spans[: len(span_offsets)] = span_offsets
         offsets = pointer(spans, "int64_t *")
         status = lib.hc_segment_init(
             self.pointer, self.bytes, epoch, n_flags, flags_offset, offsets, span_capacity

@@ -92,9 +92,10 @@ static hc_status check_layout(uint64_t bytes, uint32_t n_flags, int64_t flags_of
         return hc_fail(HC_ERR_ARGUMENT,
                        "segment: %u flags at %lld do not fit in %llu bytes on cache lines", n_flags,
                        (long long)flags_offset, (unsigned long long)bytes);
-    for (int i = 0; i < HC_ACTORS; i++)
-        if (span_capacity < 1 ||
-            !inside(span_offset[i], (uint64_t)span_capacity, sizeof(hc_span), bytes))
+    for (int i = 0; i < HC_MAX_ACTORS; i++)
+        if (span_capacity < 1 || /* 0: there is no such actor */
+            (span_offset[i] &&
+             !inside(span_offset[i], (uint64_t)span_capacity, sizeof(hc_span), bytes)))
             return hc_fail(HC_ERR_ARGUMENT, "segment: %lld spans at %lld do not fit in %llu bytes",
                            (long long)span_capacity, (long long)span_offset[i],
                            (unsigned long long)bytes);

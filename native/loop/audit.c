@@ -129,7 +129,7 @@ void hc_audit(hc_executor *e, const hc_step *step, uint32_t seq) {
                      .share = share,
                      .records = hc_records_of(e, step->layer),
                      .record = record,
-                     .list = (hc_active *)hc_slot(e, step->active[e->args.actor]),
+                     .list = (hc_active *)hc_slot(e, step->active[step->device]),
                      .every = e->args.audit_every / skip};
     run.strata = (share->n_ids + run.every - 1) / run.every;
     const int64_t most = hc_pool_threads(e->args.pool), worth = run.strata * row_bytes / TASK_BYTES;
@@ -140,7 +140,7 @@ void hc_audit(hc_executor *e, const hc_step *step, uint32_t seq) {
         uint64_t key = mix(e->args.audit_seed + 0x9e3779b97f4a7c15u);
         run.key = mix(key ^ ((uint64_t)seq << 32 | (uint64_t)step->layer << 8 | (uint64_t)b));
         uint64_t group = (uint64_t)seq << 32 | (uint64_t)(step->layer / skip) << 8 | (uint64_t)b;
-        group = mix(mix(e->args.audit_seed + 1 + (uint64_t)e->args.actor) ^ group);
+        group = mix(mix(e->args.audit_seed + 1 + (uint64_t)step->device) ^ group);
         if ((int64_t)(group % (uint64_t)skip) != step->layer % skip)
             continue;
         run.b = b, run.x_D = (const float *)hc_slot(e, step->x) + b * m->d;

@@ -65,11 +65,14 @@ static void read_step(hc_device_layer *layers, int32_t n_layers, const hc_step *
      * it is there. */
     case HC_OP_MERGE:
         layer->has_hot = (step->flags & HC_STEP_HOT) != 0;
-        layer->has_cold = (step->flags & HC_STEP_COLD) != 0;
         layer->selective = (step->flags & HC_STEP_SELECTIVE) != 0;
-        layer->y_flag = layer->has_cold ? step->wait[1] : -1;
-        layer->y = step->y;
-        layer->cold_list = step->active[HC_CPU];
+        for (int d = 0; d < HC_MAX_DEVICES; d++)
+            if (step->wait[1 + d] >= 0) { /* one at most: runtime/engine/gpu.py */
+                layer->has_cold = 1;
+                layer->y_flag = step->wait[1 + d];
+                layer->y = step->y[d];
+                layer->cold_list = step->active[d];
+            }
         break;
     }
 }
@@ -119,7 +122,7 @@ hc_device *hc_device_create(const void *plugin, const hc_executor_args *args,
     made->api = api;
     made->prompt_rows = (int32_t)device->prompt_rows;
     made->pass_flag = device->remote_predictor ? device->pass_flag : -1;
-    made->follows = args->actor == HC_PREDICTOR;
+    made->follows = args->role == HC_PREDICTOR;
     made->self = (made->follows ? api->create_predictor : api->create)(args, device, layers);
     free(layers);
     if (made->self)

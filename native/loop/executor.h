@@ -10,7 +10,7 @@
 #include "core/internal.h"
 #include <pthread.h>
 
-/* A request on the GPU executor, from its post to its release. */
+/* A request on the leader, from its post to its release. */
 typedef struct hc_sequence {
     struct hc_sequence *next;
     /* written by the loop thread, copied out by a reader, guarded by the inbox's lock */
@@ -53,7 +53,7 @@ struct hc_executor {
     int32_t fault_op, fault_signal; /* see hc_executor_arm; fault_op -1: none */
     uint32_t fault_seq;
     int32_t batch; /* rows of the running pass */
-    /* GPU executor; rows of a slot lie side by side, by position */
+    /* leader; rows of a slot lie side by side, by position */
     int32_t token_B[HC_MAX_BATCH], position_B[HC_MAX_BATCH], slot_B[HC_MAX_BATCH];
     int32_t head_rows, head_B[HC_MAX_BATCH]; /* rows of the running pass with logits, ascending */
     float *embedded_BE; /* of width embed_dim; only where embeddings are projected */
@@ -64,7 +64,7 @@ struct hc_executor {
     float *sample_probs;
     hc_inbox inbox;
     hc_scheduler scheduler;
-    /* GPU and CPU executor */
+    /* leader and workers */
     void *ffn_scratch;
     /* predictor */
     float *scores_BN, *hidden_BH;
@@ -75,7 +75,7 @@ struct hc_executor {
     int32_t n_scratch, out_of_memory;
 };
 
-/* dense.c: the steps that only the GPU executor has. */
+/* dense.c: the steps that only the leader has. */
 hc_status hc_embed(hc_executor *executor);
 /* The operators of the block that this step computes, and x handed over where it does that. */
 hc_status hc_compute_block(hc_executor *executor, const hc_step *step);
@@ -173,6 +173,11 @@ static inline const char *hc_records_of(const hc_executor *executor, int32_t lay
 /* A payload of the segment. */
 static inline char *hc_slot(hc_executor *executor, int64_t offset) {
     return (char *)executor->args.segment + offset;
+}
+/* Whether a device's list of a layer is there and names nobody; its flag must have been seen. */
+static inline int hc_none_active(hc_executor *executor, const hc_step *step, int device) {
+    const int64_t list = step->active[device];
+    return list >= 0 && !((hc_active *)hc_slot(executor, list))->count;
 }
 /* Counters have one writer; relaxed atomics so that readers elsewhere see whole values. */
 static inline void hc_count(int64_t *counter, int64_t more) {

@@ -1,6 +1,6 @@
 /* loop.c - the resident loop of one actor, without Python: pass after pass until poison.
  *
- * Creates and frees an executor's scratch. The GPU executor serves requests (scheduler.c), a remote
+ * Creates and frees an executor's scratch. The leader serves requests (scheduler.c), a remote
  * predictor follows its device (device.c), all others run pass after pass (pass.c).
  */
 #define _GNU_SOURCE
@@ -26,7 +26,7 @@ hc_status hc_executor_run(hc_executor *e) {
     hc_status s = hc_segment_check(e->args.segment, e->args.segment->bytes, e->args.epoch);
     if (s)
         return s;
-    if (e->args.actor == HC_GPU)
+    if (e->args.role == HC_LEADER)
         s = hc_serve_requests(e);
     else if (e->args.device)
         s = hc_device_follow(e);
@@ -80,12 +80,12 @@ static void allocate(hc_executor *e) {
     const hc_model *m = a->model;
     int64_t B = a->max_batch, f = sizeof(float);
     int64_t q = (int64_t)m->heads * m->head_dim, kv = (int64_t)m->kv_heads * m->head_dim;
-    if (a->actor == HC_PREDICTOR) {
+    if (a->role == HC_PREDICTOR) {
         allocate_predictor(e);
         return;
     }
     e->ffn_scratch = scratch(e, a->device ? 0 : hc_ffn_scratch_bytes(m->n, a->max_batch));
-    if (a->actor == HC_CPU)
+    if (a->role == HC_WORKER)
         return;
     e->embedded_BE = scratch(e, m->project_in ? B * m->embed_dim * f : 0);
     e->residual_BD = scratch(e, B * m->d * f);

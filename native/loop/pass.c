@@ -1,16 +1,23 @@
 /* pass.c - one pass of an actor's program: wait for a step's flags, compute, set its flag.
  *
- * The GPU executor leads: it numbers the passes and writes the pass header before its first signal;
- * the others follow by the flags. No flag or payload of pass s is reused before pass s is over for
- * everyone, since the GPU waits for every active list and, on the last layer with cold neurons,
- * always for their sum: that merge is never selective, and the CPU executor takes its layers in order.
+ * The first GPU executor leads: it numbers the passes and writes the pass header before its first
+ * signal; the others follow by the flags. No flag or payload of pass s is reused before pass s is over
+ * for everyone, since the leader waits for every active list and, on the last layer of each other
+ * executor, always for its sum: that merge is never selective, and executors take their layers in order.
  *
  * Cost of a step beside its work: two or three clock reads and a span, under 0.1 us.
  */
 #include "loop/device.h"
 #include "loop/executor.h"
 
-/* Wait for a step's flags. A selective merge waits for the cold sum only where cold ids are listed. */
+static int waits(const hc_step *step) {
+    int any = 0;
+    for (int i = 0; i < HC_MAX_WAITS; i++)
+        any |= step->wait[i] >= 0;
+    return any;
+}
+
+/* Wait for a step's flags. A selective merge waits for a device's sum only where its list names ids. */
 static hc_status await(hc_executor *e, const hc_step *step, uint32_t seq) {
     /* wait[0] is x's flag, wait[1] the list's. The list comes first; hc_read_ahead returns when
      * x is there, and the loop below waits for both again, which costs nothing for the list. */
@@ -20,18 +27,14 @@ static hc_status await(hc_executor *e, const hc_step *step, uint32_t seq) {
             return s;
         hc_read_ahead(e, step, seq);
     }
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < HC_MAX_WAITS; i++) {
         if (step->wait[i] < 0)
             continue;
-        if (i == 1 && (step->flags & HC_STEP_SELECTIVE)) {
-            const hc_active *cold =
-                (const hc_active *)((char *)e->args.segment + step->active[HC_CPU]);
-            /* wait[0] was the list's flag, so the count is this pass's. The CPU executor sets its
-             * flag all the same, and nobody waits for it. */
-            if (!cold->count) {
-                hc_count(&hc_state_of(e)->skipped_exchanges, 1);
-                continue;
-            }
+        /* wait[0] was the lists' flag, so the count is this pass's. The device's executor sets its
+         * flag all the same, and nobody waits for it. */
+        if (i && (step->flags & HC_STEP_SELECTIVE) && hc_none_active(e, step, i - 1)) {
+            hc_count(&hc_state_of(e)->skipped_exchanges, 1);
+            continue;
         }
         hc_status s = hc_flag_wait(e->args.segment, step->wait[i], seq, e->args.epoch, -1, NULL);
         if (s)
@@ -47,20 +50,21 @@ hc_status hc_run_pass(hc_executor *e) {
     }
     hc_segment *segment = e->args.segment;
     uint32_t seq = ++e->seq;
-    if (e->args.actor == HC_GPU)
+    const int leads = e->args.role == HC_LEADER;
+    if (leads)
         hc_begin_pass(e, seq);
     for (int32_t i = 0; i < e->args.n_steps; i++) {
         const hc_step *step = &e->args.steps[i];
         hc_fail_if_armed_for(e, step->op, seq);
         uint64_t begin = hc_now_ns(), ready = begin;
-        if (step->wait[0] >= 0 || step->wait[1] >= 0) {
+        if (waits(step)) {
             hc_status s = await(e, step, seq);
             if (s)
                 return s;
             ready = hc_now_ns();
         }
         /* Behind the step's waits, so the header is this pass's. */
-        if (e->args.actor != HC_GPU)
+        if (!leads)
             e->batch = segment->pass_batch;
         hc_status s = hc_compute_step(e, step, seq);
         if (s)

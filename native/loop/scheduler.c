@@ -19,7 +19,7 @@
 /* Bytes all actors have read; between passes, when the others are done counting. */
 static int64_t bytes_read(const hc_executor *e) {
     int64_t sum = 0;
-    for (int actor = 0; actor < HC_ACTORS; actor++)
+    for (int actor = 0; actor < HC_MAX_ACTORS; actor++)
         sum += __atomic_load_n(&e->args.segment->actor[actor].bytes, __ATOMIC_RELAXED);
     return sum;
 }

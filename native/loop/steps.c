@@ -28,7 +28,7 @@ static hc_status score(hc_executor *e, const hc_step *step, const hc_predictor_l
                    p->form);
 }
 
-/* Scores into scores_BN, then one list a device into its slot of the segment. epoch and seq let
+/* Scores into scores_BN, then one list for each device into its slot of the segment. epoch and seq let
  * the reader see that a list is this pass's. */
 static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
     const hc_model *m = e->args.model;
@@ -46,6 +46,8 @@ static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
     if (p->form == HC_PREDICT_WINDOW) /* its scores are gates, -infinity where not proposed */
         a.threshold = -FLT_MAX, a.with_gate = HC_GATE_PROPOSED;
     for (int device = 0; device < HC_MAX_DEVICES; device++) {
+        if (step->active[device] < 0)
+            continue;
         a.out[device] = (hc_active *)hc_slot(e, step->active[device]);
         a.out[device]->epoch = e->args.epoch;
         a.out[device]->seq = seq;
@@ -54,7 +56,7 @@ static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
     return s ? s : hc_split(&a);
 }
 
-/* The sparse FFN of this actor's share of a layer: records, lists, shapes.
+/* The sparse FFN of this executor's share of a layer: records, lists, shapes.
  * `to` points into the segment and the model: valid until the flag of this step is set. */
 static hc_status describe_ffn(hc_executor *e, const hc_step *step, uint32_t seq, hc_ffn_args *to) {
     const hc_model *m = e->args.model;
@@ -75,7 +77,7 @@ static hc_status describe_ffn(hc_executor *e, const hc_step *step, uint32_t seq,
     /* The list's owner wrote it before the flag that this step waited for; a wrong epoch, pass
      * or batch is a program that waits for the wrong flag. */
     if (!(step->flags & HC_STEP_ALL)) {
-        hc_active *list = (hc_active *)hc_slot(e, step->active[e->args.actor]);
+        hc_active *list = (hc_active *)hc_slot(e, step->active[step->device]);
         if (list->epoch != e->args.epoch || list->seq != seq || list->batch != e->batch)
             return hc_fail(HC_ERR_EPOCH, "active list of layer %d is of pass %u, expected %u",
                            step->layer, list->seq, seq);
@@ -96,13 +98,14 @@ void hc_read_ahead(hc_executor *e, const hc_step *step, uint32_t seq) {
     hc_count(&hc_state_of(e)->ahead_bytes, hc_ffn_ahead(&a, e->args.pool, x_flag, seq));
 }
 
-static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq, float *y) {
+static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq) {
+    const int leads = e->args.role == HC_LEADER;
     hc_ffn_args a;
     hc_status s = describe_ffn(e, step, seq, &a);
     if (s)
         return s;
-    a.y_BD = y;
-    if (!a.n_ids && e->args.actor == HC_CPU)
+    a.y_BD = leads ? e->hot_BD : (float *)hc_slot(e, step->y[step->device]);
+    if (!a.n_ids && !leads)
         return HC_OK; /* nobody reads y then */
     s = hc_ffn(&a, e->args.pool);
     hc_actor_state *state = hc_state_of(e);
@@ -112,10 +115,12 @@ static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq,
     return s;
 }
 
-/* Set the bits of what both devices' lists propose. */
+/* Set the bits of what the devices' lists propose. */
 static void record_masks(hc_executor *e, const hc_step *step) {
     int64_t row = (e->args.model->n + 7) / 8;
     for (int device = 0; device < HC_MAX_DEVICES; device++) {
+        if (step->active[device] < 0)
+            continue;
         hc_active *list = (hc_active *)hc_slot(e, step->active[device]);
         const int32_t *ids = hc_active_ids(list);
         const uint32_t *members = hc_active_members(list);
@@ -126,21 +131,19 @@ static void record_masks(hc_executor *e, const hc_step *step) {
     }
 }
 
-/* Add both shares and, once, the bias of the down matrix to the residual stream.
- * In this order for every plan: residual + hot + cold + bias. A program whose layer has no hot
- * neurons, or no active cold ones, leaves the term out. */
+/* Add every share and, once, the bias of the down matrix to the residual stream.
+ * In this order for every plan: residual + leader's + each other device's + bias. A program whose
+ * layer has no neurons on a device, or no active ones, leaves its term out. */
 static hc_status merge(hc_executor *e, const hc_step *step) {
     const hc_model *m = e->args.model;
     int64_t n = e->batch * m->d;
-    int predicted = step->active[HC_CPU] >= 0;
     if (step->flags & HC_STEP_HOT)
         for (int64_t i = 0; i < n; i++)
             e->residual_BD[i] += e->hot_BD[i];
-    int cold = step->flags & HC_STEP_COLD;
-    if (cold && predicted)
-        cold = ((hc_active *)hc_slot(e, step->active[HC_CPU]))->count > 0;
-    if (cold) {
-        const float *y = (const float *)hc_slot(e, step->y);
+    for (int device = 0; device < HC_MAX_DEVICES; device++) {
+        if (step->wait[1 + device] < 0 || hc_none_active(e, step, device))
+            continue;
+        const float *y = (const float *)hc_slot(e, step->y[device]);
         for (int64_t i = 0; i < n; i++)
             e->residual_BD[i] += y[i];
     }
@@ -148,7 +151,7 @@ static hc_status merge(hc_executor *e, const hc_step *step) {
     if (layer->ffn_bias_D)
         for (int64_t i = 0; i < n; i++)
             e->residual_BD[i] += layer->ffn_bias_D[i % m->d];
-    if (predicted && e->masked)
+    if (e->masked)
         record_masks(e, step);
     return hc_compute_block(e, step);
 }
@@ -158,7 +161,7 @@ void hc_after_step(hc_executor *e, const hc_step *step, uint32_t seq) {
     if (e->args.audit_every <= 0 || (step->flags & HC_STEP_ALL) ||
         (step->op != HC_OP_HOT && step->op != HC_OP_COLD))
         return;
-    if (((hc_active *)hc_slot(e, step->active[e->args.actor]))->has_gate != HC_GATE_ALL)
+    if (((hc_active *)hc_slot(e, step->active[step->device]))->has_gate != HC_GATE_ALL)
         hc_audit(e, step, seq);
 }
 
@@ -188,9 +191,8 @@ hc_status hc_compute_step(hc_executor *e, const hc_step *step, uint32_t seq) {
     case HC_OP_PREDICT:
         return predict(e, step, seq);
     case HC_OP_HOT:
-        return feed_forward(e, step, seq, e->hot_BD);
     case HC_OP_COLD:
-        return feed_forward(e, step, seq, (float *)hc_slot(e, step->y));
+        return feed_forward(e, step, seq);
     case HC_OP_MERGE:
         return merge(e, step);
     case HC_OP_HEAD:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hotcold.runtime.plan.problem import Placement, Problem, fill_modules
+from hotcold.runtime.plan.problem import Placement, Problem
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class FfnSplit:
 
     def place(self, problem: Problem) -> Placement:
         """Take whole layers' neurons from the end while they fit."""
-        device, host = problem.devices[0], problem.devices[-1]
-        modules, room = fill_modules(problem.modules, problem.budgets[device], device, host)
+        modules, room = problem.homes()
         layers, neurons = problem.shape
-        device_LN = np.full(problem.shape, len(problem.devices) - 1, np.int8)
+        hot_LN = np.zeros(problem.shape, np.bool_)
         for layer in reversed(range(layers)):
             room -= neurons * int(problem.neuron_bytes_L[layer])
             if room < 0:
                 break
-            device_LN[layer] = 0
-        first = int((device_LN[:, 0] != 0).sum())
+            hot_LN[layer] = True
+        first = int((~hot_LN[:, 0]).sum())
+        device_LN = problem.divide(hot_LN, modules)
         return Placement(device_LN, modules, note=f"the first {first} of {layers} layers on cpu")

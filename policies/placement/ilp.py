@@ -36,7 +36,7 @@ from hotcold.policies.solvers.prefixes import (
     place_prefixes,
     relax,
 )
-from hotcold.runtime.plan.problem import Placement, Problem, fill_modules
+from hotcold.runtime.plan.problem import Placement, Problem
 
 EXACT_BINARIES = 4000
 _NODES_EXACT, _NODES_GAP = 4096, 4
@@ -74,8 +74,7 @@ class Ilp:
 
     def place(self, problem: Problem) -> Placement:
         """Solve it; figures hold objective, bound and gap, in neurons fired on the GPU a token."""
-        device, host = problem.devices[0], problem.devices[-1]
-        modules, room = fill_modules(problem.modules, problem.budgets[device], device, host)
+        modules, room = problem.homes()
         least_L, remark = self._least(problem)
         order_LN = hottest_first(problem)
         items = neuron_items(problem, order_LN, least_L, room)
@@ -88,7 +87,7 @@ class Ilp:
             remark += cross_check(items, objective, bound)
         gap = (bound - objective) / bound if bound else 0.0
         return Placement(
-            place_prefixes(problem, order_LN, count_L),
+            place_prefixes(problem, order_LN, count_L, modules),
             modules,
             note=f"{_closed(count_L, least_L, problem.shape[1])}; gap {gap:.4%}{remark}",
             figures={"objective": objective, "bound": bound, "gap": gap},

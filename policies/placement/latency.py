@@ -23,7 +23,7 @@ from hotcold.policies.placement.ilp import Ilp
 from hotcold.policies.solvers.curves import LayerCurve, share_memory
 from hotcold.policies.solvers.prefixes import I64, hottest_first
 from hotcold.runtime.plan.cost import CostModel
-from hotcold.runtime.plan.problem import Placement, Problem, fill_modules
+from hotcold.runtime.plan.problem import Placement, Problem
 
 _MOVABLE = ("head", "kv")
 
@@ -54,7 +54,8 @@ class Latency:
             count_L, layers_s = share_memory(curves, problem.neuron_bytes_L, room)
             dense_L, rest_s = cost.dense(modules)
             bound_s = min(bound_s, layers_s + rest_s + float(dense_L.sum()))
-            placement = Placement(_place(problem, curves, order_LN, count_L), modules)
+            hot_LN = _hot(curves, order_LN, count_L)
+            placement = Placement(problem.divide(hot_LN, modules), modules)
             found.append((cost.token(placement.device_LN, modules).total_s, placement))
         best_s = min(seconds for seconds, _ in found)
         # The last of equals: the earlier ones may use memory that saves no time.
@@ -70,7 +71,7 @@ class Latency:
         )
 
     def _homes(self, problem: Problem) -> Iterator[tuple[dict[str, str], int]]:
-        device, host = problem.devices[0], problem.devices[-1]
+        host = problem.devices[-1]
         seen: list[dict[str, str]] = []
         for keep in product((True, False), repeat=len(_MOVABLE)):
             stays = dict(zip(_MOVABLE, keep, strict=True))
@@ -78,15 +79,15 @@ class Latency:
             if not all(keep) and (fixed or not self.move_modules):
                 return
             allowed = [module for module in problem.modules if stays.get(module.kind, True)]
-            homes, room = fill_modules(allowed, problem.budgets[device], device, host)
+            homes, room = problem.homes(allowed)
             homes |= {module.name: host for module in problem.modules if module.name not in homes}
             if homes not in seen:
                 seen.append(homes)
                 yield homes, room
 
 
-def _place(problem: Problem, curves: list[LayerCurve], order_LN: I64, count_L: I64) -> np.ndarray:
-    device_LN = np.full(problem.shape, len(problem.devices) - 1, np.int8)
+def _hot(curves: list[LayerCurve], order_LN: I64, count_L: I64) -> np.ndarray:
+    hot_LN = np.zeros(order_LN.shape, np.bool_)
     for layer, (curve, count) in enumerate(zip(curves, count_L, strict=True)):
-        device_LN[layer, order_LN[layer, curve.pick(int(count))]] = 0
-    return device_LN
+        hot_LN[layer, order_LN[layer, curve.pick(int(count))]] = True
+    return hot_LN

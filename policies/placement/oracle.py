@@ -39,7 +39,7 @@ class Oracle:
         """
         count_LN, tokens = read_masks(self.masks, problem.shape)
         placement = problem.fill(count_LN / problem.neuron_bytes_L[:, None])
-        objective = float(count_LN[placement.device_LN == 0].sum()) / max(tokens, 1)
+        objective = float(count_LN[placement.device_LN < problem.gpus].sum()) / max(tokens, 1)
         return Placement(
             placement.device_LN,
             placement.modules,

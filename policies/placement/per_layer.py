@@ -10,7 +10,7 @@ import numpy as np
 
 from hotcold.native.errors import ConfigError
 from hotcold.policies.solvers.prefixes import hottest_first, place_prefixes
-from hotcold.runtime.plan.problem import Placement, Problem, fill_modules
+from hotcold.runtime.plan.problem import Placement, Problem
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,9 @@ class PerLayer:
 
     def place(self, problem: Problem) -> Placement:
         """Give each layer its quota; what a quota cannot use is left empty."""
-        device, host = problem.devices[0], problem.devices[-1]
-        modules, room = fill_modules(problem.modules, problem.budgets[device], device, host)
+        modules, room = problem.homes()
         layers, neurons = problem.shape
         quota = int(self.share * room) // layers
         count_L = np.minimum(quota // problem.neuron_bytes_L, neurons)
         order_LN = hottest_first(problem)
-        return Placement(place_prefixes(problem, order_LN, count_L), modules)
+        return Placement(place_prefixes(problem, order_LN, count_L, modules), modules)

@@ -22,8 +22,9 @@ class Serial:
     def schedule(self, dag: Dag, plan: Plan, hardware: HardwareProfile) -> Schedule:
         """Layer after layer, one executor after the other, synchronising always."""
         both = [
-            (f"cold.{layer}", f"hot.{layer}")
+            (cold, hot)
             for layer in range(dag.n_layers)
-            if f"cold.{layer}" in dag.node and f"hot.{layer}" in dag.node
+            for cold in dag.of("cold", layer)
+            for hot in dag.of("hot", layer)
         ]
         return replace(in_order(dag, sync="always"), after=tuple(both))

@@ -12,6 +12,7 @@ Used by the policies `ilp`, `per-layer` and `latency`.
 Shape suffixes: L layers, K items of a layer (a neuron, or a batch of neurons), best first.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,13 +42,13 @@ def hottest_first(problem: Problem) -> I64:
     return order_LN
 
 
-def place_prefixes(problem: Problem, order_LN: I64, count_L: I64) -> NDArray[np.int8]:
-    """device_LN with the first count_L[l] neurons of each layer's order on device 0."""
-    hot_LN = np.arange(problem.shape[1]) < count_L[:, None]
-    host = len(problem.devices) - 1
-    device_LN = np.empty(problem.shape, np.int8)
-    np.put_along_axis(device_LN, order_LN, np.where(hot_LN, 0, host).astype(np.int8), axis=1)
-    return device_LN
+def place_prefixes(
+    problem: Problem, order_LN: I64, count_L: I64, modules: Mapping[str, str]
+) -> NDArray[np.int8]:
+    """device_LN with the first count_L[l] neurons of each layer's order on GPU executors."""
+    hot_LN = np.empty(problem.shape, np.bool_)
+    np.put_along_axis(hot_LN, order_LN, np.arange(problem.shape[1]) < count_L[:, None], axis=1)
+    return problem.divide(hot_LN, modules)
 
 
 @dataclass(frozen=True, eq=False)

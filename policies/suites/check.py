@@ -27,6 +27,7 @@ from hotcold.runtime.plan.plan import Plan, make_plan
 from hotcold.runtime.plan.problem import Placement, Problem, make_problem
 from hotcold.runtime.plan.schedule import Schedule, check_schedule
 from hotcold.runtime.plugins.registry import find, instantiate
+from hotcold.runtime.topology import CLASSIC, Topology
 
 _PATIENCE_S = 60.0  # the time limit of a policy given by name
 
@@ -154,6 +155,7 @@ def _problem(
     vram: int | None = 60_000,
     activations_LN: NDArray[np.float64] | None = None,
     predictors: bool = False,
+    topology: Topology = CLASSIC,
 ) -> Problem:
     """A problem with a skew like the paper's: a few neurons fire often, most hardly ever."""
     if activations_LN is None:
@@ -170,6 +172,7 @@ def _problem(
         predictor_bytes_L=[2048 if predictors else 0] * layers,
         predictor_density_L=None,
         hardware=HardwareProfile.unmeasured(),
+        topology=topology,
     )
 
 
@@ -196,6 +199,10 @@ def _problem_cases() -> dict[str, Problem]:
         "every neuron always fires": _problem(activations_LN=np.ones((3, 96))),
         "predictors that need memory": _problem(predictors=True),
         "layers whose neurons differ in size": _uneven(),
+        "two CPU executors": _problem(topology=Topology(1, 2)),
+        "two GPU executors": _problem(topology=Topology(2, 1)),
+        "three GPU executors, two CPU executors": _problem(vram=25_000, topology=Topology(3, 2)),
+        "two GPU executors without a budget": _problem(vram=None, topology=Topology(2, 2)),
     }
 
 
@@ -211,10 +218,13 @@ def _graph_cases() -> dict[str, tuple[Plan, Dag]]:
         "one layer of one neuron": np.zeros((1, 1), dtype=np.int8),
         "96 layers": np.tile(half, (32, 1)),
     }
+    four = np.stack([np.arange(96) % 4, np.zeros(96), np.full(96, 3)]).astype(np.int8)
+    given = {case: (device_LN, CLASSIC) for case, device_LN in cases.items()}
+    given["two executors of each kind"] = four, Topology(2, 2)
     graphs = {}
-    for case, device_LN in cases.items():
+    for case, (device_LN, topology) in given.items():
         layers, neurons = device_LN.shape
-        problem = _problem(layers, neurons, vram=2**40)
+        problem = _problem(layers, neurons, vram=2**40, topology=topology)
         modules = {module.name: "gpu0" for module in problem.modules}
         plan = make_plan(problem, Placement(device_LN, modules), "check", "none")
         for predicts in (True, False):

@@ -1,4 +1,4 @@
-"""Deployment: everything the three actors need to run a model, as plain data.
+"""Deployment: everything the actors need to run a model, as plain data.
 
 Made of what prepare.py found: place the neurons, build the DAG, schedule it, compile the programs.
 The result travels to the actors; they open the bundle themselves (weights are never sent).
@@ -24,10 +24,11 @@ from hotcold.runtime.plan.dag import build_dag
 from hotcold.runtime.plan.fetch import computed_plan, idle_nodes
 from hotcold.runtime.plan.gpu_order import unkept
 from hotcold.runtime.plan.plan import Plan, make_plan
-from hotcold.runtime.plan.program import LANE_ACTORS, Program, compile_programs
+from hotcold.runtime.plan.program import Program, compile_programs
 from hotcold.runtime.plan.schedule import fetching
 from hotcold.runtime.predictors.predictor import check_lookahead
 from hotcold.runtime.profiles.profile import ActivationProfile
+from hotcold.runtime.topology import Topology
 from hotcold.runtime.weights.weights import choose_store
 
 
@@ -85,6 +86,11 @@ class Deployment:
     sequences: int = 1
 
     @property
+    def topology(self) -> Topology:
+        """Its actors, their roles and devices."""
+        return self.layout.topology
+
+    @property
     def computed_plan(self) -> Plan:
         """The plan as the executors compute it: what the schedule fetches is the GPU executor's."""
         return computed_plan(self.plan, self.fetch_L)
@@ -104,7 +110,7 @@ class Deployment:
     @property
     def reads_ahead(self) -> bool:
         """Whether cold neurons of some layer are read before its input is there."""
-        return bool((self.programs["cpu"]["flags"] & StepFlag.AHEAD).any())
+        return any((steps["flags"] & StepFlag.AHEAD).any() for steps in self.programs.values())
 
 
 def solve(prepared: Prepared, policy: Any = None) -> Plan:
@@ -139,6 +145,12 @@ def load_plan(prepared: Prepared, folder: Any) -> Plan:
         raise ConfigError(
             f"plan {folder} was made for another model ({plan.model[:12]}, this one is "
             f"{bundle.checksum[:12]}); solve again"
+        )
+    if plan.devices != (there := prepared.problem.devices):
+        counts = plan.topology
+        raise ConfigError(
+            f"plan {folder} is for {', '.join(plan.devices)}, this engine has {', '.join(there)}; "
+            f"solve again, or choose gpu_executors {counts.gpus} and cpu_executors {counts.cpus}"
         )
     sizes = {name: other.bytes for name, other in prepared.problem.formats.items()}
     if unknown := set(plan.format_bytes.items()) - set(sizes.items()):
@@ -204,6 +216,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         config.max_batch,
         with_gate=prepared.with_gate,
         with_residual=prepared.residual_input,
+        topology=config.topology,
     )
     programs = compile_programs(dag, result, layout, idle_nodes(plan, result.fetch))
     gpu = None if prepared.gpu is None else with_formats(prepared.gpu, plan, computed)
@@ -213,8 +226,9 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
             "set HOTCOLD_CUDA=off"
         )
     here = processors()
-    own_threads = {LANE_ACTORS[lane]: count for lane, count in result.threads.items()}
-    cores = divide_cores(config.threads, config.pin, here, gpu is not None, own_threads)
+    topology = layout.topology
+    own_threads = {topology.owner(lane).actor: count for lane, count in result.threads.items()}
+    cores = divide_cores(config.threads, config.pin, here, gpu is not None, own_threads, topology)
     return Deployment(
         bundle_path=prepared.bundle.path,
         spec=spec,

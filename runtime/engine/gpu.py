@@ -117,6 +117,12 @@ def choose_gpu(
             raise BackendError(f"the GPU kernels do not serve {missing}; set HOTCOLD_CUDA=auto")
         logger.warning("running on the CPU device: the GPU kernels do not serve %s", missing)
         return None
+    for name in ("gpu_executors", "cpu_executors"):
+        if (count := getattr(config, name)) > 1:
+            raise ConfigError(
+                f"{name} {count}: beside a GPU there is one; choose {name} 1, or set "
+                "HOTCOLD_CUDA=off"
+            )
     if config.sequences > 1:
         raise ConfigError(
             f"sequences {config.sequences}: a GPU runs one; choose sequences 1, or set "

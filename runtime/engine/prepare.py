@@ -16,7 +16,7 @@ from hotcold.runtime.engine.variant import Variant, is_variant_file, prepare_var
 from hotcold.runtime.hardware.this_machine import chosen_hardware
 from hotcold.runtime.model.checkpoints.bundle import Bundle, resolve_model
 from hotcold.runtime.model.spec import ModelSpec
-from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
+from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig, parse_budgets
 from hotcold.runtime.plan.problem import Problem, make_problem
 from hotcold.runtime.plan.work import ModelWork, predict_work, predictor_bytes
 from hotcold.runtime.plugins.run import policy_name
@@ -33,7 +33,6 @@ from hotcold.runtime.predictors.predictor import (
 from hotcold.runtime.predictors.predictor_choice import choose_auto, choose_predictor
 from hotcold.runtime.predictors.preparing import prepare_predictor
 from hotcold.runtime.profiles.profile import ActivationProfile
-from hotcold.runtime.units import parse_bytes
 from hotcold.runtime.weights.weights import WeightStore
 
 WITH_GATE = ("gate", "window")  # forms that send gate pre-activations along
@@ -102,9 +101,9 @@ def prepare_model(config: EngineConfig) -> Prepared:
         choice = choose_auto(bundle, profile)
         name, note = choice.kind, choice.why
     predictor, layers = _predictor(config, name, bundle, profile)
-    vram = None if config.vram is None else parse_bytes(config.vram, "vram")
+    budgets = parse_budgets(config.vram, config.gpu_executors)
     ahead = trained_lookahead(predictor, policy_name(name))
-    gpu = choose_gpu(config, spec, context, vram, layers, ahead, kernels)
+    gpu = choose_gpu(config, spec, context, budgets[0], layers, ahead, kernels)
     if gpu is None and isinstance(kernels, Variant) and kernels.on_gpu:
         raise ConfigError(
             f"{kernels.name} holds CUDA kernels and this deployment computes without a GPU; leave "
@@ -125,7 +124,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         spec,
         bundle.record.bytes,
         None if profile is None else profile.probabilities_LN,
-        vram if gpu is None else gpu.room,
+        budgets if gpu is None else gpu.room,
         context,
         config.sequences,
         bytes_L,
@@ -136,6 +135,7 @@ def prepare_model(config: EngineConfig) -> Prepared:
         chosen_hardware(config.hardware, config.threads),
         kv_bytes=work.kv_bytes,
         embed_on_host=gpu is not None,
+        topology=config.topology,
     )
     return Prepared(
         config=config,
@@ -165,11 +165,12 @@ def with_budget(prepared: Prepared, vram: str | int) -> Prepared:
         ConfigError: not a size.
         BudgetError: less than what must be on the GPU.
     """
-    size = parse_bytes(vram, "vram")
     gpu, problem = prepared.gpu, prepared.problem
+    rooms = [size or 0 for size in parse_budgets(vram, problem.gpus)]
     if gpu is not None:
-        gpu = with_vram(gpu, size)
-    budgets = {**problem.budgets, problem.devices[0]: size if gpu is None else gpu.room}
+        gpu = with_vram(gpu, rooms[0])
+        rooms = [gpu.room]
+    budgets = {**problem.budgets, **dict(zip(problem.devices, rooms, strict=False))}
     return replace(
         prepared,
         config=replace(prepared.config, vram=vram),

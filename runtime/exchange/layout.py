@@ -1,6 +1,7 @@
 """The bytes of an exchange segment: where flags, spans and payloads lie.
 
-    | header | flags, a cache line each | span rings, one an actor | per layer: x, active x 2, y |
+    | header | flags, a cache line each | span rings, one an actor |
+    | per layer: x, an active list for each device, y of each but the leader's |
 
 The engine builds one layout; the program compiler takes flags and offsets from it, the exchange
 makes a segment of that size. Knows sizes, no memory.
@@ -10,18 +11,17 @@ import mmap
 from dataclasses import dataclass
 
 from hotcold.native.abi.generated import (
-    ACTORS,
     CACHE_LINE,
     FLAG,
     MAX_BATCH,
-    MAX_DEVICES,
     SEGMENT,
     SPAN,
     active_bytes,
 )
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.topology import CLASSIC, Topology
 
-KINDS: tuple[str, ...] = ("x", "active", "y")
+KINDS: tuple[str, ...] = ("x", "active", "y")  # of flags; y: one for each device that hands over
 SPARE_FLAGS = 4
 LIMITS = {"n_layers": 4096, "d_model": 1 << 20, "n_neurons": 1 << 24, "max_batch": MAX_BATCH}
 LIMITS |= {"n_flags": 1 << 20, "span_capacity": 1 << 24}
@@ -37,14 +37,15 @@ class LayerSlots:
     """Payload offsets of one layer, in bytes from the segment's start.
 
     Attributes:
-        x: FFN input, [max_batch, D] float32; written by the GPU executor.
+        x: FFN input, [max_batch, D] float32; written by the leader.
         active: active list of each device; written by the predictor.
-        y: the cold share of the FFN's output, [max_batch, D] float32; written by the CPU executor.
+        y: by device, its share of the FFN's output, [max_batch, D] float32; -1: the leader's, which
+            it keeps.
     """
 
     x: int
     active: tuple[int, ...]
-    y: int
+    y: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class SegmentLayout:
     span_offsets: tuple[int, ...]
     layers: tuple[LayerSlots, ...]
     bytes: int
+    topology: Topology = CLASSIC
 
     @classmethod
     def build(
@@ -76,14 +78,16 @@ class SegmentLayout:
         with_residual: bool = False,
         n_flags: int | None = None,
         span_capacity: int = 8192,
+        topology: Topology = CLASSIC,
     ) -> "SegmentLayout":
         """Lay out a segment; ConfigError: a count out of LIMITS.
 
         with_gate: active lists carry gate pre-activations. with_residual: the residual stream
-        follows x in its slot, at max_batch rows. n_flags None: three a layer and a few spare ones.
-        span_capacity: spans each actor's ring keeps.
+        follows x in its slot, at max_batch rows. n_flags None: those of the layers and a few spare
+        ones. span_capacity: spans each actor's ring keeps.
         """
-        flags = len(KINDS) * n_layers + SPARE_FLAGS if n_flags is None else n_flags
+        devices, actors = len(topology.devices), len(topology.actors)
+        flags = _flags_a_layer(topology) * n_layers + SPARE_FLAGS if n_flags is None else n_flags
         sizes = {"n_layers": n_layers, "d_model": d_model, "n_neurons": n_neurons}
         sizes |= {"max_batch": max_batch, "n_flags": flags, "span_capacity": span_capacity}
         for name, limit in LIMITS.items():
@@ -92,17 +96,17 @@ class SegmentLayout:
         flags_offset = align(SEGMENT.itemsize)
         spans = align(flags_offset + flags * FLAG.itemsize)
         ring = align(span_capacity * SPAN.itemsize)
-        span_offsets = tuple(spans + actor * ring for actor in range(ACTORS))
-        first = align(spans + ACTORS * ring, mmap.PAGESIZE)
+        span_offsets = tuple(spans + actor * ring for actor in range(actors))
+        first = align(spans + actors * ring, mmap.PAGESIZE)
         rows = align(4 * max_batch * d_model)
         x_rows = align(4 * max_batch * d_model * (2 if with_residual else 1))
         lists = active_bytes(n_neurons, max_batch if with_gate else 0)
-        stride = x_rows + MAX_DEVICES * lists + rows
+        stride = x_rows + devices * lists + (devices - 1) * rows
         layers = tuple(
             LayerSlots(
                 x=start,
-                active=tuple(start + x_rows + device * lists for device in range(MAX_DEVICES)),
-                y=start + stride - rows,
+                active=tuple(start + x_rows + device * lists for device in range(devices)),
+                y=(-1, *range(start + x_rows + devices * lists, start + stride, rows)),
             )
             for start in range(first, first + n_layers * stride, stride)
         )
@@ -115,6 +119,7 @@ class SegmentLayout:
             span_offsets=span_offsets,
             layers=layers,
             bytes=total,
+            topology=topology,
         )
 
     @property
@@ -122,17 +127,25 @@ class SegmentLayout:
         """Bytes of one active list."""
         return active_bytes(self.n_neurons, self.max_batch if self.with_gate else 0)
 
-    def flag(self, kind: str, layer: int) -> int:
-        """Index of a layer's flag: "x" and "y" payload ready, "active" lists ready."""
+    def flag(self, kind: str, layer: int, device: int = 1) -> int:
+        """Index of a layer's flag: "x" and "y" payload ready, "active" lists ready.
+
+        device: whose y.
+        """
         if kind not in KINDS or not 0 <= layer < self.n_layers:
             raise ConfigError(
                 f"segment: no flag {kind!r} of layer {layer}, layers: {self.n_layers}"
             )
-        return len(KINDS) * layer + KINDS.index(kind)
+        more = device - 1 if kind == KINDS[-1] else 0
+        return _flags_a_layer(self.topology) * layer + KINDS.index(kind) + more
 
     def spare_flag(self, index: int) -> int:
         """Index of a flag that belongs to no layer."""
-        flag = len(KINDS) * self.n_layers + index
+        flag = _flags_a_layer(self.topology) * self.n_layers + index
         if index < 0 or flag >= self.n_flags:
             raise ConfigError(f"segment: no spare flag {index}, flags: {self.n_flags}")
         return flag
+
+
+def _flags_a_layer(topology: Topology) -> int:
+    return len(KINDS) - 1 + len(topology.devices) - 1

@@ -1,4 +1,4 @@
-"""The exchange segment: what three processes share during a pass, and how it is made and attached.
+"""The exchange segment: what the actors share during a pass, and how it is made and attached.
 
 The driver creates one segment for one epoch of one engine; the actors attach to it through the
 driver's /proc entry. Flags and waits are C (`native/exchange/exchange.c`); here are the layout of
@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.abi.generated import ABI_VERSION, DRIVER, FLAG, SEGMENT, PoisonCode, Status
-from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.segment import NativeSegment, Watcher, copied
 from hotcold.native.errors import (
     ActorLostError,
@@ -29,6 +28,7 @@ from hotcold.native.errors import (
     PlanReplaced,
 )
 from hotcold.runtime.exchange.layout import SegmentLayout
+from hotcold.runtime.topology import CLASSIC
 from hotcold.runtime.weights.memfd import check_sealed, create_sealed, open_sealed
 
 __all__ = ["PoisonCode", "Segment", "SegmentHandle", "SegmentLayout"]
@@ -85,6 +85,7 @@ class SegmentHandle:
     fd: int
     epoch: int
     bytes: int
+    actors: tuple[str, ...] = CLASSIC.actors
 
 
 class Segment:
@@ -94,8 +95,14 @@ class Segment:
     flag and counter has one writer. Views and native users keep the mapping alive after `close`.
     """
 
-    def __init__(self, memory: mmap.mmap, epoch: int, fd: int = -1) -> None:
-        self.epoch = epoch
+    def __init__(
+        self,
+        memory: mmap.mmap,
+        epoch: int,
+        fd: int = -1,
+        actors: tuple[str, ...] = CLASSIC.actors,
+    ) -> None:
+        self.epoch, self.actors = epoch, tuple(actors)
         self._memory: mmap.mmap | None = memory
         self._native: NativeSegment | None = NativeSegment(memory)
         self._fd = fd
@@ -111,7 +118,7 @@ class Segment:
         """
         fd = create_sealed("hotcold-exchange", layout.bytes)
         try:
-            segment = cls(mmap.mmap(fd, layout.bytes), epoch, fd)
+            segment = cls(mmap.mmap(fd, layout.bytes), epoch, fd, layout.topology.actors)
         except BaseException:
             os.close(fd)
             raise
@@ -122,7 +129,8 @@ class Segment:
     def private(cls, layout: SegmentLayout, epoch: int, spins: bool = True) -> "Segment":
         """Make a segment in this process's own memory, for transports that copy payloads."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        segment = cls(mmap.mmap(-1, layout.bytes, flags=flags), epoch)
+        memory = mmap.mmap(-1, layout.bytes, flags=flags)
+        segment = cls(memory, epoch, actors=layout.topology.actors)
         segment._init(layout, spins)
         return segment
 
@@ -135,12 +143,18 @@ class Segment:
         """
         fd = open_sealed(handle.pid, handle.fd, "exchange segment")
         try:
-            return cls.attach_fd(fd, handle.epoch, handle.bytes)
+            return cls.attach_fd(fd, handle.epoch, handle.bytes, handle.actors)
         finally:
             os.close(fd)
 
     @classmethod
-    def attach_fd(cls, fd: int, epoch: int, n_bytes: int | None = None) -> "Segment":
+    def attach_fd(
+        cls,
+        fd: int,
+        epoch: int,
+        n_bytes: int | None = None,
+        actors: tuple[str, ...] = CLASSIC.actors,
+    ) -> "Segment":
         """Map a segment by a descriptor, which stays the caller's. Raises as attach does."""
         check_sealed(fd, "exchange segment")
         size = os.fstat(fd).st_size
@@ -149,7 +163,7 @@ class Segment:
                 f"exchange segment has {size} bytes, expected "
                 f"{n_bytes or f'at least {SEGMENT.itemsize}'}; start the engine again"
             )
-        segment = cls(mmap.mmap(fd, size), epoch)
+        segment = cls(mmap.mmap(fd, size), epoch, actors=actors)
         try:
             segment.native.check(epoch)
         except (ConfigError, KernelError) as error:
@@ -182,7 +196,8 @@ class Segment:
         """How other processes attach, for as long as this one keeps the segment open."""
         if self._fd < 0:
             raise KernelError("only the segment's creator hands it out, and not after close")
-        return SegmentHandle(os.getpid(), self._fd, self.epoch, self.native.bytes)
+        size = self.native.bytes
+        return SegmentHandle(os.getpid(), self._fd, self.epoch, size, self.actors)
 
     def signal(self, flag: int, seq: int) -> None:
         """Set a flag to the number of the pass and wake who waits for it."""
@@ -212,7 +227,7 @@ class Segment:
 
     def poison(self, code: PoisonCode, actor: str = "driver") -> None:
         """End every wait in every process; the first poison stays."""
-        self.native.poison(int(code), _actor_index(actor))
+        self.native.poison(int(code), self._code(actor))
 
     @property
     def poisoned(self) -> Poison | None:
@@ -221,7 +236,7 @@ class Segment:
         if found is None:
             return None
         code, actor = found
-        name = ACTORS[actor] if actor < len(ACTORS) else "driver"
+        name = self.actors[actor] if actor < len(self.actors) else "driver"
         return Poison(PoisonCode(code), name)
 
     def raise_if_poisoned(self) -> None:
@@ -245,11 +260,14 @@ class Segment:
 
     def watch(self, pids: Mapping[int, str]) -> Watcher:
         """Poison this segment as soon as one of the processes (pid: actor or "driver") ends."""
-        return Watcher(self.native, {pid: _actor_index(who) for pid, who in pids.items()})
+        return Watcher(self.native, {pid: self._code(who) for pid, who in pids.items()})
+
+    def _code(self, actor: str) -> int:
+        return DRIVER if actor == "driver" else self.actors.index(actor)
 
     def actor_state(self, actor: str) -> ActorState:
         """An actor's counters at this moment."""
-        return copied(self.native.actor[ACTORS.index(actor)], ActorState)
+        return copied(self.native.actor[self._code(actor)], ActorState)
 
     def view(self, offset: int, n_bytes: int) -> NDArray[np.uint8]:
         """Writable bytes of the segment; keeps the mapping alive.
@@ -288,7 +306,3 @@ class Segment:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _actor_index(actor: str) -> int:
-    return DRIVER if actor == "driver" else ACTORS.index(actor)

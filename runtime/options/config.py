@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hotcold.native.abi.generated import MAX_BATCH
+from hotcold.native.abi.generated import MAX_BATCH, MAX_DEVICES
 from hotcold.native.abi.names import DTYPES
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.sampling import Sampling as Sampling  # noqa: PLC0414 - handed on to callers
 from hotcold.native.options.table import MAX_SEED, check_all, documented, option, rows
 from hotcold.runtime.limits import processors
+from hotcold.runtime.topology import Topology
 from hotcold.runtime.units import parse_bytes
 
 STORES = ("file", "memfd", "private")
@@ -48,10 +49,29 @@ class EngineConfig:
     vram: str | int | None = option(
         None,
         "GPU memory to use, CUDA context included: 24MiB, for example. Without a GPU it limits "
-        "what the GPU executor owns in host memory.",
+        "what the GPU executor owns in host memory. Several GPU executors have so much each, or "
+        "one size each, separated by commas.",
         "placement",
         metavar="SIZE",
         shown="what is free; without a GPU, room for half of the neurons",
+    )
+    gpu_executors: int = option(
+        1,
+        "GPU executors: the first one leads, the others compute hot neurons of their own. More "
+        "than 1 needs HOTCOLD_CUDA=off.",
+        "placement",
+        not_for=("bench sync", "bench prompt", "compare"),
+        low=1,
+        high=MAX_DEVICES - 1,
+    )
+    cpu_executors: int = option(
+        1,
+        "CPU executors, which share the cores and the cold neurons. More than 1 needs "
+        "HOTCOLD_CUDA=off.",
+        "placement",
+        not_for=("bench sync", "bench prompt", "compare"),
+        low=1,
+        high=MAX_DEVICES - 1,
     )
     policy: Any = option(
         "greedy",
@@ -149,7 +169,7 @@ class EngineConfig:
         "Worker threads of each executor, its loop's own included.",
         "session",
         low=1,
-        shown="one for each core, or as many as a CPU quota grants",
+        shown="one for each core, or as many as a CPU quota grants; CPU executors share them",
     )
     pin: bool | None = option(
         None,
@@ -240,8 +260,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_all(self)
-        if self.vram is not None:
-            parse_bytes(self.vram, "vram")
+        topology = self.topology  # raises where there is no room for so many
+        parse_budgets(self.vram, topology.gpus)
         here = processors()
         try:
             row = replace(rows(EngineConfig)["threads"], high=max(4, 2 * here.at_once))
@@ -263,6 +283,27 @@ class EngineConfig:
                 "predictor_process 'mps' leaves the GPU executor without the predictor's matrices, "
                 "which dense prompts need; choose prompt_form sparse, or predictor_process fused"
             )
+
+    @property
+    def topology(self) -> Topology:
+        """The actors asked for."""
+        return Topology(self.gpu_executors, self.cpu_executors)
+
+
+def parse_budgets(vram: str | int | None, gpus: int) -> list[int | None]:
+    """Bytes for each of so many GPU executors; None: not limited.
+
+    Raises:
+        ConfigError: not a size, or another number of sizes than GPU executors.
+    """
+    given = vram.split(",") if isinstance(vram, str) else [vram]
+    if len(given) not in (1, gpus):
+        raise ConfigError(
+            f"vram {vram!r} has {len(given)} sizes, for {gpus} GPU executors; give one for all, or "
+            "one for each"
+        )
+    sizes = [None if size is None else parse_bytes(size, "vram") for size in given]
+    return sizes * (gpus // len(sizes))
 
 
 ENGINE, SAMPLING = rows(EngineConfig), rows(Sampling)

@@ -5,8 +5,10 @@ machine. One layer, from the bytes that the token reads and a rate for each devi
 
     dense     attention, its KV cache and predictor, each over the rate of the device it lives on;
               the GPU executor reads what lies in host memory over PCIe
-    hot       sum over the GPU's neurons of (gate * q + (1 - gate) * p) * bytes / GPU rate
-    cold      the same of the CPU's neurons / host rate
+    hot       sum over the GPU's neurons of (gate * q + (1 - gate) * p) * bytes / GPU rate; of
+              several GPU executors, the slowest one's
+    cold      the same of the CPU's neurons / host rate; of several CPU executors, which share the
+              host's memory, the slowest one's at its part of that rate
     exchange  T_sync * P(some cold neuron is proposed)
     layer     dense + max(hot, cold) + exchange
 
@@ -39,6 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.abi.names import DTYPE_BYTES, DTYPES
+from hotcold.runtime.plan.dealing import HOST
 from hotcold.runtime.plan.fetch import fetched
 from hotcold.runtime.plan.plan import Plan
 from hotcold.runtime.plan.problem import Module, Placement, Problem
@@ -140,6 +143,8 @@ class CostModel:
             self._s_per_byte(share, problem.dtype, self._tokens) for share in ("hot", "cold")
         )
         self.overlap = not hardware.in_turn
+        if self.overlap:  # several GPUs read side by side
+            self.hot_s_per_byte /= problem.gpus
 
     def _s_per_byte(self, share: str, dtype: str, tokens: float) -> float:
         """Seconds that a byte of weights takes which so many tokens multiply."""
@@ -157,11 +162,10 @@ class CostModel:
         return seconds_L
 
     def token(self, device_LN: NDArray[np.int8], modules: Mapping[str, str]) -> TokenTime:
-        """Times under a placement of neurons (0: gpu0) and modules (device by name)."""
+        """Times under a placement of neurons (index of a device) and modules (device by name)."""
         dense_L, rest_s = self.dense(modules)
-        hot_LN = device_LN == 0
-        hot_L, cold_L = self.neurons("hot", hot_LN), self.neurons("cold", ~hot_LN)
-        exchange_L = self.exchange(hot_LN)
+        hot_L, cold_L = self.hot(device_LN), self.cold(device_LN)
+        exchange_L = self.exchange(device_LN < self.problem.gpus)
         rows = zip(dense_L, hot_L, cold_L, exchange_L, strict=True)
         layers = tuple(
             LayerTime(
@@ -170,6 +174,19 @@ class CostModel:
             for dense, hot, cold, exchange in rows
         )
         return TokenTime(layers, rest_s)
+
+    def hot(self, device_LN: NDArray[np.int8]) -> F64:
+        """Seconds by layer of the GPU executors: of the slowest, or of all that take turns."""
+        each_DL = [self.neurons("hot", device_LN == index) for index in range(self.problem.gpus)]
+        together_L: F64 = np.max(each_DL, axis=0) if self.overlap else np.sum(each_DL, axis=0)
+        return together_L
+
+    def cold(self, device_LN: NDArray[np.int8]) -> F64:
+        """The same of the CPU executors; a neuron of device -1 is nobody's."""
+        indices = range(self.problem.gpus, len(self.problem.devices))
+        each_DL = [self.neurons("cold", device_LN == index) for index in indices]
+        slowest_L: F64 = np.max(each_DL, axis=0) * len(each_DL)
+        return slowest_L if self.overlap else np.sum(each_DL, axis=0)
 
     def dense(self, modules: Mapping[str, str]) -> tuple[F64, float]:
         """Seconds of each layer's modules, and of those that belong to no layer."""
@@ -243,19 +260,20 @@ def predict_schedule(problem: Problem, placed: Placement | Plan, schedule: Sched
     same bytes.
     """
     model = CostModel(problem, dtype_LN=placed.dtype_LN)
-    fetched_LN = fetched(placed.device_LN, schedule.fetch)
-    on_gpu_LN = (placed.device_LN == 0) | fetched_LN
+    fetched_LN = fetched(placed.device_LN, schedule.fetch, problem.gpus)
+    on_gpu_LN = (placed.device_LN < problem.gpus) | fetched_LN
     plain = model.token(placed.device_LN, placed.modules)
     always_L = CostModel(problem, selective=False).exchange(on_gpu_LN)
     selective_L = model.exchange(on_gpu_LN)
-    over_bus_L, spared_L = (model.neurons(share, fetched_LN) for share in ("fetched", "cold"))
+    over_bus_L = model.neurons("fetched", fetched_LN)
+    cold_L = model.cold(np.where(fetched_LN, HOST, placed.device_LN).astype(np.int8))
     early_L = schedule.lookahead if schedule.read_ahead else [0] * len(schedule.lookahead)
     hidden_L = model.read_ahead(placed.modules, early_L)
     after = {(source, target) for source, target in schedule.after}
     layers = tuple(
         replace(
             layer,
-            cold_s=max(layer.cold_s - float(spared_L[i]) - float(hidden_L[i]), 0.0),
+            cold_s=max(float(cold_L[i] - hidden_L[i]), 0.0),
             exchange_s=float((selective_L if sync == "selective" else always_L)[i]),
             fetched_s=float(over_bus_L[i]),
             overlap=layer.overlap and (f"cold.{i}", f"hot.{i}") not in after,

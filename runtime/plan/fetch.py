@@ -18,19 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.plan.dag import node_id
 from hotcold.runtime.plan.placement import first_mixed
 from hotcold.runtime.plan.plan import Plan
 
 
-def fetched(device_LN: NDArray[np.int8], share_L: Sequence[float]) -> NDArray[np.bool_]:
-    """Which of the host's neurons the GPU executor computes, bool [L, N].
+def fetched(
+    device_LN: NDArray[np.int8], share_L: Sequence[float], gpus: int = 1
+) -> NDArray[np.bool_]:
+    """Which of the host's neurons the first GPU executor computes, bool [L, N].
 
-    share_L is by layer the share of its cold neurons to fetch, 0 to 1; empty: none.
+    share_L is by layer the share of its cold neurons to fetch, 0 to 1; empty: none. gpus: devices
+    that are not the host's.
     """
     if not any(share_L):
         return np.zeros(device_LN.shape, np.bool_)
     share_L1 = np.asarray(share_L, np.float64)[:, None]
-    on_host_LN = device_LN != 0
+    on_host_LN = device_LN >= gpus
     rank_LN = np.cumsum(on_host_LN, axis=1)
     chosen_LN: NDArray[np.bool_] = np.floor(rank_LN * share_L1) > np.floor((rank_LN - 1) * share_L1)
     chosen_LN &= on_host_LN
@@ -43,23 +47,26 @@ def computed_plan(plan: Plan, share_L: Sequence[float]) -> Plan:
     Raises:
         ConfigError: they have another format than its own of that layer.
     """
-    chosen_LN = fetched(plan.device_LN, share_L)
+    chosen_LN = fetched(plan.device_LN, share_L, plan.gpus)
     if not chosen_LN.any():
         return plan
     on_gpu_LN = chosen_LN | (plan.device_LN == 0)
     if plan.dtype_LN is not None and (at := first_mixed(on_gpu_LN, plan.dtype_LN)) is not None:
-        hot, cold = (plan.format(at, device) or plan.dtype for device in (0, 1))
+        whose = [0, *range(plan.gpus, len(plan.devices))]
+        words = [f"{plan.format(at, d) or plan.dtype} on {plan.devices[d]}" for d in whose]
         raise ConfigError(
-            f"neurons of layer {at} are {hot} on {plan.devices[0]} and {cold} on "
-            f"{plan.devices[1]}, which the GPU executor cannot fetch as well; choose a schedule "
-            "that fetches none and --bus-share 0, or a placement with one format in a layer"
+            f"neurons of layer {at} are {' and '.join(words)}, which the GPU executor cannot fetch "
+            "as well; choose a schedule that fetches none and --bus-share 0, or a placement with "
+            "one format in a layer"
         )
     return replace(plan, device_LN=np.where(chosen_LN, 0, plan.device_LN).astype(np.int8))
 
 
 def idle_nodes(plan: Plan, share_L: Sequence[float]) -> frozenset[str]:
     """Nodes of the plan's graph with nothing to compute: no neuron fetched, or none left cold."""
-    chosen_LN, on_host_LN = fetched(plan.device_LN, share_L), plan.device_LN != 0
+    chosen_LN = fetched(plan.device_LN, share_L, plan.gpus)
     idle = {f"fetch.{layer}" for layer in np.flatnonzero(~chosen_LN.any(axis=1))}
-    left_L = (on_host_LN & ~chosen_LN).any(axis=1)
-    return frozenset(idle | {f"cold.{layer}" for layer in np.flatnonzero(~left_L)})
+    for device in range(plan.gpus, len(plan.devices)):
+        left_L = ((plan.device_LN == device) & ~chosen_LN).any(axis=1)
+        idle |= {node_id("cold", int(layer), plan, device) for layer in np.flatnonzero(~left_L)}
+    return frozenset(idle)

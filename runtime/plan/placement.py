@@ -114,7 +114,7 @@ def first_mixed(own_LN: NDArray[np.bool_], dtype_LN: NDArray[np.int8]) -> int | 
     return int(mixed_L.argmax()) if mixed_L.any() else None
 
 
-def _module_fault(problem: Problem, modules: Any) -> str | None:
+def _module_fault(problem: Problem, modules: Any) -> str | None:  # noqa: PLR0911 - a fault each
     if not isinstance(modules, Mapping):
         return f"returned modules of type {type(modules).__name__}; it must map name to device"
     names = {module.name for module in problem.modules}
@@ -130,6 +130,11 @@ def _module_fault(problem: Problem, modules: Any) -> str | None:
         if not isinstance(home, str) or home not in problem.devices:
             devices = ", ".join(problem.devices)
             return f"put module {module.name!r} on {home!r}; devices are {devices}"
+        if home in problem.devices[1 : problem.gpus]:
+            other = f"{problem.devices[0]} or the host, {problem.devices[-1]}"
+            return (
+                f"put module {module.name!r} on {home}, which holds neurons alone; choose {other}"
+            )
         label = module.must_share_device
         if label is not None:
             other, other_home = homes.setdefault(label, (module.name, home))

@@ -33,6 +33,7 @@ from hotcold.runtime.plan.problem import (
     frozen_array,
     saved_bytes,
 )
+from hotcold.runtime.topology import Topology
 from hotcold.runtime.units import format_bytes
 
 _ONE = 2**20  # probabilities are cut in integers, so every machine cuts at the same neuron
@@ -52,6 +53,7 @@ class Plan:
         dtype_LN: int8, the number of each neuron's format (DTYPES), one for all that a device has
             of a layer; None: `dtype` for all.
         format_bytes: bytes of a neuron in each format of dtype_LN that is not `dtype`.
+        gpus: how many of the devices are GPU executors', the first of which leads.
         model: checksum of the bundle the plan is for.
         note: remarks of the policy and of make_plan.
 
@@ -75,6 +77,7 @@ class Plan:
     figures: Mapping[str, float] = field(default_factory=dict)
     dtype_LN: NDArray[np.int8] | None = None
     format_bytes: Mapping[str, int] = field(default_factory=dict)
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device_LN", frozen_array(self.device_LN, np.int8))
@@ -95,6 +98,7 @@ class Plan:
             "a module is on no device": not set(self.modules.values()) <= set(self.devices),
             "modules and module_bytes must name the same": set(self.modules)
             != set(self.module_bytes),
+            "devices of GPU and of CPU executors are needed": not 0 < self.gpus < len(self.devices),
             "every device needs a budget": set(self.budgets) != set(self.devices),
             "format_bytes must be those of dtype_LN": not self._formats_known(),
         }
@@ -136,6 +140,8 @@ class Plan:
         content = {name: plain(getattr(self, name)) for name in names}
         if self.dtype_LN is not None:
             content["format_bytes"] = plain(self.format_bytes)
+        if self.gpus > 1:
+            content["gpus"] = self.gpus
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         digest.update(self.device_LN.tobytes())
         digest.update(self.neuron_bytes_L.astype("<i8").tobytes())
@@ -159,9 +165,19 @@ class Plan:
         return "\n".join(line for line in self.note.splitlines() if line not in ours)
 
     @property
+    def topology(self) -> Topology:
+        """The executors that the plan is for."""
+        return Topology(self.gpus, len(self.devices) - self.gpus)
+
+    @cached_property
+    def hot_LN(self) -> NDArray[np.bool_]:
+        """Which neurons GPU executors own."""
+        return self.device_LN < self.gpus
+
+    @property
     def gpu_activation_share(self) -> float:
-        """Share of expected activations that falls on gpu0 (of neurons, if none ever fire)."""
-        on_gpu = self.device_LN == 0
+        """Share of expected activations on GPU executors (of neurons, if none ever fire)."""
+        on_gpu = self.hot_LN
         total = float(self.activations_LN.sum())
         if total == 0:
             return float(on_gpu.mean())
@@ -221,6 +237,8 @@ class Plan:
         arrays, values = to_record(self)
         if self.dtype_LN is None:
             del values["dtype_LN"], values["format_bytes"]
+        if self.gpus == 1:
+            del values["gpus"]
         header = {"format": "hotcold plan", "version": VERSION, "hash": self.hash, **values}
         header |= {"shape": self.shape, "bytes": self.bytes_by_device}  # bytes: for readers
         header["gpu_activation_share"] = self.gpu_activation_share
@@ -270,9 +288,10 @@ class Plan:
             room = f"{format_bytes(used)} of {format_bytes(self.budgets[device])}"
             own = self.format_text(self.devices.index(device))
             lines.append(f"  {device}: {room}: {self.modules_on(device) or 'no modules'}{own}")
+        where, share = ", ".join(self.devices[: self.gpus]), 100 * self.gpu_activation_share
         lines.append(
-            f"  {int((self.device_LN == 0).sum())} of {self.device_LN.size} neurons on "
-            f"{self.devices[0]}, {100 * self.gpu_activation_share:.1f} % of activations"
+            f"  {int(self.hot_LN.sum())} of {self.device_LN.size} neurons on {where}, "
+            f"{share:.1f} % of activations"
         )
         lines += [f"  {line}" for line in self.note.splitlines()]
         return "\n".join(lines)
@@ -309,6 +328,7 @@ def make_plan(
         dtype=problem.dtype,
         note="\n".join(note for note in notes if note),
         devices=problem.devices,
+        gpus=problem.gpus,
         figures={str(name): float(value) for name, value in placement.figures.items()},
         dtype_LN=placement.dtype_LN if formats else None,
         format_bytes=formats,
@@ -371,8 +391,8 @@ def _read_header(folder: Path) -> dict[str, Any]:
             f"{path} has version {found!r}, this hotcold reads {VERSION}; make the plan again"
         )
     kinds = {**_PLAIN, "hash": str, "shape": tuple[int, int]}
-    if "format_bytes" not in header:
-        del kinds["format_bytes"]
+    for name in {"format_bytes", "gpus"} - set(header):
+        del kinds[name]
     wrong = [name for name, kind in kinds.items() if not fits(header.get(name), kind)]
     if not wrong and (len(header["shape"]) != 2 or math.prod(header["shape"]) > _NEURON_LIMIT):
         wrong = ["shape"]

@@ -22,9 +22,11 @@ from hotcold.runtime.hardware.profile import HardwareProfile
 from hotcold.runtime.model.block import norms
 from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.plan.dealing import HOST, deal, dealing_order, fit
 from hotcold.runtime.plan.work import ModelWork
+from hotcold.runtime.topology import CLASSIC, Topology
 
-DEVICES = ("gpu0", "cpu0")
+DEVICES = CLASSIC.devices
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,16 @@ class Problem:
         predictor_density_L: float64, share of the neurons that the layer's predictor proposes.
         context: positions the KV cache has room for.
         batch: sequences that are decoded together, each with its own KV cache.
-        devices: names of the devices; the last is the host, which has room for everything.
+        devices: names of the devices, one for each executor: those of GPU executors, then those of
+            CPU executors, which have room for everything. The first one's executor leads: it
+            computes all modules. The last is the host, where modules lie that the first has no room
+            for.
         profiled: False where no activation profile was given and all neurons look alike.
         gate_share: part of a neuron's bytes that tell whether it fires, its gate row: read for
             every neuron that is proposed, the rest only for those that fire.
         read_share: part of a neuron's bytes that is not padding.
         formats: what else than `dtype` a device's neurons may be stored in, by its word.
+        gpus: how many of the devices are GPU executors'.
 
     Raises:
         ConfigError: parts that contradict each other.
@@ -121,6 +127,7 @@ class Problem:
     gate_share: float = 1 / 3
     read_share: float = 1.0
     formats: Mapping[str, NeuronFormat] = field(default_factory=dict)
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -161,14 +168,58 @@ class Problem:
         saved = saved_bytes(device_LN, dtype_LN, self.neuron_bytes_L, own, self.devices)
         return {device: size - saved[device] for device, size in used.items()}
 
-    def fill(self, score_LN: ArrayLike, share: float = 1.0, device: str = "gpu0") -> Placement:
-        """Fill one device: the modules in their default order, then the neurons of best score.
+    def homes(self, modules: Sequence[Module] | None = None) -> tuple[dict[str, str], int]:
+        """Homes of all modules, or of some, and what they leave of the GPU executors' memory.
 
-        Modules come first (norms, attention, head, predictors, KV; by layer within each): one that
-        does not fit goes to the host, and the next is tried. Of what is left, `share` is filled
-        with neurons of all layers together, best score first, until nothing more fits. Everything
-        else goes to the host, the last device. Equal scores go by layer, then by neuron id, so the
-        result depends only on the arguments.
+        Modules go to the first device in their default order (norms, attention, head, predictors,
+        KV; by layer within each): one that does not fit goes to the host, and the next is tried.
+        """
+        lead, host = self.devices[0], self.devices[-1]
+        modules = self.modules if modules is None else modules
+        found, left = fill_modules(modules, self.budgets[lead], lead, host)
+        return found, self._whole([left, *self._rooms(found)[1:]])
+
+    def _whole(self, rooms: Sequence[int]) -> int:
+        """Bytes that neurons can take of several rooms; of one neuron no part may lie elsewhere."""
+        if len(rooms) == 1:
+            return rooms[0]
+        size = int(self.neuron_bytes_L.min())
+        return sum(room // size * size for room in rooms)
+
+    def _rooms(self, modules: Mapping[str, str]) -> list[int]:
+        """Bytes for neurons on each GPU executor's device."""
+        own = [m.bytes for m in self.modules if modules.get(m.name) == self.devices[0]]
+        rooms = [self.budgets[device] for device in self.devices[: self.gpus]]
+        return [rooms[0] - sum(own), *rooms[1:]]
+
+    def divide(self, hot_LN: NDArray[np.bool_], modules: Mapping[str, str]) -> NDArray[np.int8]:
+        """device_LN of what shall be on GPU executors, when modules have their homes.
+
+        Several devices of a kind get the kind's neurons layer by layer, hottest first, GPU
+        executors' in proportion to their room and CPU executors' evenly (dealing.py).
+        """
+        if len(self.devices) == 2:
+            return np.where(hot_LN, 0, 1).astype(np.int8)
+        order_K = dealing_order(self.activations_LN)
+        hot_K = order_K[hot_LN.reshape(-1)[order_K]]
+        rooms = [max(0, room) for room in self._rooms(modules)]
+        bytes_K = self.neuron_bytes_L[hot_K // self.shape[1]]
+        size = int(self.neuron_bytes_L.min())
+        who_K = deal(len(hot_K), [room // size for room in rooms])
+        device_LN = np.full(self.shape, HOST, np.int8)
+        device_LN.reshape(-1)[hot_K] = fit(who_K, bytes_K, rooms)
+        cold_K = order_K[device_LN.reshape(-1)[order_K] == HOST]
+        cpus = len(self.devices) - self.gpus
+        device_LN.reshape(-1)[cold_K] = self.gpus + deal(len(cold_K), [1] * cpus)
+        return device_LN
+
+    def fill(self, score_LN: ArrayLike, share: float = 1.0, device: str | None = None) -> Placement:
+        """Fill GPU executors: the modules as `homes` has them, then the neurons of best score.
+
+        Of what the modules leave, `share` is filled with neurons of all layers together, best score
+        first, until nothing more fits; `divide` says which device gets which. Everything else goes
+        to the CPU executors. Equal scores go by layer, then by neuron id, so the result depends
+        only on the arguments. With `device` that one alone is filled.
         Infinite scores are allowed; `share` is 0 to 1.
 
         Raises:
@@ -184,13 +235,21 @@ class Problem:
             raise PolicyError(f"fill: score_LN has {int(np.isnan(score).sum())} NaN")
         if not 0.0 <= share <= 1.0:
             raise PolicyError(f"fill: share is {share}; it must be from 0 to 1")
-        if device not in self.devices:
+        if device is not None and device not in self.devices:
             raise PolicyError(f"fill: no device {device!r}; there are {', '.join(self.devices)}")
-        host = self.devices[-1]
-        modules, left = fill_modules(self.modules, self.budgets[device], device, host)
-        device_LN = np.full(self.shape, len(self.devices) - 1, dtype=np.int8)
+        modules, left = self.homes()
+        index = -1 if device is None else self.devices.index(device)
+        if device is not None and index >= self.gpus:
+            modules, left = fill_modules(self.modules, self.budgets[device], device, device)
+        elif device is not None:
+            left = self._rooms(modules)[index]
         chosen = best_neurons(score, self.neuron_bytes_L, math.floor(share * left))
-        device_LN.reshape(-1)[chosen] = self.devices.index(device)
+        hot_LN = np.zeros(self.shape, np.bool_)
+        hot_LN.reshape(-1)[chosen] = True
+        if device is None:
+            return Placement(self.divide(hot_LN, modules), modules)
+        device_LN = self.divide(np.zeros(self.shape, np.bool_), modules)
+        device_LN[hot_LN] = index
         return Placement(device_LN, modules)
 
 
@@ -219,7 +278,9 @@ def _check_problem(problem: Problem) -> None:
             f"gate_share is {problem.gate_share}, read_share {problem.read_share}; they must be "
             "from 0 to 1, the first not above the second"
         )
-    if not problem.devices or set(problem.budgets) != set(problem.devices):
+    if not 1 <= problem.gpus < len(problem.devices):
+        raise ConfigError(f"{problem.gpus} of devices {problem.devices} are GPU executors'")
+    if set(problem.budgets) != set(problem.devices):
         raise ConfigError(f"budgets are for {sorted(problem.budgets)}, devices {problem.devices}")
     sizes = [*problem.budgets.values(), *(module.bytes for module in problem.modules)]
     if min(sizes) < 0:
@@ -235,7 +296,7 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
     spec: ModelSpec,
     record_bytes: int,
     activations_LN: ArrayLike | None,
-    vram_bytes: int | None,
+    vram_bytes: int | None | Sequence[int | None],
     context: int,
     batch: int,
     predictor_bytes_L: Sequence[int],
@@ -243,14 +304,16 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
     hardware: HardwareProfile,
     kv_bytes: int = 4,
     embed_on_host: bool = False,
+    topology: Topology = CLASSIC,
 ) -> Problem:
-    """The placement problem of a model on this machine: one GPU executor, one CPU executor.
+    """The placement problem of a model on this machine.
 
     Sizes count the padding of a record, positions of KV cache a sequence, sequences decoded
     together, and 0 for a predictor that needs no memory of its own; kv_bytes is of an element.
     Without activations every neuron counts as firing for every token, which is the upper bound.
     A vram_bytes of None, for a GPU executor on its CPU device without a budget, is room for all
-    modules and half of the neurons, so that both executors share the work. Densities of None are
+    modules and half of the neurons, so that all executors share the work; several GPU executors
+    share that half, and one budget given is each one's. Densities of None are
     what fires. With embed_on_host the host looks up rows of embedding and positions, so only the
     head counts.
 
@@ -275,12 +338,18 @@ def make_problem(  # noqa: PLR0917 - every part of the problem, each once
     modules = _modules(work, context * batch, predictor_bytes_L, embed_on_host)
     module_bytes = sum(module.bytes for module in modules)
     neuron_bytes = spec.n_layers * spec.n_neurons * record_bytes
-    gpu = module_bytes + neuron_bytes // 2 if vram_bytes is None else vram_bytes
+    given = vram_bytes if isinstance(vram_bytes, Sequence) else [vram_bytes] * topology.gpus
+    free = [neuron_bytes // 2 // topology.gpus] * topology.gpus
+    free[0] += module_bytes
+    rooms = [own if size is None else size for own, size in zip(free, given, strict=True)]
+    rooms += [module_bytes + neuron_bytes] * topology.cpus
     return Problem(
         activations_LN=p_LN,
         neuron_bytes_L=np.full(spec.n_layers, record_bytes),
         modules=modules,
-        budgets={"gpu0": gpu, "cpu0": module_bytes + neuron_bytes},
+        budgets=dict(zip(topology.devices, rooms, strict=True)),
+        devices=topology.devices,
+        gpus=topology.gpus,
         hardware=hardware,
         predictor_density_L=np.array(
             p_LN.mean(axis=1) if predictor_density_L is None else list(predictor_density_L)

@@ -5,8 +5,8 @@ carries the work of its node (work.py), which the native counters add. From here
 Python per layer: `native/loop/pass.c` runs the steps. Called once a plan, by `deployment.py`; the
 programs are plain arrays that travel to the actors.
 
-Why the last merge with cold neurons is never selective: it is the barrier that lets the next pass
-reuse every flag and payload of this one (segment.py, and the checker in the tests).
+Why the merge of an executor's last layer is never selective: it is the barrier that lets the next
+pass reuse every flag and payload of this one (segment.py, and the checker in the tests).
 """
 
 from collections.abc import Collection, Iterator
@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.abi.generated import STEP, Op, StepFlag, Term
-from hotcold.native.abi.names import ACTORS, OPS, words
+from hotcold.native.abi.names import OPS, words
 from hotcold.runtime.exchange.layout import SegmentLayout
 from hotcold.runtime.plan.dag import Dag, Node
-from hotcold.runtime.plan.schedule import Schedule, all_edges, flag_kinds
+from hotcold.runtime.plan.schedule import Schedule, all_edges, flag_kind
 from hotcold.runtime.plan.work import Terms, Work
 
-LANE_ACTORS = {"gpu0": "gpu", "cpu0": "cpu", "predictor": "predictor"}
 _OP_OF = {**words(Op), "fetch": Op.HOT}  # by kind of node
 
 Program = NDArray[Any]  # of dtype STEP
@@ -36,20 +35,22 @@ def compile_programs(
 
     Nodes of `idle`, which the schedule leaves nothing to compute (fetch.py), become no steps.
     """
-    programs: dict[str, list[np.void]] = {actor: [] for actor in ACTORS}
+    topology = layout.topology
+    programs: dict[str, list[np.void]] = {actor: [] for actor in topology.actors}
     builder = _Compiler(dag, schedule, layout, idle)
     for lane, order in schedule.order.items():
         steps = [dag.node[id_] for id_ in order if builder.is_step(dag.node[id_])]
-        programs[LANE_ACTORS[lane]] = [builder.step(node) for node in steps]
+        programs[topology.owner(lane).actor] = [builder.step(node) for node in steps]
     embed, head = _bare(Op.EMBED, dag.embed), _bare(Op.HEAD, dag.head)
-    programs["gpu"] = [embed, *programs["gpu"], head]
+    leader = topology.leader.actor
+    programs[leader] = [embed, *programs[leader], head]
     return {actor: np.array(steps, dtype=STEP) for actor, steps in programs.items()}
 
 
 def _bare(op: Op, work: Work) -> Any:
     step = np.zeros((), dtype=STEP)
     step["op"], step["layer"], step["wait"], step["signal"] = op, -1, -1, -1
-    step["x"] = step["active"] = step["y"] = -1
+    step["x"] = step["active"] = step["y"] = step["device"] = -1
     for term in Term:
         step["bytes"][term] = getattr(work.bytes, term.name.lower())
         step["flops"][term] = getattr(work.flops, term.name.lower())
@@ -68,33 +69,57 @@ class _Compiler:
         self.dag, self.schedule, self.layout = dag, schedule, layout
         unused = {n.id for n in dag.nodes if n.kind == "fetch" and n.id not in schedule.lane}
         self.idle = unused | set(idle)
-        self.kinds = {(node.kind, node.layer) for node in dag.nodes if node.id not in self.idle}
-        self.flags = flag_kinds(dag)
-        self.barrier = max((layer for kind, layer in self.kinds if kind == "cold"), default=-1)
+        handed = sorted(
+            (node.layer, node.device)
+            for node in dag.nodes
+            if node.hands_over and node.id not in self.idle
+        )
+        self.barriers = {device: layer for layer, device in handed}.values()  # the last of each
+        self.handed: dict[int, list[int]] = {}
+        for layer, device in handed:
+            self.handed.setdefault(layer, []).append(device)
+
+    def kept(self, kind: str, layer: int) -> bool:
+        """Whether the leader computes its node of a kind in a layer."""
+        id_ = f"{kind}.{layer}"
+        return id_ in self.dag.node and id_ not in self.idle
 
     def is_step(self, node: Node) -> bool:
         """Whether a node is a step of its own: it has work, and no hot node that does it along."""
-        along = node.kind == "fetch" and ("hot", node.layer) in self.kinds
+        along = node.kind == "fetch" and self.kept("hot", node.layer)
         return node.id not in self.idle and not along
 
     def step(self, node: Node) -> Any:
         """The step of a node: flags from its edges, offsets from the layout."""
         step, layer = _bare(_OP_OF[node.kind], node.work), node.layer
         slots = self.layout.layers[layer]
-        predicted = ("predict", layer) in self.kinds
-        step["layer"], step["x"], step["y"] = layer, slots.x, slots.y
+        predicted = self.kept("predict", layer)
+        devices = len(slots.y)
+        step["layer"], step["x"], step["y"][:devices] = layer, slots.x, slots.y
+        step["device"] = 0 if node.kind == "fetch" else node.device
         if node.kind == "predict":
             step["x"] = self.layout.layers[layer - self.schedule.lookahead[layer]].x
         if predicted:
-            step["active"] = slots.active
+            step["active"][:devices] = slots.active
         step["flags"] = self._flags(node, predicted)
-        waits = self._waits(node, predicted)
+        waits = self._merged(layer, predicted) if node.kind == "merge" else self._waits(node)
         step["wait"][: len(waits)] = waits
-        if node.kind == "merge" and step["flags"] & StepFlag.COLD:
-            step["wait"] = [waits[0] if predicted else -1, self.layout.flag("y", layer)]
-        if node.kind in self.flags:
-            step["signal"] = self.layout.flag(self.flags[node.kind], layer)
+        if flag_kind(self.dag, node) is not None:
+            step["signal"] = self._flag(node)
         return step
+
+    def _flag(self, node: Node) -> int:
+        """The one that a node sets."""
+        return self.layout.flag(flag_kind(self.dag, node) or "", node.layer, node.device)
+
+    def _merged(self, layer: int, predicted: bool) -> list[int]:
+        """A merge's: that of the lists, which it reads, and by device that of its sum."""
+        waits = [-1] * (1 + len(self.layout.topology.devices))
+        if predicted:
+            waits[0] = self.layout.flag("active", layer)
+        for device in self.handed.get(layer, ()):
+            waits[1 + device] = self.layout.flag("y", layer, device)
+        return waits
 
     def _flags(self, node: Node, predicted: bool) -> int:
         layer = node.layer
@@ -106,25 +131,22 @@ class _Compiler:
             return ahead if predicted else StepFlag.ALL
         if node.kind != "merge":
             return 0
-        on_gpu = bool({("hot", layer), ("fetch", layer)} & self.kinds)
-        on_cpu = ("cold", layer) in self.kinds
-        selective = self.schedule.sync[layer] == "selective" and layer != self.barrier
-        flags = StepFlag.HOT * on_gpu | StepFlag.COLD * on_cpu
-        return flags | StepFlag.SELECTIVE * (selective and predicted and on_cpu)
+        own = self.kept("hot", layer) or self.kept("fetch", layer)
+        selective = self.schedule.sync[layer] == "selective" and layer not in self.barriers
+        selective = selective and predicted and layer in self.handed
+        return StepFlag.HOT * own | StepFlag.SELECTIVE * selective
 
-    def _waits(self, node: Node, predicted: bool) -> list[int]:
-        """Flags of the producers on other lanes; a merge also reads the active lists."""
+    def _waits(self, node: Node) -> list[int]:
+        """Flags of the producers on other lanes; x's comes before the list's."""
         lane = self.schedule.lane[node.id]
         edges = all_edges(self.dag, self.schedule)
         producers = [self.dag.node[a] for a, b in edges if b == node.id and a not in self.idle]
-        kinds = {
-            (p.kind, p.layer)
+        others = {
+            (p.kind, p.layer, p.device): p
             for p in producers
-            if self.schedule.lane[p.id] != lane and p.kind in self.flags
+            if self.schedule.lane[p.id] != lane and flag_kind(self.dag, p) is not None
         }
-        if node.kind == "merge":
-            kinds = {("predict", node.layer)} if predicted else set()
-        return [self.layout.flag(self.flags[kind], layer) for kind, layer in sorted(kinds)]
+        return [self._flag(others[key]) for key in sorted(others)]
 
 
 def step_slots(step: Any, layout: SegmentLayout, batch: int) -> tuple[list[Slot], list[Slot]]:
@@ -132,17 +154,18 @@ def step_slots(step: Any, layout: SegmentLayout, batch: int) -> tuple[list[Slot]
     op, d = OPS[step["op"]], layout.d_model
     rows = layout.max_batch + batch if layout.with_residual else batch
     x = [(int(step["x"]), rows * d * 4)]
-    y = [(int(step["y"]), batch * d * 4)]
-    active = [(int(at), layout.active_bytes) for at in step["active"] if at >= 0]
-    reads = {
-        "predict": x,
-        "hot": active[:1],
-        "cold": x + active[1:],
-        "merge": (y if step["flags"] & StepFlag.COLD else []) + active,
-    }
-    writes = {"predict": active, "cold": y}
+    lists = [(int(at), layout.active_bytes) for at in step["active"] if at >= 0]
+    sums = [(int(at), batch * d * 4) for at in step["y"]]
+    device = int(step["device"])
+    if op in ("hot", "cold"):
+        reads = (x if device else []) + (lists[device : device + 1] if lists else [])
+        return reads, sums[device : device + 1] if device else []
+    if op == "merge":
+        return [sums[d] for d in range(len(sums)) if step["wait"][1 + d] >= 0] + lists, []
+    if op == "predict":
+        return x, lists
     handed = x if op in ("input", "attention") and step["signal"] >= 0 else []
-    return reads.get(op, []), writes.get(op, handed)
+    return [], handed
 
 
 def fuse(gpu: Program, predictor: Program) -> Program:

@@ -27,7 +27,7 @@ cache. `--bus-share` (neurons that the GPU reads over the bus) is not modelled: 
 where it lies.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,6 +52,7 @@ class Roofline:
         parts_s: attention, predictor, kv, head, ffn, exchange, gaps: their sum is the token.
         hot_s, cold_s: what `ffn` is made of, each summed over the layers.
         bytes: read for a token: attention, predictor, kv, head, hot, cold.
+        neuron_bytes: the same of neurons alone, by device.
         elsewhere: modules that do not lie on the GPU's device.
     """
 
@@ -60,6 +61,7 @@ class Roofline:
     cold_s: float
     bytes: Mapping[str, float]
     elsewhere: tuple[str, ...]
+    neuron_bytes: Mapping[str, float]
 
     @property
     def token_s(self) -> float:
@@ -92,7 +94,7 @@ def roofline(
         kind = KINDS.get(module.kind, "head")
         parts[kind] += cost.module_s(module, placed.modules[module.name])
         sizes[kind] += module.bytes * module.read_share
-    hot_LN = placed.device_LN == 0
+    hot_LN = placed.device_LN < problem.gpus
     for name, own_LN in (("hot", hot_LN), ("cold", ~hot_LN)):
         sizes[name] = float(cost.bytes_LN[own_LN].sum())
     together = sum if hardware.in_turn else max
@@ -113,6 +115,10 @@ def roofline(
         sum(layer.cold_s for layer in token.layers),
         sizes,
         tuple(name for name, home in placed.modules.items() if home != first),
+        {
+            device: float(cost.bytes_LN[placed.device_LN == index].sum())
+            for index, device in enumerate(problem.devices)
+        },
     )
 
 
@@ -124,23 +130,28 @@ def graph_nodes(problem: Problem, placed: Placement | Plan) -> int:
     return NODES_LAYER * layers + NODES_HOT * hot_layers + NODES_PREDICTOR * predictors + NODES_ONCE
 
 
-def for_gpu(problem: Problem, vram_bytes: int | None, scratch_bytes: int) -> Problem:
-    """The problem with the budget that context and scratch leave on a GPU; None: enough for all.
+def for_gpu(
+    problem: Problem, vram_bytes: int | None | Sequence[int | None], scratch_bytes: int
+) -> Problem:
+    """The problem with the budgets that context and scratch leave on a GPU; None: enough for all.
 
     Raises:
         ConfigError: context and scratch alone exceed the budget.
     """
     modules = sum(module.bytes for module in problem.modules)
     everything = modules + int(problem.neuron_bytes_L.sum()) * problem.shape[1]
-    if vram_bytes is None:
-        return replace(problem, budgets={**problem.budgets, problem.devices[0]: everything})
     reserve = problem.hardware.context_bytes + scratch_bytes
-    if vram_bytes < reserve:
-        raise ConfigError(
-            f"--vram {vram_bytes} bytes is less than the {reserve} bytes ({format_bytes(reserve)}) "
-            "that the CUDA context and a pass's scratch take; raise --vram"
-        )
-    return replace(problem, budgets={**problem.budgets, problem.devices[0]: vram_bytes - reserve})
+    given = vram_bytes if isinstance(vram_bytes, Sequence) else [vram_bytes] * problem.gpus
+    for size in given:
+        if size is not None and size < reserve:
+            raise ConfigError(
+                f"--vram {size} bytes is less than the {reserve} bytes ({format_bytes(reserve)}) "
+                "that the CUDA context and a pass's scratch take; raise --vram"
+            )
+    rooms = [everything if size is None else size - reserve for size in given]
+    return replace(
+        problem, budgets={**problem.budgets, **dict(zip(problem.devices, rooms, strict=False))}
+    )
 
 
 def for_batch(problem: Problem, batch: int) -> Problem:

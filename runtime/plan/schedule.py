@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
+from hotcold.native.abi.generated import MAX_WAITS
 from hotcold.native.errors import PolicyError
 from hotcold.runtime.plan.dag import Dag, Node
 
 Sync = Literal["always", "selective"]
-MAX_WAITS = 2
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,17 @@ class Schedule:
     Args:
         lane: by node id, the device or "predictor" that computes it.
         order: by lane, the ids of its nodes, first to last.
-        sync: by layer. "always": the merge waits for the CPU executor; "selective": it does not
-            where no cold neuron is active.
+        sync: by layer. "always": the merge waits for all executors; "selective": not for those
+            none of whose neurons is active.
         lookahead: by layer, how many layers early its prediction is made.
         threads: by lane, threads that compute there; a lane that is not named keeps the engine's.
         fetch: by layer, the share of its cold neurons that the GPU executor computes, reading them
             over the bus, 0 to 1; empty: none. Where it is above 0, fetch.l is run, right after
             hot.l (both are one step); elsewhere there is no need to list it. `fetching` does that.
         after: further pairs (a, b): b does not start before a is done, though it reads nothing of
-            it. Across lanes only an attention (input, where there is one), predict or cold node can
-            be waited for, since only these set a flag, and no node waits for more than two flags.
+            it. Across lanes only an attention (input, where there is one), predict or cold node, or
+            a hot one of a further GPU executor, can be waited for, since only these set a flag, and
+            no node waits for more than eight flags.
         read_ahead: the CPU executor reads the records of a list that comes early into its caches
             while it waits for the layer's input. Worth it where memory is idle meanwhile: beside a
             GPU.
@@ -65,8 +66,9 @@ class Schedule:
 def in_order(dag: Dag, sync: Sync = "always", lookahead: Sequence[int] | None = None) -> Schedule:
     """The plain schedule: every node on its usual lane, layer after layer.
 
-    "selective" applies to the layers that have cold neurons, the others keep "always". `lookahead`
-    is by layer; None: 0 everywhere. Predictions come in the order of the inputs they read.
+    "selective" applies to the layers in which a sum is handed over, the others keep "always".
+    `lookahead` is by layer; None: 0 everywhere. Predictions come in the order of the inputs they
+    read.
     """
     ahead = tuple(lookahead) if lookahead is not None else (0,) * dag.n_layers
     used = [node for node in dag.nodes if node.kind != "fetch"]
@@ -78,11 +80,11 @@ def in_order(dag: Dag, sync: Sync = "always", lookahead: Sequence[int] | None = 
     order: dict[str, list[str]] = {}
     for node in (*(node for node in used if node.kind != "predict"), *early):
         order.setdefault(lane[node.id], []).append(node.id)
-    cold = {node.layer for node in dag.nodes if node.kind == "cold"}
+    handed = {node.layer for node in dag.nodes if node.hands_over}
     return Schedule(
         lane=lane,
         order={name: tuple(ids) for name, ids in order.items()},
-        sync=tuple(sync if layer in cold else "always" for layer in range(dag.n_layers)),
+        sync=tuple(sync if layer in handed else "always" for layer in range(dag.n_layers)),
         lookahead=ahead,
         merge_on=next(lane[node.id] for node in dag.nodes if node.kind == "merge"),
     )
@@ -134,9 +136,9 @@ def data_edges(
     return edges
 
 
-def flag_kinds(dag: Dag) -> dict[str, str]:
-    """Kinds of node that tell other lanes when they are done, and the kind of flag they set."""
-    return {dag.x_from: "x", "predict": "active", "cold": "y"}
+def flag_kind(dag: Dag, node: Node) -> str | None:
+    """The kind of flag by which a node tells other lanes that it is done; None: it tells nobody."""
+    return "y" if node.hands_over else {dag.x_from: "x", "predict": "active"}.get(node.kind)
 
 
 def all_edges(dag: Dag, schedule: Schedule) -> list[tuple[str, str]]:
@@ -279,9 +281,9 @@ def _after_fault(dag: Dag, schedule: Schedule) -> str | None:
         if schedule.lane[source.id] == schedule.lane[target.id]:
             continue
         edge = f"{source.id} -> {target.id}"
-        if source.kind not in flag_kinds(dag):
-            kinds = ", ".join(flag_kinds(dag))
-            return f"orders {edge} across lanes; only {kinds} can be waited for there"
+        if flag_kind(dag, source) is None:
+            kinds = dict.fromkeys(n.kind for n in dag.nodes if flag_kind(dag, n) is not None)
+            return f"orders {edge} across lanes; only {', '.join(kinds)} can be waited for there"
         if target.kind == "merge":
             return f"orders {edge}; a merge waits for its own layer only, put it before the next"
         waits.setdefault(target.id, set()).add(source.id)

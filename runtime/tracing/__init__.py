@@ -1,4 +1,4 @@
 """What happened when: spans, phases and timelines of passes.
 
-May import: native.abi, runtime.exchange, runtime.plan
+May import: native.abi, runtime, runtime.exchange, runtime.plan
 """

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.abi.generated import Op
-from hotcold.native.abi.names import ACTORS, words
+from hotcold.native.abi.names import words
 from hotcold.runtime.tracing.spans import read_array
 
 if TYPE_CHECKING:  # reading needs no compiled code
@@ -27,11 +27,12 @@ def phase_times(segment: Segment, passes: int = PASSES) -> dict[str, float]:
     """Seconds a pass by phase: means over the newest whole passes that the rings still hold.
 
     Returns `embed`, `attention`, `predict`, `hot`, `merge` and `head` as computed, `wait` of the
-    GPU executor for others, `cold` of the CPU executor, and `pass`, first step to last; a phase
-    that no ring has a step of is left out, and everything before the second pass is over.
+    first GPU executor for others, `cold` of the CPU executors, and `pass`, first step to last; a
+    phase that no ring has a step of is left out, and everything before the second pass is over.
     """
-    rings = {actor: read_array(segment, actor)[0] for actor in ACTORS}
-    heads = rings["gpu"][rings["gpu"]["op"] == Op.HEAD]
+    rings = {actor: read_array(segment, actor)[0] for actor in segment.actors}
+    leader = rings[segment.actors[0]]
+    heads = leader[leader["op"] == Op.HEAD]
     oldest = max((int(ring["seq"][0]) for ring in rings.values() if len(ring)), default=0)
     # the oldest pass in a ring may have lost its first steps
     whole = heads["seq"][heads["seq"] > oldest][-passes:]
@@ -44,7 +45,7 @@ def phase_times(segment: Segment, passes: int = PASSES) -> dict[str, float]:
             own = spans[spans["op"] == op]
             if len(own):
                 found[name] = found.get(name, 0.0) + _sum_s(own, "ready_ns", "end_ns")
-    led = rings["gpu"][np.isin(rings["gpu"]["seq"], whole)]
+    led = leader[np.isin(leader["seq"], whole)]
     found["wait"] = _sum_s(led, "begin_ns", "ready_ns")
     found["pass"] = sum(_length_s(led[led["seq"] == seq]) for seq in whole)
     return {name: seconds / len(whole) for name, seconds in found.items()}
@@ -63,7 +64,7 @@ def pass_lengths(segment: Segment, since_ns: int = 0) -> NDArray[np.float64]:
 
     Only passes that began at `since_ns` of the host's clock or later.
     """
-    spans, _ = read_array(segment, "gpu")
+    spans, _ = read_array(segment, segment.actors[0])
     begun, ended = (spans[spans["op"] == op] for op in (Op.EMBED, Op.HEAD))
     begin_by_seq = {int(span["seq"]): int(span["begin_ns"]) for span in begun}
     lengths = [

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.abi.generated import SPAN
-from hotcold.native.abi.names import ACTORS, OPS
+from hotcold.native.abi.names import OPS
 
 if TYPE_CHECKING:  # reading needs no compiled code
     from hotcold.runtime.exchange.segment import Segment
@@ -25,7 +25,7 @@ class Span:
     """One step of one actor; times on CLOCK_MONOTONIC, in nanoseconds.
 
     Attributes:
-        actor: "gpu", "cpu" or "predictor".
+        actor: its label, such as "gpu".
         op: name of the operation, such as "attention" or "cold".
         layer: its layer; -1 where it has none.
         seq: number of the pass.
@@ -65,7 +65,7 @@ def read_array(segment: Segment, actor: str, since: int = 0) -> tuple[NDArray[np
     Returns spans as an array of SPAN, and the number the next span will have.
     """
     native = segment.native
-    index, capacity = ACTORS.index(actor), native.span_capacity
+    index, capacity = segment.actors.index(actor), native.span_capacity
     count = segment.actor_state(actor).span_count
     ring = segment.view(native.span_offset[index], capacity * SPAN.itemsize).view(SPAN)
     first = max(0, since, count - capacity)

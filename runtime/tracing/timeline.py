@@ -16,12 +16,14 @@ from typing import Any
 
 from hotcold.native.abi.names import OPS
 from hotcold.runtime.plan.program import Program
+from hotcold.runtime.topology import CLASSIC
 from hotcold.runtime.tracing.spans import Span
 
 Spans = Mapping[str, Sequence[Span]]
-Step = tuple[str, int]  # operation and layer
+Step = tuple[str, int, str]  # operation, layer, and the actor where several have such a step
 CLOCKS_NS = 2000  # how far a device's clock, matched to the host's, may be off
-LABELS = {"gpu": "GPU executor", "cpu": "CPU executor", "predictor": "predictor"}
+LEADER = CLASSIC.leader.actor
+LABELS = {"gpu": "GPU executor", "cpu": "CPU executor"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def passes(spans: Spans, since_ns: int = 0) -> list[Pass]:
     for seq in sorted(grouped):
         found = grouped[seq]
         whole = all(len(found.get(actor, ())) >= count for actor, count in usual.items())
-        if whole and found.get("gpu"):
+        if whole and found.get(LEADER):
             made.append(_make_pass(seq, found))
     return [one for one in made if one.end_ns >= since_ns]
 
@@ -74,7 +76,7 @@ def _make_pass(seq: int, found: Mapping[str, Sequence[Span]]) -> Pass:
     ordered = {
         actor: sorted(own, key=lambda s: (s.end_ns, s.begin_ns)) for actor, own in found.items()
     }
-    begin = min(span.ready_ns for span in ordered["gpu"])
+    begin = min(span.ready_ns for span in ordered[LEADER])
     cut: dict[str, list[Span]] = {}
     for actor, own in ordered.items():
         last, cut[actor] = begin, []
@@ -129,13 +131,13 @@ def totals(found: Iterable[Pass]) -> dict[str, Total]:
 def exchanges(programs: Mapping[str, Program]) -> dict[Step, list[Step]]:
     """By step, the steps of other actors whose flags it waits for."""
     setters = {
-        int(step["signal"]): (actor, (OPS[step["op"]], int(step["layer"])))
+        int(step["signal"]): (actor, _key(OPS[step["op"]], int(step["layer"]), actor))
         for actor, steps in programs.items()
         for step in steps
         if step["signal"] >= 0
     }
     return {
-        (OPS[step["op"]], int(step["layer"])): [
+        _key(OPS[step["op"]], int(step["layer"]), actor): [
             setters[int(flag)][1]
             for flag in step["wait"]
             if int(flag) in setters and setters[int(flag)][0] != actor
@@ -143,6 +145,17 @@ def exchanges(programs: Mapping[str, Program]) -> dict[Step, list[Step]]:
         for actor, steps in programs.items()
         for step in steps
     }
+
+
+def _key(op: str, layer: int, actor: str) -> Step:
+    """A prediction may be shown by another actor than the one whose step it is; shares are not."""
+    return op, layer, actor if op in ("hot", "cold") else ""
+
+
+def label(actor: str) -> str:
+    """An actor's name for people, such as "CPU executor 1"."""
+    kind = actor.rstrip("0123456789")
+    return f"{LABELS.get(kind, kind)} {actor.removeprefix(kind)}".rstrip()
 
 
 def perfetto(
@@ -167,7 +180,7 @@ def perfetto(
 
 def _names(pid: int, actor: str) -> list[dict[str, Any]]:
     facts: dict[str, dict[str, Any]] = {
-        "process_name": {"name": LABELS.get(actor, actor)},
+        "process_name": {"name": label(actor)},
         "process_sort_index": {"sort_index": pid},
         "thread_name": {"name": "resident loop"},
     }
@@ -203,12 +216,14 @@ def _flows(one: Pass, waits: Mapping[Step, Sequence[Step]]) -> list[tuple[Span, 
 
     A selective merge that skipped its exchange waited for nothing: its peer was not done.
     """
-    by_step = {(span.op, span.layer): span for own in one.spans.values() for span in own}
+    by_step = {
+        _key(span.op, span.layer, span.actor): span for own in one.spans.values() for span in own
+    }
     pairs = []
     for step, target in by_step.items():
         for source in (by_step[other] for other in waits.get(step, ()) if other in by_step):
             # A GPU sets its flags inside of a step; all others at its end.
-            done_ns = source.end_ns if source.op == "cold" else source.ready_ns
+            done_ns = source.end_ns if source.op in ("hot", "cold") else source.ready_ns
             early = source.ready_ns <= target.ready_ns and done_ns <= target.ready_ns + CLOCKS_NS
             if source.actor != target.actor and early:
                 pairs.append((source, target))
@@ -219,8 +234,8 @@ def _arrow(
     number: int, source: Span, target: Span, actors: Sequence[str], base: int
 ) -> list[dict[str, Any]]:
     """A flow's two ends, each inside its slice: Perfetto binds them by time."""
-    carried = {"attention": "x", "predict": "active set", "cold": "y"}.get(source.op, source.op)
-    shared = {"name": carried, "cat": "exchange", "id": number, "tid": 1}
+    carried = {"attention": "x", "predict": "active set", "hot": "y", "cold": "y"}
+    shared = {"name": carried.get(source.op, source.op), "cat": "exchange", "id": number, "tid": 1}
     start = min(max(source.begin_ns, source.end_ns - 1), target.ready_ns)
     finish = min(target.ready_ns, max(target.begin_ns, target.end_ns - 1))
     pids = [actors.index(one.actor) + 1 for one in (source, target)]

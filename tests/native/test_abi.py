@@ -68,10 +68,12 @@ def test_every_field_lies_where_the_compiler_put_it(name: str) -> None:
 
 def test_numpy_and_c_read_the_same_bytes() -> None:
     step = np.zeros(2, generated.STEP)
-    step[1] = (3, -1, (7, -1), 5, 2, 1 << 40, (64, 128), -9, (1, 2, 3, 1 << 41), (4, 5, 6, 7))
+    waits, lists, sums = tuple(range(8)), (64, 128, 3, 4, 5, 6, 7), (-1, -9, 1, 2, 3, 4, 5)
+    counts = (1, 2, 3, 1 << 41), (4, 5, 6, 7)
+    step[1] = (3, -1, 4, waits, 5, 2, 1 << 40, lists, sums, *counts)
     c = ffi.cast("hc_step *", step.ctypes.data)[1]
-    assert (c.op, c.layer, list(c.wait), c.signal, c.flags) == (3, -1, [7, -1], 5, 2)
-    assert (c.x, list(c.active), c.y) == (1 << 40, [64, 128], -9)
+    assert (c.op, c.layer, c.device, c.signal, c.flags) == (3, -1, 4, 5, 2)
+    assert (c.x, *map(tuple, (c.wait, c.active, c.y))) == (1 << 40, waits, lists, sums)
     assert (list(c.bytes), list(c.flops)) == ([1, 2, 3, 1 << 41], [4, 5, 6, 7])
 
 
@@ -106,19 +108,19 @@ def test_the_compiler_refuses_a_wrong_figure(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     assert compiles(said)
-    for figure in ("sizeof(hc_flag) == 64", "HC_STEP_COLD == 8", "offsetof(hc_step, y) == 48"):
+    for figure in ("sizeof(hc_flag) == 64", "HC_STEP_HOT == 4", "offsetof(hc_step, y) == 120"):
         assert any(figure in line for line in said)
         assert not compiles([line.replace(figure, f"{figure}1") for line in said])
 
 
 def test_words_are_those_that_types_and_users_know() -> None:
-    assert names.ACTORS == ("gpu", "cpu", "predictor")
+    assert tuple(names.ROLES) == ("leader", "worker", "predictor")
     assert names.OPS == ("embed", "attention", "predict", "hot", "cold", "merge", "head", "input")
     assert set(get_args(Kind)) == {*names.OPS, "fetch"} - {"embed", "head"}
     assert get_args(DType) == names.WEIGHT_DTYPES and get_args(Norm) == tuple(names.NORMS)
     assert get_args(Activation) == tuple(names.ACTIVATIONS)
     assert names.DTYPE_BYTES == {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-    for codes, kind in ((names.ACTORS, generated.Actor), (names.OPS, generated.Op)):
+    for codes, kind in ((names.ROLES, generated.Role), (names.OPS, generated.Op)):
         assert [member.value for member in kind] == list(range(len(codes)))
 
 

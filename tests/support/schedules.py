@@ -17,6 +17,7 @@ from hotcold.runtime.plan.dag import Dag, build_dag
 from hotcold.runtime.plan.plan import Plan
 from hotcold.runtime.plan.program import fuse
 from hotcold.runtime.plan.schedule import Schedule, all_edges, check_schedule, data_edges
+from hotcold.runtime.topology import CLASSIC, Topology
 from hotcold.runtime.tracing.spans import Span, read
 
 SHARES = (0.0, 0.0, 0.4, 1.0)
@@ -41,12 +42,20 @@ class Given:
 
 
 @st.composite
-def placements(draw: st.DrawFn, layers: int, neurons: int) -> NDArray[np.int8]:
-    """Layers that are all hot, all cold or mixed, in any sequence."""
+def placements(
+    draw: st.DrawFn, layers: int, neurons: int, topology: Topology = CLASSIC
+) -> NDArray[np.int8]:
+    """Layers that are all hot, all cold or mixed, in any sequence, on any devices of each kind."""
     shares = draw(st.lists(st.sampled_from((0.0, 0.5, 1.0)), min_size=layers, max_size=layers))
-    seed = draw(st.integers(0, 99))
-    random_LN = np.random.default_rng(seed).random((layers, neurons))
-    return (random_LN >= np.array(shares)[:, None]).astype(np.int8)
+    random = np.random.default_rng(draw(st.integers(0, 99)))
+    cold_LN = random.random((layers, neurons)) >= np.array(shares)[:, None]
+    hot, cold = np.arange(topology.gpus), topology.gpus + np.arange(topology.cpus)
+    device_LN = np.empty((layers, neurons), np.int8)
+    for layer in range(layers):  # some devices of a layer may have nothing to do
+        for kind, own_N in ((hot, ~cold_LN[layer]), (cold, cold_LN[layer])):
+            some = random.choice(kind, random.integers(1, len(kind), endpoint=True), replace=False)
+            device_LN[layer, own_N] = random.choice(some, own_N.sum())
+    return device_LN
 
 
 @st.composite
@@ -120,6 +129,18 @@ def steps_of(deployment: Deployment, actor: str) -> list[tuple[str, int]]:
     return [(OPS[step["op"]], int(step["layer"])) for step in steps]
 
 
+def _ids_by_step(
+    deployment: Deployment, dag: Dag, made: Schedule
+) -> dict[tuple[str, str, int], str]:
+    """Hot and cold nodes by actor, operation and layer."""
+    topology = deployment.topology
+    return {
+        (topology.owner(made.lane[node.id]).actor, node.kind, node.layer): node.id
+        for node in dag.nodes
+        if node.device >= 0
+    }
+
+
 def check_run(
     deployment: Deployment, dag: Dag, made: Schedule, oracle: Any, ids: Sequence[int]
 ) -> NDArray[np.float32]:
@@ -132,6 +153,7 @@ def check_run(
         logits, masks_TLN = local.logits(ids)
         spans = {actor: read(local.segment, actor) for actor in deployment.programs}
         error_ns = local.segment.actor_state("gpu").clock_error_ns
+    ids_of = _ids_by_step(deployment, dag, made)
     expected = oracle.forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
     np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
     passes = -(-len(ids) // deployment.layout.max_batch)
@@ -144,10 +166,12 @@ def check_run(
             # On a GPU the partial sums of hot neurons may have a span of their own.
             if deployment.gpu is None or step not in before:
                 before.append(step)
-                seen[span.seq, f"{span.op}.{span.layer}"] = span
+                id_ = ids_of.get((actor, *step), f"{span.op}.{span.layer}")
+                seen[span.seq, id_] = span
         assert order == (dict.fromkeys(range(1, passes + 1), steps) if steps else {}), actor
     slack_ns = 2 * error_ns + BETWEEN_PASSES_NS if deployment.gpu else 0
-    waits = set(all_edges(dag, made)) - {(f"cold.{i}", f"merge.{i}") for i in range(dag.n_layers)}
+    handed = {(node.id, f"merge.{node.layer}") for node in dag.nodes if node.hands_over}
+    waits = set(all_edges(dag, made)) - handed
     for source, target in waits:  # a merge need not wait for a sum of nothing
         for seq in range(1, passes + 1):
             first, second = seen.get((seq, source)), seen.get((seq, target))

@@ -37,12 +37,12 @@ static hc_status pass(void *self, const hc_device_pass *in, hc_device_report *re
 }
 
 static hc_status prompt(void *self, const hc_device_prompt *in, hc_device_report *report) {
-    hc_segment *segment = ((still *)self)->args.segment;
-    uint64_t *progress = &segment->actor[HC_GPU].progress;
+    const hc_executor_args *args = &((still *)self)->args;
+    uint64_t *progress = &args->segment->actor[args->actor].progress;
     (void)in;
     memset(report, 0, sizeof *report);
     while (__atomic_load_n(&hold, __ATOMIC_ACQUIRE)) {
-        if (__atomic_load_n(&segment->poison, __ATOMIC_ACQUIRE))
+        if (__atomic_load_n(&args->segment->poison, __ATOMIC_ACQUIRE))
             return HC_ERR_POISONED;
         if (__atomic_load_n(&works, __ATOMIC_ACQUIRE))
             __atomic_store_n(progress, *progress + 1, __ATOMIC_RELAXED);

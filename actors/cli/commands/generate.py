@@ -9,7 +9,6 @@ from hotcold.actors.cli.commands import prompts as many
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import engine_options, json_option, option, table_options
 from hotcold.actors.cli.common.running import figures, running_engine
-from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ConfigError, LaunchError
 from hotcold.native.options.table import Option
 from hotcold.runtime.options.config import EngineConfig, Sampling
@@ -69,7 +68,7 @@ def _result(engine: "Engine", tokens: "list[Token]") -> dict[str, Any]:
     last = figures(engine)
     stats = engine.stats()
     keys = ("node_id", "pid", "gate_rows", "up_down_rows", "bytes", "busy_s", "wait_s", "role")
-    actors = {name: {key: getattr(stats.actors[name], key) for key in keys} for name in ACTORS}
+    actors = {name: {key: getattr(own, key) for key in keys} for name, own in stats.actors.items()}
     return {
         "text": "".join(token.text for token in tokens),
         "token_ids": [token.id for token in tokens],

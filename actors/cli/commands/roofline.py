@@ -14,8 +14,14 @@ import numpy as np
 from hotcold.actors.cli.commands.solve import check_shape, placed
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import engine_options, json_option, option
-from hotcold.runtime.options.config import DEFAULT_CONTEXT, ENGINE, EngineConfig
-from hotcold.runtime.units import format_bytes, parse_bytes
+from hotcold.runtime.options.config import (
+    DEFAULT_CONTEXT,
+    ENGINE,
+    EngineConfig,
+    parse_budgets,
+)
+from hotcold.runtime.topology import CLASSIC
+from hotcold.runtime.units import format_bytes
 
 if TYPE_CHECKING:
     from hotcold.runtime.hardware.profile import HardwareProfile
@@ -79,7 +85,7 @@ def command(
 
     _check_usage(options, shape, more)
     machine = chosen_hardware(options.hardware)
-    budget = None if options.vram is None else parse_bytes(options.vram, "--vram")
+    budget = parse_budgets(options.vram, options.gpu_executors)
     if shape is not None:
         problem, name = shape_problem(shape, options, budget, machine, more), f"shape {shape}"
     else:
@@ -90,8 +96,8 @@ def command(
         made = placed(problem, options, name)[1]
     bound = roofline(problem, made, ahead=more["schedule"] == "lookahead")
     result = {**describe(problem, made, bound), "schedule": more["schedule"]}
-    if budget is not None and machine.has_gpu:
-        result["reserve_bytes"] = budget - problem.budgets[problem.devices[0]]
+    if budget[0] is not None and machine.has_gpu:
+        result["reserve_bytes"] = budget[0] - problem.budgets[problem.devices[0]]
     _print(result, made, bound)
     output.emit_json(result)
 
@@ -113,7 +119,7 @@ def _check_usage(options: EngineConfig, shape: str | None, more: Any) -> None:
 def shape_problem(
     shape: str,
     options: EngineConfig,
-    budget: int | None,
+    budget: list[int | None],
     machine: "HardwareProfile",
     more: dict[str, Any],
 ) -> "Problem":
@@ -133,6 +139,7 @@ def shape_problem(
         overfire=1.0 if more["overfire"] is None else more["overfire"],
         kv_bytes=_kv_bytes(machine, options),
         embed_on_host=machine.has_gpu,
+        topology=options.topology,
     )
     context = options.context or DEFAULT_CONTEXT
     problem = shaped_problem(shape, budget, context, dtype, machine, ask=ask)
@@ -141,7 +148,7 @@ def shape_problem(
 
 def model_problem(
     options: EngineConfig,
-    budget: int | None,
+    budget: list[int | None],
     machine: "HardwareProfile",
     predictor_dtype: str | None,
 ) -> tuple["Problem", str]:
@@ -178,6 +185,7 @@ def model_problem(
         machine,
         kv_bytes=_kv_bytes(machine, options),
         embed_on_host=True,
+        topology=options.topology,
     )
     return for_gpu(problem, budget, _scratch(spec, prepared.context)), checksum
 
@@ -203,6 +211,7 @@ def describe(problem: "Problem", plan: "Plan", bound: "Roofline") -> dict[str, A
         "hot_ms": bound.hot_s * 1e3,
         "cold_ms": bound.cold_s * 1e3,
         "bytes": dict(bound.bytes),
+        "neuron_bytes": dict(bound.neuron_bytes),
         "hardware": problem.hardware.to_json(),
         "policy": plan.policy,
         "plan_hash": plan.hash,
@@ -239,6 +248,9 @@ def _print(result: dict[str, Any], plan: "Plan", bound: "Roofline") -> None:
     if hardware["has_gpu"] and result["schedule"] == "lookahead":
         how += "; cold starts with the attention before, the next prediction runs beside hot"
     click.echo(f"\nffn: hot {bound.hot_s * 1e3:.4g} ms and cold {bound.cold_s * 1e3:.4g} ms, {how}")
+    if len(bound.neuron_bytes) > len(CLASSIC.devices):
+        read = (f"{device} {size / 1e9:.4g}" for device, size in bound.neuron_bytes.items())
+        click.echo(f"neurons, GB  {', '.join(read)}")
     measured = "" if hardware["measured"] else ", rates not measured"
     click.echo(f"bound  {bound.tokens_per_s:.4g} tokens/s ({hardware['name']}{measured})")
     if bound.elsewhere and hardware["has_gpu"]:

@@ -12,7 +12,7 @@ import click
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import engine_options, json_option, out_option
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
+from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig, parse_budgets
 
 if TYPE_CHECKING:
     from hotcold.runtime.hardware.profile import HardwareProfile
@@ -82,11 +82,10 @@ def check_out(out: Path) -> None:
 
 def _shaped(shape: str, options: EngineConfig, machine: "HardwareProfile") -> tuple["Problem", str]:
     from hotcold.runtime.offline.plant.shaped import Ask, shaped_problem
-    from hotcold.runtime.units import parse_bytes
 
-    budget = None if options.vram is None else parse_bytes(options.vram, "--vram")
+    budget = parse_budgets(options.vram, options.gpu_executors)
     context, dtype = options.context or DEFAULT_CONTEXT, options.dtype or "float16"
-    ask = Ask(sequences=options.sequences)
+    ask = Ask(sequences=options.sequences, topology=options.topology)
     problem = shaped_problem(shape, budget, context, dtype, machine, ask=ask)
     return problem, f"shape {shape}"
 
@@ -100,7 +99,7 @@ def describe(problem: "Problem", placement: "Placement", plan: "Plan") -> dict[s
     from hotcold.runtime.plan.cost import predict
 
     token = predict(problem, plan)
-    hot_activations = float(plan.activations_LN[plan.device_LN == 0].sum())
+    hot_activations = float(plan.activations_LN[plan.hot_LN].sum())
     figures = placement.figures
     return {
         "policy": plan.policy,
@@ -121,13 +120,16 @@ def describe(problem: "Problem", placement: "Placement", plan: "Plan") -> dict[s
 
 
 def _layers(plan: "Plan", token: "TokenTime") -> list[dict[str, Any]]:
-    hot_LN = plan.device_LN == 0
+    hot_LN, cpus = plan.hot_LN, range(plan.gpus, len(plan.devices))
     p_LN = plan.activations_LN
     return [
         {
             "hot_neurons": int(hot_LN[layer].sum()),
-            "hot_format": plan.format(layer, 0) or plan.dtype,
-            "cold_format": plan.format(layer, 1) or plan.dtype,
+            "neurons": {
+                device: len(plan.ids(layer, index)) for index, device in enumerate(plan.devices)
+            },
+            "hot_format": _format(plan, layer, range(plan.gpus)),
+            "cold_format": _format(plan, layer, cpus),
             "gpu_activation_share": float(p_LN[layer, hot_LN[layer]].sum() / total)
             if (total := p_LN[layer].sum()) > 0
             else 0.0,
@@ -139,6 +141,12 @@ def _layers(plan: "Plan", token: "TokenTime") -> list[dict[str, Any]]:
         }
         for layer, time in enumerate(token.layers)
     ]
+
+
+def _format(plan: "Plan", layer: int, devices: range) -> str:
+    """The format of a kind's neurons of a layer; of its first device that has another, that one."""
+    found = (plan.format(layer, device) for device in devices)
+    return next(filter(None, found), plan.dtype)
 
 
 def _print(result: dict[str, Any], plan: "Plan", problem: "Problem") -> None:

@@ -91,7 +91,7 @@ def _empty(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         run, plan = row.run, row.ready.plan
         remark = plan.remark.replace("\n", "; ")
-        if remark and not (plan.device_LN == 0).any():
+        if remark and not plan.hot_LN.any():
             case = f"{run['policy']} on {run['model']}, {format_budget(run['vram'])}"
             found.append(f"{case}: no neuron on the GPU: {remark}.")
     return list(dict.fromkeys(found))

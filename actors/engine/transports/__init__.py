@@ -2,5 +2,5 @@
 
 It knows neither the actor group nor recoveries.
 
-May import: native, native.abi, native.bindings, runtime.*
+May import: native, native.bindings, runtime.*
 """

@@ -8,7 +8,6 @@ import ray
 from numpy.typing import NDArray
 
 from hotcold.actors.engine.transports.base import Transport
-from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.deployment import Deployment
@@ -25,7 +24,7 @@ class NativeTransport(Transport):
 
     @property
     def _leader(self) -> Any:
-        return self._actor("gpu")
+        return self._actor(self._deployment.topology.leader.actor)
 
     @property
     def kv_survives(self) -> bool:
@@ -72,7 +71,8 @@ class NativeTransport(Transport):
 
     def spans(self) -> dict[str, NDArray[np.void]]:
         """As the GPU executor reads them."""
-        return cast(dict[str, NDArray[np.void]], ray.get(self._leader.spans.remote(ACTORS)))
+        actors = self._deployment.topology.actors
+        return cast(dict[str, NDArray[np.void]], ray.get(self._leader.spans.remote(actors)))
 
     def phases(self) -> dict[str, float]:
         """Of the newest passes."""

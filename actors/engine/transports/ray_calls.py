@@ -13,7 +13,6 @@ import ray
 from numpy.typing import NDArray
 
 from hotcold.actors.engine.transports.base import Transport
-from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.bindings.kernels import sample
 from hotcold.native.errors import ConfigError
@@ -33,6 +32,10 @@ class RayTransport(Transport):
     def __init__(self, deployment: Deployment, actor: Callable[[str], Any]) -> None:
         super().__init__(deployment, actor)
         self._seq = 0
+
+    @property
+    def _actors(self) -> tuple[str, ...]:
+        return self._deployment.topology.actors
 
     def attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         """One item a token."""
@@ -71,12 +74,12 @@ class RayTransport(Transport):
 
     def states(self) -> dict[str, ActorState]:
         """Of each actor, by itself."""
-        refs = [self._actor(actor).state.remote() for actor in ACTORS]
-        return dict(zip(ACTORS, ray.get(refs), strict=True))
+        refs = [self._actor(actor).state.remote() for actor in self._actors]
+        return dict(zip(self._actors, ray.get(refs), strict=True))
 
     def spans(self) -> dict[str, NDArray[np.void]]:
         """Of each actor, by itself."""
-        refs = [self._actor(actor).spans.remote((actor,)) for actor in ACTORS]
+        refs = [self._actor(actor).spans.remote((actor,)) for actor in self._actors]
         return {actor: own for found in ray.get(refs) for actor, own in found.items()}
 
     def ask(self, deployment: Deployment) -> None:
@@ -99,7 +102,7 @@ class RayTransport(Transport):
         deployment, batch = self._deployment, len(tokens)
         begun = [
             self._actor(actor).begin.remote(self._seq, batch, tokens, position, rows)
-            for actor in ACTORS
+            for actor in self._actors
         ]
         ray.get(begun, timeout=STEP_S)
         written: dict[int, Any] = {}  # offset -> the call that wrote it
@@ -117,6 +120,7 @@ class RayTransport(Transport):
         if not rows:
             return np.empty((0, deployment.spec.vocab_size), np.float32)
         logits: NDArray[np.float32] = ray.get(
-            self._actor("gpu").logits.remote(rows, deployment.spec.vocab_size), timeout=STEP_S
+            self._actor(self._actors[0]).logits.remote(rows, deployment.spec.vocab_size),
+            timeout=STEP_S,
         )
         return logits

@@ -200,7 +200,7 @@ void operate_split(const hc_device_op &op) { // out[0]: rows of the hot table; o
         // Rows of the table before this group: those before the last one, and its own.
         if (i % 32 == 0 && i)
             rows[i / 32] = rows[i / 32 - 1] + __builtin_popcount(owned[i / 32 - 1]);
-        owned[i / 32] |= static_cast<uint32_t>(a.device_N[i] == HC_GPU) << i % 32;
+        owned[i / 32] |= static_cast<uint32_t>(a.device_N[i] == 0) << i % 32;
         for (int b = 0; b < a.batch; b++)
             members[i] |= static_cast<uint32_t>(a.scores_BN[b * a.n + i] >= a.threshold) << b;
     }

@@ -52,7 +52,7 @@ bool Prompt::poisoned() const {
 // This actor's counter has one writer, the loop thread: a load and a store are enough. The
 // supervisor compares it with what it was a deadline ago.
 void Prompt::progress() const {
-    uint64_t *count = &args_.segment->actor[HC_GPU].progress;
+    uint64_t *count = &args_.segment->actor[args_.actor].progress;
     __atomic_store_n(count, *count + 1, __ATOMIC_RELAXED);
 }
 

@@ -1,7 +1,7 @@
 """Executors: one class for what an actor does on a device; factory.py chooses.
 
 base.py has what all share, leading.py the requests, host.py and cuda.py the classes, session.py
-three of them as threads of one process.
+all of them as threads of one process.
 
 May import: native, native.abi, native.bindings, runtime, runtime.engine, runtime.exchange,
     runtime.model, runtime.model.checkpoints, runtime.options, runtime.plan, runtime.predictors,

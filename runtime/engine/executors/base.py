@@ -21,6 +21,7 @@ from hotcold.runtime.engine.variant import Variant, use_kernels
 from hotcold.runtime.exchange.segment import Segment
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
 from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.topology import Member
 from hotcold.runtime.weights.own_records import OwnRecords
 from hotcold.runtime.weights.weights import WeightStore
 
@@ -44,20 +45,23 @@ class Executor(ABC):
     The segment, already attached, must outlive the executor.
     """
 
-    actor: ClassVar[str]
     stands_by: ClassVar[bool] = False  # another executor computes its steps
     walks_steps: ClassVar[bool] = True  # one by one, so that its counter says which is next
     opens_mailbox: ClassVar[bool] = False  # so it is made after the GPU executor, and ends before
 
-    def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
-        self.deployment, self.segment = deployment, segment
+    def __init__(
+        self, deployment: Deployment, segment: Segment, shared: Shared, member: Member
+    ) -> None:
+        self.deployment, self.segment, self.member = deployment, segment, member
+        self.actor = member.actor
         self._records: OwnRecords | None = None
         use_kernels(deployment.kernels)
         self.bundle = open_bundle(deployment.bundle_path)
         self.store = WeightStore.open(self.bundle, deployment.store, self._stored_ids())
         cores = deployment.cores[self.actor]
         fields: dict[str, Any] = {
-            "actor": self.actor,
+            "actor": deployment.topology.members.index(member),
+            "role": member.role,
             "model": model_addresses(self.bundle, self.store, deployment.context),
             "segment": segment.native.pointer,
             "epoch": segment.epoch,
@@ -76,7 +80,7 @@ class Executor(ABC):
 
     @classmethod
     @abstractmethod
-    def role(cls, deployment: Deployment) -> str:
+    def role(cls, deployment: Deployment, member: Member) -> str:
         """What it does under a deployment, in words."""
 
     @classmethod
@@ -88,8 +92,9 @@ class Executor(ABC):
         """By layer, the only neurons whose records are read; None: any may be."""
         return None
 
-    def _own(self, device: int, shared: Shared) -> dict[str, Any]:
-        """A device's neurons, those that the schedule fetches counted in."""
+    def _own(self, shared: Shared) -> dict[str, Any]:
+        """Its device's neurons, those that the schedule fetches counted in."""
+        device = self.member.index
         plan, owned = self.deployment.computed_plan, self._owned(device)
         formats_L = [plan.format(layer, device) for layer in range(len(owned))]
         self._records = OwnRecords(self.store, formats_L, [one["ids"] for one in owned])

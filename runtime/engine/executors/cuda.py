@@ -24,7 +24,8 @@ from hotcold.runtime.engine.gpu import (
 from hotcold.runtime.engine.prompt import PromptForm
 from hotcold.runtime.engine.remote_predictor import matrix_bytes
 from hotcold.runtime.exchange.segment import Segment
-from hotcold.runtime.plan.program import fuse
+from hotcold.runtime.plan.program import Program, fuse
+from hotcold.runtime.topology import Member
 
 NO_STEPS = np.empty(0, STEP)
 
@@ -35,8 +36,10 @@ class CudaGpuExecutor(LeadingExecutor):
     keeps_kv = False
     walks_steps = False  # a pass is one launch of a graph
 
-    def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
-        super().__init__(deployment, segment, shared)
+    def __init__(
+        self, deployment: Deployment, segment: Segment, shared: Shared, member: Member
+    ) -> None:
+        super().__init__(deployment, segment, shared, member)
         if self._records is not None and not any(deployment.fetch_L):
             self._records.close()  # they are on the device; dense prompts stream those fetched
         if self.takes_memory_last(deployment):
@@ -51,8 +54,8 @@ class CudaGpuExecutor(LeadingExecutor):
         remote, programs = gpu_of(self.deployment).remote_predictor, self.deployment.programs
         fields: dict[str, Any] = {"device": _device_arrays(self, not remote)}
         if not remote:
-            fields["steps"] = fuse(programs[self.actor], programs[PredictorExecutor.actor])
-        return self._own(0, shared) | fields
+            fields["steps"] = fuse(programs[self.actor], _predictions(self.deployment))
+        return self._own(shared) | fields
 
     def _prompt_form(self) -> PromptForm:
         deployment, gpu = self.deployment, gpu_of(self.deployment)
@@ -67,9 +70,9 @@ class CudaGpuExecutor(LeadingExecutor):
         return device.mailbox() if asks and device is not None else None
 
     @classmethod
-    def role(cls, deployment: Deployment) -> str:
+    def role(cls, deployment: Deployment, member: Member) -> str:
         """Its share of the neurons, and what it reads or fetches over the bus."""
-        plan, words = deployment.plan, super().role(deployment)
+        plan, words = deployment.plan, super().role(deployment, member)
         if host_parts(plan) is None:
             return words
         return f"{words}; over the bus: {plan.modules_on(plan.devices[-1])}"
@@ -95,8 +98,10 @@ class RemotePredictor(PredictorExecutor):
     opens_mailbox = True
     walks_steps = False
 
-    def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
-        super().__init__(deployment, segment, shared)
+    def __init__(
+        self, deployment: Deployment, segment: Segment, shared: Shared, member: Member
+    ) -> None:
+        super().__init__(deployment, segment, shared, member)
         _check_launch(deployment)
 
     @classmethod
@@ -106,14 +111,15 @@ class RemotePredictor(PredictorExecutor):
 
     def _fields(self, shared: Shared) -> dict[str, Any]:
         deployment = self.deployment
-        gpu_steps = deployment.programs[LeadingExecutor.actor]
+        leader = deployment.topology.leader
+        gpu_steps = deployment.programs[leader.actor]
         device = _device_arrays(self, matrices=True) | {
             "vram_bytes": gpu_of(deployment).predictor_bytes + matrix_bytes(deployment.plan),
             "gpu_steps": gpu_steps,
             "n_gpu_steps": len(gpu_steps),
             "mailbox": vars(shared.mailbox) if shared.mailbox else {},
         }
-        return {"owned_L": self._owned(0), "steps": NO_STEPS, "device": device}
+        return {"owned_L": self._owned(leader.index), "steps": NO_STEPS, "device": device}
 
     @classmethod
     def _predicts(cls, deployment: Deployment) -> str:
@@ -126,12 +132,16 @@ def gpu_of(deployment: Deployment) -> GpuChoice:
     return deployment.gpu
 
 
+def _predictions(deployment: Deployment) -> Program:
+    return deployment.programs[deployment.topology.predictor.actor]
+
+
 def _device_arrays(executor: Executor, matrices: bool) -> dict[str, Any]:
     deployment = executor.deployment
     return device_arrays(
         *(gpu_of(deployment), deployment.plan, deployment.fetch_L),
         predictor_arrays(executor, matrices=matrices),
-        *(deployment.programs[PredictorExecutor.actor], deployment.kernels),
+        *(_predictions(deployment), deployment.kernels),
         deployment.layout.spare_flag(1),  # by which it learns of a pass
     )
 

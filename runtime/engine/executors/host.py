@@ -10,7 +10,7 @@ from hotcold.runtime.engine.executors.base import Executor, Shared, kernels_used
 from hotcold.runtime.engine.executors.leading import LeadingExecutor
 from hotcold.runtime.engine.executors.predictors import PredictorExecutor, predictor_arrays
 from hotcold.runtime.engine.kv import KvCache
-from hotcold.runtime.plan.fetch import fetched
+from hotcold.runtime.topology import Member
 
 
 class HostGpuExecutor(LeadingExecutor):
@@ -24,29 +24,27 @@ class HostGpuExecutor(LeadingExecutor):
             kv = KvCache.private(*shape)
         else:
             kv = KvCache.attach(shared.kv, *shape)
-        return self._own(0, shared) | {"k_cache": kv.keys, "v_cache": kv.values}
+        return self._own(shared) | {"k_cache": kv.keys, "v_cache": kv.values}
 
 
-class CpuExecutor(Executor):
-    """The CPU executor: cold neurons, from host memory."""
-
-    actor = "cpu"
+class WorkerExecutor(Executor):
+    """A CPU executor, or a further GPU executor on its CPU device: the neurons it owns."""
 
     def _stored_ids(self) -> list[NDArray[np.int32]]:
         plan = self.deployment.computed_plan  # what has a format of its own is copied elsewhere
-        ids_L = owned_ids(self.deployment, 1)
-        return [ids[:0] if plan.format(layer, 1) else ids for layer, ids in enumerate(ids_L)]
+        device = self.member.index
+        ids_L = owned_ids(self.deployment, device)
+        return [ids[:0] if plan.format(layer, device) else ids for layer, ids in enumerate(ids_L)]
 
     def _fields(self, shared: Shared) -> dict[str, Any]:
-        return self._own(1, shared)
+        return self._own(shared)
 
     @classmethod
-    def role(cls, deployment: Deployment) -> str:
+    def role(cls, deployment: Deployment, member: Member) -> str:
         """Its share of the neurons."""
-        device_LN = deployment.plan.device_LN
-        cold = np.count_nonzero(device_LN != 0)
-        own = int(cold - np.count_nonzero(fetched(device_LN, deployment.fetch_L)))
-        words = f"{own} of {device_LN.size} neurons{deployment.plan.format_text(1)}"
+        device_LN = deployment.computed_plan.device_LN
+        own = int(np.count_nonzero(device_LN == member.index))
+        words = f"{own} of {device_LN.size} neurons{deployment.plan.format_text(member.index)}"
         return words + kernels_used(deployment, on_gpu=False)
 
 

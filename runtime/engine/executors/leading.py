@@ -1,4 +1,4 @@
-"""What the GPU executor does on any device: requests, and the form of each prompt."""
+"""What the first GPU executor does on any device: requests, and the form of each prompt."""
 
 import sys
 from collections.abc import Generator
@@ -16,6 +16,7 @@ from hotcold.runtime.engine.request import Sampled
 from hotcold.runtime.exchange.segment import Segment
 from hotcold.runtime.limits import processors
 from hotcold.runtime.plan.fetch import fetched
+from hotcold.runtime.topology import Member
 
 # Each time tokens are handed on costs about 1.4 ms of processor time in three processes (actor,
 # driver, Ray): on two cores that both compute, 2 % of a 1B model's 33 ms if done for every token
@@ -25,18 +26,19 @@ AT_ONCE = 64  # or as soon as so many are there
 
 
 class LeadingExecutor(Executor):
-    """The GPU executor: begins every pass, samples, and runs requests.
+    """The first GPU executor: begins every pass, samples, and runs requests.
 
     Attributes:
         keeps_kv: its keys and values lie in the driver's memory and outlive its process.
         prompts: chooses the form of each prompt.
     """
 
-    actor = "gpu"
     keeps_kv: ClassVar[bool]
 
-    def __init__(self, deployment: Deployment, segment: Segment, shared: Shared) -> None:
-        super().__init__(deployment, segment, shared)
+    def __init__(
+        self, deployment: Deployment, segment: Segment, shared: Shared, member: Member
+    ) -> None:
+        super().__init__(deployment, segment, shared, member)
         self.prompts = self._prompt_form()
         self._times = RequestTimes(0, 0, 0, 0, 0, 0)
 
@@ -44,13 +46,13 @@ class LeadingExecutor(Executor):
         return PromptForm("sparse", 0, self.deployment.layout.max_batch, "")
 
     @classmethod
-    def role(cls, deployment: Deployment) -> str:
+    def role(cls, deployment: Deployment, member: Member) -> str:
         """Its share of the neurons, and what it fetches."""
-        device_LN = deployment.plan.device_LN
-        hot = int(np.count_nonzero(device_LN == 0))
-        over_bus = int(np.count_nonzero(fetched(device_LN, deployment.fetch_L)))
+        plan, device_LN = deployment.plan, deployment.plan.device_LN
+        hot = int(np.count_nonzero(device_LN == member.index))
+        over_bus = int(np.count_nonzero(fetched(device_LN, deployment.fetch_L, plan.gpus)))
         fetches = f", {over_bus} fetched over the bus" if over_bus else ""
-        by = deployment.plan.format_text(0) + kernels_used(deployment, on_gpu=True)
+        by = plan.format_text(member.index) + kernels_used(deployment, on_gpu=True)
         return f"attention, head, {hot} of {device_LN.size} neurons{fetches}{by}"
 
     def generate(self, request: Request) -> Generator[Sampled, None, RequestTimes]:

@@ -8,6 +8,7 @@ from hotcold.runtime.engine.executors.base import Executor
 from hotcold.runtime.predictors.predictor import ModelView
 from hotcold.runtime.predictors.predictor_choice import choose_predictor
 from hotcold.runtime.predictors.preparing import prepare_predictor
+from hotcold.runtime.topology import Member
 from hotcold.runtime.weights.pages import packed
 
 _NUMBERS = ("relu", "input_bits", "window", "probe_every")  # of a predictor's layer, by form
@@ -16,10 +17,8 @@ _NUMBERS = ("relu", "input_bits", "window", "probe_every")  # of a predictor's l
 class PredictorExecutor(Executor):
     """The predictor, which owns no neurons."""
 
-    actor = "predictor"
-
     @classmethod
-    def role(cls, deployment: Deployment) -> str:
+    def role(cls, deployment: Deployment, member: Member) -> str:
         """How it predicts, and why so."""
         if not deployment.predicts:
             return "stands by: the executors evaluate the gate of every neuron they own"

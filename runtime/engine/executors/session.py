@@ -1,4 +1,4 @@
-"""LocalSession: the three resident loops as threads of this process, without Ray.
+"""LocalSession: the resident loops as threads of this process, without Ray.
 
 The same programs, exchange and executors as the actors run; for studies, profiling and tests, where
 starting a cluster would only cost time. A predictor with a process of its own on the GPU has a
@@ -14,7 +14,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.device import Mailbox
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared
@@ -36,7 +35,7 @@ class LocalSession:
         self.segment = Segment.private(deployment.layout, EPOCH, deployment.spins)
         self.executors: dict[str, Executor] = {}
         mailbox: Mailbox | None = None
-        for actor in ACTORS:
+        for actor in deployment.topology.actors:
             shared = Shared(fired_LN=fired_LN, mailbox=mailbox)
             made = self.executors[actor] = make_executor(actor, deployment, self.segment, shared)
             mailbox = made.mailbox or mailbox

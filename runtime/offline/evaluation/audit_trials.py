@@ -26,7 +26,6 @@ from hotcold.runtime.offline.evaluation.evaluate import F32, Report
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.tracing.spans import read_array
 
-EXECUTORS = ("gpu", "cpu")
 DECODE = 256  # tokens of a run that is timed
 TRIM = 0.99  # of the shortest gaps count
 AFTER = ("hot", "cold")  # the steps that leave the audit for after their signal
@@ -123,7 +122,8 @@ def _audited(deployment: Deployment, window: Sequence[int]) -> tuple[F32, Recall
     """Logits of a window, and what the audit makes of its recall."""
     with LocalSession(deployment) as session:
         logits_TV, _ = session.logits(window)
-        states = [session.segment.actor_state(actor) for actor in EXECUTORS]
+        executors = deployment.topology.executors
+        states = [session.segment.actor_state(member.actor) for member in executors]
     fired = sum(state.up_down_rows for state in states)
     missed = sum(state.audit_missed for state in states)
     return logits_TV, RecallEstimate(fired, missed, max(1, deployment.audit_every))
@@ -156,7 +156,8 @@ def _timed(deployment: Deployment, window: Sequence[int]) -> tuple[float, float]
             deque(session.sample(prompt, Sampling(count, ignore_eos=True)), maxlen=0)
             ended = session.leader.request_times()
             times.append((ended.end_ns - ended.prompt_ns) / (count - 1))
-        gaps = sum(_gap_ns(session.segment, actor, ended.prompt_ns) for actor in EXECUTORS)
+        executors = deployment.topology.executors
+        gaps = sum(_gap_ns(session.segment, one.actor, ended.prompt_ns) for one in executors)
     return min(times[1:]), gaps
 
 

@@ -187,7 +187,7 @@ def log_softmax(logits_TV: F32) -> F32:
 
 
 def open_session(prepared: Prepared) -> LocalSession:
-    """The three loops as threads of this process, under the plan that the config names."""
+    """The loops as threads of this process, under the plan that the config names."""
     return LocalSession(deploy(prepared, solve(prepared)))
 
 
@@ -204,7 +204,8 @@ def watched(session: LocalSession, window: Sequence[int]) -> tuple[F32, Predicti
 
 
 def _states(session: LocalSession) -> list[ActorState]:
-    return [session.segment.actor_state(actor) for actor in ("gpu", "cpu")]
+    executors = session.deployment.topology.executors
+    return [session.segment.actor_state(member.actor) for member in executors]
 
 
 def decode_speed(
@@ -242,8 +243,8 @@ def predict_share(segment: Segment, begin_ns: int, end_ns: int) -> float:
     (without lookahead everybody waits for it), so this is its cost per token; where the executors
     evaluate the gates themselves it is 0. On a GPU prediction is part of its pass.
     """
-    spans, _ = read_array(segment, "predictor")
-    gpu, _ = read_array(segment, "gpu")
+    spans, _ = read_array(segment, segment.actors[-1])
+    gpu, _ = read_array(segment, segment.actors[0])
     if not len(gpu):
         return math.nan
     if not len(spans):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hotcold.runtime.offline.pictures.draw import empty_axes
-from hotcold.runtime.tracing.timeline import LABELS, Pass
+from hotcold.runtime.tracing.timeline import Pass, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ def draw_lanes(axes: "Axes", token: Pass) -> None:
                 if span.op == op
             ]
             axes.broken_barh(bars, at, color=colour, linewidth=0)
-    axes.set_yticks(range(len(actors)), [LABELS.get(actor, actor) for actor in reversed(actors)])
+    axes.set_yticks(range(len(actors)), [label(actor) for actor in reversed(actors)])
     axes.set_ylim(-0.6, len(actors) - 0.4)
     axes.set_xlim(0, token.total_ns / 1e3)
     axes.grid(False, axis="y")

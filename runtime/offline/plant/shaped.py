@@ -5,6 +5,7 @@ plant/statistics.py, in an order drawn per layer. Unless an Ask says otherwise, 
 to propose exactly what fires, and to need no memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -20,6 +21,7 @@ from hotcold.runtime.offline.plant.shapes import Shape, find_shape
 from hotcold.runtime.offline.plant.statistics import Statistics, firing_probabilities
 from hotcold.runtime.plan.problem import Problem, make_problem
 from hotcold.runtime.plan.work import matrices_bytes
+from hotcold.runtime.topology import CLASSIC, Topology
 
 F64 = NDArray[np.float64]
 _COARSE = 2048  # points the law is fitted on; between them it is interpolated
@@ -31,7 +33,7 @@ class Ask:
 
     None is the shape's own. Predictors of width 0 take no memory; int8 has a scale a row beside the
     matrices; `overfire` is neurons proposed for each that fires, kv_bytes of an element, sequences
-    those decoded at once.
+    those decoded at once, topology whose devices there are.
 
     Raises:
         ConfigError: a number out of range.
@@ -45,6 +47,7 @@ class Ask:
     kv_bytes: int = 4
     embed_on_host: bool = False
     sequences: int = 1
+    topology: Topology = CLASSIC
 
     def __post_init__(self) -> None:
         if self.predictor_dtype not in DTYPE_BYTES:
@@ -64,7 +67,7 @@ class Ask:
 
 def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
     name: str,
-    vram_bytes: int | None,
+    vram_bytes: int | None | Sequence[int | None],
     context: int = 512,
     dtype: str = "float16",
     hardware: HardwareProfile | None = None,
@@ -99,6 +102,7 @@ def shaped_problem(  # noqa: PLR0917 - the parts of a problem, each once
         HardwareProfile.unmeasured() if hardware is None else hardware,
         kv_bytes=ask.kv_bytes,
         embed_on_host=ask.embed_on_host,
+        topology=ask.topology,
     )
 
 

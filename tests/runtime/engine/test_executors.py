@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from hotcold.native.abi.names import ACTORS
 from hotcold.runtime.engine.deployment import Deployment, deploy, solve
 from hotcold.runtime.engine.executors.factory import executor_classes, leading_class
 from hotcold.runtime.engine.gpu import GpuChoice
 from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.options.config import EngineConfig
+from hotcold.runtime.topology import CLASSIC
 
 FUSED = GpuChoice("float16", None, 1000 << 20, 600 << 20, 500 << 20)
 REMOTE = replace(FUSED, predictor_process="mps")
@@ -26,23 +26,23 @@ def deployment() -> Deployment:
 @pytest.mark.parametrize(
     ("gpu", "expected"),
     [
-        (None, ["HostGpuExecutor", "CpuExecutor", "HostPredictor"]),
-        (FUSED, ["CudaGpuExecutor", "CpuExecutor", "FusedPredictor"]),
-        (REMOTE, ["CudaGpuExecutor", "CpuExecutor", "RemotePredictor"]),
+        (None, ["HostGpuExecutor", "WorkerExecutor", "HostPredictor"]),
+        (FUSED, ["CudaGpuExecutor", "WorkerExecutor", "FusedPredictor"]),
+        (REMOTE, ["CudaGpuExecutor", "WorkerExecutor", "RemotePredictor"]),
     ],
 )
 def test_the_class_of_every_actor(
     deployment: Deployment, gpu: GpuChoice | None, expected: list[str]
 ) -> None:
     classes = executor_classes(replace(deployment, gpu=gpu))
-    assert list(classes) == list(ACTORS)
+    assert list(classes) == list(CLASSIC.actors)
     assert [made.__name__ for made in classes.values()] == expected
 
 
 @pytest.mark.parametrize(
     ("gpu", "facts"),
     [
-        (None, {"walks_steps": list(ACTORS), "stands_by": [], "opens_mailbox": []}),
+        (None, {"walks_steps": list(CLASSIC.actors), "stands_by": [], "opens_mailbox": []}),
         (FUSED, {"walks_steps": ["cpu"], "stands_by": ["predictor"], "opens_mailbox": []}),
         (REMOTE, {"walks_steps": ["cpu"], "stands_by": [], "opens_mailbox": ["predictor"]}),
     ],

@@ -1,4 +1,6 @@
-"""Schedules drawn at random: the oracle's logits, and the steps of the program in its order."""
+"""Placements over two to four devices and schedules, drawn at random: the oracle's logits, and the
+steps of the program in its order.
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -18,8 +20,8 @@ from hotcold.policies.predictor.low_rank import LowRank
 from hotcold.runtime.engine.deployment import deploy
 from hotcold.runtime.engine.prepare import Prepared, prepare_model
 from hotcold.runtime.options.config import EngineConfig
-from hotcold.runtime.plan.program import LANE_ACTORS
 from hotcold.runtime.plan.schedule import in_order
+from hotcold.runtime.topology import CLASSIC, Topology
 
 MODELS: dict[str, Written] = {
     "llama": llama(d=24, layers=4, neurons=40, heads=3, kv_heads=1),
@@ -28,19 +30,22 @@ MODELS: dict[str, Written] = {
 }
 PREDICTORS = {"exact": Exact(), "none": Exact(by="executors"), "matrices": LowRank(rank=6)}
 AHEAD = {"exact": 0, "none": 0, "matrices": 2}
+TOPOLOGIES = (CLASSIC, Topology(1, 2), Topology(2, 1), Topology(2, 2))
+Prepare = Callable[[str, str, Topology], Prepared]
 IDS = np.random.default_rng(0).integers(3, 290, 11).tolist()
 
 
 @pytest.fixture(scope="module")
-def prepare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Prepared]:
+def prepare(tmp_path_factory: pytest.TempPathFactory) -> Prepare:
     folders: dict[str, Path] = {}
     for name, (write, _) in MODELS.items():
         folders[name] = tmp_path_factory.mktemp("models") / "model"
         write(folders[name])
 
     @cache
-    def prepared(model: str, predictor: str) -> Prepared:
+    def prepared(model: str, predictor: str, topology: Topology) -> Prepared:
         options: dict[str, Any] = {"predictor": PREDICTORS[predictor], "max_batch": 4}
+        options |= {"gpu_executors": topology.gpus, "cpu_executors": topology.cpus}
         return prepare_model(EngineConfig(model=folders[model], vram="1GiB", **options))
 
     return prepared
@@ -52,18 +57,23 @@ def oracle_of(model: str, folder: Path) -> Any:
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
-@given(st.data(), st.sampled_from(list(MODELS)), st.sampled_from(list(PREDICTORS)))
+@given(
+    st.data(),
+    st.sampled_from(list(MODELS)),
+    st.sampled_from(list(PREDICTORS)),
+    st.sampled_from(TOPOLOGIES),
+)
 def test_any_legal_schedule_gives_the_oracles_logits(
-    prepare: Callable[[str, str], Prepared], data: Any, model: str, predictor: str
+    prepare: Prepare, data: Any, model: str, predictor: str, topology: Topology
 ) -> None:
-    prepared = prepare(model, predictor)
+    prepared = prepare(model, predictor, topology)
     spec = prepared.bundle.spec
-    device_LN = data.draw(placements(spec.n_layers, spec.n_neurons))
+    device_LN = data.draw(placements(spec.n_layers, spec.n_neurons, topology))
     plan, dag = plan_of(prepared, device_LN)
     made = data.draw(schedules(dag, AHEAD[predictor]))
     oracle = oracle_of(model, Path(prepared.bundle.source))
     deployment = deploy(prepared, plan, Given(device_LN, made))
-    threads = {LANE_ACTORS[lane]: count for lane, count in made.threads.items()}
+    threads = {topology.owner(lane).actor: count for lane, count in made.threads.items()}
     assert threads.items() <= {a: own.threads for a, own in deployment.cores.items()}.items()
     logits = check_run(deployment, dag, made, oracle, IDS)
     if not any(made.fetch) and not any(made.lookahead):

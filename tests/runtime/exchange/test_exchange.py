@@ -128,8 +128,8 @@ def test_unknown_flags_are_refused(segment: Segment, flag: int) -> None:
 
 def test_attach_sees_payload_counters_and_pass(segment: Segment) -> None:
     with Segment.attach(segment.handle) as other:
-        segment.floats(LAYOUT.layers[1].y, 2, 16)[1, 3] = 2.5
-        assert other.floats(LAYOUT.layers[1].y, 2, 16)[1, 3] == 2.5
+        segment.floats(LAYOUT.layers[1].y[1], 2, 16)[1, 3] = 2.5
+        assert other.floats(LAYOUT.layers[1].y[1], 2, 16)[1, 3] == 2.5
         header = segment.native.pointer
         header.pass_batch, header.pass_seq = 2, 9
         assert (other.native.pass_batch, other.native.pass_seq) == (2, 9)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hotcold.native.abi.generated import CACHE_LINE, FLAG, SEGMENT, SPAN
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.exchange.layout import SegmentLayout
+from hotcold.runtime.topology import CLASSIC, Topology
 
 
 @settings(max_examples=60, deadline=None)
@@ -15,16 +16,22 @@ from hotcold.runtime.exchange.layout import SegmentLayout
     batch=st.integers(1, 32),
     gate=st.booleans(),
     spans=st.integers(1, 50),
+    topology=st.sampled_from([CLASSIC, Topology(1, 3), Topology(2, 1), Topology(3, 4)]),
 )
 def test_parts_lie_on_lines_and_do_not_overlap(
-    layers: int, d: int, n: int, batch: int, gate: bool, spans: int
+    layers: int, d: int, n: int, batch: int, gate: bool, spans: int, topology: Topology
 ) -> None:
-    layout = SegmentLayout.build(layers, d, n, batch, with_gate=gate, span_capacity=spans)
+    layout = SegmentLayout.build(
+        *(layers, d, n, batch), with_gate=gate, span_capacity=spans, topology=topology
+    )
+    assert len(layout.span_offsets) == len(topology.actors)
     rows, lists = 4 * batch * d, layout.active_bytes
     parts = [(0, SEGMENT.itemsize), (layout.flags_offset, layout.n_flags * FLAG.itemsize)]
     parts += [(offset, spans * SPAN.itemsize) for offset in layout.span_offsets]
     for slots in layout.layers:
-        parts += [(slots.x, rows), (slots.y, rows), *((offset, lists) for offset in slots.active)]
+        assert len(slots.active) == len(slots.y) == len(topology.devices) and slots.y[0] == -1
+        parts += [(slots.x, rows), *((offset, rows) for offset in slots.y[1:])]
+        parts += [(offset, lists) for offset in slots.active]
     parts.sort()
     ends = [offset + size for offset, size in parts]
     assert all(offset % CACHE_LINE == 0 for offset, _ in parts)
@@ -32,9 +39,12 @@ def test_parts_lie_on_lines_and_do_not_overlap(
     assert ends[-1] <= layout.bytes and layout.bytes % 4096 == 0
 
 
-def test_every_flag_is_another() -> None:
-    layout = SegmentLayout.build(3, 8, 8, 1)
-    flags = [layout.flag(kind, layer) for kind in ("x", "active", "y") for layer in range(3)]
+@pytest.mark.parametrize("topology", [CLASSIC, Topology(3, 2)])
+def test_every_flag_is_another(topology: Topology) -> None:
+    layout = SegmentLayout.build(3, 8, 8, 1, topology=topology)
+    flags = [layout.flag(kind, layer) for kind in ("x", "active") for layer in range(3)]
+    handed = range(1, len(topology.devices))
+    flags += [layout.flag("y", layer, device) for layer in range(3) for device in handed]
     flags += [layout.spare_flag(index) for index in range(4)]
     assert sorted(flags) == list(range(layout.n_flags))
     for call in (lambda: layout.flag("z", 0), lambda: layout.flag("x", 3)):

@@ -1,9 +1,12 @@
 """Threads and cores: whose share is what, and when threads are pinned."""
 
+from pathlib import Path
+
 import pytest
 
-from hotcold.runtime.hardware.cores import divide_cores
+from hotcold.runtime.hardware.cores import by_node, divide_cores
 from hotcold.runtime.limits import Processors
+from hotcold.runtime.topology import Topology
 
 FOUR = Processors((3, 4, 6, 7), None)
 
@@ -43,3 +46,29 @@ def test_a_schedule_gives_actors_threads_of_their_own() -> None:
     shares = divide_cores(1, None, FOUR, own={"cpu": 2})
     assert [share.threads for share in shares.values()] == [1, 2, 1]
     assert len({core for share in shares.values() for core in share.cores or ()}) == 4
+
+
+def test_cpu_executors_share_the_cores() -> None:
+    shares = divide_cores(None, None, FOUR, topology=Topology(1, 2))
+    assert [share.threads for share in shares.values()] == [4, 2, 2, 4]
+    assert shares["cpu"].cores == (3, 4) and shares["cpu1"].cores == (6, 7)
+    shares = divide_cores(1, True, FOUR, topology=Topology(3, 3))
+    assert len({shares[actor].cores for actor in ("cpu", "cpu1", "cpu2")}) == 3
+    assert not set(shares["gpu1"].cores or ()) & set(shares["gpu2"].cores or ())
+    shares = divide_cores(None, None, Processors((5,), None), topology=Topology(1, 3))
+    assert {share.threads for share in shares.values()} == {1}
+
+
+def test_parts_follow_the_nodes(tmp_path: Path) -> None:
+    for node, cores in ((0, "0,2,4-5"), (1, "1,3,6-7")):
+        folder = tmp_path / f"sys/devices/system/node/node{node}"
+        folder.mkdir(parents=True)
+        (folder / "cpulist").write_text(f"{cores}\n")
+    eight = Processors(tuple(range(8)), None)
+    assert by_node(eight.cores, tmp_path) == (0, 2, 4, 5, 1, 3, 6, 7)
+    for cpus in (2, 4):
+        shares = divide_cores(None, True, eight, topology=Topology(1, cpus), root=tmp_path)
+        parts = [shares[f"cpu{at or ''}"].cores for at in range(cpus)]
+        assert sorted(core for part in parts for core in part or ()) == list(range(8))
+        for part in parts:
+            assert set(part or ()) <= {0, 2, 4, 5} or set(part or ()) <= {1, 3, 6, 7}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.problems import tiny_plan, tiny_spec
 from support.schedules import placements, schedules
 
-from hotcold.native.abi.generated import Op, StepFlag
+from hotcold.native.abi.generated import Op
 from hotcold.native.abi.names import OPS
 from hotcold.runtime.exchange.layout import SegmentLayout
 from hotcold.runtime.model import block
@@ -121,10 +121,9 @@ def walked(dag: Dag, programs: dict[str, Program], first: str) -> dict[str, int]
     """When each node is done if waits are those of the stream and one of both sides hurries."""
     stream = fuse(programs["gpu"], programs["predictor"])
     merges = stream[stream["op"] == Op.MERGE]
-    told = merges["layer"][(merges["flags"] & StepFlag.COLD) > 0]
+    told = merges["layer"][(merges["wait"][:, 1:] >= 0).any(axis=1)]
     for step in stream:
-        awaited = step["wait"][1] if step["op"] == Op.MERGE else -1
-        step["wait"] = [awaited, -1]
+        step["wait"][0 if step["op"] == Op.MERGE else slice(None)] = -1  # of others' sums alone
         if step["layer"] not in told:
             step["signal"] = -1
     both: dict[str, Program] = {"gpu": stream, "cpu": programs["cpu"]}

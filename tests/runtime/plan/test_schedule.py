@@ -240,7 +240,6 @@ def test_after_puts_one_node_behind_another_across_lanes() -> None:
         ((("cold.1", 3),), "no node 3"),
         ((("hot.1", "cold.1"),), "orders hot.1 -> cold.1 across lanes; only attention, predict"),
         ((("cold.1", "merge.2"),), "orders cold.1 -> merge.2; a merge waits"),
-        ((("attention.0", "cold.1"),), "lets cold.1 wait for attention.0 and attention.1 and pre"),
         ((("cold.1", "attention.1"),), "never ends: .*closes a cycle"),
         ((("merge.1", "attention.0"),), "runs attention.0 before merge.1 on lane gpu0"),
         (3, "after of type int"),
@@ -249,3 +248,12 @@ def test_after_puts_one_node_behind_another_across_lanes() -> None:
 def test_orders_that_cannot_be_kept_are_refused(after: Any, message: str) -> None:
     with pytest.raises(PolicyError, match=f"^policy 'mine' .*{message}"):
         check_schedule(tiny_dag(), replace(PLAIN, after=after), "mine")
+
+
+def test_a_node_waits_for_so_many_flags_and_no_more() -> None:
+    dag = tiny_dag(layers=8)
+    early = [(f"attention.{layer}", "cold.7") for layer in range(7)]
+    check_schedule(dag, replace(in_order(dag), after=early[:6]))
+    message = "lets cold.7 wait for attention.0 and .*; a node waits for at most 8 flags"
+    with pytest.raises(PolicyError, match=message):
+        check_schedule(dag, replace(in_order(dag), after=early))

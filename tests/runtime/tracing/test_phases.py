@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from hotcold.native.abi.generated import SPAN
-from hotcold.native.abi.names import ACTORS, OPS
+from hotcold.native.abi.names import OPS
 from hotcold.runtime.exchange.segment import Segment, SegmentLayout
+from hotcold.runtime.topology import CLASSIC
 from hotcold.runtime.tracing.phases import phase_times
 
 CAPACITY = 64
@@ -20,7 +21,7 @@ def segment() -> Iterator[Segment]:
 
 
 def put(segment: Segment, actor: str, seq: int, op: str, begin: int, ready: int, end: int) -> None:
-    index = ACTORS.index(actor)
+    index = CLASSIC.actors.index(actor)
     number = segment.actor_state(actor).span_count
     offset = segment.native.span_offset[index] + (number % CAPACITY) * SPAN.itemsize
     slot = segment.view(offset, SPAN.itemsize).view(SPAN)

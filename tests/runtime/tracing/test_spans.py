@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from hotcold.native.abi.generated import SPAN
-from hotcold.native.abi.names import ACTORS
 from hotcold.runtime.exchange.segment import Segment, SegmentLayout
+from hotcold.runtime.topology import CLASSIC
 from hotcold.runtime.tracing import spans
 
 CAPACITY = 8
@@ -21,7 +21,7 @@ def segment() -> Iterator[Segment]:
 
 def write(segment: Segment, actor: str, number: int) -> None:
     """What the native loop does after a step: fill the slot, then count it."""
-    index = ACTORS.index(actor)
+    index = CLASSIC.actors.index(actor)
     offset = segment.native.span_offset[index] + (number % CAPACITY) * SPAN.itemsize
     slot = segment.view(offset, SPAN.itemsize).view(SPAN)
     slot[0] = (number, number + 10, number + 30, number, number % 5 - 1, number % 7)

@@ -164,12 +164,12 @@ def test_real_passes_make_a_well_formed_file() -> None:
 def test_flows_are_the_exchanges_of_the_program() -> None:
     found, programs, _ = recorded()
     waits = exchanges(programs)
-    assert waits["cold", 3] == [("attention", 3), ("predict", 3)]
-    assert ("predict", 3) in waits["merge", 3] and ("cold", 3) in waits["merge", 3]
-    assert waits["attention", 3] == []
+    assert waits["cold", 3, "cpu"] == [("attention", 3, ""), ("predict", 3, "")]
+    assert waits["merge", 3, ""] == [("predict", 3, ""), ("cold", 3, "cpu")]
+    assert waits["attention", 3, ""] == []
     events = check_format(json.dumps(perfetto(found, programs, {})))
     starts = [event for event in events if event["ph"] == "s"]
-    layers = 1 + max(layer for _, layer in waits)
+    layers = 1 + max(layer for _, layer, _ in waits)
     assert {event["name"] for event in starts} == {"x", "active set", "y"}
     assert len([e for e in starts if e["name"] == "active set"]) == 3 * layers  # hot, cold, merge
     assert len([e for e in starts if e["name"] == "y"]) <= layers  # skipped where no cold fired
