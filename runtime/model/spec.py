@@ -42,7 +42,7 @@ class ModelSpec:
         head_dim: elements of a head, even with rotary positions.
         vocab_size: V, rows of the embedding.
         rope_theta: base of the rotary frequencies; 0 with learned positions.
-        rope_scaling: None, or the checkpoint's scaling entry ("linear", "llama3").
+        rope_scaling: None, or the checkpoint's scaling entry (rotary.py), nothing left out.
         tied: the head is the embedding.
         dtype: dtype of the stored matrices (norm weights and biases are always float32).
         bos_ids: ids put before a prompt by the tokenizer's own template; informational.

@@ -4,12 +4,19 @@ Knows old and new spellings of keys (`rope_theta` beside `rope_scaling`, or both
 `rope_parameters`). What a kind does otherwise is its own file's.
 """
 
+import math
 from typing import Any
 
 from hotcold.runtime.model.architectures.base import Source, Sources
 from hotcold.runtime.model.architectures.hf_config import Config, eos_ids
-from hotcold.runtime.model.architectures.limits import ROPE_NUMBERS, check_rope_scaling, positive
-from hotcold.runtime.model.rotary import head_order
+from hotcold.runtime.model.architectures.limits import (
+    LIMITS,
+    ROPE_LISTS,
+    ROPE_NUMBERS,
+    check_rope_scaling,
+    positive,
+)
+from hotcold.runtime.model.rotary import ORIGINAL, head_order
 from hotcold.runtime.model.spec import DType, ModelSpec
 
 ROPE_KEYS = ("rope_scaling", "rope_parameters")
@@ -32,19 +39,32 @@ def _rope_kind(config: Config, rope: dict[str, Any]) -> object:
     return said[0] if said else "default"
 
 
-def read_rope(config: Config) -> dict[str, Any]:
-    """Theta and scaling, as fields of a spec, from either spelling; in both, they must agree."""
+def read_rope(
+    config: Config, context: int, head_dim: int, share: float | None = None
+) -> dict[str, Any]:
+    """Positions as fields of a spec: theta, scaling, how much of a head turns, how many there are.
+
+    Theta and scaling are read from either spelling; in both, they must agree. `context` positions
+    and `share` of a head (None: all of it, and nothing else is possible) hold where the file says
+    nothing. A scaling that reaches beyond max_position_embeddings gives more positions.
+    """
+    rotary_dim = _rotary_dim(config, head_dim, share)
+    positions = config.integer("max_position_embeddings", "max_context", context)
     said = [config.data[key] for key in ROPE_KEYS if config.data.get(key)]
-    read = [_rope_entry(config, entry) for entry in said or [{}]]
+    turned = rotary_dim or head_dim
+    read = [_rope_entry(config, entry, positions, turned) for entry in said or [{}]]
     if read[0] != read[-1]:
         raise config.refuse(
             f"{' and '.join(ROPE_KEYS)} differ ({said[0]!r:.120} and {said[1]!r:.120}); keep the "
             "one that is meant"
         )
-    return read[0]
+    scaling = read[0].get("rope_scaling", {})
+    reach = scaling.get(ORIGINAL, 0) * scaling.get("factor", 1)
+    reach = min(int(reach), LIMITS["max_context"][1])
+    return {**read[0], "rotary_dim": rotary_dim, "max_context": max(positions, reach)}
 
 
-def _rope_entry(config: Config, rope: object) -> dict[str, Any]:
+def _rope_entry(config: Config, rope: object, positions: int, turned: int) -> dict[str, Any]:
     """Theta and scaling of one dict; a theta inside it wins, as in transformers."""
     if not isinstance(rope, dict):
         raise config.refuse(f"rope parameters are {rope!r:.80}, they must be an object; correct it")
@@ -58,18 +78,52 @@ def _rope_entry(config: Config, rope: object) -> dict[str, Any]:
     kind = _rope_kind(config, rope)
     if kind == "default":
         return {"rope_theta": float(theta)}
-    scaling = {"rope_type": kind}
-    scaling |= {key: rope.get(key) for key in ROPE_NUMBERS.get(str(kind), ())}
-    if kind == "llama3":
-        original = config.data.get("original_max_position_embeddings")
-        fallback = config.data.get("max_position_embeddings")
-        key = "original_max_position_embeddings"
-        scaling[key] = original if original is not None else rope.get(key, fallback)
+    scaling = {"rope_type": kind, **_scaling(config, str(kind), rope, positions)}
     try:
-        check_rope_scaling(scaling)
+        check_rope_scaling(scaling, turned)
     except ValueError as error:
         raise config.refuse(f"{error}; use a checkpoint that has one of these") from error
     return {"rope_theta": float(theta), "rope_scaling": scaling}
+
+
+def _scaling(config: Config, kind: str, rope: dict[str, Any], positions: int) -> dict[str, Any]:
+    """The numbers of a scaling, with what transformers takes where the file says nothing."""
+    names = (*ROPE_NUMBERS.get(kind, ()), *ROPE_LISTS.get(kind, ()))
+    scaling = {name: rope.get(name) for name in names}
+    if ORIGINAL in scaling:
+        said = (config.data.get(ORIGINAL), rope.get(ORIGINAL))
+        known = () if kind == "dynamic" else [value for value in said if value is not None]
+        scaling[ORIGINAL] = original = known[0] if known else positions
+        if not positive(original, 1e9):
+            return scaling  # which is refused
+    if kind in ATTENTION_FACTORS:
+        factor = rope.get("factor")
+        factor = positions / original if factor is None else factor
+        if "factor" in scaling:
+            scaling["factor"] = factor
+        if scaling["attention_factor"] is None and positive(factor, 1e9):
+            scaling["attention_factor"] = ATTENTION_FACTORS[kind](factor, original, rope)
+    if kind == "yarn":
+        scaling["beta_fast"] = rope.get("beta_fast") or 32
+        scaling["beta_slow"] = rope.get("beta_slow") or 1
+        scaling["truncate"] = rope.get("truncate", True)
+    return scaling
+
+
+def _yarn_attention(factor: float, original: float, rope: dict[str, Any]) -> float:
+    """YaRN's 0.1 ln(factor) + 1; where a file has two multiples of the first term, their ratio."""
+    scales = [rope.get(key) for key in ("mscale", "mscale_all_dim")]
+    if not all(positive(scale, 1e9) for scale in scales):
+        scales = [1.0, 0.0]
+    first, second = (0.1 * scale * math.log(max(factor, 1.0)) + 1 for scale in scales)
+    return first / second
+
+
+def _longrope_attention(factor: float, original: float, rope: dict[str, Any]) -> float:
+    return math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(max(original, 2.0)))
+
+
+ATTENTION_FACTORS = {"yarn": _yarn_attention, "longrope": _longrope_attention}
 
 
 def read_heads(config: Config) -> dict[str, Any]:
@@ -100,7 +154,8 @@ def read_kv_heads(config: Config, key: str, n_heads: int, default: int | None = 
 
 def _rotary_dim(config: Config, head_dim: int, share: float | None) -> int | None:
     """See ModelSpec; share: of a head, where the file does not say; None: only whole ones turn."""
-    files = [config.data, *(config.data.get(key) or {} for key in ROPE_KEYS)]
+    ropes = [config.data.get(key) for key in ROPE_KEYS]
+    files = [config.data, *(rope for rope in ropes if isinstance(rope, dict))]
     said = {key: file[key] for file in files for key in PARTIAL_KEYS if file.get(key) is not None}
     for key, value in said.items():
         if share is None and value != 1:
@@ -150,10 +205,8 @@ def read_llama_like(
         **sizes,
         n_kv_heads=read_kv_heads(config, "num_key_value_heads", sizes["n_heads"], kv_heads),
         vocab_size=vocab_size,
-        max_context=config.integer("max_position_embeddings", "max_context", context),
         norm_eps=config.number(*eps, 1.0),
-        **read_rope(config),
-        rotary_dim=_rotary_dim(config, sizes["head_dim"], turned),
+        **read_rope(config, context, sizes["head_dim"], turned),
         tied=config.flag("tie_word_embeddings"),
         dtype=dtype,
         bos_ids=config.token_ids("bos_token_id", vocab_size),
