@@ -105,7 +105,8 @@ def _dynamic(base_E: Floats, scaling: Scaling, theta: float, context: int) -> Fl
     dim, original, factor = 2 * len(base_E), scaling[ORIGINAL], scaling["factor"]
     length_P = np.maximum(np.arange(1, context + 1), original)
     growth_P = (factor * length_P / original - (factor - 1)) ** (dim / max(dim - 2, 1))
-    return base_E * growth_P[:, None] ** -(np.arange(0, dim, 2) / dim)
+    turning_PE: Floats = base_E * growth_P[:, None] ** -(np.arange(0, dim, 2) / dim)
+    return turning_PE
 
 
 def _longrope(base_E: Floats, scaling: Scaling, theta: float, context: int) -> Floats:
@@ -120,6 +121,22 @@ _SCALED = {
     "dynamic": _dynamic,
     "longrope": _longrope,
 }
+
+
+def _yarn_attention(factor: float, original: float, rope: Scaling) -> float:
+    """0.1 ln(factor) + 1; of a file with two multiples of the first term, their ratio."""
+    scales = [rope.get("mscale"), rope.get("mscale_all_dim")]
+    first, second = scales if all(isinstance(s, int | float) and s for s in scales) else (1.0, 0.0)
+    growth = 0.1 * np.log(max(factor, 1.0))
+    return float((growth * first + 1) / (growth * second + 1))
+
+
+def _longrope_attention(factor: float, original: float, rope: Scaling) -> float:
+    return float(np.sqrt(1 + np.log(max(factor, 1.0)) / np.log(max(original, 2.0))))
+
+
+# Attention factors where a file has none, of (factor, original length, the file's entry).
+ATTENTION_FACTORS = {"yarn": _yarn_attention, "longrope": _longrope_attention}
 
 
 def rotary_tables(spec: ModelSpec, context: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

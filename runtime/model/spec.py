@@ -18,6 +18,7 @@ NEURON_DTYPES = tuple(word for word in abi.DTYPES if word not in abi.WEIGHT_DTYP
 DTYPE_BYTES: dict[str, int] = {name: abi.DTYPE_BYTES[name] for name in abi.WEIGHT_DTYPES}
 Norm = Literal["rms", "layer"]
 Activation = Literal["relu", "relu2", "fatrelu", "relu both"]
+AttentionBiases = Literal["", "qkv", "qkv o"]
 Positions = Literal["rotary", "learned"]
 
 
@@ -55,6 +56,9 @@ class ModelSpec:
         activation_threshold: of its pre-activations; above 0 for "fatrelu", 0 for others.
         positions: "rotary", or "learned": a row a position, added to the embedding.
         biases: q, k, v, o, fc1 and fc2 have biases (not gated only).
+        attention_biases: where `biases` does not hold: "qkv": of q, k and v; "qkv o": of o, too.
+        qk_norm: each head's query and key goes through a norm, like the others, before it turns.
+        embed_scale: what embeddings are multiplied by.
         block: the operators of a layer (block.py).
         final_norm: there is a norm before the head.
         embed_dim: width of embedding and head where they are projected to and from d_model.
@@ -93,6 +97,14 @@ class ModelSpec:
     attention_window: int | None = None
     rotary_dim: int | None = None
     neuron_dtype: str | None = None
+    attention_biases: AttentionBiases = ""
+    qk_norm: bool = False
+    embed_scale: float = 1.0
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """Which of attention's matrices have a bias, of "qkv" and "o"."""
+        return ("qkv", "o") if self.biases else tuple(self.attention_biases.split())
 
     @property
     def neuron_format(self) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from hotcold.native.errors import CheckpointError
 from hotcold.runtime.files.json_files import read_json_object, regular_file
 from hotcold.runtime.model.architectures.limits import LIMITS, check_spec, is_int, positive
-from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.model.spec import Activation, ModelSpec
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "relu2": "relu2"}
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -101,13 +102,22 @@ class Config:
 
     def require_relu(self, key: str, default: str, kind: str = "relu") -> None:
         """Refuse every activation but this kind of ReLU."""
-        activation = self.data.get(key, default)
-        if activation != kind:
-            raise self.refuse(
-                f"activation {activation!r:.80} is not supported: only with ReLU is a neuron whose "
-                "gate does not fire exactly zero, so that it can be skipped; use a checkpoint with "
-                f"{key} {kind!r}"
-            )
+        if self.data.get(key, default) != kind:
+            raise self._refused_activation(key, default, repr(kind))
+
+    def activation(self, key: str, default: str) -> Activation:
+        """A ModelSpec's activation, of its name in the file; null counts as a name."""
+        said = self.data.get(key, default)
+        if not isinstance(said, str) or said not in ACTIVATIONS:
+            raise self._refused_activation(key, default, " or ".join(map(repr, ACTIVATIONS)))
+        return ACTIVATIONS[said]
+
+    def _refused_activation(self, key: str, default: str, possible: str) -> CheckpointError:
+        return self.refuse(
+            f"activation {self.data.get(key, default)!r:.80} is not supported: only with ReLU is a "
+            "neuron whose gate does not fire exactly zero, so that it can be skipped; use a "
+            f"checkpoint with {key} {possible}"
+        )
 
     def checked(self, spec: ModelSpec) -> ModelSpec:
         """The spec itself, every field of it found possible."""

@@ -10,7 +10,13 @@ from typing import Any, get_args
 
 from hotcold.runtime.model.block import check_block
 from hotcold.runtime.model.rotary import ORIGINAL
-from hotcold.runtime.model.spec import DTYPE_BYTES, NEURON_DTYPES, Activation, ModelSpec
+from hotcold.runtime.model.spec import (
+    DTYPE_BYTES,
+    NEURON_DTYPES,
+    Activation,
+    AttentionBiases,
+    ModelSpec,
+)
 
 LIMITS: dict[str, tuple[int, int]] = {  # inclusive
     "n_layers": (1, 1024),
@@ -26,8 +32,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "norm": ("rms", "layer"),
     "activation": get_args(Activation),
     "positions": ("rotary", "learned"),
+    "attention_biases": get_args(AttentionBiases),
 }
-FLAGS = ("tied", "gated", "biases", "final_norm")
+FLAGS = ("tied", "gated", "biases", "final_norm", "qk_norm")
 ROPE_NUMBERS: dict[str, tuple[str, ...]] = {  # of a kind of scaling (rotary.py)
     "linear": ("factor",),
     "dynamic": ("factor", ORIGINAL),
@@ -115,6 +122,10 @@ def check_spec(spec: ModelSpec) -> None:
         )
     if not positive(spec.norm_eps, 1.0):
         raise ValueError(f"norm epsilon is {spec.norm_eps!r:.80}, it must be above 0, at most 1")
+    if not positive(spec.embed_scale, 1e9):
+        raise ValueError(
+            f"embed_scale is {spec.embed_scale!r:.80}, it must be above 0, at most 1e9"
+        )
     if spec.dtype not in DTYPE_BYTES:
         raise ValueError(f"dtype {spec.dtype!r:.80} is not possible")
     if spec.neuron_dtype not in (None, *NEURON_DTYPES):
@@ -165,8 +176,8 @@ def _check_kinds(spec: ModelSpec) -> None:
 
 
 def _check_activation(spec: ModelSpec) -> None:
-    if spec.biases and spec.gated:
-        raise ValueError("biases are not supported in a gated feed-forward layer")
+    if spec.biases and (spec.gated or spec.attention_biases):
+        raise ValueError("biases everywhere are of ungated models, and need no attention_biases")
     if spec.activation == "relu both" and not spec.gated:
         raise ValueError("activation 'relu both' needs a gated feed-forward layer")
     threshold, fat = spec.activation_threshold, spec.activation == "fatrelu"

@@ -4,7 +4,6 @@ Knows old and new spellings of keys (`rope_theta` beside `rope_scaling`, or both
 `rope_parameters`). What a kind does otherwise is its own file's.
 """
 
-import math
 from typing import Any
 
 from hotcold.runtime.model.architectures.base import Source, Sources
@@ -16,7 +15,7 @@ from hotcold.runtime.model.architectures.limits import (
     check_rope_scaling,
     positive,
 )
-from hotcold.runtime.model.rotary import ORIGINAL, head_order
+from hotcold.runtime.model.rotary import ATTENTION_FACTORS, ORIGINAL, head_order
 from hotcold.runtime.model.spec import DType, ModelSpec
 
 ROPE_KEYS = ("rope_scaling", "rope_parameters")
@@ -110,32 +109,19 @@ def _scaling(config: Config, kind: str, rope: dict[str, Any], positions: int) ->
     return scaling
 
 
-def _yarn_attention(factor: float, original: float, rope: dict[str, Any]) -> float:
-    """YaRN's 0.1 ln(factor) + 1; where a file has two multiples of the first term, their ratio."""
-    scales = [rope.get(key) for key in ("mscale", "mscale_all_dim")]
-    if not all(positive(scale, 1e9) for scale in scales):
-        scales = [1.0, 0.0]
-    first, second = (0.1 * scale * math.log(max(factor, 1.0)) + 1 for scale in scales)
-    return first / second
+def read_heads(config: Config, size: int | None = None) -> dict[str, Any]:
+    """Width and query heads, as fields of a spec; size: of a head, where the file does not say.
 
-
-def _longrope_attention(factor: float, original: float, rope: dict[str, Any]) -> float:
-    return math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(max(original, 2.0)))
-
-
-ATTENTION_FACTORS = {"yarn": _yarn_attention, "longrope": _longrope_attention}
-
-
-def read_heads(config: Config) -> dict[str, Any]:
-    """Width and query heads, as fields of a spec."""
+    None: as heads share the width evenly.
+    """
     d_model = config.integer("hidden_size", "d_model")
     n_heads = config.integer("num_attention_heads", "n_heads")
-    if config.data.get("head_dim") is None and d_model % n_heads:
+    if size is None and config.data.get("head_dim") is None and d_model % n_heads:
         raise config.refuse(
             f"hidden_size {d_model} is not a multiple of num_attention_heads {n_heads} and "
             "head_dim is not given; correct one of them"
         )
-    head_dim = config.integer("head_dim", "head_dim", d_model // n_heads)
+    head_dim = config.integer("head_dim", "head_dim", size or d_model // n_heads)
     if head_dim % 2:
         raise config.refuse(f"head_dim {head_dim} is odd; rotary embedding turns pairs, correct it")
     return {"d_model": d_model, "n_heads": n_heads, "head_dim": head_dim}
@@ -181,23 +167,28 @@ def read_llama_like(
     kv_heads: int | None = None,
     eps: tuple[str, float] = ("rms_norm_eps", 1e-6),
     turned: float | None = None,
+    head_dim: int | None = None,
+    tied: bool = False,
     **kinds: Any,  # noqa: ANN401 - as ModelSpec has them
 ) -> ModelSpec:
     """The spec of a checkpoint that spells its sizes as a Llama does.
 
-    `context`, `kv_heads` (None: as many as heads), `eps` (with its key) and `turned` (the share of
-    a head that does; None: all of it, and nothing else is possible) hold where the file says
-    nothing.
+    `context`, `kv_heads` (None: as many as heads), `eps` (with its key), `turned` (the share of
+    a head that does; None: all of it, and nothing else is possible), `head_dim` (None: as heads
+    share the width) and `tied` hold where the file says nothing. `attention_bias` in the file means
+    biases of q, k, v and o, unless `kinds` say which there are.
 
     Raises:
         CheckpointError: the file cannot be right, or says what is not supported.
     """
     config.refuse_unsupported()
-    for key in ("attention_bias", "mlp_bias"):
-        if config.flag(key):
-            raise config.refuse(f"{key} is true; biases are not supported, use a model without")
+    if config.flag("mlp_bias"):
+        raise config.refuse(
+            "mlp_bias is true; biases of these neurons are not supported, use a model without"
+        )
+    kinds.setdefault("attention_biases", "qkv o" if config.flag("attention_bias") else "")
     vocab_size = config.integer("vocab_size", "vocab_size")
-    sizes = read_heads(config)
+    sizes = read_heads(config, head_dim)
     spec = ModelSpec(
         architecture=architecture,
         n_layers=config.integer("num_hidden_layers", "n_layers"),
@@ -207,7 +198,7 @@ def read_llama_like(
         vocab_size=vocab_size,
         norm_eps=config.number(*eps, 1.0),
         **read_rope(config, context, sizes["head_dim"], turned),
-        tied=config.flag("tie_word_embeddings"),
+        tied=config.flag("tie_word_embeddings", tied),
         dtype=dtype,
         bos_ids=config.token_ids("bos_token_id", vocab_size),
         eos_ids=eos_ids(config, vocab_size),
@@ -216,25 +207,50 @@ def read_llama_like(
     return config.checked(spec)
 
 
-def norm_sources(name: str, source: str, spec: ModelSpec, plus: float = 0.0) -> Sources:
-    """A norm's weight, to which the model adds `plus`, and the bias of a layer norm."""
-    shape = (spec.d_model,)
-    parts: Sources = {name: (Source(f"{source}.weight", shape, plus=plus),)}
+def norm_sources(
+    name: str,
+    source: str,
+    spec: ModelSpec,
+    plus: float = 0.0,
+    rows: tuple[range, ...] | None = None,
+) -> Sources:
+    """A norm's weight, to which the model adds `plus`, and the bias of a layer norm.
+
+    rows: of a head, in the bundle's order; None: a norm of the width.
+    """
+    shape = (spec.head_dim if rows else spec.d_model,)
+    parts: Sources = {name: (Source(f"{source}.weight", shape, rows, plus),)}
     if spec.norm == "layer":
-        parts[f"{name}_bias"] = (Source(f"{source}.bias", shape),)
+        parts[f"{name}_bias"] = (Source(f"{source}.bias", shape, rows),)
     return parts
 
 
-def _head_rows(spec: ModelSpec, heads: int) -> tuple[range, ...] | None:
-    """Rows of query or key heads in the order of rotary.py; None: as they are."""
+def head_rows(spec: ModelSpec) -> tuple[range, ...]:
+    """Rows of a query or key head in the order of rotary.py."""
     if spec.rotary_dim is None:
-        return None
-    order, size = head_order(spec.head_dim, spec.rotary_dim), spec.head_dim
-    return tuple(
+        return (range(spec.head_dim),)
+    return head_order(spec.head_dim, spec.rotary_dim)
+
+
+def head_norm_sources(name: str, source: str, spec: ModelSpec) -> Sources:
+    """Norms of query and key heads; source: with {} for q and k."""
+    parts: Sources = {}
+    for head in "qk":
+        parts |= norm_sources(
+            f"{name}.{head}_norm", source.format(head), spec, rows=head_rows(spec)
+        )
+    return parts
+
+
+def _heads(spec: ModelSpec, source: str, heads: int, columns: tuple[int, ...]) -> Source:
+    """A projection to query or key heads, or its bias."""
+    size = spec.head_dim
+    rows = tuple(
         range(head * size + part.start, head * size + part.stop)
         for head in range(heads)
-        for part in order
+        for part in head_rows(spec)
     )
+    return Source(source, (heads * size, *columns), rows if spec.rotary_dim else None)
 
 
 def sources(spec: ModelSpec, config: Config, norm_plus: float = 0.0) -> Sources:
@@ -254,12 +270,18 @@ def sources(spec: ModelSpec, config: Config, norm_plus: float = 0.0) -> Sources:
         parts |= norm_sources(
             f"{name}.ffn_norm", f"{source}.post_attention_layernorm", spec, norm_plus
         )
+        for ending, columns in {"weight": (d,), "bias": ()}.items():
+            if ending == "weight" or "qkv" in spec.biased:
+                parts[f"{name}.qkv" + "_bias" * (ending == "bias")] = (
+                    _heads(spec, f"{attention}.q_proj.{ending}", spec.n_heads, columns),
+                    _heads(spec, f"{attention}.k_proj.{ending}", spec.n_kv_heads, columns),
+                    Source(f"{attention}.v_proj.{ending}", (kv, *columns)),
+                )
+        if "o" in spec.biased:
+            parts[f"{name}.o_bias"] = (Source(f"{attention}.o_proj.bias", (d,)),)
+        if spec.qk_norm:
+            parts |= head_norm_sources(name, f"{attention}.{{}}_norm", spec)
         parts |= {
-            f"{name}.qkv": (
-                Source(f"{attention}.q_proj.weight", (q, d), _head_rows(spec, spec.n_heads)),
-                Source(f"{attention}.k_proj.weight", (kv, d), _head_rows(spec, spec.n_kv_heads)),
-                Source(f"{attention}.v_proj.weight", (kv, d)),
-            ),
             f"{name}.o": (Source(f"{attention}.o_proj.weight", (d, q)),),
             f"{name}.down": (Source(f"{mlp}.down_proj.weight", (d, n)),),
         }
