@@ -4,18 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.references import check_in_torch, check_on_cpu, refused, rewrite
+from support.references import check_briefly, refused, rewrite
 from support.tiny_models import MISTRAL
 
 from hotcold.runtime.model.checkpoints.bundle import look_at
 
 
-@pytest.mark.parametrize("form", list(MISTRAL))
-def test_logits_and_tokens_are_the_references(tmp_path: Path, form: str) -> None:
-    folder = MISTRAL[form].write(tmp_path)
-    reference = MISTRAL[form].reference(folder)
-    check_on_cpu(folder, reference)
-    check_in_torch(folder, reference)
+def test_logits_and_tokens_are_the_references(tmp_path: Path) -> None:
+    folder = MISTRAL["window"].write(tmp_path)
+    check_briefly(folder, MISTRAL["window"].reference(folder))
 
 
 def test_what_a_configuration_leaves_out(tmp_path: Path) -> None:
