@@ -17,7 +17,7 @@ DType = Literal["float32", "float16", "bfloat16"]
 NEURON_DTYPES = tuple(word for word in abi.DTYPES if word not in abi.WEIGHT_DTYPES)
 DTYPE_BYTES: dict[str, int] = {name: abi.DTYPE_BYTES[name] for name in abi.WEIGHT_DTYPES}
 Norm = Literal["rms", "layer"]
-Activation = Literal["relu", "relu2", "fatrelu", "relu both", "silu"]
+Activation = Literal["relu", "relu2", "fatrelu", "relu both", "silu", "gelu", "gelu tanh"]
 AttentionBiases = Literal["", "qkv", "qkv o"]
 Positions = Literal["rotary", "learned"]
 

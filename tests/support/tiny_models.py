@@ -157,11 +157,8 @@ SPARSE_LLAMA = {
 }
 
 
-def mistral(sizes: dict[str, Any], **more: Any) -> Tiny:
-    return Tiny(MistralForCausalLM, MistralConfig(**sizes, hidden_act="relu", **more))
-
-
-MISTRAL = {"window": mistral(ODD, sliding_window=7)}
+MISTRAL = {"window": Tiny(MistralForCausalLM, MistralConfig(**ODD, sliding_window=7))}
+SMOLLM2 = Tiny(LlamaForCausalLM, LlamaConfig(**SIZES, tie_word_embeddings=True), dtype="bfloat16")
 
 
 def qwen2(sizes: dict[str, Any], **more: Any) -> Tiny:
@@ -170,7 +167,7 @@ def qwen2(sizes: dict[str, Any], **more: Any) -> Tiny:
 
 
 def qwen3(sizes: dict[str, Any], **more: Any) -> Tiny:
-    return Tiny(Qwen3ForCausalLM, Qwen3Config(**sizes, hidden_act="relu", **more))
+    return Tiny(Qwen3ForCausalLM, Qwen3Config(**sizes, hidden_act="gelu_pytorch_tanh", **more))
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}

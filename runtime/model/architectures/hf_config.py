@@ -12,7 +12,15 @@ from hotcold.runtime.model.architectures.limits import LIMITS, check_spec, is_in
 from hotcold.runtime.model.spec import Activation, ModelSpec
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
-ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "relu2": "relu2"}
+ACTIVATIONS: dict[str, Activation] = {  # as transformers names them
+    "relu": "relu",
+    "relu2": "relu2",
+    **dict.fromkeys(("silu", "swish"), "silu"),
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(
+        ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu tanh"
+    ),
+}
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -102,22 +110,24 @@ class Config:
 
     def require_relu(self, key: str, default: str, kind: str = "relu") -> None:
         """Refuse every activation but this kind of ReLU."""
-        if self.data.get(key, default) != kind:
-            raise self._refused_activation(key, default, repr(kind))
+        activation = self.data.get(key, default)
+        if activation != kind:
+            raise self.refuse(
+                f"activation {activation!r:.80} is not supported: only with ReLU is a neuron whose "
+                "gate does not fire exactly zero, so that it can be skipped; use a checkpoint with "
+                f"{key} {kind!r}"
+            )
 
     def activation(self, key: str, default: str) -> Activation:
-        """A ModelSpec's activation, of its name in the file; null counts as a name."""
-        said = self.data.get(key, default)
+        """A ModelSpec's activation, of its name in the file."""
+        said = self.data.get(key)
+        said = default if said is None else said
         if not isinstance(said, str) or said not in ACTIVATIONS:
-            raise self._refused_activation(key, default, " or ".join(map(repr, ACTIVATIONS)))
+            raise self.refuse(
+                f"activation {said!r:.80} ({key}) is not supported; supported: "
+                f"{', '.join(ACTIVATIONS)}"
+            )
         return ACTIVATIONS[said]
-
-    def _refused_activation(self, key: str, default: str, possible: str) -> CheckpointError:
-        return self.refuse(
-            f"activation {self.data.get(key, default)!r:.80} is not supported: only with ReLU is a "
-            "neuron whose gate does not fire exactly zero, so that it can be skipped; use a "
-            f"checkpoint with {key} {possible}"
-        )
 
     def checked(self, spec: ModelSpec) -> ModelSpec:
         """The spec itself, every field of it found possible."""

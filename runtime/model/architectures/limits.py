@@ -176,8 +176,10 @@ def _check_kinds(spec: ModelSpec) -> None:
 
 
 def _check_activation(spec: ModelSpec) -> None:
-    if spec.biases and (spec.gated or spec.attention_biases):
-        raise ValueError("biases everywhere are of ungated models, and need no attention_biases")
+    if spec.biases and spec.gated:
+        raise ValueError("biases are not supported in a gated feed-forward layer")
+    if spec.biases and spec.attention_biases:
+        raise ValueError("biases are everywhere, so attention_biases must be empty")
     if spec.activation == "relu both" and not spec.gated:
         raise ValueError("activation 'relu both' needs a gated feed-forward layer")
     threshold, fat = spec.activation_threshold, spec.activation == "fatrelu"

@@ -11,10 +11,8 @@ from hotcold.runtime.model.spec import DType, ModelSpec
 
 def read_spec(config: Config, dtype: DType) -> ModelSpec:
     """The spec of a checkpoint, refusing what is not a plain Llama."""
-    if config.data.get("hidden_act", "silu") in ("silu", "swish"):
-        return read_llama_like(config, dtype, "llama", activation="silu")
-    config.require_relu("hidden_act", "silu")
-    return read_llama_like(config, dtype, "llama")
+    activation = config.activation("hidden_act", "silu")
+    return read_llama_like(config, dtype, "llama", activation=activation)
 
 
 ARCHITECTURE = Architecture("llama", "Llama", "LlamaForCausalLM", read_spec, sources)

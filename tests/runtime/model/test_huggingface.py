@@ -222,7 +222,7 @@ def test_absurd_sizes(tmp_path: Path, key: str, value: object) -> None:
         ({"bos_token_id": 300}, ["bos_token_id", "300"]),
         ({"attention_bias": True}, ["lacks", "q_proj.bias"]),
         ({"mlp_bias": True}, ["mlp_bias"]),
-        ({"hidden_act": "gelu"}, ["'gelu'", "ReLU"]),
+        ({"hidden_act": "softplus"}, ["'softplus'", "relu2, silu"]),
         ({"hidden_act": ["relu"]}, ["relu"]),
         ({"architectures": ["GemmaForCausalLM"]}, ["GemmaForCausalLM", "LlamaForCausalLM"]),
         ({"architectures": []}, ["[]", "LlamaForCausalLM"]),

@@ -45,7 +45,7 @@ def test_factors_become_a_scale_and_an_epsilon(tmp_path: Path) -> None:
         ({"scale_depth": 0}, ["scale_depth is 0"]),
         ({"scale_depth": 1e-6}, ["norm epsilon"]),
         ({"dim_model_base": 1.5}, ["dim_model_base is 1.5"]),
-        ({"hidden_act": "softplus"}, ["'softplus' is not supported"]),
+        ({"hidden_act": "softplus"}, ["'softplus' (hidden_act)"]),
         ({"num_experts": 8}, ["num_experts is 8", "mixture of experts"]),
     ],
 )

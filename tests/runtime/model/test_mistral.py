@@ -1,11 +1,11 @@
-"""Mistral against transformers: a Llama whose attention looks back on a window."""
+"""Mistral and SmolLM2 against transformers: Llamas with SiLU, a window, tied embeddings."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.references import check_briefly, refused, rewrite
-from support.tiny_models import MISTRAL
+from support.tiny_models import MISTRAL, SMOLLM2
 
 from hotcold.runtime.model.checkpoints.bundle import look_at
 
@@ -13,6 +13,13 @@ from hotcold.runtime.model.checkpoints.bundle import look_at
 def test_logits_and_tokens_are_the_references(tmp_path: Path) -> None:
     folder = MISTRAL["window"].write(tmp_path)
     check_briefly(folder, MISTRAL["window"].reference(folder))
+
+
+def test_smollm2_is_a_llama(tmp_path: Path) -> None:
+    folder = SMOLLM2.write(tmp_path)
+    check_briefly(folder, SMOLLM2.reference(folder))
+    spec = look_at(folder)[1]
+    assert (spec.activation, spec.tied, spec.gated) == ("silu", True, True)
 
 
 def test_what_a_configuration_leaves_out(tmp_path: Path) -> None:
@@ -28,7 +35,7 @@ def test_what_a_configuration_leaves_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"hidden_act": "softplus"}, ["'softplus' is not supported", "hidden_act 'relu'"]),
+        ({"hidden_act": "softplus"}, ["'softplus' (hidden_act)", "relu2, silu"]),
         ({"sliding_window": 0}, ["sliding_window is 0", "1 to"]),
         ({"architectures": ["Mistral4ForCausalLM"]}, ["Mistral4ForCausalLM"]),
     ],
