@@ -121,6 +121,7 @@ def python_module(ffi: FFI, text: str) -> str:
         "",
         "from collections.abc import Callable",
         "from enum import IntEnum",
+        "from math import erfc",
         "from typing import Any, Final, NamedTuple",
         "",
         "import numpy as np",
@@ -146,7 +147,14 @@ def python_module(ffi: FFI, text: str) -> str:
 
 def activation_table() -> list[str]:
     """The rows of abi/activations.h as Python: their expressions mean the same there."""
-    lines = ["", "", "class ActivationRow(NamedTuple):"]
+    lines = ["", "", "def expf(x: Any) -> Any:"]
+    lines += ['    """As in C, of a number, an array or a tensor."""']
+    lines += ['    with np.errstate(over="ignore"):']
+    lines += ['        return x.exp() if hasattr(x, "exp") else np.exp(x)', "", ""]
+    lines += ["def erfcf(x: Any) -> Any:", '    """Likewise."""']
+    lines += ["    each = np.vectorize(erfc, otypes=[np.float64])"]
+    lines += ['    return x.erfc() if hasattr(x, "erfc") else each(x)[()]', "", ""]
+    lines += ["class ActivationRow(NamedTuple):"]
     lines += ['    """Of gate pre-activations g, a threshold t: numbers, arrays or tensors."""', ""]
     lines += ["    fires: Callable[[Any, float], Any]", "    value: Callable[[Any], Any]"]
     lines += ["    both: bool", "", "", "ACTIVATION_ROWS: Final = {"]

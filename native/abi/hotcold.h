@@ -334,6 +334,7 @@ typedef struct {
     const float *attention_norm_bias_D, *ffn_norm_bias_D; /* NULL: none; as all biases here */
     const float *qkv_bias, *o_bias_D;
     const float *ffn_bias_D; /* of the down matrix; the merge adds it, once */
+    const float *q_norm_E, *k_norm_E, *q_norm_bias_E, *k_norm_bias_E; /* of each head; NULL: none */
 } hc_layer;
 
 typedef enum { HC_NORM_RMS = 0, HC_NORM_LAYER = 1 } hc_norm;
@@ -371,6 +372,7 @@ typedef struct {
     const void *positions; /* [context at least][D], added to embeddings; NULL: none */
     const void *project_in, *project_out; /* [D][embed_dim], [embed_dim][D]; NULL: none */
     int64_t window; /* positions that attention looks back on, its own included; 0: all */
+    float embed_scale; /* what embeddings are multiplied by; 0: nothing */
 } hc_model;
 
 typedef struct {        /* what one device owns in one layer */

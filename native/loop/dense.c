@@ -45,6 +45,7 @@ static hc_status model_norm(const hc_model *m, const float *x_BD, const float *w
 hc_status hc_embed(hc_executor *e) {
     const hc_model *m = e->args.model;
     const int64_t element = hc_dtype_bytes(m->dtype), width = m->embed_dim;
+    const float scale = m->embed_scale != 0 ? m->embed_scale : 1;
     float *rows = m->project_in ? e->embedded_BE : e->residual_BD;
     for (int32_t b = 0; b < e->batch; b++) {
         int32_t token = e->token_B[b];
@@ -54,7 +55,7 @@ hc_status hc_embed(hc_executor *e) {
         /* Rows are widened one by one: embeddings stay in the checkpoint's dtype, B rows a pass. */
         const char *row = (const char *)m->embed + token * width * element;
         for (int64_t i = 0; i < width; i++)
-            rows[b * width + i] = to_float(row, m->dtype, i);
+            rows[b * width + i] = to_float(row, m->dtype, i) * scale;
     }
     if (m->project_in) {
         hc_status s =
@@ -85,10 +86,30 @@ static void append_kv(hc_executor *e, const float *qkv, float *k_cache, float *v
         }
 }
 
-/* Queries, keys and values of this pass, positions applied, from attention's input. */
+/* The norm of heads, side by side, in place: each is a row of the operator. */
+static hc_status norm_heads(const hc_model *m, float *heads_HE, int32_t heads,
+                            const float *weight_E, const float *bias_E) {
+    hc_status s = HC_OK;
+    for (int32_t h = 0; !s && h < heads; h += HC_MAX_BATCH) {
+        const int32_t count = heads - h < HC_MAX_BATCH ? heads - h : HC_MAX_BATCH;
+        float *at = heads_HE + (int64_t)h * m->head_dim;
+        s = hc_norm_rows(m->norm, at, weight_E, bias_E, m->norm_eps, at, count, m->head_dim);
+    }
+    return s;
+}
+
+/* Queries, keys and values of this pass, normed by head where the model does, positions applied, from
+ * attention's input. */
 static hc_status project(hc_executor *e, const hc_layer *layer, const float *x, int64_t width) {
     const hc_model *m = e->args.model;
     hc_status s = multiply(e, layer->qkv, layer->qkv_bias, width, m->d, x, e->qkv_BQ, 0, e->batch);
+    const int64_t q_dim = (int64_t)m->heads * m->head_dim;
+    for (int32_t b = 0; !s && layer->q_norm_E && b < e->batch; b++) {
+        float *q = e->qkv_BQ + b * width;
+        s = norm_heads(m, q, m->heads, layer->q_norm_E, layer->q_norm_bias_E);
+        if (!s)
+            s = norm_heads(m, q + q_dim, m->kv_heads, layer->k_norm_E, layer->k_norm_bias_E);
+    }
     if (s || !m->cos_PE)
         return s;
     /* query and key heads lie side by side and turn by the same angles: one call for both */

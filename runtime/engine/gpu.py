@@ -190,6 +190,9 @@ def unsupported(spec: ModelSpec) -> str:
     found = {
         f"heads of more than {GPU_MAX_HEAD_DIM} elements": spec.head_dim > GPU_MAX_HEAD_DIM,
         f"layers of more than {GPU_MAX_NEURONS} neurons": spec.n_neurons > GPU_MAX_NEURONS,
+        "biases of attention alone": bool(spec.attention_biases),
+        "norms of queries and keys": spec.qk_norm,
+        "scaled embeddings": spec.embed_scale != 1,
     }
     return ", ".join(name for name, there in found.items() if there)
 

@@ -1,4 +1,4 @@
 """A model in numbers: its spec, its neurons, its rotary tables; no weights.
 
-May import: native, native.abi
+May import: native.abi
 """

@@ -17,7 +17,8 @@ DType = Literal["float32", "float16", "bfloat16"]
 NEURON_DTYPES = tuple(word for word in abi.DTYPES if word not in abi.WEIGHT_DTYPES)
 DTYPE_BYTES: dict[str, int] = {name: abi.DTYPE_BYTES[name] for name in abi.WEIGHT_DTYPES}
 Norm = Literal["rms", "layer"]
-Activation = Literal["relu", "relu2", "fatrelu", "relu both"]
+Activation = Literal["relu", "relu2", "fatrelu", "relu both", "silu", "gelu", "gelu tanh"]
+AttentionBiases = Literal["", "qkv", "qkv o"]
 Positions = Literal["rotary", "learned"]
 
 
@@ -42,7 +43,7 @@ class ModelSpec:
         head_dim: elements of a head, even with rotary positions.
         vocab_size: V, rows of the embedding.
         rope_theta: base of the rotary frequencies; 0 with learned positions.
-        rope_scaling: None, or the checkpoint's scaling entry ("linear", "llama3").
+        rope_scaling: None, or the checkpoint's scaling entry (rotary.py), nothing left out.
         tied: the head is the embedding.
         dtype: dtype of the stored matrices (norm weights and biases are always float32).
         bos_ids: ids put before a prompt by the tokenizer's own template; informational.
@@ -55,6 +56,9 @@ class ModelSpec:
         activation_threshold: of its pre-activations; above 0 for "fatrelu", 0 for others.
         positions: "rotary", or "learned": a row a position, added to the embedding.
         biases: q, k, v, o, fc1 and fc2 have biases (not gated only).
+        attention_biases: where `biases` does not hold: "qkv": of q, k and v; "qkv o": of o, too.
+        qk_norm: each head's query and key goes through a norm, like the others, before it turns.
+        embed_scale: what embeddings are multiplied by.
         block: the operators of a layer (block.py).
         final_norm: there is a norm before the head.
         embed_dim: width of embedding and head where they are projected to and from d_model.
@@ -93,6 +97,14 @@ class ModelSpec:
     attention_window: int | None = None
     rotary_dim: int | None = None
     neuron_dtype: str | None = None
+    attention_biases: AttentionBiases = ""
+    qk_norm: bool = False
+    embed_scale: float = 1.0
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """Which of attention's matrices have a bias, of "qkv" and "o"."""
+        return ("qkv", "o") if self.biases else tuple(self.attention_biases.split())
 
     @property
     def neuron_format(self) -> str:
@@ -142,7 +154,9 @@ class ModelSpec:
     @property
     def least_firing(self) -> float:
         """The lowest gate pre-activation in float32 that fires."""
-        threshold = np.float32(self.activation_threshold)
+        threshold, lowest = np.float32(self.activation_threshold), np.finfo(np.float32).min
+        if self.fires(lowest):
+            return float(lowest)
         fires = self.fires(threshold)
         return float(threshold if fires else np.nextafter(threshold, np.float32(np.inf)))
 

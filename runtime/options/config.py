@@ -23,7 +23,7 @@ STORES = ("file", "memfd", "private")
 DEFAULT_CONTEXT = 512
 # Commands by what they need: each level takes its own options and those of the levels before it.
 COMMANDS = {
-    "model": ("inspect", "convert", "profile", "train-predictors", "pictures"),
+    "model": ("inspect", "convert", "profile", "sparsity", "train-predictors", "pictures"),
     "placement": ("solve",),
     "plan": ("roofline",),
     "session": ("evaluate", "bench prompt", "bench sync"),

@@ -94,8 +94,10 @@ class ModelWork:
         spec = self.spec
         rows = spec.q_dim + 2 * spec.kv_dim
         weights = (rows + spec.q_dim) * spec.d_model
-        biases = (rows + spec.d_model) * FLOAT32 * spec.biases
-        fixed = weights * spec.element_bytes + biases + self.norms("attention")
+        biased = rows * ("qkv" in spec.biased) + spec.d_model * ("o" in spec.biased)
+        head_norms = 2 * spec.head_dim * (1 + (spec.norm == "layer")) * spec.qk_norm
+        fixed = weights * spec.element_bytes + self.norms("attention")
+        fixed += (biased + head_norms) * FLOAT32
         keys = 2 * spec.kv_dim * self.kv_bytes
         return Work(Terms(fixed, keys), Terms(2 * weights, 4 * spec.q_dim))
 

@@ -55,6 +55,10 @@ def check_gguf(spec: ModelSpec, powerinfer: bool = False) -> None:
             f"{'PowerInfer GGUF' if powerinfer else 'GGUF'} is written for Llama models in "
             f"{' or '.join(dtypes)}, this one is {spec.architecture} in {spec.neuron_format}"
         )
+    if spec.attention_biases:
+        raise ConfigError(
+            "GGUF is written for models without biases, attention of this one has some"
+        )
     gguf_package()
 
 

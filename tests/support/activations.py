@@ -3,12 +3,14 @@
 And Llamas that have one.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from support.oracle import F64, Mask, Oracle
 
@@ -17,14 +19,19 @@ from hotcold.runtime.model.architectures.limits import check_spec
 from hotcold.runtime.model.spec import ModelSpec
 
 THRESHOLD = 0.3  # of fatrelu, in models
-ACTIVATIONS = ("relu", "relu2", "fatrelu", "relu both")
-KINDS = [(name, gated) for name in ACTIVATIONS for gated in (True, False)][:-1]  # both: gated
+DENSE = ("silu", "gelu", "gelu tanh")
+ACTIVATIONS = ("relu", "relu2", "fatrelu", "relu both", *DENSE)
+KINDS = [(name, gated) for name in ACTIVATIONS for gated in (True, False)]
+for absent in (("relu both", False), ("gelu", True), ("gelu tanh", False)):
+    KINDS.remove(absent)
 
 
 def fires(name: str, gate: Any, threshold: float = 0.0) -> NDArray[np.bool_]:
     """Where a neuron fires, of its gate pre-activation."""
     if name == "fatrelu":
         return np.asarray(gate) >= threshold
+    if name in DENSE:
+        return np.asarray(gate) != 0
     return np.asarray(gate) > 0
 
 
@@ -34,6 +41,13 @@ def factor(name: str, gate: F64, up: F64 | None = None, threshold: float = 0.0) 
         value = np.where(gate >= threshold, gate, 0.0)
     elif name == "relu2":
         value = np.maximum(gate, 0.0) ** 2
+    elif name == "silu":
+        value = gate / (1 + np.exp(-gate))
+    elif name == "gelu":
+        value = gate * torch.special.ndtr(torch.as_tensor(gate)).numpy()
+    elif name == "gelu tanh":
+        z = np.longdouble(math.sqrt(2 / math.pi)) * (gate + 0.044715 * gate**3)
+        value = (gate * np.exp(z) / (np.exp(z) + np.exp(-z))).astype(np.float64)
     else:
         value = np.maximum(gate, 0.0)
     if up is None:

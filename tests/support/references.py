@@ -166,14 +166,29 @@ def check_on_cpu(folder: Path, reference: Reference, count: int = 50, **options:
     assert 0.05 < masks_TLN.mean() < 0.95
     np.testing.assert_allclose(logits, masked, atol=1e-3, rtol=0)
     assert np.abs(masked - expected.logits_TV).max() > 1e-2, "nothing was left out"
-    prompt = ids[:8]
     with cpu_session(folder, **options) as local:
-        drawn = local.sample(prompt, Sampling(max_tokens=30, ignore_eos=True))
-        ours = [id_ for id_, _ in drawn]
+        check_tokens(local, ids[:8], reference)
+
+
+def check_tokens(local: LocalSession, prompt: list[int], reference: Reference) -> None:
+    """Thirty greedy tokens."""
+    drawn = local.sample(prompt, Sampling(max_tokens=30, ignore_eos=True))
+    ours = [id_ for id_, _ in drawn]
     at = reference.forward(prompt + ours).logits_TV[len(prompt) - 1 : -1]
     clear_T = top2_margin(at) > 2e-3
     assert len(ours) == 30 and clear_T.mean() > 0.9
     assert np.array(ours)[clear_T].tolist() == at.argmax(axis=-1)[clear_T].tolist()
+
+
+def check_briefly(folder: Path, reference: Reference, count: int = 50, start: int = 8) -> None:
+    """Logits and greedy tokens of one session, in the longest context, and the torch model's."""
+    ids = reference.ids(count)
+    with cpu_session(folder, context=64) as local:
+        logits, _ = local.logits(ids)
+        expected = reference.forward(ids).logits_TV
+        np.testing.assert_allclose(logits, expected, atol=1e-3, rtol=0)
+        check_tokens(local, ids[:start], reference)
+    check_in_torch(folder, reference, count)
 
 
 def check_in_torch(folder: Path, reference: Reference, count: int = 50) -> None:

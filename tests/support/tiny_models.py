@@ -9,12 +9,20 @@ from transformers import (
     ArceeForCausalLM,
     FalconConfig,
     FalconForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     NemotronConfig,
     NemotronForCausalLM,
+    PersimmonConfig,
+    PersimmonForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 SIZES: dict[str, Any] = {
@@ -146,6 +154,80 @@ FATRELU: dict[str, Any] = {"hidden_act": "fatrelu", "hidden_act_param": 0.25}
 SPARSE_LLAMA = {
     "prosparse": sparse_llama(0.25, model_type="sparsellama", **FATRELU),
     "sparselm": sparse_llama(0.0, model_type="llama_sparse_relu"),
+}
+
+
+MISTRAL = {"window": Tiny(MistralForCausalLM, MistralConfig(**ODD, sliding_window=7))}
+SMOLLM2 = Tiny(LlamaForCausalLM, LlamaConfig(**SIZES, tie_word_embeddings=True), dtype="bfloat16")
+
+
+def qwen2(sizes: dict[str, Any], **more: Any) -> Tiny:
+    config = Qwen2Config(**sizes, hidden_act="relu", **more)
+    return Tiny(Qwen2ForCausalLM, config, dtype="bfloat16")
+
+
+def qwen3(sizes: dict[str, Any], **more: Any) -> Tiny:
+    return Tiny(Qwen3ForCausalLM, Qwen3Config(**sizes, hidden_act="gelu_pytorch_tanh", **more))
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+QWEN = {
+    "2, tied, yarn": qwen2(
+        SIZES, tie_word_embeddings=True, rope_parameters={"rope_theta": 1e6, **YARN}
+    ),
+    "3, all biases, window": qwen3(
+        ODD, attention_bias=True, use_sliding_window=True, sliding_window=9, max_window_layers=0
+    ),
+}
+
+
+def persimmon(sizes: dict[str, Any], **more: Any) -> Tiny:
+    names = Names("model.layers", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+    sizes = {key: value for key, value in sizes.items() if key not in LLAMAS_KEYS[1:]}
+    return Tiny(PersimmonForCausalLM, PersimmonConfig(**sizes, **more), names)
+
+
+PERSIMMON = {
+    "half of a head": persimmon(SIZES),
+    "no norms of heads": persimmon(
+        {**ODD, "hidden_size": 30}, qk_layernorm=False, partial_rotary_factor=0.7
+    ),
+}
+
+
+class MiniCPM(GraniteForCausalLM):
+    """MiniCPM's own code is Llama's but for factors, which Granite has under other names.
+
+    Of a gate a FATReLU is computed.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp.forward = lambda x, mlp=layer.mlp, t=config.least: mlp.down_proj(
+                threshold(mlp.gate_proj(x), t, 0.0) * mlp.up_proj(x)
+            )
+
+
+def minicpm(sizes: dict[str, Any], least: float, **written: Any) -> Tiny:
+    size = sizes.get("head_dim", sizes["hidden_size"] // sizes["num_attention_heads"])
+    config = GraniteConfig(
+        **sizes,
+        least=least,
+        tie_word_embeddings=True,
+        embedding_multiplier=12.0,
+        residual_multiplier=1.4 / sizes["num_hidden_layers"] ** 0.5,
+        logits_scaling=sizes["hidden_size"] / 16,
+        attention_multiplier=size**-0.5,
+    )
+    own = {"architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm"}
+    own |= {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16, "attention_bias": False}
+    return Tiny(MiniCPM, config, written={**own, **written}, threshold=least)
+
+
+MINICPM = {
+    "fatrelu": minicpm(SIZES, 0.03, hidden_act="fatrelu", hidden_act_param=0.03),
+    "relu": minicpm(ODD, 0.0, hidden_act="relu"),
 }
 KINDS = {"bamboo": BAMBOO, "arcee": ARCEE, "nemotron": NEMOTRON, "falcon": FALCON}
 KINDS["sparse llama"] = SPARSE_LLAMA

@@ -9,6 +9,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("commands.inspect", "Show a model's shapes, bytes and sparsity"),
     "convert": ("commands.convert", "Make a model's bundle, its neurons in int8 for example"),
     "profile": ("offline.profile", "Count over a text how often each neuron fires"),
+    "sparsity": ("offline.sparsity", "Measure how sparse each layer really is on a text"),
     "train-predictors": (
         "offline.train_predictors",
         "Train predictors on a text, report their quality",

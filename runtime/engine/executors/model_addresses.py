@@ -11,6 +11,7 @@ from hotcold.runtime.weights.weights import WeightStore
 # Tensors by their names in a bundle, and the fields of hc_layer and hc_model that point to them.
 VECTORS = "attention_norm attention_norm_bias o_bias ffn_norm ffn_norm_bias ffn_bias"
 LAYER = {name: f"{name}_D" for name in VECTORS.split()}
+LAYER |= {name: f"{name}_E" for name in ("q_norm", "k_norm", "q_norm_bias", "k_norm_bias")}
 LAYER |= {name: name for name in ("qkv", "qkv_bias", "o")} | {"neurons": "records"}
 ENDS = {name: name for name in ("embed", "head", "positions", "project_in", "project_out")}
 ENDS |= {name: f"{name}_D" for name in ("final_norm", "final_norm_bias")}
@@ -37,6 +38,7 @@ def model_addresses(bundle: Bundle, store: WeightStore, context: int) -> dict[st
         "activation": spec.activation,
         "activation_threshold": spec.activation_threshold,
         "norm_eps": spec.norm_eps,
+        "embed_scale": spec.embed_scale,
         "block": operators(spec.block),
         "n_block": len(spec.block),
         "dtype": spec.dtype,

@@ -16,12 +16,14 @@ class Source:
         shape: it must have.
         rows: those that the bundle has, in its order; None: all of them as they are.
         plus: added to every element of a tensor that the bundle has in float32.
+        times: what every element of such a tensor is multiplied by.
     """
 
     name: str
     shape: tuple[int, ...]
     rows: tuple[range, ...] | None = None
     plus: float = 0.0
+    times: float = 1.0
 
     @property
     def runs(self) -> tuple[range, ...]:

@@ -9,9 +9,18 @@ from pathlib import Path
 from hotcold.native.errors import CheckpointError
 from hotcold.runtime.files.json_files import read_json_object, regular_file
 from hotcold.runtime.model.architectures.limits import LIMITS, check_spec, is_int, positive
-from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.model.spec import Activation, ModelSpec
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+ACTIVATIONS: dict[str, Activation] = {  # as transformers names them
+    "relu": "relu",
+    "relu2": "relu2",
+    **dict.fromkeys(("silu", "swish"), "silu"),
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(
+        ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu tanh"
+    ),
+}
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -108,6 +117,17 @@ class Config:
                 "gate does not fire exactly zero, so that it can be skipped; use a checkpoint with "
                 f"{key} {kind!r}"
             )
+
+    def activation(self, key: str, default: str) -> Activation:
+        """A ModelSpec's activation, of its name in the file."""
+        said = self.data.get(key)
+        said = default if said is None else said
+        if not isinstance(said, str) or said not in ACTIVATIONS:
+            raise self.refuse(
+                f"activation {said!r:.80} ({key}) is not supported; supported: "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        return ACTIVATIONS[said]
 
     def checked(self, spec: ModelSpec) -> ModelSpec:
         """The spec itself, every field of it found possible."""

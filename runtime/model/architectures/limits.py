@@ -9,7 +9,14 @@ import math
 from typing import Any, get_args
 
 from hotcold.runtime.model.block import check_block
-from hotcold.runtime.model.spec import DTYPE_BYTES, NEURON_DTYPES, Activation, ModelSpec
+from hotcold.runtime.model.rotary import ORIGINAL
+from hotcold.runtime.model.spec import (
+    DTYPE_BYTES,
+    NEURON_DTYPES,
+    Activation,
+    AttentionBiases,
+    ModelSpec,
+)
 
 LIMITS: dict[str, tuple[int, int]] = {  # inclusive
     "n_layers": (1, 1024),
@@ -25,17 +32,17 @@ KINDS: dict[str, tuple[str, ...]] = {
     "norm": ("rms", "layer"),
     "activation": get_args(Activation),
     "positions": ("rotary", "learned"),
+    "attention_biases": get_args(AttentionBiases),
 }
-FLAGS = ("tied", "gated", "biases", "final_norm")
-ROPE_NUMBERS: dict[str, tuple[str, ...]] = {
+FLAGS = ("tied", "gated", "biases", "final_norm", "qk_norm")
+ROPE_NUMBERS: dict[str, tuple[str, ...]] = {  # of a kind of scaling (rotary.py)
     "linear": ("factor",),
-    "llama3": (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    ),
+    "dynamic": ("factor", ORIGINAL),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", ORIGINAL),
+    "yarn": ("factor", "beta_fast", "beta_slow", "attention_factor", ORIGINAL),
+    "longrope": ("attention_factor", ORIGINAL),
 }
+ROPE_LISTS = {"longrope": ("long_factor", "short_factor")}  # a number a pair
 
 
 def is_int(value: object) -> bool:
@@ -55,8 +62,8 @@ def positive(value: object, limit: float) -> bool:
     return is_number(value) and 0 < value <= limit  # type: ignore[operator]
 
 
-def check_rope_scaling(scaling: dict[str, Any] | None) -> None:
-    """Check a normalised scaling entry.
+def check_rope_scaling(scaling: dict[str, Any] | None, turned: int) -> None:
+    """Check a normalised scaling entry; turned: elements of a head that turn.
 
     Raises:
         ValueError: another type, or a factor missing or out of range; the text says which.
@@ -65,13 +72,32 @@ def check_rope_scaling(scaling: dict[str, Any] | None) -> None:
         return
     kind = scaling.get("rope_type")
     if not isinstance(kind, str) or kind not in ROPE_NUMBERS:
-        raise ValueError(f"rope type {kind!r} is not supported; supported: default, linear, llama3")
+        raise ValueError(
+            f"rope type {kind!r:.80} is not supported; supported: default, "
+            f"{', '.join(ROPE_NUMBERS)}"
+        )
+    for name in ROPE_LISTS.get(kind, ()):
+        values = scaling.get(name)
+        if not isinstance(values, list) or not all(positive(value, 1e9) for value in values):
+            raise ValueError(
+                f"rope parameter {name} of type {kind!r} is {values!r:.80}, it must be a list of "
+                "numbers above 0 and at most 1e9"
+            )
+        if len(values) != turned // 2:
+            raise ValueError(
+                f"rope parameter {name} of type {kind!r} has {len(values)} numbers, it must have "
+                f"{turned // 2}, one for each pair of a head's elements that turns"
+            )
     for name in ROPE_NUMBERS[kind]:
         if not positive(scaling.get(name), 1e9):
             raise ValueError(
                 f"rope parameter {name} of type {kind!r} is {scaling.get(name)!r:.80}, "
                 "it must be a number above 0 and at most 1e9"
             )
+    if kind == "yarn" and not isinstance(scaling.get("truncate"), bool):
+        raise ValueError(
+            f"rope parameter truncate is {scaling.get('truncate')!r:.80}, it must be true or false"
+        )
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         raise ValueError(
             f"rope parameter high_freq_factor {scaling['high_freq_factor']} must exceed "
@@ -96,6 +122,10 @@ def check_spec(spec: ModelSpec) -> None:
         )
     if not positive(spec.norm_eps, 1.0):
         raise ValueError(f"norm epsilon is {spec.norm_eps!r:.80}, it must be above 0, at most 1")
+    if not positive(spec.embed_scale, 1e9):
+        raise ValueError(
+            f"embed_scale is {spec.embed_scale!r:.80}, it must be above 0, at most 1e9"
+        )
     if spec.dtype not in DTYPE_BYTES:
         raise ValueError(f"dtype {spec.dtype!r:.80} is not possible")
     if spec.neuron_dtype not in (None, *NEURON_DTYPES):
@@ -142,12 +172,14 @@ def _check_kinds(spec: ModelSpec) -> None:
         )
     if not positive(spec.rope_theta, 1e12):
         raise ValueError(f"rope theta is {spec.rope_theta!r:.80}, it must be above 0, at most 1e12")
-    check_rope_scaling(spec.rope_scaling)
+    check_rope_scaling(spec.rope_scaling, turned or spec.head_dim)
 
 
 def _check_activation(spec: ModelSpec) -> None:
     if spec.biases and spec.gated:
         raise ValueError("biases are not supported in a gated feed-forward layer")
+    if spec.biases and spec.attention_biases:
+        raise ValueError("biases are everywhere, so attention_biases must be empty")
     if spec.activation == "relu both" and not spec.gated:
         raise ValueError("activation 'relu both' needs a gated feed-forward layer")
     threshold, fat = spec.activation_threshold, spec.activation == "fatrelu"

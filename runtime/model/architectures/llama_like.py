@@ -8,8 +8,14 @@ from typing import Any
 
 from hotcold.runtime.model.architectures.base import Source, Sources
 from hotcold.runtime.model.architectures.hf_config import Config, eos_ids
-from hotcold.runtime.model.architectures.limits import ROPE_NUMBERS, check_rope_scaling, positive
-from hotcold.runtime.model.rotary import head_order
+from hotcold.runtime.model.architectures.limits import (
+    LIMITS,
+    ROPE_LISTS,
+    ROPE_NUMBERS,
+    check_rope_scaling,
+    positive,
+)
+from hotcold.runtime.model.rotary import ATTENTION_FACTORS, ORIGINAL, head_order
 from hotcold.runtime.model.spec import DType, ModelSpec
 
 ROPE_KEYS = ("rope_scaling", "rope_parameters")
@@ -32,19 +38,32 @@ def _rope_kind(config: Config, rope: dict[str, Any]) -> object:
     return said[0] if said else "default"
 
 
-def read_rope(config: Config) -> dict[str, Any]:
-    """Theta and scaling, as fields of a spec, from either spelling; in both, they must agree."""
+def read_rope(
+    config: Config, context: int, head_dim: int, share: float | None = None
+) -> dict[str, Any]:
+    """Positions as fields of a spec: theta, scaling, how much of a head turns, how many there are.
+
+    Theta and scaling are read from either spelling; in both, they must agree. `context` positions
+    and `share` of a head (None: all of it, and nothing else is possible) hold where the file says
+    nothing. A scaling that reaches beyond max_position_embeddings gives more positions.
+    """
+    rotary_dim = _rotary_dim(config, head_dim, share)
+    positions = config.integer("max_position_embeddings", "max_context", context)
     said = [config.data[key] for key in ROPE_KEYS if config.data.get(key)]
-    read = [_rope_entry(config, entry) for entry in said or [{}]]
+    turned = rotary_dim or head_dim
+    read = [_rope_entry(config, entry, positions, turned) for entry in said or [{}]]
     if read[0] != read[-1]:
         raise config.refuse(
             f"{' and '.join(ROPE_KEYS)} differ ({said[0]!r:.120} and {said[1]!r:.120}); keep the "
             "one that is meant"
         )
-    return read[0]
+    scaling = read[0].get("rope_scaling", {})
+    reach = scaling.get(ORIGINAL, 0) * scaling.get("factor", 1)
+    reach = min(int(reach), LIMITS["max_context"][1])
+    return {**read[0], "rotary_dim": rotary_dim, "max_context": max(positions, reach)}
 
 
-def _rope_entry(config: Config, rope: object) -> dict[str, Any]:
+def _rope_entry(config: Config, rope: object, positions: int, turned: int) -> dict[str, Any]:
     """Theta and scaling of one dict; a theta inside it wins, as in transformers."""
     if not isinstance(rope, dict):
         raise config.refuse(f"rope parameters are {rope!r:.80}, they must be an object; correct it")
@@ -58,30 +77,51 @@ def _rope_entry(config: Config, rope: object) -> dict[str, Any]:
     kind = _rope_kind(config, rope)
     if kind == "default":
         return {"rope_theta": float(theta)}
-    scaling = {"rope_type": kind}
-    scaling |= {key: rope.get(key) for key in ROPE_NUMBERS.get(str(kind), ())}
-    if kind == "llama3":
-        original = config.data.get("original_max_position_embeddings")
-        fallback = config.data.get("max_position_embeddings")
-        key = "original_max_position_embeddings"
-        scaling[key] = original if original is not None else rope.get(key, fallback)
+    scaling = {"rope_type": kind, **_scaling(config, str(kind), rope, positions)}
     try:
-        check_rope_scaling(scaling)
+        check_rope_scaling(scaling, turned)
     except ValueError as error:
         raise config.refuse(f"{error}; use a checkpoint that has one of these") from error
     return {"rope_theta": float(theta), "rope_scaling": scaling}
 
 
-def read_heads(config: Config) -> dict[str, Any]:
-    """Width and query heads, as fields of a spec."""
+def _scaling(config: Config, kind: str, rope: dict[str, Any], positions: int) -> dict[str, Any]:
+    """The numbers of a scaling, with what transformers takes where the file says nothing."""
+    names = (*ROPE_NUMBERS.get(kind, ()), *ROPE_LISTS.get(kind, ()))
+    scaling = {name: rope.get(name) for name in names}
+    if ORIGINAL in scaling:
+        said = (config.data.get(ORIGINAL), rope.get(ORIGINAL))
+        known = () if kind == "dynamic" else [value for value in said if value is not None]
+        scaling[ORIGINAL] = original = known[0] if known else positions
+        if not positive(original, 1e9):
+            return scaling  # which is refused
+    if kind in ATTENTION_FACTORS:
+        factor = rope.get("factor")
+        factor = positions / original if factor is None else factor
+        if "factor" in scaling:
+            scaling["factor"] = factor
+        if scaling["attention_factor"] is None and positive(factor, 1e9):
+            scaling["attention_factor"] = ATTENTION_FACTORS[kind](factor, original, rope)
+    if kind == "yarn":
+        scaling["beta_fast"] = rope.get("beta_fast") or 32
+        scaling["beta_slow"] = rope.get("beta_slow") or 1
+        scaling["truncate"] = rope.get("truncate", True)
+    return scaling
+
+
+def read_heads(config: Config, size: int | None = None) -> dict[str, Any]:
+    """Width and query heads, as fields of a spec; size: of a head, where the file does not say.
+
+    None: as heads share the width evenly.
+    """
     d_model = config.integer("hidden_size", "d_model")
     n_heads = config.integer("num_attention_heads", "n_heads")
-    if config.data.get("head_dim") is None and d_model % n_heads:
+    if size is None and config.data.get("head_dim") is None and d_model % n_heads:
         raise config.refuse(
             f"hidden_size {d_model} is not a multiple of num_attention_heads {n_heads} and "
             "head_dim is not given; correct one of them"
         )
-    head_dim = config.integer("head_dim", "head_dim", d_model // n_heads)
+    head_dim = config.integer("head_dim", "head_dim", size or d_model // n_heads)
     if head_dim % 2:
         raise config.refuse(f"head_dim {head_dim} is odd; rotary embedding turns pairs, correct it")
     return {"d_model": d_model, "n_heads": n_heads, "head_dim": head_dim}
@@ -100,7 +140,8 @@ def read_kv_heads(config: Config, key: str, n_heads: int, default: int | None = 
 
 def _rotary_dim(config: Config, head_dim: int, share: float | None) -> int | None:
     """See ModelSpec; share: of a head, where the file does not say; None: only whole ones turn."""
-    files = [config.data, *(config.data.get(key) or {} for key in ROPE_KEYS)]
+    ropes = [config.data.get(key) for key in ROPE_KEYS]
+    files = [config.data, *(rope for rope in ropes if isinstance(rope, dict))]
     said = {key: file[key] for file in files for key in PARTIAL_KEYS if file.get(key) is not None}
     for key, value in said.items():
         if share is None and value != 1:
@@ -126,23 +167,28 @@ def read_llama_like(
     kv_heads: int | None = None,
     eps: tuple[str, float] = ("rms_norm_eps", 1e-6),
     turned: float | None = None,
+    head_dim: int | None = None,
+    tied: bool = False,
     **kinds: Any,  # noqa: ANN401 - as ModelSpec has them
 ) -> ModelSpec:
     """The spec of a checkpoint that spells its sizes as a Llama does.
 
-    `context`, `kv_heads` (None: as many as heads), `eps` (with its key) and `turned` (the share of
-    a head that does; None: all of it, and nothing else is possible) hold where the file says
-    nothing.
+    `context`, `kv_heads` (None: as many as heads), `eps` (with its key), `turned` (the share of
+    a head that does; None: all of it, and nothing else is possible), `head_dim` (None: as heads
+    share the width) and `tied` hold where the file says nothing. `attention_bias` in the file means
+    biases of q, k, v and o, unless `kinds` say which there are.
 
     Raises:
         CheckpointError: the file cannot be right, or says what is not supported.
     """
     config.refuse_unsupported()
-    for key in ("attention_bias", "mlp_bias"):
-        if config.flag(key):
-            raise config.refuse(f"{key} is true; biases are not supported, use a model without")
+    if config.flag("mlp_bias"):
+        raise config.refuse(
+            "mlp_bias is true; biases of these neurons are not supported, use a model without"
+        )
+    kinds.setdefault("attention_biases", "qkv o" if config.flag("attention_bias") else "")
     vocab_size = config.integer("vocab_size", "vocab_size")
-    sizes = read_heads(config)
+    sizes = read_heads(config, head_dim)
     spec = ModelSpec(
         architecture=architecture,
         n_layers=config.integer("num_hidden_layers", "n_layers"),
@@ -150,11 +196,9 @@ def read_llama_like(
         **sizes,
         n_kv_heads=read_kv_heads(config, "num_key_value_heads", sizes["n_heads"], kv_heads),
         vocab_size=vocab_size,
-        max_context=config.integer("max_position_embeddings", "max_context", context),
         norm_eps=config.number(*eps, 1.0),
-        **read_rope(config),
-        rotary_dim=_rotary_dim(config, sizes["head_dim"], turned),
-        tied=config.flag("tie_word_embeddings"),
+        **read_rope(config, context, sizes["head_dim"], turned),
+        tied=config.flag("tie_word_embeddings", tied),
         dtype=dtype,
         bos_ids=config.token_ids("bos_token_id", vocab_size),
         eos_ids=eos_ids(config, vocab_size),
@@ -163,25 +207,50 @@ def read_llama_like(
     return config.checked(spec)
 
 
-def norm_sources(name: str, source: str, spec: ModelSpec, plus: float = 0.0) -> Sources:
-    """A norm's weight, to which the model adds `plus`, and the bias of a layer norm."""
-    shape = (spec.d_model,)
-    parts: Sources = {name: (Source(f"{source}.weight", shape, plus=plus),)}
+def norm_sources(
+    name: str,
+    source: str,
+    spec: ModelSpec,
+    plus: float = 0.0,
+    rows: tuple[range, ...] | None = None,
+) -> Sources:
+    """A norm's weight, to which the model adds `plus`, and the bias of a layer norm.
+
+    rows: of a head, in the bundle's order; None: a norm of the width.
+    """
+    shape = (spec.head_dim if rows else spec.d_model,)
+    parts: Sources = {name: (Source(f"{source}.weight", shape, rows, plus),)}
     if spec.norm == "layer":
-        parts[f"{name}_bias"] = (Source(f"{source}.bias", shape),)
+        parts[f"{name}_bias"] = (Source(f"{source}.bias", shape, rows),)
     return parts
 
 
-def _head_rows(spec: ModelSpec, heads: int) -> tuple[range, ...] | None:
-    """Rows of query or key heads in the order of rotary.py; None: as they are."""
+def head_rows(spec: ModelSpec) -> tuple[range, ...]:
+    """Rows of a query or key head in the order of rotary.py."""
     if spec.rotary_dim is None:
-        return None
-    order, size = head_order(spec.head_dim, spec.rotary_dim), spec.head_dim
-    return tuple(
+        return (range(spec.head_dim),)
+    return head_order(spec.head_dim, spec.rotary_dim)
+
+
+def head_norm_sources(name: str, source: str, spec: ModelSpec) -> Sources:
+    """Norms of query and key heads; source: with {} for q and k."""
+    parts: Sources = {}
+    for head in "qk":
+        parts |= norm_sources(
+            f"{name}.{head}_norm", source.format(head), spec, rows=head_rows(spec)
+        )
+    return parts
+
+
+def _heads(spec: ModelSpec, source: str, heads: int, columns: tuple[int, ...]) -> Source:
+    """A projection to query or key heads, or its bias."""
+    size = spec.head_dim
+    rows = tuple(
         range(head * size + part.start, head * size + part.stop)
         for head in range(heads)
-        for part in order
+        for part in head_rows(spec)
     )
+    return Source(source, (heads * size, *columns), rows if spec.rotary_dim else None)
 
 
 def sources(spec: ModelSpec, config: Config, norm_plus: float = 0.0) -> Sources:
@@ -201,12 +270,18 @@ def sources(spec: ModelSpec, config: Config, norm_plus: float = 0.0) -> Sources:
         parts |= norm_sources(
             f"{name}.ffn_norm", f"{source}.post_attention_layernorm", spec, norm_plus
         )
+        for ending, columns in {"weight": (d,), "bias": ()}.items():
+            if ending == "weight" or "qkv" in spec.biased:
+                parts[f"{name}.qkv" + "_bias" * (ending == "bias")] = (
+                    _heads(spec, f"{attention}.q_proj.{ending}", spec.n_heads, columns),
+                    _heads(spec, f"{attention}.k_proj.{ending}", spec.n_kv_heads, columns),
+                    Source(f"{attention}.v_proj.{ending}", (kv, *columns)),
+                )
+        if "o" in spec.biased:
+            parts[f"{name}.o_bias"] = (Source(f"{attention}.o_proj.bias", (d,)),)
+        if spec.qk_norm:
+            parts |= head_norm_sources(name, f"{attention}.{{}}_norm", spec)
         parts |= {
-            f"{name}.qkv": (
-                Source(f"{attention}.q_proj.weight", (q, d), _head_rows(spec, spec.n_heads)),
-                Source(f"{attention}.k_proj.weight", (kv, d), _head_rows(spec, spec.n_kv_heads)),
-                Source(f"{attention}.v_proj.weight", (kv, d)),
-            ),
             f"{name}.o": (Source(f"{attention}.o_proj.weight", (d, q)),),
             f"{name}.down": (Source(f"{mlp}.down_proj.weight", (d, n)),),
         }

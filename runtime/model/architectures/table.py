@@ -2,11 +2,13 @@
 
 from hotcold.runtime.model.architectures import (
     arcee,
-    bamboo,
     falcon,
     llama,
+    mistral,
     nemotron,
     opt,
+    persimmon,
+    qwen,
     sparse_llama,
 )
 from hotcold.runtime.model.architectures.base import Architecture
@@ -15,11 +17,16 @@ from hotcold.runtime.model.architectures.hf_config import Config
 ARCHITECTURES: tuple[Architecture, ...] = (
     llama.ARCHITECTURE,
     opt.ARCHITECTURE,
-    bamboo.ARCHITECTURE,
+    mistral.BAMBOO,
     arcee.ARCHITECTURE,
     nemotron.ARCHITECTURE,
     falcon.ARCHITECTURE,
-    sparse_llama.ARCHITECTURE,
+    sparse_llama.SPARSE_LLAMA,
+    sparse_llama.MINICPM,
+    mistral.MISTRAL,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    persimmon.ARCHITECTURE,
 )
 
 

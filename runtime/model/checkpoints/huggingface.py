@@ -242,7 +242,9 @@ class Checkpoint:
         for source in parts:
             for raw in self._blocks(source):
                 block = self._converted(raw, source, dtype)
-                yield block + np.float32(source.plus) if source.plus else block
+                if source.plus or source.times != 1:
+                    block = block * np.float32(source.times) + np.float32(source.plus)
+                yield block
 
     def neurons(self, layer: int, step: int) -> Iterator[dict[str, Raw]]:
         """Parts of a layer's neurons, step neurons at a time, one row a neuron.

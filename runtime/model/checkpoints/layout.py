@@ -4,8 +4,8 @@
     | embed | head | final_norm
 
 Where a model has them: a layer norm's weight is followed by its bias (attention_norm_bias), .qkv
-and .o by theirs, .neurons by .ffn_bias (of the down matrix; the gate's are in the records), embed
-by positions and project_in, head by project_out.
+and .o by theirs, .qkv by the norms of its heads (q_norm, k_norm), .neurons by .ffn_bias (of the
+down matrix; the gate's are in the records), embed by positions and project_in, head by project_out.
 
 Used by the writer and by the reader, which compares what a bundle claims with what its spec
 implies, so that no offset from a file is ever trusted. Matrix rows are contiguous and unpadded.
@@ -53,7 +53,7 @@ def _tensors(spec: ModelSpec) -> list[tuple[str, tuple[int, ...], str]]:
     d, dtype, width = spec.d_model, spec.dtype, spec.embed_width
     record_bytes = NeuronRecord.for_spec(spec).bytes
     projected, qkv = spec.embed_dim is not None, spec.q_dim + 2 * spec.kv_dim
-    norm_bias = spec.norm == "layer"
+    norm_bias, e = spec.norm == "layer", (spec.head_dim,)
     attention_norm, ffn_norm = (name in norms(spec.block) for name in NORMS)
     tensors: list[tuple[str, tuple[int, ...], str, bool]] = []
     for i in range(spec.n_layers):
@@ -62,9 +62,14 @@ def _tensors(spec: ModelSpec) -> list[tuple[str, tuple[int, ...], str]]:
             (f"{layer}.attention_norm", (d,), "float32", attention_norm),
             (f"{layer}.attention_norm_bias", (d,), "float32", attention_norm and norm_bias),
             (f"{layer}.qkv", (qkv, d), dtype, True),
-            (f"{layer}.qkv_bias", (qkv,), "float32", spec.biases),
+            (f"{layer}.qkv_bias", (qkv,), "float32", "qkv" in spec.biased),
+            *((f"{layer}.{head}_norm", e, "float32", spec.qk_norm) for head in "qk"),
+            *(
+                (f"{layer}.{head}_norm_bias", e, "float32", spec.qk_norm and norm_bias)
+                for head in "qk"
+            ),
             (f"{layer}.o", (d, spec.q_dim), dtype, True),
-            (f"{layer}.o_bias", (d,), "float32", spec.biases),
+            (f"{layer}.o_bias", (d,), "float32", "o" in spec.biased),
             (f"{layer}.ffn_norm", (d,), "float32", ffn_norm),
             (f"{layer}.ffn_norm_bias", (d,), "float32", ffn_norm and norm_bias),
             (f"{layer}.neurons", (spec.n_neurons, record_bytes), "uint8", True),

@@ -93,7 +93,8 @@ def _layer_colours(figure: "Figure", axes: "Axes", layers: int) -> list[tuple[fl
     return [tuple(float(part) for part in shade) for shade in shades[:layers]]
 
 
-def _in_percent(axis: "Axis") -> None:
+def in_percent(axis: "Axis") -> None:
+    """Label an axis of shares."""
     from matplotlib.ticker import FuncFormatter
 
     axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g} %"))
@@ -102,8 +103,8 @@ def _in_percent(axis: "Axis") -> None:
 def _percent_axes(axes: "Axes", x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    _in_percent(axes.xaxis)
-    _in_percent(axes.yaxis)
+    in_percent(axes.xaxis)
+    in_percent(axes.yaxis)
 
 
 def draw_activation_share(scene: Scene) -> "Figure":
@@ -172,7 +173,7 @@ def draw_sparsity(scene: Scene) -> "Figure":
     axes.set_xlabel("layer")
     axes.set_ylabel("neurons silent for a token (% of the layer)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _in_percent(axes.yaxis)
+    in_percent(axes.yaxis)
     axes.set_xlim(-0.6, len(layers) - 0.4)
     axes.set_ylim(top=min(1.005, axes.get_ylim()[1]))
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, frameon=False)
@@ -199,7 +200,7 @@ def draw_predictor_size(scene: Scene) -> "Figure":
     axes.set_ylabel(f"matrices of its predictor ({unit})")
     axes.margins(x=0.08)
     axes.set_ylim(0, 1.15 * float(size_L.max()))
-    _in_percent(axes.xaxis)
+    in_percent(axes.xaxis)
     return figure
 
 

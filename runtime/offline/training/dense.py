@@ -27,6 +27,7 @@ Propose = Callable[[int, Tensor, Tensor], Tensor | None]
 _PARTS = (
     *("attention_norm", "attention_norm_bias", "ffn_norm", "ffn_norm_bias"),
     *("qkv", "qkv_bias", "o", "o_bias", "ffn_bias"),
+    *("q_norm", "q_norm_bias", "k_norm", "k_norm_bias"),
 )
 
 
@@ -122,7 +123,7 @@ class DenseModel:
 
     def embedded(self, ids_BT: Tensor) -> Tensor:
         """The residual stream before the first layer."""
-        h_RD = self.embed_VD[ids_BT.reshape(-1).to(self.device)]
+        h_RD = self.embed_VD[ids_BT.reshape(-1).to(self.device)] * self.spec.embed_scale
         if "project_in" in self._parts:
             h_RD = h_RD @ self._parts["project_in"].T
         if self.spec.positions == "learned":
@@ -193,6 +194,8 @@ class DenseModel:
         qkv_RE = _plus(x_RD @ layer["qkv"].T, layer.get("qkv_bias"))
         parts = qkv_RE.view(batch, length, -1).split(sizes, dim=-1)
         q, k, v = (p.view(batch, length, -1, spec.head_dim).transpose(1, 2) for p in parts)
+        if spec.qk_norm:
+            q, k = self._norm(q, layer, "q_norm"), self._norm(k, layer, "k_norm")
         if spec.positions == "rotary":
             q, k = self._rotate(q, length), self._rotate(k, length)
         groups = spec.n_heads // spec.n_kv_heads

@@ -166,7 +166,10 @@ def test_the_torch_model_computes_the_same(made: Made, name: str, shape: Any) ->
 def test_a_spec_says_what_does_not_go_together() -> None:
     spec = resolve_model(None).spec
     for changes, match in (
-        ({"activation": "gelu"}, "activation is 'gelu', it must be one of relu, relu2, fatrelu"),
+        (
+            {"activation": "softplus"},
+            "activation is 'softplus', it must be one of relu, relu2, fatrelu",
+        ),
         ({"activation_threshold": 0.1}, "activation_threshold is 0.1, of relu it must be 0"),
         ({"activation": "fatrelu"}, "is 0.0, of fatrelu it must be above 0 and at most 1e9"),
         ({"activation": "fatrelu", "activation_threshold": float("nan")}, "is nan, of fatrelu"),

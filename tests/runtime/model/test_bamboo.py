@@ -60,7 +60,7 @@ def test_inspect_shows_it(tmp_path: Path) -> None:
         ({"hidden_act": "silu"}, ["'silu'", "hidden_act 'relu'"]),
         ({"sliding_window": 0}, ["sliding_window is 0", "1 to"]),
         ({"sliding_window": "all"}, ["sliding_window is 'all'"]),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, ["'yarn'"]),
+        ({"rope_parameters": {"rope_type": "axial", "factor": 2.0}}, ["'axial'"]),
         ({"architectures": ["BambaForCausalLM"]}, ["BambaForCausalLM", "BambooForCausalLM"]),
     ],
 )

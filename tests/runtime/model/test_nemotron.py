@@ -83,7 +83,7 @@ def test_inspect_shows_it(tmp_path: Path) -> None:
     [
         ({"hidden_act": "gelu"}, ["'gelu' is not supported", "hidden_act 'relu2'"]),
         ({"mlp_bias": True}, ["mlp_bias is true"]),
-        ({"attention_bias": True}, ["attention_bias is true"]),
+        ({"attention_bias": True}, ["lacks", "q_proj.bias"]),
         ({"norm_eps": 0}, ["norm_eps is 0"]),
         ({"rope_percent": 1.5, "rope_parameters": ...}, ["rope_percent is 1.5", "at most 1"]),
         ({"partial_rotary_factor": 0.4, "rope_parameters": ...}, ["0.4", "even", "8 elements"]),
