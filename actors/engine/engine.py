@@ -164,7 +164,8 @@ class Engine(Client):
     ) -> Iterator[Token]:
         """Continue a prompt; tokens come as they are computed, coalesced over at most 200 ms.
 
-        Leaving the iterator early ends the generation. `last` has its figures afterwards.
+        Leaving the iterator early ends the generation. `last` has its figures afterwards. Several
+        threads may generate at once: `sequences` of them run, others wait.
 
         Args:
             prompt: text, or token ids (taken as they are).

@@ -55,6 +55,7 @@ class Deployment:
         gpu: how the GPU executor uses a GPU; None: it computes on its CPU device.
         config: what was asked for, from which other drivers prepare other plans; without objects.
         remembers: what the predictor proposes depends on tokens before, which die with its process.
+        prefix_cache: whether prompts begin with what others have computed of the same tokens.
         fetch_L: by layer, the share of its cold neurons that the GPU executor computes (fetch.py).
     """
 
@@ -83,6 +84,7 @@ class Deployment:
     spins: bool = True
     processors: str = ""
     sequences: int = 1
+    prefix_cache: bool = True
 
     @property
     def computed_plan(self) -> Plan:
@@ -223,6 +225,7 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         layout=layout,
         context=prepared.context,
         sequences=config.sequences,
+        prefix_cache=config.prefix_cache,
         predictor=prepared.predictor,
         predictor_settings=settings["predictor"],
         predicts=prepared.predicts,

@@ -219,6 +219,14 @@ class EngineConfig:
     seed: int = option(
         0, "Seed of sampling and of policies that draw lots.", "session", low=0, high=MAX_SEED
     )
+    prefix_cache: bool = option(
+        True,
+        "Keep what prompts have in common: a request begins with the keys and values that another "
+        "has left of the same first tokens. Not on a GPU, where every prompt is computed.",
+        "actors",
+        not_for=("compare", "trace", "bench decode", "bench batch"),
+        shown="yes",
+    )
     restarts: int = option(
         3,
         "How many lost actors a generation survives; 0: the first loss ends it. Lost actors are "
