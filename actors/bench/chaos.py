@@ -1,10 +1,11 @@
 """Chaos: kill and stop actors at random steps, and check that the tokens do not change.
 
-Called by `hotcold chaos`. A run is one generation, all on one engine; its faults are drawn from the
-seed before it begins. Most strike inside a step (native/loop/fault.c raises the signal in its own
-process), so that the other actors wait for the flag which that step would have set. The rest strike
-from outside at any moment. After every run all three actors must be alive and hold what they held
-before.
+Called by `hotcold chaos`. A run is some generations at once, up to as many as the engine has
+sequences and some that join later or leave early, all runs on one engine; what happens in a run is
+drawn from the seed before it begins. Most faults strike inside a step (native/loop/fault.c raises
+the signal in its own process), so that the other actors wait for the flag which that step would
+have set. Some strike from outside at any moment, and some are new plans. After every run all actors
+must be alive and hold what they held before.
 """
 
 import contextlib
@@ -15,13 +16,16 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ray.exceptions import RayError
 
 from hotcold.actors.cluster import footprint
 from hotcold.actors.cluster.processes import is_gone, is_stopped
 from hotcold.actors.engine.engine import Engine
+from hotcold.native.errors import HotcoldError
 
 OPS = {
     "gpu": ("embed", "attention", "hot", "merge", "head"),
@@ -33,10 +37,18 @@ PROMPTS = (
     "The old man looked at the sea",
     "There was a little girl who lived near the forest. " * 5,  # several passes
 )
+SAMPLINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.9, "top_p": 0.95},
+    {"temperature": 0.0},
+    {"temperature": 1.2, "top_k": 40},
+)
+CASES = [(prompt, sampling) for prompt in PROMPTS for sampling in SAMPLINGS]
 TOKENS = 240  # a quarter of a second on two cores, so that early faults strike midway
+POLICIES = ("random", "greedy")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP)
 STRIKES = (1, 1, 1, 2, 2, 3)
-FROM_OUTSIDE = 0.25  # share of the faults
+FROM_OUTSIDE, REPLANS = 0.25, 0.15  # shares of the faults
+LEAVES = 0.2  # share of the generations that are left early, where there are several
 HANG_S = 90.0
 WHOLE_S = 15.0
 
@@ -46,7 +58,7 @@ class Fault:
     """One fault.
 
     It strikes once more than `at` tokens have come, -1: in the prompt; in a step of `op`, None:
-    from outside, at once.
+    from outside, at once. Without an actor it is a new plan, by the policy `op`.
     """
 
     at: int
@@ -55,12 +67,33 @@ class Fault:
     number: int
 
 
+@dataclass(frozen=True)
+class Ask:
+    """One generation: a case of CASES, the tokens that are taken of those asked for.
+
+    It begins once more than `at` tokens of all have come, or when the others are done.
+    """
+
+    at: int
+    case: int
+    tokens: int
+    taken: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What happens in a run."""
+
+    asks: list[Ask]
+    faults: list[Fault]
+
+
 @dataclass
 class Tally:
     """What happened.
 
     Attributes:
-        runs, recoveries, hangs, errors, wrong_tokens, leaks: counts.
+        runs, sequences, replans, recoveries, hangs, errors, wrong_tokens, leaks: counts.
         faults: those sent; some meet an actor that is already gone.
         recovery_s: seconds of every recovery.
         run_s: seconds of every run.
@@ -69,7 +102,9 @@ class Tally:
     """
 
     runs: int = 0
+    sequences: int = 0
     faults: int = 0
+    replans: int = 0
     recoveries: int = 0
     hangs: int = 0
     errors: int = 0
@@ -111,13 +146,14 @@ def run(
     nothing = footprint.take()
     engine = launch()
     try:
-        expected = {prompt: list(_stream(engine, prompt, seed)) for prompt in PROMPTS}
+        expected = [list(_stream(engine, case, TOKENS, seed)) for case in range(len(CASES))]
         whole = footprint.take()
         for _ in range(runs):
             tally.runs += 1
             known, begin = len(engine.recoveries), time.monotonic()
-            prompt, faults = rng.choice(PROMPTS), draw(rng)
-            if _disturbed(engine, prompt, seed, faults, expected[prompt], tally):
+            drawn = draw(rng, engine.sequences, tuple(engine.pids))
+            tally.sequences += len(drawn.asks)
+            if _Disturbed(engine, drawn, seed, tally).check(expected):
                 _check_whole(engine, whole, tally)
             else:
                 engine.close()
@@ -130,7 +166,8 @@ def run(
                     tally.slowest = str(recovery)
                 tally.recovery_s.append(recovery.total_s)
             progress(
-                f"run {tally.runs} of {runs}: {tally.run_s[-1]:.1f} s, {len(faults)} faults, "
+                f"run {tally.runs} of {runs}: {tally.run_s[-1]:.1f} s, "
+                f"{len(drawn.asks)} generations, {len(drawn.faults)} faults, "
                 f"{len(recovered)} recoveries, {len(tally.complaints)} complaints so far"
             )
     finally:
@@ -140,62 +177,124 @@ def run(
     return tally
 
 
-def draw(rng: random.Random) -> list[Fault]:
-    """The faults of one run, in the order they strike."""
-    moments = sorted(rng.sample(range(-1, TOKENS // 2), rng.choice(STRIKES)))
-    return [_draw_one(rng, at) for at in moments]
+def draw(rng: random.Random, sequences: int, actors: Sequence[str]) -> Drawn:
+    """What happens in one run, in the order it does."""
+    asks = [_draw_ask(rng, -1, sequences) for _ in range(rng.randint(1, sequences))]
+    total = sum(ask.taken for ask in asks)
+    joining = sorted(rng.randrange(total) for _ in range(rng.randint(0, sequences // 2)))
+    asks += [_draw_ask(rng, at, sequences) for at in joining]
+    moments = sorted(rng.sample(range(-1, total // 2), rng.choice(STRIKES)))
+    return Drawn(asks, [_draw_fault(rng, at, actors) for at in moments])
 
 
-def _draw_one(rng: random.Random, at: int) -> Fault:
-    actor = rng.choice(list(OPS))
-    op = None if rng.random() < FROM_OUTSIDE else rng.choice(OPS[actor])
+def _draw_ask(rng: random.Random, at: int, sequences: int) -> Ask:
+    tokens = TOKENS if sequences == 1 else rng.randint(TOKENS // 4, TOKENS)
+    leaves = sequences > 1 and rng.random() < LEAVES
+    return Ask(at, rng.randrange(len(CASES)), tokens, rng.randint(1, tokens) if leaves else tokens)
+
+
+def _draw_fault(rng: random.Random, at: int, actors: Sequence[str]) -> Fault:
+    if rng.random() < REPLANS:
+        return Fault(at, "", rng.choice(POLICIES), 0)
+    actor = rng.choice(actors)
+    ops = OPS.get(actor.rstrip("0123456789"), ())  # of an actor of that kind
+    op = None if not ops or rng.random() < FROM_OUTSIDE else rng.choice(ops)
     return Fault(at, actor, op, int(rng.choice(SIGNALS)))
 
 
-def _stream(engine: Engine, prompt: str, seed: int) -> Any:
-    stream = engine.generate(
-        prompt, max_tokens=TOKENS, temperature=0.9, top_p=0.95, seed=seed, ignore_eos=True
+def _stream(engine: Engine, case: int, tokens: int, seed: int) -> Generator[int, None, None]:
+    prompt, sampling = CASES[case]
+    asked = engine.generate(
+        prompt, max_tokens=tokens, seed=seed + case, ignore_eos=True, **sampling
     )
-    return (token.id for token in stream)
+    with contextlib.closing(asked) as stream:
+        for token in stream:
+            yield token.id
 
 
-def _disturbed(
-    engine: Engine,
-    prompt: str,
-    seed: int,
-    faults: list[Fault],
-    expected: list[int],
-    tally: Tally,
-) -> bool:
-    got: list[int] = []
-    failures: list[BaseException] = []
+class _Disturbed:
+    """One run: a thread for each generation, whose tokens set the faults off."""
 
-    def work() -> None:
-        left = list(faults)
+    def __init__(self, engine: Engine, drawn: Drawn, seed: int, tally: Tally) -> None:
+        self._engine, self._drawn, self._seed, self._tally = engine, drawn, seed, tally
+        self._left = list(drawn.faults)
+        self._got: list[list[int]] = [[] for _ in drawn.asks]
+        self._total = self._done = 0
+        self._changed = threading.Condition()
+        self._failures: list[BaseException] = []
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), daemon=True)
+            for number in range(len(drawn.asks))
+        ]
 
-        def strike_due() -> None:
-            while left and len(got) > left[0].at:
-                tally.faults += strike(engine, left.pop(0))
+    def check(self, expected: Sequence[Sequence[int]]) -> bool:
+        """Run it and count what goes wrong; False where the engine hangs."""
+        deadline, tally = time.monotonic() + HANG_S, self._tally
+        for thread in self._threads:
+            thread.start()
+        at = 0
+        while at < len(self._threads):  # replans join them
+            self._threads[at].join(max(0.0, deadline - time.monotonic()))
+            at += 1
+        faults = self._drawn.faults
+        if any(thread.is_alive() for thread in self._threads):
+            tally.complain("hangs", f"hung for {HANG_S:.0f} s after {self._total} tokens, {faults}")
+            return False
+        for failure in self._failures:
+            tally.complain("errors", f"{type(failure).__name__}: {failure} after {faults}")
+        for ask, got in zip(self._drawn.asks, self._got, strict=True):
+            wanted = expected[ask.case][: ask.taken]
+            if got != wanted[: len(got)] or (not self._failures and len(got) != len(wanted)):
+                tally.complain(
+                    "wrong_tokens",
+                    f"{len(got)} tokens, not those expected, of {ask} after {faults}",
+                )
+        return True
 
+    def _run(self, number: int) -> None:
+        ask, got = self._drawn.asks[number], self._got[number]
+        first = sum(ask.at < 0 for ask in self._drawn.asks)
+        with self._changed:
+            self._changed.wait_for(lambda: self._total > ask.at or self._done >= first)
         try:
-            strike_due()
-            for id_ in _stream(engine, prompt, seed):
-                got.append(id_)
-                strike_due()
+            self._strike_due()
+            with contextlib.closing(
+                _stream(self._engine, ask.case, ask.tokens, self._seed)
+            ) as stream:
+                for id_ in stream:
+                    got.append(id_)
+                    with self._changed:
+                        self._total += 1
+                        self._changed.notify_all()
+                    self._strike_due()
+                    if len(got) == ask.taken:
+                        break
         except BaseException as error:  # noqa: BLE001 - counted, whatever it is
-            failures.append(error)
+            self._failures.append(error)
+        finally:
+            with self._changed:
+                self._done += 1
+                self._changed.notify_all()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(HANG_S)
-    if thread.is_alive():
-        tally.complain("hangs", f"hung for {HANG_S:.0f} s after {len(got)} tokens and {faults}")
-        return False
-    for failure in failures:
-        tally.complain("errors", f"{type(failure).__name__}: {failure} after {faults}")
-    if got != expected[: len(got)] or (not failures and len(got) != len(expected)):
-        tally.complain("wrong_tokens", f"{len(got)} tokens, not those expected, after {faults}")
-    return True
+    def _strike_due(self) -> None:
+        with self._changed:
+            while self._left and self._total > self._left[0].at:
+                fault = self._left.pop(0)
+                if fault.actor:
+                    self._tally.faults += strike(self._engine, fault)
+                else:
+                    thread = threading.Thread(target=self._replan, args=(fault,), daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
+
+    def _replan(self, fault: Fault) -> None:
+        try:
+            self._engine.replan(policy=fault.op)
+            self._tally.replans += 1
+        except (HotcoldError, RayError):  # an actor was lost meanwhile; the plan before runs
+            return
+        except BaseException as error:  # noqa: BLE001 - counted, whatever it is
+            self._failures.append(error)
 
 
 def strike(engine: Engine, fault: Fault) -> bool:

@@ -18,7 +18,7 @@ from ray.util.placement_group import PlacementGroup
 from hotcold.actors.cluster import ray_cluster as cluster
 from hotcold.actors.engine.client import Client
 from hotcold.actors.engine.lookup import find_actors
-from hotcold.actors.engine.many import Completion
+from hotcold.actors.engine.many import Completion, Tokens
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.supervisor import Recovery, Supervisor
 from hotcold.native.errors import ConfigError
@@ -30,7 +30,7 @@ from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.plan.program import Program
 from hotcold.runtime.plan.roofline import Roofline, for_batch, roofline
 from hotcold.runtime.plugins.run import policy_name
-from hotcold.runtime.text.generation import TextCodec, Token
+from hotcold.runtime.text.generation import TextCodec
 from hotcold.runtime.text.prompts import Given, asked_of, sampling_of
 
 _numbers = itertools.count()
@@ -161,7 +161,7 @@ class Engine(Client):
         prompt: str | Sequence[int],
         sampling: Sampling | None = None,
         **fields: Any,
-    ) -> Iterator[Token]:
+    ) -> Tokens:
         """Continue a prompt; tokens come as they are computed, coalesced over at most 200 ms.
 
         Leaving the iterator early ends the generation. `last` has its figures afterwards. Several

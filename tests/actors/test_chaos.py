@@ -23,7 +23,7 @@ class Fake:
         self.fault, self.requests, self.left = fault, 0, -1
         self.recoveries: list[Any] = []
         self.actors: dict[str, Any] = {}
-        self.hang = threading.Event()
+        self.hang, self.sequences = threading.Event(), 1
         self.pids = dict.fromkeys(chaos.OPS, 0)
 
     @property
@@ -32,7 +32,7 @@ class Fake:
 
     def generate(self, prompt: str, max_tokens: int, **sampling: Any) -> Iterator[Any]:
         self.requests += 1
-        disturbed = self.requests > len(chaos.PROMPTS)
+        disturbed = self.requests > len(chaos.CASES)
         if disturbed and self.fault == "leaks":
             self.left = os.memfd_create("hotcold-left")
         for number in range(max_tokens):
@@ -83,19 +83,27 @@ def test_an_actor_that_is_not_replaced_is_an_error(monkeypatch: pytest.MonkeyPat
 
 
 def test_faults_come_from_the_seed_alone_and_of_every_kind() -> None:
-    faults = [fault for _ in range(200) for fault in chaos.draw(random.Random(_))]
-    assert faults == [fault for _ in range(200) for fault in chaos.draw(random.Random(_))]
-    assert {fault.actor for fault in faults} == set(chaos.OPS)
-    assert {fault.number for fault in faults} == {signal.SIGKILL, signal.SIGSTOP}
+    runs = [chaos.draw(random.Random(_), 8, tuple(chaos.OPS)) for _ in range(200)]
+    assert runs == [chaos.draw(random.Random(_), 8, tuple(chaos.OPS)) for _ in range(200)]
+    faults = [fault for run in runs for fault in run.faults]
+    assert {fault.actor for fault in faults} == {"", *chaos.OPS}
+    assert {fault.number for fault in faults} == {0, signal.SIGKILL, signal.SIGSTOP}
     ops = {fault.op for fault in faults}
-    assert ops == {None, *(op for group in chaos.OPS.values() for op in group)}
+    assert ops == {None, *chaos.POLICIES, *(op for group in chaos.OPS.values() for op in group)}
     assert min(fault.at for fault in faults) == -1
+    asks = [ask for run in runs for ask in run.asks]
+    assert {ask.case for ask in asks} == set(range(len(chaos.CASES)))
+    assert {sum(ask.at < 0 for ask in run.asks) for run in runs} == set(range(1, 9))
+    assert any(ask.at >= 0 for ask in asks) and any(ask.taken < ask.tokens for ask in asks)
+    alone = [chaos.draw(random.Random(_), 1, ("gpu",)).asks for _ in range(20)]
+    assert {(len(asks), asks[0].tokens, asks[0].taken) for asks in alone} == {(1, 240, 240)}
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_chaos_finds_nothing() -> None:
     command = [sys.executable, "-m", "hotcold.actors.cli.main", "chaos", "--runs", "6"]
+    command += ["--sequences", "4"]
     done = subprocess.run(
         [*command, "--seed", "11", "--json"],
         env={**os.environ, "RAY_ADDRESS": "local"},
