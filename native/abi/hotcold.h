@@ -408,6 +408,8 @@ typedef struct {
     const int8_t *device_LN;                /* predictor */
     float *k_cache, *v_cache;               /* GPU: [L][slot][kv_heads][context][head_dim] */
     int32_t n_slots;                        /* sequences at once, 1 to HC_MAX_BATCH */
+    int32_t
+        prompt_piece; /* most prompt rows of a pass in which others decode; one of each is had */
     hc_kv_mark *kv_marks_S; /* NULL: a device has the cache, nothing is found again */
     int32_t *kv_tokens_SP;  /* [slot][context] */
     int32_t kv_plan;        /* 1 or more: rows of one plan have equal bits */

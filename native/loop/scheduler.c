@@ -2,7 +2,8 @@
  *
  * A pass has up to max_batch rows (slot, position, token): one of every sequence that decodes, in the
  * order in which they began, and pieces of prompts, which share the other rows evenly: a short prompt
- * is done soon, however long those before it are. No more sequences run at once than there are slots
+ * is done soon, however long those before it are. Where others decode, prompts together have no more
+ * than prompt_piece of them, since every row makes the pass longer. No more sequences run at once than there are slots
  * and rows, so each that decodes is in every pass, and a prompt always gets a row. A row's bits do not
  * depend on its neighbours (variant.h), nor does a draw: it is of the sequence's own seed, settings
  * and position. One request alone is the simplest case: its prompt in pieces of max_batch rows, then
@@ -91,9 +92,14 @@ static void add_rows(hc_executor *e, hc_sequence *q, int32_t count) {
 /* How many rows each sequence has in the next pass: one, then one more of each prompt in turn. */
 static void share_rows(const hc_executor *e, int32_t rows_Q[HC_MAX_BATCH]) {
     const hc_scheduler *all = &e->scheduler;
-    int32_t free = e->args.max_batch - all->n_running, before = -1;
-    for (int32_t i = 0; i < all->n_running; i++)
+    int32_t free = e->args.max_batch - all->n_running, before = -1, decoding = 0;
+    for (int32_t i = 0; i < all->n_running; i++) {
         rows_Q[i] = 1;
+        decoding += decodes(all->running[i]);
+    }
+    const int32_t most = e->args.prompt_piece - (all->n_running - decoding);
+    if (decoding && free > most)
+        free = most;
     while (free > 0 && free != before) {
         before = free;
         for (int32_t i = 0; i < all->n_running && free > 0; i++)

@@ -245,6 +245,13 @@ class EngineConfig:
     max_batch: int = option(
         MAX_BATCH, "Tokens of one sparse pass of a prompt.", low=1, high=MAX_BATCH
     )
+    prompt_piece: int = option(
+        MAX_BATCH,
+        "Tokens of prompts in a pass in which others decode, at most. Fewer make the others wait "
+        "less for their next token, and the prompts take longer.",
+        low=1,
+        high=MAX_BATCH,
+    )
 
     def __post_init__(self) -> None:
         check_all(self)

@@ -16,7 +16,7 @@ from hotcold.runtime.options.config import Sampling
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 PROMPTS: list[Any] = [
     "Once upon a time",
-    {"prompt": "The sea was", "max_tokens": 7, "temperature": 0.9, "top_k": 40, "seed": 11},
+    {"prompt": "The sea was", "max_tokens": 7, "temperature": 0.9, "seed": 11, "logprobs": 3},
     [1, 50, 60, 70],
     {"prompt": "The king", "stop": [".", "!"], "max_tokens": 90},
     {"prompt": "A very long way " * 20, "temperature": 0.8, "top_p": 0.9},
@@ -25,18 +25,23 @@ PROMPTS: list[Any] = [
 FIELDS: dict[str, Any] = {"max_tokens": 30, "seed": 5, "ignore_eos": True}
 
 
-def alone(engine: Engine, given: Any) -> tuple[str, list[int], str]:
+def alone(engine: Engine, given: Any) -> Any:
     fields = dict(given) if isinstance(given, dict) else {"prompt": given}
     tokens = list(engine.generate(fields.pop("prompt"), **{**FIELDS, **fields}))
     assert engine.last is not None
     text = "".join(token.text for token in tokens)
-    return text, [token.id for token in tokens], engine.last.finish
+    top = [token.top for token in tokens]
+    assert {len(others) for others in top} == {fields.get("logprobs", 0)}
+    return text, [token.id for token in tokens], engine.last.finish, top
 
 
-def by_index(results: list[Completion]) -> list[tuple[str, list[int], str]]:
+def by_index(results: list[Completion]) -> Any:
     assert sorted(one.index for one in results) == list(range(len(results)))
     ordered = sorted(results, key=lambda one: one.index)
-    return [(one.text, one.token_ids, one.finish_reason) for one in ordered]
+    return [
+        (one.text, one.token_ids, one.finish_reason, [token.top for token in one.tokens])
+        for one in ordered
+    ]
 
 
 @pytest.mark.parametrize(("sequences", "transport"), [(4, "native"), (1, "native"), (1, "ray")])

@@ -143,6 +143,15 @@ def test_a_short_prompt_passes_a_long_one(model: Path) -> None:
             native.release(request.id)
 
 
+def test_a_prompt_takes_no_more_rows_than_it_may(model: Path) -> None:
+    with session(model, sequences=2, prompt_piece=4, context=512) as local:
+        native, asked = local.leader.native, Asked(local)
+        assert asked.run(SYSTEM).passes == 2, "nobody decodes"
+        native.post(asked.request([7], new=400))
+        # 32 rows, then 4 and 4, if both begin at once
+        assert asked.run(OTHER).passes in range(4, 11)
+
+
 def test_a_cancelled_request_frees_its_slot_or_never_runs(model: Path) -> None:
     with session(model, max_batch=1, context=512) as local:
         native, asked = local.leader.native, Asked(local)
