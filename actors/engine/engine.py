@@ -157,10 +157,7 @@ class Engine(Client):
         return gpu is not None and gpu.remote_predictor
 
     def generate(
-        self,
-        prompt: str | Sequence[int],
-        sampling: Sampling | None = None,
-        **fields: Any,
+        self, prompt: str | Sequence[int], sampling: Sampling | None = None, **fields: Any
     ) -> Tokens:
         """Continue a prompt; tokens come as they are computed, coalesced over at most 200 ms.
 

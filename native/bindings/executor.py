@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from hotcold.native.abi.generated import STEP, TOKEN, TOP, Reuse, Status
 from hotcold.native.bindings._ffi import check, copied, failure, ffi, lib, new, pointer
 from hotcold.native.bindings.device import NativeDevice
-from hotcold.native.bindings.token_kernels import Top, drawing, pairs
-from hotcold.native.options.sampling import Sampling
+from hotcold.native.bindings.token_kernels import drawing, pairs
+from hotcold.native.options.sampling import Sampling, Top
 
 EVERY = -1
 

@@ -23,7 +23,7 @@ from hotcold.native.bindings._arrays import (
 from hotcold.native.bindings._ffi import check, lib, new, pointer
 from hotcold.native.bindings.pool import Pool
 from hotcold.native.errors import ConfigError
-from hotcold.native.options.sampling import Sampling
+from hotcold.native.options.sampling import Sampling, Top
 
 
 def rmsnorm(x_BD: F32, weight_D: F32, eps: float) -> F32:
@@ -100,9 +100,6 @@ def drawing(sampling: Sampling) -> dict[str, float]:
         name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")
     }
     return {**same_names, "n_top": sampling.logprobs}
-
-
-Top = tuple[tuple[int, float], ...]
 
 
 class Drawn(NamedTuple):

@@ -10,6 +10,8 @@ from hotcold.native.abi.generated import MAX_TOP
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.table import MAX_SEED, check_all, documented, option
 
+Top = tuple[tuple[int, float], ...]  # ids and log probabilities, best first
+
 
 @dataclass(frozen=True)
 class Sampling:

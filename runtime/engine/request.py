@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hotcold.native.bindings.executor import Request
-from hotcold.native.bindings.token_kernels import Top
+from hotcold.native.options.sampling import Top
 from hotcold.runtime.options.config import Sampling
 
 

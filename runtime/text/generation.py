@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from operator import index
 from pathlib import Path
 
-from hotcold.native.bindings.token_kernels import Top
 from hotcold.native.errors import ConfigError
+from hotcold.native.options.sampling import Top
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.options.config import Sampling
 from hotcold.runtime.text.tokenizer import StreamDecoder, Tokenizer

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hotcold.actors.bench import chaos
+from hotcold.actors.bench import chaos, faults
 from hotcold.actors.cluster.processes import is_gone
 
 
@@ -24,7 +24,7 @@ class Fake:
         self.recoveries: list[Any] = []
         self.actors: dict[str, Any] = {}
         self.hang, self.sequences = threading.Event(), 1
-        self.pids = dict.fromkeys(chaos.OPS, 0)
+        self.pids = dict.fromkeys(faults.OPS, 0)
 
     @property
     def is_whole(self) -> bool:
@@ -32,7 +32,7 @@ class Fake:
 
     def generate(self, prompt: str, max_tokens: int, **sampling: Any) -> Iterator[Any]:
         self.requests += 1
-        disturbed = self.requests > len(chaos.CASES)
+        disturbed = self.requests > len(faults.CASES)
         if disturbed and self.fault == "leaks":
             self.left = os.memfd_create("hotcold-left")
         for number in range(max_tokens):
@@ -44,7 +44,7 @@ class Fake:
             wrong = disturbed and self.fault == "wrong_tokens" and number == max_tokens // 2
             yield type("Token", (), {"id": -1 if wrong else number})
         if not disturbed:
-            self.pids = dict.fromkeys(chaos.OPS, os.getpid())
+            self.pids = dict.fromkeys(faults.OPS, os.getpid())
 
     def close(self) -> None:
         self.hang.set()
@@ -72,7 +72,7 @@ def test_an_actor_that_is_not_replaced_is_an_error(monkeypatch: pytest.MonkeyPat
     with subprocess.Popen(["true"]) as ended:
         pass
 
-    def strike(_engine: Any, _fault: chaos.Fault) -> bool:
+    def strike(_engine: Any, _fault: faults.Fault) -> bool:
         engine.pids["cpu"] = ended.pid
         return True
 
@@ -83,19 +83,19 @@ def test_an_actor_that_is_not_replaced_is_an_error(monkeypatch: pytest.MonkeyPat
 
 
 def test_faults_come_from_the_seed_alone_and_of_every_kind() -> None:
-    runs = [chaos.draw(random.Random(_), 8, tuple(chaos.OPS)) for _ in range(200)]
-    assert runs == [chaos.draw(random.Random(_), 8, tuple(chaos.OPS)) for _ in range(200)]
-    faults = [fault for run in runs for fault in run.faults]
-    assert {fault.actor for fault in faults} == {"", *chaos.OPS}
-    assert {fault.number for fault in faults} == {0, signal.SIGKILL, signal.SIGSTOP}
-    ops = {fault.op for fault in faults}
-    assert ops == {None, *chaos.POLICIES, *(op for group in chaos.OPS.values() for op in group)}
-    assert min(fault.at for fault in faults) == -1
+    runs = [faults.draw(random.Random(_), 8, tuple(faults.OPS)) for _ in range(200)]
+    assert runs == [faults.draw(random.Random(_), 8, tuple(faults.OPS)) for _ in range(200)]
+    struck = [fault for run in runs for fault in run.faults]
+    assert {fault.actor for fault in struck} == {"", *faults.OPS}
+    assert {fault.number for fault in struck} == {0, signal.SIGKILL, signal.SIGSTOP}
+    ops = {fault.op for fault in struck}
+    assert ops == {None, *faults.POLICIES, *(op for group in faults.OPS.values() for op in group)}
+    assert min(fault.at for fault in struck) == -1
     asks = [ask for run in runs for ask in run.asks]
-    assert {ask.case for ask in asks} == set(range(len(chaos.CASES)))
+    assert {ask.case for ask in asks} == set(range(len(faults.CASES)))
     assert {sum(ask.at < 0 for ask in run.asks) for run in runs} == set(range(1, 9))
     assert any(ask.at >= 0 for ask in asks) and any(ask.taken < ask.tokens for ask in asks)
-    alone = [chaos.draw(random.Random(_), 1, ("gpu",)).asks for _ in range(20)]
+    alone = [faults.draw(random.Random(_), 1, ("gpu",)).asks for _ in range(20)]
     assert {(len(asks), asks[0].tokens, asks[0].taken) for asks in alone} == {(1, 240, 240)}
 
 

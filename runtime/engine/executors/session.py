@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.device import Mailbox
-from hotcold.native.bindings.token_kernels import Top
+from hotcold.native.options.sampling import Top
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared
 from hotcold.runtime.engine.executors.factory import make_executor
