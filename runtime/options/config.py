@@ -222,7 +222,7 @@ class EngineConfig:
     prefix_cache: bool = option(
         True,
         "Keep what prompts have in common: a request begins with the keys and values that another "
-        "has left of the same first tokens. Not on a GPU, where every prompt is computed.",
+        "has left of the same first tokens. Not on a GPU, and not over the Ray transport.",
         "actors",
         not_for=("compare", "trace", "bench decode", "bench batch"),
         shown="yes",

@@ -120,8 +120,23 @@ def test_a_killed_actor_changes_no_tokens(victim: str, sequences: int) -> None:
                 os.kill(engine.pids[victim], signal.SIGKILL)
         assert by_index(results) == expected
         assert [recovery.actor for recovery in engine.recoveries] == [victim]
-        state = engine.stats().actors["gpu"]  # since then
-        assert state.prompt_tokens > state.reused_tokens > state.prompt_tokens // 4
+
+
+def test_after_a_loss_no_sequence_computes_its_prompt_again() -> None:
+    prompts = [f"{word} had a very long way to go. " * 9 for word in ("He", "She", "They")]
+    fields: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.9}
+    with Engine.launch(sequences=3) as engine:
+        expected = [[token.id for token in engine.generate(each, **fields)] for each in prompts]
+        streams = [engine.generate(each, **fields) for each in prompts]
+        got = [[next(stream).id] for stream in streams]
+        os.kill(engine.pids["gpu"], signal.SIGKILL)
+        for ids, stream in zip(got, streams, strict=True):
+            ids += [token.id for token in stream]
+        assert got == expected
+        state, [recovery] = engine.stats().actors["gpu"], engine.recoveries
+        assert recovery.actor == "gpu"
+        assert state.prompt_tokens > 3 * 70
+        assert state.prompt_tokens - state.reused_tokens <= 3, "the last token of each alone"
 
 
 def test_a_new_plan_changes_no_tokens() -> None:
