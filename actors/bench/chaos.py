@@ -1,60 +1,30 @@
 """Chaos: kill and stop actors at random steps, and check that the tokens do not change.
 
-Called by `hotcold chaos`. A run is one generation, all on one engine; its faults are drawn from the
-seed before it begins. Most strike inside a step (native/loop/fault.c raises the signal in its own
-process), so that the other actors wait for the flag which that step would have set. The rest strike
-from outside at any moment. After every run all actors must be alive and hold what they held
-before.
+Called by `hotcold chaos`. A run is some generations at once, up to as many as the engine has
+sequences and some that join later or leave early, all runs on one engine; what happens in a run is
+drawn from the seed before it begins (faults.py). After every run all actors must be alive and hold
+what they held before.
 """
 
 import contextlib
-import os
 import random
-import signal
 import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hotcold.actors.cluster import footprint
-from hotcold.actors.cluster.processes import is_gone, is_stopped
-from hotcold.actors.engine.engine import Engine
-from hotcold.native.abi import names
-from hotcold.runtime.plan.program import Program
+from ray.exceptions import RayError
 
-OPS = {  # of the smallest engine
-    "gpu": ("embed", "attention", "hot", "merge", "head"),
-    "cpu": ("cold",),
-    "predictor": ("predict",),
-}
-PROMPTS = (
-    "Once upon a time",
-    "The old man looked at the sea",
-    "There was a little girl who lived near the forest. " * 5,  # several passes
-)
-TOKENS = 240  # a quarter of a second on two cores, so that early faults strike midway
-SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP)
-STRIKES = (1, 1, 1, 2, 2, 3)
-FROM_OUTSIDE = 0.25  # share of the faults
+from hotcold.actors.bench.faults import CASES, TOKENS, Drawn, Fault, draw, ops_of, strike
+from hotcold.actors.cluster import footprint
+from hotcold.actors.engine.engine import Engine
+from hotcold.native.errors import HotcoldError
+
 HANG_S = 90.0
 WHOLE_S = 15.0
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One fault.
-
-    It strikes once more than `at` tokens have come, -1: in the prompt; in a step of `op`, None:
-    from outside, at once.
-    """
-
-    at: int
-    actor: str
-    op: str | None
-    number: int
 
 
 @dataclass
@@ -62,7 +32,7 @@ class Tally:
     """What happened.
 
     Attributes:
-        runs, recoveries, hangs, errors, wrong_tokens, leaks: counts.
+        runs, sequences, replans, recoveries, hangs, errors, wrong_tokens, leaks: counts.
         faults: those sent; some meet an actor that is already gone.
         recovery_s: seconds of every recovery.
         run_s: seconds of every run.
@@ -71,7 +41,9 @@ class Tally:
     """
 
     runs: int = 0
+    sequences: int = 0
     faults: int = 0
+    replans: int = 0
     recoveries: int = 0
     hangs: int = 0
     errors: int = 0
@@ -114,13 +86,14 @@ def run(
     engine = launch()
     ops = ops_of(engine.programs)
     try:
-        expected = {prompt: list(_stream(engine, prompt, seed)) for prompt in PROMPTS}
+        expected = [list(_stream(engine, case, TOKENS, seed)) for case in range(len(CASES))]
         whole = footprint.take()
         for _ in range(runs):
             tally.runs += 1
             known, begin = len(engine.recoveries), time.monotonic()
-            prompt, faults = rng.choice(PROMPTS), draw(rng, ops)
-            if _disturbed(engine, prompt, seed, faults, expected[prompt], tally):
+            drawn = draw(rng, engine.sequences, ops)
+            tally.sequences += len(drawn.asks)
+            if _Disturbed(engine, drawn, seed, tally).check(expected):
                 _check_whole(engine, whole, tally)
             else:
                 engine.close()
@@ -133,7 +106,8 @@ def run(
                     tally.slowest = str(recovery)
                 tally.recovery_s.append(recovery.total_s)
             progress(
-                f"run {tally.runs} of {runs}: {tally.run_s[-1]:.1f} s, {len(faults)} faults, "
+                f"run {tally.runs} of {runs}: {tally.run_s[-1]:.1f} s, "
+                f"{len(drawn.asks)} generations, {len(drawn.faults)} faults, "
                 f"{len(recovered)} recoveries, {len(tally.complaints)} complaints so far"
             )
     finally:
@@ -143,87 +117,99 @@ def run(
     return tally
 
 
-def ops_of(programs: Mapping[str, Program]) -> dict[str, list[str]]:
-    """By actor, the operations that faults may strike in."""
-    return {
-        actor: list(dict.fromkeys(names.OPS[int(op)] for op in steps["op"]))
-        for actor, steps in programs.items()
-    }
-
-
-def draw(rng: random.Random, ops: Mapping[str, Sequence[str]] = OPS) -> list[Fault]:
-    """The faults of one run, in the order they strike; ops: by actor."""
-    moments = sorted(rng.sample(range(-1, TOKENS // 2), rng.choice(STRIKES)))
-    return [_draw_one(rng, at, ops) for at in moments]
-
-
-def _draw_one(rng: random.Random, at: int, ops: Mapping[str, Sequence[str]]) -> Fault:
-    actor = rng.choice(list(ops))
-    op = None if rng.random() < FROM_OUTSIDE or not ops[actor] else rng.choice(ops[actor])
-    return Fault(at, actor, op, int(rng.choice(SIGNALS)))
-
-
-def _stream(engine: Engine, prompt: str, seed: int) -> Any:
-    stream = engine.generate(
-        prompt, max_tokens=TOKENS, temperature=0.9, top_p=0.95, seed=seed, ignore_eos=True
+def _stream(engine: Engine, case: int, tokens: int, seed: int) -> Generator[int, None, None]:
+    prompt, sampling = CASES[case]
+    asked = engine.generate(
+        prompt, max_tokens=tokens, seed=seed + case, ignore_eos=True, **sampling
     )
-    return (token.id for token in stream)
+    with contextlib.closing(asked) as stream:
+        for token in stream:
+            yield token.id
 
 
-def _disturbed(
-    engine: Engine,
-    prompt: str,
-    seed: int,
-    faults: list[Fault],
-    expected: list[int],
-    tally: Tally,
-) -> bool:
-    got: list[int] = []
-    failures: list[BaseException] = []
+class _Disturbed:
+    """One run: a thread for each generation, whose tokens set the faults off."""
 
-    def work() -> None:
-        left = list(faults)
+    def __init__(self, engine: Engine, drawn: Drawn, seed: int, tally: Tally) -> None:
+        self._engine, self._drawn, self._seed, self._tally = engine, drawn, seed, tally
+        self._left = list(drawn.faults)
+        self._got: list[list[int]] = [[] for _ in drawn.asks]
+        self._total = self._done = 0
+        self._changed = threading.Condition()
+        self._failures: list[BaseException] = []
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), daemon=True)
+            for number in range(len(drawn.asks))
+        ]
 
-        def strike_due() -> None:
-            while left and len(got) > left[0].at:
-                tally.faults += strike(engine, left.pop(0))
-
-        try:
-            strike_due()
-            for id_ in _stream(engine, prompt, seed):
-                got.append(id_)
-                strike_due()
-        except BaseException as error:  # noqa: BLE001 - counted, whatever it is
-            failures.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(HANG_S)
-    if thread.is_alive():
-        tally.complain("hangs", f"hung for {HANG_S:.0f} s after {len(got)} tokens and {faults}")
-        return False
-    for failure in failures:
-        tally.complain("errors", f"{type(failure).__name__}: {failure} after {faults}")
-    if got != expected[: len(got)] or (not failures and len(got) != len(expected)):
-        tally.complain("wrong_tokens", f"{len(got)} tokens, not those expected, after {faults}")
-    return True
-
-
-def strike(engine: Engine, fault: Fault) -> bool:
-    """Send a fault; False where its victim was not there to take it.
-
-    Where the GPU executor predicts in its own graph, the predictor has no steps to strike in.
-    """
-    pid = engine.pids[fault.actor]
-    if is_gone(pid) or is_stopped(pid):
-        return False
-    if fault.op is not None and fault.actor not in engine.standing_by:
-        # Not waited for: an actor may die before it answers.
-        engine.actors[fault.actor].arm.remote(fault.op, 0, fault.number)
+    def check(self, expected: Sequence[Sequence[int]]) -> bool:
+        """Run it and count what goes wrong; False where the engine hangs."""
+        deadline, tally = time.monotonic() + HANG_S, self._tally
+        for thread in self._threads:
+            thread.start()
+        at = 0
+        while at < len(self._threads):  # replans join them
+            self._threads[at].join(max(0.0, deadline - time.monotonic()))
+            at += 1
+        faults = self._drawn.faults
+        if any(thread.is_alive() for thread in self._threads):
+            tally.complain("hangs", f"hung for {HANG_S:.0f} s after {self._total} tokens, {faults}")
+            return False
+        for failure in self._failures:
+            tally.complain("errors", f"{type(failure).__name__}: {failure} after {faults}")
+        for ask, got in zip(self._drawn.asks, self._got, strict=True):
+            wanted = expected[ask.case][: ask.taken]
+            if got != wanted[: len(got)] or (not self._failures and len(got) != len(wanted)):
+                tally.complain(
+                    "wrong_tokens",
+                    f"{len(got)} tokens, not those expected, of {ask} after {faults}",
+                )
         return True
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, fault.number)
-    return True
+
+    def _run(self, number: int) -> None:
+        ask, got = self._drawn.asks[number], self._got[number]
+        first = sum(ask.at < 0 for ask in self._drawn.asks)
+        with self._changed:
+            self._changed.wait_for(lambda: self._total > ask.at or self._done >= first)
+        try:
+            self._strike_due()
+            with contextlib.closing(
+                _stream(self._engine, ask.case, ask.tokens, self._seed)
+            ) as stream:
+                for id_ in stream:
+                    got.append(id_)
+                    with self._changed:
+                        self._total += 1
+                        self._changed.notify_all()
+                    self._strike_due()
+                    if len(got) == ask.taken:
+                        break
+        except BaseException as error:  # noqa: BLE001 - counted, whatever it is
+            self._failures.append(error)
+        finally:
+            with self._changed:
+                self._done += 1
+                self._changed.notify_all()
+
+    def _strike_due(self) -> None:
+        with self._changed:
+            while self._left and self._total > self._left[0].at:
+                fault = self._left.pop(0)
+                if fault.actor:
+                    self._tally.faults += strike(self._engine, fault)
+                else:
+                    thread = threading.Thread(target=self._replan, args=(fault,), daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
+
+    def _replan(self, fault: Fault) -> None:
+        try:
+            self._engine.replan(policy=fault.op)
+            self._tally.replans += 1
+        except (HotcoldError, RayError):  # an actor was lost meanwhile; the plan before runs
+            return
+        except BaseException as error:  # noqa: BLE001 - counted, whatever it is
+            self._failures.append(error)
 
 
 def _check_whole(engine: Engine, whole: Counter[str], tally: Tally) -> None:

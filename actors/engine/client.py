@@ -3,8 +3,8 @@
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.factory import roles
 from hotcold.runtime.engine.request import Sampled, make_request
 from hotcold.runtime.options.config import EngineConfig, Sampling
-from hotcold.runtime.text.generation import GenerationStats, TextCodec, Token, TokenStream
+from hotcold.runtime.text.generation import GenerationStats, TextCodec, TokenStream
 from hotcold.runtime.tracing.spans import Span, as_spans
 
 TRANSPORTS: dict[str, type[Transport]] = {
@@ -76,11 +76,14 @@ class Client:
 
     @contextmanager
     def _idle(self) -> Iterator[None]:
-        """Hold the engine while no generation of this client runs.
+        """Hold the engine where its transport does one thing at a time.
 
         Raises:
-            ConfigError: one does.
+            ConfigError: a generation of this client runs.
         """
+        if not self._transport.one_at_a_time:
+            yield
+            return
         if not self._busy.acquire(blocking=False):
             raise ConfigError("a generation is running; finish or close its iterator first")
         try:
@@ -101,9 +104,9 @@ class Client:
         ids = self._text.ids(prompt, context, sampling.special)
         return make_request(ids, sampling, context, self._text.eos_ids)
 
-    def _one(self, request: Request) -> Iterator[Token]:
+    def _one(self, request: Request) -> Tokens:
         with self._idle():
-            yield from self._tokens(request)
+            return (yield from self._tokens(request))
 
     def _many(self, made: Sequence[Request]) -> Iterator[Completion]:
         with self._idle():
@@ -124,11 +127,10 @@ class Client:
                 if isinstance(item, RequestTimes):
                     times = item
                     continue
-                sampled = zip(item.ids, item.logprobs, item.times_ns, strict=True)
-                for id_, logprob, time_ns in sampled:
+                for id_, logprob, time_ns, top in item.each:
                     if stream.finish is None:  # what comes after a stop string is no part of it
                         ended_ns = time_ns
-                    for token in stream.push(id_, logprob):
+                    for token in stream.push(id_, logprob, top):
                         text += token.text
                         yield token
                 if stream.finish:
@@ -139,19 +141,20 @@ class Client:
             error.text = text
             raise
         finally:
-            self._transport.drain(source, request)
+            if times is None:  # left early, or failed
+                with suppress(Exception):  # closed meanwhile: the stream says so
+                    self._transport.cancel(request)
+                source.close()
         if times is None:
             return None
         made = self.last = _figures(request, stream, times, ended_ns)
         return made
 
-    def _sampled(self, request: Request) -> Iterator[Sampled | RequestTimes]:
-        kv_survives = self._transport.kv_survives
-
+    def _sampled(self, request: Request) -> Generator[Sampled | RequestTimes, None, None]:
         def run(rest: Request) -> Iterator[Sampled | RequestTimes]:
-            return requests.run(rest, self._attempt, self._recovers, self._restarts, kv_survives)
+            return requests.run(rest, self._attempt, self._recovers, self._restarts)
 
-        yield from across_plans(request, run, self._recovers, kv_survives)
+        yield from across_plans(request, run, self._recovers)
 
     def _attempt(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         try:
@@ -224,7 +227,7 @@ class Client:
             ConfigError: a generation over the Ray transport; made for another machine.
             HotcoldError: the actors refused it; the one before runs.
         """
-        with nullcontext() if self._transport.replans_between_tokens else self._idle():
+        with self._idle():
             if self._group is not None:
                 self._group.load(deployment)
             else:
@@ -280,4 +283,5 @@ def _figures(
         bytes=round(times.decode_bytes * decode_ns / all_ns) if all_ns > 0 else 0,
         finish=stream.finish or "length",
         begin_ns=times.begin_ns,
+        reused_tokens=times.reused,
     )

@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup
 from hotcold.actors.cluster import ray_cluster as cluster
 from hotcold.actors.engine.client import Client
 from hotcold.actors.engine.lookup import find_actors
-from hotcold.actors.engine.many import Completion
+from hotcold.actors.engine.many import Completion, Tokens
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.supervisor import Recovery, Supervisor
 from hotcold.native.errors import ConfigError
@@ -29,7 +29,7 @@ from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.plan.program import Program
 from hotcold.runtime.plan.roofline import Roofline, for_batch, roofline
 from hotcold.runtime.plugins.run import policy_name
-from hotcold.runtime.text.generation import TextCodec, Token
+from hotcold.runtime.text.generation import TextCodec
 from hotcold.runtime.text.prompts import Given, asked_of, sampling_of
 
 _numbers = itertools.count()
@@ -155,14 +155,12 @@ class Engine(Client):
         return gpu is not None and gpu.remote_predictor
 
     def generate(
-        self,
-        prompt: str | Sequence[int],
-        sampling: Sampling | None = None,
-        **fields: Any,
-    ) -> Iterator[Token]:
+        self, prompt: str | Sequence[int], sampling: Sampling | None = None, **fields: Any
+    ) -> Tokens:
         """Continue a prompt; tokens come as they are computed, coalesced over at most 200 ms.
 
-        Leaving the iterator early ends the generation. `last` has its figures afterwards.
+        Leaving the iterator early ends the generation. `last` has its figures afterwards. Several
+        threads may generate at once: `sequences` of them run, others wait.
 
         Args:
             prompt: text, or token ids (taken as they are).

@@ -27,6 +27,7 @@ class Completion:
         token_ids: likewise.
         finish_reason: "length", "eos" or "stop".
         stats: its figures.
+        tokens: what it is made of.
     """
 
     index: int
@@ -34,6 +35,7 @@ class Completion:
     token_ids: list[int]
     finish_reason: str
     stats: GenerationStats
+    tokens: Sequence[Token] = ()
 
 
 def completions(
@@ -97,6 +99,6 @@ def _completion(index: int, tokens: Tokens, stop: threading.Event) -> Completion
             if stats is None:
                 raise KernelError("the engine ended a generation without its figures") from None
             text, ids = "".join(token.text for token in made), [token.id for token in made]
-            return Completion(index, text, ids, stats.finish, stats)
+            return Completion(index, text, ids, stats.finish, stats, made)
     tokens.close()
     return None

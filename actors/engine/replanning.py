@@ -9,9 +9,8 @@ wraps it.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
-from hotcold.actors.engine.requests import Recovers, is_over, rest_of
+from hotcold.actors.engine.requests import Recovers, is_over, of_all, rest_of
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ActorLostError, PlanReplaced
 from hotcold.runtime.engine.request import Sampled
@@ -23,7 +22,6 @@ def across_plans(
     request: Request,
     run: Callable[[Request], Iterator[Sampled | RequestTimes]],
     epochs: Recovers,
-    kv_survives: bool,
 ) -> Iterator[Sampled | RequestTimes]:
     """Stream a request's ids, whatever plans follow each other meanwhile; its times come last.
 
@@ -37,9 +35,9 @@ def across_plans(
     while True:
         epoch, before = epochs.epoch, len(received)
         try:
-            for item in run(rest_of(request, received, kv_survives)):
+            for item in run(rest_of(request, received)):
                 if isinstance(item, RequestTimes):
-                    yield replace(item, begin_ns=began, prompt_ns=began) if replaced else item
+                    yield of_all(item, began) if replaced else item
                     return
                 received += item.ids
                 yield item

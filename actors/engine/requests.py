@@ -1,8 +1,9 @@
 """Running a request to its end, whatever happens to the actors meanwhile.
 
 A request that lost an actor waits for the supervisor's new epoch and goes on: the prompt is now
-what was asked plus what was generated, all but its last position is in the KV memory, and the next
-draw depends on (seed, position) alone, so the tokens are those of an undisturbed run.
+what was asked plus what was generated, most of it is in the KV memory (native/loop/slots.c) or else
+is computed again to the same bits, and the next draw depends on (seed, position) alone, so the
+tokens are those of an undisturbed run.
 """
 
 import time
@@ -38,14 +39,11 @@ def run(
     attempt: Callable[[Request], Iterator[Sampled | RequestTimes]],
     recovers: Recovers,
     restarts: int,
-    kv_survives: bool = True,
 ) -> Iterator[Sampled | RequestTimes]:
     """Stream a request's ids; its times come last.
 
     `attempt` runs a request on the actors there are now, and raises ActorLostError; `restarts`
-    losses are survived. With `kv_survives` keys and values outlive the GPU executor, as in the
-    driver's KV memory; on a GPU they do not, and a resumed request computes them again, to the same
-    bits. So it does where the predictor remembers tokens, which it would otherwise have lost.
+    losses are survived.
 
     Raises:
         ActorLostError: after one loss too many; token_ids has what was generated.
@@ -59,12 +57,12 @@ def run(
                 yield RequestTimes(began, began, time.monotonic_ns(), 0, 0, 0)
                 return
             resumed = time.monotonic() if losses else None
-            for item in attempt(rest_of(request, received, kv_survives)):
+            for item in attempt(rest_of(request, received)):
                 if resumed is not None:
                     recovers.replayed(time.monotonic() - resumed)
                     resumed = None
                 if isinstance(item, RequestTimes):  # of the last part, begun with the first
-                    yield replace(item, begin_ns=began, prompt_ns=began) if losses else item
+                    yield of_all(item, began) if losses else item
                     return
                 received += item.ids
                 yield item
@@ -87,12 +85,16 @@ def is_over(request: Request, received: list[int]) -> bool:
     return ended or 0 < request.max_tokens == len(received)
 
 
-def rest_of(request: Request, received: list[int], kv_survives: bool) -> Request:
+def of_all(times: RequestTimes, began_ns: int) -> RequestTimes:
+    """Times of a whole request, of its last part; how much it reused at first nobody knows."""
+    return replace(times, begin_ns=began_ns, prompt_ns=began_ns, reused=0)
+
+
+def rest_of(request: Request, received: list[int]) -> Request:
     """What is left of a request after some tokens."""
     if not received:
         return request
     prompt = np.concatenate([request.prompt, np.array(received, np.int32)])
     left = request.max_tokens - len(received)
-    n_past = len(prompt) - 1 if kv_survives else 0
     given = request.n_given or len(request.prompt)  # what was generated is decoded again, not dense
-    return replace(request, prompt=prompt, max_tokens=left, n_past=n_past, n_given=given)
+    return replace(request, prompt=prompt, max_tokens=left, n_given=given)

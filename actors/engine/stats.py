@@ -25,6 +25,8 @@ class ActorStats:
         audit_missed: those of them that would have fired.
         asks: where the predictor has a process of its own on the GPU, questions to it.
         asked_s: seconds from each to its answer, summed, as the GPU executor saw them.
+        prompt_tokens: of the GPU executor's requests, what their prompts had.
+        reused_tokens: of those, what was there already of earlier requests.
     """
 
     node_id: str
@@ -42,6 +44,8 @@ class ActorStats:
     asks: int = 0
     asked_s: float = 0.0
     ahead_bytes: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
 
     @classmethod
     def of(cls, state: ActorState, node_id: str, pid: int, role: str) -> "ActorStats":

@@ -108,6 +108,8 @@ class ActorGroup:
         with self._lock:
             before = self.deployment if self.epoch_running else None
             self._end_epoch(self._leader)
+            if self._kv is not None:
+                self._kv.plan += 1
             self.deployment = deployment
             try:
                 self._begin_epoch()

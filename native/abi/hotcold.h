@@ -26,6 +26,7 @@
 #define HC_CACHE_LINE  64
 #define HC_DTYPES      4
 #define HC_GROUP       64 /* weights of HC_I8 that share a scale */
+#define HC_MAX_TOP     20 /* alternatives that are told of a draw */
 
 typedef enum {
     HC_OK = 0,
@@ -180,6 +181,11 @@ typedef struct {
 } hc_attention_args;
 hc_status hc_attention(const hc_attention_args *args, hc_pool *pool);
 
+typedef struct {
+    int32_t id;    /* -1: no more ids have a finite logit */
+    float logprob; /* log softmax of the raw logits */
+} hc_top;
+
 /* Sampling, counter-based on (seed, position): the same draw whatever ran before. Order: top-k,
  * temperature, softmax, top-p. temperature 0: greedy, the lowest id among equals. */
 typedef struct {
@@ -193,6 +199,8 @@ typedef struct {
     float *prob_V;      /* scratch */
     int32_t id;         /* out */
     float logprob;      /* out: log softmax of the raw logits at id */
+    int32_t n_top;      /* 0 to HC_MAX_TOP */
+    hc_top *top;        /* out: the n_top likeliest ids, best first, the lowest id among equals */
 } hc_sample_args;
 hc_status hc_sample(hc_sample_args *args);
 
@@ -223,7 +231,9 @@ typedef struct {       /* written by its actor alone, read by anyone at any time
     int64_t clock_error_ns; /* spans of a GPU: by how much their times may be off at most */
     int64_t asks, asked_ns; /* predictor in a process of its own: questions, time until answered */
     int64_t ahead_bytes; /* of `bytes`, or of what was read in vain: asked for before x was there */
-} hc_actor_state;        /* 128 bytes */
+    int64_t prompt_tokens, reused_tokens; /* GPU: of all prompts; of those, not computed again */
+    int64_t reserved[6];
+} hc_actor_state; /* 192 bytes */
 
 typedef struct {
     uint64_t begin_ns, ready_ns, end_ns; /* CLOCK_MONOTONIC: step begun, waits over, step ended */
@@ -384,6 +394,14 @@ typedef struct {        /* what one device owns in one layer */
 
 typedef struct hc_predictor_layer hc_predictor_layer; /* predict.h */
 
+/* What a slot of the KV cache holds: the keys and values of the first n of its tokens. It lies in
+ * the memory of the cache, so that both outlive who wrote them. */
+typedef struct {
+    int32_t n;        /* raised when rows are whole, lowered before any of them is written again */
+    int32_t plan;     /* kv_plan of who computed them; 0: several of them have */
+    uint64_t used_ns; /* when a sequence last took it; 0: never */
+} hc_kv_mark;
+
 typedef struct {
     int32_t actor; /* its place in the segment's lists of actors */
     int32_t role;  /* hc_role */
@@ -397,7 +415,12 @@ typedef struct {
     const int8_t *device_LN;                /* predictor */
     float *k_cache, *v_cache;               /* leader: [L][slot][kv_heads][context][head_dim] */
     int32_t n_slots;                        /* sequences at once, 1 to HC_MAX_BATCH */
-    int64_t *fired_LN;                      /* NULL, or profile counts */
+    int32_t
+        prompt_piece; /* most prompt rows of a pass in which others decode; one of each is had */
+    hc_kv_mark *kv_marks_S; /* NULL: a device has the cache, nothing is found again */
+    int32_t *kv_tokens_SP;  /* [slot][context] */
+    int32_t kv_plan;        /* 1 or more: rows of one plan have equal bits */
+    int64_t *fired_LN;      /* NULL, or profile counts */
     hc_pool *pool;
     int32_t core; /* of the loop thread; -1: not pinned */
     int32_t

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.generated import STEP, TOKEN, Status
+from hotcold.native.abi.generated import STEP, TOKEN, TOP, Reuse, Status
 from hotcold.native.bindings._ffi import check, copied, failure, ffi, lib, new, pointer
 from hotcold.native.bindings.device import NativeDevice
-from hotcold.native.bindings.token_kernels import drawing
-from hotcold.native.options.sampling import Sampling
+from hotcold.native.bindings.token_kernels import drawing, pairs
+from hotcold.native.options.sampling import Sampling, Top
 
 EVERY = -1
 
@@ -25,11 +25,10 @@ class Request:
     """One generation: prompt ids and how they are continued. logits and masks are written in place.
 
     id: tells it from others, until it is released. max_tokens: still to make, at most; 0 where only
-    the prompt is computed. eos: ids that end it. n_past: leading positions whose keys and values
-    the only slot holds, if nobody else has used it since.
+    the prompt is computed. eos: ids that end it.
     n_given: leading tokens of the prompt that were asked for, where the rest had been generated
-    before a loss; 0: all. n_dense: leading tokens that a GPU computes in dense passes; None: the
-    executor chooses.
+    before a loss; 0: all. reuse: which keys and values it may begin with. n_dense: leading tokens
+    that a GPU computes in dense passes; None: the executor chooses.
     """
 
     id: int
@@ -39,14 +38,17 @@ class Request:
     eos: tuple[int, ...] = ()
     logits_PV: NDArray[np.float32] | None = None
     masks_PLN: NDArray[np.uint8] | None = None
-    n_past: int = 0
     n_given: int = 0
+    reuse: Reuse = Reuse.NONE
     n_dense: int | None = None
 
 
 @dataclass(frozen=True)
 class RequestTimes:
-    """Nanoseconds of CLOCK_MONOTONIC: begun, prompt done, all done; passes run; bytes all read."""
+    """Nanoseconds of CLOCK_MONOTONIC: begun, prompt done, all done; passes run; bytes all read.
+
+    reused: tokens of the prompt that were not computed again.
+    """
 
     begin_ns: int
     prompt_ns: int
@@ -54,6 +56,7 @@ class RequestTimes:
     passes: int
     prompt_bytes: int
     decode_bytes: int
+    reused: int = 0
 
 
 class NativeExecutor:
@@ -139,7 +142,7 @@ class NativeExecutor:
             n_prompt=len(request.prompt),
             max_tokens=request.max_tokens,
             n_eos=len(eos),
-            n_past=request.n_past,
+            reuse=request.reuse,
             n_dense=request.n_dense or 0,
             eos=eos,
             **drawing(request.sampling),
@@ -156,10 +159,23 @@ class NativeExecutor:
 
         Waits until at_least are there, the request is done, or the time is over.
         """
+        return self.tokens_and_top(request, index, timeout_ms, at_least, limit)[:2]
+
+    def tokens_and_top(
+        self, request: int, index: int, timeout_ms: int, at_least: int = 1, limit: int = 64
+    ) -> tuple[NDArray[Any], bool, list[Top]]:
+        """The same, and the alternatives of each token; none where the request wants none."""
         out = np.zeros(limit, dtype=TOKEN)
+        asked = self._requests.get(request)
+        n_top = asked.sampling.logprobs if asked is not None else 0
+        top = np.zeros((limit, n_top), dtype=TOP)
         done, to = ffi.new("int32_t *"), pointer(out, "hc_token *")
-        n = lib.hc_executor_tokens(self._c, request, index, at_least, to, limit, timeout_ms, done)
-        return out[:n], bool(done[0]) and n < limit
+        n = lib.hc_executor_tokens(
+            *(self._c, request, index, at_least, to),
+            *(pointer(top, "hc_top *") if n_top else ffi.NULL, limit, timeout_ms, done),
+        )
+        others = [pairs(row) for row in top[:n]] if n_top else []
+        return out[:n], bool(done[0]) and n < limit, others
 
     def arm(self, op: int, at_seq: int, signal_number: int) -> None:
         """Fault injection: raise a signal in this process at the next step of an operation."""

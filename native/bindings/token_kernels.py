@@ -3,8 +3,12 @@
 Re-exported by kernels.py, which says who calls them and what they raise.
 """
 
-import numpy as np
+from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.native.abi.generated import TOP
 from hotcold.native.abi.names import NORMS
 from hotcold.native.bindings._arrays import (
     F32,
@@ -19,7 +23,7 @@ from hotcold.native.bindings._arrays import (
 from hotcold.native.bindings._ffi import check, lib, new, pointer
 from hotcold.native.bindings.pool import Pool
 from hotcold.native.errors import ConfigError
-from hotcold.native.options.sampling import Sampling
+from hotcold.native.options.sampling import Sampling, Top
 
 
 def rmsnorm(x_BD: F32, weight_D: F32, eps: float) -> F32:
@@ -92,14 +96,36 @@ def attention(
 
 def drawing(sampling: Sampling) -> dict[str, float]:
     """What a draw depends on beside its position: fields of hc_request and of hc_sample_args."""
-    return {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")}
+    same_names = {
+        name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")
+    }
+    return {**same_names, "n_top": sampling.logprobs}
 
 
-def sample(logits_V: F32, sampling: Sampling, position: int = 0) -> tuple[int, float]:
-    """Draw a token id at a position of a sequence; with the log softmax of the raw logits at it."""
+class Drawn(NamedTuple):
+    """A token, the log softmax of the raw logits at it, and at the likeliest ids, best first."""
+
+    id: int
+    logprob: float
+    top: Top
+
+
+def pairs(top_K: NDArray[np.void]) -> Top:
+    """Alternatives as (id, log probability), of TOP records."""
+    return tuple((id_, logprob) for id_, logprob in top_K.tolist() if id_ >= 0)
+
+
+def draw(logits_V: F32, sampling: Sampling, position: int = 0) -> Drawn:
+    """Draw a token at a position of a sequence, with `sampling.logprobs` alternatives."""
     vocab = array("logits", logits_V, np.float32, 1).size
     scratch = {"scratch_V": np.empty(vocab, np.int32), "prob_V": np.empty(vocab, np.float32)}
     how = drawing(sampling) | {"position": position}
-    args = new("hc_sample_args", logits_V=logits_V, vocab=vocab, **how, **scratch)
+    top = np.zeros(sampling.logprobs, TOP)
+    args = new("hc_sample_args", logits_V=logits_V, vocab=vocab, top=top, **how, **scratch)
     check(lib.hc_sample(args))
-    return args.id, args.logprob
+    return Drawn(args.id, args.logprob, pairs(top))
+
+
+def sample(logits_V: F32, sampling: Sampling, position: int = 0) -> tuple[int, float]:
+    """What `draw` draws, without alternatives."""
+    return draw(logits_V, sampling, position)[:2]

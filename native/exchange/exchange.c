@@ -33,7 +33,7 @@
 #define SPIN_EXHAUSTED (-1)
 
 _Static_assert(sizeof(hc_flag) == HC_CACHE_LINE, "a flag fills its cache line");
-_Static_assert(sizeof(hc_actor_state) == 2 * HC_CACHE_LINE, "an actor's state fills its lines");
+_Static_assert(sizeof(hc_actor_state) == 3 * HC_CACHE_LINE, "an actor's state fills its lines");
 _Static_assert(sizeof(hc_span) == 32, "two spans a line");
 _Static_assert(offsetof(hc_segment, poison) % HC_CACHE_LINE == 0, "poison has its own line");
 _Static_assert(offsetof(hc_segment, pass_batch) % HC_CACHE_LINE == 0, "the pass has its own line");

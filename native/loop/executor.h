@@ -16,16 +16,18 @@ typedef struct hc_sequence {
     /* written by the loop thread, copied out by a reader, guarded by the inbox's lock */
     pthread_cond_t changed;
     hc_token *tokens;         /* max_tokens of them */
+    hc_top *top;              /* n_top of each */
     int64_t n_tokens, wanted; /* wanted: what the reader waits for */
     int32_t waiting, done, released, cancelled;
     hc_request_state state;
     /* the loop thread's alone while the sequence runs */
     hc_request request; /* a copy; prompt and eos are copies too, the rest the caller's */
     int32_t *prompt, *eos;
-    int32_t slot, at;      /* at: positions computed so far */
-    int32_t rows, logits;  /* in the running pass; logits of the last of those; -1: none */
-    int32_t drew, over;    /* what the pass came to: a token, the end */
-    hc_token drawn;        /* the last one */
+    int32_t slot, at;     /* at: positions computed so far */
+    int32_t rows, logits; /* in the running pass; logits of the last of those; -1: none */
+    int32_t drew, over;   /* what the pass came to: a token, the end */
+    hc_token drawn;       /* the last one */
+    hc_top drawn_top[HC_MAX_TOP];
     int64_t passes, bytes; /* counts when it began */
 } hc_sequence;
 
@@ -38,12 +40,10 @@ typedef struct {
     int32_t waiting; /* of them without a slot yet; also read without the lock */
 } hc_inbox;
 
-#define HC_NO_REQUEST (-1)
 /* Who is in the passes; the loop thread's alone (scheduler.c). */
 typedef struct {
     hc_sequence *running[HC_MAX_BATCH]; /* in the order in which they began */
     int32_t n_running, most;            /* most: slots, but not more than rows of a pass */
-    int64_t user_S[HC_MAX_BATCH];       /* that last had the slot; HC_NO_REQUEST */
     int32_t used_S[HC_MAX_BATCH];
 } hc_scheduler;
 
@@ -115,6 +115,10 @@ void hc_inbox_free(hc_executor *executor);
 void hc_wait_changed(hc_inbox *inbox, pthread_cond_t *changed, int64_t milliseconds);
 void hc_leave_queue(hc_inbox *inbox, hc_sequence *sequence);
 void hc_end_sequence(hc_inbox *inbox, hc_sequence *sequence);
+/* slots.c: take a free slot for a sequence, with as much of its prompt there as can be; its rows of
+ * the pass that is over are whole. */
+void hc_take_slot(hc_executor *executor, hc_sequence *sequence);
+void hc_commit_rows(hc_executor *executor, const hc_sequence *sequence);
 /* scheduler.c: pass after pass, until poison. */
 void hc_scheduler_init(hc_executor *executor);
 hc_status hc_serve_requests(hc_executor *executor);
@@ -135,6 +139,12 @@ static inline hc_gemv_args hc_product(const void *w, int32_t dtype, int64_t rows
                           .x_stride = d,
                           .y_BR = y,
                           .y_stride = rows};
+}
+/* The token at a position that has been or is being computed. */
+static inline int32_t hc_token_at(const hc_sequence *sequence, int32_t position) {
+    const int32_t n_prompt = sequence->request.n_prompt;
+    return position < n_prompt ? sequence->prompt[position]
+                               : sequence->tokens[position - n_prompt].id;
 }
 /* One more row of the running pass. */
 static inline void hc_add_row(hc_executor *executor, int32_t slot, int32_t position,

@@ -28,6 +28,7 @@ static void free_sequence(hc_sequence *q) {
     free(q->prompt);
     free(q->eos);
     free(q->tokens);
+    free(q->top);
     free(q);
 }
 
@@ -68,7 +69,8 @@ static hc_sequence *new_sequence(const hc_request *request) {
     q->prompt = copy_of(request->prompt, request->n_prompt, sizeof(int32_t));
     q->eos = copy_of(request->eos, request->n_eos, sizeof(int32_t));
     q->tokens = calloc(request->max_tokens + 1, sizeof(hc_token));
-    if (q->prompt && q->eos && q->tokens)
+    q->top = calloc((int64_t)request->max_tokens * request->n_top + 1, sizeof(hc_top));
+    if (q->prompt && q->eos && q->tokens && q->top)
         return q;
     free_sequence(q);
     return NULL;
@@ -82,9 +84,9 @@ static hc_status check_request(const hc_executor *e, const hc_request *request) 
     if (request->n_prompt < 1 || request->n_prompt > context)
         return hc_fail(HC_ERR_ARGUMENT, "prompt of %d tokens, the context holds 1 to %lld",
                        request->n_prompt, (long long)context);
-    if (request->n_past < 0 || request->n_past >= request->n_prompt)
-        return hc_fail(HC_ERR_ARGUMENT, "%d positions are said to be cached of a prompt of %d",
-                       request->n_past, request->n_prompt);
+    if (request->n_top < 0 || request->n_top > HC_MAX_TOP)
+        return hc_fail(HC_ERR_ARGUMENT, "%d alternatives of a token; 0 to %d are possible",
+                       request->n_top, HC_MAX_TOP);
     /* The last sampled token is never fed back, so it needs no position. */
     if (request->max_tokens < 0 || request->n_prompt + request->max_tokens > context + 1)
         return hc_fail(HC_ERR_ARGUMENT, "%d new tokens after %d do not fit the context of %lld",
@@ -194,7 +196,8 @@ int32_t hc_executor_release(hc_executor *e, int64_t id) {
 
 /* `wanted` is the one reader's alone, and lets the loop wake it once for several tokens. */
 int32_t hc_executor_tokens(hc_executor *e, int64_t id, int64_t index, int32_t at_least,
-                           hc_token *out, int32_t max, int32_t timeout_ms, int32_t *done) {
+                           hc_token *out, hc_top *top, int32_t max, int32_t timeout_ms,
+                           int32_t *done) {
     hc_inbox *inbox = &e->inbox;
     uint64_t until = hc_now_ns() + (uint64_t)timeout_ms * 1000000u;
     int32_t n = 0;
@@ -211,8 +214,11 @@ int32_t hc_executor_tokens(hc_executor *e, int64_t id, int64_t index, int32_t at
         }
         int64_t ready = q->n_tokens - index;
         n = ready < 0 ? 0 : ready > max ? max : (int32_t)ready;
+        const int64_t n_top = q->request.n_top;
         if (n > 0)
             memcpy(out, q->tokens + index, n * sizeof *out);
+        if (n > 0 && top)
+            memcpy(top, q->top + index * n_top, n * n_top * sizeof *top);
         *done = q->done;
     }
     pthread_mutex_unlock(&inbox->lock);

@@ -1,11 +1,13 @@
 /* scheduler.c - which rows the next pass has: sequences are admitted, fed and ended between passes.
  *
  * A pass has up to max_batch rows (slot, position, token): one of every sequence that decodes, in the
- * order in which they began, then pieces of prompts, first come first served. No more sequences run at
- * once than there are slots and rows, so each that decodes is in every pass, and a prompt always gets
- * a row. A row's bits do not depend on its neighbours (variant.h), nor does a draw: it is of the
- * sequence's own seed, settings and position. One request alone is the simplest case: its prompt in
- * pieces of max_batch rows, then passes of one row.
+ * order in which they began, and pieces of prompts, which share the other rows evenly: a short prompt
+ * is done soon, however long those before it are. Where others decode, prompts together have no more
+ * than prompt_piece of them, since every row makes the pass longer. No more sequences run at once than there are slots
+ * and rows, so each that decodes is in every pass, and a prompt always gets a row. A row's bits do not
+ * depend on its neighbours (variant.h), nor does a draw: it is of the sequence's own seed, settings
+ * and position. One request alone is the simplest case: its prompt in pieces of max_batch rows, then
+ * passes of one row.
  *
  * A device of one slot computes the first n_dense tokens of a prompt in dense passes of their own.
  *
@@ -24,28 +26,31 @@ static int64_t bytes_read(const hc_executor *e) {
     return sum;
 }
 
-/* Its first free slot. What is said to be cached is there only in the one slot of an executor without
- * a device, whose memory outlives it, and only until another request has used it. */
 static void begin(hc_executor *e, hc_sequence *q) {
     hc_scheduler *all = &e->scheduler;
-    q->slot = 0;
-    while (all->used_S[q->slot])
-        q->slot++;
-    const int64_t before = all->user_S[q->slot];
-    const int cached = !e->args.device && e->args.n_slots == 1 &&
-                       (before == HC_NO_REQUEST || before == q->request.id);
-    q->at = cached ? q->request.n_past : 0;
-    all->used_S[q->slot] = 1;
-    all->user_S[q->slot] = q->request.id;
+    hc_actor_state *state = hc_state_of(e);
+    hc_take_slot(e, q);
     all->running[all->n_running++] = q;
-    q->passes = hc_state_of(e)->passes;
+    q->passes = state->passes;
     q->bytes = bytes_read(e);
     hc_leave_queue(&e->inbox, q);
     q->state.prompt_ns = 0;
+    q->state.reused = q->at;
+    hc_count(&state->prompt_tokens, q->request.n_prompt);
+    hc_count(&state->reused_tokens, q->at);
 }
 
-/* Give free slots to who waits, in the order of their posts; wait where nobody is there, and look at
- * poison every 20 ms: nothing wakes a condition variable for it. 0: there is poison and nothing to do. */
+/* Those of the queue that go on, or the others, while there are slots. */
+static void begin_some(hc_executor *e, int goes_on) {
+    hc_scheduler *all = &e->scheduler;
+    for (hc_sequence *q = e->inbox.first; q && all->n_running < all->most; q = q->next)
+        if (q->waiting && (q->request.reuse == HC_REUSE_ANY) == goes_on)
+            begin(e, q);
+}
+
+/* Give free slots to who waits, in the order of their posts, but first to who goes on, before its rows
+ * are lost; wait where nobody is there, and look at poison every 20 ms: nothing wakes a condition
+ * variable for it. 0: there is poison and nothing to do. */
 static int admit(hc_executor *e) {
     hc_inbox *inbox = &e->inbox;
     hc_scheduler *all = &e->scheduler;
@@ -55,9 +60,8 @@ static int admit(hc_executor *e) {
     pthread_mutex_lock(&inbox->lock);
     while (!all->n_running && !inbox->waiting && !hc_segment_poisoned(e->args.segment))
         hc_wait_changed(inbox, &inbox->posted, 20);
-    for (hc_sequence *q = inbox->first; q && all->n_running < all->most; q = q->next)
-        if (q->waiting)
-            begin(e, q);
+    begin_some(e, 1);
+    begin_some(e, 0);
     pthread_mutex_unlock(&inbox->lock);
     return all->n_running > 0;
 }
@@ -73,7 +77,7 @@ static void add_rows(hc_executor *e, hc_sequence *q, int32_t count) {
     q->rows = count;
     for (int32_t at = q->at; at < q->at + count; at++) {
         const int32_t b = e->batch;
-        hc_add_row(e, q->slot, at, at < r->n_prompt ? q->prompt[at] : q->drawn.id);
+        hc_add_row(e, q->slot, at, hc_token_at(q, at));
         if (r->masks_PLN) {
             e->mask_B[b] = r->masks_PLN + at * hc_mask_bytes(e->args.model);
             e->masked = 1;
@@ -85,22 +89,41 @@ static void add_rows(hc_executor *e, hc_sequence *q, int32_t count) {
     }
 }
 
+/* How many rows each sequence has in the next pass: one, then one more of each prompt in turn. */
+static void share_rows(const hc_executor *e, int32_t rows_Q[HC_MAX_BATCH]) {
+    const hc_scheduler *all = &e->scheduler;
+    int32_t free = e->args.max_batch - all->n_running, before = -1, decoding = 0;
+    for (int32_t i = 0; i < all->n_running; i++) {
+        rows_Q[i] = 1;
+        decoding += decodes(all->running[i]);
+    }
+    const int32_t most = e->args.prompt_piece - (all->n_running - decoding);
+    if (decoding && free > most)
+        free = most;
+    while (free > 0 && free != before) {
+        before = free;
+        for (int32_t i = 0; i < all->n_running && free > 0; i++)
+            if (all->running[i]->at + rows_Q[i] < all->running[i]->request.n_prompt) {
+                rows_Q[i]++;
+                free--;
+            }
+    }
+}
+
 static hc_status run_rows(hc_executor *e) {
     hc_scheduler *all = &e->scheduler;
     const int64_t vocab = e->args.model->vocab;
+    int32_t rows_Q[HC_MAX_BATCH];
+    share_rows(e, rows_Q);
     e->batch = e->head_rows = e->masked = 0;
-    for (int32_t i = 0; i < all->n_running; i++)
-        if (decodes(all->running[i]))
-            add_rows(e, all->running[i], 1);
-    for (int32_t i = 0; i < all->n_running; i++) {
-        hc_sequence *q = all->running[i];
-        const int32_t left = q->request.n_prompt - q->at, free = e->args.max_batch - e->batch;
-        if (left > 0)
-            add_rows(e, q, left < free ? left : free);
-    }
+    for (int prompts = 0; prompts < 2; prompts++)
+        for (int32_t i = 0; i < all->n_running; i++)
+            if (decodes(all->running[i]) != prompts)
+                add_rows(e, all->running[i], rows_Q[i]);
     hc_status s = hc_run_pass(e);
     for (int32_t i = 0; !s && i < all->n_running; i++) {
         const hc_sequence *q = all->running[i];
+        hc_commit_rows(e, q);
         if (q->request.logits_PV && q->rows)
             memcpy(q->request.logits_PV + q->at * vocab,
                    e->logits_BV + (q->logits + 1 - q->rows) * vocab,
@@ -152,7 +175,9 @@ static hc_status draw(hc_executor *e, hc_sequence *q) {
                         .seed = r->seed,
                         .position = (uint64_t)q->at,
                         .scratch_V = e->sample_ids,
-                        .prob_V = e->sample_probs};
+                        .prob_V = e->sample_probs,
+                        .n_top = r->n_top,
+                        .top = q->drawn_top};
     hc_status s = hc_sample(&a);
     q->drawn = (hc_token){.id = a.id, .logprob = a.logprob, .time_ns = hc_now_ns()};
     return s;
@@ -212,6 +237,8 @@ static void publish(hc_executor *e) {
     for (int32_t i = 0; i < all->n_running; i++) {
         hc_sequence *q = all->running[i];
         if (q->drew) {
+            const int32_t n_top = q->request.n_top;
+            memcpy(q->top + q->n_tokens * n_top, q->drawn_top, n_top * sizeof(hc_top));
             q->tokens[q->n_tokens++] = q->drawn;
             if (q->n_tokens >= q->wanted)
                 pthread_cond_broadcast(&q->changed);
@@ -259,6 +286,4 @@ void hc_scheduler_init(hc_executor *e) {
     hc_scheduler *all = &e->scheduler;
     const int32_t rows = e->args.max_batch, slots = e->args.n_slots;
     all->most = slots < rows ? slots : rows;
-    for (int32_t i = 0; i < HC_MAX_BATCH; i++)
-        all->user_S[i] = HC_NO_REQUEST;
 }

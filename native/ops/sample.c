@@ -232,6 +232,26 @@ static hc_status survey(const hc_sample_args *a, float *max, int32_t *id, double
     return HC_OK;
 }
 
+/* The n_top best ids in one pass: an id enters only where it beats the worst, so that of equal logits
+ * the lowest id stays and the -infinite stay out. */
+static void survey_top(const hc_sample_args *a, float max, double log_sum) {
+    const int32_t n = a->n_top;
+    hc_top *top = a->top;
+    for (int32_t k = 0; k < n; k++)
+        top[k] = (hc_top){.id = -1, .logprob = -INFINITY};
+    for (int64_t id = 0; n && id < a->vocab; id++) {
+        const float logit = a->logits_V[id];
+        if (!(logit > top[n - 1].logprob))
+            continue;
+        int32_t k = n - 1;
+        for (; k > 0 && logit > top[k - 1].logprob; k--)
+            top[k] = top[k - 1];
+        top[k] = (hc_top){.id = (int32_t)id, .logprob = logit};
+    }
+    for (int32_t k = 0; k < n; k++)
+        top[k].logprob = (float)((double)top[k].logprob - (double)max - log_sum);
+}
+
 static hc_status check_args(const hc_sample_args *a) {
     if (!a || !a->logits_V || a->vocab < 1 || a->vocab > INT32_MAX)
         return hc_fail(HC_ERR_ARGUMENT, "sample: %lld logits; 1 to %d are possible",
@@ -242,6 +262,11 @@ static hc_status check_args(const hc_sample_args *a) {
     if (a->top_k < 0 || !(a->top_p >= 0 && a->top_p <= 1))
         return hc_fail(HC_ERR_ARGUMENT, "sample: top_k %d, top_p %g; at least 0, within 0 and 1",
                        a->top_k, (double)a->top_p);
+    if (a->n_top < 0 || a->n_top > HC_MAX_TOP || (a->n_top && !a->top))
+        return hc_fail(HC_ERR_ARGUMENT,
+                       "sample: %d alternatives; 0 to %d are possible, with room "
+                       "for them",
+                       a->n_top, HC_MAX_TOP);
     if (a->temperature > 0 && (!a->scratch_V || !a->prob_V))
         return hc_fail(HC_ERR_ARGUMENT, "sample: a temperature needs both scratch areas");
     return HC_OK;
@@ -264,5 +289,6 @@ hc_status hc_sample(hc_sample_args *a) {
         a->id = cut ? draw_some(a, max, u) : draw_all(a, max, u);
     }
     a->logprob = (float)((double)a->logits_V[a->id] - (double)max - log_sum);
+    survey_top(a, max, log_sum);
     return HC_OK;
 }

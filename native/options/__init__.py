@@ -1,4 +1,4 @@
 """Rows of options, from which dataclasses, commands and pages are made.
 
-May import: native
+May import: native, native.abi
 """

@@ -6,8 +6,11 @@ Imports nothing compiled; `hotcold.runtime.options.config` hands it on to caller
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hotcold.native.abi.generated import MAX_TOP
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.table import MAX_SEED, check_all, documented, option
+
+Top = tuple[tuple[int, float], ...]  # ids and log probabilities, best first
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class Sampling:
     )
     seed: int = option(
         0, "A draw depends on the seed and the position alone.", low=0, high=MAX_SEED
+    )
+    logprobs: int = option(
+        0,
+        "Tell the log probabilities of this many of the likeliest tokens.",
+        low=0,
+        high=MAX_TOP,
     )
     stop: tuple[str, ...] = option((), "End before this text.", metavar="TEXT", many=True)
     ignore_eos: bool = option(False, "Go on after the end-of-text token.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hotcold.native.abi.generated import StepFlag
+from hotcold.native.abi.generated import MAX_BATCH, StepFlag
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.gpu import GpuChoice, with_formats
 from hotcold.runtime.engine.prepare import Prepared
@@ -56,6 +56,8 @@ class Deployment:
         gpu: how the GPU executor uses a GPU; None: it computes on its CPU device.
         config: what was asked for, from which other drivers prepare other plans; without objects.
         remembers: what the predictor proposes depends on tokens before, which die with its process.
+        prefix_cache: whether prompts begin with what others have computed of the same tokens.
+        prompt_piece: most prompt tokens of a pass in which others decode.
         fetch_L: by layer, the share of its cold neurons that the GPU executor computes (fetch.py).
     """
 
@@ -84,6 +86,8 @@ class Deployment:
     spins: bool = True
     processors: str = ""
     sequences: int = 1
+    prefix_cache: bool = True
+    prompt_piece: int = MAX_BATCH
 
     @property
     def topology(self) -> Topology:
@@ -237,6 +241,8 @@ def deploy(prepared: Prepared, plan: Plan, schedule: Any = None) -> Deployment:
         layout=layout,
         context=prepared.context,
         sequences=config.sequences,
+        prefix_cache=config.prefix_cache,
+        prompt_piece=config.prompt_piece,
         predictor=prepared.predictor,
         predictor_settings=settings["predictor"],
         predicts=prepared.predicts,

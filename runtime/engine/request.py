@@ -1,21 +1,34 @@
 """What a driver asks of the leading executor, and what comes back."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from hotcold.native.bindings.executor import Request
+from hotcold.native.options.sampling import Top
 from hotcold.runtime.options.config import Sampling
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Ids, log probabilities and times (ns of CLOCK_MONOTONIC) that became ready together."""
+    """Ids, log probabilities and times (ns of CLOCK_MONOTONIC) that became ready together.
+
+    top: the likeliest alternatives of each, where they are wanted.
+    """
 
     ids: list[int]
     logprobs: list[float]
     times_ns: list[int]
+    top: list[Top] = field(default_factory=list)
+
+    @property
+    def each(self) -> Iterator[tuple[int, float, int, Top]]:
+        """One by one."""
+        yield from zip(
+            *(self.ids, self.logprobs, self.times_ns, self.top or [()] * len(self.ids)), strict=True
+        )
 
 
 def make_request(

@@ -56,6 +56,7 @@ class ActorState:
     clock_error_ns: by how much the times of a GPU's spans may be off at most; 0 without a GPU.
     asks, asked_ns: where the predictor has a process of its own on the GPU, questions to it, and
     the GPU executor's time from each to its answer.
+    prompt_tokens, reused_tokens: of the GPU executor's requests; of those, not computed again.
     ahead_bytes: weights asked for before the layer's input was there (native/ops/ahead.c).
     """
 
@@ -75,6 +76,8 @@ class ActorState:
     asks: int = 0
     asked_ns: int = 0
     ahead_bytes: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
 
 
 @dataclass(frozen=True)

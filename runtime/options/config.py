@@ -239,6 +239,14 @@ class EngineConfig:
     seed: int = option(
         0, "Seed of sampling and of policies that draw lots.", "session", low=0, high=MAX_SEED
     )
+    prefix_cache: bool = option(
+        True,
+        "Keep what prompts have in common: a request begins with the keys and values that another "
+        "has left of the same first tokens. Not on a GPU, and not over the Ray transport.",
+        "actors",
+        not_for=("compare", "trace", "bench decode", "bench batch"),
+        shown="yes",
+    )
     restarts: int = option(
         3,
         "How many lost actors a generation survives; 0: the first loss ends it. Lost actors are "
@@ -256,6 +264,13 @@ class EngineConfig:
     )
     max_batch: int = option(
         MAX_BATCH, "Tokens of one sparse pass of a prompt.", low=1, high=MAX_BATCH
+    )
+    prompt_piece: int = option(
+        MAX_BATCH,
+        "Tokens of prompts in a pass in which others decode, at most. Fewer make the others wait "
+        "less for their next token, and the prompts take longer.",
+        low=1,
+        high=MAX_BATCH,
     )
 
     def __post_init__(self) -> None:

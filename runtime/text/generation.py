@@ -7,11 +7,12 @@ by `LocalSession`. Sampling itself is in native/ops/sample.c.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from pathlib import Path
 
 from hotcold.native.errors import ConfigError
+from hotcold.native.options.sampling import Top
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.options.config import Sampling
 from hotcold.runtime.text.tokenizer import StreamDecoder, Tokenizer
@@ -27,11 +28,14 @@ class Token:
         text: the text that became certain with it; the texts of a generation concatenate to its
             text. May be empty: half a character, an end-of-sequence token.
         logprob: log probability under the model, before temperature and cut-offs.
+        top: the `Sampling.logprobs` likeliest ids in its place, best first, with their log
+            probabilities.
     """
 
     id: int
     text: str
     logprob: float
+    top: Top = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class GenerationStats:
         bytes: weight and KV bytes all actors read while decoding.
         finish: "length", "eos" or "stop".
         begin_ns: of CLOCK_MONOTONIC where the actors run, when the first pass began.
+        reused_tokens: of the prompt's, those whose keys and values were there already; 0 where the
+            generation outlived a loss or a plan.
     """
 
     prompt_tokens: int
@@ -53,11 +59,13 @@ class GenerationStats:
     bytes: int
     finish: str
     begin_ns: int = 0
+    reused_tokens: int = 0
 
     @property
     def prompt_tokens_per_s(self) -> float:
-        """Prompt tokens over the seconds they took."""
-        return self.prompt_tokens / self.prompt_s if self.prompt_s > 0 else 0.0
+        """Prompt tokens that were computed, over the seconds they took."""
+        computed = self.prompt_tokens - self.reused_tokens
+        return computed / self.prompt_s if self.prompt_s > 0 else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -180,17 +188,17 @@ class TokenStream:
         self.finish: str | None = None
         self.count = 0
 
-    def push(self, id_: int, logprob: float) -> list[Token]:
+    def push(self, id_: int, logprob: float, top: Top = ()) -> list[Token]:
         """Tokens that became certain with this id; none after the end."""
         if self.finish is not None:
             return []
         self.count += 1
         if id_ in self._eos:
             self.finish = "eos"
-            return [*self.flush(), Token(id_, "", logprob)]
+            return [*self.flush(), Token(id_, "", logprob, top)]
         if self._decoder is None:
-            return [Token(id_, "", logprob)]
-        self._waiting.append(Token(id_, self._decoder.push(id_), logprob))
+            return [Token(id_, "", logprob, top)]
+        self._waiting.append(Token(id_, self._decoder.push(id_), logprob, top))
         text = "".join(token.text for token in self._waiting)
         found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if found:
@@ -205,7 +213,7 @@ class TokenStream:
         rest = self._decoder.flush() if self._decoder is not None else ""
         if rest and self._waiting:
             last = self._waiting[-1]
-            self._waiting[-1] = Token(last.id, last.text + rest, last.logprob)
+            self._waiting[-1] = replace(last, text=last.text + rest)
         return self._release(sum(len(token.text) for token in self._waiting))
 
     def _release(self, length: int, keep_open: bool = False) -> list[Token]:
@@ -218,7 +226,7 @@ class TokenStream:
             ready -= 1
         out = []
         for token in self._waiting[:ready]:
-            out.append(Token(token.id, token.text[:length], token.logprob))
+            out.append(replace(token, text=token.text[:length]))
             length = max(0, length - len(token.text))
         self._waiting = self._waiting[ready:]
         return out

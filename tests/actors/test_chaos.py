@@ -12,8 +12,16 @@ from typing import Any
 
 import pytest
 
-from hotcold.actors.bench import chaos
+from hotcold.actors.bench import chaos, faults
 from hotcold.actors.cluster.processes import is_gone
+from hotcold.native.abi import names
+
+
+OPS = {
+    "gpu": ["embed", "attention", "hot", "merge", "head"],
+    "cpu": ["cold"],
+    "predictor": ["predict"],
+}
 
 
 class Fake:
@@ -23,8 +31,11 @@ class Fake:
         self.fault, self.requests, self.left = fault, 0, -1
         self.recoveries: list[Any] = []
         self.actors: dict[str, Any] = {}
-        self.hang = threading.Event()
-        self.pids = dict.fromkeys(chaos.OPS, 0)
+        self.hang, self.sequences = threading.Event(), 1
+        self.pids = dict.fromkeys(OPS, 0)
+        self.programs = {
+            actor: {"op": [names.OPS.index(op) for op in ops]} for actor, ops in OPS.items()
+        }
 
     @property
     def is_whole(self) -> bool:
@@ -32,7 +43,7 @@ class Fake:
 
     def generate(self, prompt: str, max_tokens: int, **sampling: Any) -> Iterator[Any]:
         self.requests += 1
-        disturbed = self.requests > len(chaos.PROMPTS)
+        disturbed = self.requests > len(faults.CASES)
         if disturbed and self.fault == "leaks":
             self.left = os.memfd_create("hotcold-left")
         for number in range(max_tokens):
@@ -44,7 +55,7 @@ class Fake:
             wrong = disturbed and self.fault == "wrong_tokens" and number == max_tokens // 2
             yield type("Token", (), {"id": -1 if wrong else number})
         if not disturbed:
-            self.pids = dict.fromkeys(chaos.OPS, os.getpid())
+            self.pids = dict.fromkeys(OPS, os.getpid())
 
     def close(self) -> None:
         self.hang.set()
@@ -72,7 +83,7 @@ def test_an_actor_that_is_not_replaced_is_an_error(monkeypatch: pytest.MonkeyPat
     with subprocess.Popen(["true"]) as ended:
         pass
 
-    def strike(_engine: Any, _fault: chaos.Fault) -> bool:
+    def strike(_engine: Any, _fault: faults.Fault) -> bool:
         engine.pids["cpu"] = ended.pid
         return True
 
@@ -83,19 +94,27 @@ def test_an_actor_that_is_not_replaced_is_an_error(monkeypatch: pytest.MonkeyPat
 
 
 def test_faults_come_from_the_seed_alone_and_of_every_kind() -> None:
-    faults = [fault for _ in range(200) for fault in chaos.draw(random.Random(_))]
-    assert faults == [fault for _ in range(200) for fault in chaos.draw(random.Random(_))]
-    assert {fault.actor for fault in faults} == set(chaos.OPS)
-    assert {fault.number for fault in faults} == {signal.SIGKILL, signal.SIGSTOP}
-    ops = {fault.op for fault in faults}
-    assert ops == {None, *(op for group in chaos.OPS.values() for op in group)}
-    assert min(fault.at for fault in faults) == -1
+    runs = [faults.draw(random.Random(_), 8, OPS) for _ in range(200)]
+    assert runs == [faults.draw(random.Random(_), 8, OPS) for _ in range(200)]
+    struck = [fault for run in runs for fault in run.faults]
+    assert {fault.actor for fault in struck} == {"", *OPS}
+    assert {fault.number for fault in struck} == {0, signal.SIGKILL, signal.SIGSTOP}
+    ops = {fault.op for fault in struck}
+    assert ops == {None, *faults.POLICIES, *(op for group in OPS.values() for op in group)}
+    assert min(fault.at for fault in struck) == -1
+    asks = [ask for run in runs for ask in run.asks]
+    assert {ask.case for ask in asks} == set(range(len(faults.CASES)))
+    assert {sum(ask.at < 0 for ask in run.asks) for run in runs} == set(range(1, 9))
+    assert any(ask.at >= 0 for ask in asks) and any(ask.taken < ask.tokens for ask in asks)
+    alone = [faults.draw(random.Random(_), 1, OPS).asks for _ in range(20)]
+    assert {(len(asks), asks[0].tokens, asks[0].taken) for asks in alone} == {(1, 240, 240)}
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_chaos_finds_nothing() -> None:
     command = [sys.executable, "-m", "hotcold.actors.cli.main", "chaos", "--runs", "6"]
+    command += ["--sequences", "4"]
     done = subprocess.run(
         [*command, "--seed", "11", "--json"],
         env={**os.environ, "RAY_ADDRESS": "local"},

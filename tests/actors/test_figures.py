@@ -26,7 +26,7 @@ class Recorded(Client):
 
     @property
     def _transport(self) -> Any:
-        return SimpleNamespace(cancel=lambda request: None, drain=lambda source, request: None)
+        return SimpleNamespace(cancel=lambda request: None)
 
     def _sampled(self, request: Any) -> Iterator[Sampled | RequestTimes]:
         for begin in (0, 20):

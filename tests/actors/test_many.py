@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hotcold.runtime.options.config import Sampling
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 PROMPTS: list[Any] = [
     "Once upon a time",
-    {"prompt": "The sea was", "max_tokens": 7, "temperature": 0.9, "top_k": 40, "seed": 11},
+    {"prompt": "The sea was", "max_tokens": 7, "temperature": 0.9, "seed": 11, "logprobs": 3},
     [1, 50, 60, 70],
     {"prompt": "The king", "stop": [".", "!"], "max_tokens": 90},
     {"prompt": "A very long way " * 20, "temperature": 0.8, "top_p": 0.9},
@@ -24,18 +25,23 @@ PROMPTS: list[Any] = [
 FIELDS: dict[str, Any] = {"max_tokens": 30, "seed": 5, "ignore_eos": True}
 
 
-def alone(engine: Engine, given: Any) -> tuple[str, list[int], str]:
+def alone(engine: Engine, given: Any) -> Any:
     fields = dict(given) if isinstance(given, dict) else {"prompt": given}
     tokens = list(engine.generate(fields.pop("prompt"), **{**FIELDS, **fields}))
     assert engine.last is not None
     text = "".join(token.text for token in tokens)
-    return text, [token.id for token in tokens], engine.last.finish
+    top = [token.top for token in tokens]
+    assert {len(others) for others in top} == {fields.get("logprobs", 0)}
+    return text, [token.id for token in tokens], engine.last.finish, top
 
 
-def by_index(results: list[Completion]) -> list[tuple[str, list[int], str]]:
+def by_index(results: list[Completion]) -> Any:
     assert sorted(one.index for one in results) == list(range(len(results)))
     ordered = sorted(results, key=lambda one: one.index)
-    return [(one.text, one.token_ids, one.finish_reason) for one in ordered]
+    return [
+        (one.text, one.token_ids, one.finish_reason, [token.top for token in one.tokens])
+        for one in ordered
+    ]
 
 
 @pytest.mark.parametrize(("sequences", "transport"), [(4, "native"), (1, "native"), (1, "ray")])
@@ -55,6 +61,11 @@ def test_each_as_alone_launched_and_connected(sequences: int, transport: str) ->
         results = list(connected.generate_many(iter(PROMPTS), sampling))
         assert by_index(results) == expected
         assert list(connected.generate_many([])) == []
+        if transport == "ray":
+            with closing(engine.generate("The sea")) as held:
+                next(held)
+                with pytest.raises(ConfigError, match="a generation is running"):
+                    next(engine.generate("The king"))
 
 
 def test_a_bad_prompt_is_refused_before_any_starts(tiny_model: Path) -> None:
@@ -88,8 +99,7 @@ def test_leaving_early_frees_the_engine() -> None:
         prompts = [{"prompt": "Once", "max_tokens": 3}, "Once upon", "Once upon a time"]
         source = engine.generate_many(prompts, max_tokens=1000, ignore_eos=True)
         assert next(source).index == 0
-        with pytest.raises(ConfigError, match="a generation is running"):
-            next(engine.generate("The sea"))
+        assert len(list(engine.generate("The sea", max_tokens=4))) == 4, "beside the others"
         source.close()
         passes = engine.stats().actors["gpu"].passes
         assert len(list(engine.generate("The sea", max_tokens=4))) == 4
@@ -110,6 +120,23 @@ def test_a_killed_actor_changes_no_tokens(victim: str, sequences: int) -> None:
                 os.kill(engine.pids[victim], signal.SIGKILL)
         assert by_index(results) == expected
         assert [recovery.actor for recovery in engine.recoveries] == [victim]
+
+
+def test_after_a_loss_no_sequence_computes_its_prompt_again() -> None:
+    prompts = [f"{word} had a very long way to go. " * 9 for word in ("He", "She", "They")]
+    fields: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "temperature": 0.9}
+    with Engine.launch(sequences=3) as engine:
+        expected = [[token.id for token in engine.generate(each, **fields)] for each in prompts]
+        streams = [engine.generate(each, **fields) for each in prompts]
+        got = [[next(stream).id] for stream in streams]
+        os.kill(engine.pids["gpu"], signal.SIGKILL)
+        for ids, stream in zip(got, streams, strict=True):
+            ids += [token.id for token in stream]
+        assert got == expected
+        state, [recovery] = engine.stats().actors["gpu"], engine.recoveries
+        assert recovery.actor == "gpu"
+        assert state.prompt_tokens > 3 * 70
+        assert state.prompt_tokens - state.reused_tokens <= 3, "the last token of each alone"
 
 
 def test_a_new_plan_changes_no_tokens() -> None:

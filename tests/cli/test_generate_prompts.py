@@ -9,6 +9,7 @@ from support.fake_engine import STORY, FakeEngine
 
 from hotcold.actors.cli.commands import prompts
 from hotcold.native.errors import ActorLostError
+from hotcold.runtime.text.generation import Token
 
 TEXT = "".join(STORY)
 
@@ -40,6 +41,13 @@ def test_json_lines_have_their_own_sampling(run: Run, engines: list[FakeEngine])
     assert (first["prompt"], first["temperature"], first["stop"]) == ("One", 0.5, ())
     assert (second["prompt"], second["temperature"], second["stop"]) == ([5, 6], 0.0, (".",))
     assert first["top_k"] == second["top_k"] == 7
+
+
+def test_alternatives_are_told_where_they_were_asked_for() -> None:
+    token = Token(5, "a", -0.5, ((5, -0.5), (6, -1.0)))
+    entry = {"id": 5, "logprob": -0.5, "top": [[5, -0.5], [6, -1.0]]}
+    assert json.loads(json.dumps(prompts.logprobs_of([token]))) == {"logprobs": [entry]}
+    assert prompts.logprobs_of([Token(5, "a", -0.5)]) == {}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from support.weights import VARIANTS, forced
 
 from hotcold.native.bindings import kernels
+from hotcold.native.bindings.token_kernels import draw
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.options.config import Sampling
 
@@ -73,6 +74,25 @@ def test_greedy_takes_the_lowest_id_of_the_largest(variant: str, vocab: int) -> 
     assert id_ == min(best)
     l64 = logits.astype(np.float64)
     assert logprob == pytest.approx(9 - (9 + np.log(np.exp(l64 - 9).sum())), abs=2e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_alternatives_in_order_the_lowest_id_first_among_equals(variant: str) -> None:
+    rng = np.random.default_rng(4)
+    logits = (rng.integers(0, 5, 1000) * 0.5).astype(np.float32)
+    logits[:3] = -np.inf
+    exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
+    with forced(variant):
+        for count in (0, 1, 20):
+            found = draw(logits, Sampling(temperature=1.0, seed=count, logprobs=count))
+            order = np.argsort(-logits, kind="stable")[:count]
+            assert [id_ for id_, _ in found.top] == order.tolist()
+            assert [logprob for _, logprob in found.top] == pytest.approx(exact[order], abs=2e-5)
+            assert found[:2] == kernels.sample(logits, Sampling(temperature=1.0, seed=count))
+        few = draw(logits[:5], Sampling(logprobs=20))
+        assert {id_ for id_, _ in few.top} == {3, 4}, "none that cannot be drawn"
+    with pytest.raises(ConfigError, match="logprobs 21 is not a whole number in 0..20"):
+        Sampling(logprobs=21)
 
 
 @settings(max_examples=150, deadline=None)

@@ -63,6 +63,7 @@ class GenerationStats:
     decode_tokens_per_s: float = 250.0
     gb_per_s: float = 3.5
     finish: str = "length"
+    reused_tokens: int = 0
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Completion:
     token_ids: list[int]
     finish_reason: str
     stats: GenerationStats
+    tokens: Sequence[Token] = ()
 
 
 @dataclass

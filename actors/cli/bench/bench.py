@@ -279,7 +279,7 @@ def decode_rates(
             name: partial(rate, [ids], max_tokens)
             for name, rate in rivals_of(names, bundle, Path(folder)).items()
         }
-        with running_engine(options, transport="native") as engine:
+        with running_engine(options, transport="native", prefix_cache=False) as engine:
             rate = partial(_engine_rate, engine, ids, max_tokens)
             result = compare(
                 rate, rivals, repeat, lambda text: output.note(f"bench decode: {text}")

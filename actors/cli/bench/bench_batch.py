@@ -53,7 +53,7 @@ def command(
         others = rivals_of(names, bundle, Path(folder))
         most, why = allowed(options, wanted[-1])
         taken = [count for count in wanted if count <= most]
-        with running_engine(options, sequences=most) as engine:
+        with running_engine(options, sequences=most, prefix_cache=False) as engine:
             rows = measure(
                 *(engine, bundle, taken, max_tokens, repeat, others),
                 lambda text: output.note(f"bench batch: {text}"),

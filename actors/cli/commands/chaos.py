@@ -13,13 +13,14 @@ RESTARTS = 100
 
 
 @click.command("chaos")
-@count_option("--runs", "Generations to disturb.", 1, 1_000_000, 20)
+@count_option("--runs", "Runs, each of one generation or several.", 1, 1_000_000, 20)
 @json_option
 @engine_options("chaos")
 def command(options: EngineConfig, runs: int) -> None:
-    """Kill and stop actors at random during generations, and count what went wrong.
+    """Kill, stop and replan actors at random during generations, and count what went wrong.
 
-    --seed decides which, and when. The exit code is 1 if a generation hung, failed or had wrong
+    --seed decides which, and when. Each run has up to --sequences generations at once, and more
+    that join and leave. The exit code is 1 if a generation hung, failed or had wrong
     tokens, or if anything leaked: processes, threads, memory, descriptors, sockets, files, GPU
     memory.
     """

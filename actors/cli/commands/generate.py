@@ -72,8 +72,10 @@ def _result(engine: "Engine", tokens: "list[Token]") -> dict[str, Any]:
     return {
         "text": "".join(token.text for token in tokens),
         "token_ids": [token.id for token in tokens],
+        **many.logprobs_of(tokens),
         "finish": last.finish,
         "prompt_tokens": last.prompt_tokens,
+        "reused_tokens": last.reused_tokens,
         "new_tokens": last.new_tokens,
         "prompt_tokens_per_s": last.prompt_tokens_per_s,
         "decode_tokens_per_s": last.decode_tokens_per_s,

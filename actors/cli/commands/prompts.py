@@ -14,7 +14,9 @@ from hotcold.native.errors import ConfigError
 from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig, Sampling
 
 if TYPE_CHECKING:
-    from hotcold.actors import Engine
+    from collections.abc import Sequence
+
+    from hotcold.actors import Completion, Engine, Token
     from hotcold.runtime.text.generation import TextCodec
     from hotcold.runtime.text.prompts import Line
 
@@ -53,14 +55,14 @@ def _print_all(
     engine: "Engine", lines: "list[Line]", sampling: Sampling, shown: TextIO
 ) -> dict[str, Any]:
     progress = output.Progress("generating", "prompt")
-    given = made = 0
+    given = made = reused = 0
     began = time.monotonic()
     try:
         results = engine.generate_many([line.given for line in lines], sampling)
         for done, one in enumerate(results, start=1):
-            keys = ("index", "text", "token_ids", "finish_reason")
-            click.echo(json.dumps({key: getattr(one, key) for key in keys}), file=shown)
+            click.echo(json.dumps(_shown(one)), file=shown)
             given += one.stats.prompt_tokens
+            reused += one.stats.reused_tokens
             made += one.stats.new_tokens
             progress(done, done / len(lines))
     finally:
@@ -69,11 +71,26 @@ def _print_all(
     return {
         "prompts": len(lines),
         "prompt_tokens": given,
+        "reused_tokens": reused,
         "new_tokens": made,
         "wall_s": wall_s,
         "tokens_per_s": made / wall_s,
         "sequences": engine.sequences,
     }
+
+
+def _shown(one: "Completion") -> dict[str, Any]:
+    keys = ("index", "text", "token_ids", "finish_reason")
+    line = {key: getattr(one, key) for key in keys}
+    return line | logprobs_of(one.tokens)
+
+
+def logprobs_of(tokens: "Sequence[Token]") -> dict[str, Any]:
+    """An entry of each token with its alternatives, where these were asked for."""
+    if not any(token.top for token in tokens):
+        return {}
+    entries = [{"id": one.id, "logprob": one.logprob, "top": one.top} for one in tokens]
+    return {"logprobs": entries}
 
 
 def codec_of(options: EngineConfig) -> "tuple[TextCodec, int]":

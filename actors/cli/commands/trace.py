@@ -38,7 +38,7 @@ def command(options: EngineConfig, prompt: str, max_tokens: int, out: Path) -> N
 
     if not prompt.strip():
         raise ConfigError("the prompt is empty; give at least one word")
-    with running_engine(options) as engine:
+    with running_engine(options, prefix_cache=False) as engine:
         found, counters = record(engine, prompt, max_tokens)
         about = _about(engine, options)
         trace = perfetto(found, engine.programs, about)

@@ -112,7 +112,7 @@ def option(row: Option, into: str = "", **changes: Any) -> Callable[[Command], C
         kind = click.Choice(row.choices)
     elif row.folder:
         kind = click.Path(exists=True, file_okay=False, path_type=Path)
-    if kind is bool and default is None:
+    if kind is bool and default is not False:
         flag += f"/--no-{row.dashed}"
     text = f"{row.help} May be repeated." if row.many else row.help
     if row.default_text:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -237,8 +237,10 @@ def _launch(
 ) -> "tuple[Engine, Ready]":
     """An engine with the first case that this machine can run."""
     for one in ready:
-        vram = {} if one.case.vram is None else {"vram": one.case.vram}
-        running = running_engine(options, policy=one.placement, schedule=one.schedule, **vram)
+        own: dict[str, Any] = {"policy": one.placement, "schedule": one.schedule}
+        if one.case.vram is not None:
+            own["vram"] = one.case.vram
+        running = running_engine(options, prefix_cache=False, **own)
         try:
             return stack.enter_context(running), one
         except FOR_WANT as error:

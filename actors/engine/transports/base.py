@@ -20,15 +20,10 @@ class Transport(ABC):
     """
 
     name: ClassVar[str]
-    replans_between_tokens: ClassVar[bool] = False  # or a generation must have ended
+    one_at_a_time: ClassVar[bool] = False  # generations, new plans, logits
 
     def __init__(self, deployment: Deployment, actor: Callable[[str], Any]) -> None:
         self._deployment, self._actor = deployment, actor
-
-    @property
-    def kv_survives(self) -> bool:
-        """Whether a request that lost an actor, or its plan, finds its keys and values again."""
-        return False
 
     @property
     def sequences(self) -> int:
@@ -45,11 +40,7 @@ class Transport(ABC):
 
     @abstractmethod
     def cancel(self, request: Request) -> None:
-        """End a request after its current token, if it still runs."""
-
-    def drain(self, source: Iterator[Any], request: Request) -> None:
-        """End a stream the caller may have left early, so that the next request finds it free."""
-        getattr(source, "close", lambda: None)()
+        """End a request after its current token; before its first where it waits."""
 
     @abstractmethod
     def score(self, request: Request) -> NDArray[np.float32]:

@@ -11,7 +11,6 @@ from hotcold.actors.engine.transports.base import Transport
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.deployment import Deployment
-from hotcold.runtime.engine.executors.factory import leading_class
 from hotcold.runtime.engine.request import Sampled
 from hotcold.runtime.exchange.segment import ActorState
 
@@ -20,16 +19,10 @@ class NativeTransport(Transport):
     """One call a request, its tokens streamed back; the segment has everybody's counters."""
 
     name = "native"
-    replans_between_tokens = True
 
     @property
     def _leader(self) -> Any:
         return self._actor(self._deployment.topology.leader.actor)
-
-    @property
-    def kv_survives(self) -> bool:
-        """Where they lie in the driver's memory, unless the predictor forgot with its process."""
-        return leading_class(self._deployment).keeps_kv and not self._deployment.remembers
 
     @property
     def sequences(self) -> int:
@@ -48,17 +41,6 @@ class NativeTransport(Transport):
     def cancel(self, request: Request) -> None:
         """Not waited for: it may arrive when another one runs."""
         self._leader.cancel.remote(request.id)
-
-    def drain(self, source: Iterator[Any], request: Request) -> None:
-        """Cancel what still runs, and take what it had ready."""
-        try:
-            first = next(source, None)
-            if first is not None:
-                self.cancel(request)
-                for _ in source:
-                    pass
-        except Exception:  # noqa: BLE001 - the stream's own error has been raised already
-            return
 
     def score(self, request: Request) -> NDArray[np.float32]:
         """One call."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hotcold.actors.engine.transports.base import Transport
 from hotcold.native.bindings.executor import Request, RequestTimes
-from hotcold.native.bindings.kernels import sample
+from hotcold.native.bindings.token_kernels import draw
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.request import Sampled
@@ -28,6 +28,7 @@ class RayTransport(Transport):
     """Leads the actors through passes, in this process."""
 
     name = "ray"
+    one_at_a_time = True
 
     def __init__(self, deployment: Deployment, actor: Callable[[str], Any]) -> None:
         super().__init__(deployment, actor)
@@ -58,8 +59,8 @@ class RayTransport(Transport):
         logits = self._prompt(ids)[-1]
         for n in range(request.max_tokens):
             position = len(ids) + n
-            id_, logprob = sample(logits, request.sampling, position)
-            yield Sampled([id_], [logprob], [time.monotonic_ns()])
+            id_, logprob, top = draw(logits, request.sampling, position)
+            yield Sampled([id_], [logprob], [time.monotonic_ns()], [top])
             if id_ in request.eos or n + 1 == request.max_tokens:
                 return
             logits = self._pass(np.array([id_], np.int32), position, 1)[-1]

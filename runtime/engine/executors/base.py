@@ -68,6 +68,7 @@ class Executor(ABC):
             "steps": deployment.programs[self.actor],
             "max_batch": deployment.layout.max_batch,
             "n_slots": deployment.sequences,
+            "prompt_piece": deployment.prompt_piece,
             "audit_every": deployment.audit_every,
             "audit_seed": deployment.audit_seed,
         }

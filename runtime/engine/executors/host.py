@@ -24,7 +24,13 @@ class HostGpuExecutor(LeadingExecutor):
             kv = KvCache.private(*shape)
         else:
             kv = KvCache.attach(shared.kv, *shape)
-        return self._own(shared) | {"k_cache": kv.keys, "v_cache": kv.values}
+        return self._own(shared) | {
+            "k_cache": kv.keys,
+            "v_cache": kv.values,
+            "kv_marks_S": kv.marks,
+            "kv_tokens_SP": kv.tokens,
+            "kv_plan": kv.plan,
+        }
 
 
 class WorkerExecutor(Executor):

@@ -1,6 +1,7 @@
 """What the first GPU executor does on any device: requests, and the form of each prompt."""
 
 import sys
+from collections import deque
 from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
@@ -8,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from hotcold.native.abi.generated import Reuse
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared, kernels_used
@@ -23,13 +25,14 @@ from hotcold.runtime.topology import Member
 # (by the scheduler's counts; tokens/s vary more from run to run). Many cores keep nobody waiting.
 COALESCE_MS = min(200, max(50, 400 // processors().at_once))
 AT_ONCE = 64  # or as soon as so many are there
+LATE_CANCELS = 256  # the newest are remembered for requests that arrive after them
 
 
 class LeadingExecutor(Executor):
     """The first GPU executor: begins every pass, samples, and runs requests.
 
     Attributes:
-        keeps_kv: its keys and values lie in the driver's memory and outlive its process.
+        keeps_kv: it knows what keys and values it has, and those in the driver's memory outlive it.
         prompts: chooses the form of each prompt.
     """
 
@@ -40,6 +43,8 @@ class LeadingExecutor(Executor):
     ) -> None:
         super().__init__(deployment, segment, shared, member)
         self.prompts = self._prompt_form()
+        self._counts = shared.fired_LN is not None
+        self._cancelled: deque[int] = deque(maxlen=LATE_CANCELS)
         self._times = RequestTimes(0, 0, 0, 0, 0, 0)
 
     def _prompt_form(self) -> PromptForm:
@@ -73,15 +78,18 @@ class LeadingExecutor(Executor):
             measure = partial(self.prompt_seconds, request)
             request = replace(request, n_dense=self.prompts.dense_tokens(given, measure))
         native, id_ = self.native, request.id
-        native.post(request)
+        native.post(replace(request, reuse=self._reuse(request)))
+        if id_ in self._cancelled:
+            native.cancel(id_)
         index, wanted, done = 0, 1, False
         try:
             while not done:
-                tokens, done = native.tokens(id_, index, COALESCE_MS, wanted, AT_ONCE)
+                tokens, done, top = native.tokens_and_top(id_, index, COALESCE_MS, wanted, AT_ONCE)
                 wanted = AT_ONCE if len(tokens) else 1  # the first after a pause goes out alone
                 if len(tokens):
                     index += len(tokens)
-                    yield Sampled(*(tokens[x].tolist() for x in ("id", "logprob", "time_ns")))
+                    columns = [tokens[x].tolist() for x in ("id", "logprob", "time_ns")]
+                    yield Sampled(*columns, top=top)
                 self.segment.raise_if_poisoned()
             self._times = native.request_times(id_)
             return self._times
@@ -93,8 +101,22 @@ class LeadingExecutor(Executor):
             native.release(id_)
 
     def cancel(self, request: int) -> None:
-        """End the request of that id after its current token, if it still runs."""
+        """End the request of that id after its current token; one yet to come never runs."""
+        self._cancelled.append(request)
         self.native.cancel(request)
+
+    def _reuse(self, request: Request) -> Reuse:
+        """Which keys and values a request may begin with instead of computing them.
+
+        None where every position is wanted for itself: its logits, its proposals, its counts, what
+        a predictor remembers of it.
+        """
+        of_positions = request.logits_PV is not None or request.masks_PLN is not None
+        if of_positions or self._counts or self.deployment.remembers or not self.keeps_kv:
+            return Reuse.NONE
+        if request.n_given:
+            return Reuse.ANY
+        return Reuse.PLAN if self.deployment.prefix_cache else Reuse.NONE
 
     def prompt_seconds(self, request: Request, tokens: int, dense: int) -> float:
         """Time the first tokens of a prompt, and throw the result away."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.bindings.device import Mailbox
+from hotcold.native.options.sampling import Top
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared
 from hotcold.runtime.engine.executors.factory import make_executor
@@ -56,20 +57,27 @@ class LocalSession:
 
         Several threads may do so at once. Who stops taking them early closes the iterator.
         """
+        with closing(self._sampled(ids, sampling)) as sampled:
+            for id_, logprob, *_ in sampled:
+                yield id_, logprob
+
+    def _sampled(
+        self, ids: Sequence[int], sampling: Sampling
+    ) -> Generator[tuple[int, float, int, Top], None, None]:
         context = self.deployment.context
         checked = self.text.ids(ids, context)
         request = make_request(checked, sampling, context, self.text.eos_ids)
         with closing(self.leader.generate(request)) as stream:
             for ready in stream:
-                yield from zip(ready.ids, ready.logprobs, strict=True)
+                yield from ready.each
 
     def generate(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Token]:
         """Tokens that continue a prompt."""
         ids = self.text.ids(prompt, self.deployment.context, sampling.special)
         stream = self.text.stream(sampling)
-        with closing(self.sample(ids, sampling)) as sampled:
-            for id_, logprob in sampled:
-                yield from stream.push(id_, logprob)
+        with closing(self._sampled(ids, sampling)) as sampled:
+            for id_, logprob, _, top in sampled:
+                yield from stream.push(id_, logprob, top)
                 if stream.finish:
                     return
         yield from stream.flush()

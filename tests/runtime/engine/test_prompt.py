@@ -144,8 +144,8 @@ def test_an_unknown_form_is_refused() -> None:
 def test_what_was_generated_before_a_loss_is_not_given() -> None:
     """A resumed request takes the dense form for what was asked, not for what it had generated."""
     request = make_request([1, 2, 3], Sampling(9), 64)
-    resumed = rest(request, [4, 5], kv_survives=False)
+    resumed = rest(request, [4, 5])
     assert resumed.prompt.tolist() == [1, 2, 3, 4, 5]
-    assert (resumed.n_given, resumed.n_past, resumed.max_tokens) == (3, 0, 7)
-    again = rest(resumed, [6], kv_survives=False)
+    assert (resumed.n_given, resumed.max_tokens) == (3, 7)
+    again = rest(resumed, [6])
     assert (again.n_given, again.prompt.tolist()) == (3, [1, 2, 3, 4, 5, 6])
