@@ -14,6 +14,7 @@ import pytest
 
 from hotcold.actors.bench import chaos
 from hotcold.actors.cluster.processes import is_gone
+from hotcold.native.abi import names
 
 
 class Fake:
@@ -25,6 +26,9 @@ class Fake:
         self.actors: dict[str, Any] = {}
         self.hang = threading.Event()
         self.pids = dict.fromkeys(chaos.OPS, 0)
+        self.programs = {
+            actor: {"op": [names.OPS.index(op) for op in own]} for actor, own in chaos.OPS.items()
+        }
 
     @property
     def is_whole(self) -> bool:
