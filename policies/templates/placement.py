@@ -28,6 +28,7 @@ class Mine:
         problem.neuron_bytes_L      bytes of one neuron of a layer
         problem.predictor_density_L share of a layer's neurons that the predictor proposes
         problem.modules             attention, KV cache, head...: name, layer, bytes
+        problem.devices             of GPU executors, problem.gpus of them, then of CPU executors
         problem.budgets             bytes by device, problem.budgets["gpu0"]
         problem.hardware            rates of the machine, problem.hardware.sync_s
         """

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,7 +150,7 @@ def _result(segment: Segment, children: list["subprocess.Popen[str]"]) -> str:
     return children[-1].communicate()[0]
 
 
-def _child(task: dict[str, dict[str, int]]) -> None:
+def _child(task: dict[str, dict[str, Any]]) -> None:
     handle, side = SegmentHandle(**task["handle"]), HopSide(**task["side"])
     with Segment.attach(handle) as segment, native.Watcher(segment.native, {handle.pid: DRIVER}):
         try:

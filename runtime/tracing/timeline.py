@@ -131,13 +131,13 @@ def totals(found: Iterable[Pass]) -> dict[str, Total]:
 def exchanges(programs: Mapping[str, Program]) -> dict[Step, list[Step]]:
     """By step, the steps of other actors whose flags it waits for."""
     setters = {
-        int(step["signal"]): (actor, _key(OPS[step["op"]], int(step["layer"]), actor))
+        int(step["signal"]): (actor, step_key(OPS[step["op"]], int(step["layer"]), actor))
         for actor, steps in programs.items()
         for step in steps
         if step["signal"] >= 0
     }
     return {
-        _key(OPS[step["op"]], int(step["layer"]), actor): [
+        step_key(OPS[step["op"]], int(step["layer"]), actor): [
             setters[int(flag)][1]
             for flag in step["wait"]
             if int(flag) in setters and setters[int(flag)][0] != actor
@@ -147,7 +147,7 @@ def exchanges(programs: Mapping[str, Program]) -> dict[Step, list[Step]]:
     }
 
 
-def _key(op: str, layer: int, actor: str) -> Step:
+def step_key(op: str, layer: int, actor: str) -> Step:
     """A prediction may be shown by another actor than the one whose step it is; shares are not."""
     return op, layer, actor if op in ("hot", "cold") else ""
 
@@ -217,7 +217,9 @@ def _flows(one: Pass, waits: Mapping[Step, Sequence[Step]]) -> list[tuple[Span, 
     A selective merge that skipped its exchange waited for nothing: its peer was not done.
     """
     by_step = {
-        _key(span.op, span.layer, span.actor): span for own in one.spans.values() for span in own
+        step_key(span.op, span.layer, span.actor): span
+        for own in one.spans.values()
+        for span in own
     }
     pairs = []
     for step, target in by_step.items():

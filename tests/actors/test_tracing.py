@@ -6,7 +6,7 @@ import pytest
 
 from hotcold.actors import Engine
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.tracing.timeline import exchanges, passes, totals
+from hotcold.runtime.tracing.timeline import exchanges, passes, step_key, totals
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 IDS = [5, 6, 7, 8]
@@ -31,7 +31,8 @@ def test_spans_of_all_actors_are_on_one_clock_and_agree_with_the_counters(
     for actor in ("gpu", "cpu", "predictor"):
         assert sums[actor].busy_s == pytest.approx(stats.actors[actor].busy_s, rel=1e-6)
     for one in found:
-        by_step = {(s.op, s.layer): s for own in one.spans.values() for s in own}
+        spans = [span for own in one.spans.values() for span in own]
+        by_step = {step_key(span.op, span.layer, span.actor): span for span in spans}
         for step, own in by_step.items():
             if step[0] == "merge":
                 continue  # may leave out what it need not wait for

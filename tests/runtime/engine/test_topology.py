@@ -5,15 +5,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from support.problems import tiny_plan, tiny_spec
 from support.work import opt
 
+from hotcold.native.abi.generated import Op, StepFlag
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.deployment import Deployment, deploy, solve
 from hotcold.runtime.engine.executors.factory import roles
 from hotcold.runtime.engine.executors.session import LocalSession
 from hotcold.runtime.engine.prepare import prepare_model, with_budget
+from hotcold.runtime.exchange.layout import SegmentLayout
 from hotcold.runtime.options.config import EngineConfig, Sampling
+from hotcold.runtime.plan.dag import build_dag
+from hotcold.runtime.plan.program import compile_programs
+from hotcold.runtime.plan.schedule import in_order
 from hotcold.runtime.topology import Topology
 
 PROMPT = [1, 50, 60, 70, 80]
@@ -108,3 +115,20 @@ def test_the_table_of_actors() -> None:
     assert [member.on_gpu for member in table.members] == [True, True, False, False, False]
     assert table.owner("cpu1") is table.member("cpu1") is table.members[3]
     assert table.owner("predictor") is table.predictor and table.leader.actor == "gpu"
+
+
+def test_the_last_layer_of_every_executor_is_a_barrier() -> None:
+    """Its merge waits whatever its list names, so that the next pass may reuse what lies there."""
+    owner_L = [0, 1, 2, 1, 0]  # gpu0, cpu0, cpu1: their last layers are 4, 3 and 2
+    device_LN = np.tile(np.array(owner_L, np.int8)[:, None], (1, 40))
+    topology = Topology(1, 2)
+    plan = tiny_plan(device_LN, topology=topology)
+    dag = build_dag(tiny_spec(5), plan, predicts=True)
+    layout = SegmentLayout.build(5, 16, 40, 4, topology=topology)
+    programs = compile_programs(dag, in_order(dag, sync="selective"), layout)
+    merges = {int(step["layer"]): step for step in programs["gpu"] if step["op"] == Op.MERGE}
+    selective = [layer for layer, step in merges.items() if step["flags"] & StepFlag.SELECTIVE]
+    assert selective == [1]
+    assert merges[3]["wait"][:4].tolist() == [layout.flag("active", 3), -1, layout.flag("y", 3), -1]
+    assert merges[2]["wait"][3] == layout.flag("y", 2, device=2) == programs["cpu1"][0]["signal"]
+    assert [int(step["device"]) for step in programs["cpu1"]] == [2]
