@@ -151,6 +151,7 @@ def test_options_reach_the_engine(
         "stop": ("END", "."),
         "ignore_eos": True,
         "special": True,
+        "logprobs": 4,
     }
 
 
