@@ -166,7 +166,7 @@ class Engine(Client):
             prompt: text, or token ids (taken as they are).
             sampling: how to continue it; None: made of the fields given.
             **fields: of `hotcold.runtime.options.config.Sampling`: max_tokens (64), temperature (0:
-                greedy), top_k, top_p, seed (the engine's), stop, ignore_eos, special.
+                greedy), top_k, top_p, seed (the engine's), stop, ignore_eos, special, logprobs.
 
         Raises:
             ConfigError: a prompt or parameter that cannot be used; raised at once.

@@ -40,16 +40,16 @@ class Sampling:
     seed: int = option(
         0, "A draw depends on the seed and the position alone.", low=0, high=MAX_SEED
     )
+    stop: tuple[str, ...] = option((), "End before this text.", metavar="TEXT", many=True)
+    ignore_eos: bool = option(False, "Go on after the end-of-text token.")
+    special: bool = option(
+        False, "Read control tokens in the prompt, </s> for example, as such; else they are text."
+    )
     logprobs: int = option(
         0,
         "Tell the log probabilities of this many of the likeliest tokens.",
         low=0,
         high=MAX_TOP,
-    )
-    stop: tuple[str, ...] = option((), "End before this text.", metavar="TEXT", many=True)
-    ignore_eos: bool = option(False, "Go on after the end-of-text token.")
-    special: bool = option(
-        False, "Read control tokens in the prompt, </s> for example, as such; else they are text."
     )
 
     def __post_init__(self) -> None:

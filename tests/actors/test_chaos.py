@@ -94,8 +94,8 @@ def test_an_actor_that_is_not_replaced_is_an_error(monkeypatch: pytest.MonkeyPat
 
 
 def test_faults_come_from_the_seed_alone_and_of_every_kind() -> None:
-    runs = [faults.draw(random.Random(_), 8, OPS) for _ in range(200)]
-    assert runs == [faults.draw(random.Random(_), 8, OPS) for _ in range(200)]
+    runs = [faults.draw(random.Random(_), 8, OPS) for _ in range(2000)]
+    assert runs == [faults.draw(random.Random(_), 8, OPS) for _ in range(2000)]
     struck = [fault for run in runs for fault in run.faults]
     assert {fault.actor for fault in struck} == {"", *OPS}
     assert {fault.number for fault in struck} == {0, signal.SIGKILL, signal.SIGSTOP}

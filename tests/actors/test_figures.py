@@ -26,7 +26,7 @@ class Recorded(Client):
 
     @property
     def _transport(self) -> Any:
-        return SimpleNamespace(cancel=lambda request: None)
+        return SimpleNamespace(cancel=lambda request: None, one_at_a_time=False)
 
     def _sampled(self, request: Any) -> Iterator[Sampled | RequestTimes]:
         for begin in (0, 20):

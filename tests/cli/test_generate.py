@@ -122,7 +122,7 @@ def test_options_reach_the_engine(
     argv = "--model dir --vram 24MiB --policy mine.py:Mine --schedule paper --set share=0.8"
     argv += " --set note=a=b --predictor exact --dtype float16 --threads 2 --context 64"
     argv += " --transport ray --address auto --seed 7 --max-tokens 9 --temperature 0.5 --top-k 3"
-    argv += " --top-p 0.9 --stop END --stop . --ignore-eos --special"
+    argv += " --top-p 0.9 --stop END --stop . --ignore-eos --special --logprobs 4"
     assert run("generate", "Hello", *argv.split()).code == 0
     asked = EngineConfig(
         model="dir",
@@ -151,6 +151,7 @@ def test_options_reach_the_engine(
         "stop": ("END", "."),
         "ignore_eos": True,
         "special": True,
+        "logprobs": 4,
     }
 
 

@@ -27,6 +27,7 @@ class Token:
     id: int
     text: str
     logprob: float = -0.5
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass

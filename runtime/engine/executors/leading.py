@@ -88,8 +88,10 @@ class LeadingExecutor(Executor):
                 wanted = AT_ONCE if len(tokens) else 1  # the first after a pause goes out alone
                 if len(tokens):
                     index += len(tokens)
-                    columns = [tokens[x].tolist() for x in ("id", "logprob", "time_ns")]
-                    yield Sampled(*columns, top=top)
+                    ids, logprobs, times_ns = (
+                        tokens[name].tolist() for name in ("id", "logprob", "time_ns")
+                    )
+                    yield Sampled(ids, logprobs, times_ns, top)
                 self.segment.raise_if_poisoned()
             self._times = native.request_times(id_)
             return self._times
