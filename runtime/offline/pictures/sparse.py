@@ -35,7 +35,9 @@ def draw_sparse(result: dict[str, Any]) -> "Figure":
         what = "a token" if group == "1" else f"a batch of {group}"
         label = f"above 5 % threshold in {what}" if dense else f"fire in {what}"
         left.plot(at, needed, style, color=GREY, label=label)
-    left.plot(at, [layer["hot80"] for layer in layers], "s", ms=4, color=BLUE, label="make 80 % of it all")
+    left.plot(
+        at, [layer["hot80"] for layer in layers], "s", ms=4, color=BLUE, label="make 80 % of it all"
+    )
     titled(right, "Neurons a threshold may skip", "by the error it makes in the layer's output")
     errors = list(layers[0]["skipped"])
     for error, colour in reversed(list(zip(errors, SHADES, strict=True))):
