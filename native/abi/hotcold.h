@@ -381,7 +381,7 @@ typedef struct {
     const float *final_norm_bias_D;
     const void *positions; /* [context at least][D], added to embeddings; NULL: none */
     const void *project_in, *project_out; /* [D][embed_dim], [embed_dim][D]; NULL: none */
-    int64_t window; /* positions that attention looks back on, its own included; 0: all */
+    int64_t window;    /* positions that attention looks back on, its own included; 0: all */
     float embed_scale; /* what embeddings are multiplied by; 0: nothing */
 } hc_model;
 

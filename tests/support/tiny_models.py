@@ -176,7 +176,11 @@ QWEN = {
         SIZES, tie_word_embeddings=True, rope_parameters={"rope_theta": 1e6, **YARN}
     ),
     "3, all biases, window": qwen3(
-        ODD, attention_bias=True, use_sliding_window=True, sliding_window=9, max_window_layers=0
+        {**ODD, "num_attention_heads": 34, "num_key_value_heads": 34},  # normed 32 at a time
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=9,
+        max_window_layers=0,
     ),
 }
 

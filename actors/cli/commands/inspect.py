@@ -108,6 +108,11 @@ def _print(result: dict[str, Any]) -> None:
         f"width {spec['d_model']}"
     )
     turned = f", {spec['rotary_dim']} of them turned" if spec.get("rotary_dim") else ""
+    if biased := spec.get("attention_biases"):
+        turned += f", biases of {biased.replace(' ', ' and ')}"
+    turned += ", normed by head" if spec.get("qk_norm") else ""
+    if rope := spec.get("rope_scaling"):
+        turned += f", rope {rope['rope_type']}"
     window = spec.get("attention_window")
     click.echo(
         f"attention  {spec['n_heads']} heads, {spec['n_kv_heads']} key/value heads, "

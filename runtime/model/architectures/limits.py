@@ -173,6 +173,8 @@ def _check_kinds(spec: ModelSpec) -> None:
     if not positive(spec.rope_theta, 1e12):
         raise ValueError(f"rope theta is {spec.rope_theta!r:.80}, it must be above 0, at most 1e12")
     check_rope_scaling(spec.rope_scaling, turned or spec.head_dim)
+    if (spec.rope_scaling or {}).get("rope_type") == "yarn" and spec.rope_theta <= 1:
+        raise ValueError(f"rope theta is {spec.rope_theta!r:.80}, with yarn it must be above 1")
 
 
 def _check_activation(spec: ModelSpec) -> None:

@@ -95,6 +95,12 @@ def _scaling(config: Config, kind: str, rope: dict[str, Any], positions: int) ->
         scaling[ORIGINAL] = original = known[0] if known else positions
         if not positive(original, 1e9):
             return scaling  # which is refused
+    for key in ("mscale", "mscale_all_dim"):
+        if rope.get(key) and not positive(rope[key], 1e9):
+            raise config.refuse(
+                f"rope parameter {key} is {rope[key]!r:.80}, it must be a number above 0 and at "
+                "most 1e9; correct it"
+            )
     if kind in ATTENTION_FACTORS:
         factor = rope.get("factor")
         factor = positions / original if factor is None else factor

@@ -31,11 +31,13 @@ def draw_sparse(result: dict[str, Any]) -> "Figure":
     for group, style in zip(layers[0]["union"], ("-", "--", ":"), strict=False):
         if group == "1" and not dense:
             continue  # the mean
-        share = [layer["union"][group] for layer in layers]
+        needed = [layer["union"][group] for layer in layers]
         what = "a token" if group == "1" else f"a batch of {group}"
         label = f"above 5 % threshold in {what}" if dense else f"fire in {what}"
-        left.plot(at, share, style, color=GREY, label=label)
-    left.plot(at, [layer["hot80"] for layer in layers], "s", ms=4, color=BLUE, label="make 80 %")
+        left.plot(at, needed, style, color=GREY, label=label)
+    left.plot(
+        at, [layer["hot80"] for layer in layers], "s", ms=4, color=BLUE, label="make 80 % of it all"
+    )
     titled(right, "Neurons a threshold may skip", "by the error it makes in the layer's output")
     errors = list(layers[0]["skipped"])
     for error, colour in reversed(list(zip(errors, SHADES, strict=True))):

@@ -205,6 +205,9 @@ def test_absurd_sizes(tmp_path: Path, key: str, value: object) -> None:
         ({"rope_scaling": {"rope_type": ["x"]}}, ["supported: default, linear, dynamic, llama3"]),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 0}}, ["factor", "'yarn' is 0"]),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "truncate": 1}}, ["truncate is 1"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 2, "mscale": 10**400}}, ["mscale is 1000"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 2, "mscale": "1"}}, ["mscale is '1'"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 2}, "rope_theta": 1}, ["yarn", "above 1"]),
         ({"rope_scaling": {"type": "longrope"}}, ["long_factor", "list"]),
         (
             {"rope_scaling": {"type": "longrope", "long_factor": [1], "short_factor": [2]}},

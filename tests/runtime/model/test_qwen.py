@@ -35,7 +35,7 @@ def test_what_a_configuration_leaves_out(tmp_path: Path) -> None:
     folder = QWEN["3, all biases, window"].write(tmp_path / "3")
     spec = look_at(folder)[1]
     assert (spec.biased, spec.attention_window, spec.qk_norm) == (("qkv", "o"), 9, True)
-    refused(folder, {"head_dim": ...}, "q_proj.weight", "[640, 35]")
+    refused(folder, {"head_dim": ...}, "q_proj.weight", "[4352, 35]")
 
 
 def test_what_a_gpu_cannot_compute_is_named(tmp_path: Path) -> None:
