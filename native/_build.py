@@ -146,7 +146,11 @@ def python_module(ffi: FFI, text: str) -> str:
 
 def activation_table() -> list[str]:
     """The rows of abi/activations.h as Python: their expressions mean the same there."""
-    lines = ["", "", "class ActivationRow(NamedTuple):"]
+    lines = ["", "", "def expf(x: Any) -> Any:"]
+    lines += ['    """As in C, of a number, an array or a tensor."""']
+    lines += ['    with np.errstate(over="ignore"):']
+    lines += ['        return x.exp() if hasattr(x, "exp") else np.exp(x)', "", ""]
+    lines += ["class ActivationRow(NamedTuple):"]
     lines += ['    """Of gate pre-activations g, a threshold t: numbers, arrays or tensors."""', ""]
     lines += ["    fires: Callable[[Any, float], Any]", "    value: Callable[[Any], Any]"]
     lines += ["    both: bool", "", "", "ACTIVATION_ROWS: Final = {"]

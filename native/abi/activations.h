@@ -6,18 +6,20 @@
  * for cffi and the table of abi/generated.py of the same rows.
  *
  * relu, relu2: t = 0. fatrelu: x where x >= t, t > 0 (ProSparse, arXiv 2402.13516). relu both:
- * relu(g) relu(u) (TurboSparse, arXiv 2406.05955).
+ * relu(g) relu(u) (TurboSparse, arXiv 2406.05955). silu: dense, every neuron fires (arXiv 1702.03118).
  */
 #ifndef HOTCOLD_ACTIVATIONS_H
 #define HOTCOLD_ACTIVATIONS_H
+#include <math.h>
 #include <stdint.h>
 
 /* clang-format off */
-#define HC_ACTIVATIONS(X)         \
-    X(RELU,      g > t,  g,     0) \
-    X(RELU2,     g > t,  g * g, 0) \
-    X(FATRELU,   g >= t, g,     0) \
-    X(RELU_BOTH, g > t,  g,     1)
+#define HC_ACTIVATIONS(X)                      \
+    X(RELU,      g > t,  g,                  0) \
+    X(RELU2,     g > t,  g * g,              0) \
+    X(FATRELU,   g >= t, g,                  0) \
+    X(RELU_BOTH, g > t,  g,                  1) \
+    X(SILU,      g != 0, g / (1 + expf(-g)), 0)
 /* clang-format on */
 
 #ifdef __CUDACC__

@@ -17,7 +17,7 @@ DType = Literal["float32", "float16", "bfloat16"]
 NEURON_DTYPES = tuple(word for word in abi.DTYPES if word not in abi.WEIGHT_DTYPES)
 DTYPE_BYTES: dict[str, int] = {name: abi.DTYPE_BYTES[name] for name in abi.WEIGHT_DTYPES}
 Norm = Literal["rms", "layer"]
-Activation = Literal["relu", "relu2", "fatrelu", "relu both"]
+Activation = Literal["relu", "relu2", "fatrelu", "relu both", "silu"]
 Positions = Literal["rotary", "learned"]
 
 
@@ -142,7 +142,9 @@ class ModelSpec:
     @property
     def least_firing(self) -> float:
         """The lowest gate pre-activation in float32 that fires."""
-        threshold = np.float32(self.activation_threshold)
+        threshold, lowest = np.float32(self.activation_threshold), np.finfo(np.float32).min
+        if self.fires(lowest):
+            return float(lowest)
         fires = self.fires(threshold)
         return float(threshold if fires else np.nextafter(threshold, np.float32(np.inf)))
 

@@ -67,7 +67,7 @@ def test_the_table_is_plain_pythons(name: str) -> None:
             record = np.array([[g, u, 1.0]], np.float32)
             how: dict[str, Any] = {"activation": name, "threshold": t}
             one = kernels.ffn(record, np.zeros(1, np.int32), np.ones((1, 1), np.float32), **how)
-            assert one.y_BD[0, 0] == np.float32(value)
+            assert one.y_BD[0, 0] == pytest.approx(np.float32(value), rel=2e-7, abs=0)
             assert one.up_down_rows == on
             assert one.bytes == 4 + 4 * on + 4 * (on and not (row.both and value == 0))
 
@@ -92,7 +92,7 @@ def test_matches_float64_for_any_batch_and_threads(
         fired_BK = case.fires_BN[:, ids]
         np.testing.assert_array_equal(count[ids], fired_BK.sum(axis=0))
         assert got.up_down_rows == count.sum() == fired_BK.sum()
-        assert 0 < fired_BK.mean() < 1
+        assert 0 < fired_BK.mean() < 1 + (name == "silu")
         row = d * case.records.itemsize
         rows = len(ids) + gated * fired_BK.any(axis=0).sum()
         assert got.bytes == row * (rows + (case.c_BN[:, ids] != 0).any(axis=0).sum())
@@ -127,7 +127,7 @@ def test_a_value_that_is_no_number_stays_one() -> None:
 def test_an_unknown_activation_is_refused(code: int) -> None:
     x, y = np.ones((1, 4), np.float32), np.empty((1, 4), np.float32)
     args = ffn_args("float32", x, y, 64, activation=code, scratch=ffn_scratch(0, 1))
-    with pytest.raises(ConfigError, match=f"activation {code} is unknown; 0 to 3 are"):
+    with pytest.raises(ConfigError, match=f"activation {code} is unknown; 0 to 4 are"):
         kernels.check(lib.hc_ffn(args, kernels.handle(None)))
 
 

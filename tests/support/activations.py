@@ -17,14 +17,17 @@ from hotcold.runtime.model.architectures.limits import check_spec
 from hotcold.runtime.model.spec import ModelSpec
 
 THRESHOLD = 0.3  # of fatrelu, in models
-ACTIVATIONS = ("relu", "relu2", "fatrelu", "relu both")
-KINDS = [(name, gated) for name in ACTIVATIONS for gated in (True, False)][:-1]  # both: gated
+ACTIVATIONS = ("relu", "relu2", "fatrelu", "relu both", "silu")
+KINDS = [(name, gated) for name in ACTIVATIONS for gated in (True, False)]
+KINDS.remove(("relu both", False))
 
 
 def fires(name: str, gate: Any, threshold: float = 0.0) -> NDArray[np.bool_]:
     """Where a neuron fires, of its gate pre-activation."""
     if name == "fatrelu":
         return np.asarray(gate) >= threshold
+    if name == "silu":
+        return np.asarray(gate) != 0
     return np.asarray(gate) > 0
 
 
@@ -34,6 +37,8 @@ def factor(name: str, gate: F64, up: F64 | None = None, threshold: float = 0.0) 
         value = np.where(gate >= threshold, gate, 0.0)
     elif name == "relu2":
         value = np.maximum(gate, 0.0) ** 2
+    elif name == "silu":
+        value = gate / (1 + np.exp(-gate))
     else:
         value = np.maximum(gate, 0.0)
     if up is None:
