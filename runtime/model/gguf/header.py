@@ -238,7 +238,7 @@ def _placed(
 ) -> Tensor:
     title, elements, block_bytes = kind
     said = f"has tensor {name!r:.100} of shape {list(shape)} in {title}"
-    if min(shape) < 1 or shape[-1] % elements:
+    if shape[-1] % elements:
         reader.refuse(f"{said}: rows must be of {elements} elements or a multiple")
     taken = math.prod(shape) // elements * block_bytes
     if offset % alignment:

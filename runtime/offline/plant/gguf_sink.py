@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.model.gguf.header import POWERINFER_MAGIC
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.drawing import Guess
 from hotcold.runtime.offline.plant.streams import raw_bytes
 from hotcold.runtime.offline.plant.tokens import SPECIALS, byte_tokenizer
 from hotcold.runtime.offline.plant.writers import Sink
 from hotcold.runtime.weights.gguf import (
-    POWERINFER_MAGIC,
     THRESHOLD_KEY,
     check_gguf,
     end_tensors,
@@ -39,7 +39,7 @@ class GgufSink(Sink):
     `hidden` is the width of the predictors; None: not PowerInfer's file.
 
     Raises:
-        ConfigError: the model has no such file, or the gguf package is not installed.
+        ConfigError: the model has no such file.
     """
 
     def __init__(self, folder: Path, spec: ModelSpec, hidden: int | None = None) -> None:
