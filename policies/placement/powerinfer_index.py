@@ -26,7 +26,7 @@ class PowerinferIndex:
     def place(self, problem: Problem) -> Placement:
         """Put the file's neurons on the GPU."""
         if not self.file:
-            raise ConfigError("powerinfer-index needs its file; give --set placement.file=PATH")
+            raise ConfigError("powerinfer-index needs its file; give --set file=PATH")
         on_gpu_LN = read_gpu_index(Path(self.file))
         if on_gpu_LN.shape != problem.shape:
             raise ConfigError(

@@ -8,7 +8,8 @@ import pytest
 from support.planted import options
 
 from hotcold.native.errors import CheckpointError, ConfigError
-from hotcold.runtime.engine.prepare import prepare_model, solve
+from hotcold.runtime.engine.deployment import solve
+from hotcold.runtime.engine.prepare import prepare_model
 from hotcold.runtime.model.checkpoints.bundle import Bundle, open_bundle, resolve_model
 from hotcold.runtime.offline.plant.making import plant
 from hotcold.runtime.options.config import EngineConfig
@@ -85,7 +86,7 @@ def test_an_index_becomes_the_plan_it_was_made_of(exported: Path, source: Bundle
         model=source.path,
         vram="1MiB",
         policy="powerinfer-index",
-        settings={"placement.file": str(index)},
+        settings={"file": str(index)},
     )
     again = solve(prepare_model(config))
     np.testing.assert_array_equal(again.device_LN, plan.device_LN)
