@@ -111,7 +111,7 @@ def write_gpu_index(plan: Plan, path: Path) -> None:
         _string("general.architecture") + struct.pack("<I", _STRING) + _string(ARCHITECTURE),
         _string(f"{ARCHITECTURE}.block_count") + struct.pack("<II", _U32, len(plan.device_LN)),
         _string("split.vram_capacity")
-        + struct.pack("<IQ", _U64, plan.bytes_by_device()[plan.devices[0]]),
+        + struct.pack("<IQ", _U64, plan.bytes_by_device[plan.devices[0]]),
     ]
     head = POWERINFER_MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(keys)) + b"".join(keys)
     data = b""

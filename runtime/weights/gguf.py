@@ -81,10 +81,6 @@ def open_gguf(path: Path, spec: ModelSpec, name: str) -> Any:
             )
         writer.add_rope_scaling_type(gguf_package().RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(spec.rope_scaling["factor"])
-    if spec.eos_ids:
-        writer.add_eos_token_id(spec.eos_ids[0])
-    if spec.bos_ids:
-        writer.add_bos_token_id(spec.bos_ids[0])
     writer.add_string(ACTIVATION, spec.activation)
     writer.add_layer_norm_rms_eps(spec.norm_eps)
     writer.add_vocab_size(spec.vocab_size)
@@ -110,6 +106,12 @@ def write_gguf(
     temporary = path.with_name(f".{path.name}.tmp")
     writer = open_gguf(temporary, bundle.spec, bundle.name)
     writer.add_tokenizer_model(NO_VOCABULARY)
+    for add, ids in (
+        (writer.add_bos_token_id, bundle.spec.bos_ids),
+        (writer.add_eos_token_id, bundle.spec.eos_ids),
+    ):
+        for at in ids[:1]:
+            add(at)
     if powerinfer is not None:
         writer.add_float32(THRESHOLD_KEY, threshold)
     try:

@@ -237,6 +237,8 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     free = shutil.disk_usage(folder).free
     if free < total + SPARE_BYTES:
         raise _too_full(name, total, folder)
+    if checkpoint.gguf is not None:
+        checkpoint.gguf.say_cost()
     try:
         weights = _write_weights(checkpoint, folder / WEIGHTS, name)
         _copy_companions(checkpoint, folder)

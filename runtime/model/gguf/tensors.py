@@ -101,7 +101,6 @@ class GgufReader:
         self._dequantised = "float32" if dtype in ("float32", "bfloat16") else "float16"
         self._frequencies()
         self.tensors = {name: _Shape(self._shape(name)) for name in self._names()}
-        self._say()
 
     def _frequencies(self) -> None:
         found = self.header.tensors.get(FREQUENCIES)
@@ -150,8 +149,8 @@ class GgufReader:
     def _down_rows(tensor: Tensor) -> bool:
         return tensor.name.endswith(".ffn_down_t.weight")
 
-    def _say(self) -> None:
-        """What dequantising costs."""
+    def say_cost(self) -> None:
+        """Log what dequantising costs."""
         kinds = Counter(t.kind for t in self.header.tensors.values() if t.kind not in PLAIN)
         if not kinds:
             return

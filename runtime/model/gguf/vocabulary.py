@@ -169,7 +169,7 @@ def _pieces(words: Vocabulary) -> tokenizers.Tokenizer:
     if words.space_first:
         steps.append(normalizers.Prepend(SPACE))
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
-    back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    back = [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(SPACE, " ")]
     strip = [decoders.Strip(" ", 1, 0)] if words.space_first else []
     tokenizer.decoder = decoders.Sequence([*back, *strip])
     return tokenizer

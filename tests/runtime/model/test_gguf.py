@@ -96,9 +96,10 @@ def test_split_files_by_any_part_or_their_folder(tmp_path: Path) -> None:
 def test_a_folder_of_several_asks_which(tmp_path: Path) -> None:
     folder = write_llama(tmp_path / "hf")
     for name in ("a", "b"):
-        gguf_files.write(tmp_path / f"{name}.gguf", folder, extra=RELU)
+        (tmp_path / "two").mkdir(exist_ok=True)
+        gguf_files.write(tmp_path / "two" / f"{name}.gguf", folder, extra=RELU)
     with pytest.raises(CheckpointError, match=r"more than one model as GGUF \(a.gguf, b.gguf\)"):
-        look_at(tmp_path)
+        look_at(tmp_path / "two")
 
 
 def test_keys_say_rope_heads_and_activation(tmp_path: Path) -> None:

@@ -53,12 +53,6 @@ def test_control_tokens_of_users_are_text(template: ChatTemplate, folder: Path) 
     tokenizer = Tokenizer.load(folder)
     ids = template.encode(tokenizer, TALK)
     assert ids.count(1) == 5 and ids.count(2) == 4  # the template's own, and no more
-    plain = template.render(TALK).replace("</s> and", "and")
-    assert [i for i in ids if i > 2] == [
-        i
-        for i in tokenizer.encode(plain.replace("and", "</s> and", 1), special=False)
-        if i > 2
-    ][: len(ids)] or tokenizer.decode(ids).count("</s>") == 1
     assert "Say </s> and {{ 7 * 7 }}" in tokenizer.decode(ids)
 
 
