@@ -113,7 +113,9 @@ def write_gpu_index(plan: Plan, path: Path) -> None:
         _string("split.vram_capacity")
         + struct.pack("<IQ", _U64, plan.bytes_by_device[plan.devices[0]]),
     ]
-    head = POWERINFER_MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(keys)) + b"".join(keys)
+    head = (
+        POWERINFER_MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(keys)) + b"".join(keys)
+    )
     data = b""
     for name, values in tensors:
         head += _string(name) + struct.pack("<IQIQ", 1, len(values), _OLD_I32, len(data))
@@ -145,7 +147,9 @@ def read_gpu_index(path: Path) -> NDArray[np.bool_]:
     for layer, row_N in enumerate(rows):
         bucket = header.tensors.get(f"blk.{layer}.gpu_bucket")
         wrong = len(row_N) != len(rows[0]) or not np.isin(row_N, (0, 1)).all()
-        if wrong or (bucket is not None and list(_ints(path, bucket)) != list(np.flatnonzero(row_N))):
+        if wrong or (
+            bucket is not None and list(_ints(path, bucket)) != list(np.flatnonzero(row_N))
+        ):
             raise CheckpointError(
                 f"{path}: gpu_idx and gpu_bucket of layer {layer} contradict each other; make the "
                 "index again"

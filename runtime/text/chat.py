@@ -119,9 +119,7 @@ class ChatTemplate:
         """
         _check(messages)
         guarded = [_guarded(message, tokenizer) for message in messages]
-        return tokenizer.encode_rendered(
-            self.render(guarded, add_generation_prompt, **more), GUARD
-        )
+        return tokenizer.encode_rendered(self.render(guarded, add_generation_prompt, **more), GUARD)
 
     def close(self) -> None:
         """End the process; rendering again starts another. Idempotent."""

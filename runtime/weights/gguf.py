@@ -2,10 +2,10 @@
 
 llama.cpp's Llama applies SiLU, PowerInfer's ReLU; a key of our own says which a file means, so that
 hotcold reads it rightly, but llama.cpp computes a text of its own for a model with ReLU. The file
-of a bundle has no vocabulary, so prompts are ids; a planted one has bytes and numbered words. Sources of the layout:
-the GGUF specification, version 3; llama.cpp's converter, which permutes query and key rows from
-rotate-half to interleaved pairs; PowerInfer's converter (convert-hf-to-powerinfer-gguf.py), whose
-file differs in this:
+of a bundle has no vocabulary, so prompts are ids; a planted one has bytes and numbered words.
+Sources of the layout: the GGUF specification, version 3; llama.cpp's converter, which permutes
+query and key rows from rotate-half to interleaved pairs; PowerInfer's converter
+(convert-hf-to-powerinfer-gguf.py), whose file differs in this:
 
     the first four bytes are "PWRI"; the key powerinfer.sparse_threshold (of the logits);
     blk.N.ffn_down_t.weight [N, D] instead of ffn_down [D, N]; blk.N.fc1.weight [H, D] and

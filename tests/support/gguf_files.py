@@ -1,4 +1,4 @@
-"""GGUF files of Hugging Face folders by the gguf package, independent of the project's own writer."""
+"""GGUF files of Hugging Face folders by the gguf package, not by the project's own writer."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -72,10 +72,10 @@ def write(
     config = json.loads((folder / "config.json").read_text())
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     made: dict[str, tuple[NDArray[Any], Kind]] = {}
-    for name, values in (tensors_of(folder) if tensors is None else tensors).items():
-        ours = stored_name(name)
+    for name, given in (tensors_of(folder) if tensors is None else tensors).items():
+        ours, values = stored_name(name), given
         if ".attn_q." in ours or ".attn_k." in ours:
-            values = permuted(values, heads if ".attn_q." in ours else kv_heads)
+            values = permuted(given, heads if ".attn_q." in ours else kv_heads)
         own = (kind if isinstance(kind, Kind) else kind(ours)) if values.ndim == 2 else Kind.F32
         made[ours] = (quantize(np.ascontiguousarray(values, np.float32), own), own)
     files = [path]

@@ -1,4 +1,4 @@
-"""tokenizer.model files of SentencePiece, and what it makes of a text: protobuf and merging by hand."""
+"""SentencePiece's tokenizer.model, and what it makes of a text: protobuf and merging by hand."""
 
 import struct
 from collections.abc import Sequence

@@ -10,7 +10,6 @@ from hotcold.actors.cli.common.options import engine_options, json_option, out_o
 from hotcold.runtime.options.config import EngineConfig
 from hotcold.runtime.units import format_bytes
 
-
 FORMS = ("bundle", "gguf", "powerinfer-gguf")
 
 

@@ -1,4 +1,4 @@
-"""Model files: Hugging Face checkpoints and GGUF in, bundles out; start from `bundle.resolve_model`.
+"""Model files: checkpoints and GGUF in, bundles out; start from `bundle.resolve_model`.
 
 One file a format or a step of the conversion; what a tensor means is in `architectures`.
 

@@ -18,6 +18,7 @@ from hotcold.runtime.model.checkpoints.weight_files import ADAPTER, listing, no_
 from hotcold.runtime.model.gguf.header import is_gguf
 from hotcold.runtime.model.gguf.tensors import split_files
 
+
 def model_folder(model: str | os.PathLike[str] | None) -> Path:
     """The folder a model name stands for, with a config.json or a bundle.json; or a GGUF file.
 

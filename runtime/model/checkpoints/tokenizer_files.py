@@ -119,7 +119,9 @@ def _sentencepiece(folder: Path) -> tokenizers.Tokenizer:
             )
         )
         added = said.get("added_tokens_decoder")
-        for number, entry in sorted((added if isinstance(added, dict) else {}).items(), key=_number):
+        for number, entry in sorted(
+            (added if isinstance(added, dict) else {}).items(), key=_number
+        ):
             text = entry.get("content") if isinstance(entry, dict) else None
             if not isinstance(text, str) or not text:
                 raise ValueError(f"{CONFIGS[0]} adds {entry!r:.80} as token {number:.20}")
@@ -128,7 +130,9 @@ def _sentencepiece(folder: Path) -> tokenizers.Tokenizer:
             )
             (tokenizer.add_special_tokens if one.special else tokenizer.add_tokens)([one])
             if str(tokenizer.token_to_id(text)) != number:
-                raise ValueError(f"{CONFIGS[0]} adds {text!r:.80} as token {number:.20}, out of turn")
+                raise ValueError(
+                    f"{CONFIGS[0]} adds {text!r:.80} as token {number:.20}, out of turn"
+                )
         return tokenizer
     except (ValueError, OSError) as error:
         what = impostor(path) or f"is no SentencePiece model ({error}); download it again"

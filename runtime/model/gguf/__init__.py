@@ -3,5 +3,5 @@
 One file a step: header, keys, tensors, vocabulary. Nothing of a file is believed before it is
 compared with the size of the file. The gguf package dequantises; it parses nothing.
 
-May import: native, runtime.files, runtime.model, runtime.model.architectures
+May import: native, runtime.files
 """

@@ -1,4 +1,4 @@
-"""What a bundle takes along from a GGUF file besides its weights: tokenizer, template, predictors."""
+"""What a bundle takes along from a GGUF file besides weights: tokenizer, template, predictors."""
 
 import json
 import struct
@@ -115,9 +115,7 @@ def write_predictors(reader: GgufReader, layers: int, path: Path) -> None:
             + (f"and lacks {missing[0]}" if missing else f"and {THRESHOLD} {threshold!r:.40}")
             + "; download it again"
         )
-    header: dict[str, Any] = {
-        "__metadata__": {"input": "residual", "threshold": repr(threshold)}
-    }
+    header: dict[str, Any] = {"__metadata__": {"input": "residual", "threshold": repr(threshold)}}
     end = 0
     for i, part in names:
         dtype, shape = reader.predictor_shape(i, part)

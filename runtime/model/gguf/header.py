@@ -1,7 +1,8 @@
 """The header of a GGUF file, versions 2 and 3: keys, and where every tensor lies.
 
     | "GGUF" or PowerInfer's "PWRI" | u32 version | u64 tensors | u64 keys |
-    | key: string, u32 type, value ... | tensor: string, u32 n, u64 ne[n], u32 type, u64 offset ... |
+    | key: string, u32 type, value ... |
+    | tensor: string, u32 n, u64 ne[n], u32 type, u64 offset ... |
     | padding to general.alignment | data |
 
 Read by tensors.py. Every count is compared with the bytes that are left before anything of its size
@@ -184,7 +185,9 @@ def _read(reader: _Reader, size: int) -> Header:
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
         what = "is big-endian GGUF" if swapped else f"is GGUF of version {version}"
-        reader.refuse(f"{what}; versions {' and '.join(map(str, VERSIONS))} in little endian are read")
+        reader.refuse(
+            f"{what}; versions {' and '.join(map(str, VERSIONS))} in little endian are read"
+        )
     n_tensors = reader.count("tensors", 8 + 4 + 8 + 4 + 8, TENSOR_LIMIT)
     n_keys = reader.count("keys", 8 + 4 + 1, KEY_LIMIT)
     keys: dict[str, Any] = {}
@@ -195,7 +198,9 @@ def _read(reader: _Reader, size: int) -> Header:
         keys[name] = reader.value(f"{name!r:.100}")
     alignment = keys.get("general.alignment", 32)
     if type(alignment) is not int or alignment not in {1 << n for n in range(3, 21)}:
-        reader.refuse(f"has general.alignment {alignment!r:.80}, it must be a power of two from 8 on")
+        reader.refuse(
+            f"has general.alignment {alignment!r:.80}, it must be a power of two from 8 on"
+        )
     powerinfer = magic == POWERINFER_MAGIC
     rows = [_entry(reader, powerinfer) for _ in range(n_tensors)]
     begin = -(-reader.at // alignment) * alignment
@@ -207,7 +212,9 @@ def _read(reader: _Reader, size: int) -> Header:
     return Header(path, powerinfer, keys, tensors)
 
 
-def _entry(reader: _Reader, powerinfer: bool) -> tuple[str, tuple[str, int, int], tuple[int, ...], int]:
+def _entry(
+    reader: _Reader, powerinfer: bool
+) -> tuple[str, tuple[str, int, int], tuple[int, ...], int]:
     name = reader.string("a tensor's name", NAME_LIMIT_BYTES)
     n_dims = reader.number("I", f"the dimensions of {name!r:.100}")
     if not 1 <= n_dims <= MAX_DIMS:

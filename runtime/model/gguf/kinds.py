@@ -1,8 +1,8 @@
-"""The kinds of GGUF files that are read: keys and tensors by the names of Hugging Face's checkpoints.
+"""The kinds of GGUF files that are read: keys and tensors by the names of a checkpoint.
 
 So a GGUF file is a checkpoint of the same architecture (runtime/model/architectures), whose file
-says what its values mean. A new kind is a row of KINDS. Sources: llama.cpp's gguf-py/gguf/
-constants.py, tensor_mapping.py and conversion scripts; PowerInfer's convert-hf-to-powerinfer-gguf.
+says what its values mean. A new kind is a row of KINDS. Sources: llama.cpp's gguf package
+(constants, tensor_mapping) and conversion scripts; PowerInfer's converter.
 """
 
 import math

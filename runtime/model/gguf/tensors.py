@@ -215,9 +215,7 @@ class GgufReader:
         if not len(wanted):
             return self._plain(tensor, 0, 0)
         low = int(wanted.min())
-        return np.ascontiguousarray(
-            self._plain(tensor, low, int(wanted.max()) + 1)[wanted - low]
-        )
+        return np.ascontiguousarray(self._plain(tensor, low, int(wanted.max()) + 1)[wanted - low])
 
     def _plain(self, tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
         """Rows as the file has them, a vector being one, without its blocks."""

@@ -52,9 +52,7 @@ def test_plain_types_are_kept(tmp_path: Path, kind: str) -> None:
     assert made.spec == source.spec and made.checksum == source.checksum
 
 
-def test_quantised_types_are_dequantised(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_quantised_types_are_dequantised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = TinyLlama(d=256, neurons=256, heads=4, kv_heads=4, layers=1, hidden_act="relu")
     values = {n: v.astype(np.float16).astype(np.float32) for n, v in random_tensors(model).items()}
     folder = write_llama(tmp_path / "hf", model, values)
@@ -68,7 +66,9 @@ def test_quantised_types_are_dequantised(
             continue
         back = dequantize(quantize(value, Kind[kinds[name]]), Kind[kinds[name]])
         rounded[name] = back.astype(np.float16).astype(np.float32)
-    expected = write_llama(tmp_path / "back", TinyLlama(**{**vars(model), "dtype": "float16"}), rounded)
+    expected = write_llama(
+        tmp_path / "back", TinyLlama(**{**vars(model), "dtype": "float16"}), rounded
+    )
     cache = tmp_path / "c"
     with caplog.at_level("INFO"):
         made = resolve_model(file, cache=cache)
@@ -147,7 +147,11 @@ def test_what_is_not_supported_is_named(
     pre = extra.pop("tokenizer.ggml.pre", None)
     gguf_files.write(file, folder, arch=arch, extra={**RELU, **extra})
     if pre:
-        file.write_bytes(file.read_bytes().replace(b"\x05" + bytes(7) + b"gpt-2", b"\x07" + bytes(7) + pre.encode(), 1))
+        file.write_bytes(
+            file.read_bytes().replace(
+                b"\x05" + bytes(7) + b"gpt-2", b"\x07" + bytes(7) + pre.encode(), 1
+            )
+        )
     with pytest.raises(CheckpointError) as error:
         look_at(file)
     assert all(word in str(error.value) for word in (*words, str(file))), error.value

@@ -82,9 +82,11 @@ CASES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "array": (lambda d: u64(d, after(d, b"ggml.tokens", 8), BIG), f"claims {BIG} elements"),
     "string": (lambda d: u64(d, after(d, b"chat_template", 4), BIG), f"claims {BIG} bytes"),
     "nested": (
-        lambda d: d[: after(d, b"ggml.tokens", 4)]
-        + struct.pack("<I", 9)
-        + d[after(d, b"ggml.tokens", 8) :],
+        lambda d: (
+            d[: after(d, b"ggml.tokens", 4)]
+            + struct.pack("<I", 9)
+            + d[after(d, b"ggml.tokens", 8) :]
+        ),
         "array of type 9",
     ),
     "shape": (lambda d: u64(d, after(d, b"token_embd.weight", 4), BIG), "ends at byte"),
@@ -92,12 +94,17 @@ CASES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "negative": (lambda d: u64(d, after(d, b"token_embd.weight", 4), (1 << 64) - 1), "ends at"),
     "offset": (lambda d: u64(d, after(d, b"blk.0.ffn_up.weight", 24), BIG), "ends at byte"),
     "dims": (
-        lambda d: d[: after(d, b"token_embd.weight")]
-        + struct.pack("<I", 1 << 31)
-        + d[after(d, b"token_embd.weight", 4) :],
+        lambda d: (
+            d[: after(d, b"token_embd.weight")]
+            + struct.pack("<I", 1 << 31)
+            + d[after(d, b"token_embd.weight", 4) :]
+        ),
         "dimensions",
     ),
-    "twice": (lambda d: d.replace(b"blk.0.ffn_up.weight", b"blk.0.attn_q.weight"), "twice|end|GGUF"),
+    "twice": (
+        lambda d: d.replace(b"blk.0.ffn_up.weight", b"blk.0.attn_q.weight"),
+        "twice|end|GGUF",
+    ),
     "layers": (lambda d: u32(d, b"llama.block_count", 1 << 31), "num_hidden_layers"),
     "heads": (lambda d: u32(d, b"attention.head_count", 0), "num_attention_heads"),
 }

@@ -1,4 +1,4 @@
-"""Chat templates: transformers' text, control tokens of users kept as text, hostile templates ended."""
+"""Chat templates: transformers' text, users' control tokens kept as text, hostile ones ended."""
 
 import json
 from collections.abc import Iterator
