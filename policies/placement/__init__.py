@@ -2,5 +2,6 @@
 
 A policy is data in, data out: a Problem becomes a Placement. Registered in pyproject.toml.
 
-May import: native, policies.solvers, runtime.files, runtime.plan
+May import: native, policies.solvers, runtime.files, runtime.plan,
+runtime.predictors
 """

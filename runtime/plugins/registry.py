@@ -28,7 +28,8 @@ PluginKind = Literal["placement", "schedule", "predictor"]
 # The same as pyproject.toml's entry points (a test compares them): a checkout that is run without
 # being installed, or was installed before a policy was added, has them only here.
 _NAMES: dict[PluginKind, str] = {
-    "placement": "greedy all-cpu random ilp latency per-layer layer-split ffn-split oracle",
+    "placement": "greedy all-cpu random ilp latency per-layer layer-split ffn-split oracle "
+    "powerinfer-index",
     "schedule": "paper selective serial lookahead fetch",
     "predictor": "exact learned low-rank sign window frequency",
 }

@@ -98,6 +98,11 @@ class TextCodec:
         self._bos_ids = {*spec.bos_ids, *head} - set(self.eos_ids)
 
     @property
+    def folder(self) -> Path:
+        """The bundle's folder."""
+        return self._folder
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer.
 

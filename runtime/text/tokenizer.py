@@ -1,8 +1,8 @@
 """Tokenizer: text to token ids and back, by the `tokenizers` library, and text token by token.
 
-Reads tokenizer.json of a bundle or checkpoint, or the vocab.json and merges.txt of older ones. Used
-by the driver's side of generation and by offline commands that read text. Chat templates are not
-supported.
+Reads tokenizer.json of a bundle or checkpoint, or the older forms that tokenizer_files.py knows.
+Used by the driver's side of generation and by offline commands that read text. Chat templates are
+in chat.py.
 """
 
 import re
@@ -50,6 +50,9 @@ class Tokenizer:
         self._lock = threading.Lock()  # whether control tokens are parsed is the library's state
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {i: token.content for i, token in added.items() if token.special}
+        self._by_name = {name: i for i, name in self._special.items()}
+        longest_first = sorted(self._by_name, key=len, reverse=True)
+        self._names = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         ids = (self._tokenizer.token_to_id(text) for text in eos_texts)
         self.eos_ids: tuple[int, ...] = tuple(i for i in ids if i is not None)
         anchor = self._tokenizer.token_to_id("<0x41>")
@@ -102,10 +105,13 @@ class Tokenizer:
                 f"the text holds {text[error.start]!a}, half of a surrogate pair, at character "
                 f"{error.start}; that is no character and cannot be encoded, remove it"
             ) from error
+        return self._checked(self._encoded(text, special))
+
+    def _encoded(self, text: str, special: bool, template: bool = True) -> list[int]:
         try:
             with self._lock:
                 self._tokenizer.encode_special_tokens = not special
-                encoding = self._tokenizer.encode(text)
+                encoding = self._tokenizer.encode(text, add_special_tokens=template)
             ids = [int(i) for i in encoding.ids]
         except Exception as error:  # the library raises plain Exception
             raise ConfigError(
@@ -114,6 +120,9 @@ class Tokenizer:
             ) from error
         if not special and self._special.keys() & set(ids):
             self._check_plain(ids, encoding.special_tokens_mask)
+        return ids
+
+    def _checked(self, ids: list[int]) -> list[int]:
         highest = max(ids, default=0)
         if self._vocab_size is not None and highest >= self._vocab_size:
             raise ConfigError(
@@ -121,6 +130,24 @@ class Tokenizer:
                 "belongs to another model"
             )
         return ids
+
+    def encode_rendered(self, text: str, guard: str) -> list[int]:
+        """Ids of a chat template's text, without the tokenizer's own template around it.
+
+        Control tokens in it are read as such but for those broken by a `guard`, which is taken out.
+
+        Raises:
+            ConfigError: it cannot be encoded, or needs tokens the model has not.
+        """
+        ids: list[int] = []
+        for part in self._names.split(text) if self._special else [text]:
+            at = self._by_name.get(part)
+            plain = part.replace(guard, "")
+            if at is not None:
+                ids.append(at)
+            elif plain:
+                ids += self._encoded(plain, special=False, template=False)
+        return self._checked(ids)
 
     def _check_plain(self, ids: Sequence[int], template: Sequence[int]) -> None:
         for id_, added in zip(ids, template, strict=True):

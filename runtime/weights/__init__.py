@@ -1,4 +1,5 @@
 """Weights in memory: stores, pages, memory files, how much memory there is.
 
-May import: native, runtime, runtime.model, runtime.model.checkpoints, runtime.options
+May import: native, runtime, runtime.model, runtime.model.checkpoints, runtime.model.gguf,
+runtime.options
 """

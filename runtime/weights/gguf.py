@@ -1,18 +1,18 @@
-"""GGUF, so that llama.cpp and PowerInfer can be timed on the same weights; written, never read.
+"""GGUF files of bundles, for llama.cpp and PowerInfer; runtime/model/gguf reads them back.
 
-For benchmarks only: llama.cpp's Llama applies SiLU where these models apply ReLU, so bytes and
-operations are the same but the text is not (PowerInfer applies ReLU). The file of a bundle has no
-vocabulary, so prompts are ids; a planted one has bytes and numbered words. Sources of the layout:
-the GGUF specification, version 3; llama.cpp's converter, which permutes query and key rows from
-rotate-half to interleaved pairs; PowerInfer's converter (convert-hf-to-powerinfer-gguf.py), whose
-file differs in this:
+llama.cpp's Llama applies SiLU, PowerInfer's ReLU; a key of our own says which a file means, so that
+hotcold reads it rightly, but llama.cpp computes a text of its own for a model with ReLU. The file
+of a bundle has no vocabulary, so prompts are ids; a planted one has bytes and numbered words.
+Sources of the layout: the GGUF specification, version 3; llama.cpp's converter, which permutes
+query and key rows from rotate-half to interleaved pairs; PowerInfer's converter
+(convert-hf-to-powerinfer-gguf.py), whose file differs in this:
 
     the first four bytes are "PWRI"; the key powerinfer.sparse_threshold (of the logits);
     blk.N.ffn_down_t.weight [N, D] instead of ffn_down [D, N]; blk.N.fc1.weight [H, D] and
     blk.N.fc2.weight [N, H], the predictor, which is given the stream before the norm
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,23 +22,21 @@ from numpy.typing import NDArray
 
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.model.checkpoints.bundle import Bundle
+from hotcold.runtime.model.gguf.companions import THRESHOLD as THRESHOLD_KEY
+from hotcold.runtime.model.gguf.header import POWERINFER_MAGIC
+from hotcold.runtime.model.gguf.kinds import ACTIVATION
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.weights.weights import WeightStore
 
-POWERINFER_MAGIC = b"PWRI"
-THRESHOLD_KEY = "powerinfer.sparse_threshold"
+Predictors = Sequence[tuple[NDArray[Any], NDArray[Any]]]
 NO_VOCABULARY = "no_vocab"
 ENDS = {"embed": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}
 
 
 def gguf_package() -> ModuleType:
-    """The gguf package; ConfigError: it is not installed."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise ConfigError(
-            f"writing GGUF needs the gguf package ({error}); pip install 'hotcold[rivals]'"
-        ) from error
+    """The gguf package, loaded when it is needed: it costs a start 0.1 s."""
+    import gguf
+
     module: ModuleType = gguf
     return module
 
@@ -47,7 +45,7 @@ def check_gguf(spec: ModelSpec, powerinfer: bool = False) -> None:
     """Refuse a model that has no such file.
 
     Raises:
-        ConfigError: not a Llama in float16 (for llama.cpp, float32 too), or no gguf package.
+        ConfigError: not a Llama in float16 (for llama.cpp, float32 too).
     """
     dtypes = ("float16",) if powerinfer else ("float16", "float32")
     if spec.architecture != "llama" or spec.neuron_format not in dtypes:
@@ -59,7 +57,6 @@ def check_gguf(spec: ModelSpec, powerinfer: bool = False) -> None:
         raise ConfigError(
             "GGUF is written for models without biases, attention of this one has some"
         )
-    gguf_package()
 
 
 def open_gguf(path: Path, spec: ModelSpec, name: str) -> Any:
@@ -80,34 +77,65 @@ def open_gguf(path: Path, spec: ModelSpec, name: str) -> Any:
     for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
         add(spec.head_dim)
     writer.add_rope_freq_base(spec.rope_theta)
+    if spec.rope_scaling is not None:
+        if spec.rope_scaling["rope_type"] != "linear":
+            raise ConfigError(
+                f"GGUF is not written of rope scaling {spec.rope_scaling['rope_type']!r}; only of "
+                "linear scaling, or none"
+            )
+        writer.add_rope_scaling_type(gguf_package().RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(spec.rope_scaling["factor"])
+    writer.add_string(ACTIVATION, spec.activation)
     writer.add_layer_norm_rms_eps(spec.norm_eps)
     writer.add_vocab_size(spec.vocab_size)
     writer.add_file_type(1 if spec.dtype == "float16" else 0)
     return writer
 
 
-def write_gguf(bundle: Bundle, path: Path) -> None:
+def write_gguf(
+    bundle: Bundle, path: Path, powerinfer: Predictors | None = None, threshold: float = 0.0
+) -> None:
     """Write a bundle's weights as a GGUF file of the architecture "llama"; atomic.
 
+    Args:
+        bundle: the model.
+        path: of the file.
+        powerinfer: fc1 and fc2 of every layer: the file is PowerInfer's.
+        threshold: of the predictors' logits, PowerInfer's.
+
     Raises:
-        ConfigError: not a Llama in float16 or float32, or the gguf package is not installed.
+        ConfigError: not a Llama in float16 or float32, or with a rope scaling it has no key for.
     """
+    check_gguf(bundle.spec, powerinfer is not None)
     temporary = path.with_name(f".{path.name}.tmp")
     writer = open_gguf(temporary, bundle.spec, bundle.name)
     writer.add_tokenizer_model(NO_VOCABULARY)
+    for add, ids in (
+        (writer.add_bos_token_id, bundle.spec.bos_ids),
+        (writer.add_eos_token_id, bundle.spec.eos_ids),
+    ):
+        for at in ids[:1]:
+            add(at)
+    if powerinfer is not None:
+        writer.add_float32(THRESHOLD_KEY, threshold)
     try:
         with WeightStore.open(bundle) as store:
-            for name, tensor in _tensors(bundle, store):
+            for name, tensor in _tensors(bundle, store, powerinfer):
                 writer.add_tensor(name, tensor)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
     finally:
         writer.close()
+    if powerinfer is not None:
+        with temporary.open("r+b") as file:
+            file.write(POWERINFER_MAGIC)
     temporary.replace(path)
 
 
-def _tensors(bundle: Bundle, store: WeightStore) -> Iterator[tuple[str, NDArray[Any]]]:
+def _tensors(
+    bundle: Bundle, store: WeightStore, powerinfer: Predictors | None
+) -> Iterator[tuple[str, NDArray[Any]]]:
     """Tensors by GGUF name; matrices in the bundle's dtype, norms float32."""
     spec, record = bundle.spec, bundle.record
     ends = [name for name in ENDS if name != "head" or not spec.tied]
@@ -122,7 +150,11 @@ def _tensors(bundle: Bundle, store: WeightStore) -> Iterator[tuple[str, NDArray[
         for part in record.parts:
             raw = np.ascontiguousarray(records[:, part.slice])
             tensors[part.name] = raw.view(np.dtype(spec.dtype))
-        for name, tensor in layer_tensors(spec, layer, tensors).items():
+        named = layer_tensors(spec, layer, tensors, powerinfer is not None)
+        if powerinfer is not None:
+            for part, matrix in zip(("fc1", "fc2"), powerinfer[layer], strict=True):
+                named[f"blk.{layer}.{part}.weight"] = matrix
+        for name, tensor in named.items():
             yield name, np.ascontiguousarray(tensor)
 
 

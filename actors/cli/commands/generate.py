@@ -1,6 +1,9 @@
 """`hotcold generate`: text from a prompt as it is generated, then what each actor did for it."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -22,10 +25,22 @@ MAX_PROMPT_BYTES = 16 << 20
 @click.command("generate")
 @click.argument("prompt", required=False)
 @option(Option(None, many.HELP, "prompts", metavar="FILE"))
+@click.option(
+    "--chat",
+    is_flag=True,
+    help="Put PROMPT into the model's chat template; without one, every line of standard input is "
+    "a turn of one conversation.",
+)
 @table_options(Sampling, without=("seed",), max_tokens=128)
 @json_option
 @engine_options("generate")
-def command(options: EngineConfig, prompt: str | None, prompts: str | None, **given: Any) -> None:
+def command(
+    options: EngineConfig,
+    prompt: str | None,
+    prompts: str | None,
+    chat: bool,
+    **given: Any,  # noqa: ANN401 - as click parsed them
+) -> None:
     """Continue PROMPT. Without it, or with "-", the prompt is read from standard input.
 
     The text goes to standard output as it comes. With --json it goes to standard error, and
@@ -34,10 +49,15 @@ def command(options: EngineConfig, prompt: str | None, prompts: str | None, **gi
     """
     if prompt is not None and prompts is not None:
         raise click.UsageError("PROMPT and --prompts exclude each other; give one of them")
+    if chat and prompts is not None:
+        raise click.UsageError("--chat and --prompts exclude each other; give one of them")
     # Made before anything starts, so that a bad number is refused at once.
     sampling = Sampling(seed=options.seed, **given)
     if prompts is not None:
         many.generate_all(options, prompts, sampling)
+        return
+    if chat:
+        _converse(options, prompt, sampling)
         return
     text = read_prompt(prompt)
     check_prompt(options, text, sampling.special)
@@ -48,9 +68,54 @@ def command(options: EngineConfig, prompt: str | None, prompts: str | None, **gi
     output.emit_json(result)
 
 
-def _stream(engine: "Engine", prompt: str, sampling: Sampling, shown: TextIO) -> "list[Token]":
+def _converse(options: EngineConfig, prompt: str | None, sampling: Sampling) -> None:
+    """Answer a user's turns, each with all before it; --json says what was said in all."""
+    from hotcold.runtime.text.chat import ChatTemplate
+
+    codec, context = many.codec_of(options)
+    template = ChatTemplate.of(codec.folder)
+    shown = sys.stderr if output.as_json() else sys.stdout
+    said: list[dict[str, str]] = []
+
+    def ids(turn: str) -> list[int]:
+        messages = [*said, {"role": "user", "content": turn}]
+        return codec.check(template.encode(codec.tokenizer, messages), context)
+
+    turns = _turns(prompt)
+    first = next(turns, None)
+    if first is None:
+        raise ConfigError("there is nothing to answer; give a prompt or a line of standard input")
+    given = ids(first)  # what cannot be used is refused before anything starts
+    result: dict[str, Any] = {}
+    with closing(template), running_engine(options) as engine:
+        for turn in chain([first], turns):
+            given = ids(turn) if said else given
+            result = _result(engine, _stream(engine, given, sampling, shown))
+            said += [{"role": "user", "content": turn}]
+            said += [{"role": "assistant", "content": result["text"]}]
+    _print_actors(result)
+    output.emit_json({**result, "messages": said})
+
+
+def _turns(prompt: str | None) -> Iterator[str]:
+    """What a user says: the prompt, or one line of standard input after the other."""
+    if prompt not in (None, "-"):
+        yield read_prompt(prompt)
+        return
+    for raw in sys.stdin.buffer:
+        try:
+            line = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise ConfigError("a line of standard input is not UTF-8; convert it") from None
+        if line.strip():
+            yield line
+
+
+def _stream(
+    engine: "Engine", prompt: str | list[int], sampling: Sampling, shown: TextIO
+) -> "list[Token]":
     """Print the continuation as it comes."""
-    if shown.isatty() and sys.stderr.isatty():
+    if isinstance(prompt, str) and shown.isatty() and sys.stderr.isatty():
         click.secho(prompt, nl=False, err=True, dim=True)
     tokens: list[Token] = []
     try:

@@ -14,7 +14,10 @@ from hotcold.runtime.units import format_bytes, parse_bytes
 DEFAULT_POLICIES = ("greedy", "random", "all-cpu")
 DEFAULT_SCHEDULE = "selective"
 ALL = "all"  # every built-in policy, but those whose setting was not given
-NEEDS = {"oracle": ("masks", "a recording of the run: hotcold profile --bitmaps")}
+NEEDS = {
+    "oracle": ("masks", "a recording of the run: hotcold profile --bitmaps"),
+    "powerinfer-index": ("file", "an index of PowerInfer's, .generated.gpuidx"),
+}
 
 
 @dataclass(frozen=True)

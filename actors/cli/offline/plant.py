@@ -47,7 +47,7 @@ def _shapes() -> str:
     "form",
     type=click.Choice(FORMS),
     help="What to write: a bundle, a Hugging Face folder, GGUF for llama.cpp, or PowerInfer's GGUF"
-    " and activation counts (both need the extra `rivals`).  [default: bundle]",
+    " and activation counts.  [default: bundle]",
 )
 @click.option("--hf", is_flag=True, help="The same as --format hf.")
 @table_options(PlantOptions)

@@ -5,6 +5,7 @@ each architecture mean. Reads no weights.
 """
 
 from pathlib import Path
+from typing import Any
 
 from hotcold.native.errors import CheckpointError
 from hotcold.runtime.files.json_files import read_json_object, regular_file
@@ -27,17 +28,24 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 class Config:
     """Typed access to config.json; every complaint names file, key, value and limit.
 
+    Args:
+        path: the file, named in complaints.
+        data: what it says, where that is known from elsewhere (a GGUF file's keys).
+
     Raises:
         CheckpointError: it is missing or not a JSON object.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, data: dict[str, Any] | None = None) -> None:
+        self.path = path
+        if data is not None:
+            self.data = data
+            return
         if not regular_file(path):
             raise CheckpointError(
                 f"{path.parent} holds no {path.name}, so it is neither a Hugging Face checkpoint "
                 "nor a bundle; give the folder that does"
             )
-        self.path = path
         self.data = read_json_object(path)
 
     def refuse(self, text: str) -> CheckpointError:
@@ -141,7 +149,7 @@ class Config:
 def eos_ids(config: Config, vocab_size: int) -> tuple[int, ...]:
     """Ids that end a generation: generation_config.json first, as transformers has it."""
     path = config.path.with_name(GENERATION_CONFIG)
-    if regular_file(path):
+    if config.path.name == CONFIG and regular_file(path):
         ids = Config(path).token_ids("eos_token_id", vocab_size)
         if ids:
             return ids

@@ -186,7 +186,7 @@ def source_folder(folder: Path) -> Path:
         source = Path(str(read_json_object(folder / HEADER)["source"]))
     except (CheckpointError, KeyError):
         return folder
-    return source if source.is_dir() else folder
+    return source if source.exists() else folder
 
 
 def _cached(checkpoint: Checkpoint, cache: Path | None) -> Bundle:
@@ -227,8 +227,8 @@ def resolve_model(
 ) -> Bundle:
     """The bundle of a model, converted into the cache if that has not happened yet.
 
-    A `model` is None for the embedded model, a Hugging Face folder, or a bundle folder; a `dtype`
-    of None is as stored, a `cache` of None $HOTCOLD_CACHE and so on.
+    A `model` is None for the embedded model, a Hugging Face folder, a GGUF file or a bundle folder;
+    a `dtype` of None is as stored, a `cache` of None $HOTCOLD_CACHE and so on.
 
     Raises:
         CheckpointError: the model cannot be used.

@@ -24,8 +24,14 @@ from typing import Any
 
 from hotcold.native.errors import CheckpointError, ConfigError
 from hotcold.runtime.model.architectures.hf_config import CONFIG
-from hotcold.runtime.model.checkpoints.convert import COMPANIONS, VERSION, fsync_path
+from hotcold.runtime.model.checkpoints.convert import (
+    COMPANIONS,
+    VERSION,
+    fsync_path,
+    powerinfer_counts,
+)
 from hotcold.runtime.model.checkpoints.huggingface import Checkpoint
+from hotcold.runtime.model.checkpoints.tokenizer_files import SENTENCEPIECE
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +60,9 @@ def cache_folder(cache: Path | None = None) -> Path:
 def source_state(checkpoint: Checkpoint) -> list[list[Any]]:
     """Names, sizes and times of all files that a bundle is made of."""
     files = [checkpoint.folder / CONFIG, *checkpoint.weight_files()]
-    files += [checkpoint.folder / name for name in COMPANIONS]
+    files += [checkpoint.folder / name for name in (*COMPANIONS, SENTENCEPIECE)]
+    if checkpoint.gguf is not None:
+        files += powerinfer_counts(checkpoint.folder)
     try:
         stats = [(path.name, path.stat()) for path in files if path.is_file()]
     except OSError as error:

@@ -37,11 +37,17 @@ from hotcold.runtime.model.checkpoints.tokenizer_files import (
     MERGES,
     TOKENIZER,
     VOCAB,
+    has_sentencepiece,
     has_tokenizer,
     read_tokenizer,
 )
+from hotcold.runtime.model.gguf.companions import companions_of, write_predictors
+from hotcold.runtime.model.gguf.header import POWERINFER_MAGIC, has_magic, is_gguf
+from hotcold.runtime.model.gguf.tensors import read_split
 from hotcold.runtime.model.neurons import NeuronRecord
 from hotcold.runtime.model.spec import ModelSpec
+from hotcold.runtime.profiles.activation_pt import find_counts
+from hotcold.runtime.profiles.profile import ActivationProfile
 
 logger = logging.getLogger(__name__)
 
@@ -143,12 +149,20 @@ def _write_weights(checkpoint: Checkpoint, path: Path, name: str) -> tuple[str, 
     return out.hexdigest(), total
 
 
+def powerinfer_counts(path: Path) -> list[Path]:
+    """The activation counts beside a PowerInfer GGUF file; none beside any other."""
+    return find_counts(path.parent) if has_magic(path, POWERINFER_MAGIC) else []
+
+
 def check_companions(folder: Path) -> None:
     """Check what a bundle takes along from a checkpoint, before anything is converted.
 
     Raises:
         CheckpointError: a tokenizer, profile or predictors that cannot be read; names the file.
     """
+    if is_gguf(folder):
+        companions_of(read_split(folder))
+        return
     for name in CONFIGS:
         if os.path.lexists(folder / name):
             read_json_object(folder / name)
@@ -175,10 +189,23 @@ def companions(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _copy_companions(source: Path, folder: Path) -> None:
+def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    source, gguf = checkpoint.folder, checkpoint.gguf
+    if gguf is not None:
+        for name, text in companions_of(gguf.header).items():
+            (folder / name).write_text(text, encoding="utf-8")
+        write_predictors(gguf, checkpoint.spec.n_layers, folder / PREDICTORS)
+        if powerinfer_counts(source):
+            profile = ActivationProfile.load(source.parent)
+            profile.check_fits(checkpoint.spec)
+            profile.save(folder / PROFILE)
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    if has_sentencepiece(source):
+        (folder / TOKENIZER).write_text(read_tokenizer(source).to_str(), encoding="utf-8")
+    for name in COMPANIONS:
+        if (folder / name).is_file():
             fsync_path(folder / name)
 
 
@@ -210,9 +237,11 @@ def write_bundle(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     free = shutil.disk_usage(folder).free
     if free < total + SPARE_BYTES:
         raise _too_full(name, total, folder)
+    if checkpoint.gguf is not None:
+        checkpoint.gguf.say_cost()
     try:
         weights = _write_weights(checkpoint, folder / WEIGHTS, name)
-        _copy_companions(checkpoint.folder, folder)
+        _copy_companions(checkpoint, folder)
         return write_header(folder, spec, name, str(checkpoint.folder), weights)
     except OSError as error:
         if error.errno not in NO_ROOM:

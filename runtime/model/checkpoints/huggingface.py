@@ -1,4 +1,4 @@
-"""Hugging Face folders: the tensors of a checkpoint, as those of a bundle.
+"""Hugging Face folders and GGUF files: the tensors of a checkpoint, as those of a bundle.
 
 The checkpoint's architecture says which tensor is which (runtime/model/architectures). Called by
 `bundle.resolve_model`. Opening a checkpoint reads config and headers only and refuses whatever
@@ -24,6 +24,8 @@ from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES, Raw, check_finit
 from hotcold.runtime.model.checkpoints.layout import layout
 from hotcold.runtime.model.checkpoints.safetensors_file import TensorReader
 from hotcold.runtime.model.checkpoints.weight_files import listing
+from hotcold.runtime.model.gguf.header import is_gguf
+from hotcold.runtime.model.gguf.tensors import GgufReader
 from hotcold.runtime.model.spec import NEURON_DTYPES, DType, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class Checkpoint:
     """An opened Hugging Face checkpoint, everything but the weights' values checked.
 
     Args:
-        folder: holds config.json and safetensors.
+        folder: holds config.json and safetensors; or a GGUF file.
         dtype: dtype of the bundle's matrices; None: as stored. Where the checkpoint mixes dtypes,
             None means the one config.json announces, else float32. "int8": of the neurons alone,
             the other matrices as stored.
@@ -71,10 +73,11 @@ class Checkpoint:
     def __init__(self, folder: Path, dtype: str | None = None) -> None:
         self.folder = folder
         neurons, dtype = (dtype, None) if dtype in NEURON_DTYPES else (None, dtype)
-        config = Config(folder / CONFIG)
+        self.gguf = GgufReader(folder, dtype) if is_gguf(folder) else None
+        config = Config(folder, self.gguf.config) if self.gguf else Config(folder / CONFIG)
         self._architecture = find(config)
         spec = self._architecture.read_spec(config, cast(DType, dtype or "float32"))
-        self._reader = TensorReader(folder)
+        self._reader = self.gguf or TensorReader(folder)
         self._sources = self._architecture.sources(spec, config)
         self._check_tensors(config, spec)
         if spec.tied:
@@ -152,6 +155,8 @@ class Checkpoint:
 
     def _way_out(self, missing: list[str], spec: ModelSpec) -> str:
         embed, head = self._pair
+        if self.gguf is not None:
+            return "download the file again"
         if missing == [head.name] and not spec.tied:
             return (
                 'set "tie_word_embeddings": true in config.json if the head is the embedding, as '

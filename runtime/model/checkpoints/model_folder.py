@@ -15,15 +15,12 @@ from hotcold.runtime.files.json_files import regular_file
 from hotcold.runtime.model.architectures.hf_config import CONFIG
 from hotcold.runtime.model.checkpoints.convert import HEADER
 from hotcold.runtime.model.checkpoints.weight_files import ADAPTER, listing, no_adapter
-
-_NO_GGUF = (
-    "is a GGUF file, which is not supported yet; give the Hugging Face folder with the same model "
-    "as safetensors"
-)
+from hotcold.runtime.model.gguf.header import is_gguf
+from hotcold.runtime.model.gguf.tensors import split_files
 
 
 def model_folder(model: str | os.PathLike[str] | None) -> Path:
-    """The folder a model name stands for; it holds a config.json or a bundle.json.
+    """The folder a model name stands for, with a config.json or a bundle.json; or a GGUF file.
 
     Raises:
         CheckpointError: it does not exist, or is something else; says what, and where a model is.
@@ -39,19 +36,30 @@ def model_folder(model: str | os.PathLike[str] | None) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"cannot look at model {str(model)!r:.300}: {error}") from error
     if is_there and not is_folder:
+        if is_gguf(folder):
+            return split_files(folder.absolute())[0]
         raise _is_file(folder)
     if not is_there:
         raise _is_nothing(str(model))
     folder = folder.absolute()
+    if file := _only_gguf(folder):
+        return file
     if not regular_file(folder / HEADER) and not regular_file(folder / CONFIG):
         raise CheckpointError(next(_no_model(folder)))
     return folder
 
 
+def _only_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a folder that holds one model, and that as GGUF."""
+    if regular_file(folder / HEADER) or any(folder.glob("*.safetensors")):
+        return None
+    found = sorted(folder.glob("*.gguf"))  # not .gguf.part
+    firsts = {split_files(path)[0] for path in found}
+    return firsts.pop() if len(firsts) == 1 else None
+
+
 def _is_file(path: Path) -> CheckpointError:
     what = impostor(path)
-    if path.suffix.lower() == ".gguf" or "GGUF" in what:
-        return CheckpointError(f"{path} {_NO_GGUF}")
     if regular_file(path.parent / CONFIG):
         return CheckpointError(f"{path} is a file of a model; give its folder, {path.parent}")
     if "zip" in what or "compressed" in what:
@@ -62,7 +70,7 @@ def _is_file(path: Path) -> CheckpointError:
 def _is_nothing(model: str) -> CheckpointError:
     """Nothing by that name: it may be one of Hugging Face's, downloaded or not."""
     if Path(model).suffix.lower() == ".gguf":
-        return CheckpointError(f"{model} does not exist, and GGUF is not supported yet")
+        return CheckpointError(f"{model:.300} does not exist; check the path")
     owner, slash, name = model.partition("/")
     is_id = bool(slash and owner and name) and not set(model) & set("\\~ ") and "/" not in name
     if is_id and not model.startswith("."):
@@ -126,7 +134,7 @@ def _no_model(folder: Path) -> Iterator[str]:
         yield f"{folder} is no model, but holds one: give {below[0]}{rest}"
     names = sorted(path.name for path in folder.iterdir()) if os.access(folder, os.R_OK) else []
     if gguf := [name for name in names if name.lower().endswith(".gguf")]:
-        yield f"{folder / gguf[0]} {_NO_GGUF}"
+        yield f"{folder} holds more than one model as GGUF ({listing(gguf)}); give one of the files"
     if "params.json" in names and any(name.startswith("consolidated") for name in names):
         yield (
             f"{folder} holds a model in Meta's own format (params.json); download the repository "

@@ -41,7 +41,7 @@ _TOOLS: tuple[tuple[str, str], ...] = (
      "whose name ends in -hf, or convert it with transformers' convert_llama_weights_to_hf.py and "
      "its save_pretrained"),
     ("consolidated*.safetensors", "Mistral's own; download the model-*.safetensors beside them"),
-    ("*.gguf", "GGUF, which is not supported yet; give the Hugging Face files of the same model"),
+    ("*.gguf", "GGUF, of more than one model; give the file itself"),
     ("*.onnx", "ONNX, which is not supported; give the files it was exported from"),
     ("*.ckpt", "a pickle, which is never loaded; export it with save_pretrained"),
     ("*.pt", "a pickle, which is never loaded; export it with save_pretrained"),

@@ -8,6 +8,7 @@ disk, `room` asks first whether there is any, and `making.plant` does it all; `h
 command. Nothing is imported here: the table of shapes costs no torch.
 
 May import: native, native.abi, native.options, runtime, runtime.hardware, runtime.model,
-    runtime.model.architectures, runtime.model.checkpoints, runtime.plan, runtime.profiles,
+    runtime.model.architectures, runtime.model.checkpoints, runtime.model.gguf, runtime.plan,
+    runtime.profiles,
     runtime.weights
 """

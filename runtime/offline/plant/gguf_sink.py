@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.model.gguf.header import POWERINFER_MAGIC
+from hotcold.runtime.model.gguf.vocabulary import SPACE
 from hotcold.runtime.model.spec import ModelSpec
 from hotcold.runtime.offline.plant.drawing import Guess
 from hotcold.runtime.offline.plant.streams import raw_bytes
 from hotcold.runtime.offline.plant.tokens import SPECIALS, byte_tokenizer
 from hotcold.runtime.offline.plant.writers import Sink
 from hotcold.runtime.weights.gguf import (
-    POWERINFER_MAGIC,
     THRESHOLD_KEY,
     check_gguf,
     end_tensors,
@@ -39,7 +40,7 @@ class GgufSink(Sink):
     `hidden` is the width of the predictors; None: not PowerInfer's file.
 
     Raises:
-        ConfigError: the model has no such file, or the gguf package is not installed.
+        ConfigError: the model has no such file.
     """
 
     def __init__(self, folder: Path, spec: ModelSpec, hidden: int | None = None) -> None:
@@ -160,13 +161,17 @@ def _add_vocabulary(writer: Any, size: int) -> None:
         if word in SPECIALS:
             tokens.append(word)
             kinds.append(types.UNKNOWN if word == SPECIALS[0] else types.CONTROL)
+        elif byte_of.get(word) == 0x20:  # which SentencePiece never sees as a byte
+            tokens.append(SPACE)
+            kinds.append(types.NORMAL)
         elif word in byte_of:
             tokens.append(f"<0x{byte_of[word]:02X}>")
             kinds.append(types.BYTE)
         else:
-            tokens.append("\u2581" + word[1:])
+            tokens.append(SPACE + word[1:])
             kinds.append(types.NORMAL)
     writer.add_tokenizer_model("llama")
+    writer.add_add_space_prefix(False)
     writer.add_token_list(tokens)
     writer.add_token_scores([-float(i) for i in range(len(tokens))])
     writer.add_token_types([int(kind) for kind in kinds])
