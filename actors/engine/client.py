@@ -235,6 +235,18 @@ class Client:
         arrays = self._retried(self._transport.spans)
         return {actor: as_spans(actor, array) for actor, array in arrays.items()}
 
+    def telemetry(self) -> list[str]:
+        """Where the actors publish what they do, for `hotcold watch` and readers of your own.
+
+        Raises:
+            ConfigError: pyzmq or msgpack are missing where the actors run.
+        """
+        actors = ("gpu",) if self._deployment.shares_memory else ACTORS
+        return [
+            self._retried(lambda actor=actor: ray.get(self._actor(actor).telemetry.remote()))
+            for actor in actors
+        ]
+
     def stats(self) -> EngineStats:
         """Counters of the actors since the current plan was loaded, and what they run."""
         states = self._retried(self._transport.states)

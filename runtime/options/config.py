@@ -234,6 +234,15 @@ class EngineConfig:
         low=0.1,
         high=3600.0,
     )
+    telemetry: str | None = option(
+        None,
+        "Address at which the engine publishes what it does, such as tcp://127.0.0.1:5599, for "
+        "hotcold watch. Whoever reaches it can read it.",
+        "actors",
+        not_for=("compare", "trace", "chaos", "bench decode", "bench batch"),
+        metavar="ADDRESS",
+        shown="a free port of this machine, once someone watches",
+    )
     max_batch: int = option(
         MAX_BATCH, "Tokens of one sparse pass of a prompt.", low=1, high=MAX_BATCH
     )
