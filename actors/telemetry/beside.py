@@ -94,12 +94,12 @@ class Telemetry:
                 counters, (spans, lost) = reader.counters(actor), reader.spans(actor)
                 leading: dict[str, Any] = {}
                 if actor == "gpu":
-                    layers, fired = reader.layers()
+                    layers, active = reader.layers()
                     leading = {
                         "about": self._about,
                         "requests": self._requests_now(),
                         "layers": tuple(layers),
-                        "fired": tuple(fired),
+                        "active": tuple(active),
                     }
                 yield Report(
                     *(self._engine, actor, self._roles[actor], os.getpid()),

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import ray
 from ray.exceptions import RayError
@@ -34,13 +34,14 @@ class Follower:
         self._subscriber = Subscriber(addresses())
         self._heard_s = time.monotonic()
 
-    def update(self, seconds: float) -> bool:
-        """Take messages for so long; whether there was one."""
+    def update(self, seconds: float, lock: AbstractContextManager[object] | None = None) -> bool:
+        """Take messages for so long; whether there was one. `lock` is held to change the view."""
         deadline, heard = time.monotonic() + seconds, False
         while (left := deadline - time.monotonic()) > 0:
             report = self._subscriber.receive(left)
             if report is not None:
-                self.view.add(report)
+                with lock or nullcontext():
+                    self.view.add(report)
                 self._heard_s, heard = time.monotonic(), True
         if time.monotonic() - self._heard_s > ASK_AGAIN_S:
             self._heard_s = time.monotonic()

@@ -13,7 +13,7 @@ import numpy as np
 
 from hotcold.native.abi.names import OPS
 from hotcold.runtime.engine.audit import RecallEstimate
-from hotcold.runtime.telemetry.message import Fired, LayerLoad, Report
+from hotcold.runtime.telemetry.message import Active, LayerLoad, Report
 
 WINDOW_S = 2.0
 SILENT_S = 3.0  # an actor that has said nothing for so long is not shown as running
@@ -81,7 +81,7 @@ class LiveView:
         self.engine = engine
         self.actors: dict[str, ActorView] = {}
         self.layers: tuple[LayerLoad, ...] = ()
-        self.fired: dict[int, Fired] = {}
+        self.active: dict[int, Active] = {}
 
     def add(self, report: Report, at_s: float | None = None) -> None:
         """Take a message; of another engine: forget the one before."""
@@ -91,15 +91,21 @@ class LiveView:
         self.actors.setdefault(report.actor, ActorView()).add(at_s, report)
         if report.about is not None:
             if len(report.layers) != len(self.layers):
-                self.layers, self.fired = (), {}
+                self.layers, self.active = (), {}
             self.layers = _newest(self.layers, report.layers)
-            self.fired |= {one.layer: one for one in report.fired}
+            self.active |= {one.layer: one for one in report.active}
 
     @property
     def leader(self) -> Report | None:
         """The newest message of the actor that leads."""
         view = self.actors.get("gpu")
         return None if view is None else view.last
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing has been heard for a while."""
+        newest = max((view.reports[-1][0] for view in self.actors.values()), default=0.0)
+        return time.monotonic() - newest > SILENT_S
 
     def snapshot(self, at_s: float | None = None) -> dict[str, Any]:
         """Everything as plain data for JSON; seconds, tokens and bytes a second, shares."""
@@ -121,6 +127,7 @@ class LiveView:
         made["actors"] = {actor: self._actor(view, at_s) for actor, view in self.actors.items()}
         made["gpu_neuron_load"] = self._load()
         made["recall"] = self._recall()
+        made["is_exact"] = all(one.is_exact for one in self.active.values())
         made["layers"] = [
             {"owned": list(one.owned), "listed": list(one.listed), "pass": one.seq}
             for one in self.layers

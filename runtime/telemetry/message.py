@@ -16,7 +16,8 @@ four only in messages of the actor that leads:
                 actor began
     layers      by layer: [owned, listed, pass, rows], counts by device; listed: active neurons of
                 that pass's rows, None where no list is to be seen
-    fired       of some layers: [layer, pass, ids by device], ids as int32, little-endian, or None
+    active      of some layers: [layer, pass, exact, ids by device], ids as int32, little-endian, or
+                None; exact: they are those that fire, else those that the predictor proposed
 
 Messages come from sockets that anyone may write to, so whatever does not fit is refused.
 """
@@ -54,11 +55,15 @@ class LayerLoad:
 
 
 @dataclass(frozen=True)
-class Fired:
-    """Active neurons of one layer in one pass, by device; None where no list is to be seen."""
+class Active:
+    """Active neurons of one layer in one pass, by device; None where no list is to be seen.
+
+    is_exact: they are those that fire, else those that the predictor proposed.
+    """
 
     layer: int
     seq: int
+    is_exact: bool
     ids: tuple[NDArray[np.int32] | None, ...]
 
 
@@ -80,7 +85,7 @@ class Report:
     about: Mapping[str, Any] | None = None
     requests: Mapping[str, int] | None = None
     layers: tuple[LayerLoad, ...] = ()
-    fired: tuple[Fired, ...] = ()
+    active: tuple[Active, ...] = ()
 
 
 def codec() -> Any:
@@ -101,13 +106,16 @@ def encode(report: Report) -> bytes:
     data = {one.name: getattr(report, one.name) for one in fields(report)}
     data |= {"v": VERSION, "spans": report.spans.tobytes()}
     if report.about is None:
-        for name in ("about", "requests", "layers", "fired"):
+        for name in ("about", "requests", "layers", "active"):
             del data[name]
     else:
         data["layers"] = [[one.owned, one.listed, one.seq, one.rows] for one in report.layers]
-        data["fired"] = [
-            [one.layer, one.seq, [None if ids is None else ids.tobytes() for ids in one.ids]]
-            for one in report.fired
+        data["active"] = [
+            [
+                *(one.layer, one.seq, one.is_exact),
+                [None if ids is None else ids.astype("<i4").tobytes() for ids in one.ids],
+            ]
+            for one in report.active
         ]
     packed: bytes = codec().packb(data)
     return packed
@@ -150,16 +158,16 @@ def _report(data: Any) -> Report:
             )
             for owned, listed, seq, rows in _of(data["layers"], list)
         )
-        made["fired"] = tuple(
-            Fired(
-                *(_count(layer), _count(seq)),
+        made["active"] = tuple(
+            Active(
+                *(_count(layer), _count(seq), _of(exact, bool)),
                 tuple(
                     None if one is None else np.frombuffer(_of(one, bytes), "<i4") for one in ids
                 ),
             )
-            for layer, seq, ids in _of(data["fired"], list)
+            for layer, seq, exact, ids in _of(data["active"], list)
         )
-        if any(fired.layer >= len(made["layers"]) for fired in made["fired"]):
+        if any(one.layer >= len(made["layers"]) for one in made["active"]):
             raise MessageError("a message with a layer that there is not")
     return Report(**made)
 

@@ -10,11 +10,11 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.abi.generated import ACTIVE, active_ids
+from hotcold.native.abi.generated import ACTIVE, GateList, active_ids
 from hotcold.native.abi.names import ACTORS
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.exchange.segment import Segment
-from hotcold.runtime.telemetry.message import MAX_IDS, MAX_SPANS, Fired, LayerLoad
+from hotcold.runtime.telemetry.message import MAX_IDS, MAX_SPANS, Active, LayerLoad
 from hotcold.runtime.tracing.spans import read_array
 
 
@@ -48,9 +48,9 @@ class SegmentReader:
         spans = spans[-MAX_SPANS:]
         return spans, self._next_span[actor] - first - len(spans)
 
-    def layers(self) -> tuple[list[LayerLoad], list[Fired]]:
+    def layers(self) -> tuple[list[LayerLoad], list[Active]]:
         """The load of each layer, and the ids of as many layers as fit; the next call goes on."""
-        loads, fired, room = [], [], MAX_IDS
+        loads, active, room = [], [], MAX_IDS
         n_layers = len(self.owned_LG)
         found = [self._lists(layer) for layer in range(n_layers)]
         for owned, (seq, rows, lists) in zip(self.owned_LG, found, strict=True):
@@ -63,8 +63,16 @@ class SegmentReader:
                 break
             self._layer = (layer + 1) % n_layers
             if any(ids is not None for ids in lists):
-                fired.append(Fired(layer, seq, lists))
-        return loads, fired
+                active.append(Active(layer, seq, self._is_exact(layer), lists))
+        return loads, active
+
+    def _is_exact(self, layer: int) -> bool:
+        """Whether its lists hold the gates, and so exactly what fires; the same in every pass."""
+        heads = (
+            self._segment.view(offset, ACTIVE.itemsize).view(ACTIVE)[0]
+            for offset in self._deployment.layout.layers[layer].active
+        )
+        return all(int(head["has_gate"]) == GateList.ALL for head in heads)
 
     def _lists(self, layer: int) -> tuple[int, int, tuple[NDArray[np.int32] | None, ...]]:
         """Pass, rows and active neurons by device; pass 0: nothing to be seen now."""
