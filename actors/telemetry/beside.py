@@ -122,10 +122,10 @@ class Telemetry:
                 if self._reader is None:
                     continue
                 counters = {actor: self._reader.counters(actor) for actor in self._reader.actors}
-                at_once, losses = self._about["sequences"], self._losses
-            metrics.record_actors(counters, losses)
+                about, losses = self._about, self._losses
+            metrics.record_actors(counters, losses, about["audit_every"])
             if self._actor == "gpu":
-                metrics.record_requests(self.requests, at_once)
+                metrics.record_requests(self.requests, about["sequences"])
 
 
 def _about(deployment: Deployment) -> dict[str, Any]:

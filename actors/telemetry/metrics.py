@@ -11,6 +11,7 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from hotcold.actors.telemetry.requests import RequestCounts
+from hotcold.runtime.engine.audit import RecallEstimate
 
 EVERY_S = 1.0
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
@@ -24,6 +25,7 @@ GAUGES = {
     "hotcold_num_requests_running": "Requests being decoded.",
     "hotcold_num_requests_waiting": "Requests that wait for a slot.",
     "hotcold_recoveries": "Losses of actors that the engine recovered from.",
+    "hotcold_predictor_recall": "Recall of the predictor, by the audit, since the plan began.",
     "hotcold_gpu_neuron_load": "Share of the activated neurons that the GPU executor computed.",
 }
 COUNTERS = {
@@ -78,7 +80,9 @@ class Metrics:
         self._count("hotcold_prompt_tokens_total", now["prompt_tokens"])
         self._count("hotcold_generation_tokens_total", now["generation_tokens"])
 
-    def record_actors(self, counters: Mapping[str, Mapping[str, int]], losses: int) -> None:
+    def record_actors(
+        self, counters: Mapping[str, Mapping[str, int]], losses: int, audit_every: int
+    ) -> None:
         """Counters by actor, as an epoch has them; smaller than the last: a new epoch began."""
         neurons = {
             actor: self._count("hotcold_activated_neurons_total", own["up_down_rows"], actor)
@@ -90,6 +94,12 @@ class Metrics:
                     self._count(name, own[field] * unit, actor)
         if (total := sum(neurons.values())) and len(counters) > 1:
             self._gauges["hotcold_gpu_neuron_load"].set(neurons["gpu"] / total, self._engine)
+        fired, missed = (
+            sum(own[name] for own in counters.values()) for name in ("up_down_rows", "audit_missed")
+        )
+        if audit_every and fired:
+            recall = RecallEstimate(fired, missed, audit_every).recall
+            self._gauges["hotcold_predictor_recall"].set(recall, self._engine)
         self._gauges["hotcold_recoveries"].set(losses, self._engine)
 
     def _count(self, name: str, value: float, actor: str = "") -> float:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Paint = Callable[[str, str], str]  # text and a colour's name to what is printed
-NARROW = 72
+NARROW = 76
 GPU, CPU, QUIET = "yellow", "cyan", "bright_black"
 
 

@@ -140,12 +140,16 @@ class Subscriber:
             raise
 
     def follow(self, addresses: Iterable[str]) -> None:
-        """Follow these and no others."""
+        """Follow these and no others, each by a new connection.
+
+        ZeroMQ makes none itself after a message that is too long.
+        """
         zmq, wanted = zeromq(), set(addresses)
-        for address in self._connected - wanted:
-            self._socket.disconnect(address)
-        self._connected &= wanted
-        for address in wanted - self._connected:
+        for address in self._connected:
+            with suppress(zmq.ZMQError):  # it ended by itself
+                self._socket.disconnect(address)
+        self._connected.clear()
+        for address in wanted:
             try:
                 if not address.startswith("tcp://"):
                     raise zmq.ZMQError(zmq.EINVAL)
