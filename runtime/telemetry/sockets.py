@@ -19,7 +19,7 @@ LOOPBACK = "tcp://127.0.0.1:*"
 NICE = 10  # loops go first
 _QUEUED = 16  # messages for each listener
 _TOPICS = 64  # that listeners may ask for
-_BUSY_S = 2.0  # a port that a killed process had is free at once, one that is closing soon
+_BUSY_S = 5.0  # until the threads of a killed process have let go of its port
 
 
 def zeromq() -> Any:
@@ -109,7 +109,7 @@ class Publisher:
 def _follow(topics: set[bytes], message: bytes) -> None:
     if message[:1] == b"\0":
         topics.discard(message[1:])
-    elif message[:1] == b"\1" and len(topics) < _TOPICS:
+    elif message[:1] == b"\1" and (len(topics) < _TOPICS or TOPIC.startswith(message[1:])):
         topics.add(message[1:])
 
 

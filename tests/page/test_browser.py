@@ -128,7 +128,7 @@ def test_a_chat_by_keyboard_alone(browser: Browser) -> None:
         if focused[-1] == "prompt":
             break
     assert focused[:2] == ["skip", "open-settings"] and focused[-1] == "prompt"
-    browser.type("Once upon a time, a small fox")
+    browser.write("Once upon a time, a small fox")
     browser.key("Enter", "\r")
     browser.wait("document.querySelector('.busy .said')?.textContent.length > 20")
     assert browser.js("document.getElementById('send').hidden")
@@ -144,7 +144,7 @@ def test_a_chat_by_keyboard_alone(browser: Browser) -> None:
 def test_the_panel_shows_what_the_engine_does(browser: Browser) -> None:
     choose(browser, max_tokens=200, temperature=0.7, seed=1)
     browser.js("document.getElementById('prompt').focus()")
-    browser.type("The sea was")
+    browser.write("The sea was")
     browser.key("Enter", "\r")
     browser.wait("Number(document.getElementById('tokens').textContent) > 0")
     browser.wait("document.querySelectorAll('#actors tr').length === 3")
@@ -176,7 +176,7 @@ def test_on_a_telephone(browser: Browser) -> None:
 def test_an_error_is_shown_as_the_server_words_it(browser: Browser) -> None:
     choose(browser, max_tokens=13)
     browser.js("document.getElementById('prompt').focus()")
-    browser.type("x")
+    browser.write("x")
     browser.key("Enter", "\r")
     browser.wait("document.querySelector('.meta.error')")
     assert "13 brings <b>bad</b> luck" in browser.js("document.querySelector('.meta').textContent")

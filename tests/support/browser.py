@@ -31,7 +31,7 @@ class Browser:
                 *(os.environ[VARIABLE], "--headless", "--no-sandbox", "--disable-gpu"),
                 *("--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"),
             ],
-            preexec_fn=pipes,
+            preexec_fn=pipes,  # noqa: PLW1509 - it takes no lock
             close_fds=False,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -81,7 +81,7 @@ class Browser:
     def wait(self, code: str, timeout_s: float = 20.0) -> None:
         """Wait until an expression is true."""
         deadline = time.monotonic() + timeout_s
-        while not self.js(code):
+        while not self.js(f"!!({code})"):
             assert time.monotonic() < deadline, f"never true: {code}"
             time.sleep(0.05)
 
@@ -99,7 +99,7 @@ class Browser:
         )
         self.call("Input.dispatchKeyEvent", type="keyUp", **also)
 
-    def type(self, text: str) -> None:
+    def write(self, text: str) -> None:
         self.call("Input.insertText", text=text)
 
     def size(self, width: int, height: int, dark: bool = False, calm: bool = False) -> None:

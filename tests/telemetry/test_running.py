@@ -139,7 +139,7 @@ def test_live_sends_what_the_page_shows(engine: Engine) -> None:
 
 def test_losses_are_counted_and_the_address_stays(one_ray: str, tiny_model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        address = "tcp://127.0.0.1:{}".format(free.getsockname()[1])
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     with (
         Engine.launch(tiny_model, predictor="exact", name="lost", telemetry=address) as engine,
         Follower(lambda: [address]) as follower,
@@ -156,8 +156,14 @@ def test_losses_are_counted_and_the_address_stays(one_ray: str, tiny_model: Path
         generate(engine, 2)
         assert heard(follower, lambda: follower.view.snapshot()["about"]["policy"] == "random")
         assert follower.view.snapshot()["requests"]["losses"] == 2
-    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
-        pass  # free again
+    port, deadline = int(address.rpartition(":")[2]), time.monotonic() + 10
+    while True:  # free again, once the last thread of the process has ended
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_over_the_ray_transport_each_actor_tells_of_itself(one_ray: str, tiny_model: Path) -> None:

@@ -9,6 +9,7 @@ import zmq
 from support.telemetry import published, report
 
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.telemetry import sockets
 from hotcold.runtime.telemetry.message import MAX_BYTES, Report, encode
 from hotcold.runtime.telemetry.sockets import Publisher, Subscriber
 
@@ -109,6 +110,7 @@ def test_an_address_that_is_none_is_named(address: str) -> None:
         Subscriber([address])
 
 
-def test_a_taken_port_is_named() -> None:
+def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "_BUSY_S", 0.2)
     with published() as address, pytest.raises(ConfigError, match="in use"):
         Publisher(lambda: [], address)
