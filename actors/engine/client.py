@@ -242,10 +242,12 @@ class Client:
             ConfigError: pyzmq or msgpack are missing where the actors run.
         """
         actors = ("gpu",) if self._deployment.shares_memory else ACTORS
-        return [
-            self._retried(lambda actor=actor: ray.get(self._actor(actor).telemetry.remote()))
-            for actor in actors
-        ]
+
+        def ask() -> list[str]:
+            found: list[str] = ray.get([self._actor(one).telemetry.remote() for one in actors])
+            return found
+
+        return list(self._retried(ask))
 
     def stats(self) -> EngineStats:
         """Counters of the actors since the current plan was loaded, and what they run."""

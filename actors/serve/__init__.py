@@ -1,4 +1,4 @@
 """Serve: an engine behind HTTP.
 
-May import: actors.engine, native, runtime.*
+May import: nothing
 """

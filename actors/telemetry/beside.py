@@ -102,8 +102,17 @@ class Telemetry:
                         "active": tuple(active),
                     }
                 yield Report(
-                    *(self._engine, actor, self._roles[actor], os.getpid()),
-                    *(self._epoch, self._number, now_ns, now_s, counters, spans, lost),
+                    engine=self._engine,
+                    actor=actor,
+                    role=self._roles[actor],
+                    pid=os.getpid(),
+                    epoch=self._epoch,
+                    number=self._number,
+                    time_ns=now_ns,
+                    unix_s=now_s,
+                    counters=counters,
+                    spans=spans,
+                    spans_lost=lost,
                     **leading,
                 )
             self._number += 1

@@ -53,7 +53,8 @@ def _addresses(engine: str | None, address: str | None) -> Iterator[Callable[[],
     if engine is not None and "://" in engine:
         if address is not None:
             raise ConfigError(f"{engine} needs no Ray cluster; leave out --address")
-        yield lambda: [engine]
+        given = [engine]
+        yield lambda: given
         return
     from hotcold.actors.cluster import ray_cluster
     from hotcold.actors.telemetry.following import addresses_of, running_names

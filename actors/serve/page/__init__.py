@@ -3,7 +3,7 @@
 Static files without a build step or a foreign address, and /live, a stream of what telemetry tells.
 `add_page` mounts both.
 
-May import: actors.cluster, actors.telemetry, native, native.abi, runtime.engine, runtime.telemetry
+May import: actors.cluster, actors.telemetry, native, runtime.engine, runtime.telemetry
 """
 
 from hotcold.actors.serve.page.routes import add_page

@@ -167,7 +167,7 @@ at("map").addEventListener("click", (event) => {
   at("layer").dispatchEvent(new Event("input"));
 });
 for (const name of ["resize", "hotcold-theme"]) {
-  window.addEventListener(name, () => last && show(last));
+  window.addEventListener(name, () => { drawn = 0; if (last) show(last); });
 }
 window.addEventListener("hotcold-key", () => stream?.abort());
 follow();

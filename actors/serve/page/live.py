@@ -64,7 +64,8 @@ class Order:
 
     def _places(self, layer: int, ids: NDArray[np.int32]) -> NDArray[np.int64]:
         n = self.order_LN.shape[1]
-        return self.order_LN[layer, np.clip(ids, 0, n - 1)].astype(np.int64)
+        places: NDArray[np.int64] = self.order_LN[layer, np.clip(ids, 0, n - 1)].astype(np.int64)
+        return places
 
 
 class Hub:
