@@ -97,7 +97,7 @@ def _layers(seen: dict[str, Any], width: int, paint: Paint) -> list[str]:
     room = max(8, min(48, (width - 20) // 2))
     made = [
         f"{'layer':<6}{'neurons: # ' + devices[0] + ', . ' + devices[-1]:<{room + 1}} "
-        f"{'active: # ' + devices[0] + ', = ' + devices[-1]}"[: width - 6]
+        f"{'active (x4): # ' + devices[0] + ', = ' + devices[-1]}"[: width - 6]
     ]
     for number, layer in enumerate(seen["layers"]):
         owned, listed = layer["owned"], layer["listed"]

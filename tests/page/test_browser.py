@@ -120,7 +120,7 @@ def choose(browser: Browser, **fields: Any) -> None:
 
 
 def test_a_chat_by_keyboard_alone(browser: Browser) -> None:
-    choose(browser, max_tokens=120, temperature=0.7, seed=4)
+    choose(browser, max_tokens=300, temperature=0.7, seed=4)
     focused = []
     for _ in range(8):
         browser.key("Tab")
@@ -130,13 +130,13 @@ def test_a_chat_by_keyboard_alone(browser: Browser) -> None:
     assert focused[:2] == ["skip", "open-settings"] and focused[-1] == "prompt"
     browser.write("Once upon a time, a small fox")
     browser.key("Enter", "\r")
-    browser.wait("document.querySelector('.busy .said')?.textContent.length > 20")
+    browser.wait("document.querySelector('.busy .said')?.textContent.length > 300")
     assert browser.js("document.getElementById('send').hidden")
     keep(browser, "page")
     browser.size(1280, 860, dark=True)
     keep(browser, "page-dark")
     browser.wait("document.querySelector('.meta')")
-    assert "120 tokens" in browser.js("document.querySelector('.meta').textContent")
+    assert "300 tokens" in browser.js("document.querySelector('.meta').textContent")
     browser.wait("Number(document.getElementById('finished').textContent) > 0")
     assert browser.js("document.activeElement.id") == "prompt"
 

@@ -69,7 +69,10 @@ class Order:
 
 
 class Hub:
-    """Follows one engine for all pages; `name` None: the first of the cluster.
+    """Follows one engine for all pages.
+
+    `name` is the engine's, or what the names of a server's replicas begin with, of which the first
+    is followed; None: the first engine of the cluster.
 
     Attributes:
         clients: pages that are open.
@@ -108,15 +111,24 @@ class Hub:
     def _run(self) -> None:
         while not self._is_over():
             try:
-                name = self._name or next(iter(running_names()), None)
-                if name is None:
-                    raise ConfigError("no engine runs in this cluster")
-                self._follow(name)
+                names = self._names()
+                if not names:
+                    raise ConfigError("the engine does not run, or not yet")
+                self._follow(names[0])
             except (HotcoldError, RayError, ValueError) as error:
                 self._say(str(error).splitlines()[0] if str(error) else type(error).__name__)
             deadline = time.monotonic() + AGAIN_S
             while self.clients and time.monotonic() < deadline:
                 time.sleep(0.05)
+
+    def _names(self) -> list[str]:
+        """Engines that may be followed: of that name, or replicas of it."""
+        wanted = self._name
+        return [
+            name
+            for name in running_names()
+            if wanted is None or name == wanted or name.startswith(f"{wanted}-")
+        ]
 
     def _say(self, error: str) -> None:
         with self._lock:
@@ -124,7 +136,7 @@ class Hub:
             self.number += 1
 
     def _follow(self, name: str) -> None:
-        """Until no page is open."""
+        """Until no page is open, or the engine is gone."""
         with Follower(lambda: addresses_of(name)) as follower:
             while self.clients:
                 with self._lock:
@@ -137,9 +149,12 @@ class Hub:
                     order = Order(ray.get(actor.describe.remote(), timeout=ASK_S))
                     with self._lock:
                         self._order = order
-                if heard or follower.view.is_silent:
-                    with self._lock:
-                        self.number += 1
+                if follower.view.is_silent and not heard:
+                    if name not in self._names():
+                        return
+                    time.sleep(AGAIN_S / 4)
+                with self._lock:
+                    self.number += 1
 
     def seen(self, layer: int) -> dict[str, Any]:
         """Everything for a page that looks at this layer.

@@ -42,7 +42,7 @@ export function drawMap(canvas, seen, chosen, still) {
       if (active) for (const cells of active) if (cells) now += cells[at];
       // Few are: a root makes one of many visible.
       const level = Math.sqrt(Math.min(1, now / full));
-      glow[number][at] = still ? level : Math.max(level, glow[number][at] * 0.72);
+      glow[number][at] = still ? level : Math.max(level, glow[number][at] * 0.5);
       if (glow[number][at] < 0.04) continue;
       pen.globalAlpha = glow[number][at];
       pen.fillStyle = gutter + (at + 0.5) * cell < border ? ink.hot : ink.cold;

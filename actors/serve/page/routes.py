@@ -52,8 +52,8 @@ def files() -> dict[str, bytes]:
 def add_page(app: Starlette, engine: Any) -> None:
     """Mount the page on an app that serves `engine` under /v1.
 
-    `engine` is an `Engine`, or stands for engines of this process's Ray cluster (the first is
-    shown).
+    `engine` is an `Engine`, or what stands for several: `name` is then what their names begin with.
+    This process is in their Ray cluster.
     """
     hub = Hub(getattr(engine, "name", None))
 
