@@ -2,5 +2,6 @@
 
 The public class, its requests, statistics and replanning; actors themselves are in `group`.
 
-May import: actors.cluster, actors.engine.transports, actors.group, native.*, runtime.*
+May import: actors.cluster, actors.engine.transports, actors.group, actors.telemetry,
+    native.*, runtime.*
 """

@@ -22,6 +22,7 @@ from hotcold.actors.engine.transports.native import NativeTransport
 from hotcold.actors.engine.transports.ray_calls import RayTransport
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.executor_actors import Facts
+from hotcold.actors.telemetry.following import publishers
 from hotcold.native.abi.names import ACTORS
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ActorLostError, ConfigError, HotcoldError, PlanReplaced
@@ -241,13 +242,7 @@ class Client:
         Raises:
             ConfigError: pyzmq or msgpack are missing where the actors run.
         """
-        actors = ("gpu",) if self._deployment.shares_memory else ACTORS
-
-        def ask() -> list[str]:
-            found: list[str] = ray.get([self._actor(one).telemetry.remote() for one in actors])
-            return found
-
-        return list(self._retried(ask))
+        return list(self._retried(lambda: publishers(self._actor)))
 
     def stats(self) -> EngineStats:
         """Counters of the actors since the current plan was loaded, and what they run."""

@@ -158,9 +158,9 @@ class ExecutorActor:
         return {actor: read_array(self._loaded.segment, actor)[0] for actor in actors}
 
     @ray.method(concurrency_group="control")
-    def telemetry(self) -> str:
-        """Address at which this actor publishes what it does; ConfigError: it cannot."""
-        return self._telemetry.address()
+    def telemetry(self) -> tuple[str, tuple[str, ...]]:
+        """Where this actor publishes, and of which actors; ConfigError: it cannot."""
+        return self._telemetry.address(), self._telemetry.actors
 
     @ray.method(concurrency_group="control")
     def begin(

@@ -73,6 +73,12 @@ class Telemetry:
         with self._lock:
             self._reader = None
 
+    @property
+    def actors(self) -> tuple[str, ...]:
+        """Those that this one tells of."""
+        reader = self._reader
+        return ACTORS if reader is None else reader.actors
+
     def address(self, wanted: str = LOOPBACK) -> str:
         """Where this actor publishes, from the first call on.
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -77,11 +78,7 @@ def addresses_of(name: str) -> list[str]:
         ConfigError: there is no such engine in this cluster; its actors cannot publish.
     """
     try:
-        leader = ray.get_actor(f"{name}-gpu", namespace=cluster.NAMESPACE)
-        deployment = ray.get(leader.describe.remote(), timeout=ASK_S)
-        actors = ("gpu",) if deployment.shares_memory else ACTORS
-        handles = [ray.get_actor(f"{name}-{one}", namespace=cluster.NAMESPACE) for one in actors]
-        found: list[str] = ray.get([one.telemetry.remote() for one in handles], timeout=ASK_S)
+        return publishers(lambda actor: ray.get_actor(f"{name}-{actor}", cluster.NAMESPACE))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, HotcoldError):
             raise error.cause from None
@@ -93,4 +90,10 @@ def addresses_of(name: str) -> list[str]:
         ) from error
     except RayError as error:
         raise ConfigError(f"the engine {name!r} does not answer; is it starting?") from error
-    return found
+
+
+def publishers(actor: Callable[[str], Any]) -> list[str]:
+    """Addresses of an engine's publishers, its actors given by name; raises what Ray does."""
+    leader, told = ray.get(actor(ACTORS[0]).telemetry.remote(), timeout=ASK_S)
+    others = [actor(one).telemetry.remote() for one in ACTORS if one not in told]
+    return [leader, *(address for address, _ in ray.get(others, timeout=ASK_S))]

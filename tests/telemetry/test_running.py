@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -135,6 +136,20 @@ def test_live_sends_what_the_page_shows(engine: Engine) -> None:
     if heat_N is not None:
         shares = heat_N.probabilities_LN[1][cold]
         assert (shares[:-1] >= shares[1:]).all()
+
+
+def test_live_ends_when_the_server_does(engine: Engine) -> None:
+    app = app_of(engine)
+    app.state.service = SimpleNamespace(draining=False)
+
+    def begun(response: Response) -> bool:
+        app.state.service.draining = bool(response.body)
+        return False
+
+    begun_s = time.monotonic()
+    found = get(app, "/live?layer=x", until=begun, timeout_s=60.0)
+    assert found.status == 200 and found.events
+    assert time.monotonic() - begun_s < 30
 
 
 def test_losses_are_counted_and_the_address_stays(one_ray: str, tiny_model: Path) -> None:

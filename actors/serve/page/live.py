@@ -124,6 +124,8 @@ class Hub:
     def _names(self) -> list[str]:
         """Engines that may be followed: of that name, or replicas of it."""
         wanted = self._name
+        if not ray.is_initialized():  # else Ray would start
+            raise ConfigError("this server is in no Ray cluster")
         return [
             name
             for name in running_names()
