@@ -74,7 +74,7 @@ def _wrapped(words: Sequence[str], width: int) -> list[str]:
 
 
 def _actors(seen: dict[str, Any], width: int, paint: Paint) -> list[str]:
-    room = 10 if width < NARROW else 16
+    room = 16 if width >= NARROW else max(4, min(10, (width - 24) // 2))
     made = [f"{'actor':<10}{'computes':<{room + 7}}{'waits':<{room + 7}}"]
     if width >= NARROW:
         made[0] += f"{'GB/s':>7}{'neurons/s':>12}"

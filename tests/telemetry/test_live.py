@@ -57,7 +57,7 @@ def test_of_nothing_there_is_a_view_too() -> None:
 def test_lines_fit_any_terminal(width: int) -> None:
     for seen in (fed().snapshot(at_s=4.0), fed(1).snapshot(at_s=99.0)):
         made = lines(seen, width)
-        assert max(map(len, made)) <= max(width, 50)  # actors take 50 columns at least
+        assert max(map(len, made)) <= max(width, 32)
     text = "\n".join(lines(fed().snapshot(at_s=4.0), 100))
     for words in (
         "30.0 tokens/s",
