@@ -2,6 +2,6 @@
 
 The public class, its requests, statistics and replanning; actors themselves are in `group`.
 
-May import: actors.cluster, actors.engine.transports, actors.group, native, native.bindings,
-    native.options, runtime.*
+May import: actors.cluster, actors.engine.transports, actors.group, actors.telemetry,
+    native.*, runtime.*
 """

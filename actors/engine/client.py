@@ -22,6 +22,7 @@ from hotcold.actors.engine.transports.native import NativeTransport
 from hotcold.actors.engine.transports.ray_calls import RayTransport
 from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.executor_actors import Facts
+from hotcold.actors.telemetry.following import publishers
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ActorLostError, ConfigError, HotcoldError, PlanReplaced
 from hotcold.runtime.engine.deployment import Deployment
@@ -244,6 +245,14 @@ class Client:
         """
         arrays = self._retried(self._transport.spans)
         return {actor: as_spans(actor, array) for actor, array in arrays.items()}
+
+    def telemetry(self) -> list[str]:
+        """Where the actors publish what they do, for `hotcold watch` and readers of your own.
+
+        Raises:
+            ConfigError: pyzmq or msgpack are missing where the actors run.
+        """
+        return list(self._retried(lambda: publishers(self._actor)))
 
     def stats(self) -> EngineStats:
         """Counters of the actors since the current plan was loaded, and what they run."""

@@ -2,5 +2,5 @@
 
 What an actor computes is in `hotcold.runtime.engine`; here is what makes it a Ray actor.
 
-May import: actors.cluster, native.*, runtime.*
+May import: actors.cluster, actors.telemetry, native.*, runtime.*
 """

@@ -46,6 +46,7 @@ class ActorGroup:
         processes: of the actors.
         epoch: the one that runs, or is about to.
         epoch_running: number of the last epoch whose loops were begun; 0 before the first.
+        losses: of actors, that it recovered from.
         closing: set before `close`, so that nobody goes on waiting.
 
     Raises:
@@ -63,7 +64,7 @@ class ActorGroup:
     ) -> None:
         self.deployment = deployment
         self.epoch = Epoch(is_healthy=False)
-        self.epoch_running = self._number = 0
+        self.epoch_running = self._number = self.losses = 0
         self.closing = self._closed = False
         self._lock = threading.RLock()
         self._kv: KvCache | None = None
@@ -172,7 +173,7 @@ class ActorGroup:
                 own = self.processes.facts[actor].pid
                 peers = {pid: who for pid, who in pids.items() if pid != own}
                 load = self.processes.handles[actor].load
-                arguments = (handle, peers, agents, shared, environments.get(actor))
+                arguments = (handle, peers, agents, shared, environments.get(actor), self.losses)
                 refs.append(load.remote(data, *arguments))
             return self.processes.answers(refs, limit_s)
 
@@ -214,12 +215,14 @@ class ActorGroup:
             self._kill(lost)
             self._end_epoch()
             ended = time.monotonic()
+            self.losses += 1
             try:
                 self.processes.start(lost)
                 started = time.monotonic()
                 self._begin_epoch()
                 self._check_open()
             except BaseException:
+                self.losses -= 1
                 if self._closed:  # meanwhile, from this very thread: by a signal, by collection
                     self._kill(self.actors)
                 raise

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from hotcold.actors.cluster.processes import end_processes
 from hotcold.actors.group.serving import Serving
+from hotcold.actors.telemetry.beside import Telemetry
 from hotcold.native.abi.generated import MAX_BATCH, Op, Role
 from hotcold.native.bindings.device import Mailbox
 from hotcold.native.bindings.executor import Request, RequestTimes
@@ -71,6 +72,7 @@ class ExecutorActor:
         self._segment: Segment | None = None
         self._watcher: Watcher | None = None
         self._serving = Serving()
+        self._telemetry = Telemetry(self.actor)
         self._loading = threading.Lock()  # a new plan; control calls wait until it is there
         self._agents: tuple[int, ...] = ()
 
@@ -88,13 +90,14 @@ class ExecutorActor:
         agents: tuple[int, ...] = (),
         shared: Shared | None = None,
         environment: Mapping[str, str] | None = None,
+        losses: int = 0,
     ) -> Mailbox | None:
         """Attach to an epoch's segment and build the executor for a deployment.
 
         Replaces what was loaded before, whose loop must have ended. Without a handle memory is
         private (Ray transport). The death of one of `pids` poisons the exchange; `agents` are
-        processes of the driver's own Ray that must not outlive it. Returns the mailbox of a GPU
-        executor that asks a remote predictor.
+        processes of the driver's own Ray that must not outlive it; `losses` of actors there have
+        been. Returns the mailbox of a GPU executor that asks a remote predictor.
         """
         self._agents = agents
         os.environ.update(environment or {})  # before it first touches CUDA
@@ -110,6 +113,7 @@ class ExecutorActor:
                 self._segment = Segment.attach(handle)
                 self._watcher = self._segment.watch(pids)
             self._executor = make_executor(self.actor, deployment, self._segment, shared)
+            self._telemetry.load(self._segment, deployment, losses)
             return self._executor.mailbox
 
     @ray.method(concurrency_group="control")
@@ -153,6 +157,11 @@ class ExecutorActor:
         return {actor: read_array(self._loaded.segment, actor)[0] for actor in actors}
 
     @ray.method(concurrency_group="control")
+    def telemetry(self) -> tuple[str, tuple[str, ...]]:
+        """Where this actor publishes, and of which actors; ConfigError: it cannot."""
+        return self._telemetry.address(), self._telemetry.actors
+
+    @ray.method(concurrency_group="control")
     def begin(
         self, seq: int, batch: int, tokens: NDArray[np.int32], position: int, rows: int
     ) -> None:
@@ -178,6 +187,7 @@ class ExecutorActor:
         return self._executor
 
     def _release(self) -> None:
+        self._telemetry.unload()
         if self._watcher is not None:
             self._watcher.close()
         if self._executor is not None:
@@ -262,8 +272,9 @@ class GpuExecutor(ExecutorActor):
         A typed error is yielded, not raised, so that it reaches the driver as it is.
         """
         try:
-            with self._serving.one():
-                yield (yield from self._leader.generate(request))
+            with self._telemetry.requests.one(), self._serving.one():
+                stream = self._leader.generate(request)
+                yield (yield from self._telemetry.requests.counted(request, stream))
         except HotcoldError as error:
             yield error
 

@@ -6,6 +6,7 @@ is native/options/sampling.py, for the native request holds one.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -262,6 +263,15 @@ class EngineConfig:
         low=0.1,
         high=3600.0,
     )
+    telemetry: str | None = option(
+        None,
+        "Address at which the engine publishes what it does, such as tcp://127.0.0.1:5599, for "
+        "hotcold watch. Whoever reaches it can read it.",
+        "actors",
+        not_for=("compare", "trace", "chaos", "bench decode", "bench batch"),
+        metavar="ADDRESS",
+        shown="a free port of this machine, once someone watches",
+    )
     max_batch: int = option(
         MAX_BATCH, "Tokens of one sparse pass of a prompt.", low=1, high=MAX_BATCH
     )
@@ -283,6 +293,13 @@ class EngineConfig:
             row.check(self.threads)
         except ConfigError as error:
             raise ConfigError(f"{error}; this process has {here}") from None
+        if self.telemetry is not None and not re.fullmatch(
+            r"tcp://[^\s/]+:\d{1,5}", self.telemetry
+        ):
+            raise ConfigError(
+                f"telemetry {self.telemetry!r:.80} is no address; give one such as "
+                "tcp://127.0.0.1:5599"
+            )
         if self.sequences > 1 and self.transport == "ray":
             raise ConfigError(
                 f"sequences {self.sequences}: the ray transport runs one; choose transport native, "

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("offline.evaluate", "Measure perplexity, recall and speed of a predictor"),
     "compare": ("compare.command", "Run placements and schedules on the same prompt"),
     "trace": ("commands.trace", "Record what every actor does for a token: Perfetto file and PNG"),
+    "watch": ("commands.watch", "Show what a running engine does, live in the terminal"),
     "hardware": ("commands.hardware", "Measure this machine for policies and cost models"),
     "roofline": ("commands.roofline", "Compute the highest speed a machine allows a plan"),
     "policies": ("commands.policies", "List the installed policies and predictors"),

@@ -98,6 +98,7 @@ def test_the_api_says_the_same() -> None:
         ({"threads": 100_000}, "threads 100000 is not a whole number in 1.."),
         ({"policy_timeout": 0}, "policy_timeout 0 is not a number above 0"),
         ({"policy_timeout": math.inf}, "policy_timeout inf is not a number above 0"),
+        ({"telemetry": "here"}, "telemetry 'here' is no address"),
         ({"stuck_s": "soon"}, "stuck_s 'soon' is not a number in 0.1..3600"),
         ({"bus_share": math.nan}, "bus_share nan is not a number in 0..0.9"),
         ({"pin": 2}, "pin 2 is not True or False"),

@@ -1,0 +1,4 @@
+"""Serve: an engine behind HTTP.
+
+May import: nothing
+"""
