@@ -15,7 +15,6 @@ import ray
 
 from hotcold.actors.telemetry.metrics import EVERY_S, Metrics
 from hotcold.actors.telemetry.requests import RequestCounts
-from hotcold.native.abi.names import ACTORS
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.factory import roles
 from hotcold.runtime.exchange.segment import Segment
@@ -33,7 +32,7 @@ class Telemetry:
 
     def __init__(self, actor: str) -> None:
         self.requests = RequestCounts()
-        self._actor, self._engine = actor, ""
+        self._actor, self._engine, self._leads = actor, "", False
         self._lock = threading.Lock()
         self._reader: SegmentReader | None = None
         self._about: dict[str, Any] = {}
@@ -48,19 +47,18 @@ class Telemetry:
         Raises:
             ConfigError: the address that the engine is to publish at cannot be used.
         """
-        leads = self._actor == "gpu"
-        if not leads and deployment.shares_memory:
+        self._leads = self._actor == deployment.topology.leader.actor
+        if not self._leads and deployment.shares_memory:
             return
         if not self._engine:
             name = ray.get_runtime_context().get_actor_name() or self._actor
             self._engine = name.removesuffix(f"-{self._actor}")
         with self._lock:
-            self._reader = SegmentReader(
-                segment, deployment, ACTORS if deployment.shares_memory else (self._actor,)
-            )
+            told = deployment.topology.actors if deployment.shares_memory else (self._actor,)
+            self._reader = SegmentReader(segment, deployment, told)
             self._epoch, self._losses = segment.epoch, losses
             self._roles, self._about = roles(deployment), _about(deployment)
-        if leads and deployment.config is not None and deployment.config.telemetry:
+        if self._leads and deployment.config is not None and deployment.config.telemetry:
             self.address(deployment.config.telemetry)
         if self._metrics is None:
             self._metrics = threading.Thread(
@@ -77,7 +75,7 @@ class Telemetry:
     def actors(self) -> tuple[str, ...]:
         """Those that this one tells of."""
         reader = self._reader
-        return ACTORS if reader is None else reader.actors
+        return () if reader is None else reader.actors
 
     def address(self, wanted: str = LOOPBACK) -> str:
         """Where this actor publishes, from the first call on.
@@ -99,7 +97,7 @@ class Telemetry:
             for actor in reader.actors:
                 counters, (spans, lost) = reader.counters(actor), reader.spans(actor)
                 leading: dict[str, Any] = {}
-                if actor == "gpu":
+                if self._leads and actor == self._actor:
                     layers, active = reader.layers()
                     leading = {
                         "about": self._about,
@@ -139,7 +137,7 @@ class Telemetry:
                 counters = {actor: self._reader.counters(actor) for actor in self._reader.actors}
                 about, losses = self._about, self._losses
             metrics.record_actors(counters, losses, about["audit_every"])
-            if self._actor == "gpu":
+            if self._leads:
                 metrics.record_requests(self.requests, about["sequences"])
 
 

@@ -10,10 +10,10 @@ from ray.exceptions import RayError
 from ray.util import list_named_actors
 
 from hotcold.actors.cluster import ray_cluster as cluster
-from hotcold.native.abi.names import ACTORS
 from hotcold.native.errors import ConfigError, HotcoldError
 from hotcold.runtime.telemetry.live import LiveView
 from hotcold.runtime.telemetry.sockets import Subscriber
+from hotcold.runtime.topology import CLASSIC
 
 ASK_AGAIN_S = 1.0
 ASK_S = 5.0
@@ -94,6 +94,10 @@ def addresses_of(name: str) -> list[str]:
 
 def publishers(actor: Callable[[str], Any]) -> list[str]:
     """Addresses of an engine's publishers, its actors given by name; raises what Ray does."""
-    leader, told = ray.get(actor(ACTORS[0]).telemetry.remote(), timeout=ASK_S)
-    others = [actor(one).telemetry.remote() for one in ACTORS if one not in told]
+    first = actor(CLASSIC.leader.actor)
+    (leader, told), deployment = ray.get(
+        [first.telemetry.remote(), first.describe.remote()], timeout=ASK_S
+    )
+    all_ = deployment.topology.actors
+    others = [actor(one).telemetry.remote() for one in all_ if one not in told]
     return [leader, *(address for address, _ in ray.get(others, timeout=ASK_S))]

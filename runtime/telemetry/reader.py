@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.abi.generated import ACTIVE, GateList, active_ids
-from hotcold.native.abi.names import ACTORS
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.exchange.segment import Segment
 from hotcold.runtime.telemetry.message import MAX_IDS, MAX_SPANS, Active, LayerLoad
@@ -27,14 +26,16 @@ class SegmentReader:
     def __init__(self, segment: Segment, deployment: Deployment, actors: tuple[str, ...]) -> None:
         self.actors = actors
         self._segment, self._deployment = segment, deployment
-        self._next_span = dict.fromkeys(ACTORS, 0)
+        self._next_span = dict.fromkeys(actors, 0)
         plan = deployment.computed_plan
         self.owned_LG = [
             tuple(int(np.count_nonzero(row == device)) for device in range(len(plan.devices)))
             for row in plan.device_LN
         ]
         # A GPU keeps its own list in its own memory.
-        self._seen = [device > 0 or deployment.gpu is None for device in range(len(plan.devices))]
+        self._seen = [
+            deployment.gpu is None or not member.on_gpu for member in deployment.topology.executors
+        ]
         self._layer = 0
 
     def counters(self, actor: str) -> dict[str, int]:
