@@ -17,6 +17,7 @@ from hotcold.actors.engine.lookup import Lookup
 from hotcold.actors.engine.many import Completion, Tokens, completions
 from hotcold.actors.engine.replanning import across_plans
 from hotcold.actors.engine.stats import ActorStats, EngineStats
+from hotcold.actors.engine.streaming import AsyncBatches, Batches, streamed
 from hotcold.actors.engine.transports.base import Transport
 from hotcold.actors.engine.transports.native import NativeTransport
 from hotcold.actors.engine.transports.ray_calls import RayTransport
@@ -61,7 +62,7 @@ class Client:
         self._group = group
         self._recovers = recovers or Lookup(name, actors)
         self._text = text or TextCodec(deployment.bundle_path, deployment.spec)
-        self._busy = threading.Lock()
+        self._busy, self._counting, self._beside = threading.Lock(), threading.Lock(), 0
         self._process = os.getpid()
 
     def _actor(self, name: str) -> Any:
@@ -89,6 +90,25 @@ class Client:
         finally:
             self._busy.release()
 
+    @contextmanager
+    def _shared(self) -> Iterator[None]:
+        """Hold the engine beside others that do; those beyond `sequences` wait in the actors.
+
+        Raises:
+            ConfigError: a generation runs that shares with nobody.
+        """
+        with self._counting:
+            if not self._beside and not self._busy.acquire(blocking=False):
+                raise ConfigError("a generation is running; finish or close its iterator first")
+            self._beside += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._beside -= 1
+                if not self._beside:
+                    self._busy.release()
+
     @property
     def _transport(self) -> Transport:
         return TRANSPORTS[self._deployment.transport](self._deployment, self._actor)
@@ -106,12 +126,48 @@ class Client:
         with self._idle():
             yield from completions(made, self.sequences, self._tokens)
 
+    def astream(self, prompt: str | Sequence[int], sampling: Sampling) -> AsyncBatches:
+        """Like `Engine.agenerate`: lists of tokens that came together, then their figures.
+
+        Raises:
+            ConfigError: a prompt that cannot be used; raised at once.
+        """
+        request = self._request(prompt, sampling)
+        alone = not self._transport.replans_between_tokens  # the Ray transport leads passes itself
+
+        def batches() -> Batches:
+            with self._idle() if alone else self._shared():
+                return (yield from self._batches(request))
+
+        return streamed(batches, lambda: self._transport.cancel(request))
+
     @property
     def sequences(self) -> int:
         """Requests that run at the same time, at most."""
         return self._transport.sequences
 
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and what follows it, at most."""
+        return self._deployment.context
+
+    @property
+    def text(self) -> TextCodec:
+        """The model's tokenizer."""
+        return self._text
+
     def _tokens(self, request: Request) -> Tokens:
+        batches = self._batches(request)
+        try:
+            while True:
+                yield from next(batches)
+        except StopIteration as end:
+            made: GenerationStats | None = end.value
+            return made
+        finally:
+            batches.close()
+
+    def _batches(self, request: Request) -> Batches:
         stream = self._text.stream(request.sampling)
         times: RequestTimes | None = None
         text, ended_ns = "", 0
@@ -122,16 +178,18 @@ class Client:
                     times = item
                     continue
                 sampled = zip(item.ids, item.logprobs, item.times_ns, strict=True)
+                made: list[Token] = []
                 for id_, logprob, time_ns in sampled:
                     if stream.finish is None:  # what comes after a stop string is no part of it
                         ended_ns = time_ns
-                    for token in stream.push(id_, logprob):
-                        text += token.text
-                        yield token
+                    made += stream.push(id_, logprob)
+                text += "".join(token.text for token in made)
+                if made:
+                    yield made
                 if stream.finish:
                     self._transport.cancel(request)
             if not stream.finish:
-                yield from stream.flush()
+                yield stream.flush()
         except ActorLostError as error:
             error.text = text
             raise
@@ -139,8 +197,8 @@ class Client:
             self._transport.drain(source, request)
         if times is None:
             return None
-        made = self.last = _figures(request, stream, times, ended_ns)
-        return made
+        self.last = figures = _figures(request, stream, times, ended_ns)
+        return figures
 
     def _sampled(self, request: Request) -> Iterator[Sampled | RequestTimes]:
         kv_survives = self._transport.kv_survives

@@ -1,8 +1,8 @@
 """Tokenizer: text to token ids and back, by the `tokenizers` library, and text token by token.
 
 Reads tokenizer.json of a bundle or checkpoint, or the vocab.json and merges.txt of older ones. Used
-by the driver's side of generation and by offline commands that read text. Chat templates are not
-supported.
+by the driver's side of generation and by offline commands that read text. Chat templates are a
+server's (actors/serve).
 """
 
 import re
@@ -85,8 +85,8 @@ class Tokenizer:
         """Tokens it knows, added ones included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids of a text, with the tokenizer's own template (a Llama's `<s>` first).
+    def encode(self, text: str, special: bool = False, framed: bool = True) -> list[int]:
+        """Token ids of a text, if `framed` with the tokenizer's own template (a Llama's `<s>` first).
 
         With `special`, control tokens in it ("</s>") are read as such; else they are text like any.
 
@@ -105,7 +105,7 @@ class Tokenizer:
         try:
             with self._lock:
                 self._tokenizer.encode_special_tokens = not special
-                encoding = self._tokenizer.encode(text)
+                encoding = self._tokenizer.encode(text, add_special_tokens=framed)
             ids = [int(i) for i in encoding.ids]
         except Exception as error:  # the library raises plain Exception
             raise ConfigError(
