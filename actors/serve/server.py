@@ -40,7 +40,7 @@ def check_installed() -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"serving needs {', '.join(missing)}; install them: pip install 'hotcold[serve]'"
+            f"serving needs {', '.join(missing)}; install it: pip install 'hotcold[serve]'"
         )
 
 
@@ -87,7 +87,6 @@ def run(
         ConfigError, CheckpointError, PolicyError: input that cannot be used; nothing started.
         LaunchError: Ray or the replicas could not be started.
     """
-    from hotcold.actors.serve import replicas
     from hotcold.actors.serve.app import EMBEDDED, create_app
     from hotcold.actors.serve.chat import find_template
 
@@ -105,6 +104,7 @@ def run(
         name = settings.model_name or (EMBEDDED if embedded else source_folder(folder).name)
         host, port = at.getsockname()[:2]
         app_name = f"hotcold-{port}"
+        from hotcold.actors.serve import replicas  # Ray Serve takes a second to import
 
         async def is_ready() -> bool:
             return await asyncio.to_thread(replicas.some_run, app_name)

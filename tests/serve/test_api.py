@@ -1,13 +1,18 @@
 """The API by the official client, on a real engine."""
 
+import gc
+import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from support.http import begin
+from support.http import ask, begin
 
 from hotcold.actors import Engine
 from hotcold.actors.serve.service import Service
@@ -176,6 +181,53 @@ def test_who_leaves_frees_its_slot(
     begun = time.monotonic()
     assert len(list(engine.generate(PROMPT, max_tokens=2))) == 2  # which none of them holds up
     assert time.monotonic() - begun < 1
+
+
+STORM = int(os.environ.get("HOTCOLD_TEST_STORM", "40"))
+
+
+def test_a_storm_of_requests_leaves_nothing(server: tuple[int, Service], engine: Engine) -> None:
+    """3 of 10 leave in the middle, 1 of 20 is malformed; HOTCOLD_TEST_STORM=200 for more."""
+    port, service = server
+    kept = [one for one in range(STORM) if one % 10 not in (2, 5, 8) and one % 20 != 7]
+    fields = {one: {"max_tokens": 3 + (5 * one) % 23, "seed": one} for one in range(STORM)}
+    expected = {
+        one: alone(engine, PROMPT, temperature=1.0, ignore_eos=True, **fields[one]) for one in kept
+    }
+    completed(openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x"), max_tokens=2)
+    gc.collect()
+    bytes_before = resident()
+
+    def send(one: int) -> str | int | None:
+        body: Any = {"model": MODEL, "prompt": PROMPT, "ignore_eos": True, **fields[one]}
+        body["stream"] = one % 3 == 0 and one not in kept
+        if one % 20 == 7:
+            return ask(port, "POST", "/v1/completions", json.dumps(body)[:-9]).status
+        if one in kept:
+            while (answer := ask(port, "POST", "/v1/completions", body)).status == 429:
+                time.sleep(0.1)
+            text: str = answer.json["choices"][0]["text"]
+            return text
+        with closing(begin(port, "POST", "/v1/completions", {**body, "max_tokens": 400})):
+            time.sleep(0.002 * (one % 60))
+        return None
+
+    with ThreadPoolExecutor(40) as pool:
+        made = dict(enumerate(pool.map(send, range(STORM))))
+    assert {one: made[one] for one in kept} == expected
+    assert all(made[one] == 400 for one in range(7, STORM, 20))
+    assert settles(service)
+    assert threading.active_count() <= 40
+    gc.collect()
+    assert resident() - bytes_before < 64 << 20
+    begun = time.monotonic()
+    assert len(list(engine.generate(PROMPT, max_tokens=2))) == 2
+    assert time.monotonic() - begun < 1
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def test_threads_do_not_pile_up(client: openai.OpenAI) -> None:

@@ -33,7 +33,7 @@ class Counting:
         bundle = resolve_model(None)
         self.text = TextCodec(bundle.path, bundle.spec)
         self.template = find_template(bundle.path, True, None)
-        self.running, self.fails_at = 0, -1
+        self.running, self.fails_at, self.pause_s = 0, -1, 0.005
 
     async def astream(
         self, prompt: Sequence[int], sampling: Sampling
@@ -44,7 +44,7 @@ class Counting:
                 if made == self.fails_at:
                     raise ActorLostError("cpu", "the secret inside")
                 yield [Token(5, f" {made}", -0.5)]
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(self.pause_s)
             yield GenerationStats(len(prompt), sampling.max_tokens, 0, 0, 0, "length")
         finally:
             self.running -= 1
