@@ -14,6 +14,7 @@ from hotcold.runtime.text.generation import GenerationStats, Token
 
 Batches = Generator[list[Token], None, GenerationStats | None]
 AsyncBatches = AsyncGenerator[list[Token] | GenerationStats, None]
+AGAIN_S = 0.1
 
 
 async def streamed(start: Callable[[], Batches], cancel: Callable[[], None]) -> AsyncBatches:
@@ -57,7 +58,9 @@ async def streamed(start: Callable[[], Batches], cancel: Callable[[], None]) -> 
                 yield item
     finally:
         left.set()
-        if not ended:
+        while not ended and not over.is_set():  # the first may come before the request itself
             with suppress(HotcoldError):  # a closed engine, which ends it, too
                 cancel()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(over.wait(), AGAIN_S)
         await over.wait()

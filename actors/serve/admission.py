@@ -1,6 +1,6 @@
-"""Who may generate now: the engines' slots, and a bounded queue before them, first come first served.
+"""Who may generate now: the engines' slots, and a bounded queue before them.
 
-A slot is a sequence of an engine. Lives in one event loop.
+First come, first served. A slot is a sequence of an engine. Lives in one event loop.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Chats: messages become a prompt by the model's own template, in a sandbox.
 
-The template is Jinja's, rendered as Hugging Face's transformers does: an immutable sandbox, the same
-settings, functions and variables. A template comes with a model and a chat from anybody; neither can
-reach Python. Control tokens are the template's to write: a message that holds one is refused.
+The template is Jinja's, rendered as Hugging Face's transformers does: an immutable sandbox, the
+same settings, functions and variables. A template comes with a model and a chat from anybody;
+neither can reach Python. Control tokens are the template's to write: a message that holds one is refused.
 """
 
 import datetime
@@ -22,7 +22,9 @@ from hotcold.runtime.text.generation import TextCodec
 
 TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 # For the embedded model, which knows no turns: it goes on with what was said.
-PLAIN = "{% for message in messages %}{{ '\\n\\n' if not loop.first }}{{ message.content }}{% endfor %}"
+PLAIN = (
+    "{% for message in messages %}{{ '\\n\\n' if not loop.first }}{{ message.content }}{% endfor %}"
+)
 TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 

@@ -35,9 +35,10 @@ class ErrorBody(BaseModel):
 
 def said(*statuses: int, ok: bool = True) -> dict[int | str, dict[str, Any]]:
     """What a path may answer: 200 if `ok`, 401, and these."""
-    errors = {status: {"model": ErrorBody, "description": WORDS[status]} for status in statuses}
-    keyless = {401: {"model": ErrorBody, "description": WORDS[401]}}
-    return {**({200: {"description": "The answer."}} if ok else {}), **keyless, **errors}
+    made: dict[int | str, dict[str, Any]] = {200: {"description": "The answer."}} if ok else {}
+    for status in (401, *statuses):
+        made[status] = {"model": ErrorBody, "description": WORDS[status]}
+    return made
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

@@ -59,7 +59,10 @@ async def run(
 
     async def one(index: int, own: Asked) -> None:
         try:
-            async with admission.slot(line), aclosing(engine.astream(own.ids, own.sampling)) as made:
+            async with (
+                admission.slot(line),
+                aclosing(engine.astream(own.ids, own.sampling)) as made,
+            ):
                 async for item in made:
                     ready.put_nowait((index, item))
             ready.put_nowait((index, None))

@@ -5,6 +5,7 @@ generation. A generation whose replica is lost begins again on another, and what
 is left out: its tokens depend on its prompt and its sampling alone.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
@@ -99,9 +100,15 @@ def start(name: str, config: EngineConfig, deployment: Deployment, count: int) -
     Raises:
         LaunchError: they cannot be started.
     """
-    serve.start(proxy_location="Disabled", logging_config=_QUIET)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    try:
+        serve.start(proxy_location="Disabled", logging_config=_QUIET)
+    except RayError as error:
+        raise LaunchError(
+            f"Ray Serve does not start in this cluster ({str(error).strip().splitlines()[-1]}); "
+            "every node of it needs hotcold[serve]"
+        ) from error
     made = serve.deployment(
-        Replica,
         name="Replica",
         num_replicas=count,
         max_ongoing_requests=deployment.sequences,
@@ -109,7 +116,7 @@ def start(name: str, config: EngineConfig, deployment: Deployment, count: int) -
         health_check_period_s=LOOK_S,
         max_constructor_retry_count=1,
         logging_config=_QUIET,
-    )
+    )(Replica)
     try:
         handle = serve.run(made.bind(config, name), name=name, route_prefix=None)
     except RuntimeError as error:
@@ -124,7 +131,7 @@ def some_run(name: str) -> bool:
     """Whether a replica of an app can generate."""
     app = serve.status().applications.get(name)
     states = [one.replica_states for one in app.deployments.values()] if app is not None else []
-    return any(state.get("RUNNING", 0) for state in states)
+    return any(count and state == "RUNNING" for one in states for state, count in one.items())
 
 
 def end(name: str, was_running: bool) -> None:

@@ -64,7 +64,10 @@ class Reply(Response):
 class _Stream:
     """Server-sent events."""
 
-    HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no"))
+    HEADERS = (
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"x-accel-buffering", b"no"),
+    )
 
     def __init__(self, send: Send) -> None:
         self._send, self.begun = send, False

@@ -52,7 +52,10 @@ class ServeConfig:
     )
     replicas: int = option(1, "Engines, each with its own actors.", low=1, high=64)
     queue: int = option(
-        64, "Generations that wait while all others run; those beyond are refused.", low=0, high=4096
+        64,
+        "Generations that wait while all others run; those beyond are refused.",
+        low=0,
+        high=4096,
     )
     max_tokens_limit: int = option(
         4096, "New tokens that a request may ask for.", low=1, high=1 << 24

@@ -86,7 +86,7 @@ class Tokenizer:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, special: bool = False, framed: bool = True) -> list[int]:
-        """Token ids of a text, if `framed` with the tokenizer's own template (a Llama's `<s>` first).
+        """Token ids of a text; `framed`: with the tokenizer's template (a Llama's `<s>` first).
 
         With `special`, control tokens in it ("</s>") are read as such; else they are text like any.
 

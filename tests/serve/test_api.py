@@ -151,7 +151,7 @@ def test_neighbours_change_no_tokens(engine: Engine, client: openai.OpenAI) -> N
     assert [one.choices[0].text for one in made] == expected
 
 
-def settles(service: Service, seconds: float = 2.0) -> bool:
+def settles(service: Service, seconds: float = 10.0) -> bool:
     """Whether all slots and places are free within so long."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -5,11 +5,11 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from support.counting import Counting
 from support.http import serving
 
 from hotcold.actors.serve.app import create_app
 from hotcold.actors.serve.settings import ServeConfig
-from serve.test_refusals import Counting
 
 schemathesis = pytest.importorskip(
     "schemathesis", reason="run by hand: pip install schemathesis; HOTCOLD_TEST_FUZZ=1000 for more"

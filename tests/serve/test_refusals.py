@@ -1,53 +1,22 @@
 """What a server refuses, and how it says so; on an engine that only counts."""
 
-import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from support.counting import Counting
 from support.http import JSON, ask, begin, serving
 
 from hotcold.actors.serve.app import create_app
-from hotcold.actors.serve.chat import find_template
 from hotcold.actors.serve.service import Service
 from hotcold.actors.serve.settings import ServeConfig
-from hotcold.native.errors import ActorLostError
-from hotcold.runtime.model.checkpoints.bundle import resolve_model
-from hotcold.runtime.options.config import Sampling
-from hotcold.runtime.text.generation import GenerationStats, TextCodec, Token
 
 MODEL = "hotcold"
 BODY: dict[str, Any] = {"model": MODEL, "prompt": "Once", "max_tokens": 3}
 KEY = "0123456789abcdef-a-key"
-
-
-class Counting:
-    """Two sequences; tokens come every few milliseconds. `fails_at`: the token that is lost."""
-
-    context, sequences = 512, 2
-
-    def __init__(self) -> None:
-        bundle = resolve_model(None)
-        self.text = TextCodec(bundle.path, bundle.spec)
-        self.template = find_template(bundle.path, True, None)
-        self.running, self.fails_at, self.pause_s = 0, -1, 0.005
-
-    async def astream(
-        self, prompt: Sequence[int], sampling: Sampling
-    ) -> AsyncGenerator[list[Token] | GenerationStats, None]:
-        self.running += 1
-        try:
-            for made in range(sampling.max_tokens):
-                if made == self.fails_at:
-                    raise ActorLostError("cpu", "the secret inside")
-                yield [Token(5, f" {made}", -0.5)]
-                await asyncio.sleep(self.pause_s)
-            yield GenerationStats(len(prompt), sampling.max_tokens, 0, 0, 0, "length")
-        finally:
-            self.running -= 1
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +25,9 @@ def engine() -> Counting:
 
 
 @contextmanager
-def served(engine: Counting, key: str | None = None, **fields: Any) -> Iterator[tuple[int, Service]]:
+def served(
+    engine: Counting, key: str | None = None, **fields: Any
+) -> Iterator[tuple[int, Service]]:
     fields = {"max_tokens_limit": 500, "max_body": "64KiB", "queue": 1, **fields}
     app = create_app(engine, ServeConfig(**fields), key=key, template=engine.template)
     with serving(app) as port:
@@ -103,8 +74,6 @@ BAD: list[tuple[Any, str | None]] = [
     ({"model": MODEL, "prompt": "x", "presence_penalty": 0.5}, "presence_penalty"),
     ({"model": MODEL, "prompt": "x", "logit_bias": {"5": 1}}, "logit_bias"),
 ]
-
-
 
 
 @pytest.mark.parametrize(("body", "param"), BAD, ids=[str(body)[:50] for body, _ in BAD])

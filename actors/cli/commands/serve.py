@@ -1,6 +1,5 @@
 """`hotcold serve`: an engine behind the OpenAI API, until Ctrl-C or SIGTERM."""
 
-import logging
 import os
 import sys
 from contextlib import redirect_stdout
@@ -26,12 +25,12 @@ def command(options: EngineConfig, sequences: int | None, **given: Any) -> None:
     once more: all end at once.
     """
     settings = ServeConfig(**given)
+    # Ray prints such lines when we end Ray Serve; it reads this when it is imported.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", f"{WORKER_DIED}|Task ServeController")
     from hotcold.actors.serve import server
 
     server.check_installed()
     shown = sys.stdout
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", f"{WORKER_DIED}|Task ServeController")
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
     def say(line: str) -> None:
         click.echo(line, file=shown)
