@@ -2,9 +2,8 @@
 
 import itertools
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from hotcold.actors.engine import requests
+from hotcold.actors.engine.holding import Held
 from hotcold.actors.engine.lookup import Lookup
 from hotcold.actors.engine.many import Completion, Tokens, completions
 from hotcold.actors.engine.replanning import across_plans
@@ -62,7 +62,7 @@ class Client:
         self._group = group
         self._recovers = recovers or Lookup(name, actors)
         self._text = text or TextCodec(deployment.bundle_path, deployment.spec)
-        self._busy, self._counting, self._beside = threading.Lock(), threading.Lock(), 0
+        self._held = Held()
         self._process = os.getpid()
 
     def _actor(self, name: str) -> Any:
@@ -76,39 +76,6 @@ class Client:
             raise ConfigError(f"engine {self.name!r} is closed; launch another")
         return self.actors[name]
 
-    @contextmanager
-    def _idle(self) -> Iterator[None]:
-        """Hold the engine while no generation of this client runs.
-
-        Raises:
-            ConfigError: one does.
-        """
-        if not self._busy.acquire(blocking=False):
-            raise ConfigError("a generation is running; finish or close its iterator first")
-        try:
-            yield
-        finally:
-            self._busy.release()
-
-    @contextmanager
-    def _shared(self) -> Iterator[None]:
-        """Hold the engine beside others that do; those beyond `sequences` wait in the actors.
-
-        Raises:
-            ConfigError: a generation runs that shares with nobody.
-        """
-        with self._counting:
-            if not self._beside and not self._busy.acquire(blocking=False):
-                raise ConfigError("a generation is running; finish or close its iterator first")
-            self._beside += 1
-        try:
-            yield
-        finally:
-            with self._counting:
-                self._beside -= 1
-                if not self._beside:
-                    self._busy.release()
-
     @property
     def _transport(self) -> Transport:
         return TRANSPORTS[self._deployment.transport](self._deployment, self._actor)
@@ -119,11 +86,11 @@ class Client:
         return make_request(ids, sampling, context, self._text.eos_ids)
 
     def _one(self, request: Request) -> Iterator[Token]:
-        with self._idle():
+        with self._held.alone():
             yield from self._tokens(request)
 
     def _many(self, made: Sequence[Request]) -> Iterator[Completion]:
-        with self._idle():
+        with self._held.alone():
             yield from completions(made, self.sequences, self._tokens)
 
     def astream(self, prompt: str | Sequence[int], sampling: Sampling) -> AsyncBatches:
@@ -136,7 +103,7 @@ class Client:
         alone = not self._transport.replans_between_tokens  # the Ray transport leads passes itself
 
         def batches() -> Batches:
-            with self._idle() if alone else self._shared():
+            with self._held.alone() if alone else self._held.beside():
                 return (yield from self._batches(request))
 
         return streamed(batches, lambda: self._transport.cancel(request))
@@ -245,7 +212,7 @@ class Client:
         """
         context = self._deployment.context
         request = make_request(self._text.ids(list(token_ids), context), None, context)
-        with self._idle():
+        with self._held.alone():
             logits: NDArray[np.float32] = self._retried(lambda: self._transport.score(request))
         return logits
 
@@ -275,7 +242,7 @@ class Client:
             ConfigError: a generation over the Ray transport; made for another machine.
             HotcoldError: the actors refused it; the one before runs.
         """
-        with nullcontext() if self._transport.replans_between_tokens else self._idle():
+        with nullcontext() if self._transport.replans_between_tokens else self._held.alone():
             if self._group is not None:
                 self._group.load(deployment)
             else:

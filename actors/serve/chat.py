@@ -2,7 +2,8 @@
 
 The template is Jinja's, rendered as Hugging Face's transformers does: an immutable sandbox, the
 same settings, functions and variables. A template comes with a model and a chat from anybody;
-neither can reach Python. Control tokens are the template's to write: a message that holds one is refused.
+neither can reach Python. Control tokens are the template's to write: a message that holds one is
+refused.
 """
 
 import datetime
