@@ -2,5 +2,5 @@
 
 What measures without Ray is in `hotcold.runtime.bench`.
 
-May import: actors, actors.cluster, actors.engine, native.gpu, runtime.*
+May import: actors, actors.cluster, actors.engine, native, native.gpu, runtime.*
 """
