@@ -19,11 +19,12 @@ SAMPLING ?= --temperature 0.7 --top-p 0.9 --seed 1
 # tests start would otherwise compile torch and Ray anew, 2.5 seconds of a core.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test test-actors test-alone setup check fix types native bench wheel clean help \
+.PHONY: run serve-demo test test-actors test-alone setup check fix types native bench wheel clean help \
   test-gpu sanitize test-neon sanitize-gpu cuda exchange-forms
 
 help:
 	@echo "make run      install into $(VENV) if needed, generate a story with three actors"
+	@echo "make serve-demo  serve that model over HTTP, with a command to ask it"
 	@echo "make test     lint, types and every test"
 	@echo "make test-actors  the tests that start actors; make test-alone: all others"
 	@echo "make test-gpu every test that needs an NVIDIA GPU, and their counts (TEST_PYTHON=python3: no $(VENV))"
@@ -69,6 +70,18 @@ run: $(VENV)/.installed
 	@echo
 	@echo "Next, compare two placement policies:"
 	@echo "$(BIN)/hotcold compare --policy greedy --policy random --vram 28MiB"
+
+$(VENV)/.installed-serve: pyproject.toml $(CONSTRAINTS) $(NATIVE) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-compile -c $(CONSTRAINTS) -e '.[serve]'
+	@touch $@ $(VENV)/.installed
+
+PORT ?= 8000
+
+serve-demo: $(VENV)/.installed-serve
+	@echo "Once it says where it is served, ask it from another terminal; Ctrl-C ends it:"
+	@echo "curl -N http://127.0.0.1:$(PORT)/v1/completions -H 'Content-Type: application/json' \\"
+	@echo "  -d '{\"model\": \"hotcold\", \"prompt\": \"$(PROMPT)\", \"max_tokens\": 64, \"stream\": true}'"
+	$(BIN)/hotcold serve --port $(PORT)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/hotcold bench kernels
@@ -167,4 +180,4 @@ clean:
 	rm -rf build dist hotcold.egg-info native/_kernels.abi3.so native/abi/generated.py
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
-	rm -f $(VENV)/.installed $(VENV)/.installed-dev
+	rm -f $(VENV)/.installed $(VENV)/.installed-dev $(VENV)/.installed-serve

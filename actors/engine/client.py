@@ -17,6 +17,7 @@ from hotcold.actors.engine.lookup import Lookup
 from hotcold.actors.engine.many import Completion, Tokens, completions
 from hotcold.actors.engine.replanning import across_plans
 from hotcold.actors.engine.stats import ActorStats, EngineStats
+from hotcold.actors.engine.streaming import AsyncBatches, Batches, streamed
 from hotcold.actors.engine.transports.base import Transport
 from hotcold.actors.engine.transports.native import NativeTransport
 from hotcold.actors.engine.transports.ray_calls import RayTransport
@@ -113,12 +114,47 @@ class Client:
         with self._idle():
             yield from completions(made, self.sequences, self._tokens)
 
+    def astream(self, prompt: str | Sequence[int], sampling: Sampling) -> AsyncBatches:
+        """Like `Engine.agenerate`: lists of tokens that came together, then their figures.
+
+        Raises:
+            ConfigError: a prompt that cannot be used; raised at once.
+        """
+        request = self._request(prompt, sampling)
+
+        def batches() -> Batches:
+            with self._idle():
+                return (yield from self._batches(request))
+
+        return streamed(batches, lambda: self._transport.cancel(request))
+
     @property
     def sequences(self) -> int:
         """Requests that run at the same time, at most."""
         return self._transport.sequences
 
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and what follows it, at most."""
+        return self._deployment.context
+
+    @property
+    def text(self) -> TextCodec:
+        """The model's tokenizer."""
+        return self._text
+
     def _tokens(self, request: Request) -> Tokens:
+        batches = self._batches(request)
+        try:
+            while True:
+                yield from next(batches)
+        except StopIteration as end:
+            made: GenerationStats | None = end.value
+            return made
+        finally:
+            batches.close()
+
+    def _batches(self, request: Request) -> Batches:
         stream = self._text.stream(request.sampling)
         times: RequestTimes | None = None
         text, ended_ns = "", 0
@@ -128,16 +164,18 @@ class Client:
                 if isinstance(item, RequestTimes):
                     times = item
                     continue
+                made: list[Token] = []
                 for id_, logprob, time_ns, top in item.each:
                     if stream.finish is None:  # what comes after a stop string is no part of it
                         ended_ns = time_ns
-                    for token in stream.push(id_, logprob, top):
-                        text += token.text
-                        yield token
+                    made += stream.push(id_, logprob, top)
+                text += "".join(token.text for token in made)
+                if made:
+                    yield made
                 if stream.finish:
                     self._transport.cancel(request)
             if not stream.finish:
-                yield from stream.flush()
+                yield stream.flush()
         except ActorLostError as error:
             error.text = text
             raise
@@ -148,8 +186,8 @@ class Client:
                 source.close()
         if times is None:
             return None
-        made = self.last = _figures(request, stream, times, ended_ns)
-        return made
+        self.last = figures = _figures(request, stream, times, ended_ns)
+        return figures
 
     def _sampled(self, request: Request) -> Generator[Sampled | RequestTimes, None, None]:
         def run(rest: Request) -> Iterator[Sampled | RequestTimes]:

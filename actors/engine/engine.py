@@ -7,7 +7,8 @@ or unpickled only talks to them. Generation is one Ray call a request, its token
 import itertools
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -173,6 +174,23 @@ class Engine(Client):
             ActorLostError: an actor died; raised by the iterator, names the actor.
         """
         return self._one(self._request(prompt, self._sampling(sampling, fields)))
+
+    async def agenerate(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling | None = None,
+        **fields: Any,
+    ) -> AsyncGenerator[Token, None]:
+        """`generate` for asyncio, with its arguments; several may run beside each other.
+
+        `sequences` of them run at a time, the others wait. Closing the iterator, or cancelling the
+        task, ends the generation. What cannot be used is raised by the first token awaited.
+        """
+        async with aclosing(self.astream(prompt, self._sampling(sampling, fields))) as batches:
+            async for batch in batches:
+                if isinstance(batch, list):
+                    for token in batch:
+                        yield token
 
     def generate_many(
         self, prompts: Iterable[Given], sampling: Sampling | None = None, **fields: Any

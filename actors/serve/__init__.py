@@ -1,4 +1,7 @@
-"""Serve: an engine behind HTTP.
+"""Serve: an engine behind the OpenAI API, over HTTP. Needs hotcold[serve].
 
-May import: nothing
+The command's own process speaks HTTP (app.py, under uvicorn) and holds the queue; a deployment of
+Ray Serve owns the engine, one a replica (replicas.py). The app also runs on an `Engine` alone.
+
+May import: actors.cluster, actors.engine, native, native.options, runtime.*
 """

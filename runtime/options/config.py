@@ -28,7 +28,7 @@ COMMANDS = {
     "placement": ("solve",),
     "plan": ("roofline",),
     "session": ("evaluate", "bench prompt", "bench sync"),
-    "actors": ("generate", "compare", "trace", "chaos", "bench decode", "bench batch"),
+    "actors": ("generate", "serve", "compare", "trace", "chaos", "bench decode", "bench batch"),
 }
 
 

@@ -88,8 +88,8 @@ class Tokenizer:
         """Tokens it knows, added ones included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids of a text, with the tokenizer's own template (a Llama's `<s>` first).
+    def encode(self, text: str, special: bool = False, framed: bool = True) -> list[int]:
+        """Token ids of a text; `framed`: with the tokenizer's template (a Llama's `<s>` first).
 
         With `special`, control tokens in it ("</s>") are read as such; else they are text like any.
 
@@ -105,13 +105,13 @@ class Tokenizer:
                 f"the text holds {text[error.start]!a}, half of a surrogate pair, at character "
                 f"{error.start}; that is no character and cannot be encoded, remove it"
             ) from error
-        return self._checked(self._encoded(text, special))
+        return self._checked(self._encoded(text, special, framed))
 
-    def _encoded(self, text: str, special: bool, template: bool = True) -> list[int]:
+    def _encoded(self, text: str, special: bool, framed: bool = True) -> list[int]:
         try:
             with self._lock:
                 self._tokenizer.encode_special_tokens = not special
-                encoding = self._tokenizer.encode(text, add_special_tokens=template)
+                encoding = self._tokenizer.encode(text, add_special_tokens=framed)
             ids = [int(i) for i in encoding.ids]
         except Exception as error:  # the library raises plain Exception
             raise ConfigError(
@@ -146,7 +146,7 @@ class Tokenizer:
             if at is not None:
                 ids.append(at)
             elif plain:
-                ids += self._encoded(plain, special=False, template=False)
+                ids += self._encoded(plain, special=False, framed=False)
         return self._checked(ids)
 
     def _check_plain(self, ids: Sequence[int], template: Sequence[int]) -> None:

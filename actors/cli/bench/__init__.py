@@ -2,5 +2,6 @@
 
 Options and printing only; `hotcold.runtime.bench` and `hotcold.actors.bench` measure.
 
-May import: actors, actors.bench, actors.cli.common, actors.cluster, native, runtime.*
+May import: actors, actors.bench, actors.cli.common, actors.cluster, actors.serve, native,
+    runtime.*
 """

@@ -3,5 +3,5 @@
 A command reads options, calls one function of the library and prints what it returns.
 
 May import: actors, actors.bench, actors.cli.common, actors.cluster, actors.engine, actors.jobs,
-    actors.telemetry, native, native.abi, native.options, runtime.*
+    actors.serve, actors.telemetry, native, native.abi, native.options, runtime.*
 """

@@ -6,6 +6,7 @@ import importlib.metadata
 # imported: `hotcold --help` then costs no numpy, no torch and no Ray.
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("commands.generate", "Continue a text with the three actors"),
+    "serve": ("commands.serve", "Serve a model over HTTP, as the OpenAI API has it"),
     "inspect": ("commands.inspect", "Show a model's shapes, bytes and sparsity"),
     "convert": ("commands.convert", "Make a model's bundle, its neurons in int8 for example"),
     "profile": ("offline.profile", "Count over a text how often each neuron fires"),
