@@ -44,8 +44,9 @@ static void begin(hc_executor *e, hc_sequence *q) {
     q->state.prompt_ns = 0;
 }
 
-/* Give free slots to who waits, in the order of their posts; wait where nobody is there, and look at
- * poison every 20 ms: nothing wakes a condition variable for it. 0: there is poison and nothing to do. */
+/* Give free slots to who waits, in the order of their posts; wait where nobody is there and no neuron
+ * changes its owner, and look at poison every 20 ms: nothing wakes a condition variable for it. 0: there
+ * is poison and nothing to do. */
 static int admit(hc_executor *e) {
     hc_inbox *inbox = &e->inbox;
     hc_scheduler *all = &e->scheduler;
@@ -53,13 +54,14 @@ static int admit(hc_executor *e) {
         (all->n_running && !__atomic_load_n(&inbox->waiting, __ATOMIC_RELAXED)))
         return 1;
     pthread_mutex_lock(&inbox->lock);
-    while (!all->n_running && !inbox->waiting && !hc_segment_poisoned(e->args.segment))
+    while (!all->n_running && !inbox->waiting && !hc_owners_due(e) &&
+           !hc_segment_poisoned(e->args.segment))
         hc_wait_changed(inbox, &inbox->posted, 20);
     for (hc_sequence *q = inbox->first; q && all->n_running < all->most; q = q->next)
         if (q->waiting)
             begin(e, q);
     pthread_mutex_unlock(&inbox->lock);
-    return all->n_running > 0;
+    return all->n_running > 0 || hc_owners_due(e);
 }
 
 static int decodes(const hc_sequence *q) {
@@ -135,7 +137,8 @@ static hc_status run_next(hc_executor *e) {
     hc_scheduler *all = &e->scheduler;
     for (int32_t i = 0; i < all->n_running; i++)
         all->running[i]->rows = 0;
-    const int32_t dense = dense_rows(e, all->running[0]); /* a device has one slot */
+    /* a device has one slot; without sequences the pass has no rows */
+    const int32_t dense = all->n_running ? dense_rows(e, all->running[0]) : 0;
     return dense ? run_dense(e, all->running[0], dense) : run_rows(e);
 }
 

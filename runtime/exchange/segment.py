@@ -167,6 +167,7 @@ class Segment:
             *(self.epoch, layout.n_flags, layout.flags_offset),
             *(layout.span_offsets, layout.span_capacity),
         )
+        self.native.init_owners(layout.owners_offset, [layout.owner_table(i) for i in (0, 1)])
         if not spins:
             self.native.pointer.spin_ns = 0
 
