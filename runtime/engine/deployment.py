@@ -55,6 +55,7 @@ class Deployment:
         gpu: how the GPU executor uses a GPU; None: it computes on its CPU device.
         config: what was asked for, from which other drivers prepare other plans; without objects.
         remembers: what the predictor proposes depends on tokens before, which die with its process.
+        version, moved: of the table of owners and neurons moved, when the epoch began.
         fetch_L: by layer, the share of its cold neurons that the GPU executor computes (fetch.py).
     """
 
@@ -83,6 +84,8 @@ class Deployment:
     spins: bool = True
     processors: str = ""
     sequences: int = 1
+    version: int = 0
+    moved: int = 0
 
     @property
     def computed_plan(self) -> Plan:
