@@ -12,6 +12,7 @@ MAX_LINES = 500
 ASK_LINES = 300  # over this many a file has a reason here: it does one job, which takes so much
 LONG = {
     "actors/cli/bench/bench.py": "one command group: a short function for each measurement",
+    "actors/engine/engine.py": "one type: all that users call, with its docstrings",
     "actors/group/executor_actors.py": "three actor classes that share a base",
     "native/abi/hotcold.h": "the ABI in one header, from which the Python module is generated",
     "native/cpu/avx512.c": "every primitive of one instruction set",

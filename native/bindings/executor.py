@@ -196,7 +196,7 @@ class NativeExecutor:
         """A copy of the ids this executor owns in a layer; for tests, between passes."""
         count = ffi.new("int64_t *")
         data = lib.hc_executor_owned(self._c, layer, count)
-        return np.frombuffer(ffi.buffer(data, int(count[0]) * 4), np.int32).copy()
+        return np.array(np.frombuffer(ffi.buffer(data, int(count[0]) * 4), np.int32))
 
     @property
     def is_open(self) -> bool:

@@ -11,15 +11,16 @@ Versions keep a byte rate, of the records as their new devices store them; what 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.native.abi.generated import Op
 from hotcold.native.abi.names import ACTORS
-from hotcold.native.errors import BudgetError, KernelError
+from hotcold.native.errors import BudgetError, ConfigError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.exchange.segment import Segment
 from hotcold.runtime.plan.plan import Plan
@@ -65,26 +66,32 @@ class Moved:
 
 def cannot_move(now: Deployment, to: Deployment) -> str | None:
     """Why one deployment cannot become the other by moves alone; None: it can."""
+    return next(_hindrances(now, to), None)
+
+
+def _hindrances(now: Deployment, to: Deployment) -> Iterator[str]:
     if not now.shares_memory:
-        return "over the ray transport executors share no table of owners"
+        yield "over the ray transport executors share no table of owners"
     if now.gpu is not None or to.gpu is not None:
-        return "a CUDA executor cannot move neurons yet: its graph has a fixed table of them"
+        yield "a CUDA executor cannot move neurons yet: its graph has a fixed table of them"
     if any(now.fetch_L) or any(to.fetch_L):
-        return "the schedule fetches neurons, chosen from a plan as a whole"
+        yield "the schedule fetches neurons, chosen from a plan as a whole"
     for field in fields(Deployment):
         if field.name not in _OWN and getattr(now, field.name) != getattr(to, field.name):
-            return f"{field.name} differs"
-    if any(
-        now.programs[actor].tobytes() != to.programs[actor].tobytes() for actor in now.programs
-    ):
-        return "programs differ: a layer has come to a device, or has left it"
-    for device in own_memory(now):
-        name = now.plan.devices[device]
+            yield f"{field.name} differs"
+    if any(now.programs[actor].tobytes() != to.programs[actor].tobytes() for actor in ACTORS):
+        yield "programs differ: a layer has come to a device, or has left it"
+    for device, actor in enumerate(ACTORS[: len(now.plan.devices)]):
+        steps = now.programs[actor]
+        served = set(steps["layer"][np.isin(steps["op"], (Op.HOT, Op.COLD))].tolist())
+        owning = set(np.flatnonzero((to.plan.device_LN == device).any(axis=1)).tolist())
+        if owning - served:
+            yield f"layer {min(owning - served)} has no step on {now.plan.devices[device]}"
+    for name in (now.plan.devices[device] for device in own_memory(now)):
         if now.plan.budgets[name] != to.plan.budgets[name]:
-            return f"the budget of {name} differs, for which it has its slots"
+            yield f"the budget of {name} differs, for which it has its slots"
     if _formats(now.plan) != _formats(to.plan):
-        return "formats of neurons differ"
-    return None
+        yield "formats of neurons differ"
 
 
 def _formats(plan: Plan) -> list[str | None]:
@@ -145,9 +152,7 @@ class Table:
         followed = self._segment.native.owners.followed
         programs = self._deployment.programs
         return all(
-            followed[index] == version
-            for index, actor in enumerate(ACTORS)
-            if len(programs[actor])
+            followed[index] == version for index, actor in enumerate(ACTORS) if len(programs[actor])
         )
 
 
@@ -183,9 +188,11 @@ class Mover:
 
         Raises:
             BudgetError: a device has no free slot; all is as it was.
-            ConfigError: a weight that a device's format cannot hold; all is as it was.
+            ConfigError: no rate; a weight that a device's format cannot hold; all is as it was.
             ActorLostError, PlanReplaced, KernelError: the exchange was poisoned meanwhile.
         """
+        if rate < 1:
+            raise ConfigError(f"rate {rate}: 1 byte a second is the least; leave it out for {RATE}")
         begin_LN, begin, done, versions = self.table.read(), self._clock(), 0, 0
         pending = self._pending(begin_LN, to_LN)
         total = sum(len(rows) for rows in pending.values())
@@ -278,4 +285,3 @@ def by_layer(places: Places) -> dict[int, NDArray[np.int32]]:
     """Neurons by layer, in the order in which the layers come."""
     layers = dict.fromkeys(places[:, 0].tolist())
     return {layer: places[places[:, 0] == layer][:, 1] for layer in layers}
-

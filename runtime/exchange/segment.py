@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +75,14 @@ class ActorState:
     asks: int = 0
     asked_ns: int = 0
     ahead_bytes: int = 0
+
+    def since(self, before: "ActorState | None") -> "ActorState":
+        """What was counted after an earlier state."""
+        if before is None:
+            return self
+        kept = ("pid", "progress", "span_count", "clock_error_ns")
+        names = [field.name for field in fields(self) if field.name not in kept]
+        return replace(self, **{x: getattr(self, x) - getattr(before, x) for x in names})
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ def owners_after(plan: Plan, moves: Iterable[Move]) -> NDArray[np.int8]:
     Raises:
         ConfigError: a layer, neuron or device that there is not, or a neuron named twice.
     """
-    device_LN, seen = plan.device_LN.copy(), set()
+    device_LN: NDArray[np.int8] = np.array(plan.device_LN)
+    seen = set()
     layers, neurons = plan.shape
     for move in moves:
         try:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.native.errors import BudgetError, ConfigError
+from hotcold.native.errors import ConfigError
 from hotcold.runtime.limits import processors
 from hotcold.runtime.model.checkpoints.convert import Progress
 from hotcold.runtime.model.checkpoints.dtypes import RAW_TYPES
@@ -202,7 +202,7 @@ class OwnRecords:
 
     def slots(self, layer: int) -> Ids:
         """Where each neuron of a layer lies, [N]; -1: not here."""
-        return self._slot_N[layer].copy()
+        return np.array(self._slot_N[layer])
 
     def array(self, layer: int) -> NDArray[np.uint8]:
         """The records of a layer's table, [slots, bytes]; by neuron id where neurons stay."""

@@ -186,7 +186,10 @@ class WeightStore:
             ConfigError: no such layer, or the store is closed.
         """
         if self._records is not None:
-            at, given = self._entry(f"layers.{layer}.neurons"), self.array(f"layers.{layer}.neurons")
+            at, given = (
+                self._entry(f"layers.{layer}.neurons"),
+                self.array(f"layers.{layer}.neurons"),
+            )
             own = self._records.array()[at.offset : at.offset + at.size]
             own.reshape(given.shape)[ids] = given[ids]
 

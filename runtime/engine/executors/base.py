@@ -95,7 +95,9 @@ class Executor(ABC):
         plan, owned = self.deployment.computed_plan, self._owned(device)
         formats_L = [plan.format(layer, device) for layer in range(len(owned))]
         self.device = device
-        spare = None if self.deployment.gpu is not None else spare_bytes(self.deployment.plan, device)
+        spare = (
+            None if self.deployment.gpu is not None else spare_bytes(self.deployment.plan, device)
+        )
         self._records = OwnRecords(self.store, formats_L, [one["ids"] for one in owned], spare)
         for layer in range(len(owned)):
             owned[layer] |= self._records.fields(layer)

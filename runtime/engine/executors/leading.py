@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from hotcold.native.bindings.executor import Request, RequestTimes
+from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared, kernels_used
 from hotcold.runtime.engine.moving import RATE, Moved, Mover, Table, Taker, cannot_move
@@ -94,9 +95,7 @@ class LeadingExecutor(Executor):
                 done = native.tokens(id_, sys.maxsize, COALESCE_MS)[1]
             native.release(id_)
 
-    def move(
-        self, to: Deployment, takers: Mapping[int, Taker], rate: int = RATE
-    ) -> Moved | None:
+    def move(self, to: Deployment, takers: Mapping[int, Taker], rate: int = RATE) -> Moved | None:
         """Become another deployment by moves alone, while tokens run; None: that cannot be.
 
         takers: of the devices that keep records of their own. rate: bytes of records a second.
