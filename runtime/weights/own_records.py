@@ -181,6 +181,8 @@ class OwnRecords:
         """
         slots = self._slots[self._table[layer]]
         ids = ids[: slots.free]
+        if not len(ids):
+            return 0
         taken = slots.take(len(ids))
         try:
             self._write(layer, ids, taken)
