@@ -267,8 +267,8 @@ class GpuExecutor(ExecutorActor):
     def states(self) -> dict[str, ActorState]:
         """Counters of all three actors, read from the shared segment."""
         with self._loading:
-            states = self._states()
-            return {actor: states[actor].since(self._counted.get(actor)) for actor in ACTORS}
+            states, before = self._states(), self._counted
+            return {a: state.since(before[a]) if before else state for a, state in states.items()}
 
     def _states(self) -> dict[str, ActorState]:
         segment = self._loaded.segment

@@ -76,12 +76,10 @@ class ActorState:
     asked_ns: int = 0
     ahead_bytes: int = 0
 
-    def since(self, before: "ActorState | None") -> "ActorState":
+    def since(self, before: "ActorState") -> "ActorState":
         """What was counted after an earlier state."""
-        if before is None:
-            return self
         kept = ("pid", "progress", "span_count", "clock_error_ns")
-        names = [field.name for field in fields(self) if field.name not in kept]
+        names = {field.name for field in fields(self)}.difference(kept)
         return replace(self, **{x: getattr(self, x) - getattr(before, x) for x in names})
 
 
