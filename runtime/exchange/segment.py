@@ -53,7 +53,7 @@ class Poison(NamedTuple):
 class ActorState:
     """An actor's counters since the segment was made; times in nanoseconds.
 
-    clock_error_ns: by how much the times of a GPU's spans may be off at most; 0 without a GPU.
+    clock_error_ns: by how much times of a GPU's spans may be off, at most; 0 without a GPU.
     asks, asked_ns: where the predictor has a process of its own on the GPU, questions to it, and
     the GPU executor's time from each to its answer.
     ahead_bytes: weights asked for before the layer's input was there (native/ops/ahead.c).
@@ -78,8 +78,7 @@ class ActorState:
 
     def since(self, before: "ActorState") -> "ActorState":
         """What was counted after an earlier state."""
-        kept = ("pid", "progress", "span_count", "clock_error_ns")
-        names = {field.name for field in fields(self)}.difference(kept)
+        names = {x.name for x in fields(self)} - {"pid", "progress", "span_count", "clock_error_ns"}
         return replace(self, **{x: getattr(self, x) - getattr(before, x) for x in names})
 
 
