@@ -32,10 +32,11 @@ from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared
 from hotcold.runtime.engine.executors.factory import make_executor
 from hotcold.runtime.engine.executors.leading import LeadingExecutor, run_through
-from hotcold.runtime.engine.moving import Moved, Places, own_memory
+from hotcold.runtime.engine.moving import Moved, Places, Taker, own_memory
 from hotcold.runtime.engine.request import Sampled
 from hotcold.runtime.exchange.segment import ActorState, PoisonCode, Segment, SegmentHandle
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
+from hotcold.runtime.plan.program import LANE_ACTORS
 from hotcold.runtime.tracing.phases import phase_times
 from hotcold.runtime.tracing.spans import read_array
 from hotcold.runtime.weights.weights import WeightStore
@@ -282,14 +283,14 @@ class GpuExecutor(ExecutorActor):
         from here on, as under a new plan.
         """
         with self._serving.one():  # an epoch ends once this has heard of it
-            leader = self._leader
-            owns = own_memory(leader.deployment)
-            takers = {
-                device: leader
-                if device == leader.device
-                else RemoteTaker(ACTORS[device], peers[ACTORS[device]], leader.segment)
-                for device in owns
-            }
+            leader, takers = self._leader, dict[int, Taker]()
+            devices = leader.deployment.plan.devices
+            for device in own_memory(leader.deployment):
+                actor = LANE_ACTORS[devices[device]]
+                there = actor == self.actor
+                takers[device] = (
+                    leader if there else RemoteTaker(actor, peers[actor], leader.segment)
+                )
             moved = leader.move(to, takers, rate)
             if moved is not None and anew:
                 self._counted = self._states()

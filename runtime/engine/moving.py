@@ -10,10 +10,11 @@ way; the next epoch begins with the table there is.
 Versions keep a byte rate, of the records as their new devices store them; what is over waits.
 """
 
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from hotcold.native.errors import BudgetError, ConfigError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.exchange.segment import Segment
 from hotcold.runtime.plan.plan import Plan
+from hotcold.runtime.plan.program import LANE_ACTORS
 
 Owners = NDArray[np.int8]  # [L, N], index into the plan's devices
 Places = NDArray[np.int32]  # [M, 2]: layer, neuron
@@ -77,21 +79,29 @@ def _hindrances(now: Deployment, to: Deployment) -> Iterator[str]:
     if any(now.fetch_L) or any(to.fetch_L):
         yield "the schedule fetches neurons, chosen from a plan as a whole"
     for field in fields(Deployment):
-        if field.name not in _OWN and getattr(now, field.name) != getattr(to, field.name):
+        if field.name not in _OWN and not _same(getattr(now, field.name), getattr(to, field.name)):
             yield f"{field.name} differs"
     if any(now.programs[actor].tobytes() != to.programs[actor].tobytes() for actor in ACTORS):
         yield "programs differ: a layer has come to a device, or has left it"
-    for device, actor in enumerate(ACTORS[: len(now.plan.devices)]):
-        steps = now.programs[actor]
+    for device, name in enumerate(now.plan.devices):
+        steps = now.programs[LANE_ACTORS[name]]
         served = set(steps["layer"][np.isin(steps["op"], (Op.HOT, Op.COLD))].tolist())
         owning = set(np.flatnonzero((to.plan.device_LN == device).any(axis=1)).tolist())
         if owning - served:
-            yield f"layer {min(owning - served)} has no step on {now.plan.devices[device]}"
+            yield f"layer {min(owning - served)} has no step on {name}"
     for name in (now.plan.devices[device] for device in own_memory(now)):
         if now.plan.budgets[name] != to.plan.budgets[name]:
             yield f"the budget of {name} differs, for which it has its slots"
     if _formats(now.plan) != _formats(to.plan):
         yield "formats of neurons differ"
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are the same, or two copies of one: a predictor may be any object."""
+    try:
+        return one is other or bool(one == other) or pickle.dumps(one) == pickle.dumps(other)
+    except Exception:  # noqa: BLE001 - of a user's class; a new epoch takes what cannot be compared
+        return False
 
 
 def _formats(plan: Plan) -> list[str | None]:
@@ -135,8 +145,11 @@ class Table:
 
     def read(self) -> Owners:
         """A copy of the table as it is."""
-        version = self.version
-        return self._view(version).copy() if version else self._deployment.plan.device_LN
+        while version := self.version:
+            found = self._view(version).copy()
+            if version == self.version:  # else it may have been written over meanwhile
+                return found
+        return self._deployment.plan.device_LN
 
     def write(self, device_LN: Owners, moved: int) -> int:
         """Write the next version, which is returned; all loops must follow the one before."""

@@ -154,9 +154,9 @@ def test_losses_in_the_middle_of_moves_are_outlived() -> None:
     with Engine.launch(vram="60MiB", policy=Mixed("int8", "int8"), sequences=3) as engine:
         expected, total = by_index(engine), 0
         for victim in ("cpu", "gpu"):
-            moves = swaps(engine, 3, 1000)  # 1 MB of records: two seconds at this rate
+            moves = swaps(engine, 3, 500)  # half a MB of records: a second at this rate
             with Meanwhile(engine) as meanwhile:
-                killer = threading.Timer(0.7, os.kill, (engine.pids[victim], signal.SIGKILL))
+                killer = threading.Timer(0.4, os.kill, (engine.pids[victim], signal.SIGKILL))
                 killer.start()
                 engine.move(moves, rate="500KB")
                 killer.join()

@@ -35,6 +35,7 @@ GATE_FIRST: dict[str, Any] = {
 }
 KINDS: dict[str, dict[str, Any]] = {
     "learned": {},
+    "int8": {"policy": Mixed("int8", "int8")},
     "gate-first": GATE_FIRST,
     "read ahead": {"schedule": "lookahead"},
     "private": {"store": "private"},
@@ -85,7 +86,7 @@ def check_executors(local: LocalSession, expected_LN: Any) -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_moves_during_generation_change_no_token(kind: str) -> None:
     rng = np.random.default_rng(5)
-    with LocalSession(deployed(Mixed(), **KINDS[kind])) as local:
+    with LocalSession(deployed(**{"policy": Mixed(), **KINDS[kind]})) as local:
         expected, found, moved = tokens(local), list[list[int]](), 0
         ended = threading.Event()
 
