@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.formats import Mixed
-from support.models import TinyLlama, write_llama
+from support.models import TinyLlama, random_tensors, write_llama
 
 from hotcold.native.errors import BudgetError, ConfigError
 from hotcold.policies.placement.random import Random
@@ -40,6 +40,24 @@ KINDS: dict[str, dict[str, Any]] = {
     "read ahead": {"schedule": "lookahead"},
     "private": {"store": "private"},
 }
+
+
+class Placed:
+    """A policy's placement with some neurons elsewhere."""
+
+    def __init__(self, policy: Any, moves: Any) -> None:
+        self._policy, self._moves = policy, moves
+
+    def place(self, problem: Any) -> Any:
+        """As the policy does, but for these."""
+        made = self._policy.place(problem)
+        device_LN = made.device_LN.copy()
+        for layer, neuron, device in self._moves:
+            device_LN[layer, neuron] = device
+        dtype_LN = made.dtype_LN.copy()
+        for device in (0, 1):
+            dtype_LN[device_LN == device] = made.dtype_LN[made.device_LN == device][0]
+        return replace(made, device_LN=device_LN, dtype_LN=dtype_LN)
 
 
 def deployed(policy: Any, **options: Any) -> Deployment:
@@ -179,6 +197,24 @@ def test_what_fails_half_way_is_undone(mixed: LocalSession, calls: int) -> None:
     assert tokens(mixed, 20) == expected
 
 
+def test_a_weight_that_a_format_cannot_hold_leaves_all_where_it_was(tmp_path: Path) -> None:
+    model = TinyLlama(d=88, layers=3, neurons=131, heads=4, kv_heads=2, dtype="bfloat16", seed=4)
+    tensors = random_tensors(model)
+    tensors["model.layers.2.mlp.up_proj.weight"][40] = 1e8
+    write_llama(tmp_path / "large", model, tensors)
+    policy = Placed(Mixed("int8"), [(2, 40, 1)])
+    with LocalSession(deployed(policy, model=tmp_path / "large", vram="1GiB")) as local:
+        before_LN = now_LN(local).copy()
+        moves = [(int(layer), int(n), 0) for layer, n in np.argwhere(before_LN == 1)]
+        with pytest.raises(ConfigError, match="up rows of layer 2 of .* beyond int8's"):
+            local.move(moves, rate=100_000)  # which comes to it last, many versions later
+        assert local.leader.ownership[0] > 10
+        check_executors(local, before_LN)
+        moves.remove((2, 40, 0))
+        assert local.move(moves).neurons == len(moves)
+        check_executors(local, now_LN(local))
+
+
 def test_no_room_is_said_by_name_and_changes_nothing(folder: Path) -> None:
     full = deployed(Mixed("int8"), model=folder, vram="1GiB")
     used = full.plan.bytes_by_device["gpu0"]
@@ -268,9 +304,8 @@ def test_what_is_no_move_is_told_from_what_is(folder: Path) -> None:
     emptied = replace(base, plan=with_owners(base.plan, device_LN))
     assert cannot_move(base, emptied) is None  # its steps stay
     apart = deployed(Mixed(), model=folder, schedule="paper")
-    without = deployed(
-        type("Emptied", (), {"place": lambda _, p: _placed(p, device_LN)})(), model=folder
-    )
+    emptying = [(1, neuron, 1) for neuron in range(131)]
+    without = deployed(Placed(Mixed(), emptying), model=folder)
     for to, said in (
         (without, "programs differ"),
         (apart, "schedule differs"),
@@ -281,10 +316,6 @@ def test_what_is_no_move_is_told_from_what_is(folder: Path) -> None:
         assert said in str(cannot_move(base, to))
     back = replace(without, plan=with_owners(without.plan, base.plan.device_LN))
     assert "layer 1 has no step on gpu0" in str(cannot_move(without, back))
-
-
-def _placed(problem: Any, device_LN: Any) -> Any:
-    return replace(Mixed().place(problem), device_LN=device_LN)
 
 
 ONE = st.tuples(st.just("move"), st.integers(0, 999), st.integers(1, 60))
