@@ -314,6 +314,9 @@ def test_what_is_no_move_is_told_from_what_is(folder: Path) -> None:
         (deployed(Mixed("int8"), model=folder), "programs differ"),
     ):
         assert said in str(cannot_move(base, to))
+    one, other = ({"predictor": Placed(None, [seed])} for seed in (1, 2))
+    assert cannot_move(replace(base, **one), replace(base, predictor=Placed(None, [1]))) is None
+    assert "predictor differs" in str(cannot_move(replace(base, **one), replace(base, **other)))
     back = replace(without, plan=with_owners(without.plan, base.plan.device_LN))
     assert "layer 1 has no step on gpu0" in str(cannot_move(without, back))
 
