@@ -22,7 +22,7 @@ from setuptools.command.build_ext import build_ext
 HERE = Path(__file__).resolve().parent
 MODULE = "hotcold.native._kernels"
 ABI = "hotcold.native.abi"
-HEADERS = ("hotcold.h", "predict.h", "request.h", "gpu.h", "layout.h", "operate.h")
+HEADERS = ("hotcold.h", "moves.h", "predict.h", "request.h", "gpu.h", "layout.h", "operate.h")
 ROW = r"X\((\w+), +(.+?), +(.+?), +([01])\)"  # of abi/activations.h: name, fires, value, both
 FLAGS = "-std=gnu11 -O3 -Wall -Wextra -pthread -fno-math-errno -ffp-contract=off".split()
 

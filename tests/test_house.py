@@ -35,6 +35,7 @@ LONG = {
     "tests/actors/test_command.py": "one command as a process, from every side",
     "tests/actors/test_supervisor.py": "every loss and its recovery, on shared engines",
     "tests/cli/test_compare.py": "one command, on one pair of inputs",
+    "tests/runtime/engine/test_moving.py": "one transaction, of every kind and failing everywhere",
     "tests/runtime/plugins/test_child.py": "every way in which a policy's process can go wrong",
     "tests/runtime/model/test_bundle.py": "one file format, damaged in every way",
     "tests/runtime/model/test_model_folders.py": "one table of folders as people have them",

@@ -28,6 +28,7 @@ from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ActorLostError, ConfigError, HotcoldError, PlanReplaced
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.factory import roles
+from hotcold.runtime.engine.moving import RATE, Moved, cannot_move
 from hotcold.runtime.engine.request import Sampled, make_request
 from hotcold.runtime.options.config import EngineConfig, Sampling
 from hotcold.runtime.text.generation import GenerationStats, TextCodec, TokenStream
@@ -248,7 +249,7 @@ class Client:
     def _current_deployment(self) -> Deployment:
         """What runs now; the owner may have replaced what was there when this one connected."""
         if self._group is not None:
-            self._deployment = self._group.deployment
+            self._deployment = self._group.current
         else:
             leader = self._leader
             self._deployment = self._retried(lambda: ray.get(self._actor(leader).describe.remote()))
@@ -259,13 +260,29 @@ class Client:
         """Process ids of the actors, by name."""
         return {actor: facts.pid for actor, facts in self._retried(self._current_facts).items()}
 
-    def _load(self, deployment: Deployment) -> None:
-        """Load another deployment, whoever owns the actors.
+    def _move(self, to: Deployment, rate: int, anew: bool = False) -> Moved | None:
+        """Become another deployment by moves alone, while tokens run; None: that cannot be.
+
+        What was lost with an actor meanwhile is moved once it has recovered.
+        """
+        if cannot_move(self._current_deployment(), to) is not None:
+            return None
+        moved: Moved | None = self._retried(lambda: self._transport.move(to, rate, anew))
+        if moved is not None:
+            self._deployment = to
+            if self._group is not None:
+                self._group.moved_to(to)
+        return moved
+
+    def _load(self, deployment: Deployment, rate: int = RATE) -> None:
+        """Load another deployment, whoever owns the actors: by moves alone where that can be.
 
         Raises:
             ConfigError: a generation over the Ray transport; made for another machine.
             HotcoldError: the actors refused it; the one before runs.
         """
+        if self._move(deployment, rate, anew=True) is not None:
+            return
         with self._idle():
             if self._group is not None:
                 self._group.load(deployment)
@@ -298,6 +315,7 @@ class Client:
         facts = self._retried(self._current_facts)
         deployment = self._current_deployment()
         plan, words = deployment.plan, roles(deployment)
+        version, moved = self._retried(self._transport.ownership)
         return EngineStats(
             actors={
                 name: ActorStats.of(states[name], facts[name].node_id, facts[name].pid, words[name])
@@ -314,6 +332,8 @@ class Client:
             gpu_executors=tuple(m.actor for m in deployment.topology.executors if m.on_gpu),
             cpu_executors=tuple(m.actor for m in deployment.topology.executors if not m.on_gpu),
             clock_error_s=states[self._leader].clock_error_ns / 1e9,
+            owners_version=version,
+            neurons_moved=moved,
         )
 
 

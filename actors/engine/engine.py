@@ -6,12 +6,14 @@ or unpickled only talks to them. Generation is one Ray call a request, its token
 
 import itertools
 import os
+import time
 import weakref
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
@@ -23,15 +25,18 @@ from hotcold.actors.group.actor_group import ActorGroup
 from hotcold.actors.group.supervisor import Recovery, Supervisor
 from hotcold.native.errors import ConfigError
 from hotcold.native.options.table import check_names, documented
-from hotcold.runtime.engine.deployment import deploy, load_plan, solve
+from hotcold.runtime.engine.deployment import Deployment, deploy, load_plan, solve
 from hotcold.runtime.engine.executors.factory import executor_classes
+from hotcold.runtime.engine.moving import RATE, Moved
 from hotcold.runtime.engine.prepare import Prepared, prepare_model, with_budget
 from hotcold.runtime.options.config import EngineConfig, Sampling
+from hotcold.runtime.plan.moved import Move, check_budgets, owners_after, with_owners
 from hotcold.runtime.plan.program import Program
 from hotcold.runtime.plan.roofline import Roofline, for_batch, roofline
 from hotcold.runtime.plugins.run import policy_name
 from hotcold.runtime.text.generation import TextCodec
 from hotcold.runtime.text.prompts import Given, asked_of, sampling_of
+from hotcold.runtime.units import parse_bytes
 
 _numbers = itertools.count()
 
@@ -244,12 +249,17 @@ class Engine(Client):
         plan: str | os.PathLike[str] | None = None,
         vram: str | int | None = None,
         timeout_s: float | None = None,
+        rate: str | int = RATE,
     ) -> None:
         """Place and schedule anew; the actors and their weights stay.
 
         A running generation goes on with the new plan from its next token on, whoever asked for
         it (over the Ray transport it must have ended), and any driver may ask. What fails here
         leaves the old plan running.
+
+        Where both plans have the same programs, so that no layer comes to a device or leaves it,
+        the neurons that differ are moved between passes, as by `move`. Else, on a GPU and over the
+        Ray transport, a new epoch begins: everything is loaded again, and the next token waits.
 
         Args:
             policy: placement policy; None: the plan stays as it is.
@@ -259,6 +269,7 @@ class Engine(Client):
                 engine's `policy_timeout`.
             vram: another budget of the GPU executor, from here on; takes a policy that places
                 under it.
+            rate: bytes of neuron records a second, where neurons are moved.
 
         Raises:
             ConfigError: a plan for another model or a larger budget; a budget without a policy;
@@ -266,14 +277,13 @@ class Engine(Client):
             PolicyError: the policy failed; names it.
             BudgetError: the budget cannot hold what must be on the GPU.
         """
-        now = self._current_deployment()
-        if self._prepared is None:  # connected: what the owner asked for, prepared once more
-            self._prepared = prepare_model(now.config or EngineConfig())
+        now, speed = self._current_deployment(), parse_bytes(rate, "rate")
+        prepared = self._prepare(now)
         if policy is not None and plan is not None:
             raise ConfigError("replan takes a policy or a plan, not both")
         if vram is not None and policy is None:
             raise ConfigError("replan(vram=...) needs a policy that places under the new budget")
-        prepared = self._prepared if vram is None else with_budget(self._prepared, vram)
+        prepared = prepared if vram is None else with_budget(prepared, vram)
         asked = prepared
         if timeout_s is not None:
             asked = replace(prepared, config=replace(prepared.config, policy_timeout=timeout_s))
@@ -282,10 +292,50 @@ class Engine(Client):
             chosen = load_plan(prepared, plan)
         elif policy is not None:
             chosen = solve(asked, policy)
-        kept = self._schedule if policy_name(self._schedule) == now.schedule else now.schedule
-        wanted = kept if schedule is None else schedule
-        self._load(deploy(asked, chosen, wanted))
+        wanted = self._kept_schedule(now) if schedule is None else schedule
+        self._load(deploy(asked, chosen, wanted), speed)
         self._prepared, self._schedule = prepared, wanted
+
+    def _prepare(self, now: Deployment) -> Prepared:
+        if self._prepared is None:  # connected: what the owner asked for, prepared once more
+            self._prepared = prepare_model(now.config or EngineConfig())
+        return self._prepared
+
+    def _kept_schedule(self, now: Deployment) -> Any:
+        return self._schedule if policy_name(self._schedule) == now.schedule else now.schedule
+
+    def move(self, moves: Iterable[Move], *, rate: str | int = RATE) -> Moved:
+        """Give single neurons to other devices, between passes, while tokens run.
+
+        All of them move, or none. Returns once they have; tokens stay what they are, as under any
+        placement. Any driver may ask, one at a time. After a loss of actors neurons are where they
+        had been moved to, and the moves that were under way go on.
+
+        A layer that has no neuron of a device has no step there: the first neuron that comes
+        begins a new epoch, as `replan` does. So does any move on a GPU, over the Ray transport, or
+        where the schedule fetches neurons.
+
+        Args:
+            moves: (layer, neuron, device), the device by name ("gpu0") or index.
+            rate: bytes of neuron records a second; what is over waits for later passes.
+
+        Returns:
+            what was moved, in how many versions of the table of owners.
+
+        Raises:
+            ConfigError: a neuron or device that there is not, or moves of another driver that are
+                under way; a weight that the device's format cannot hold.
+            BudgetError: a device has no room; names it.
+        """
+        now, speed, begin = self._current_deployment(), parse_bytes(rate, "rate"), time.monotonic()
+        plan = with_owners(now.plan, owners_after(now.plan, moves))
+        check_budgets(plan)
+        moved = self._move(replace(now, plan=plan), speed)
+        if moved is None:
+            self._load(deploy(self._prepare(now), plan, self._kept_schedule(now)), speed)
+            neurons = int(np.count_nonzero(plan.device_LN != now.plan.device_LN))
+            moved = Moved(neurons, 1, 0, time.monotonic() - begin)
+        return moved
 
     def close(self) -> None:
         """End the actors this engine launched and free everything; idempotent."""

@@ -1,10 +1,11 @@
 """Generations that outlive their plan: a new one takes over between two tokens.
 
-The engine ends the running epoch and begins another with the new plan. What was generated stays,
-the next token is computed by the new plan from the keys and values there are, its draw depends on
-(seed, position) alone: the text goes on as if it had been begun with that plan. The token that was
-being computed when the epoch ended is computed again. Losses of actors are `requests.py`'s; this
-wraps it.
+Where moves of neurons lead from one plan to the other, they do not even notice
+(runtime/engine/moving.py). Else the engine ends the running epoch and begins another with the new
+plan. What was generated stays, the next token is computed by the new plan from the keys and values
+there are, its draw depends on (seed, position) alone: the text goes on as if it had been begun with
+that plan. The token that was being computed when the epoch ended is computed again. Losses of
+actors are `requests.py`'s; this wraps it.
 """
 
 import time

@@ -76,6 +76,8 @@ class EngineStats:
         newest 32
             passes; empty over the Ray transport.
         clock_error_s: a GPU's times are within so much of this machine's clock; 0 without one.
+        owners_version: of the table of owners; each change since the launch makes another.
+        neurons_moved: to other devices since the launch, without a new epoch.
     """
 
     actors: dict[str, ActorStats]
@@ -90,6 +92,8 @@ class EngineStats:
     clock_error_s: float = 0.0
     gpu_executors: tuple[str, ...] = ("gpu",)
     cpu_executors: tuple[str, ...] = ("cpu",)
+    owners_version: int = 0
+    neurons_moved: int = 0
 
     @property
     def gpu_neuron_load(self) -> float:

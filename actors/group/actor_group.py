@@ -9,7 +9,9 @@ actor_processes.py's, what they share epoch.py's; who notices a loss is the supe
 import os
 import threading
 import time
+from dataclasses import replace
 
+import numpy as np
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
@@ -107,11 +109,12 @@ class ActorGroup:
             HotcoldError: an actor refused it; the one before runs again.
         """
         with self._lock:
-            before = self.deployment if self.epoch_running else None
             self._end_epoch(self._leader)
             if self._kv is not None:
                 self._kv.plan += 1
-            self.deployment = deployment
+            before = self.deployment if self.epoch_running else None
+            version = (before.version + 1, before.moved) if before is not None else (0, 0)
+            self.deployment = replace(deployment, version=version[0], moved=version[1])
             try:
                 self._begin_epoch()
             except BaseException:
@@ -120,6 +123,27 @@ class ActorGroup:
                     self.deployment = before
                     self._begin_epoch()
                 raise
+
+    def moved_to(self, deployment: Deployment) -> None:
+        """The running epoch has become this by moves."""
+        now = self.deployment
+        self.deployment = replace(deployment, version=now.version, moved=now.moved)
+
+    @property
+    def current(self) -> Deployment:
+        """What runs now, whoever has moved neurons since it was loaded."""
+        found = self.epoch.current(self.deployment)
+        if found is not self.deployment:  # another driver did: the GPU executor knows its plan
+            try:
+                said = ray.get(
+                    self.processes.handles[self._leader].describe.remote(), timeout=END_S
+                )
+            except (KeyError, RayError):
+                return found
+            if not np.array_equal(said.plan.device_LN, found.plan.device_LN):
+                return found
+            self.deployment = found = said
+        return found
 
     def load_asked(self) -> bool:
         """Load the plan another driver asked for; whether the epoch was ended for that."""
@@ -194,6 +218,8 @@ class ActorGroup:
             return
         epoch.end(PoisonCode.CLOSED, on_behalf_of)
         epoch.running(self.actors, END_S)
+        now, (version, moved) = epoch.current(self.deployment), epoch.ownership()
+        self.deployment = replace(now, version=now.version + version, moved=now.moved + moved)
         epoch.close()
         self.epoch = Epoch(is_healthy=False)
         self._mps.unload(self.processes.handles)

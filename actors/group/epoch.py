@@ -6,6 +6,7 @@ up. A new deployment, or new actors, mean a new epoch on a new segment.
 
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -13,7 +14,9 @@ import ray
 from hotcold.native.errors import KernelError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.factory import executor_classes
+from hotcold.runtime.engine.moving import Table
 from hotcold.runtime.exchange.segment import Poison, PoisonCode, Segment, SegmentHandle
+from hotcold.runtime.plan.moved import with_owners
 from hotcold.runtime.topology import CLASSIC
 
 
@@ -51,6 +54,14 @@ class Epoch:
     def holding_up(self) -> str:
         """The actor whose next step has all it waits for, and yet does not go on."""
         return CLASSIC.leader.actor
+
+    def current(self, deployment: Deployment) -> Deployment:
+        """The deployment with its neurons where they have been moved to."""
+        return deployment
+
+    def ownership(self) -> tuple[int, int]:
+        """Version of the table of owners, and neurons moved, in this epoch."""
+        return 0, 0
 
     def end(self, code: PoisonCode, actor: str) -> None:
         """Poison it, with the actor at fault."""
@@ -132,6 +143,20 @@ class SharedEpoch(Epoch):
             if all(flag < 0 or flags[flag] == seq for flag in waits):
                 return actor
         return self._deployment.topology.leader.actor
+
+    def current(self, deployment: Deployment) -> Deployment:
+        """The deployment with its neurons where they have been moved to."""
+        try:
+            table = Table(self._segment, self._deployment)
+            plan = with_owners(deployment.plan, table.read()) if table.version else deployment.plan
+        except KernelError:  # closed meanwhile, by a new plan
+            return deployment
+        return deployment if plan is deployment.plan else replace(deployment, plan=plan)
+
+    def ownership(self) -> tuple[int, int]:
+        """Version of the table of owners, and neurons moved, in this epoch."""
+        table = Table(self._segment, self._deployment)
+        return table.version, table.moved
 
     def end(self, code: PoisonCode, actor: str) -> None:
         """Poison it, with the actor at fault."""

@@ -20,6 +20,7 @@ import ray
 from numpy.typing import NDArray
 
 from hotcold.actors.cluster.processes import end_processes
+from hotcold.actors.group.remote_taker import RemoteTaker
 from hotcold.actors.group.serving import Serving
 from hotcold.actors.telemetry.beside import Telemetry
 from hotcold.native.abi.generated import MAX_BATCH, Op, Role
@@ -31,6 +32,7 @@ from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared
 from hotcold.runtime.engine.executors.factory import make_executor
 from hotcold.runtime.engine.executors.leading import LeadingExecutor, run_through
+from hotcold.runtime.engine.moving import Moved, Places, Taker, own_memory
 from hotcold.runtime.engine.request import Sampled
 from hotcold.runtime.exchange.segment import ActorState, PoisonCode, Segment, SegmentHandle
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
@@ -146,6 +148,16 @@ class ExecutorActor:
         self._loaded.native.arm(Op[op.upper()], at_seq, signal_number)
 
     @ray.method(concurrency_group="control")
+    def take(self, places: Places) -> int:
+        """Have the records of neurons that come; how many of the first there are slots for."""
+        return self._loaded.take(places)
+
+    @ray.method(concurrency_group="control")
+    def drop(self, places: Places) -> None:
+        """Free the slots of neurons that have gone, or have not come after all."""
+        self._loaded.drop(places)
+
+    @ray.method(concurrency_group="control")
     def state(self) -> ActorState:
         """This actor's counters."""
         with self._loading:
@@ -205,6 +217,11 @@ class GpuExecutor(ExecutorActor):
         self._asking = threading.Lock()
         self._asked: Deployment | None = None
         self._answer: queue.Queue[HotcoldError | None] = queue.Queue()
+        self._counted: dict[str, ActorState] = {}  # under plans before this one, in this epoch
+
+    def _release(self) -> None:
+        self._counted = {}
+        super()._release()
 
     @property
     def _leader(self) -> LeadingExecutor:
@@ -257,8 +274,39 @@ class GpuExecutor(ExecutorActor):
     def states(self) -> dict[str, ActorState]:
         """Counters of all actors, read from the shared segment."""
         with self._loading:
-            segment = self._loaded.segment
-            return {actor: segment.actor_state(actor) for actor in segment.actors}
+            states, before = self._states(), self._counted
+            return {a: state.since(before[a]) if before else state for a, state in states.items()}
+
+    def _states(self) -> dict[str, ActorState]:
+        segment = self._loaded.segment
+        return {actor: segment.actor_state(actor) for actor in segment.actors}
+
+    @ray.method(concurrency_group="control")
+    def move(self, to: Deployment, peers: Mapping[str, Any], rate: int, anew: bool) -> Moved | None:
+        """Become another deployment by moves alone, while tokens run; None: that cannot be.
+
+        peers: handles of the other actors, by name. rate: bytes of records a second. anew: count
+        from here on, as under a new plan.
+        """
+        with self._serving.one():  # an epoch ends once this has heard of it
+            leader, takers = self._leader, dict[int, Taker]()
+            executors = leader.deployment.topology.executors
+            for device in own_memory(leader.deployment):
+                actor = executors[device].actor
+                there = actor == self.actor
+                takers[device] = (
+                    leader if there else RemoteTaker(actor, peers[actor], leader.segment)
+                )
+            moved = leader.move(to, takers, rate)
+            if moved is not None and anew:
+                self._counted = self._states()
+            return moved
+
+    @ray.method(concurrency_group="control")
+    def ownership(self) -> tuple[int, int]:
+        """Version of the table of owners, and neurons moved, since the launch."""
+        with self._loading:
+            return self._leader.ownership
 
     @ray.method(concurrency_group="control")
     def phases(self) -> dict[str, float]:

@@ -113,6 +113,7 @@ typedef struct {
     hc_record record;
     int64_t d;
     int32_t batch;
+    const int32_t *slot_N; /* which record is a neuron's; NULL: that of its id */
     const int32_t *ids;
     int64_t n_ids;
     const uint32_t *members; /* members[k] bit b: token b asks for neuron ids[k]; NULL: all do */
@@ -249,16 +250,17 @@ typedef struct {
     int64_t flags_offset, span_offset[HC_MAX_ACTORS];
     int64_t span_capacity;
     int32_t spin_ns,
-        yield_every; /* wait policy: futex after spin_ns, sched_yield every so many spins */
-    int32_t reserved[2];
+        yield_every;       /* wait policy: futex after spin_ns, sched_yield every so many spins */
+    int64_t owners_offset; /* of hc_owners (moves.h); 0: neurons stay */
     uint64_t poison; /* own line. 0, or code << HC_POISON_SHIFT | actor: never cleared */
     uint64_t poison_pad[7];
     int32_t
         pass_batch; /* own line. the running pass, written by the GPU executor before its first signal */
     uint32_t pass_seq;
     uint64_t pass_begin_ns;
-    int32_t pass_prompt; /* tokens of the dense prompt pass that the GPU runs alone; 0: none */
-    int32_t pass_reserved[11];
+    int32_t pass_prompt;  /* tokens of the dense prompt pass that the GPU runs alone; 0: none */
+    uint32_t pass_owners; /* version of the ownership in this pass (moves.h) */
+    int32_t pass_reserved[10];
     int32_t pass_slot_B[HC_MAX_BATCH]; /* of each row: its sequence's slot, its place in there */
     int32_t pass_position_B[HC_MAX_BATCH];
     hc_actor_state actor[HC_MAX_ACTORS];
@@ -388,8 +390,9 @@ typedef struct {
 typedef struct {        /* what one device owns in one layer */
     const int32_t *ids; /* ascending */
     int64_t n_ids;
-    const void *records; /* by neuron id, of a format of the device's own; NULL: the model's */
-    hc_record record;    /* where parts lie in those */
+    const void *records;   /* of a format of the device's own; NULL: the model's, by neuron id */
+    hc_record record;      /* where parts lie in those */
+    const int32_t *slot_N; /* which of those records is a neuron's; NULL: that of its id */
 } hc_owned;
 
 typedef struct hc_predictor_layer hc_predictor_layer; /* predict.h */
@@ -397,8 +400,8 @@ typedef struct hc_predictor_layer hc_predictor_layer; /* predict.h */
 /* What a slot of the KV cache holds: the keys and values of the first n of its tokens. It lies in
  * the memory of the cache, so that both outlive who wrote them. */
 typedef struct {
-    int32_t n;        /* raised when rows are whole, lowered before any of them is written again */
-    int32_t plan;     /* kv_plan of who computed them; 0: several of them have */
+    int64_t n;        /* raised when rows are whole, lowered before any of them is written again */
+    int64_t plan;     /* kv_plan and version of the owners they were computed by; 0: by several */
     uint64_t used_ns; /* when a sequence last took it; 0: never */
 } hc_kv_mark;
 
@@ -488,6 +491,7 @@ static inline int32_t hc_keeps_both(const hc_model *model) {
     return 0;
 }
 
+#include "abi/moves.h"
 #include "abi/predict.h"
 #include "abi/request.h"
 

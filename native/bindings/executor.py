@@ -203,6 +203,17 @@ class NativeExecutor:
         if self.is_open and lib.hc_executor_release(self._c, request):
             self._requests.pop(request, None)
 
+    def own(self, version: int) -> None:
+        """Have the next pass begin with a version of the ownership (abi/moves.h)."""
+        if self.is_open:
+            lib.hc_executor_own(self._c, version)
+
+    def owned(self, layer: int) -> NDArray[np.int32]:
+        """A copy of the ids this executor owns in a layer; for tests, between passes."""
+        count = ffi.new("int64_t *")
+        data = lib.hc_executor_owned(self._c, layer, count)
+        return np.array(np.frombuffer(ffi.buffer(data, int(count[0]) * 4), np.int32))
+
     @property
     def is_open(self) -> bool:
         """Whether the native side is there."""

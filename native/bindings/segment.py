@@ -7,7 +7,7 @@ models.
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from mmap import mmap
 from typing import Any
 
@@ -57,6 +57,17 @@ class NativeSegment:
             self.pointer, self.bytes, epoch, n_flags, flags_offset, offsets, span_capacity
         )
         check(status)
+
+    def init_owners(self, offset: int, tables: Sequence[int]) -> None:
+        """Say where the owners of neurons are (abi/moves.h): offsets of header and tables."""
+        self.pointer.owners_offset = offset
+        self.owners.table = list(tables)
+
+    @property
+    def owners(self) -> Any:
+        """The header of the tables of owners, an hc_owners."""
+        base = ffi.cast("char *", self.pointer) + self.pointer.owners_offset
+        return ffi.cast("hc_owners *", base)
 
     def check(self, epoch: int) -> None:
         """Raise ConfigError or KernelError unless this is a whole segment of that epoch."""

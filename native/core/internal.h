@@ -71,6 +71,16 @@ static inline int64_t hc_row_bytes(int32_t dtype, int64_t d) {
     return d * hc_dtype_bytes(dtype) + hc_scale_bytes(dtype, d);
 }
 
+/* Where a neuron's record lies: by its slot, or by its id. */
+static inline const char *hc_record_at(const void *records, int64_t bytes, const int32_t *slot_N,
+                                       int32_t id) {
+    return (const char *)records + (slot_N ? slot_N[id] : id) * bytes;
+}
+/* Of entry k of a list. */
+static inline const char *hc_ffn_record(const hc_ffn_args *a, int64_t k) {
+    return hc_record_at(a->records, a->record.bytes, a->slot_N, a->ids[k]);
+}
+
 #define HC_MAX_D (1 << 24) /* longest row: keeps every product of sizes within int64 */
 
 #endif

@@ -102,7 +102,9 @@ static void audit_strata(void *context, int64_t task, int32_t thread) {
         const int64_t k = stratum * run->every + (int64_t)(draw % (uint64_t)run->every);
         if (k >= run->share->n_ids || proposed(run->list, run->share->ids[k], run->b))
             continue;
-        rows[n] = run->records + run->share->ids[k] * record->bytes + record->gate;
+        rows[n] =
+            hc_record_at(run->records, record->bytes, run->share->slot_N, run->share->ids[k]) +
+            record->gate;
         for (int64_t at = 0; at < row_bytes && at < AHEAD; at += 64)
             __builtin_prefetch((const char *)rows[n] + at);
         n++;

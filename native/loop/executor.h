@@ -50,6 +50,11 @@ typedef struct {
 struct hc_executor {
     hc_executor_args args;
     uint32_t seq;
+    /* moves.c: whose neurons are whose, and the version that this follows */
+    uint32_t owners_version;
+    const int8_t *device_LN;
+    hc_owned *owned_L;
+    int32_t *owned_ids_LN;          /* of lists that have changed */
     int32_t fault_op, fault_signal; /* see hc_executor_arm; fault_op -1: none */
     uint32_t fault_seq;
     int32_t batch; /* rows of the running pass */
@@ -102,15 +107,23 @@ void hc_audit(hc_executor *executor, const hc_step *step, uint32_t seq);
 void hc_put_span(hc_executor *executor, hc_span span);
 void hc_record_span(hc_executor *executor, const hc_step *step, uint32_t seq, uint64_t begin,
                     uint64_t ready, uint64_t end);
+void hc_count_step(hc_executor *executor); /* it has not stuck */
 /* fault.c: raise the signal of hc_executor_arm where a device takes pass seq as a whole; at an
  * operation of it. */
 void hc_fail_if_armed(hc_executor *executor, uint32_t seq);
 void hc_fail_if_armed_for(hc_executor *executor, int32_t op, uint32_t seq);
+/* moves.c: at the beginning of a pass, follow its version of the ownership. */
+void hc_owners_init(hc_executor *executor);
+void hc_owners_free(hc_executor *executor);
+void hc_begin_owners(hc_executor *executor); /* GPU executor: name the pass's version first */
+void hc_follow_owners(hc_executor *executor);
+int hc_owners_due(const hc_executor *executor); /* a version is wanted that no pass has had */
 /* pass.c: one pass of the whole program with its waits and signals. */
 hc_status hc_run_pass(hc_executor *executor);
 /* request.c: what control threads post and read. */
 void hc_inbox_init(hc_executor *executor);
 void hc_inbox_free(hc_executor *executor);
+void hc_wake(hc_inbox *inbox); /* who waits for requests, to look around */
 /* With the lock held: a while, or less; a sequence waits no longer; it is done, or already freed. */
 void hc_wait_changed(hc_inbox *inbox, pthread_cond_t *changed, int64_t milliseconds);
 void hc_leave_queue(hc_inbox *inbox, hc_sequence *sequence);
@@ -169,6 +182,7 @@ static inline void hc_begin_pass(hc_executor *executor, uint32_t seq) {
         segment->pass_slot_B[b] = executor->slot_B[b];
         segment->pass_position_B[b] = executor->position_B[b];
     }
+    hc_begin_owners(executor);
     segment->pass_begin_ns = hc_now_ns();
 }
 /* Where a layer's neurons lie for this actor: in a format of its own, or as the model has them. */

@@ -121,6 +121,7 @@ hc_executor *hc_executor_create(const hc_executor_args *args) {
     hc_scheduler_init(e);
     hc_inbox_init(e); /* before what may fail: destroying frees it too */
     allocate(e);
+    hc_owners_init(e);
     if (e->out_of_memory) {
         hc_fail(HC_ERR_MEMORY, "no memory for the scratch of a batch of %d", args->max_batch);
         hc_executor_destroy(e);
@@ -135,6 +136,7 @@ void hc_executor_destroy(hc_executor *e) {
         return;
     for (int i = 0; i < e->n_scratch; i++)
         free(e->scratch[i]);
+    hc_owners_free(e);
     hc_inbox_free(e);
     free(e);
 }

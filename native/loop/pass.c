@@ -25,6 +25,7 @@ static hc_status await(hc_executor *e, const hc_step *step, uint32_t seq) {
         hc_status s = hc_flag_wait(e->args.segment, step->wait[1], seq, e->args.epoch, -1, NULL);
         if (s)
             return s;
+        hc_follow_owners(e); /* the list's flag is behind the header */
         hc_read_ahead(e, step, seq);
     }
     for (int i = 0; i < HC_MAX_WAITS; i++) {
@@ -33,7 +34,8 @@ static hc_status await(hc_executor *e, const hc_step *step, uint32_t seq) {
         /* wait[0] was the lists' flag, so the count is this pass's. The device's executor sets its
          * flag all the same, and nobody waits for it. */
         if (i && (step->flags & HC_STEP_SELECTIVE) && hc_none_active(e, step, i - 1)) {
-            hc_count(&hc_state_of(e)->skipped_exchanges, 1);
+            if (e->batch)
+                hc_count(&hc_state_of(e)->skipped_exchanges, 1);
             continue;
         }
         hc_status s = hc_flag_wait(e->args.segment, step->wait[i], seq, e->args.epoch, -1, NULL);
@@ -64,8 +66,16 @@ hc_status hc_run_pass(hc_executor *e) {
             ready = hc_now_ns();
         }
         /* Behind the step's waits, so the header is this pass's. */
-        if (!leads)
+        if (!leads) {
             e->batch = segment->pass_batch;
+            hc_follow_owners(e);
+        }
+        if (!e->batch) { /* only to change owners */
+            if (step->signal >= 0)
+                hc_flag_signal(segment, step->signal, seq);
+            hc_count_step(e);
+            continue;
+        }
         hc_status s = hc_compute_step(e, step, seq);
         if (s)
             return s;

@@ -23,6 +23,12 @@ void hc_inbox_init(hc_executor *e) {
     init_condition(&e->inbox.posted);
 }
 
+void hc_wake(hc_inbox *inbox) {
+    pthread_mutex_lock(&inbox->lock);
+    pthread_cond_signal(&inbox->posted);
+    pthread_mutex_unlock(&inbox->lock);
+}
+
 static void free_sequence(hc_sequence *q) {
     pthread_cond_destroy(&q->changed);
     free(q->prompt);

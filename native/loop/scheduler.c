@@ -49,8 +49,8 @@ static void begin_some(hc_executor *e, int goes_on) {
 }
 
 /* Give free slots to who waits, in the order of their posts, but first to who goes on, before its rows
- * are lost; wait where nobody is there, and look at poison every 20 ms: nothing wakes a condition
- * variable for it. 0: there is poison and nothing to do. */
+ * are lost; wait where nobody is there and no neuron changes its owner, and look at poison every
+ * 20 ms: nothing wakes a condition variable for it. 0: there is poison and nothing to do. */
 static int admit(hc_executor *e) {
     hc_inbox *inbox = &e->inbox;
     hc_scheduler *all = &e->scheduler;
@@ -58,12 +58,13 @@ static int admit(hc_executor *e) {
         (all->n_running && !__atomic_load_n(&inbox->waiting, __ATOMIC_RELAXED)))
         return 1;
     pthread_mutex_lock(&inbox->lock);
-    while (!all->n_running && !inbox->waiting && !hc_segment_poisoned(e->args.segment))
+    while (!all->n_running && !inbox->waiting && !hc_owners_due(e) &&
+           !hc_segment_poisoned(e->args.segment))
         hc_wait_changed(inbox, &inbox->posted, 20);
     begin_some(e, 1);
     begin_some(e, 0);
     pthread_mutex_unlock(&inbox->lock);
-    return all->n_running > 0;
+    return all->n_running > 0 || hc_owners_due(e);
 }
 
 static int decodes(const hc_sequence *q) {
@@ -158,7 +159,8 @@ static hc_status run_next(hc_executor *e) {
     hc_scheduler *all = &e->scheduler;
     for (int32_t i = 0; i < all->n_running; i++)
         all->running[i]->rows = 0;
-    const int32_t dense = dense_rows(e, all->running[0]); /* a device has one slot */
+    /* a device has one slot; without sequences the pass has no rows */
+    const int32_t dense = all->n_running ? dense_rows(e, all->running[0]) : 0;
     return dense ? run_dense(e, all->running[0], dense) : run_rows(e);
 }
 

@@ -19,13 +19,18 @@ static int32_t *tokens_of(const hc_executor *e, int32_t slot) {
     return e->args.kv_tokens_SP + slot * e->args.model->context;
 }
 
+/* What the bits of a row depend on beside tokens: the plan, and how neurons have moved since. */
+static int64_t plan_of(const hc_executor *e) {
+    return (int64_t)e->args.kv_plan << 32 | e->owners_version;
+}
+
 /* Leading tokens of the prompt that are in a slot, of those that need not be computed. */
 static int32_t common(const hc_executor *e, const hc_sequence *q, int32_t slot) {
     const hc_kv_mark *mark = &e->args.kv_marks_S[slot];
     const hc_request *r = &q->request;
-    if (r->reuse == HC_REUSE_NONE || (r->reuse == HC_REUSE_PLAN && mark->plan != e->args.kv_plan))
+    if (r->reuse == HC_REUSE_NONE || (r->reuse == HC_REUSE_PLAN && mark->plan != plan_of(e)))
         return 0;
-    const int32_t most = mark->n < r->n_prompt ? mark->n : r->n_prompt - 1;
+    const int32_t most = mark->n < r->n_prompt ? (int32_t)mark->n : r->n_prompt - 1;
     const int32_t *tokens = tokens_of(e, slot);
     int32_t n = 0;
     while (n < most && tokens[n] == q->prompt[n])
@@ -34,16 +39,16 @@ static int32_t common(const hc_executor *e, const hc_sequence *q, int32_t slot) 
 }
 
 /* Keep the first n rows, which may be of another plan than those that follow. */
-static void roll_back(hc_executor *e, int32_t slot, int32_t n, int32_t plan) {
+static void roll_back(hc_executor *e, int32_t slot, int32_t n, int64_t plan) {
     hc_kv_mark *mark = &e->args.kv_marks_S[slot];
-    __atomic_store_n(&mark->n, n, __ATOMIC_RELAXED);
+    __atomic_store_n(&mark->n, (int64_t)n, __ATOMIC_RELAXED);
     __atomic_thread_fence(__ATOMIC_SEQ_CST); /* no write to a row comes before */
-    mark->plan = !n || plan == e->args.kv_plan ? e->args.kv_plan : 0;
+    mark->plan = !n || plan == plan_of(e) ? plan_of(e) : 0;
     mark->used_ns = hc_now_ns();
 }
 
 static void commit(hc_executor *e, int32_t slot, int32_t n) {
-    __atomic_store_n(&e->args.kv_marks_S[slot].n, n, __ATOMIC_RELEASE);
+    __atomic_store_n(&e->args.kv_marks_S[slot].n, (int64_t)n, __ATOMIC_RELEASE);
 }
 
 /* The first n rows of another slot. */
@@ -85,7 +90,7 @@ void hc_take_slot(hc_executor *e, hc_sequence *q) {
         candidate one = {.slot = slot, .free = !used_S[slot]};
         if (marks) {
             one.n = common(e, q, slot);
-            one.lost = marks[slot].n - one.n;
+            one.lost = (int32_t)marks[slot].n - one.n;
             one.used_ns = marks[slot].used_ns;
         }
         if (better(&one, &best))
@@ -101,12 +106,12 @@ void hc_take_slot(hc_executor *e, hc_sequence *q) {
     used_S[q->slot] = 1;
     if (!marks)
         return;
-    const int32_t plan = marks[best.slot].plan;
+    const int64_t plan = marks[best.slot].plan;
     roll_back(e, q->slot, take ? best.n : 0, plan);
     if (take || !best.n)
         return;
     copy_rows(e, best.slot, q->slot, best.n);
-    e->args.kv_marks_S[q->slot].plan = plan == e->args.kv_plan ? plan : 0;
+    e->args.kv_marks_S[q->slot].plan = plan == plan_of(e) ? plan : 0;
     commit(e, q->slot, best.n);
 }
 
@@ -114,6 +119,8 @@ void hc_commit_rows(hc_executor *e, const hc_sequence *q) {
     if (!e->args.kv_marks_S || !q->rows)
         return;
     int32_t *tokens = tokens_of(e, q->slot);
+    if (e->args.kv_marks_S[q->slot].plan != plan_of(e))
+        e->args.kv_marks_S[q->slot].plan = 0; /* neurons have moved since its first row */
     for (int32_t at = q->at; at < q->at + q->rows; at++)
         tokens[at] = hc_token_at(q, at);
     commit(e, q->slot, q->at + q->rows);

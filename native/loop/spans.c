@@ -23,5 +23,10 @@ void hc_record_span(hc_executor *e, const hc_step *step, uint32_t seq, uint64_t 
     uint64_t from = begin > segment->pass_begin_ns ? begin : segment->pass_begin_ns;
     if (ready > from)
         hc_count(&state->wait_ns, (int64_t)(ready - from));
+    hc_count_step(e);
+}
+
+void hc_count_step(hc_executor *e) {
+    hc_actor_state *state = hc_state_of(e);
     __atomic_store_n(&state->progress, state->progress + 1, __ATOMIC_RELAXED);
 }

@@ -38,7 +38,7 @@ static hc_status predict(hc_executor *e, const hc_step *step, uint32_t seq) {
                        .n = m->n,
                        .batch = e->batch,
                        .threshold = p->threshold,
-                       .device_N = e->args.device_LN + step->layer * m->n};
+                       .device_N = e->device_LN + step->layer * m->n};
     /* The scores are the gates themselves: they travel along, and the executors read no gate
      * row. */
     if (p->form == HC_PREDICT_GATE)
@@ -63,6 +63,7 @@ static hc_status describe_ffn(hc_executor *e, const hc_step *step, uint32_t seq,
     const hc_owned *share = &e->args.owned_L[step->layer];
     hc_ffn_args a = {.records = hc_records_of(e, step->layer),
                      .record = *hc_record_of(e, step->layer),
+                     .slot_N = share->slot_N,
                      .activation = m->activation,
                      .activation_threshold = m->activation_threshold,
                      .d = m->d,
@@ -93,7 +94,7 @@ void hc_read_ahead(hc_executor *e, const hc_step *step, uint32_t seq) {
     const uint32_t *x_flag = hc_flag_word(e->args.segment, step->wait[0]);
     hc_ffn_args a;
     e->batch = e->args.segment->pass_batch;
-    if (!x_flag || describe_ffn(e, step, seq, &a) != HC_OK)
+    if (!x_flag || !e->batch || describe_ffn(e, step, seq, &a) != HC_OK)
         return; /* the step itself says what is wrong */
     hc_count(&hc_state_of(e)->ahead_bytes, hc_ffn_ahead(&a, e->args.pool, x_flag, seq));
 }
@@ -105,7 +106,7 @@ static hc_status feed_forward(hc_executor *e, const hc_step *step, uint32_t seq)
     if (s)
         return s;
     a.y_BD = leads ? e->hot_BD : (float *)hc_slot(e, step->y[step->device]);
-    if (!a.n_ids && !leads)
+    if (!a.n_ids && !leads && !(step->flags & HC_STEP_ALL))
         return HC_OK; /* nobody reads y then */
     s = hc_ffn(&a, e->args.pool);
     hc_actor_state *state = hc_state_of(e);

@@ -34,7 +34,7 @@ static int fetch(const ahead_run *run, int64_t k, int64_t offset, int64_t bytes,
     const hc_ffn_args *a = run->a;
     if (*room < bytes || __atomic_load_n(run->flag, __ATOMIC_RELAXED) == run->seq)
         return 0;
-    const char *record = (const char *)a->records + a->ids[k] * a->record.bytes;
+    const char *record = hc_ffn_record(a, k);
     for (int64_t i = 0; i < bytes; i += LINE)
         /* Locality 2: into L2, past L1. */
         __builtin_prefetch(record + offset + i, 0, 2);

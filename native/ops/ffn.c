@@ -70,7 +70,7 @@ typedef struct {
 } ffn_run;
 
 static const char *record(const hc_ffn_args *a, int64_t k) {
-    return (const char *)a->records + a->ids[k] * a->record.bytes;
+    return hc_ffn_record(a, k);
 }
 
 /* Pre-activation of entry k from its gate row's sum. */

@@ -58,6 +58,7 @@ class Deployment:
         remembers: what the predictor proposes depends on tokens before, which die with its process.
         prefix_cache: whether prompts begin with what others have computed of the same tokens.
         prompt_piece: most prompt tokens of a pass in which others decode.
+        version, moved: of the table of owners and neurons moved, when the epoch began.
         fetch_L: by layer, the share of its cold neurons that the GPU executor computes (fetch.py).
     """
 
@@ -88,6 +89,8 @@ class Deployment:
     sequences: int = 1
     prefix_cache: bool = True
     prompt_piece: int = MAX_BATCH
+    version: int = 0
+    moved: int = 0
 
     @property
     def topology(self) -> Topology:

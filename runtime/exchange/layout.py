@@ -1,6 +1,6 @@
 """The bytes of an exchange segment: where flags, spans and payloads lie.
 
-    | header | flags, a cache line each | span rings, one an actor |
+    | header | flags, a cache line each | span rings, one an actor | owners, 2 tables |
     | per layer: x, an active list for each device, y of each but the leader's |
 
 The engine builds one layout; the program compiler takes flags and offsets from it, the exchange
@@ -14,6 +14,7 @@ from hotcold.native.abi.generated import (
     CACHE_LINE,
     FLAG,
     MAX_BATCH,
+    OWNERS,
     SEGMENT,
     SPAN,
     active_bytes,
@@ -62,6 +63,7 @@ class SegmentLayout:
     span_capacity: int
     flags_offset: int
     span_offsets: tuple[int, ...]
+    owners_offset: int
     layers: tuple[LayerSlots, ...]
     bytes: int
     topology: Topology = CLASSIC
@@ -97,7 +99,9 @@ class SegmentLayout:
         spans = align(flags_offset + flags * FLAG.itemsize)
         ring = align(span_capacity * SPAN.itemsize)
         span_offsets = tuple(spans + actor * ring for actor in range(actors))
-        first = align(spans + actors * ring, mmap.PAGESIZE)
+        owners = spans + actors * ring
+        first = align(owners + align(OWNERS.itemsize) + 2 * align(n_layers * n_neurons))
+        first = align(first, mmap.PAGESIZE)
         rows = align(4 * max_batch * d_model)
         x_rows = align(4 * max_batch * d_model * (2 if with_residual else 1))
         lists = active_bytes(n_neurons, max_batch if with_gate else 0)
@@ -117,6 +121,7 @@ class SegmentLayout:
             with_residual=with_residual,
             flags_offset=flags_offset,
             span_offsets=span_offsets,
+            owners_offset=owners,
             layers=layers,
             bytes=total,
             topology=topology,
@@ -126,6 +131,11 @@ class SegmentLayout:
     def active_bytes(self) -> int:
         """Bytes of one active list."""
         return active_bytes(self.n_neurons, self.max_batch if self.with_gate else 0)
+
+    def owner_table(self, index: int) -> int:
+        """Offset of one of the two tables of owners, int8 [L, N] (abi/moves.h)."""
+        first = self.owners_offset + align(OWNERS.itemsize)
+        return first + index * align(self.n_layers * self.n_neurons)
 
     def flag(self, kind: str, layer: int, device: int = 1) -> int:
         """Index of a layer's flag: "x" and "y" payload ready, "active" lists ready.

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +53,7 @@ class Poison(NamedTuple):
 class ActorState:
     """An actor's counters since the segment was made; times in nanoseconds.
 
-    clock_error_ns: by how much the times of a GPU's spans may be off at most; 0 without a GPU.
+    clock_error_ns: by how much times of a GPU's spans may be off, at most; 0 without a GPU.
     asks, asked_ns: where the predictor has a process of its own on the GPU, questions to it, and
     the GPU executor's time from each to its answer.
     prompt_tokens, reused_tokens: of the GPU executor's requests; of those, not computed again.
@@ -78,6 +78,11 @@ class ActorState:
     ahead_bytes: int = 0
     prompt_tokens: int = 0
     reused_tokens: int = 0
+
+    def since(self, before: "ActorState") -> "ActorState":
+        """What was counted after an earlier state."""
+        names = {x.name for x in fields(self)} - {"pid", "progress", "span_count", "clock_error_ns"}
+        return replace(self, **{x: getattr(self, x) - getattr(before, x) for x in names})
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,7 @@ class Segment:
             *(self.epoch, layout.n_flags, layout.flags_offset),
             *(layout.span_offsets, layout.span_capacity),
         )
+        self.native.init_owners(layout.owners_offset, [layout.owner_table(i) for i in (0, 1)])
         if not spins:
             self.native.pointer.spin_ns = 0
 

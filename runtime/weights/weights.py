@@ -179,6 +179,20 @@ class WeightStore:
             return np.zeros(len(records), np.float32)
         return np.array(records[:, at.slice]).view("<f4")[:, 0]
 
+    def take(self, layer: int, ids: NDArray[np.int32]) -> None:
+        """Add neurons to those of a private store; others have all of them. They stay until close.
+
+        Raises:
+            ConfigError: no such layer, or the store is closed.
+        """
+        if self._records is not None:
+            at, given = (
+                self._entry(f"layers.{layer}.neurons"),
+                self.array(f"layers.{layer}.neurons"),
+            )
+            own = self._records.array()[at.offset : at.offset + at.size]
+            own.reshape(given.shape)[ids] = given[ids]
+
     def close(self) -> None:
         """Let go of the memory; idempotent. Addresses handed out are invalid from here on."""
         closing, self._closing, self._bytes = self._closing, None, None

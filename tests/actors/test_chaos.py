@@ -16,7 +16,6 @@ from hotcold.actors.bench import chaos, faults
 from hotcold.actors.cluster.processes import is_gone
 from hotcold.native.abi import names
 
-
 OPS = {
     "gpu": ["embed", "attention", "hot", "merge", "head"],
     "cpu": ["cold"],

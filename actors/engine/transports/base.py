@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.moving import Moved
 from hotcold.runtime.engine.request import Sampled
 from hotcold.runtime.exchange.segment import ActorState
 
@@ -57,6 +58,20 @@ class Transport(ABC):
     def phases(self) -> dict[str, float]:
         """Seconds a pass by phase; empty where no one keeps them."""
         return {}
+
+    def move(self, to: Deployment, rate: int, anew: bool) -> Moved | None:
+        """Become another deployment by moves alone, while tokens run; None: that cannot be.
+
+        rate: bytes of records a second. anew: counters begin again, as under a new plan.
+
+        Raises:
+            HotcoldError: it failed, and all is as it was; or the exchange was poisoned meanwhile.
+        """
+        return None
+
+    def ownership(self) -> tuple[int, int]:
+        """Version of the table of owners, and neurons moved, since the launch."""
+        return self._deployment.version, self._deployment.moved
 
     @abstractmethod
     def ask(self, deployment: Deployment) -> None:

@@ -11,6 +11,7 @@ from hotcold.actors.engine.transports.base import Transport
 from hotcold.native.bindings.executor import Request, RequestTimes
 from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.deployment import Deployment
+from hotcold.runtime.engine.moving import Moved
 from hotcold.runtime.engine.request import Sampled
 from hotcold.runtime.exchange.segment import ActorState
 
@@ -59,6 +60,17 @@ class NativeTransport(Transport):
     def phases(self) -> dict[str, float]:
         """Of the newest passes."""
         return cast(dict[str, float], ray.get(self._leader.phases.remote()))
+
+    def move(self, to: Deployment, rate: int, anew: bool) -> Moved | None:
+        """Led by the GPU executor, beside its loop."""
+        topology = self._deployment.topology
+        others = (actor for actor in topology.actors if actor != topology.leader.actor)
+        peers = {actor: self._actor(actor) for actor in others}
+        return cast(Moved | None, ray.get(self._leader.move.remote(to, peers, rate, anew)))
+
+    def ownership(self) -> tuple[int, int]:
+        """As the GPU executor reads it."""
+        return cast(tuple[int, int], ray.get(self._leader.ownership.remote()))
 
     def ask(self, deployment: Deployment) -> None:
         """Through the GPU executor, whose epoch ends for it."""

@@ -17,6 +17,7 @@ from hotcold.native.errors import KernelError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.model_addresses import model_addresses
 from hotcold.runtime.engine.kv import KvHandle
+from hotcold.runtime.engine.moving import Places, by_layer
 from hotcold.runtime.engine.variant import Variant, use_kernels
 from hotcold.runtime.exchange.segment import Segment
 from hotcold.runtime.model.checkpoints.bundle import open_bundle
@@ -98,10 +99,45 @@ class Executor(ABC):
         device = self.member.index
         plan, owned = self.deployment.computed_plan, self._owned(device)
         formats_L = [plan.format(layer, device) for layer in range(len(owned))]
-        self._records = OwnRecords(self.store, formats_L, [one["ids"] for one in owned])
+        spare = (
+            None if self.deployment.gpu is not None else spare_bytes(self.deployment.plan, device)
+        )
+        self._records = OwnRecords(self.store, formats_L, [one["ids"] for one in owned], spare)
         for layer in range(len(owned)):
             owned[layer] |= self._records.fields(layer)
         return {"owned_L": owned, "fired_LN": shared.fired_LN}
+
+    def take(self, places: Places) -> int:
+        """Have the records of neurons that come, as many of the first as there are slots for.
+
+        Returns how many; nothing has changed after an error.
+
+        Raises:
+            ConfigError: a weight that this device's format cannot hold.
+        """
+        records, taken = self._records, 0
+        assert records is not None
+        try:
+            for layer, ids in by_layer(places).items():
+                if not records.has(layer):
+                    self.store.take(layer, ids)
+                    taken += len(ids)
+                    continue
+                count = records.take(layer, ids)
+                taken += count
+                if count < len(ids):
+                    break
+        except BaseException:
+            self.drop(places[:taken])
+            raise
+        return taken
+
+    def drop(self, places: Places) -> None:
+        """Free the slots of neurons that have gone, or have not come after all."""
+        assert self._records is not None
+        for layer, ids in by_layer(places).items():
+            if self._records.has(layer):
+                self._records.drop(layer, ids)
 
     def _owned(self, device: int) -> list[dict[str, Any]]:
         """The ids of its neurons, by layer."""
@@ -124,6 +160,12 @@ class Executor(ABC):
         if self._records is not None:
             self._records.close()
         self.store.close()
+
+
+def spare_bytes(plan: Plan, device: int) -> int:
+    """What a device's budget leaves."""
+    name = plan.devices[device]
+    return max(0, plan.budgets[name] - plan.bytes_by_device[name])
 
 
 def owned_ids(deployment: Deployment, device: int) -> list[NDArray[np.int32]]:

@@ -1,8 +1,9 @@
 """What the first GPU executor does on any device: requests, and the form of each prompt."""
 
 import sys
+import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar
@@ -11,8 +12,10 @@ import numpy as np
 
 from hotcold.native.abi.generated import Reuse
 from hotcold.native.bindings.executor import Request, RequestTimes
+from hotcold.native.errors import ConfigError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared, kernels_used
+from hotcold.runtime.engine.moving import RATE, Moved, Mover, Table, Taker, cannot_move
 from hotcold.runtime.engine.prompt import PromptForm
 from hotcold.runtime.engine.request import Sampled
 from hotcold.runtime.exchange.segment import Segment
@@ -45,6 +48,8 @@ class LeadingExecutor(Executor):
         self.prompts = self._prompt_form()
         self._counts = shared.fired_LN is not None
         self._cancelled: deque[int] = deque(maxlen=LATE_CANCELS)
+        self._begun = deployment
+        self._moving = threading.Lock()
         self._times = RequestTimes(0, 0, 0, 0, 0, 0)
 
     def _prompt_form(self) -> PromptForm:
@@ -101,6 +106,36 @@ class LeadingExecutor(Executor):
             while not done and native.is_open and not self.segment.poisoned:
                 done = native.tokens(id_, sys.maxsize, COALESCE_MS)[1]
             native.release(id_)
+
+    def move(self, to: Deployment, takers: Mapping[int, Taker], rate: int = RATE) -> Moved | None:
+        """Become another deployment by moves alone, while tokens run; None: that cannot be.
+
+        takers: of the devices that keep records of their own. rate: bytes of records a second.
+
+        Raises:
+            ConfigError: another one is under way; a weight that a device's format cannot hold.
+            BudgetError: a device has no free slot. After either all is as it was.
+            ActorLostError, PlanReplaced, KernelError: the exchange was poisoned meanwhile.
+        """
+        if not self._moving.acquire(blocking=False):
+            raise ConfigError("neurons are being moved already; try again when that is done")
+        try:
+            if cannot_move(self.deployment, to) is not None:
+                return None
+            mover = Mover(self._begun, self.segment, self.native.own, takers)
+            moved = mover.run(to.plan.device_LN, rate)
+            begun = self._begun
+            self.deployment = replace(to, version=begun.version, moved=begun.moved)
+            return moved
+        finally:
+            self._moving.release()
+
+    @property
+    def ownership(self) -> tuple[int, int]:
+        """Version of the table of owners, and neurons moved, since the launch."""
+        begun = self._begun
+        table = Table(self.segment, begun)
+        return begun.version + table.version, begun.moved + table.moved
 
     def cancel(self, request: int) -> None:
         """End the request of that id after its current token; one yet to come never runs."""

@@ -7,7 +7,7 @@ is `hotcold.actors.Engine`.
 """
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -15,14 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.bindings.device import Mailbox
+from hotcold.native.errors import ConfigError
 from hotcold.native.options.sampling import Top
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.engine.executors.base import Executor, Shared
 from hotcold.runtime.engine.executors.factory import make_executor
 from hotcold.runtime.engine.executors.leading import LeadingExecutor, run_through
+from hotcold.runtime.engine.moving import RATE, Moved, cannot_move, own_memory
 from hotcold.runtime.engine.request import make_request
 from hotcold.runtime.exchange.segment import PoisonCode, Segment
 from hotcold.runtime.options.config import Sampling
+from hotcold.runtime.plan.moved import Move, check_budgets, owners_after, with_owners
 from hotcold.runtime.text.generation import TextCodec, Token
 
 EPOCH = 1
@@ -103,6 +106,28 @@ class LocalSession:
         run_through(self.leader.generate(request))
         bits = np.unpackbits(masks, axis=-1, count=spec.n_neurons, bitorder="little")
         return logits, bits.astype(bool)
+
+    def move(self, moves: Iterable[Move], rate: int = RATE) -> Moved:
+        """Give single neurons (layer, neuron, device) to other devices, while tokens run.
+
+        Raises:
+            ConfigError: moves that cannot be; BudgetError: no room. Nothing has changed then.
+        """
+        now = self.leader.deployment
+        plan = with_owners(now.plan, owners_after(now.plan, moves))
+        check_budgets(plan)
+        return self.replan(replace(now, plan=plan), rate)
+
+    def replan(self, to: Deployment, rate: int = RATE) -> Moved:
+        """Become another deployment by moves alone; ConfigError where that cannot be."""
+        now, owns = self.leader.deployment, own_memory(self.deployment)
+        if (why := cannot_move(now, to)) is not None:
+            raise ConfigError(f"neurons cannot be moved: {why}")
+        takers = {one.device: one for one in self.executors.values() if one.device in owns}
+        moved = self.leader.move(to, takers, rate)
+        assert moved is not None
+        self.deployment = self.leader.deployment
+        return moved
 
     def close(self) -> None:
         """End the loops and free everything. Idempotent."""
