@@ -31,7 +31,7 @@ from hotcold.runtime.engine.executors.factory import roles
 from hotcold.runtime.engine.moving import RATE, Moved, cannot_move
 from hotcold.runtime.engine.request import Sampled, make_request
 from hotcold.runtime.options.config import EngineConfig, Sampling
-from hotcold.runtime.text.generation import GenerationStats, TextCodec, TokenStream
+from hotcold.runtime.text.generation import GenerationStats, TextCodec, Token, TokenStream
 from hotcold.runtime.tracing.spans import Span, as_spans
 
 TRANSPORTS: dict[str, type[Transport]] = {

@@ -34,7 +34,7 @@ from hotcold.runtime.plan.moved import Move, check_budgets, owners_after, with_o
 from hotcold.runtime.plan.program import Program
 from hotcold.runtime.plan.roofline import Roofline, for_batch, roofline
 from hotcold.runtime.plugins.run import policy_name
-from hotcold.runtime.text.generation import TextCodec
+from hotcold.runtime.text.generation import TextCodec, Token
 from hotcold.runtime.text.prompts import Given, asked_of, sampling_of
 from hotcold.runtime.units import parse_bytes
 

@@ -123,7 +123,8 @@ class LocalSession:
         now, owns = self.leader.deployment, own_memory(self.deployment)
         if (why := cannot_move(now, to)) is not None:
             raise ConfigError(f"neurons cannot be moved: {why}")
-        takers = {one.device: one for one in self.executors.values() if one.device in owns}
+        places = {one.member.index: one for one in self.executors.values()}
+        takers = {device: places[device] for device in owns}
         moved = self.leader.move(to, takers, rate)
         assert moved is not None
         self.deployment = self.leader.deployment
