@@ -60,3 +60,19 @@ def format_bytes(amount: int | float) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def parse_budgets(vram: str | int | None, gpus: int) -> list[int | None]:
+    """Bytes for each of so many GPU executors; None: not limited.
+
+    Raises:
+        ConfigError: not a size, or another number of sizes than GPU executors.
+    """
+    given = vram.split(",") if isinstance(vram, str) else [vram]
+    if len(given) not in (1, gpus):
+        raise ConfigError(
+            f"vram {vram!r} has {len(given)} sizes, for {gpus} GPU executors; give one for all, or "
+            "one for each"
+        )
+    sizes = [None if size is None else parse_bytes(size, "vram") for size in given]
+    return sizes * (gpus // len(sizes))

@@ -53,7 +53,7 @@ typedef struct {    /* a failure; value and limit are 0 where the status gives t
  * HC_GROUP of a row (variant.h); and of predictor matrices on a GPU, with a scale a row. Names in
  * Python: float32, float16, bfloat16, int8 (abi/names.py). */
 typedef enum { HC_F32 = 0, HC_F16 = 1, HC_BF16 = 2, HC_I8 = 3 } hc_dtype;
-typedef enum { /* which actor has which, and what each owns: runtime/topology.py */
+typedef enum {                /* which actor has which, and what each owns: runtime/topology.py */
                HC_LEADER = 0, /* the first GPU executor: attention, its own neurons, merges, head */
                HC_WORKER = 1, /* any other executor: its own neurons, whose sum it hands over */
                HC_PREDICTOR = 2

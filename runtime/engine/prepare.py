@@ -16,7 +16,7 @@ from hotcold.runtime.engine.variant import Variant, is_variant_file, prepare_var
 from hotcold.runtime.hardware.this_machine import chosen_hardware
 from hotcold.runtime.model.checkpoints.bundle import Bundle, resolve_model
 from hotcold.runtime.model.spec import ModelSpec
-from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig, parse_budgets
+from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
 from hotcold.runtime.plan.problem import Problem, make_problem
 from hotcold.runtime.plan.work import ModelWork, predict_work, predictor_bytes
 from hotcold.runtime.plugins.run import policy_name
@@ -33,6 +33,7 @@ from hotcold.runtime.predictors.predictor import (
 from hotcold.runtime.predictors.predictor_choice import choose_auto, choose_predictor
 from hotcold.runtime.predictors.preparing import prepare_predictor
 from hotcold.runtime.profiles.profile import ActivationProfile
+from hotcold.runtime.units import parse_budgets
 from hotcold.runtime.weights.weights import WeightStore
 
 WITH_GATE = ("gate", "window")  # forms that send gate pre-activations along

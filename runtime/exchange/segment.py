@@ -103,14 +103,8 @@ class Segment:
     flag and counter has one writer. Views and native users keep the mapping alive after `close`.
     """
 
-    def __init__(
-        self,
-        memory: mmap.mmap,
-        epoch: int,
-        fd: int = -1,
-        actors: tuple[str, ...] = CLASSIC.actors,
-    ) -> None:
-        self.epoch, self.actors = epoch, tuple(actors)
+    def __init__(self, memory: mmap.mmap, epoch: int, fd: int = -1) -> None:
+        self.epoch, self.actors = epoch, CLASSIC.actors
         self._memory: mmap.mmap | None = memory
         self._native: NativeSegment | None = NativeSegment(memory)
         self._fd = fd
@@ -126,7 +120,7 @@ class Segment:
         """
         fd = create_sealed("hotcold-exchange", layout.bytes)
         try:
-            segment = cls(mmap.mmap(fd, layout.bytes), epoch, fd, layout.topology.actors)
+            segment = cls(mmap.mmap(fd, layout.bytes), epoch, fd)
         except BaseException:
             os.close(fd)
             raise
@@ -137,8 +131,7 @@ class Segment:
     def private(cls, layout: SegmentLayout, epoch: int, spins: bool = True) -> "Segment":
         """Make a segment in this process's own memory, for transports that copy payloads."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        memory = mmap.mmap(-1, layout.bytes, flags=flags)
-        segment = cls(memory, epoch, actors=layout.topology.actors)
+        segment = cls(mmap.mmap(-1, layout.bytes, flags=flags), epoch)
         segment._init(layout, spins)
         return segment
 
@@ -151,18 +144,14 @@ class Segment:
         """
         fd = open_sealed(handle.pid, handle.fd, "exchange segment")
         try:
-            return cls.attach_fd(fd, handle.epoch, handle.bytes, handle.actors)
+            segment = cls.attach_fd(fd, handle.epoch, handle.bytes)
+            segment.actors = tuple(handle.actors)
+            return segment
         finally:
             os.close(fd)
 
     @classmethod
-    def attach_fd(
-        cls,
-        fd: int,
-        epoch: int,
-        n_bytes: int | None = None,
-        actors: tuple[str, ...] = CLASSIC.actors,
-    ) -> "Segment":
+    def attach_fd(cls, fd: int, epoch: int, n_bytes: int | None = None) -> "Segment":
         """Map a segment by a descriptor, which stays the caller's. Raises as attach does."""
         check_sealed(fd, "exchange segment")
         size = os.fstat(fd).st_size
@@ -171,7 +160,7 @@ class Segment:
                 f"exchange segment has {size} bytes, expected "
                 f"{n_bytes or f'at least {SEGMENT.itemsize}'}; start the engine again"
             )
-        segment = cls(mmap.mmap(fd, size), epoch, actors=actors)
+        segment = cls(mmap.mmap(fd, size), epoch)
         try:
             segment.native.check(epoch)
         except (ConfigError, KernelError) as error:
@@ -185,6 +174,7 @@ class Segment:
         return segment
 
     def _init(self, layout: SegmentLayout, spins: bool) -> None:
+        self.actors = layout.topology.actors
         self.native.init(
             *(self.epoch, layout.n_flags, layout.flags_offset),
             *(layout.span_offsets, layout.span_capacity),
@@ -205,8 +195,7 @@ class Segment:
         """How other processes attach, for as long as this one keeps the segment open."""
         if self._fd < 0:
             raise KernelError("only the segment's creator hands it out, and not after close")
-        size = self.native.bytes
-        return SegmentHandle(os.getpid(), self._fd, self.epoch, size, self.actors)
+        return SegmentHandle(os.getpid(), self._fd, self.epoch, self.native.bytes, self.actors)
 
     def signal(self, flag: int, seq: int) -> None:
         """Set a flag to the number of the pass and wake who waits for it."""

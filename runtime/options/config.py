@@ -18,7 +18,7 @@ from hotcold.native.options.sampling import Sampling as Sampling  # noqa: PLC041
 from hotcold.native.options.table import MAX_SEED, check_all, documented, option, rows
 from hotcold.runtime.limits import processors
 from hotcold.runtime.topology import Topology
-from hotcold.runtime.units import parse_bytes
+from hotcold.runtime.units import parse_budgets
 
 STORES = ("file", "memfd", "private")
 DEFAULT_CONTEXT = 512
@@ -320,22 +320,6 @@ class EngineConfig:
     def topology(self) -> Topology:
         """The actors asked for."""
         return Topology(self.gpu_executors, self.cpu_executors)
-
-
-def parse_budgets(vram: str | int | None, gpus: int) -> list[int | None]:
-    """Bytes for each of so many GPU executors; None: not limited.
-
-    Raises:
-        ConfigError: not a size, or another number of sizes than GPU executors.
-    """
-    given = vram.split(",") if isinstance(vram, str) else [vram]
-    if len(given) not in (1, gpus):
-        raise ConfigError(
-            f"vram {vram!r} has {len(given)} sizes, for {gpus} GPU executors; give one for all, or "
-            "one for each"
-        )
-    sizes = [None if size is None else parse_bytes(size, "vram") for size in given]
-    return sizes * (gpus // len(sizes))
 
 
 ENGINE, SAMPLING = rows(EngineConfig), rows(Sampling)

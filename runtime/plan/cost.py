@@ -7,8 +7,7 @@ machine. One layer, from the bytes that the token reads and a rate for each devi
               the GPU executor reads what lies in host memory over PCIe
     hot       sum over the GPU's neurons of (gate * q + (1 - gate) * p) * bytes / GPU rate; of
               several GPU executors, the slowest one's
-    cold      the same of the CPU's neurons / host rate; of several CPU executors, which share the
-              host's memory, the slowest one's at its part of that rate
+    cold      the same of the CPU's neurons / host rate, which several CPU executors share
     exchange  T_sync * P(some cold neuron is proposed)
     layer     dense + max(hot, cold) + exchange
 
@@ -143,8 +142,7 @@ class CostModel:
             self._s_per_byte(share, problem.dtype, self._tokens) for share in ("hot", "cold")
         )
         self.overlap = not hardware.in_turn
-        if self.overlap:  # several GPUs read side by side
-            self.hot_s_per_byte /= problem.gpus
+        self.hot_s_per_byte /= problem.gpus if self.overlap else 1  # which read side by side
 
     def _s_per_byte(self, share: str, dtype: str, tokens: float) -> float:
         """Seconds that a byte of weights takes which so many tokens multiply."""
@@ -178,15 +176,14 @@ class CostModel:
     def hot(self, device_LN: NDArray[np.int8]) -> F64:
         """Seconds by layer of the GPU executors: of the slowest, or of all that take turns."""
         each_DL = [self.neurons("hot", device_LN == index) for index in range(self.problem.gpus)]
-        together_L: F64 = np.max(each_DL, axis=0) if self.overlap else np.sum(each_DL, axis=0)
-        return together_L
+        return np.asarray((np.max if self.overlap else np.sum)(each_DL, axis=0))
 
     def cold(self, device_LN: NDArray[np.int8]) -> F64:
         """The same of the CPU executors; a neuron of device -1 is nobody's."""
         indices = range(self.problem.gpus, len(self.problem.devices))
         each_DL = [self.neurons("cold", device_LN == index) for index in indices]
-        slowest_L: F64 = np.max(each_DL, axis=0) * len(each_DL)
-        return slowest_L if self.overlap else np.sum(each_DL, axis=0)
+        share = len(each_DL) if self.overlap else 1
+        return np.asarray((np.max if self.overlap else np.sum)(each_DL, axis=0) * share)
 
     def dense(self, modules: Mapping[str, str]) -> tuple[F64, float]:
         """Seconds of each layer's modules, and of those that belong to no layer."""

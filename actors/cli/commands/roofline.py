@@ -14,14 +14,9 @@ import numpy as np
 from hotcold.actors.cli.commands.solve import check_shape, placed
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import engine_options, json_option, option
-from hotcold.runtime.options.config import (
-    DEFAULT_CONTEXT,
-    ENGINE,
-    EngineConfig,
-    parse_budgets,
-)
+from hotcold.runtime.options.config import DEFAULT_CONTEXT, ENGINE, EngineConfig
 from hotcold.runtime.topology import CLASSIC
-from hotcold.runtime.units import format_bytes
+from hotcold.runtime.units import format_bytes, parse_budgets
 
 if TYPE_CHECKING:
     from hotcold.runtime.hardware.profile import HardwareProfile

@@ -12,7 +12,8 @@ import click
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import engine_options, json_option, out_option
 from hotcold.native.errors import ConfigError
-from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig, parse_budgets
+from hotcold.runtime.options.config import DEFAULT_CONTEXT, EngineConfig
+from hotcold.runtime.units import parse_budgets
 
 if TYPE_CHECKING:
     from hotcold.runtime.hardware.profile import HardwareProfile
