@@ -93,6 +93,11 @@ def no_tokenizer(folder: Path) -> CheckpointError:
     what = impostor(folder / TOKENIZER)
     if what:
         return CheckpointError(f"{folder / TOKENIZER} {what}")
+    if has_sentencepiece(folder):
+        try:
+            _sentencepiece(folder)
+        except CheckpointError as error:
+            return error
     half = [name for name in (VOCAB, MERGES) if regular_file(folder / name)]
     if half:
         other = MERGES if half == [VOCAB] else VOCAB
