@@ -5,7 +5,7 @@
     model.powerinfer.gguf.generated.gpuidx   gpu_idx [N], 1: on the GPU; gpu_bucket, their ids
 
 The index is GGUF version 3 with PowerInfer's first bytes and its old id of int32. Source:
-PowerInfer's solver/export_split.py.
+the export_split of PowerInfer's solver.
 """
 
 import os

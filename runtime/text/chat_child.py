@@ -2,7 +2,7 @@
 
 Run by chat.py. Jinja's sandbox lets a template call no code but its own; limits on the address
 space and on the seconds of CPU end one that grows or turns without end. Source of what templates
-expect: transformers' chat_template_utils.py.
+expect: transformers' chat_template_utils.
 """
 
 import datetime

@@ -166,7 +166,9 @@ def check_companions(folder: Path) -> None:
     for name in CONFIGS:
         if os.path.lexists(folder / name):
             read_json_object(folder / name)
-    if has_tokenizer(folder):  # without one, token ids can still be run
+    if has_tokenizer(folder) and not has_sentencepiece(
+        folder
+    ):  # without one, token ids can still be run
         read_tokenizer(folder)
     profile = folder / PROFILE
     if os.path.lexists(profile):
@@ -203,7 +205,10 @@ def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if has_sentencepiece(source):
-        (folder / TOKENIZER).write_text(read_tokenizer(source).to_str(), encoding="utf-8")
+        try:
+            (folder / TOKENIZER).write_text(read_tokenizer(source).to_str(), encoding="utf-8")
+        except CheckpointError as error:
+            logger.warning("%s; the model takes token ids only", error)
     for name in COMPANIONS:
         if (folder / name).is_file():
             fsync_path(folder / name)

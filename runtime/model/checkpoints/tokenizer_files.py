@@ -9,6 +9,7 @@ say. Called by the tokenizer, and by `bundle.resolve_model` before a checkpoint 
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
@@ -92,6 +93,11 @@ def no_tokenizer(folder: Path) -> CheckpointError:
     what = impostor(folder / TOKENIZER)
     if what:
         return CheckpointError(f"{folder / TOKENIZER} {what}")
+    if has_sentencepiece(folder):
+        try:
+            _sentencepiece(folder)
+        except CheckpointError as error:
+            return error
     half = [name for name in (VOCAB, MERGES) if regular_file(folder / name)]
     if half:
         other = MERGES if half == [VOCAB] else VOCAB
@@ -101,7 +107,8 @@ def no_tokenizer(folder: Path) -> CheckpointError:
 
 def _sentencepiece(folder: Path) -> tokenizers.Tokenizer:
     """The tokenizer of tokenizer.model and what tokenizer_config.json adds to it."""
-    path, said = folder / SENTENCEPIECE, {}
+    path = folder / SENTENCEPIECE
+    said: dict[str, Any] = {}
     for name in reversed(CONFIGS):
         if regular_file(folder / name):
             said |= read_json_object(folder / name)

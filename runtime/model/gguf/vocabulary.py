@@ -3,7 +3,7 @@
 "llama" is SentencePiece's BPE, whose merges are the pairs of pieces that make a piece, best score
 first; "unigram" its other model; "gpt2" is byte-level BPE with merges, its text cut by one of the
 rules that llama.cpp knows by name (tokenizer.ggml.pre). Sources: llama.cpp's llama-vocab.cpp;
-transformers' convert_slow_tokenizer.py.
+transformers' convert_slow_tokenizer.
 """
 
 from collections.abc import Sequence

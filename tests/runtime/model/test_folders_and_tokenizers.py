@@ -130,8 +130,8 @@ def test_a_file_of_a_model(tmp_path: Path, cache: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("m.gguf", "GGUF", ["GGUF", "not supported yet"]),
-        ("m", "GGUF\x03\0\0\0", ["GGUF", "not supported yet"]),
+        ("m.gguf", "GGUF", ["m.gguf", "ends inside its header"]),
+        ("m", "GGUF\x03\0\0\0", ["ends inside its header"]),
         ("m.zip", "PK\x03\x04", ["archive", "unpack"]),
         ("m.tar.gz", "\x1f\x7f", ["is a file"]),
     ],
@@ -148,7 +148,7 @@ def test_a_file_that_is_no_model(
     [
         ({}, ["config.json", "it is empty"]),
         ({"README.md": "x"}, ["config.json", "it holds README.md"]),
-        ({"model-Q4_K_M.gguf": "GGUF"}, ["model-Q4_K_M.gguf", "GGUF"]),
+        ({"model-Q4_K_M.gguf": "GGUF"}, ["model-Q4_K_M.gguf", "ends inside its header"]),
         ({"params.json": "{}", "consolidated.00.pth": "PK"}, ["Meta's own format", "-hf"]),
     ],
 )
@@ -168,7 +168,7 @@ def test_a_folder_that_is_no_model(
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"tokenizer.model": "\n\x0e"}, ["tokenizer.model is not read", "AutoTokenizer"]),
+        ({"tokenizer.model": "\n\x0e"}, ["tokenizer.model is no SentencePiece model"]),
         ({"tokenizer.model": POINTER}, ["tokenizer.model is a Git LFS pointer"]),
         ({"tokenizer.model": ""}, ["tokenizer.model is empty"]),
         ({"vocab.json": "{}"}, ["vocab.json", "needs merges.txt"]),

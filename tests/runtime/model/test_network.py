@@ -79,7 +79,7 @@ def session(model: Path) -> LocalSession:
 def by_llama_cpp(path: Path, prompt: str) -> tuple[list[int], list[int]]:
     """Ids of a prompt and of its greedy continuation."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="the extra `rivals` is not installed")
-    model: Any = llama_cpp.Llama(str(path), n_ctx=512, n_threads=2, verbose=False)
+    model: Any = llama_cpp.Llama(str(path), n_ctx=512, n_threads=1, verbose=False)
     ids = model.tokenize(prompt.encode(), add_bos=True, special=False)
     made: list[int] = []
     for token in model.generate(ids, temp=0.0, top_k=1, repeat_penalty=1.0):

@@ -66,7 +66,7 @@ def test_unknown_names_say_what_there_is() -> None:
         find("placement", "nope")
     assert str(caught.value) == (
         "no placement policy named 'nope'; installed: all-cpu, ffn-split, greedy, ilp, latency, "
-        "layer-split, oracle, per-layer, random; "
+        "layer-split, oracle, per-layer, powerinfer-index, random; "
         "or pass 'file.py:Class'"
     )
     with pytest.raises(PolicyError, match="did you mean 'greedy'"):

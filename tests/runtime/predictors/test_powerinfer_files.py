@@ -44,14 +44,14 @@ def source(folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def vram(source: Bundle) -> int:
-    """Bytes for all but 100 neurons."""
+def vram(source: Bundle) -> str:
+    """An amount for all but 100 neurons."""
     whole = solve(prepare_model(EngineConfig(model=source.path, vram="1MiB")))
-    return whole.bytes_by_device["gpu0"] - 100 * source.record.bytes
+    return f"{whole.bytes_by_device['gpu0'] - 100 * source.record.bytes}B"
 
 
 @pytest.fixture(scope="module")
-def plan(source: Bundle, vram: int) -> Plan:
+def plan(source: Bundle, vram: str) -> Plan:
     return solve(prepare_model(EngineConfig(model=source.path, vram=vram)))
 
 
@@ -91,7 +91,7 @@ def test_what_is_planted_reads_back(source: Bundle, planted: Bundle) -> None:
 
 
 def test_an_index_becomes_the_plan_it_was_made_of(
-    exported: Path, source: Bundle, plan: Plan, vram: int
+    exported: Path, source: Bundle, plan: Plan, vram: str
 ) -> None:
     index = exported / f"{FILE}{INDEX}"
     assert 0 < (plan.device_LN == 0).sum() < plan.device_LN.size
