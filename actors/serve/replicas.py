@@ -6,14 +6,18 @@ is left out: its tokens depend on its prompt and its sampling alone.
 """
 
 import logging
+import os
+import threading
+import time
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 
+from hotcold.actors.cluster.processes import is_gone
 from hotcold.actors.cluster.ray_cluster import worker_options
 from hotcold.actors.engine.engine import Engine
 from hotcold.actors.engine.streaming import AsyncBatches
@@ -28,11 +32,24 @@ TRIES = 4  # of a generation: replicas may be lost again
 
 
 class Replica:
-    """Owns an engine, for as long as Ray Serve keeps it."""
+    """Owns an engine, for as long as Ray Serve keeps it.
 
-    def __init__(self, config: EngineConfig, name: str) -> None:
+    Ray Serve keeps it longer than the server, where that is killed in a cluster of others: on the
+    server's own machine, `node`, the replica notices that process `server` is gone, and ends.
+    """
+
+    def __init__(self, config: EngineConfig, name: str, server: int, node: str) -> None:
         number = serve.get_replica_context().replica_id.unique_id
         self._engine = Engine.launch(**vars(config), name=f"{name}-{number}")
+        if ray.get_runtime_context().get_node_id() == node:
+            threading.Thread(target=self._outlive, args=(name, server), daemon=True).start()
+
+    def _outlive(self, name: str, server: int) -> None:
+        while not is_gone(server):
+            time.sleep(LOOK_S)
+        with suppress(Exception):  # another replica may have asked
+            serve.delete(name, _blocking=False)
+        self._engine.close()
 
     async def astream(self, prompt: list[int], sampling: Sampling) -> AsyncBatches:
         """As the engine's; an error of ours comes as an item, so that it arrives as it is."""
@@ -117,8 +134,9 @@ def start(name: str, config: EngineConfig, deployment: Deployment, count: int) -
         max_constructor_retry_count=1,
         logging_config=_QUIET,
     )(Replica)
+    node = ray.get_runtime_context().get_node_id()
     try:
-        handle = serve.run(made.bind(config, name), name=name, route_prefix=None)
+        handle = serve.run(made.bind(config, name, os.getpid(), node), name=name, route_prefix=None)
     except RuntimeError as error:
         said = [app for key, app in serve.status().applications.items() if key == name]
         why = [one.message for app in said for one in app.deployments.values()]
