@@ -88,8 +88,8 @@ def check_executors(local: LocalSession, expected_LN: Any) -> None:
     plan = local.deployment.plan
     used: dict[int, list[int]] = {0: [], 1: []}
     for executor in local.executors.values():
-        device, records = executor.device, executor._records
-        for layer in range(len(expected_LN)) if device is not None else ():
+        device, records = executor.member.index, executor._records
+        for layer in range(len(expected_LN)) if device >= 0 else ():
             ids = np.flatnonzero(expected_LN[layer] == device)
             assert executor.native.owned(layer).tolist() == ids.tolist()
             if records is not None and records.has(layer):
@@ -172,7 +172,7 @@ class Fails:
 
 
 def mover(local: LocalSession, takers: dict[int, Any] | None = None, **times: Any) -> Mover:
-    executors = {one.device: one for one in local.executors.values()}
+    executors = {one.member.index: one for one in local.executors.values()}
     owns = {device: executors[device] for device in own_memory(local.deployment)}
     leader = local.leader
     return Mover(
@@ -182,7 +182,7 @@ def mover(local: LocalSession, takers: dict[int, Any] | None = None, **times: An
 
 @pytest.mark.parametrize("calls", [0, 1, 4])
 def test_what_fails_half_way_is_undone(mixed: LocalSession, calls: int) -> None:
-    before_LN, executors = now_LN(mixed).copy(), {x.device: x for x in mixed.executors.values()}
+    before_LN, executors = now_LN(mixed).copy(), {x.member.index: x for x in mixed.executors.values()}
     free = [executors[device]._records.free(0) for device in (0, 1)]
     expected, (version, moved) = tokens(mixed, 20), mixed.leader.ownership
     made = mover(mixed, {1: Fails(executors[1], calls)})
@@ -346,7 +346,7 @@ def test_any_sequence_ends_where_a_model_of_it_does(
             for layer, neuron, device in moves:
                 model_LN[layer, neuron] = device
             continue
-        executors = {one.device: one for one in mixed.executors.values()}
+        executors = {one.member.index: one for one in mixed.executors.values()}
         failing = mover(mixed, {0: Fails(executors[0], count)})
         to_LN = owners_after(mixed.leader.deployment.plan, moves)
         try:
