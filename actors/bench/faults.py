@@ -81,7 +81,7 @@ def draw(rng: random.Random, sequences: int, actors: Sequence[str]) -> Drawn:
     total = sum(ask.taken for ask in asks)
     joining = sorted(rng.randrange(total) for _ in range(rng.randint(0, sequences // 2)))
     asks += [_draw_ask(rng, at, sequences) for at in joining]
-    moments = sorted(rng.sample(range(-1, max(max(STRIKES), total // 2)), rng.choice(STRIKES)))
+    moments = sorted(rng.sample(range(-1, max(*STRIKES, total // 2)), rng.choice(STRIKES)))
     return Drawn(asks, [_draw_fault(rng, at, actors) for at in moments])
 
 
