@@ -1,8 +1,9 @@
 /* slots.c - which slot of the KV cache a sequence gets, and what of its prompt is there already.
  *
  * A slot has a mark (hc_kv_mark): the tokens whose keys and values are in its first rows. A sequence
- * takes the free slot that has most of its prompt's beginning, and computes the rest. What a slot in
- * use has more of is copied. The prompt's last token is always computed, since its logits are wanted.
+ * takes the free slot that has most of its prompt's beginning, and computes the rest. Where a slot in
+ * use has more, or one that would lose more than that, the slot unused for longest gets a copy. The
+ * prompt's last token is always computed, since its logits are wanted.
  *
  * Rows are committed when their pass is over, token by token of what was computed, and a slot is
  * rolled back before a row of it is written again. So whoever maps the memory after the writer was
@@ -76,8 +77,8 @@ static int better(const candidate *a, const candidate *b) {
         return b->slot < 0 || a->n > b->n;
     if (a->free != b->free)
         return a->free;
-    if (a->n && a->lost != b->lost)
-        return a->lost < b->lost;
+    if (a->n && !a->lost != !b->lost)
+        return !a->lost;
     return a->used_ns < b->used_ns;
 }
 
@@ -99,8 +100,9 @@ void hc_take_slot(hc_executor *e, hc_sequence *q) {
         if (one.free && better(&one, &oldest))
             oldest = one;
     }
-    /* A slot that nobody has used is better than one that would lose what it has. */
-    const int take = best.free && !(best.lost && !oldest.used_ns);
+    /* One that would lose more than it gives is left, and copied: to one that is new or old. */
+    const int gives = !best.lost || (best.lost <= best.n && oldest.used_ns);
+    const int take = best.free && (gives || best.slot == oldest.slot);
     q->slot = take ? best.slot : oldest.slot;
     q->at = best.n;
     used_S[q->slot] = 1;

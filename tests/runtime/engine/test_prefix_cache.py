@@ -92,6 +92,9 @@ def test_the_slot_unused_for_longest_is_taken(model: Path) -> None:
         for prompt, found in [(SYSTEM, 0), (OTHER, 0), (SYSTEM, 39), ([90, 91], 0)]:
             assert asked.reused(prompt) == found
         assert (asked.reused(SYSTEM), asked.reused(OTHER)) == (39, 0)
+        short = [SYSTEM[0], 50, 51, 52]
+        for prompt, found in [(SYSTEM, 39), (short, 1), ([SYSTEM[0], 90], 1), (short, 3)]:
+            assert asked.reused(prompt) == found, "the shorter one is newer"
 
 
 def test_every_position_is_computed_where_it_is_wanted(model: Path) -> None:
