@@ -194,7 +194,8 @@ class GgufReader:
             size = len(rows) // (heads + 2 * kv_heads)
             queries = rows[: heads * size].reshape(kv_heads, -1)
             rest = rows[heads * size :].reshape(2, kv_heads, size)
-            return np.concatenate([queries, rest[0], rest[1]], axis=1).reshape(-1)
+            rows = np.concatenate([queries, rest[0], rest[1]], axis=1)
+            return rows.reshape(-1)
         return None
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
