@@ -189,7 +189,8 @@ class GgufReader:
         if self._kind.interleaved and short in ("attn_q", "attn_k"):
             own = heads if short == "attn_q" else kv_heads
             if len(rows) % (2 * own) == 0:
-                return rows.reshape(own, -1, 2).swapaxes(1, 2).reshape(-1)
+                rows = rows.reshape(own, -1, 2).swapaxes(1, 2)
+                return rows.reshape(-1)
         if short == "attn_qkv" and len(rows) % (heads + 2 * kv_heads) == 0 and not heads % kv_heads:
             size = len(rows) // (heads + 2 * kv_heads)
             queries = rows[: heads * size].reshape(kv_heads, -1)
