@@ -12,7 +12,9 @@ MAX_LINES = 500
 ASK_LINES = 300  # over this many a file has a reason here: it does one job, which takes so much
 LONG = {
     "actors/cli/bench/bench.py": "one command group: a short function for each measurement",
+    "actors/engine/client.py": "one class: what drivers ask of actors, whoever launched them",
     "actors/engine/engine.py": "one class: all that a user does with an engine",
+    "actors/group/actor_group.py": "one object: actors and epochs until the last freed byte",
     "actors/group/executor_actors.py": "three actor classes that share a base",
     "native/abi/hotcold.h": "the ABI in one header, from which the Python module is generated",
     "native/cpu/avx512.c": "every primitive of one instruction set",
@@ -26,7 +28,10 @@ LONG = {
     "native/ops/ffn.c": "one operator: both feed-forward forms share list and threads",
     "policies/solvers/curves.py": "one method: curves of layers, and memory shared by them",
     "runtime/engine/gpu.py": "one decision: how a deployment uses its GPU",
+    "runtime/engine/moving.py": "one transaction: what hinders it, its versions, its way back",
+    "runtime/exchange/segment.py": "one type: a segment made, attached, read and closed",
     "runtime/hardware/machine_file.py": "one file format: fields, checks and messages",
+    "runtime/options/config.py": "one table: every option of an engine",
     "runtime/plan/plan.py": "one type and its file: what crosses from offline to online",
     "runtime/plan/problem.py": "two types that every placement policy reads",
     "runtime/plan/schedule.py": "one type, its checks and its usual forms",

@@ -13,6 +13,7 @@ MAX_FILES = 15
 MAX_IN_A_ROOT = 6
 FULL = {
     "native/cuda/kernels": "one operator a file, with the headers that graph and prompt share",
+    "native/loop": "one resident loop: a file for each thing it does between and in passes",
     "runtime/offline/plant": "one pipeline in 17 small steps, of which no part stands alone",
 }
 

@@ -3,5 +3,5 @@
 The public class, its requests, statistics and replanning; actors themselves are in `group`.
 
 May import: actors.cluster, actors.engine.transports, actors.group, actors.telemetry,
-    native.*, runtime.*
+    native, native.bindings, native.options, runtime.*
 """

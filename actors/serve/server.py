@@ -9,7 +9,7 @@ import importlib.util
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,10 +129,11 @@ def run(
 
 
 def _prepared(config: EngineConfig, sequences: int | None) -> Prepared:
-    prepared = prepare_model(replace(config, sequences=sequences or 1))
-    if sequences is None and prepared.gpu is None and config.transport == "native":
-        prepared = prepare_model(replace(config, sequences=AT_ONCE))
-    return prepared
+    """As many sequences as asked for; else AT_ONCE, or one where that many cannot be."""
+    if sequences is None:
+        with suppress(ConfigError):  # what is wrong with one, too, is said below
+            return prepare_model(replace(config, sequences=AT_ONCE))
+    return prepare_model(replace(config, sequences=sequences or 1))
 
 
 async def _answer(

@@ -2,5 +2,5 @@
 
 Threads beside the loop that read shared memory. Following an engine from outside is here too.
 
-May import: actors.cluster, native, native.abi, native.bindings, runtime.*
+May import: actors.cluster, native, native.bindings, runtime.*
 """

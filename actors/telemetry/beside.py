@@ -136,7 +136,7 @@ class Telemetry:
                     continue
                 counters = {actor: self._reader.counters(actor) for actor in self._reader.actors}
                 about, losses = self._about, self._losses
-            metrics.record_actors(counters, losses, about["audit_every"])
+            metrics.record_actors(counters, losses, about)
             if self._leads:
                 metrics.record_requests(self.requests, about["sequences"])
 
@@ -152,6 +152,8 @@ def _about(deployment: Deployment) -> dict[str, Any]:
         "schedule": deployment.schedule,
         "transport": deployment.transport,
         "devices": list(plan.devices),
+        "gpu_executors": [one.actor for one in deployment.topology.executors if one.on_gpu],
+        "cpu_executors": [one.actor for one in deployment.topology.executors if not one.on_gpu],
         "on_gpu": int(deployment.gpu is not None),
         "audit_every": deployment.audit_every,
         "sequences": deployment.sequences,

@@ -81,7 +81,7 @@ class Metrics:
         self._count("hotcold_generation_tokens_total", now["generation_tokens"])
 
     def record_actors(
-        self, counters: Mapping[str, Mapping[str, int]], losses: int, audit_every: int
+        self, counters: Mapping[str, Mapping[str, int]], losses: int, about: Mapping[str, Any]
     ) -> None:
         """Counters by actor, as an epoch has them; smaller than the last: a new epoch began."""
         neurons = {
@@ -93,12 +93,13 @@ class Metrics:
                 if field != "up_down_rows":
                     self._count(name, own[field] * unit, actor)
         if (total := sum(neurons.values())) and len(counters) > 1:
-            self._gauges["hotcold_gpu_neuron_load"].set(neurons["gpu"] / total, self._engine)
+            on_gpus = sum(neurons[actor] for actor in about["gpu_executors"])
+            self._gauges["hotcold_gpu_neuron_load"].set(on_gpus / total, self._engine)
         fired, missed = (
             sum(own[name] for own in counters.values()) for name in ("up_down_rows", "audit_missed")
         )
-        if audit_every and fired:
-            recall = RecallEstimate(fired, missed, audit_every).recall
+        if about["audit_every"] and fired:
+            recall = RecallEstimate(fired, missed, about["audit_every"]).recall
             self._gauges["hotcold_predictor_recall"].set(recall, self._engine)
         self._gauges["hotcold_recoveries"].set(losses, self._engine)
 

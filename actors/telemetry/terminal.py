@@ -79,7 +79,7 @@ def _actors(seen: dict[str, Any], width: int, paint: Paint) -> list[str]:
     if width >= NARROW:
         made[0] += f"{'GB/s':>7}{'neurons/s':>12}"
     for actor, own in seen["actors"].items():
-        colour = {"gpu": GPU, "cpu": CPU}.get(actor, "magenta")
+        colour = {"gpu": GPU, "cpu": CPU}.get(actor.rstrip("0123456789"), "magenta")
         line = f"{actor[:9]:<10}"
         if not own["is_heard"]:
             made.append(line + "not heard")

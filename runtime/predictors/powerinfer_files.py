@@ -154,7 +154,8 @@ def read_gpu_index(path: Path) -> NDArray[np.bool_]:
                 f"{path}: gpu_idx and gpu_bucket of layer {layer} contradict each other; make the "
                 "index again"
             )
-    return np.stack(rows) == 1
+    on_gpu_LN: NDArray[np.bool_] = np.stack(rows) == 1
+    return on_gpu_LN
 
 
 def _ints(path: Path, tensor: Tensor | None) -> NDArray[np.int32]:

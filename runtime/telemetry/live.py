@@ -98,8 +98,19 @@ class LiveView:
     @property
     def leader(self) -> Report | None:
         """The newest message of the actor that leads."""
-        view = self.actors.get("gpu")
+        view = self._leading
         return None if view is None else view.last
+
+    @property
+    def _leading(self) -> ActorView | None:
+        views = (v for v in self.actors.values() if v.reports[-1][1].about is not None)
+        return next(views, None)
+
+    def _executors(self, kind: str) -> list[ActorView]:
+        """Those heard of a kind, "gpu" or "cpu"."""
+        lead = self.leader
+        named = (lead.about or {}).get(f"{kind}_executors", []) if lead is not None else []
+        return [self.actors[name] for name in named if name in self.actors]
 
     @property
     def is_silent(self) -> bool:
@@ -120,7 +131,8 @@ class LiveView:
             "requests": dict(lead.requests or {}) if lead is not None else {},
         }
         if lead is not None:
-            view = self.actors["gpu"]
+            view = self._leading
+            assert view is not None
             made["tokens_per_s"] = view.request_rate("generation_tokens")
             made["prompt_tokens_per_s"] = view.request_rate("prompt_tokens")
             made["passes_per_s"] = view.rate("passes")
@@ -149,13 +161,14 @@ class LiveView:
 
     def _load(self) -> float | None:
         """Share of the activated neurons on the GPU: of the window, else of the whole plan."""
-        if not {"gpu", "cpu"} <= self.actors.keys():
+        of_gpus, of_cpus = self._executors("gpu"), self._executors("cpu")
+        if not of_gpus or not of_cpus:
             return None
-        gpu, cpu = (self.actors[name].rate("up_down_rows") for name in ("gpu", "cpu"))
+        gpu, cpu = (sum(x.rate("up_down_rows") for x in views) for views in (of_gpus, of_cpus))
         if gpu + cpu <= 0:
             gpu, cpu = (
-                self.actors[name].reports[-1][1].counters.get("up_down_rows", 0)
-                for name in ("gpu", "cpu")
+                sum(x.reports[-1][1].counters.get("up_down_rows", 0) for x in views)
+                for views in (of_gpus, of_cpus)
             )
         return gpu / (gpu + cpu) if gpu + cpu else None
 
@@ -165,9 +178,9 @@ class LiveView:
         if not every:
             return None
         counters: list[Mapping[str, int]] = [
-            self.actors[name].reports[-1][1].counters
-            for name in ("gpu", "cpu")
-            if name in self.actors
+            view.reports[-1][1].counters
+            for kind in ("gpu", "cpu")
+            for view in self._executors(kind)
         ]
         fired = sum(own.get("up_down_rows", 0) for own in counters)
         missed = sum(own.get("audit_missed", 0) for own in counters)

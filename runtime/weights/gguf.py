@@ -152,8 +152,8 @@ def _tensors(
             tensors[part.name] = raw.view(np.dtype(spec.dtype))
         named = layer_tensors(spec, layer, tensors, powerinfer is not None)
         if powerinfer is not None:
-            for part, matrix in zip(("fc1", "fc2"), powerinfer[layer], strict=True):
-                named[f"blk.{layer}.{part}.weight"] = matrix
+            for fc, matrix in zip(("fc1", "fc2"), powerinfer[layer], strict=True):
+                named[f"blk.{layer}.{fc}.weight"] = matrix
         for name, tensor in named.items():
             yield name, np.ascontiguousarray(tensor)
 

@@ -167,3 +167,17 @@ def test_a_plan_replaces_a_policy(run: Run, engines: list[FakeEngine], tmp_path:
     ended = run("generate", "Hello", "--plan", str(tmp_path), "--policy", "greedy")
     assert ended.code == 2
     assert "--plan and --policy" in only_line(ended.err)
+
+
+def test_chat_puts_every_turn_into_the_template(run: Run, tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "m")
+    refused = run("generate", "--model", str(folder), "--chat", "Hi")
+    assert refused.code == 2 and "no chat template" in refused.err
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role ~ ':' ~ m.content ~ eos_token }}{% endfor %}"
+    )
+    ended = run("generate", "--model", str(folder), "--chat", "--json", stdin=b"Hi\n\nAgain </s>\n")
+    assert ended.code == 0, ended.err
+    said = json.loads(only_line(ended.out))["messages"]
+    assert [one["role"] for one in said] == ["user", "assistant"] * 2
+    assert [one["content"] for one in said] == ["Hi", STORY, "Again </s>", STORY]

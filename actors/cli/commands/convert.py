@@ -41,7 +41,7 @@ def _export(options: EngineConfig, out: Path | None, form: str, plan_path: Path 
     "  [default: bundle]",
 )
 @click.option(
-    "--plan",
+    "--index",
     "plan_path",
     metavar="PLAN",
     type=click.Path(path_type=Path),
@@ -57,7 +57,7 @@ def command(options: EngineConfig, out: Path | None, form: str, plan_path: Path 
     (`--out`) is a model: it can be moved and be given as MODEL.
 
     `--to gguf` writes model.gguf for llama.cpp, `--to powerinfer-gguf` what PowerInfer needs:
-    weights with predictors, activation counts, and with --plan the neurons of the GPU.
+    weights with predictors, activation counts, and with --index the neurons of the GPU.
     """
     if plan_path is not None and form != FORMS[2]:
         raise click.UsageError(f"--plan goes with --to {FORMS[2]} alone")

@@ -2,6 +2,6 @@
 
 It knows neither the actor group nor recoveries.
 
-May import: native, native.abi, native.bindings, runtime.engine, runtime.exchange,
+May import: native, native.bindings, runtime.engine, runtime.exchange,
     runtime.plan
 """

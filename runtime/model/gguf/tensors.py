@@ -24,7 +24,11 @@ from hotcold.runtime.model.gguf.header import PLAIN, Header, Tensor, read_header
 from hotcold.runtime.model.gguf.kinds import config_of, kind_of, llama3_scaling, stored_name
 
 logger = logging.getLogger(__name__)
-_RAW = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_RAW: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 PREDICTOR = re.compile(r"blk\.(\d{1,6})\.(fc1|fc2)\.weight")
 FREQUENCIES = "rope_freqs.weight"
@@ -177,20 +181,22 @@ class GgufReader:
         heads, kv_heads = (n if type(n) is int and 0 < n <= 1 << 16 else 1 for n in found)
         return heads, kv_heads
 
-    def _order(self, tensor: Tensor) -> NDArray[np.int64] | None:
+    def _order(self, tensor: Tensor) -> NDArray[Any] | None:
         """Which row of the file each of the checkpoint's is; None: the same."""
         heads, kv_heads = self._heads
         short = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else ""
-        rows = np.arange(tensor.shape[0])
+        rows: NDArray[Any] = np.arange(tensor.shape[0])
         if self._kind.interleaved and short in ("attn_q", "attn_k"):
             own = heads if short == "attn_q" else kv_heads
             if len(rows) % (2 * own) == 0:
-                return rows.reshape(own, -1, 2).swapaxes(1, 2).reshape(-1)
+                rows = rows.reshape(own, -1, 2).swapaxes(1, 2)
+                return rows.reshape(-1)
         if short == "attn_qkv" and len(rows) % (heads + 2 * kv_heads) == 0 and not heads % kv_heads:
             size = len(rows) // (heads + 2 * kv_heads)
             queries = rows[: heads * size].reshape(kv_heads, -1)
             rest = rows[heads * size :].reshape(2, kv_heads, size)
-            return np.concatenate([queries, rest[0], rest[1]], axis=1).reshape(-1)
+            rows = np.concatenate([queries, rest[0], rest[1]], axis=1)
+            return rows.reshape(-1)
         return None
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
@@ -236,7 +242,7 @@ class GgufReader:
             return values.astype(self._dequantised, copy=False)
 
     def _raw(self, tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
-        dtype = _RAW.get(tensor.kind, np.dtype(np.uint8))
+        dtype = _RAW.get(tensor.kind) or np.dtype(np.uint8)
         width = tensor.row_bytes // dtype.itemsize
         row_bytes = tensor.row_bytes
         if len(tensor.shape) > 2:  # nothing of ours has them
@@ -268,7 +274,7 @@ class GgufReader:
         tensor = self.header.tensors[f"blk.{layer}.{part}.weight"]
         found = self._plain(tensor, 0, tensor.shape[0])
         if tensor.kind == "BF16":
-            return (found.astype(np.uint32) << 16).view(np.float32)
+            found = (found.astype(np.uint32) << 16).view(np.float32)
         return found
 
     def _of(self, tensor: Tensor) -> str:

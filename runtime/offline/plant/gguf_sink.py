@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from hotcold.native.errors import ConfigError
+from hotcold.runtime.model.gguf.companions import THRESHOLD as THRESHOLD_KEY
 from hotcold.runtime.model.gguf.header import POWERINFER_MAGIC
 from hotcold.runtime.model.gguf.vocabulary import SPACE
 from hotcold.runtime.model.spec import ModelSpec
@@ -21,7 +22,6 @@ from hotcold.runtime.offline.plant.streams import raw_bytes
 from hotcold.runtime.offline.plant.tokens import SPECIALS, byte_tokenizer
 from hotcold.runtime.offline.plant.writers import Sink
 from hotcold.runtime.weights.gguf import (
-    THRESHOLD_KEY,
     check_gguf,
     end_tensors,
     gguf_package,

@@ -182,7 +182,10 @@ def mover(local: LocalSession, takers: dict[int, Any] | None = None, **times: An
 
 @pytest.mark.parametrize("calls", [0, 1, 4])
 def test_what_fails_half_way_is_undone(mixed: LocalSession, calls: int) -> None:
-    before_LN, executors = now_LN(mixed).copy(), {x.member.index: x for x in mixed.executors.values()}
+    before_LN, executors = (
+        now_LN(mixed).copy(),
+        {x.member.index: x for x in mixed.executors.values()},
+    )
     free = [executors[device]._records.free(0) for device in (0, 1)]
     expected, (version, moved) = tokens(mixed, 20), mixed.leader.ownership
     made = mover(mixed, {1: Fails(executors[1], calls)})
