@@ -15,7 +15,14 @@ from hotcold.runtime.telemetry.sockets import Publisher
 NO_COUNTS = asdict(ActorState(*(0,) * 10))
 ABOUT = {
     **{"model": "tiny", "policy": "greedy", "plan": "f" * 64, "schedule": "selective"},
-    **{"transport": "native", "devices": ["gpu0", "cpu0"], "on_gpu": 0, "audit_every": 256},
+    **{
+        "transport": "native",
+        "devices": ["gpu0", "cpu0"],
+        "gpu_executors": ["gpu"],
+        "cpu_executors": ["cpu"],
+        "on_gpu": 0,
+        "audit_every": 256,
+    },
     **{"sequences": 2, "context": 64, "n_layers": 2, "n_neurons": 64},
 }
 REQUESTS = {"running": 1, "waiting": 2, "finished": 7, "prompt_tokens": 9, "losses": 3}

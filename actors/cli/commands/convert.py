@@ -60,7 +60,7 @@ def command(options: EngineConfig, out: Path | None, form: str, plan_path: Path 
     weights with predictors, activation counts, and with --index the neurons of the GPU.
     """
     if plan_path is not None and form != FORMS[2]:
-        raise click.UsageError(f"--plan goes with --to {FORMS[2]} alone")
+        raise click.UsageError(f"--index goes with --to {FORMS[2]} alone")
     if form != FORMS[0]:
         _export(options, out, form, plan_path)
         return
