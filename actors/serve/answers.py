@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,15 +30,23 @@ class Choice:
 class Answer:
     """Makes the objects of one request.
 
-    `with_logprobs`: those of the tokens go with the text.
+    `prompts`: how many tokens each has; so many `choices` in all. `top`: alternatives to tell of
+    each token; None: no log probabilities. `text_of`: the text of a token id.
     """
 
     kind = whole = piece = ""
 
-    def __init__(self, model: str, prompt_tokens: int, choices: int, with_logprobs: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        prompts: Sequence[int],
+        choices: int,
+        top: int | None,
+        text_of: Callable[[int], str],
+    ) -> None:
         self._head = {"created": int(time.time()), "model": model}
         self._id = f"{self.kind}-{uuid.uuid4().hex}"
-        self._prompt_tokens, self._with_logprobs = prompt_tokens, with_logprobs
+        self._prompts, self._top, self._text_of = prompts, top, text_of
         self.choices = [Choice() for _ in range(choices)]
 
     def _object(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -47,18 +55,22 @@ class Answer:
     def _choice(
         self, index: int, content: dict[str, Any], tokens: Sequence[Token], at: int, finish: Any
     ) -> dict[str, Any]:
-        logprobs = self.logprobs(tokens, at) if self._with_logprobs else None
+        logprobs = None if self._top is None else self.logprobs(tokens, at)
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish}
 
     @property
-    def usage(self) -> dict[str, int]:
-        """Tokens of the prompts and of what followed."""
-        made = sum(one.stats.new_tokens for one in self.choices if one.stats is not None)
-        given = self._prompt_tokens
+    def usage(self) -> dict[str, Any]:
+        """Tokens of the prompts and of what followed; cached: those no choice had computed."""
+        stats = [one.stats for one in self.choices if one.stats is not None]
+        given, made = sum(self._prompts), sum(one.new_tokens for one in stats)
+        each = len(self.choices) // len(self._prompts)
+        reused = [one.reused_tokens for one in stats]
+        cached = sum(min(reused[at : at + each]) for at in range(0, len(reused), each))
         return {
             "prompt_tokens": given,
             "completion_tokens": made,
             "total_tokens": given + made,
+            "prompt_tokens_details": {"cached_tokens": cached},
         }
 
     def all(self) -> dict[str, Any]:
@@ -86,7 +98,7 @@ class Answer:
         text, at = "".join(token.text for token in item), len(choice.text)
         choice.text += text
         choice.tokens += item
-        if not text and not (self._with_logprobs and item):
+        if not text and (self._top is None or not item):
             return None
         return self._choice(index, self.delta(text), item, at, None)
 
@@ -101,6 +113,11 @@ class Answer:
     def logprobs(self, tokens: Sequence[Token], at: int) -> dict[str, Any]:
         """Of tokens whose text begins at character `at`."""
         raise NotImplementedError
+
+    def likeliest(self, token: Token) -> list[tuple[str, float]]:
+        """Text and log probability of the alternatives of a token, best first."""
+        own = token.text or self._text_of(token.id)
+        return [(own if i == token.id else self._text_of(i), p) for i, p in token.top]
 
 
 class Completion(Answer):
@@ -117,9 +134,16 @@ class Completion(Answer):
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": None,
+            "top_logprobs": [self._by_text(token) for token in tokens] if self._top else None,
             "text_offset": offsets,
         }
+
+    def _by_text(self, token: Token) -> dict[str, float]:
+        """Tokens of one text: the likeliest. The token itself is always there."""
+        made: dict[str, float] = {}
+        for text, logprob in [*self.likeliest(token), (token.text, token.logprob)]:
+            made.setdefault(text, logprob)
+        return made
 
 
 class ChatCompletion(Answer):
@@ -146,11 +170,13 @@ class ChatCompletion(Answer):
         """An object a token."""
         content = [
             {
-                "token": token.text,
-                "logprob": token.logprob,
-                "bytes": list(token.text.encode("utf-8", "replace")),
-                "top_logprobs": [],
+                **_logprob(token.text, token.logprob),
+                "top_logprobs": [_logprob(*one) for one in self.likeliest(token)],
             }
             for token in tokens
         ]
         return {"content": content, "refusal": None}
+
+
+def _logprob(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "replace"))}

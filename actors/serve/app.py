@@ -3,8 +3,6 @@
 Runs under uvicorn, on an `Engine` of the same process or on the replicas of a deployment.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,15 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from hotcold.actors.serve.bodies import ChatBody, CompletionBody, EmbeddingsBody
-from hotcold.actors.serve.chat import ChatTemplate
 from hotcold.actors.serve.describing import describe, said
 from hotcold.actors.serve.errors import ApiError, answer
 from hotcold.actors.serve.generations import Generates
 from hotcold.actors.serve.guard import Guard
+from hotcold.actors.serve.page import add_page
 from hotcold.actors.serve.service import Service
 from hotcold.actors.serve.settings import ServeConfig
+from hotcold.runtime.text.chat import ChatTemplate
 
-PAGE = "hotcold.actors.serve.page"
 EMBEDDED = "hotcold"
 
 
@@ -51,8 +49,7 @@ def create_app(
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     _add_routes(app, service)
     _add_errors(app)
-    if importlib.util.find_spec(PAGE) is not None:
-        importlib.import_module(PAGE).add_page(app, engine)
+    add_page(app, engine)
     app.add_middleware(Guard, settings=settings, key=key)
     if settings.cors_origin:
         app.add_middleware(

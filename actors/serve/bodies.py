@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hotcold.actors.serve.errors import ApiError
+from hotcold.native.abi.generated import MAX_TOP
 from hotcold.native.options.table import MAX_SEED
 from hotcold.runtime.options.config import Sampling
 
@@ -77,6 +78,7 @@ class Body(BaseModel):
                 seed=(seed + choice) & MAX_SEED,
                 stop=(stop,) if isinstance(stop, str) else tuple(stop),
                 ignore_eos=bool(self.ignore_eos),
+                logprobs=self.top_asked() or 0,
             )
             for choice in range(self.n or 1)
         ]
@@ -95,7 +97,9 @@ class CompletionBody(Body):
     """A request for completions of texts or token ids."""
 
     prompt: str | Ids | Texts | Prompts
-    logprobs: Literal[0] | None = Field(None, description="0: the log probability of each token.")
+    logprobs: int | None = Field(
+        None, ge=0, le=5, description="Of each token, and of so many of the likeliest beside it."
+    )
     echo: Literal[False] | None = Field(None, description="Not supported but for false.")
     suffix: Literal[""] | None = Field(None, description="Not supported.")
     best_of: Literal[1] | None = Field(None, description="Not supported but for 1.")
@@ -148,7 +152,9 @@ class ChatBody(Body):
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     max_completion_tokens: int | None = Field(None, ge=1, description="The name of now.")
     logprobs: bool | None = None
-    top_logprobs: Literal[0] | None = Field(None, description="Not supported but for 0.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_TOP, description="The likeliest tokens, with logprobs: true."
+    )
     response_format: TextFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = Field(
         None, description="Not supported."

@@ -67,9 +67,13 @@ class Replica:
 
 
 class Replicas:
-    """All replicas of an app, to the server one engine."""
+    """All replicas of an app, to the server one engine.
 
-    def __init__(self, handle: Any, deployment: Deployment, count: int) -> None:
+    `name` is the app's, with which the names of their engines begin.
+    """
+
+    def __init__(self, name: str, handle: Any, deployment: Deployment, count: int) -> None:
+        self.name = name
         self._stream = handle.options(stream=True).astream
         self.text = TextCodec(deployment.bundle_path, deployment.spec)
         self.context, self.sequences = deployment.context, deployment.sequences * count
@@ -142,7 +146,7 @@ def start(name: str, config: EngineConfig, deployment: Deployment, count: int) -
         why = [one.message for app in said for one in app.deployments.values()]
         line = (why or [str(error)])[0].strip().splitlines()[-1]
         raise LaunchError(f"the replicas could not be started: {line}") from error
-    return Replicas(handle, deployment, count)
+    return Replicas(name, handle, deployment, count)
 
 
 def some_run(name: str) -> bool:

@@ -9,7 +9,7 @@ import importlib.util
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import closing, nullcontext, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from hotcold.runtime.options.config import EngineConfig
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-NEEDED = ("fastapi", "uvicorn", "jinja2", "aiohttp")
+NEEDED = ("fastapi", "uvicorn", "aiohttp")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AT_ONCE = 8  # generations on a CPU: half of what they gain by each other costs each little
 IDLE_S = 75  # connections that nobody uses are kept so long
@@ -91,7 +91,13 @@ def run(
     from hotcold.actors.serve.chat import find_template
 
     key = take_key(settings)
-    with closing(listening(settings)) as at:
+    if config.telemetry is not None and settings.replicas > 1:
+        raise ConfigError(
+            f"telemetry {config.telemetry} is one address, and replicas {settings.replicas} are as "
+            "many engines; leave --telemetry out, or serve one replica"
+        )
+    with ExitStack() as opened:
+        at = opened.enter_context(closing(listening(settings)))
         embedded = config.model is None
         if config.model is not None:
             config = replace(config, model=Path(config.model).resolve())
@@ -101,6 +107,8 @@ def run(
         folder = deployment.bundle_path
         file = None if settings.chat_template is None else Path(settings.chat_template)
         template = find_template(folder, embedded, file)
+        if template is not None:
+            opened.callback(template.close)
         name = settings.model_name or (EMBEDDED if embedded else source_folder(folder).name)
         host, port = at.getsockname()[:2]
         app_name = f"hotcold-{port}"

@@ -8,12 +8,12 @@ from contextlib import aclosing
 from hotcold.actors.serve.admission import Admission
 from hotcold.actors.serve.answers import Answer, ChatCompletion, Completion
 from hotcold.actors.serve.bodies import Body, ChatBody, CompletionBody
-from hotcold.actors.serve.chat import ChatTemplate
 from hotcold.actors.serve.errors import ApiError
 from hotcold.actors.serve.generations import Asked, Generates, Item, run
 from hotcold.actors.serve.reply import Reply
 from hotcold.actors.serve.settings import ServeConfig
-from hotcold.native.errors import ConfigError
+from hotcold.native.errors import CheckpointError, ConfigError
+from hotcold.runtime.text.chat import ChatTemplate
 
 
 class Service:
@@ -79,7 +79,7 @@ class Service:
         """
         try:
             ids = await asyncio.to_thread(make)
-        except ConfigError as error:
+        except (ConfigError, CheckpointError) as error:
             raise ApiError(400, str(error), param) from None
         if len(ids) > self.max_prompt:
             raise ApiError(
@@ -113,7 +113,8 @@ class Service:
                 code="no_chat_template",
             )
         messages = [message.plain() for message in body.messages]
-        ids = await self.prompt(lambda: template.ids(messages, self.engine.text), "messages")
+        tokenizer = self.engine.text.tokenizer
+        ids = await self.prompt(lambda: template.encode(tokenizer, messages), "messages")
         if not ids:
             raise ApiError(400, "the messages have no text", "messages")
         room = min(self.settings.max_tokens_limit, self.engine.context - len(ids) + 1)
@@ -131,8 +132,8 @@ class Service:
                 f"{self.admission.most} at a time",
                 "n",
             )
-        given = sum(map(len, prompts))
-        made = kind(self.name, given, len(asked), body.top_asked() is not None)
+        lengths, text_of = [len(ids) for ids in prompts], self.engine.text.text_of
+        made = kind(self.name, lengths, len(asked), body.top_asked(), text_of)
         options = body.stream_options
         with_usage = options is not None and options.include_usage
         return Reply(self._run(asked), made, bool(body.stream), with_usage)

@@ -65,8 +65,13 @@ class ChatTemplate:
                 "messages cannot be put into words it knows; use one that was trained to chat, or "
                 "give a plain prompt"
             )
+        return cls.given(template, folder, str(origin))
+
+    @classmethod
+    def given(cls, template: str, folder: Path, origin: str) -> "ChatTemplate":
+        """A template from elsewhere, with the special tokens of a folder; errors say its origin."""
         special = {key: text for key in SPECIAL if (text := special_text(folder, key))}
-        return cls(template, special, str(origin))
+        return cls(template, special, origin)
 
     def render(
         self,

@@ -171,6 +171,10 @@ class TextCodec:
             raise ConfigError(f"token id {bad} is outside the vocabulary of {spec.vocab_size}")
         return ids
 
+    def text_of(self, token_id: int) -> str:
+        """Text of one token inside a text; none without a tokenizer."""
+        return "" if self._tokenizer is None else self._tokenizer.text_of(token_id)
+
     def stream(self, sampling: Sampling) -> "TokenStream":
         """What turns the ids sampled for a request into Tokens."""
         decoder = self._tokenizer.stream() if self._tokenizer is not None else None

@@ -1,8 +1,6 @@
 """Tokenizer: text to token ids and back, by the `tokenizers` library, and text token by token.
 
-Reads tokenizer.json of a bundle or checkpoint, or the older forms that tokenizer_files.py knows.
-Used by the driver's side of generation and by offline commands that read text. Chat templates are
-in chat.py.
+Reads tokenizer.json, or the older forms of tokenizer_files.py. Chat templates are in chat.py.
 """
 
 import re
@@ -184,6 +182,11 @@ class Tokenizer:
     def decode_window(self, ids: Sequence[int]) -> str:
         """Text of a few ids as the library has it: one wrong byte spoils all bytes beside it."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def text_of(self, token_id: int) -> str:
+        """Text of one token inside a text: its space before it stays; a control token's name."""
+        alone, twice = (self.decode_window([token_id] * count) for count in (1, 2))
+        return self._special.get(token_id, twice[len(alone) :])
 
     def has_text(self, token_id: int) -> bool:
         """Whether decode looks at this token: it is neither special nor unknown."""

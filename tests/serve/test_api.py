@@ -57,7 +57,8 @@ def test_a_completion_is_the_engines_whole_and_streamed(
     assert len({piece.id for piece in pieces}) == 1
     assert "".join(piece.choices[0].text for piece in pieces[:-1]) == expected
     assert pieces[-2].choices[0].finish_reason == "length"
-    assert pieces[-1].choices == [] and pieces[-1].usage == whole.usage
+    assert pieces[-1].choices == [] and pieces[-1].usage.total_tokens == 29
+    assert 0 < pieces[-1].usage.prompt_tokens_details.cached_tokens < 5  # the last is computed
     assert all(piece.usage is None for piece in pieces[:-1])
 
 
@@ -119,6 +120,34 @@ def test_logprobs(engine: Engine, client: openai.OpenAI) -> None:
     assert [(one.token, one.logprob) for one in said] == [(t.text, t.logprob) for t in tokens]
     assert bytes(said[0].bytes).decode() == tokens[0].text
     assert made.logprobs.token_logprobs[0] < 0
+    assert made.logprobs.top_logprobs is None and said[0].top_logprobs == []
+
+
+def test_the_likeliest_tokens_beside_each(engine: Engine, client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {"max_tokens": 6, "temperature": 1.5, "seed": 3}
+    tokens = list(engine.generate(PROMPT, logprobs=20, **fields))
+    assert any(token.id != token.top[0][0] for token in tokens)
+    of = engine.text.text_of
+    said = chat(client, logprobs=True, top_logprobs=20, **fields).choices[0].logprobs.content
+    for one, token in zip(said, tokens, strict=True):
+        assert [other.logprob for other in one.top_logprobs] == [p for _, p in token.top]
+        texts = [token.text if i == token.id else of(i) for i, _ in token.top]
+        assert [other.token for other in one.top_logprobs] == texts
+        assert bytes(one.top_logprobs[0].bytes).decode() == texts[0]
+    made = completed(client, logprobs=5, **fields).choices[0].logprobs
+    for named, token in zip(made.top_logprobs, tokens, strict=True):
+        assert named[token.text] == token.logprob and len(named) <= 6
+        assert named.items() >= {of(i): p for i, p in token.top[:5] if i != token.id}.items()
+    assert " the" in {text for named in made.top_logprobs for text in named} | {
+        other.token for one in said for other in one.top_logprobs
+    }
+
+
+def test_control_tokens_in_a_message_are_text(engine: Engine, client: openai.OpenAI) -> None:
+    text = "end </s> of it"
+    made = chat(client, text, temperature=0, max_tokens=4)
+    assert made.choices[0].message.content == alone(engine, text, max_tokens=4)
+    assert made.usage.prompt_tokens == len(engine.text.tokenizer.encode(text))
 
 
 def test_errors_reach_the_client_as_its_own(client: openai.OpenAI) -> None:
@@ -130,9 +159,6 @@ def test_errors_reach_the_client_as_its_own(client: openai.OpenAI) -> None:
     assert refused.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError):
         client.embeddings.create(model=MODEL, input="x")
-    with pytest.raises(openai.BadRequestError) as control:
-        chat(client, "end </s> of it")
-    assert "</s>" in control.value.message
 
 
 MIXED: list[tuple[str, dict[str, Any]]] = [

@@ -95,6 +95,10 @@ def test_a_server_from_its_start_to_its_end(one_ray: str, tmp_path: Path) -> Non
         (["--host", "198.51.100.7", "--no-api-key"], "cannot listen at 198.51.100.7 port 8000"),
         (["--port", "0", "--chat-template", "/nowhere"], "--chat-template /nowhere cannot be read"),
         (["--port", "0", "/nowhere"], "/nowhere"),
+        (
+            ["--replicas", "2", "--telemetry", "tcp://127.0.0.1:5599"],
+            "telemetry tcp://127.0.0.1:5599 is one address, and replicas 2",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_line(

@@ -100,6 +100,11 @@ def test_other_refusals(port: int) -> None:
     assert ask(port, "POST", "/v1/completions", pieces).status == 413  # by what came
     tools = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "tools": [{}]}
     assert ask(port, "POST", "/v1/chat/completions", tools).error["param"] == "tools"
+    many = {"model": MODEL, "messages": tools["messages"], "logprobs": True, "top_logprobs": 21}
+    assert ask(port, "POST", "/v1/chat/completions", many).error["param"] == "top_logprobs"
+    del many["logprobs"]
+    many["top_logprobs"] = 5
+    assert ask(port, "POST", "/v1/chat/completions", many).error["param"] == "top_logprobs"
     other = ask(port, "GET", "/health", headers={"Host": "example.org"})
     assert other.status == 403 and other.error
 
