@@ -3,5 +3,6 @@
 The command's own process speaks HTTP (app.py, under uvicorn) and holds the queue; a deployment of
 Ray Serve owns the engine, one a replica (replicas.py). The app also runs on an `Engine` alone.
 
-May import: actors.cluster, actors.engine, native, native.options, runtime.*
+May import: actors.cluster, actors.engine, actors.serve.page, native, native.abi, native.options,
+    runtime.*
 """

@@ -113,8 +113,8 @@ class Service:
                 code="no_chat_template",
             )
         messages = [message.plain() for message in body.messages]
-        tokenizer = self.engine.text.tokenizer
-        ids = await self.prompt(lambda: template.encode(tokenizer, messages), "messages")
+        text = self.engine.text
+        ids = await self.prompt(lambda: template.encode(text.tokenizer, messages), "messages")
         if not ids:
             raise ApiError(400, "the messages have no text", "messages")
         room = min(self.settings.max_tokens_limit, self.engine.context - len(ids) + 1)

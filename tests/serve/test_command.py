@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from support.http import ask
+from support.http import ask, begin
 
 from hotcold.actors.cli.main import main
 from hotcold.actors.cluster.footprint import descendants
@@ -66,11 +67,18 @@ def test_a_server_from_its_start_to_its_end(one_ray: str, tmp_path: Path) -> Non
                 os.kill(victim, signal.SIGKILL)
                 assert [job.result(90) for job in jobs] == alone
                 assert actors("CpuExecutor") - others - {victim}
+                shown = {"Authorization": f"Bearer {KEY}"}
+                live = begin(port, "GET", "/live", headers=shown).getresponse()
+                own = f'"engine":"hotcold-{port}-'.encode()
+                assert any(own in line for line in islice(live, 400))
                 stream = client.completions.create(
                     prompt="Once", stream=True, temperature=0, **{**FIELDS, "max_tokens": 150}
                 )
                 pieces = [next(stream)]
                 process.send_signal(signal.SIGTERM)
+                told_s = time.monotonic()
+                live.read()
+                assert time.monotonic() - told_s < 10  # the page does not hold the end up
                 pieces += stream  # which ends as it would have
                 assert pieces[-1].choices[0].finish_reason == "length"
             assert process.wait(60) == 0
