@@ -11,7 +11,7 @@ from support.programs import check_program
 from hotcold.policies.suites.check import check_placement_policy, check_schedule_policy
 
 # What runs until its time is up by itself, and reports at length.
-SHORTER = {"06_train_relu_model": ("--steps", "20", "--report-tokens", "4096")}
+SHORTER = {"06_train_relu_model": ("--steps", "8", "--report-tokens", "1024")}
 
 
 def examples(actors: bool) -> list[object]:

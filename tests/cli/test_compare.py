@@ -119,11 +119,14 @@ def test_all_says_what_it_leaves_out_and_takes_it_where_it_can(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_cases(("all",), (), (), False)
-    said = only_line(capsys.readouterr().err)
-    assert "oracle is left out" in said and "--set masks=FILE" in said
-    given = make_cases(("all",), (), (), False, {"placement.masks": "r.npz"})
-    assert "oracle" in {case.policy for case in given}
-    assert make_cases(("oracle", "all"), (), (), False)[0] == Case("oracle", "selective")
+    said = dict(line.split(": ", 2)[1:] for line in capsys.readouterr().err.splitlines())
+    assert "--set masks=FILE" in said["oracle is left out"]
+    assert "--set file=FILE" in said["powerinfer-index is left out"] and len(said) == 2
+    settings = {"placement.masks": "r.npz", "placement.file": "i.gpuidx"}
+    given = make_cases(("all",), (), (), False, settings)
+    assert {"oracle", "powerinfer-index"} <= {case.policy for case in given}
+    asked = make_cases(("oracle", "powerinfer-index", "all"), (), (), False)
+    assert asked[0] == Case("oracle", "selective")
     assert capsys.readouterr().err == ""
 
 

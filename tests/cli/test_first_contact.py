@@ -52,7 +52,7 @@ def test_a_pointer_in_a_model(
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"tokenizer.model": "\n\x0e"}, ["tokenizer.model is not read", "AutoTokenizer"]),
+        ({"tokenizer.model": "\n\x0e"}, ["tokenizer.model is no SentencePiece model"]),
         ({"vocab.json": "{}"}, ["needs merges.txt"]),
         ({}, ["no tokenizer.json"]),
     ],

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.weights import VARIANTS, forced
 
+from hotcold.native.abi.generated import MAX_DEVICES
 from hotcold.native.bindings import kernels
 from hotcold.native.errors import ConfigError
 
@@ -186,8 +187,8 @@ def test_split_at_the_threshold_and_with_nan() -> None:
 
 def test_split_refuses() -> None:
     scores = np.zeros((1, 3), np.float32)
-    for bad in (2, -1):
-        with pytest.raises(ConfigError, match="not in 0 to 1"):
+    for bad in (MAX_DEVICES, -1):
+        with pytest.raises(ConfigError, match=f"not in 0 to {MAX_DEVICES - 1}"):
             kernels.split(scores, 0.0, np.array([0, 1, bad], np.int8))
     with pytest.raises(ConfigError, match="batch 33"):
         kernels.split(np.zeros((33, 3), np.float32), 0.0, np.zeros(3, np.int8))

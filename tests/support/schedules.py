@@ -1,5 +1,6 @@
 """Legal schedules drawn at random, and what a run of one must show."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -151,12 +152,20 @@ def check_run(
     """
     with LocalSession(deployment) as local:
         logits, masks_TLN = local.logits(ids)
-        spans = {actor: read(local.segment, actor) for actor in deployment.programs}
+        passes = -(-len(ids) // deployment.layout.max_batch)
+        until = time.monotonic() + 5  # a step's span is put down after its signal
+        while True:
+            spans = {actor: read(local.segment, actor) for actor in deployment.programs}
+            missing = any(
+                deployment.gpu is None and len(spans[actor]) < passes * len(steps)
+                for actor, steps in deployment.programs.items()
+            )
+            if not missing or time.monotonic() > until:
+                break
         error_ns = local.segment.actor_state("gpu").clock_error_ns
     ids_of = _ids_by_step(deployment, dag, made)
     expected = oracle.forward(ids, masks_LTN=masks_TLN.transpose(1, 0, 2))
     np.testing.assert_allclose(logits, expected.logits_TV, atol=1e-3, rtol=0)
-    passes = -(-len(ids) // deployment.layout.max_batch)
     seen: dict[tuple[int, str], Span] = {}
     for actor, found in spans.items():
         steps = steps_of(deployment, actor)

