@@ -16,6 +16,7 @@ from hotcold.runtime.telemetry.sockets import Subscriber
 from hotcold.runtime.topology import CLASSIC
 
 ASK_AGAIN_S = 1.0
+LEADER = CLASSIC.leader.actor
 ASK_S = 5.0
 
 
@@ -68,7 +69,8 @@ def running_names() -> list[str]:
         for one in list_named_actors(all_namespaces=True)
         if one["namespace"] == cluster.NAMESPACE
     ]
-    return sorted(name.removesuffix("-gpu") for name in actors if name.endswith("-gpu"))
+    end = f"-{LEADER}"
+    return sorted(name.removesuffix(end) for name in actors if name.endswith(end))
 
 
 def addresses_of(name: str) -> list[str]:
@@ -94,7 +96,7 @@ def addresses_of(name: str) -> list[str]:
 
 def publishers(actor: Callable[[str], Any]) -> list[str]:
     """Addresses of an engine's publishers, its actors given by name; raises what Ray does."""
-    first = actor(CLASSIC.leader.actor)
+    first = actor(LEADER)
     (leader, told), deployment = ray.get(
         [first.telemetry.remote(), first.describe.remote()], timeout=ASK_S
     )

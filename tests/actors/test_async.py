@@ -32,8 +32,7 @@ def test_beside_each_other_and_ended_early(tiny_model: Path) -> None:
         first = engine.agenerate([4], max_tokens=90, ignore_eos=True)
         async with aclosing(first):
             await anext(first)
-            with pytest.raises(ConfigError, match="a generation is running"):
-                list(engine.generate([1], max_tokens=1))
+            assert len(list(engine.generate([1], max_tokens=1))) == 1
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)

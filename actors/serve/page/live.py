@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError
 
 from hotcold.actors.cluster import ray_cluster as cluster
-from hotcold.actors.telemetry.following import ASK_S, Follower, addresses_of, running_names
+from hotcold.actors.telemetry.following import (
+    ASK_S,
+    LEADER,
+    Follower,
+    addresses_of,
+    running_names,
+)
 from hotcold.native.errors import ConfigError, HotcoldError
 from hotcold.runtime.engine.deployment import Deployment
 from hotcold.runtime.telemetry.live import LiveView
@@ -147,7 +153,7 @@ class Hub:
                 lead = follower.view.leader
                 plan = (lead.about or {}).get("plan") if lead is not None else None
                 if plan and (self._order is None or self._order.hash != plan):
-                    actor = ray.get_actor(f"{name}-gpu", namespace=cluster.NAMESPACE)
+                    actor = ray.get_actor(f"{name}-{LEADER}", namespace=cluster.NAMESPACE)
                     order = Order(ray.get(actor.describe.remote(), timeout=ASK_S))
                     with self._lock:
                         self._order = order
