@@ -169,7 +169,7 @@ class Client:
                 for id_, logprob, time_ns, top in item.each:
                     if stream.finish is None:  # what comes after a stop string is no part of it
                         ended_ns = time_ns
-                    made += stream.push(id_, logprob, top)
+                    made += stream.push(id_, logprob, top, time_ns)
                 text += "".join(token.text for token in made)
                 if made:
                     yield made

@@ -28,7 +28,16 @@ COMMANDS = {
     "placement": ("solve",),
     "plan": ("roofline",),
     "session": ("evaluate", "bench prompt", "bench sync"),
-    "actors": ("generate", "serve", "compare", "trace", "chaos", "bench decode", "bench batch"),
+    "actors": (
+        "generate",
+        "serve",
+        "compare",
+        "trace",
+        "chaos",
+        "bench decode",
+        "bench batch",
+        "bench replan",
+    ),
 }
 
 
@@ -78,14 +87,14 @@ class EngineConfig:
         "greedy",
         "Placement policy: a name (see `hotcold policies`), file.py:Class or package.module:Class.",
         "placement",
-        not_for=("bench sync",),
+        not_for=("bench sync", "bench replan"),
         metavar="NAME",
     )
     plan: str | os.PathLike[str] | None = option(
         None,
         "Folder of a saved plan (`hotcold solve`), instead of a policy.",
         "plan",
-        not_for=("bench sync", "compare"),
+        not_for=("bench sync", "compare", "bench replan"),
         metavar="DIR",
         folder=True,
     )
@@ -182,7 +191,7 @@ class EngineConfig:
         "native",
         "How the actors exchange: through shared memory, or by a Ray call for each operation.",
         "actors",
-        not_for=("bench decode", "bench batch"),
+        not_for=("bench decode", "bench batch", "bench replan"),
         choices=("native", "ray"),
     )
     store: str | None = option(
@@ -245,7 +254,7 @@ class EngineConfig:
         "Keep what prompts have in common: a request begins with the keys and values that another "
         "has left of the same first tokens. Not on a GPU, and not over the Ray transport.",
         "actors",
-        not_for=("compare", "trace", "bench decode", "bench batch"),
+        not_for=("compare", "trace", "bench decode", "bench batch", "bench replan"),
         shown="yes",
     )
     restarts: int = option(
@@ -268,7 +277,7 @@ class EngineConfig:
         "Address at which the engine publishes what it does, such as tcp://127.0.0.1:5599, for "
         "hotcold watch. Whoever reaches it can read it.",
         "actors",
-        not_for=("compare", "trace", "chaos", "bench decode", "bench batch"),
+        not_for=("compare", "trace", "chaos", "bench decode", "bench batch", "bench replan"),
         metavar="ADDRESS",
         shown="a free port of this machine, once someone watches",
     )

@@ -30,12 +30,14 @@ class Token:
         logprob: log probability under the model, before temperature and cut-offs.
         top: the `Sampling.logprobs` likeliest ids in its place, best first, with their log
             probabilities.
+        time_ns: when it was drawn, by the monotonic clock; 0: not known.
     """
 
     id: int
     text: str
     logprob: float
     top: Top = ()
+    time_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,17 +199,17 @@ class TokenStream:
         self.finish: str | None = None
         self.count = 0
 
-    def push(self, id_: int, logprob: float, top: Top = ()) -> list[Token]:
+    def push(self, id_: int, logprob: float, top: Top = (), time_ns: int = 0) -> list[Token]:
         """Tokens that became certain with this id; none after the end."""
         if self.finish is not None:
             return []
         self.count += 1
         if id_ in self._eos:
             self.finish = "eos"
-            return [*self.flush(), Token(id_, "", logprob, top)]
+            return [*self.flush(), Token(id_, "", logprob, top, time_ns)]
         if self._decoder is None:
-            return [Token(id_, "", logprob, top)]
-        self._waiting.append(Token(id_, self._decoder.push(id_), logprob, top))
+            return [Token(id_, "", logprob, top, time_ns)]
+        self._waiting.append(Token(id_, self._decoder.push(id_), logprob, top, time_ns))
         text = "".join(token.text for token in self._waiting)
         found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if found:

@@ -50,6 +50,11 @@ def test_refused(
     assert expected in only_line(ended.err) and ended.out == ""
 
 
+def heed_interrupts() -> None:
+    """A run of tests in the background ignores them, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_in_a_terminal_until_control_c() -> None:
     """The other screen is left again, and the code is 0: that is how one leaves."""
     command = [sys.executable, "-m", "hotcold.actors.cli.main", "watch"]
@@ -58,7 +63,12 @@ def test_in_a_terminal_until_control_c() -> None:
     with published() as address:
         above, below = pty.openpty()
         process = subprocess.Popen(
-            [*command, address], stdin=below, stdout=below, stderr=below, env=environment
+            [*command, address],
+            stdin=below,
+            stdout=below,
+            stderr=below,
+            env=environment,
+            preexec_fn=heed_interrupts,  # noqa: PLW1509 - it takes no lock
         )
         os.close(below)
         shown, deadline = b"", time.monotonic() + 30

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hotcold.actors.cli.bench import bench_batch, bench_prompt, bench_serve, bench_sync
+from hotcold.actors.cli.bench import (
+    bench_batch,
+    bench_prompt,
+    bench_replan,
+    bench_serve,
+    bench_sync,
+)
 from hotcold.actors.cli.bench.rivals import rival_option, rivals_of
 from hotcold.actors.cli.common import output
 from hotcold.actors.cli.common.options import (
@@ -40,6 +46,7 @@ def command() -> None:
 
 command.add_command(bench_batch.command)
 command.add_command(bench_prompt.command)
+command.add_command(bench_replan.command)
 command.add_command(bench_serve.command)
 command.add_command(bench_sync.command)
 

@@ -79,8 +79,8 @@ class LocalSession:
         ids = self.text.ids(prompt, self.deployment.context, sampling.special)
         stream = self.text.stream(sampling)
         with closing(self._sampled(ids, sampling)) as sampled:
-            for id_, logprob, _, top in sampled:
-                yield from stream.push(id_, logprob, top)
+            for id_, logprob, time_ns, top in sampled:
+                yield from stream.push(id_, logprob, top, time_ns)
                 if stream.finish:
                     return
         yield from stream.flush()

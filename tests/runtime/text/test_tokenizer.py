@@ -145,7 +145,8 @@ def test_streams_of_bytes_equal_decode(kind: str) -> None:
         text = "".join([stream.push(i) for i in ids]) + stream.flush()
         assert text == tokenizer.decode(ids)
         if kind == "byte fallback":  # a mark for each wrong byte, and characters stay
-            assert text.removeprefix(" ") == data.decode("utf-8", "marks").removeprefix(" ")
+            whole = data.decode("utf-8", "marks")
+            assert text in (whole, whole.removeprefix(" "))
         else:
             assert text == data.decode("utf-8", "replace")
 
