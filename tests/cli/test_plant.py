@@ -101,6 +101,6 @@ def test_a_stopped_planting_leaves_nothing(tmp_path: Path, number: int, code: in
         time.sleep(0.05)
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == code
+    assert process.returncode == code, said
     assert b"Traceback" not in said
     assert not list(tmp_path.iterdir())
