@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hotcold.runtime.options.config import EngineConfig
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SWALLOWED_S = 0.5  # after which an exception that still unwinds is in some `finally`
 # What Ray prints of a lost worker, at length; the engine's own error says it in one line.
 WORKER_DIED = "A worker died or was killed while executing a task by an unexpected system error"
 
@@ -35,10 +36,13 @@ class StopSignals:
     For the length of a block. Ray's start replaces handlers set before it, so `install` is called
     once more after a launch. While the engine closes, the first further signal is only answered and
     the second ends the process at once (Ray's processes notice and follow).
+
+    Compiled code may swallow the exception without a word: torch's did, on a busy machine. So it is
+    looked whether the main thread is on its way out, and if not the signal is sent again.
     """
 
     def __init__(self) -> None:
-        self._closing = False
+        self._closing = self._left = False
         self._insisted = False
         self._before: dict[signal.Signals, Any] = {}
         # Python delivers signals to the main thread only; elsewhere the caller keeps its own.
@@ -50,6 +54,7 @@ class StopSignals:
 
     def __exit__(self, *exception: object) -> None:
         """Give back the handlers that were there first."""
+        self._left = True
         for number, previous in self._before.items():
             signal.signal(number, previous if previous is not None else signal.SIG_DFL)
 
@@ -67,11 +72,24 @@ class StopSignals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self._closing:
+            again = threading.Timer(SWALLOWED_S, self._again, (number,))
+            again.daemon = True
+            again.start()
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
         if self._insisted:
             os._exit(128 + number)
         self._insisted = True
         output.note("hotcold: still closing; once more to leave at once")
+
+    def _again(self, number: int) -> None:
+        """On a thread of its own: send a signal whose exception has gone."""
+        error: Any = sys._current_exceptions().get(threading.main_thread().ident or 0)
+        while isinstance(error, tuple):  # Python 3.10 and 3.11 hold type, value, traceback
+            error = error[1]
+        while error is not None and not isinstance(error, (KeyboardInterrupt, Terminated)):
+            error = error.__context__
+        if error is None and not self._left and not self._closing:
+            os.kill(os.getpid(), number)
 
 
 @contextmanager
