@@ -9,7 +9,6 @@ cut short meanwhile is then an error instead of a SIGBUS, a checkpoint of any si
 rows asked for, and bfloat16, which numpy lacks, arrives as its bits without importing torch.
 """
 
-import io
 import json
 import math
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from hotcold.native.errors import CheckpointError
+from hotcold.runtime.files.arrays import ArrayFiles
 from hotcold.runtime.files.impostors import impostor
 from hotcold.runtime.files.json_files import file_bytes
 from hotcold.runtime.model.architectures.limits import is_int
@@ -147,7 +147,7 @@ class TensorReader:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._open: tuple[Path, io.BufferedReader] | None = None
+        self._files = ArrayFiles()
         found = weight_files(folder)
         self.files = found.files
         headers = {path: read_header(path) for path in found.shards}
@@ -182,28 +182,9 @@ class TensorReader:
         stop = info.shape[0] if stop is None else stop
         out = np.empty((stop - start, *info.shape[1:]), RAW_TYPES[self.dtype(name)])
         row_bytes = math.prod(info.shape[1:]) * out.itemsize
-        try:
-            file = self._file(info.file)
-            file.seek(info.begin + start * row_bytes)
-            got = file.readinto(out.reshape(-1).view(np.uint8).data) if out.size else 0
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot read {info.file}: {error.strerror}; check the disk"
-            ) from error
-        if got != out.nbytes:
-            raise CheckpointError(
-                f"{info.file} ended inside tensor {name}; it changed while it was read, try again"
-            )
+        self._files.read(info.file, info.begin + start * row_bytes, out, name)
         return out
-
-    def _file(self, path: Path) -> io.BufferedReader:
-        if self._open is None or self._open[0] != path:
-            self.close()
-            self._open = (path, path.open("rb"))
-        return self._open[1]
 
     def close(self) -> None:
         """Close the open shard; reading again reopens it."""
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
+        self._files.close()

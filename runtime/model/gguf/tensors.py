@@ -6,7 +6,6 @@ but they take 16 bits again. A format of neurons that holds one as it is belongs
 Interface of a safetensors TensorReader, so that a checkpoint does not know which it reads.
 """
 
-import io
 import logging
 import math
 import re
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.native.errors import CheckpointError
+from hotcold.runtime.files.arrays import ArrayFiles
 from hotcold.runtime.model.gguf.header import PLAIN, Header, Tensor, read_header
 from hotcold.runtime.model.gguf.kinds import config_of, kind_of, llama3_scaling, stored_name
 
@@ -97,7 +97,7 @@ class GgufReader:
     """
 
     def __init__(self, path: Path, dtype: str | None = None) -> None:
-        self._open: tuple[Path, io.BufferedReader] | None = None
+        self._files = ArrayFiles()
         self.header = read_split(path)
         self.files = split_files(path)
         self.name, self._kind = kind_of(self.header)
@@ -248,19 +248,8 @@ class GgufReader:
         if len(tensor.shape) > 2:  # nothing of ours has them
             width, row_bytes, start, stop = tensor.size // dtype.itemsize, tensor.size, 0, 1
         out = np.empty((stop - start, width), dtype)
-        try:
-            file = self._file(tensor.file)
-            file.seek(tensor.begin + start * row_bytes)
-            got = file.readinto(out.reshape(-1).view(np.uint8).data) if out.size else 0
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot read {tensor.file}: {error.strerror}; check the disk"
-            ) from error
-        if got != out.nbytes:
-            raise CheckpointError(
-                f"{tensor.file} ended inside tensor {tensor.name}; it changed while it was read, "
-                "try again"
-            )
+        begin = tensor.begin + start * row_bytes
+        self._files.read(tensor.file, begin, out, tensor.name)
         return out
 
     def predictor_shape(self, layer: int, part: str) -> tuple[str, tuple[int, ...]]:
@@ -280,17 +269,9 @@ class GgufReader:
     def _of(self, tensor: Tensor) -> str:
         return PLAIN.get(tensor.kind, self._dequantised)
 
-    def _file(self, path: Path) -> io.BufferedReader:
-        if self._open is None or self._open[0] != path:
-            self.close()
-            self._open = (path, path.open("rb"))
-        return self._open[1]
-
     def close(self) -> None:
         """Close the open part; reading again reopens it."""
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
+        self._files.close()
 
 
 class _Shape:
