@@ -15,6 +15,7 @@ from hotcold.native.abi.generated import STEP, TOKEN, TOP, Reuse, Status
 from hotcold.native.bindings._ffi import check, copied, failure, ffi, lib, new, pointer
 from hotcold.native.bindings.device import NativeDevice
 from hotcold.native.bindings.token_kernels import drawing, pairs
+from hotcold.native.errors import KernelError
 from hotcold.native.options.sampling import Sampling, Top
 
 EVERY = -1
@@ -105,26 +106,25 @@ class NativeExecutor:
         Returns:
             None after poison, else the text of the failure that ended (and poisoned) the exchange.
         """
-        status = lib.hc_executor_run(self._c)
+        status = lib.hc_executor_run(self._live)
         if status == Status.ERR_POISONED:
             return None
         return str(ffi.string(lib.hc_last_error().text).decode())
 
     def step(self, index: int, seq: int) -> None:
         """Compute one step of the program, without waits or signals (Ray transport)."""
-        check(lib.hc_executor_step(self._c, index, seq))
+        check(lib.hc_executor_step(self._live, index, seq))
 
     def begin(
         self, seq: int, batch: int, tokens: NDArray[np.int32], position: int, rows: int
     ) -> None:
         """Set up a pass for step() (Ray transport); only the GPU executor reads the tokens."""
-        check(
-            lib.hc_executor_begin(self._c, seq, batch, pointer(tokens, "int32_t *"), position, rows)
-        )
+        c_tokens = pointer(tokens, "int32_t *")
+        check(lib.hc_executor_begin(self._live, seq, batch, c_tokens, position, rows))
 
     def logits(self, rows: int, vocab: int) -> NDArray[np.float32]:
         """A copy of the last head step's logits, float32 [rows, V]."""
-        data = ffi.buffer(lib.hc_executor_logits(self._c), rows * vocab * 4)
+        data = ffi.buffer(lib.hc_executor_logits(self._live), rows * vocab * 4)
         logits: NDArray[np.float32] = np.array(np.frombuffer(data, np.float32)).reshape(rows, vocab)
         return logits
 
@@ -149,7 +149,7 @@ class NativeExecutor:
             logits_PV=request.logits_PV,
             masks_PLN=request.masks_PLN,
         )
-        check(lib.hc_executor_post(self._c, c))  # which copies both lists
+        check(lib.hc_executor_post(self._live, c))  # which copies both lists
         self._requests[request.id] = request
 
     def tokens(
@@ -171,7 +171,7 @@ class NativeExecutor:
         top = np.zeros((limit, n_top), dtype=TOP)
         done, to = ffi.new("int32_t *"), pointer(out, "hc_token *")
         n = lib.hc_executor_tokens(
-            *(self._c, request, index, at_least, to),
+            *(self._live, request, index, at_least, to),
             *(pointer(top, "hc_top *") if n_top else ffi.NULL, limit, timeout_ms, done),
         )
         others = [pairs(row) for row in top[:n]] if n_top else []
@@ -179,7 +179,7 @@ class NativeExecutor:
 
     def arm(self, op: int, at_seq: int, signal_number: int) -> None:
         """Fault injection: raise a signal in this process at the next step of an operation."""
-        lib.hc_executor_arm(self._c, op, at_seq, signal_number)
+        lib.hc_executor_arm(self._live, op, at_seq, signal_number)
 
     def cancel(self, request: int = EVERY) -> None:
         """Ask a request to end after its current token; by default every one that is there."""
@@ -193,7 +193,7 @@ class NativeExecutor:
             ConfigError: what of the request ended it early.
         """
         state = ffi.new("hc_request_state *")
-        lib.hc_executor_request_state(self._c, request, state)
+        lib.hc_executor_request_state(self._live, request, state)
         if state.error.status == Status.ERR_ARGUMENT:
             raise failure(state.error)
         return copied(state, RequestTimes)
@@ -211,8 +211,15 @@ class NativeExecutor:
     def owned(self, layer: int) -> NDArray[np.int32]:
         """A copy of the ids this executor owns in a layer; for tests, between passes."""
         count = ffi.new("int64_t *")
-        data = lib.hc_executor_owned(self._c, layer, count)
+        data = lib.hc_executor_owned(self._live, layer, count)
         return np.array(np.frombuffer(ffi.buffer(data, int(count[0]) * 4), np.int32))
+
+    @property
+    def _live(self) -> Any:
+        """The C executor; KernelError where it is closed."""
+        if not self.is_open:
+            raise KernelError("the executor is closed; launch another")
+        return self._c
 
     @property
     def is_open(self) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from support.models import TinyLlama, write_llama
 from support.oracle import Oracle, top2_margin
 
-from hotcold.native.errors import ConfigError
+from hotcold.native.errors import ConfigError, KernelError
 from hotcold.runtime import embedded
 from hotcold.runtime.engine.deployment import deploy, solve
 from hotcold.runtime.engine.executors.session import LocalSession
@@ -255,3 +255,10 @@ def test_a_generation_left_early_makes_room_for_the_next(written: Path) -> None:
             assert next(stream)[0] == whole[0]
             stream.close()
         assert [id_ for id_, _ in local.sample(ids, sampling)] == whole
+
+
+def test_a_closed_session_says_so(written: Path) -> None:
+    with session(written) as local:
+        pass
+    with pytest.raises(KernelError, match="closed"):
+        list(local.sample([1, 2, 3], Sampling(max_tokens=2)))
