@@ -15,20 +15,26 @@
 #include <stdint.h>
 
 /* clang-format off */
-#define HC_ACTIVATIONS(X)                                                                      \
-    X(RELU,      g > t,  g,                                                                  0) \
-    X(RELU2,     g > t,  g * g,                                                              0) \
-    X(FATRELU,   g >= t, g,                                                                  0) \
-    X(RELU_BOTH, g > t,  g,                                                                  1) \
+#define HC_SPARSE_ACTIVATIONS(X)  \
+    X(RELU,      g > t,  g,     0) \
+    X(RELU2,     g > t,  g * g, 0) \
+    X(FATRELU,   g >= t, g,     0) \
+    X(RELU_BOTH, g > t,  g,     1)
+#define HC_DENSE_ACTIVATIONS(X)                                                                \
     X(SILU,      g != 0, g / (1 + expf(-g)),                                                 0) \
     X(GELU,      g != 0, g * erfcf(-g / 1.4142135623730951) / 2,                             0) \
     X(GELU_TANH, g != 0, g / (1 + expf(-1.5957691216057308 * (g + 0.044715 * g * g * g))),   0)
+#define HC_ACTIVATIONS(X) HC_SPARSE_ACTIVATIONS(X) HC_DENSE_ACTIVATIONS(X)
 /* clang-format on */
 
 #ifdef __CUDACC__
 #define HC_EACH_NEURON static __host__ __device__ __forceinline__
+/* On a GPU the sparse ones alone: code of the dense ones gives the kernels of all up to 12 registers
+ * more, and has not been measured. runtime/engine/gpu.py refuses their models there. */
+#define HC_COMPUTED HC_SPARSE_ACTIVATIONS
 #else
 #define HC_EACH_NEURON static inline
+#define HC_COMPUTED    HC_ACTIVATIONS
 #endif
 
 #define HC_ROW(name, fires, value, both) HC_ACTIVATION_##name,
@@ -39,7 +45,7 @@ HC_EACH_NEURON int hc_fires(int32_t activation, float g, float t) {
 #define HC_ROW(name, fires, value, both)                                                           \
     case HC_ACTIVATION_##name:                                                                     \
         return fires;
-    switch (activation) { HC_ACTIVATIONS(HC_ROW) }
+    switch (activation) { HC_COMPUTED(HC_ROW) }
 #undef HC_ROW
     return 0;
 }
@@ -48,7 +54,7 @@ HC_EACH_NEURON int hc_both(int32_t activation) {
 #define HC_ROW(name, fires, value, both)                                                           \
     case HC_ACTIVATION_##name:                                                                     \
         return both;
-    switch (activation) { HC_ACTIVATIONS(HC_ROW) }
+    switch (activation) { HC_COMPUTED(HC_ROW) }
 #undef HC_ROW
     return 0;
 }
@@ -59,7 +65,7 @@ HC_EACH_NEURON float hc_factor(int32_t activation, float g, float u) {
 #define HC_ROW(name, fires, value, both)                                                           \
     case HC_ACTIVATION_##name:                                                                     \
         return (value) * (both && u < 0 ? 0 : u);
-    switch (activation) { HC_ACTIVATIONS(HC_ROW) }
+    switch (activation) { HC_COMPUTED(HC_ROW) }
 #undef HC_ROW
     return 0;
 }

@@ -193,6 +193,7 @@ def unsupported(spec: ModelSpec) -> str:
         "biases of attention alone": bool(spec.attention_biases),
         "norms of queries and keys": spec.qk_norm,
         "scaled embeddings": spec.embed_scale != 1,
+        f"the dense activation {spec.activation}": spec.fires_all,
     }
     return ", ".join(name for name, there in found.items() if there)
 

@@ -148,6 +148,11 @@ class ModelSpec:
         return 3 if self.gated else 2
 
     @property
+    def fires_all(self) -> bool:
+        """Whether its activation is dense: every neuron fires, whatever its gate is."""
+        return bool(self._row.fires(-1.0, 0.0))
+
+    @property
     def _row(self) -> ActivationRow:
         return ACTIVATION_ROWS[abi.ACTIVATIONS[self.activation]]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.activations import ACTIVATIONS, oracle, read_as
+from support.activations import SPARSE, oracle, read_as
 from support.gpu import Share
 from support.models import TinyLlama, write_llama
 
@@ -26,7 +26,7 @@ LOW_RANK |= {"settings": {"predictor.rank": "6", "predictor.margin": "0"}}
 @pytest.mark.parametrize("form", ["sparse", "dense"])
 @pytest.mark.parametrize("share", [0.4, 1.0])
 @pytest.mark.parametrize("predictor", [{"predictor": "exact"}, LOW_RANK], ids=["exact", "low-rank"])
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", SPARSE)
 def test_logits_and_counts_are_the_oracles(
     plugin: Any,
     tmp_path: Path,

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.activations import KINDS, clear_threshold, factor, fires
+from support.activations import SPARSE_KINDS, clear_threshold, factor, fires
 from support.kernels import BATCHES, DTYPES, close, guarded, relu_table, some, table
 
 from hotcold.native.bindings import device_kernels as kernels
@@ -49,7 +49,7 @@ class Case:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize(("name", "gated"), KINDS)
+@pytest.mark.parametrize(("name", "gated"), SPARSE_KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ffn(plugin: Any, name: str, gated: bool, dtype: str, batch: int, shape: Any) -> None:
     """Of a list, of all rows, and a token alone; what fired counts where its factor is 0, too."""
@@ -74,7 +74,7 @@ def test_ffn(plugin: Any, name: str, gated: bool, dtype: str, batch: int, shape:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", some([7, 70], 0))
-@pytest.mark.parametrize(("name", "gated"), KINDS)
+@pytest.mark.parametrize(("name", "gated"), SPARSE_KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dense_prompts(
     plugin: Any, name: str, gated: bool, dtype: str, tokens: int, shape: Any

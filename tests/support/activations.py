@@ -20,10 +20,12 @@ from hotcold.runtime.model.spec import ModelSpec
 
 THRESHOLD = 0.3  # of fatrelu, in models
 DENSE = ("silu", "gelu", "gelu tanh")
-ACTIVATIONS = ("relu", "relu2", "fatrelu", "relu both", *DENSE)
+SPARSE = ("relu", "relu2", "fatrelu", "relu both")
+ACTIVATIONS = (*SPARSE, *DENSE)
 KINDS = [(name, gated) for name in ACTIVATIONS for gated in (True, False)]
 for absent in (("relu both", False), ("gelu", True), ("gelu tanh", False)):
     KINDS.remove(absent)
+SPARSE_KINDS = [kind for kind in KINDS if kind[0] in SPARSE]
 
 
 def fires(name: str, gate: Any, threshold: float = 0.0) -> NDArray[np.bool_]:
