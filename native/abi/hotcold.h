@@ -252,7 +252,7 @@ typedef struct {
     int32_t spin_ns,
         yield_every;       /* wait policy: futex after spin_ns, sched_yield every so many spins */
     int64_t owners_offset; /* of hc_owners (moves.h); 0: neurons stay */
-    uint64_t poison; /* own line. 0, or code << HC_POISON_SHIFT | actor: never cleared */
+    uint64_t poison;       /* own line. 0, or code << HC_POISON_SHIFT | actor: never cleared */
     uint64_t poison_pad[7];
     int32_t
         pass_batch; /* own line. the running pass, written by the GPU executor before its first signal */
